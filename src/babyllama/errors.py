@@ -1,0 +1,14 @@
+"""The one exception that stands for a fault in what the user gave: a file, a key, a value, a request.
+
+The command line prints it as one line and leaves with exit code 2; anything else is a defect of ours and keeps
+its traceback. Not here: recovery, logging.
+"""
+
+
+class InputError(ValueError):
+    """What is wrong, where (path, line, key), with which value, and the remedy, in one line."""
+
+
+def needs_extra(package: str, extra: str) -> InputError:
+    """The error for an optional package that is not installed."""
+    return InputError(f"this needs the package {package}: pip install 'babyllama[{extra}]'")

@@ -1,0 +1,196 @@
+"""YAML and dotted overrides → frozen, typed recipes.
+
+A recipe is plain data, checked once where it enters: unknown keys and wrong types are refused with the dotted path,
+the value and the nearest known key. Precedence: field defaults < YAML file < ``key.path=value``. Variants
+are unions tagged by ``kind``. Not here: what any recipe means; each verb's file in ``commands`` says that.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from babyllama.errors import InputError
+
+BUNDLED = Path(__file__).parent / "recipes"
+
+
+class Recipe(BaseModel):
+    """Base of every recipe and of every frozen value inside one: immutable, strict, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its surprises: ``3e-4`` is a number, a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$|^[-+]?\.\d+(?:[eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """One YAML document as plain data. Raises InputError with line and column."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+        raise InputError(f"{place}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML: {error}") from None
+
+
+def find_recipe(name: str) -> Path:
+    """A path as given, or a recipe that comes with the package (``quickstart/pretrain``)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    bundled = BUNDLED / f"{name.removesuffix('.yaml')}.yaml"
+    if bundled.is_file():
+        return bundled
+    known = sorted(p.relative_to(BUNDLED).with_suffix("").as_posix() for p in BUNDLED.rglob("*.yaml"))
+    raise InputError(f"{name}: no such recipe file; the package has {', '.join(known) or 'none'}")
+
+
+def load_recipe(kind: type[R], source: str | None = None, overrides: Sequence[str] = ()) -> R:
+    """Defaults, then the YAML file `source` (or a bundled name), then ``key.path=value`` overrides.
+
+    Raises:
+        InputError: one line for each fault, starting with the file and the dotted path.
+    """
+    data: Any = {}
+    where = "recipe"
+    if source is not None:
+        path = find_recipe(source)
+        where = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not valid UTF-8 at byte {error.start}") from None
+        data = parse_yaml(text, where) or {}
+        if not isinstance(data, dict):
+            raise InputError(f"{path}: a recipe is a mapping of keys to values, not a {type(data).__name__}")
+    for override in overrides:
+        _apply(data, override)
+    return validate(kind, data, where)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"override {override!r} must look like key.path=value")
+    node: Any = data
+    *parents, last = path.split(".")
+    for part in parents:
+        if isinstance(node, list):
+            node = _item(node, part, path)
+        else:
+            child = node.get(part)
+            node[part] = child if isinstance(child, dict | list) else {}
+            node = node[part]
+    parsed = parse_yaml(value, f"override {path}") if value.strip() else value
+    if isinstance(node, list):
+        _item(node, last, path)
+        node[int(last)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _item(items: list[Any], part: str, path: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise InputError(f"override {path}: {part!r} must be an index below {len(items)}")
+    return items[int(part)]
+
+
+def validate(kind: type[R], data: Any, where: str) -> R:
+    """Plain data → recipe; every fault becomes one line that starts with the dotted path."""
+    try:
+        # JSON mode keeps strictness but lets lists be tuples and strings be paths, as YAML can only write those.
+        return kind.model_validate_json(json.dumps(_complete(kind, data), ensure_ascii=False))
+    except ValidationError as error:
+        lines = [_explain(kind, item, where) for item in error.errors(include_url=False)]
+    except (TypeError, ValueError) as error:  # a date, a set or NaN written in YAML
+        lines = [f"{where}: {error}"]
+    raise InputError("\n".join(lines))
+
+
+def _complete(kind: type[BaseModel], data: Any) -> Any:
+    """Let a nested value that names no other ``kind`` start from its field's default: one key can be overridden."""
+    if not isinstance(data, dict):
+        return data
+    completed = dict(data)
+    for name, field in kind.model_fields.items():
+        given, default = data.get(name), field.default
+        if isinstance(given, dict) and isinstance(default, Recipe):
+            tag = getattr(default, "kind", None)
+            same = given.get("kind", tag) == tag
+            completed[name] = _complete(type(default), {**default.model_dump(mode="json"), **given}) if same else given
+    return completed
+
+
+def _explain(kind: type[BaseModel], item: Any, where: str) -> str:
+    path, known = _locate(kind, item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}" if known else ""
+        return f"{where}: {path}: unknown key; {hint}".rstrip("; ")
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if item["type"] == "missing":
+        return f"{where}: {path}: this key must be given"
+    if item["type"] == "value_error":
+        return f"{where}: {path}: {message}" if path else f"{where}: {message}"
+    value = json.dumps(item["input"], ensure_ascii=False, default=str)
+    return f"{where}: {path}: {message[0].lower() + message[1:]}, got {value[:200]}"
+
+
+def _locate(kind: Any, loc: Sequence[int | str]) -> tuple[str, list[str]]:
+    """The dotted path as the user wrote it (pydantic adds union tags to its own) and the keys known beside its end."""
+    models, parts, known = [kind], [], [kind]
+    for part in loc:
+        tagged = [m for m in models if part in getattr(_annotation(m, "kind"), "__args__", ())]
+        if tagged and not any(part in m.model_fields for m in models):
+            models = tagged
+            continue
+        known = models
+        parts.append(str(part))
+        if not isinstance(part, int):
+            models = [inner for model in models for inner in _models_in(_annotation(model, part))]
+    return ".".join(parts), sorted({name for model in known for name in model.model_fields})
+
+
+def _annotation(model: type[BaseModel], field: str) -> Any:
+    return model.model_fields[field].annotation if field in model.model_fields else None
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for arg in getattr(annotation, "__args__", ()) for model in _models_in(arg)]
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The fully resolved recipe as YAML; loading it again gives an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False)

@@ -1,0 +1,70 @@
+"""Run or Hugging Face folder → ready model and tokenizer: the one place that knows the order of assembly.
+
+Order: config and rope → weights (strict) → dtype and device. Quantised linears, adapters and another attend function
+come between the weights and the dtype when a folder asks for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from babyllama.errors import InputError
+from babyllama.model.checkpoint import load_model
+from babyllama.model.transformer import Transformer
+from babyllama.run import recover_folder
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode, its tokenizer, and the folder that they came from."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    folder: Path
+
+
+def default_device() -> torch.device:
+    """The GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_precision(device: torch.device) -> Precision:
+    """bf16 where the card computes it, fp16 on older cards, fp32 on a CPU."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def model_folder(path: Path) -> Path:
+    """The folder with config.json: `path` itself or, for a run, its ``model/``."""
+    if (path / "run.json").exists():
+        recover_folder(path / "model")
+    for folder in (path / "model", path):
+        if (folder / "config.json").is_file():
+            return folder
+    what = "has no model yet" if (path / "run.json").exists() else "is neither a run nor a Hugging Face LLaMA folder"
+    raise InputError(f"{path}: {what}; train one first: babyllama train --help")
+
+
+def load(path: Path, device: torch.device | None = None, precision: Precision | None = None) -> Loaded:
+    """The model of a run or of a Hugging Face LLaMA folder, ready to run.
+
+    Raises:
+        InputError: what `checkpoint.load_model` and `Tokenizer.load` refuse, or a vocabulary larger than the model's.
+    """
+    folder = model_folder(path)
+    device = device or default_device()
+    model = load_model(folder)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise InputError(f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}")
+    model.to(device, DTYPES[precision or default_precision(device)]).eval().requires_grad_(False)
+    return Loaded(model, tokenizer, folder)

@@ -1,0 +1,109 @@
+"""``model/``: a Hugging Face-shaped folder of config.json and safetensors, read strictly and written from a module.
+
+Names inside files are LlamaForCausalLM's (``model.layers.0…``, ``lm_head.weight``); ours lack the ``model.`` prefix.
+Not here: tokenizer files, dtype and device policy, anything that unpickles.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from babyllama.errors import InputError
+from babyllama.model.config import ModelConfig, from_hugging_face, to_hugging_face
+from babyllama.model.transformer import Transformer
+from babyllama.run import write_atomic
+
+
+def hugging_face_name(name: str) -> str:
+    """Our parameter name → LlamaForCausalLM's."""
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int) -> None:
+    """Write config.json and model.safetensors into an existing folder, in the parameters' own dtype."""
+    weights = {hugging_face_name(n): p.detach().cpu().contiguous() for n, p in model.named_parameters()}
+    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    config = to_hugging_face(model.config, bos_id, eos_id, dtype)
+    write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    generation = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
+    write_atomic(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape in ``config.json``. Raises InputError when it is missing, broken or not a LLaMA."""
+    path = folder / "config.json"
+    try:
+        return from_hugging_face(json.loads(path.read_text("utf-8")), str(path))
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no config.json; give a run or a Hugging Face LLaMA folder") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    except KeyError as error:
+        raise InputError(f"{path}: the key {error} is missing") from None
+
+
+def load_model(folder: Path) -> Transformer:
+    """A Transformer with the weights of `folder`, on the CPU, in the files' dtype.
+
+    Raises:
+        InputError: a missing, unexpected or misshapen tensor (all are named), a truncated file, pickled weights only.
+    """
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = Transformer(config)
+    expected = {hugging_face_name(n): (n, p) for n, p in model.named_parameters()}
+    found: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                    found[name] = tensors.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: not a whole safetensors file ({error}); restore it from a backup") from None
+    if config.tie_word_embeddings:
+        found.pop("lm_head.weight", None)
+    _check(folder, {k: tuple(p.shape) for k, (_, p) in expected.items()}, {k: tuple(t.shape) for k, t in found.items()})
+    dtype = found["model.embed_tokens.weight"].dtype
+    state = {expected[name][0]: tensor.to(dtype) for name, tensor in found.items()}
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["embed_tokens.weight"]
+    model.load_state_dict(state, assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    model.rope = type(model.rope)(config.rope, config.head_dim)
+    return model
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise InputError(f"{folder}: the index names files that are not there: {', '.join(missing)}")
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pth")])
+    hint = f" ({pickled[0]} is a pickle, which may run code: convert it to safetensors first)" if pickled else ""
+    raise InputError(f"{folder}: no model.safetensors{hint}")
+
+
+def _check(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    faults = [f"missing {name}" for name in expected if name not in found]
+    faults += [f"unexpected {name}" for name in found if name not in expected]
+    faults += [
+        f"{name} has shape {list(found[name])}, config.json asks for {list(shape)}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise InputError(f"{folder}: weights do not fit config.json: {'; '.join(faults[:5])}{more}")

@@ -1,0 +1,157 @@
+"""The LLaMA-2 decoder: tokens → hidden states → logits, nothing else.
+
+RMSNorm (arXiv 1910.07467), RoPE, grouped-query attention, SwiGLU (arXiv 2002.05202), pre-norm blocks. It knows no
+loss, no adapter, no quantisation, no generation: those replace modules or call it from outside.
+Shapes: B batch, T query tokens, S key tokens, C hidden_size, H heads, K key-value heads, D head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, silu
+
+from babyllama.model.attention import Attend, KVCache, attend_sdpa, segment_mask
+from babyllama.model.config import ModelConfig
+from babyllama.model.rope import Rope, rotate
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight; the statistics in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x.float(), x.shape[-1:], None, self.eps).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key-value heads. `attend` may be replaced (S²-Attn, the eager reference)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        C, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.layer, self.head_dim = layer, config.head_dim
+        self.q_proj = nn.Linear(C, C, bias=False)
+        self.k_proj = nn.Linear(C, kv, bias=False)
+        self.v_proj = nn.Linear(C, kv, bias=False)
+        self.o_proj = nn.Linear(C, C, bias=False)
+        self.attend: Attend = attend_sdpa
+
+    def forward(self, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q = rotate(q, *angles.query)
+        if cache is None:
+            k = rotate(k, *angles.query)
+        elif cache.rotated:
+            k, v = cache.update(self.layer, rotate(k, *angles.query), v, angles.positions)
+        else:
+            k, v = cache.update(self.layer, k, v, angles.positions)
+            k = rotate(k, *angles.key)
+        return self.o_proj(self.attend(q, k, v, mask).transpose(1, 2).reshape(B, T, C))
+
+
+class Angles:
+    """The rotations of one forward pass, computed once for all layers."""
+
+    def __init__(self, rope: Rope, positions: Tensor, cache: KVCache | None) -> None:
+        self.positions = positions
+        self.query = rope(positions)
+        late = cache is not None and not cache.rotated
+        self.key = rope(cache.key_positions(positions.device)) if late else self.query
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), angles, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """tokens (B, T) → logits (B, T, V). `hidden` stops before the head, for losses that never build all logits."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.rope = Rope(config.rope, config.head_dim)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
+               cache: KVCache | None = None) -> Tensor:  # fmt: skip
+        """tokens (B, T) → final normed hidden states (B, T, C).
+
+        Args:
+            positions: (B, T); 0 … T−1 when absent. With a cache they are also the slots that are written.
+            segments: (B, T) document numbers; tokens see only their own document. Not together with a cache.
+            cache: read and extended in place; prefill, chunks and single tokens all come this way.
+        """
+        B, T = tokens.shape
+        if positions is None:
+            start = 0 if cache is None else cache.used
+            positions = torch.arange(start, start + T, device=tokens.device).expand(B, T)
+            if cache is not None:
+                cache.reserve(start + T)
+        mask = None
+        if cache is not None:
+            mask = cache.mask(positions)
+        elif segments is not None:
+            mask = segment_mask(segments)
+        angles = Angles(self.rope, positions, cache)
+        x = self.embed_tokens(tokens)
+        for block in self.layers:
+            x = block(x, angles, mask, cache)
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:  # fmt: skip
+        return self.lm_head(self.hidden(tokens, positions, segments, cache))
+
+
+def initialise(model: Transformer, seed: int) -> None:
+    """Normal(0, 0.02) weights; the two projections that write into the residual stream shrink by 1/√(2L) (GPT-2).
+
+    Deterministic in `seed` whatever the device: drawn on the CPU, in the order of the module tree.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shrink = 1 / math.sqrt(2 * model.config.num_hidden_layers)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2:
+                parameter.fill_(1.0)
+                continue
+            std = 0.02 * (shrink if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

@@ -1,0 +1,311 @@
+"""A run is a directory: one pipeline step, with everything needed to repeat it, resume it and look at it.
+
+    recipe.yaml     the fully resolved recipe        metrics.jsonl   one JSON object a logged step
+    run.json        verb, status, parent, summary    model/          Hugging Face-shaped folder
+    env.json        versions and hardware            state/step-…/   for resume only, checksummed
+
+Every write is atomic (temporary name, fsync, rename): a process killed at any instant leaves either the old or the
+new file. Not here: what is inside ``model/`` and ``state/`` (the callers fill the folders), any tensor.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import yaml
+
+from babyllama.errors import InputError
+from babyllama.recipe import Recipe, dump_recipe
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder or a name that is taken into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            free = shutil.disk_usage(_existing(path)).free / 2**20
+            raise InputError(
+                f"{path}: the disk is full ({free:.0f} MiB free); nothing that was saved before is lost: "
+                "make room and run the same command again"
+            ) from None
+        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
+            raise InputError(f"{path}: cannot write here ({error.strerror}); choose another out=…") from None
+        raise
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file under a temporary name, fsync it, rename it into place.
+
+    Raises:
+        InputError: full disk, no permission.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as handle:
+                handle.write(data.encode() if isinstance(data, str) else data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _fsync(path.parent)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a whole folder under a temporary name, fsync it, then swap it for `folder`.
+
+    Between the two renames of a swap the old content is at ``.NAME.old``; `recover_folder` puts it back.
+    """
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    with _disk_errors(folder):
+        recover_folder(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            fill(partial)
+            for path in sorted(partial.rglob("*")):
+                _fsync(path)
+            _fsync(partial)
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+            _fsync(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Finish or undo a swap that a kill interrupted."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists():
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)
+
+
+def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != "files.json":
+            digest = xxhash.xxh3_128()
+            with path.open("rb") as handle:
+                while block := handle.read(1 << 22):
+                    digest.update(block)
+            found[path.name] = {"bytes": path.stat().st_size, "xxh3": digest.hexdigest()}
+    return found
+
+
+class Run:
+    """One run directory. `create` and `open` are the ways to get one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, path: Path, verb: str, recipe: Recipe, parent: Path | None = None) -> Run:
+        """Make the directory, or continue it when it holds the same verb and an equal recipe.
+
+        Raises:
+            InputError: the directory holds something else, another recipe (the keys that differ are named), or is
+                in use by another process.
+        """
+        run = cls(path)
+        text = dump_recipe(recipe)
+        if (path / "run.json").exists():
+            run._check_same(verb, text)
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path}: exists and is not a run; choose another out=… or move it away")
+        run.lock()
+        if not (path / "run.json").exists():
+            write_atomic(path / "recipe.yaml", text)
+            write_atomic(path / "env.json", json.dumps(environment(), indent=1))
+            run._write_info({"verb": verb, "status": "started", "parent": str(parent) if parent else None,
+                             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "summary": {}})  # fmt: skip
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """An existing run. Raises InputError when `path` is none."""
+        run = cls(path)
+        if not (path / "run.json").is_file():
+            what = "is not a run (no run.json in it)" if path.exists() else "does not exist"
+            raise InputError(f"{path}: {what}; `babyllama train --help` says how to make one")
+        recover_folder(run.model)
+        return run
+
+    def _check_same(self, verb: str, text: str) -> None:
+        if self.info["verb"] != verb:
+            raise InputError(f"{self.path}: holds a {self.info['verb']} run; choose another out=… for {verb}")
+        old, new = _flat(yaml.safe_load((self.path / "recipe.yaml").read_text("utf-8"))), _flat(yaml.safe_load(text))
+        changed = [f"{k}: {old.get(k)!r} → {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k)]
+        if changed:
+            raise InputError(f"{self.path}: holds a run of another recipe ({'; '.join(changed[:4])}"
+                             f"{'; …' if len(changed) > 4 else ''}); choose another out=… or remove it")  # fmt: skip
+
+    def lock(self) -> None:
+        """Hold the directory until this process ends, so that two commands cannot write one run."""
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            return
+        with _disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise InputError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
+        self._lock = handle
+
+    def unlock(self) -> None:
+        """Let go of the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # ── facts ──────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def info(self) -> dict[str, Any]:
+        return json.loads((self.path / "run.json").read_text("utf-8"))
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def finished(self) -> bool:
+        return self.info["status"] == "finished"
+
+    def _write_info(self, info: dict[str, Any]) -> None:
+        write_atomic(self.path / "run.json", json.dumps(info, ensure_ascii=False, indent=1))
+
+    def finish(self, **summary: Any) -> None:
+        """Mark the run as finished, with its figures; lets other processes use it."""
+        self._write_info({**self.info, "status": "finished", "summary": summary})
+        self.unlock()
+
+    # ── metrics ────────────────────────────────────────────────────────────────────────────────────────────────
+    def log(self, step: int, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        with _disk_errors(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps({"step": step, **values}, ensure_ascii=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every logged line; a last line cut by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def rewind_metrics(self, step: int) -> None:
+        """Forget what was logged after `step`: the resumed run will log it again."""
+        kept = [json.dumps(m, ensure_ascii=False) + "\n" for m in self.metrics() if m["step"] <= step]
+        write_atomic(self.path / "metrics.jsonl", "".join(kept))
+
+    # ── states ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def save_model(self, fill: Callable[[Path], None]) -> None:
+        """Swap in a new ``model/``, written by `fill`."""
+        write_folder(self.model, fill)
+
+    def save_state(self, step: int, fill: Callable[[Path], None], keep: int = 2) -> None:
+        """Write ``state/step-NNNNNNN``, then drop all but the `keep` newest."""
+
+        def fill_and_seal(folder: Path) -> None:
+            fill(folder)
+            write_atomic(folder / "files.json", json.dumps(_checksums(folder), indent=1))
+
+        write_folder(self.path / "state" / f"step-{step:07d}", fill_and_seal)
+        for _, folder in self.states()[:-keep]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def states(self) -> list[tuple[int, Path]]:
+        """(step, folder) of every state, oldest first, whole or not."""
+        return sorted((int(p.name[5:]), p) for p in (self.path / "state").glob("step-*") if p.name[5:].isdigit())
+
+    def latest_state(self, warn: Callable[[str], None]) -> tuple[int, Path] | None:
+        """The newest state whose every file matches its checksum; damaged ones are named to `warn` and passed over.
+
+        Raises:
+            InputError: there are states and all are damaged: starting anew must be the user's decision.
+        """
+        found = self.states()
+        for step, folder in reversed(found):
+            fault = _damage(folder)
+            if fault is None:
+                return step, folder
+            warn(f"{folder}: {fault}; falling back to the checkpoint before it")
+        if found:
+            raise InputError(f"{self.path}/state: every checkpoint is damaged; remove {self.path} to start anew")
+        return None
+
+    def drop_states(self, after: int) -> None:
+        """Remove states newer than step `after` (damaged ones that were passed over)."""
+        for step, folder in self.states():
+            if step > after:
+                shutil.rmtree(folder)
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        expected = json.loads((folder / "files.json").read_text("utf-8"))
+        actual = _checksums(folder)
+    except (OSError, ValueError) as error:
+        return f"unreadable ({error})"
+    wrong = [name for name in {**expected, **actual} if expected.get(name) != actual.get(name)]
+    return f"truncated or changed: {', '.join(sorted(wrong))}" if wrong else None
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, dict) and data:
+        return {
+            k: v for key, item in data.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()
+        }
+    return {prefix: data}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as far as they are known without importing anything heavy."""
+    packages = ("babyllama", "torch", "numpy", "tokenizers", "sentencepiece", "safetensors")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {"python": platform.python_version(), "platform": platform.platform(), "cpu_count": os.cpu_count(),
+            "command": sys.argv, **versions}  # fmt: skip

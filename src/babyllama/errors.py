@@ -12,3 +12,7 @@ class InputError(ValueError):
 def needs_extra(package: str, extra: str) -> InputError:
     """The error for an optional package that is not installed."""
     return InputError(f"this needs the package {package}: pip install 'babyllama[{extra}]'")
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM arrived, and everything so far is saved; the message says how to go on. Exit code 130."""

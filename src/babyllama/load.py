@@ -15,7 +15,7 @@ import torch
 from babyllama.errors import InputError
 from babyllama.model.checkpoint import load_model
 from babyllama.model.transformer import Transformer
-from babyllama.run import recover_folder
+from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -46,7 +46,7 @@ def default_precision(device: torch.device) -> Precision:
 def model_folder(path: Path) -> Path:
     """The folder with config.json: `path` itself or, for a run, its ``model/``."""
     if (path / "run.json").exists():
-        recover_folder(path / "model")
+        Run.open(path)
     for folder in (path / "model", path):
         if (folder / "config.json").is_file():
             return folder

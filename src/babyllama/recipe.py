@@ -32,11 +32,20 @@ R = TypeVar("R", bound=Recipe)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its surprises: ``3e-4`` is a number, a repeated key is an error."""
+    """YAML 1.1 without its surprises: ``3e-4`` is a number, a date is text, a repeated key is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(":timestamp")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be one word", problem_mark=key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
@@ -44,11 +53,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$|^[-+]?\.\d+(?:[eE][-+]?\d+)?$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would take for a number, such as ``"3e-4"``."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$|^[-+]?\.\d+(?:[eE][-+]?\d+)?$"),
+        list("-+.0123456789"),
+    )
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -59,8 +73,8 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         raise InputError(f"{place}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: not valid YAML: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a control character; a tag whose value does not fit
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def find_recipe(name: str) -> Path:
@@ -90,6 +104,8 @@ def load_recipe(kind: type[R], source: str | None = None, overrides: Sequence[st
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not valid UTF-8 at byte {error.start}") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         data = parse_yaml(text, where) or {}
         if not isinstance(data, dict):
             raise InputError(f"{path}: a recipe is a mapping of keys to values, not a {type(data).__name__}")
@@ -105,12 +121,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
     node: Any = data
     *parents, last = path.split(".")
     for part in parents:
+        child = _item(node, part, path) if isinstance(node, list) else node.get(part)
+        child = child.copy() if isinstance(child, dict | list) else {}  # a copy: a YAML alias may share it
         if isinstance(node, list):
-            node = _item(node, part, path)
+            node[int(part)] = child
         else:
-            child = node.get(part)
-            node[part] = child if isinstance(child, dict | list) else {}
-            node = node[part]
+            node[part] = child
+        node = child
     parsed = parse_yaml(value, f"override {path}") if value.strip() else value
     if isinstance(node, list):
         _item(node, last, path)
@@ -120,7 +137,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _item(items: list[Any], part: str, path: str) -> Any:
-    if not part.isdigit() or int(part) >= len(items):
+    if not part.isdecimal() or int(part) >= len(items):
         raise InputError(f"override {path}: {part!r} must be an index below {len(items)}")
     return items[int(part)]
 
@@ -193,4 +210,28 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The fully resolved recipe as YAML; loading it again gives an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+
+
+def describe(kind: type[BaseModel], indent: str = "") -> str:
+    """Every key of a recipe with its type and default, one a line, nested values indented."""
+    lines = []
+    for name, field in kind.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "required" if field.is_required() else _brief(default)
+        note = f"  # {field.description}" if field.description else ""
+        inner = _models_in(field.annotation)
+        lines.append(f"{indent}{name}: {shown}{note}")
+        lines += [line for model in inner for line in _variant(model, default, indent + "  ")]
+    return "\n".join(lines)
+
+
+def _variant(model: type[BaseModel], default: Any, indent: str) -> list[str]:
+    lines = [f"{indent}[{model.__name__}]"] if not isinstance(default, model) or "kind" in model.model_fields else []
+    return [*lines, describe(model, indent + "  " if lines else indent)]
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return getattr(value, "kind", "")
+    return json.dumps(value, ensure_ascii=False, default=str)

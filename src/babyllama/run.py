@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -30,6 +31,8 @@ from babyllama.errors import InputError
 from babyllama.recipe import Recipe, dump_recipe
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+_FIRST = {".lock", "recipe.yaml", "env.json"}  # what `Run.create` writes before run.json
 
 
 @contextmanager
@@ -37,16 +40,25 @@ def _disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, a read-only folder or a name that is taken into one clear line."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except Exception as error:
+        number = _errno(error)
+        if number in _FULL:
             free = shutil.disk_usage(_existing(path)).free / 2**20
             raise InputError(
                 f"{path}: the disk is full ({free:.0f} MiB free); nothing that was saved before is lost: "
                 "make room and run the same command again"
             ) from None
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
-            raise InputError(f"{path}: cannot write here ({error.strerror}); choose another out=…") from None
+        if number in _REFUSED:
+            raise InputError(f"{path}: cannot write here ({os.strerror(number)}); choose another out=…") from None
         raise
+
+
+def _errno(error: Exception) -> int | None:
+    """The system's error number, also from what safetensors and tokenizers raise: "… (os error 28)"."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else None
 
 
 def _existing(path: Path) -> Path:
@@ -129,6 +141,10 @@ def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _of_create(path: Path) -> bool:
+    return path.name in _FIRST or path.suffix == ".partial"
+
+
 class Run:
     """One run directory. `create` and `open` are the ways to get one."""
 
@@ -148,7 +164,7 @@ class Run:
         text = dump_recipe(recipe)
         if (path / "run.json").exists():
             run._check_same(verb, text)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and not (path.is_dir() and all(_of_create(p) for p in path.iterdir())):
             raise InputError(f"{path}: exists and is not a run; choose another out=… or move it away")
         run.lock()
         if not (path / "run.json").exists():
@@ -165,8 +181,20 @@ class Run:
         if not (path / "run.json").is_file():
             what = "is not a run (no run.json in it)" if path.exists() else "does not exist"
             raise InputError(f"{path}: {what}; `babyllama train --help` says how to make one")
-        recover_folder(run.model)
+        run.recover()
         return run
+
+    def recover(self) -> None:
+        """Finish the swaps that a kill interrupted. A live writer is left alone: it may be in the middle of one."""
+        swapped = [*self.path.glob(".*.old"), *self.path.glob("state/.*.old")]
+        if swapped:
+            try:
+                self.lock()
+            except InputError:
+                return
+            for old in swapped:
+                recover_folder(old.with_name(old.name[1:].removesuffix(".old")))
+            self.unlock()
 
     def _check_same(self, verb: str, text: str) -> None:
         if self.info["verb"] != verb:
@@ -230,7 +258,7 @@ class Run:
         """Every logged line; a last line cut by a kill is left out."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return [json.loads(line) for line in lines[:-1]]
 
     def rewind_metrics(self, step: int) -> None:
         """Forget what was logged after `step`: the resumed run will log it again."""

@@ -84,7 +84,10 @@ def load_model(folder: Path) -> Transformer:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{index}: not a safetensors index (JSON with a weight_map); restore it") from None
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise InputError(f"{folder}: the index names files that are not there: {', '.join(missing)}")

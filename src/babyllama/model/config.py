@@ -21,7 +21,7 @@ class RopeConfig(Recipe):
     """
 
     kind: Literal["none"] = "none"
-    theta: float = Field(10_000.0, gt=1)
+    theta: float = Field(default=10_000.0, gt=1)
 
 
 class ModelConfig(Recipe):
@@ -155,23 +155,23 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str) -
     }
 
 
-def from_hugging_face(data: dict[str, Any], where: str) -> ModelConfig:
+def from_hugging_face(data: Any, where: str) -> ModelConfig:
     """A LLaMA ``config.json`` → ModelConfig.
 
     Raises:
         InputError: another architecture, or a feature that our LLaMA-2 does not compute.
     """
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: must hold a JSON object, not a {type(data).__name__}")
     if data.get("model_type") != "llama":
         raise InputError(f"{where}: model_type is {data.get('model_type')!r}; only 'llama' can be loaded")
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     law = rope.get("rope_type", rope.get("type", "default"))
-    head_dim = data.get("head_dim") or data["hidden_size"] // data["num_attention_heads"]
     refused = {
         "rope_scaling": law if law != "default" else None,
         "attention_bias": data.get("attention_bias") or None,
         "mlp_bias": data.get("mlp_bias") or None,
         "hidden_act": data.get("hidden_act") if data.get("hidden_act", "silu") != "silu" else None,
-        "head_dim": head_dim if head_dim * data["num_attention_heads"] != data["hidden_size"] else None,
     }
     for key, value in refused.items():
         if value is not None:
@@ -181,5 +181,8 @@ def from_hugging_face(data: dict[str, Any], where: str) -> ModelConfig:
     fields.setdefault("tie_word_embeddings", False)
     fields.setdefault("rms_norm_eps", 1e-6)
     fields.setdefault("max_position_embeddings", 2048)
-    theta = float(rope.get("rope_theta", data.get("rope_theta", 10_000.0)))
-    return validate(ModelConfig, {**fields, "rope": {"theta": theta}}, where)
+    theta = rope.get("rope_theta", data.get("rope_theta", 10_000.0))
+    config = validate(ModelConfig, {**fields, "rope": {"theta": theta}}, where)
+    if data.get("head_dim") not in (None, config.head_dim):
+        raise InputError(f"{where}: head_dim = {data['head_dim']!r} is not supported here; use a plain LLaMA folder")
+    return config

@@ -64,8 +64,9 @@ class Angles:
     def __init__(self, rope: Rope, positions: Tensor, cache: KVCache | None) -> None:
         self.positions = positions
         self.query = rope(positions)
-        late = cache is not None and not cache.rotated
-        self.key = rope(cache.key_positions(positions.device)) if late else self.query
+        self.key = self.query
+        if cache is not None and not cache.rotated:
+            self.key = rope(cache.key_positions(positions.device))
 
 
 class SwiGLU(nn.Module):

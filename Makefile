@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs/quickstart
+
+.PHONY: quickstart test lint clean help
+
+help:
+	@echo "make quickstart   train a small Chinese chat model on this machine, from nothing (about 10 minutes on 2 cores)"
+	@echo "make test         linters, types and the whole test suite"
+	@echo "make lint         linters and types only"
+	@echo "make clean        remove the environment (runs/ is yours and stays)"
+
+quickstart: $(VENV)/.quickstart
+	$(BIN)/babyllama quickstart out=$(OUT)
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "babyllama needs Python 3.11 or newer; try: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[data,report]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)

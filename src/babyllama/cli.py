@@ -1,0 +1,182 @@
+"""Verbs → commands. Nothing heavy is imported until a verb runs, so ``--help`` answers at once.
+
+Every verb takes an optional recipe (a YAML file, or the name of one that comes with the package) and any number of
+``key.path=value`` overrides. Faults in what the user gave are one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from babyllama import __version__
+from babyllama.errors import InputError, Interrupted
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train a small Chinese LLaMA from scratch, understand every step of it, and ship the result.\n\n"
+    "A run is a directory; each verb reads runs and makes one. First steps:\n\n"
+    "\b\n"
+    "  babyllama quickstart                      all steps on an embedded corpus, CPU or GPU\n"
+    "  babyllama train seed/pretrain --keys      what a verb's recipe can say\n"
+    "  babyllama chat runs/quickstart/medical    talk to a trained run",
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RECIPE|RUN] [KEY=VALUE]...", help="A recipe (file or bundled name), then overrides."),
+]
+Keys = Annotated[bool, typer.Option("--keys", help="Print every key of the recipe with its default, and leave.")]
+
+
+def _run(verb: str, kind: str, words: list[str] | None, keys: bool, positional: str | None = None) -> None:
+    """Load the verb's recipe and call its main. `positional` names the key that a bare first word stands for."""
+    from babyllama.recipe import load_recipe
+
+    command = import_module(f"babyllama.commands.{verb}")
+    recipe_type = getattr(command, kind)
+    words = list(words or [])
+    source = words.pop(0) if words and "=" not in words[0] else None
+    if keys:
+        from babyllama.recipe import describe
+
+        typer.echo(describe(recipe_type))
+        return
+    if source is not None and positional is not None and not source.endswith(".yaml"):
+        words.insert(0, f"{positional}={source}")
+        source = None
+    command.main(load_recipe(recipe_type, source, words))
+
+
+@app.command()
+def quickstart(words: Words = None, keys: Keys = False) -> None:
+    """All steps on the embedded corpus: tokenizer, prepare, pretrain, SFT, medical SFT, evaluate, report.
+
+    \b
+    About ten minutes on two CPU cores; a larger model on a GPU. Interrupt and repeat as you like.
+      babyllama quickstart
+      babyllama quickstart out=runs/mine
+    """
+    _run("quickstart", "QuickstartRecipe", words, keys)
+
+
+@app.command()
+def tokenizer(words: Words = None, keys: Keys = False) -> None:
+    """Make a tokenizer run: train an own byte-level BPE, or take ChatGLM2's vocabulary.
+
+    \b
+      babyllama tokenizer out=runs/tok source.kind=train source.vocab_size=16000 'source.corpora=[{path: my.jsonl}]'
+      babyllama tokenizer out=runs/tok source.kind=chatglm2
+      babyllama tokenizer out=runs/tok source.kind=chatglm2 source.path=tokenizer.model
+    """
+    _run("tokenizer", "TokenizerRecipe", words, keys)
+
+
+@app.command()
+def prepare(words: Words = None, keys: Keys = False) -> None:
+    """Corpora → token shards (.bin) with a manifest. Local files, embedded corpora or hub corpora by name.
+
+    \b
+      babyllama prepare out=runs/corpus tokenizer=runs/tok 'corpora=[{path: data/*.jsonl.zst}]'
+      babyllama prepare out=runs/corpus tokenizer=runs/tok 'corpora=[{name: idioms}, {name: wikipedia_cn}]'
+    """
+    _run("prepare", "PrepareRecipe", words, keys)
+
+
+@app.command()
+def train(words: Words = None, keys: Keys = False) -> None:
+    """Pretrain or fine-tune. Killed or interrupted, the same command continues, bit for bit.
+
+    \b
+      babyllama train seed/pretrain
+      babyllama train seed/sft init.path=runs/seed/base plan.epochs=2
+      babyllama train my.yaml optimizer.lr=0.01 device=cpu
+    """
+    _run("train", "TrainRecipe", words, keys)
+
+
+@app.command()
+def chat(words: Words = None, keys: Keys = False) -> None:
+    """Talk to a run or to any Hugging Face LLaMA folder. Questions can be piped in, one a line.
+
+    \b
+      babyllama chat runs/quickstart/medical
+      babyllama chat runs/sft sampling.temperature=0.7 sampling.top_p=0.9
+    """
+    _run("chat", "ChatRecipe", words, keys, positional="model")
+
+
+@app.command()
+def generate(words: Words = None, keys: Keys = False) -> None:
+    """Continue a text.
+
+    \b
+      babyllama generate runs/base prompt=春天来了
+      babyllama generate runs/base prompt=春天来了 samples=3 sampling.temperature=0.8
+    """
+    _run("generate", "GenerateRecipe", words, keys, positional="model")
+
+
+@app.command()
+def evaluate(words: Words = None, keys: Keys = False) -> None:
+    """Loss, bits per byte and answers of a run, written to its evals/.
+
+    \b
+      babyllama evaluate runs/sft data=runs/sft-data
+    """
+    _run("evaluate", "EvaluateRecipe", words, keys, positional="model")
+
+
+@app.command()
+def report(words: Words = None, keys: Keys = False) -> None:
+    """One HTML page about a pipeline of runs: curves, samples, sizes, times; opens offline.
+
+    \b
+      babyllama report 'runs=[runs/base, runs/sft]' out=report.html
+    """
+    _run("report", "ReportRecipe", words, keys)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from babyllama.recipe import BUNDLED
+
+    for path in sorted(BUNDLED.rglob("*.yaml")):
+        first = path.read_text("utf-8").split("\n", 1)[0].lstrip("# ")
+        typer.echo(f"{path.relative_to(BUNDLED).with_suffix('').as_posix():24} {first}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"babyllama {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script: run a verb, turn user faults into one line."""
+    try:
+        app()
+    except InputError as error:
+        for line in str(error).splitlines():
+            print(f"babyllama: {line}", file=sys.stderr)
+        sys.exit(2)
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(f"\nbabyllama: {str(error) or 'interrupted; the same command continues'}", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""chat: talk to a model in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from babyllama.commands.train import pick_device
+from babyllama.infer.engine import Engine
+from babyllama.infer.sampling import Sampling, SamplingRecipe
+from babyllama.load import load
+from babyllama.serve.terminal import Conversation, talk
+
+
+class ChatRecipe(SamplingRecipe):
+    """The verb's recipe. The same seed and the same questions give the same chat."""
+
+    model: Path = Field(description="a run or a Hugging Face LLaMA folder")
+    system: str = Field("", description="the system message")
+    max_tokens: int = Field(512, ge=1, description="the longest answer")
+    sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+def main(recipe: ChatRecipe) -> None:
+    """Load the model and talk until the input ends."""
+    loaded = load(recipe.model, pick_device(recipe.device), None if recipe.precision == "auto" else recipe.precision)
+    engine = Engine(loaded.model, loaded.tokenizer.vocab_size)
+    chat = Conversation(engine, loaded.tokenizer, recipe.sampling, recipe.max_tokens, recipe.system)
+    talk(chat)

@@ -1,0 +1,50 @@
+"""generate: continue a text, or answer one question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from rich.console import Console
+
+from babyllama.commands.train import pick_device
+from babyllama.infer.engine import Engine
+from babyllama.infer.sampling import Sampling, SamplingRecipe
+from babyllama.load import load
+from babyllama.serve.terminal import Conversation, stream_text
+
+
+class GenerateRecipe(SamplingRecipe):
+    """The verb's recipe. Sample i draws with sampling.seed + i."""
+
+    model: Path = Field(description="a run or a Hugging Face LLaMA folder")
+    prompt: str = Field(min_length=1)
+    chat: bool = Field(False, description="put the prompt as a question in the chat template")
+    system: str = Field("", description="the system message of a chat")
+    samples: int = Field(1, ge=1)
+    max_tokens: int = Field(256, ge=1)
+    sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+def main(recipe: GenerateRecipe) -> None:
+    """Print every sample as it is made."""
+    loaded = load(recipe.model, pick_device(recipe.device), None if recipe.precision == "auto" else recipe.precision)
+    engine, tokenizer = Engine(loaded.model, loaded.tokenizer.vocab_size), loaded.tokenizer
+    console = Console(highlight=False, markup=False)
+    for seed in range(recipe.sampling.seed, recipe.sampling.seed + recipe.samples):
+        if recipe.samples > 1:
+            console.print(f"── seed {seed}", style="dim")
+        if recipe.chat:
+            sampling = recipe.sampling.model_copy(update={"seed": seed})
+            pieces = Conversation(engine, tokenizer, sampling, recipe.max_tokens, recipe.system).ask(recipe.prompt)
+        else:
+            console.file.write(recipe.prompt)
+            pieces = stream_text(engine, tokenizer, tokenizer.encode(recipe.prompt), recipe.sampling,
+                                 recipe.max_tokens, {tokenizer.eos_id}, seed)  # fmt: skip
+        for piece in pieces:
+            console.file.write(piece)
+            console.file.flush()
+        console.file.write("\n")

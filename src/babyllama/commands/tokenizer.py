@@ -1,0 +1,129 @@
+"""tokenizer: learn a vocabulary from text, or take ChatGLM2's or a Hugging Face folder's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from babyllama.data.corpora import CorpusChoice, read_texts
+from babyllama.errors import InputError, needs_extra
+from babyllama.recipe import Recipe
+from babyllama.run import Run
+from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.tokenizer.train import train_bpe
+
+EXAMPLES = (
+    "今天天气很好，我们一起去公园散步吧。",
+    "床前明月光，疑是地上霜。",
+    "感冒发烧应该多喝水、多休息。",
+    "大语言模型 LLaMA 于 2023 年发布。",
+)
+SAMPLE_CHARACTERS = 500_000
+FETCHED = "THUDM/chatglm2-6b"
+
+
+class TrainSource(Recipe):
+    """Learn a byte-level BPE from corpora; characters come first, then what joins them."""
+
+    kind: Literal["train"] = "train"
+    corpora: tuple[CorpusChoice, ...] = Field(min_length=1)
+    vocab_size: int = Field(8192, ge=262)
+    min_frequency: int = Field(2, ge=1)
+    max_alphabet: int | None = Field(None, ge=1, description="most characters with a token of their own; all if absent")
+
+
+class ChatGlm2Source(Recipe):
+    """ChatGLM2's 64,793 tokens."""
+
+    kind: Literal["chatglm2"] = "chatglm2"
+    path: Path | None = Field(None, description=f"its tokenizer.model; fetched from {FETCHED} when absent")
+
+
+class FolderSource(Recipe):
+    """The vocabulary of a run or of a Hugging Face folder."""
+
+    kind: Literal["folder"] = "folder"
+    path: Path
+
+
+class TokenizerRecipe(Recipe):
+    """The verb's recipe; every key can be overridden on the command line."""
+
+    out: Path
+    source: Annotated[TrainSource | ChatGlm2Source | FolderSource, Field(discriminator="kind")]
+    chat_template: Literal["roles", "bos"] | None = Field(None, description="the vocabulary's own when absent")
+
+
+def main(recipe: TokenizerRecipe) -> None:
+    """Make the tokenizer run at ``recipe.out`` and show how it splits."""
+    console = Console(highlight=False)
+    # A folder that exists is checked before the work; a new one is made after it, so that a fault leaves none behind.
+    run = Run.create(recipe.out, "tokenizer", recipe) if recipe.out.exists() else None
+    if run and run.finished:
+        console.print(f"{recipe.out} is finished; remove it or choose another out=…", markup=False, soft_wrap=True)
+        return
+    sample: list[str] = []
+    tokenizer = _make(recipe.source, sample, console)
+    if recipe.chat_template is not None:
+        tokenizer = tokenizer.with_template(recipe.chat_template)
+    run = run or Run.create(recipe.out, "tokenizer", recipe)
+    tokenizer.save(run.path)
+    figures: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "hash": tokenizer.hash}
+    texts = sample or list(EXAMPLES)
+    tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    figures["characters_per_token"] = round(sum(map(len, texts)) / max(1, tokens), 3)
+    run.finish(**figures)
+    _show(tokenizer, figures, "the text it learned from" if sample else "the examples below", console)
+    console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
+
+
+def _make(source: TrainSource | ChatGlm2Source | FolderSource, sample: list[str], console: Console) -> Tokenizer:
+    if isinstance(source, FolderSource):
+        return Tokenizer.load(source.path)
+    if isinstance(source, ChatGlm2Source):
+        return Tokenizer.load(source.path or _fetch_chatglm2())
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} characters read"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("read", total=None)
+        texts = _sampled(read_texts(source.corpora), sample)
+        return train_bpe(
+            texts, source.vocab_size, source.min_frequency, source.max_alphabet, lambda count: bar.advance(task, count)
+        )
+
+
+def _sampled(texts: Iterator[str], sample: list[str]) -> Iterator[str]:
+    """The texts unchanged; the first `SAMPLE_CHARACTERS` of them are also put in `sample`."""
+    left = SAMPLE_CHARACTERS
+    for text in texts:
+        if left > 0:
+            sample.append(text[:left])
+            left -= len(text)
+        yield text
+
+
+def _fetch_chatglm2() -> Path:
+    remedy = "download its tokenizer.model elsewhere and give source.path=…"
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise InputError(f"{needs_extra('huggingface_hub', 'data')}; or {remedy}") from None
+    try:
+        return Path(hf_hub_download(FETCHED, "tokenizer.model"))
+    except Exception as error:  # offline, refused, not found: the package and its HTTP client raise many types
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"{FETCHED}: cannot fetch tokenizer.model ({reason:.200}); {remedy}") from None
+
+
+def _show(tokenizer: Tokenizer, figures: dict[str, Any], measured_on: str, console: Console) -> None:
+    console.print(
+        f"{figures['vocab_size']:,} tokens, {figures['characters_per_token']:.2f} characters a token on {measured_on}"
+    )
+    for text in EXAMPLES:
+        tokens = tokenizer.encode(text)
+        pieces = "│".join(tokenizer.decode([token]) for token in tokens)
+        console.print(f"  {len(tokens):3d}  {pieces}", markup=False, soft_wrap=True)

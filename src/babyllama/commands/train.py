@@ -1,0 +1,190 @@
+"""train: pretraining and supervised fine-tuning, one recipe over one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from babyllama.data.batches import DataRecipe, Stream, evaluation
+from babyllama.data.shards import Prepared
+from babyllama.errors import InputError
+from babyllama.infer.engine import Engine
+from babyllama.infer.sampling import Sampling
+from babyllama.load import DTYPES, default_device, default_precision, model_folder
+from babyllama.model.checkpoint import load_model, save_model
+from babyllama.model.config import ModelChoice
+from babyllama.model.transformer import Transformer, initialise
+from babyllama.recipe import Recipe
+from babyllama.run import Run
+from babyllama.tokenizer.chat import render_chat
+from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.train.hardware import can_compile, device_name
+from babyllama.train.objectives import NextToken
+from babyllama.train.optim import Muon, Optimizer, Schedule, Wsd
+from babyllama.train.trainer import Plan, Trainer
+from babyllama.train.validation import LossSums, evaluate_loss
+
+
+class NewModel(Recipe):
+    """Start from random weights."""
+
+    kind: Literal["new"] = "new"
+    model: ModelChoice = ModelChoice(preset="tiny")
+    tokenizer: Path | None = Field(None, description="a tokenizer run; the prepared data's own when absent")
+
+
+class FromModel(Recipe):
+    """Start from the model of a run or of a Hugging Face LLaMA folder."""
+
+    kind: Literal["from"] = "from"
+    path: Path
+
+
+class Samples(Recipe):
+    """What the model is asked while it trains: continuations, or questions in the chat template."""
+
+    prompts: tuple[str, ...] = ()
+    chat: bool = False
+    max_tokens: int = Field(48, ge=1)
+    sampling: Sampling = Sampling(temperature=0.0)
+
+
+class TrainRecipe(Recipe):
+    """The verb's recipe; every key can be overridden on the command line."""
+
+    out: Path
+    data: DataRecipe
+    init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
+    objective: NextToken = NextToken()
+    optimizer: Optimizer = Muon()
+    schedule: Schedule = Wsd()
+    plan: Plan
+    samples: Samples = Samples()
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool | None = Field(None, description="torch.compile; where it works and pays when absent")
+
+
+def main(recipe: TrainRecipe) -> None:
+    """Train, or continue, the run at ``recipe.out``."""
+    device = pick_device(recipe.device)
+    prepared = Prepared.open(recipe.data.path)
+    model, tokenizer = _start(recipe, prepared)
+    prepared.check_tokenizer(tokenizer.hash)
+    context = recipe.plan.context or model.config.max_position_embeddings
+    if context > model.config.max_position_embeddings:
+        raise InputError(
+            f"plan.context: {context} is above the model's {model.config.max_position_embeddings} positions"
+        )
+    stream = Stream(prepared, "train", recipe.data, context, recipe.seed)
+    steps = recipe.plan.total_steps(stream.rows, context)
+    parent = recipe.init.path if isinstance(recipe.init, FromModel) else None
+    run = Run.create(recipe.out, "train", recipe, parent)
+    precision = default_precision(device) if recipe.precision == "auto" else recipe.precision
+    compiled = can_compile(device) and device.type == "cuda" if recipe.compile is None else recipe.compile
+    with Watch(steps) as watch:
+        if run.finished:
+            watch.line(f"{recipe.out} is finished; remove it or choose another out=… to train again")
+            return
+        tokens = steps * recipe.plan.rows * context
+        watch.line(f"{recipe.out}: {model.config.parameters:,} parameters, {steps:,} steps × {recipe.plan.rows} rows × "
+                   f"{context} tokens = {tokens:,} tokens ({tokens / max(1, stream.rows * context):.1f} epochs), "
+                   f"{precision}, {device_name(device)}{', compiled' if compiled else ''}")  # fmt: skip
+        trainer = Trainer(
+            run, model.to(device), stream, recipe.objective, recipe.optimizer, recipe.schedule, recipe.plan, steps,
+            context, device, DTYPES[precision], watch, _validator(recipe, prepared, context),
+            _sampler(recipe.samples, tokenizer), compiled,
+        )  # fmt: skip
+        figures = trainer.train()
+        run.save_model(lambda folder: _save(model, tokenizer, folder))
+        run.finish(parameters=model.config.parameters, precision=precision, device=device_name(device), **figures)
+        watch.line(f"{recipe.out}/model is ready: babyllama chat {recipe.out}")
+
+
+class Watch:
+    """What people see while it trains: a bar with ETA on a terminal, plain lines elsewhere."""
+
+    def __init__(self, steps: int) -> None:
+        self.console = Console()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                   TextColumn("{task.fields[figures]}"))  # fmt: skip
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task("training", total=steps, figures="")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
+        figures = (f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  {values['tokens_per_second']:,.0f} tok/s"
+                   f"  MFU {values['mfu']:.1%}")  # fmt: skip
+        self.bar.update(self.task, completed=step, figures=figures)
+        if self.bar.disable:
+            left = (steps - step) * values["seconds"] / max(1, step)
+            self.line(f"step {step}/{steps}  {figures}  {left:.0f} s left")
+
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def pick_device(choice: str) -> torch.device:
+    """auto → the GPU when there is one. Raises InputError for a GPU that is not there."""
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda is asked for, but PyTorch finds no GPU; use device=cpu")
+    return default_device() if choice == "auto" else torch.device(choice)
+
+
+def _start(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokenizer]:
+    if isinstance(recipe.init, FromModel):
+        folder = model_folder(recipe.init.path)
+        model, tokenizer = load_model(folder).float(), Tokenizer.load(folder)
+    else:
+        tokenizer = Tokenizer.load(recipe.init.tokenizer or recipe.data.path)
+        model = Transformer(recipe.init.model.build(tokenizer.vocab_size))
+        initialise(model, recipe.seed)
+    return model, tokenizer.with_template(prepared.manifest["chat_template"])
+
+
+def _validator(recipe: TrainRecipe, prepared: Prepared, context: int) -> Callable[[Transformer], dict[str, LossSums]]:
+    def validate(model: Transformer) -> dict[str, LossSums]:
+        found = {}
+        for label in recipe.data.weights or prepared.corpora:
+            held_out = evaluation(prepared, label, "val", context, recipe.plan.micro_batch_size,
+                                  recipe.plan.validation_tokens)  # fmt: skip
+            sums = evaluate_loss(model, held_out.batches)
+            if sums.tokens:
+                found[label] = replace(sums, bytes=held_out.bytes)
+        return found
+
+    return validate
+
+
+def _sampler(samples: Samples, tokenizer: Tokenizer) -> Callable[[Transformer], Iterator[tuple[str, str]]]:
+    def sample(model: Transformer) -> Iterator[tuple[str, str]]:
+        if not samples.prompts:
+            return
+        if samples.chat:
+            asked = [render_chat(tokenizer, [{"role": "user", "content": p}], True).tokens for p in samples.prompts]
+        else:
+            asked = [tokenizer.encode(p) for p in samples.prompts]
+        engine = Engine(model, tokenizer.vocab_size)
+        answers = engine.generate(asked, samples.sampling, samples.max_tokens, {tokenizer.eos_id})
+        yield from zip(samples.prompts, map(tokenizer.decode, answers), strict=True)
+
+    return sample
+
+
+def _save(model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
+    save_model(model, folder, tokenizer.bos_id, tokenizer.eos_id)
+    tokenizer.save(folder)

@@ -1,0 +1,141 @@
+"""Answers: the model is asked greedily, in the template it was trained with, and compared with the reference.
+
+Questions come from the chats of a prepared folder (so the validation split was never trained on) or of any corpus.
+What is asked is the last answer of a chat, after everything before it. Sums and counts; whoever reports divides.
+Not here: the engine, templates.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from babyllama.data.corpora import CorpusChoice, read_documents
+from babyllama.data.records import text_of
+from babyllama.data.shards import Prepared
+from babyllama.errors import InputError
+from babyllama.infer.engine import Engine
+from babyllama.infer.sampling import Sampling
+from babyllama.tokenizer.chat import render_chat
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Question:
+    """`prompt` ends where the answer begins, exactly as in training; `reference` is the answer's text."""
+
+    prompt: list[int]
+    reference: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question with what the model said. `tokens` counts the end token; `ended`: by itself, with that token."""
+
+    question: str
+    answer: str
+    reference: str
+    tokens: int
+    ended: bool
+
+
+@dataclass(frozen=True)
+class AnswerSums:
+    """Sums over answers; the ratios need `asked` > 0."""
+
+    asked: int = 0
+    exact: int = 0
+    f1: float = 0.0
+    ended: int = 0
+    tokens: int = 0
+    characters: int = 0
+    reference_characters: int = 0
+
+    def __add__(self, other: AnswerSums) -> AnswerSums:
+        mine, theirs = asdict(self), asdict(other)
+        return AnswerSums(**{name: mine[name] + theirs[name] for name in mine})
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Everything but `asked` as a mean."""
+        return {"asked": self.asked, **{k: v / self.asked for k, v in asdict(self).items() if k != "asked"}}
+
+
+def score(answer: Answer) -> AnswerSums:
+    """One answer's contribution. Exact: equal but for white space at the ends."""
+    return AnswerSums(
+        asked=1,
+        exact=int(answer.answer.strip() == answer.reference.strip()),
+        f1=character_f1(answer.answer, answer.reference),
+        ended=int(answer.ended),
+        tokens=answer.tokens,
+        characters=len(answer.answer),
+        reference_characters=len(answer.reference),
+    )
+
+
+def character_f1(answer: str, reference: str) -> float:
+    """2·|A ∩ R| / (|A| + |R|) over the multisets of characters that are not white space; two empty texts give 1.
+
+    Order does not count: it measures whether the right characters are there, as often as they should be.
+    """
+    said, wanted = (Counter("".join(text.split())) for text in (answer, reference))
+    total = said.total() + wanted.total()
+    return 2 * (said & wanted).total() / total if total else 1.0
+
+
+def prepared_questions(prepared: Prepared, label: str, split: str, count: int, tokenizer: Tokenizer) -> list[Question]:
+    """`count` chats spread evenly over a split, as the very tokens that training reads or would read."""
+    store = prepared.store(label, split)
+    picked = np.linspace(0, store.documents, min(count, store.documents), endpoint=False).astype(int)
+    questions = []
+    for document in picked.tolist():
+        start, stop = store.document_offsets[document : document + 2].tolist()
+        tokens, learned = store.tokens(start, stop).tolist(), store.mask(start, stop)
+        earlier = np.flatnonzero(~learned)
+        first = int(earlier[-1]) + 1 if len(earlier) else 0  # of the last answer
+        questions.append(Question(tokens[:first], tokenizer.decode(tokens[first:])))
+    return questions
+
+
+def corpus_questions(choice: CorpusChoice, count: int, tokenizer: Tokenizer) -> list[Question]:
+    """`count` chats of a corpus, always the same ones: those of the smallest hash.
+
+    Raises:
+        InputError: the corpus holds texts, not chats, or nothing.
+    """
+    picked = heapq.nsmallest(count, read_documents(choice), key=lambda d: xxhash.xxh3_64_intdigest(text_of(d)))
+    questions = []
+    for messages in picked:
+        if isinstance(messages, str):
+            raise InputError(f"corpus {choice.stored_as}: holds texts; only chats have questions and answers")
+        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        prompt = render_chat(tokenizer, messages[:last], add_generation_prompt=True).tokens
+        questions.append(Question(prompt, messages[last]["content"]))
+    if not questions:
+        raise InputError(f"corpus {choice.stored_as}: no chat in it")
+    return questions
+
+
+def ask(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], max_tokens: int,
+        rows: int) -> Iterator[Answer]:  # fmt: skip
+    """Greedy answers, `rows` questions at a time, short prompts first. What leaves no room to answer is passed over."""
+    stop = {tokenizer.eos_id, *tokenizer.special_ids}
+    fitting = sorted((q for q in questions if len(q.prompt) < engine.context), key=lambda q: len(q.prompt))
+    for start in range(0, len(fitting), rows):
+        batch = fitting[start : start + rows]
+        found = engine.generate([q.prompt for q in batch], Sampling(temperature=0.0), max_tokens, stop)
+        for question, tokens in zip(batch, found, strict=True):
+            yield Answer(
+                question=tokenizer.decode(question.prompt),
+                answer=tokenizer.decode(tokens),
+                reference=question.reference,
+                tokens=len(tokens),
+                ended=tokens[-1] == tokenizer.eos_id,
+            )

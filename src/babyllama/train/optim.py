@@ -1,0 +1,153 @@
+"""Optimisers and schedules as frozen values, and the float32 masters of a half-precision model.
+
+Not here: when to step (trainer.py), what is minimised (objectives.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from babyllama.recipe import Recipe
+
+
+class Cosine(Recipe):
+    """Linear warm-up, then half a cosine down to `final` × lr."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of all steps")
+    final: float = Field(0.1, ge=0, le=1)
+
+    def __call__(self, step: int, steps: int) -> float:
+        """The multiplier of the learning rate at `step` (0 is the first) of `steps`."""
+        rising, progress = _warm(step, steps, self.warmup)
+        return rising * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Wsd(Recipe):
+    """Warm-up, stable, decay (arXiv 2404.06395): constant, then linear to `final` × lr over the last `decay` share."""
+
+    kind: Literal["wsd"] = "wsd"
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of all steps")
+    decay: float = Field(0.5, gt=0, le=1, description="share of all steps")
+    final: float = Field(0.0, ge=0, le=1)
+
+    def __call__(self, step: int, steps: int) -> float:
+        rising, _ = _warm(step, steps, self.warmup)
+        falling = min(1.0, (steps - step) / (self.decay * steps))
+        return rising * (self.final + (1 - self.final) * falling)
+
+
+def _warm(step: int, steps: int, share: float) -> tuple[float, float]:
+    warmup = round(share * steps)
+    rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return rising, max(0.0, (step - warmup) / max(1, steps - warmup))
+
+
+Schedule = Annotated[Cosine | Wsd, Field(discriminator="kind")]
+
+
+class AdamW(Recipe):
+    """AdamW (arXiv 1711.05101); weight decay on matrices only, not on norms."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+
+    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
+        named = list(named)
+        groups = [
+            {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return [_adamw([g for g in groups if g["params"]], self.lr, self.betas, self.eps)]
+
+
+class Muon(Recipe):
+    """Muon for the matrices inside the blocks, AdamW for embedding, head and norms.
+
+    Muon (K. Jordan 2024) steps along the orthogonalised momentum: all directions of a matrix learn at one speed.
+    """
+
+    kind: Literal["muon"] = "muon"
+    lr: float = Field(0.02, gt=0)
+    momentum: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_lr: float = Field(3e-3, gt=0)
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    adam_eps: float = Field(1e-8, gt=0)
+
+    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
+        matrices, others = [], []
+        for name, parameter in named:
+            inside = parameter.ndim == 2 and not name.startswith(("embed_tokens", "lm_head"))
+            (matrices if inside else others).append(parameter)
+        muon = torch.optim.Muon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
+
+
+def _adamw(groups: list[dict], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind")]
+
+
+class Masters:
+    """The float32 parameters that the optimisers own, while the model computes in `dtype`.
+
+    In float32 they are the model's own. Otherwise each micro-batch's half-precision gradients are added to the
+    masters' float32 ones (so accumulation loses nothing) and each step copies the masters back. float16 scales the
+    loss, finds overflows and adapts the scale.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self.half = dtype != torch.float32
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        self.named = [(n, nn.Parameter(p.detach().float().clone()) if self.half else p) for n, p in named]
+        if self.half:
+            model.to(dtype)  # in place: parameters stay the same objects, tied ones stay tied
+        self.used = [p for _, p in named]
+        self.owned = [p for _, p in self.named]
+        self.scale = 2.0**15 if dtype == torch.float16 else 1.0
+        self.scaled, self.calm = dtype == torch.float16, 0
+
+    def collect(self) -> None:
+        """After a micro-batch's backward: move its gradients into the masters."""
+        if not self.half:
+            return
+        with torch.no_grad():
+            for master, parameter in zip(self.owned, self.used, strict=True):
+                if parameter.grad is not None:
+                    grad = parameter.grad.float() / self.scale
+                    master.grad = grad if master.grad is None else master.grad.add_(grad)
+                    parameter.grad = None
+
+    def publish(self) -> None:
+        """After the optimisers' step: the model computes with the new values."""
+        if self.half:
+            with torch.no_grad():
+                torch._foreach_copy_(self.used, self.owned)
+
+    def zero_grad(self) -> None:
+        for parameter in self.owned:
+            parameter.grad = None
+
+    def overflowed(self, norm: Tensor) -> bool:
+        """float16 only: True when this step must be skipped; the scale halves, and doubles after 1,000 calm steps."""
+        if not self.scaled:
+            return False
+        if not torch.isfinite(norm):
+            self.scale, self.calm = self.scale / 2, 0
+            return True
+        self.calm += 1
+        if self.calm == 1000:
+            self.scale, self.calm = self.scale * 2, 0
+        return False

@@ -1,0 +1,93 @@
+"""Validation: the summed loss of a model on batches, as sums and counts that the caller divides once.
+
+Used by the trainer while it trains and by the verb `evaluate` afterwards, so that both mean the same number.
+Not here: which batches (data/batches.py), text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from babyllama.data.batches import IGNORE, Batch
+from babyllama.model.transformer import Transformer
+
+CHUNK_ROWS = 4096  # rows of logits held at a time: 1 GiB of float32 with ChatGLM2's 64,793 tokens
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over the targets that count (≠ IGNORE); the ratios need `tokens` > 0.
+
+    `bytes` is the length in UTF-8 of the text that the targets stand for, 0 where it is not known.
+    """
+
+    nll_nats: float = 0.0
+    tokens: int = 0
+    correct: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: LossSums) -> LossSums:
+        unknown = any(part.tokens and not part.bytes for part in (self, other))
+        size = 0 if unknown else self.bytes + other.bytes
+        return LossSums(
+            self.nll_nats + other.nll_nats, self.tokens + other.tokens, self.correct + other.correct, size
+        )
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nll_nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), at most e⁷⁰⁰."""
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of targets that are the model's likeliest token."""
+        return self.correct / self.tokens
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The measure that compares models of different tokenizers; None where the bytes are not known."""
+        return self.nll_nats / math.log(2) / self.bytes if self.bytes else None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Every ratio and the counts behind them, for a log or a report."""
+        return {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte,
+                "accuracy": self.accuracy, "tokens": self.tokens, "bytes": self.bytes}  # fmt: skip
+
+
+@torch.inference_mode()
+def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> LossSums:
+    """The loss of every target in `batches`, which are moved to the model's device.
+
+    Only rows with a target are multiplied by the head, CHUNK_ROWS at a time; the log-softmax is float32, the sum
+    float64. The model is put in eval mode and back.
+    """
+    device, was_training = model.embed_tokens.weight.device, model.training
+    nll = torch.zeros((), dtype=torch.float64, device=device)
+    correct, tokens = torch.zeros((), dtype=torch.int64, device=device), 0
+    model.eval()
+    try:
+        for batch in batches:
+            batch = batch.to(device)
+            hidden = model.hidden(batch.tokens, batch.positions, batch.segments)  # (B, T, C)
+            kept = batch.targets != IGNORE
+            targets = batch.targets[kept]  # (N,)
+            tokens += len(targets)
+            for rows, labels in zip(hidden[kept].split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True):
+                logits = model.lm_head(rows).float()
+                nll += cross_entropy(logits, labels, reduction="none").double().sum()
+                correct += (logits.argmax(-1) == labels).sum()
+    finally:
+        model.train(was_training)
+    return LossSums(nll.item(), tokens, int(correct.item()))

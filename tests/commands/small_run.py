@@ -1,0 +1,69 @@
+"""Tiny models and tokenizers for the tests of verbs, made here."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from babyllama.model.checkpoint import save_model
+from babyllama.model.config import ModelConfig
+from babyllama.model.transformer import Transformer, initialise
+from babyllama.tokenizer.chat import render_chat
+from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.tokenizer.train import train_bpe
+
+CHATS = [
+    ("你好！", "你好，很高兴见到你。"),
+    ("你是谁？", "我是小羊驼，一个小小的语言模型。😀"),
+    ("一加一等于几？", "一加一等于二。"),
+    ("再见。", "再见，欢迎再来！"),
+]
+CONTEXT = 96
+
+
+def messages_of(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@cache
+def small_tokenizer() -> Tokenizer:
+    return train_bpe([text for chat in CHATS for text in chat if text[-1] != "😀"] * 3, 330)
+
+
+@cache
+def taught_model() -> Transformer:
+    """A model that knows the four CHATS by heart, each alone and after the one before it."""
+    tokenizer = small_tokenizer()
+    model = Transformer(ModelConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT))  # fmt: skip
+    initialise(model, 0)
+    chats = [messages_of(*chat) for chat in CHATS]
+    chats += [[*first, *second] for first in chats for second in chats]
+    rendered = [render_chat(tokenizer, chat) for chat in chats]
+    longest = max(len(r.tokens) for r in rendered)
+    tokens = torch.tensor([r.tokens + [0] * (longest - len(r.tokens)) for r in rendered])
+    targets = torch.tensor([
+        [t if m else -100 for t, m in zip(r.tokens, r.mask, strict=True)] + [-100] * (longest - len(r.tokens))
+        for r in rendered])  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(120):
+        loss = cross_entropy(model(tokens[:, :-1]).flatten(0, 1), targets[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss.item() < 5e-3:
+            break
+    return model.eval().requires_grad_(False)
+
+
+def save_taught(folder: Path) -> Path:
+    """The taught model as a Hugging Face folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = small_tokenizer()
+    save_model(taught_model(), folder, tokenizer.bos_id, tokenizer.eos_id)
+    tokenizer.save(folder)
+    return folder

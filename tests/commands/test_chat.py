@@ -1,0 +1,180 @@
+"""The verb chat: streaming, turns, commands, room in the context, Ctrl-C, and a real pipe."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from babyllama.commands import chat
+from babyllama.commands.chat import ChatRecipe
+from babyllama.errors import InputError
+from babyllama.infer.engine import Engine
+from babyllama.infer.sampling import Sampling
+from babyllama.recipe import load_recipe
+from babyllama.serve import terminal
+from babyllama.serve.terminal import Conversation, run_command, stream_text
+from babyllama.tokenizer.chat import render_chat
+
+from .small_run import CHATS, CONTEXT, save_taught, small_tokenizer, taught_model
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def conversation(sampling: Sampling = GREEDY, **more) -> Conversation:
+    tokenizer = small_tokenizer()
+    return Conversation(Engine(taught_model(), tokenizer.vocab_size), tokenizer, sampling, **more)
+
+
+def test_answers_arrive_as_whole_characters():
+    """An emoji is four tokens here; no piece holds half of it."""
+    pieces = list(conversation().ask(CHATS[1][0]))
+    assert "".join(pieces) == CHATS[1][1] and len(pieces) > 5
+    assert len(small_tokenizer().encode("😀")) > 1
+    assert not any("\ufffd" in piece for piece in pieces) and pieces[-1] == "😀"
+
+
+def test_the_prompt_is_the_one_of_training():
+    """Fault 18: what is asked is a prefix of what was learned, token for token, in every turn."""
+    talk = conversation()
+    messages = []
+    for question, answer in CHATS[:2]:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        learned = render_chat(talk.tokenizer, messages)
+        prompt = talk.prompt(question)
+        assert learned.tokens[: len(prompt)] == prompt and not any(learned.mask[len(prompt) - 1 : len(prompt)])
+        assert learned.mask[len(prompt)]
+        assert "".join(talk.ask(question)) == answer
+    assert talk.messages == messages
+
+
+def test_the_oldest_turns_go_when_the_context_is_full():
+    talk = conversation()
+    for i in range(12):
+        before = len(talk.turns)
+        dropped = talk.make_room(CHATS[i % 4][0])
+        assert len(talk.prompt(CHATS[i % 4][0])) + CONTEXT // 4 <= CONTEXT
+        assert before - dropped == len(talk.turns)
+        assert list(talk.ask(CHATS[i % 4][0]))
+    assert len(talk.turns) < 12
+    with pytest.raises(InputError, match=f"context is {CONTEXT}: shorten the prompt"):
+        list(talk.ask("长" * 200))
+    assert talk.turns[-1][0] != "长" * 200
+
+
+def test_a_chat_can_be_repeated_by_its_seed():
+    def answers(seed: int) -> list[str]:
+        talk = conversation(Sampling(temperature=3.0, seed=seed), max_tokens=8)
+        return ["".join(talk.ask(question)) for question, _ in CHATS[:2]]
+
+    assert answers(3) == answers(3) != answers(4)
+    talk = conversation(Sampling(temperature=3.0), max_tokens=8)
+    run_command(talk, "/seed 3")
+    assert ["".join(talk.ask(question)) for question, _ in CHATS[:2]] == answers(3)
+
+
+def test_commands(tmp_path):
+    talk = conversation()
+    list(talk.ask(CHATS[0][0]))
+    file = tmp_path / "a chat.jsonl"
+    assert "1 turns" in run_command(talk, f"/save {file}")
+    assert json.loads(file.read_text("utf-8")) == {"messages": talk.messages}
+    assert "/reset" in run_command(talk, "/help")
+    run_command(talk, "/system  你是一个医生。 ")
+    assert talk.messages[0] == {"role": "system", "content": "你是一个医生。"}
+    assert talk.prompt("问")[0] == talk.tokenizer.role_ids["system"]
+    run_command(talk, "/reset")
+    run_command(talk, "/system")
+    assert talk.messages == []
+    for line, fault in [("/seed x", "whole number"), ("/seed", "whole number"), ("/save", "file name"), ("/halp", "/help"),
+                        (f"/save {file}", "exists"), (f"/save {tmp_path}/b", "nothing has been said")]:  # fmt: skip
+        with pytest.raises(InputError, match=fault):
+            run_command(talk, line)
+
+
+def test_control_characters_never_reach_the_terminal():
+    class Escaping:
+        """An engine that says ESC [ 2 J, a bell, and a text."""
+
+        def stream(self, *_):
+            return iter(small_tokenizer().encode("\x1b[2J\x07好\n\t吧\x7f\x9b"))
+
+    text = "".join(stream_text(Escaping(), small_tokenizer(), [1], GREEDY, None, ()))  # type: ignore[arg-type]
+    assert text == "[2J好\n\t吧"
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Feed lines (or exceptions) as if typed on a terminal."""
+
+    def feed(*lines):
+        class Keyboard(io.StringIO):
+            def isatty(self):
+                return True
+
+        waiting = iter(lines)
+
+        def read(prompt):
+            line = next(waiting, EOFError)
+            if isinstance(line, str):
+                return line
+            raise line
+
+        monkeypatch.setattr(sys, "stdin", Keyboard())
+        monkeypatch.setattr("builtins.input", read)
+
+    return feed
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(typed, capsys, monkeypatch):
+    talk = conversation()
+    stream = talk.engine.stream
+    interrupted = iter([True, False])
+
+    def breaking(*args):
+        broken = next(interrupted)
+        for i, token in enumerate(stream(*args)):
+            if broken and i == 3:
+                raise KeyboardInterrupt
+            yield token
+
+    monkeypatch.setattr(talk.engine, "stream", breaking)
+    typed(KeyboardInterrupt, CHATS[0][0], CHATS[1][0])
+    terminal.talk(talk)
+    shown = capsys.readouterr().out
+    assert "(Ctrl-D leaves)" in shown and "(stopped)" in shown and CHATS[1][1] in shown
+    assert CHATS[0][1].startswith(talk.turns[0][1]) and talk.turns[0][1] != CHATS[0][1]
+    assert len(talk.turns) == 2
+
+
+def test_piped_questions_through_a_real_process(tmp_path):
+    folder = save_taught(tmp_path / "model")
+    lines = [CHATS[0][0], "", "/nonsense", CHATS[2][0], "/reset", CHATS[1][0], "长" * 300, "/quit", "never read"]
+    program = ("from babyllama.commands.chat import *; from babyllama.recipe import load_recipe; import sys; "
+               "main(load_recipe(ChatRecipe, None, sys.argv[1:]))")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program, f"model={folder}", "temperature=0", "repetition_penalty=1", "device=cpu"],
+        input="\n".join(lines).encode(), capture_output=True, timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    # The question of 300 characters fits no context: its fault is on stderr and the program goes on.
+    assert done.stdout.decode().splitlines() == [CHATS[0][1], CHATS[2][1], CHATS[1][1]]
+    notes = done.stderr.decode()
+    assert "/nonsense: no such command" in notes and "shorten the prompt" in notes and "Traceback" not in notes
+
+
+def test_main_in_process(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    save_taught(run / "model")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(CHATS[3][0] + "\n"))
+    overrides = [f"model={run}", "sampling.temperature=0", "repetition_penalty=1.0", "device=cpu", "precision=fp32"]
+    recipe = load_recipe(ChatRecipe, None, overrides)
+    assert recipe.sampling.top_p == 0.9  # the verb's own defaults stay
+    chat.main(recipe)
+    assert capsys.readouterr().out == CHATS[3][1] + "\n"
+    with pytest.raises(InputError, match="neither a run nor a Hugging Face"):
+        chat.main(load_recipe(ChatRecipe, None, [f"model={tmp_path}/nothing"]))

@@ -1,0 +1,59 @@
+"""The verb generate: continuations, samples by seed, one question in the chat template."""
+
+from __future__ import annotations
+
+import pytest
+
+from babyllama.commands.generate import GenerateRecipe, main
+from babyllama.errors import InputError
+from babyllama.infer.engine import Engine
+from babyllama.infer.sampling import Sampling
+from babyllama.recipe import load_recipe
+
+from .small_run import CHATS, save_taught, small_tokenizer, taught_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_taught(tmp_path_factory.mktemp("generate") / "model")
+
+
+def generate(capsys, folder, *overrides: str) -> str:
+    main(load_recipe(GenerateRecipe, None, [f"model={folder}", "device=cpu", *overrides]))
+    return capsys.readouterr().out
+
+
+def test_continuation(capsys, folder):
+    prompt = "小小的"
+    shown = generate(capsys, folder, f"prompt={prompt}", "temperature=0", "max_tokens=12", "repetition_penalty=1")
+    tokenizer = small_tokenizer()
+    engine = Engine(taught_model(), tokenizer.vocab_size)
+    tokens = engine.generate([tokenizer.encode(prompt)], Sampling(temperature=0.0), 12, [tokenizer.eos_id])[0]
+    assert shown == prompt + tokenizer.decode(tokens) + "\n"
+
+
+def test_samples_differ_and_repeat(capsys, folder):
+    options = ("prompt=你", "samples=3", "temperature=2", "max_tokens=10")
+    shown = generate(capsys, folder, *options, "seed=5")
+    assert shown == generate(capsys, folder, *options, "sampling.seed=5")
+    parts = shown.split("── seed ")[1:]
+    assert [part[0] for part in parts] == ["5", "6", "7"] and len({part[1:] for part in parts}) == 3
+    last = generate(capsys, folder, "prompt=你", "temperature=2", "max_tokens=10", "seed=7")
+    assert parts[2][1:].strip() == last.strip()
+
+
+def test_one_question_in_the_chat_template(capsys, folder):
+    for question, answer in CHATS:
+        options = (f"prompt={question}", "chat=true", "temperature=0", "repetition_penalty=1")
+        assert generate(capsys, folder, *options) == answer + "\n"
+
+
+@pytest.mark.parametrize(("override", "fault"), [("prompt=", "prompt"), ("samples=0", "samples"), ("seed=-1", "seed")])
+def test_bad_values(folder, override, fault):
+    with pytest.raises(InputError, match=fault):
+        load_recipe(GenerateRecipe, None, [f"model={folder}", "prompt=x", override])
+
+
+def test_a_prompt_longer_than_the_context(capsys, folder):
+    with pytest.raises(InputError, match="shorten the prompt"):
+        generate(capsys, folder, f"prompt={'长' * 300}")

@@ -1,0 +1,78 @@
+"""What the tests share: one thread, the shapes that every law is tried on, a twin from transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from babyllama.model.config import ModelConfig
+from babyllama.model.transformer import Transformer, initialise
+
+torch.set_num_threads(1)
+
+VARIANTS = {
+    f"{name}-{'tied' if tied else 'untied'}": (kv_heads, tied)
+    for name, kv_heads in {"mha": 4, "gqa": 2, "mqa": 1}.items()
+    for tied in (True, False)
+}
+
+
+def tiny_config(kv_heads: int = 2, tied: bool = True) -> ModelConfig:
+    """A LLaMA of some thousand parameters; no two of its sizes are equal, so that a mixed-up axis cannot hide."""
+    return ModelConfig(
+        vocab_size=67, hidden_size=32, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=kv_heads, max_position_embeddings=64, tie_word_embeddings=tied)  # fmt: skip
+
+
+def sharp_model(config: ModelConfig, seed: int = 1) -> Transformer:
+    """Weights far from the start (norms too), so that attention is not nearly uniform and a fault shows."""
+    model = Transformer(config)
+    initialise(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter *= 6
+            else:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def transformers_twin(model: Transformer) -> LlamaForCausalLM:
+    """transformers' LLaMA with the same weights, copied by name: the independent oracle."""
+    config = model.config
+    twin = LlamaForCausalLM(LlamaConfig(
+        **config.model_dump(exclude={"rope"}), rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
+        attn_implementation="eager"))  # fmt: skip
+    names = {n: n if n.startswith("lm_head") else f"model.{n}" for n, _ in model.named_parameters(remove_duplicate=False)}
+    twin.load_state_dict({names[n]: p for n, p in model.named_parameters(remove_duplicate=False)}, strict=True)
+    return twin.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def config() -> ModelConfig:
+    return tiny_config()
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+def variants(request: pytest.FixtureRequest) -> ModelConfig:
+    """Every variant of heads and tying in turn: MHA, GQA, MQA × tied, untied."""
+    return tiny_config(*request.param)
+
+
+@pytest.fixture
+def model(variants: ModelConfig) -> Transformer:
+    """A sharp model of every variant in turn."""
+    return sharp_model(variants)
+
+
+@pytest.fixture
+def twin(model: Transformer) -> LlamaForCausalLM:
+    return transformers_twin(model)
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """(2, 22) random ids below 67."""
+    return torch.randint(67, (2, 22), generator=torch.Generator().manual_seed(3))

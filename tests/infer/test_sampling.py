@@ -1,0 +1,158 @@
+"""Sampling against transformers' logits processors, and the distribution of many draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from babyllama.errors import InputError
+from babyllama.infer.sampling import NOT_FINITE, Sampling, SamplingRecipe, uniforms
+from babyllama.recipe import load_recipe
+
+V = 97
+
+
+def random_logits(rows: int = 16, size: int = V, spread: float = 3.0) -> torch.Tensor:
+    return torch.randn(rows, size, generator=torch.Generator().manual_seed(1)) * spread
+
+
+def chances(sampling: Sampling, logits: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+    return sampling.scores(logits, seen).softmax(-1)
+
+
+CASES = [
+    ({"temperature": 0.3}, [TemperatureLogitsWarper(0.3)]),
+    ({"temperature": 2.5}, [TemperatureLogitsWarper(2.5)]),
+    ({"top_k": 1}, [TopKLogitsWarper(1)]),
+    ({"top_k": 7}, [TopKLogitsWarper(7)]),
+    ({"top_k": 500}, [TopKLogitsWarper(V)]),
+    ({"top_p": 0.5}, [TopPLogitsWarper(0.5)]),
+    ({"top_p": 0.95}, [TopPLogitsWarper(0.95)]),
+    ({"top_p": 0.01}, [TopPLogitsWarper(0.01)]),
+    ({"min_p": 0.1}, [MinPLogitsWarper(0.1)]),
+    ({"min_p": 1.0}, [MinPLogitsWarper(1.0)]),
+    (
+        {"temperature": 1.7, "top_k": 20, "top_p": 0.8, "min_p": 0.03},
+        [TemperatureLogitsWarper(1.7), TopKLogitsWarper(20), TopPLogitsWarper(0.8), MinPLogitsWarper(0.03)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "processors"), CASES, ids=lambda case: str(case) if isinstance(case, dict) else "")
+def test_same_distribution_as_transformers(fields, processors):
+    logits = random_logits()
+    expected = LogitsProcessorList(processors)(torch.zeros(16, 1, dtype=torch.long), logits).softmax(-1)
+    actual = chances(Sampling(**fields), logits)
+    assert torch.equal(actual > 0, expected > 0)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_repetition_penalty_as_transformers(penalty, temperature):
+    logits = random_logits()
+    history = torch.randint(V, (16, 30), generator=torch.Generator().manual_seed(2))
+    seen = torch.zeros(16, V, dtype=torch.bool).scatter(1, history, True)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(history, logits)
+    sampling = Sampling(repetition_penalty=penalty, temperature=temperature)
+    if temperature == 0:
+        assert torch.equal(sampling(logits, torch.zeros(16), seen), expected.argmax(-1))
+    else:
+        expected = TemperatureLogitsWarper(temperature)(history, expected)
+        torch.testing.assert_close(chances(sampling, logits, seen), expected.softmax(-1))
+
+
+def test_equal_logits_stay_together():
+    """bf16 logits are often equal: a sort must not decide which of them may be drawn."""
+    logits = torch.tensor([[3.0, 1.0, 2.0, 2.0, 2.0, 0.0]])
+    for sampling in (Sampling(top_k=2), Sampling(top_p=0.6), Sampling(top_k=2, top_p=0.9)):
+        assert (chances(sampling, logits) > 0).tolist() == [[True, False, True, True, True, False]]
+
+
+@pytest.mark.parametrize("fields", [{}, {"temperature": 0.5}, {"top_p": 0.7}, {"top_k": 3}, {"min_p": 0.2}], ids=str)
+def test_frequencies_of_many_draws(fields):
+    """Fault 6, a sampler that is always argmax: every allowed token comes as often as its probability says."""
+    n, sampling = 200_000, Sampling(**fields)
+    logits = random_logits(1, 8, spread=1.0)
+    expected = chances(sampling, logits)[0].double()
+    tokens = sampling(logits.expand(n, -1), uniforms(7, n))
+    found = torch.bincount(tokens, minlength=8).double()
+    assert torch.equal(found > 0, expected > 0)
+    error = (found / n - expected).abs() / (expected * (1 - expected) / n).sqrt().clamp(min=1e-12)
+    assert error.max() < 5  # standard deviations
+
+
+def test_the_edges_of_the_uniform_number():
+    """Tokens without probability at either end are never drawn, not even by 0 or by the largest number."""
+    logits = torch.tensor([[0.0, 5.0, 5.0, 0.0]]).repeat(2, 1)
+    tokens = Sampling(top_k=2)(logits, torch.tensor([0.0, 1 - 2**-32], dtype=torch.float64))
+    assert tokens.tolist() == [1, 2]
+    wide = torch.zeros(1, 70_000)
+    assert Sampling()(wide, torch.tensor([1 - 2**-32], dtype=torch.float64)).tolist() == [69_999]
+
+
+def test_greedy_and_extreme_temperatures():
+    logits = random_logits()
+    draws = uniforms(0, 16)
+    assert torch.equal(Sampling(temperature=0.0)(logits, draws), logits.argmax(-1))
+    assert torch.equal(Sampling(temperature=1e-30)(logits * 1e3, draws), logits.argmax(-1))
+    assert torch.equal(Sampling(temperature=0.0, top_k=5)(logits.bfloat16(), draws), logits.bfloat16().argmax(-1))
+
+
+def test_a_row_does_not_depend_on_the_others():
+    logits, draws, sampling = random_logits(), uniforms(3, 16), Sampling(top_p=0.9, top_k=30)
+    alone = torch.cat([sampling(logits[i : i + 1], draws[i : i + 1]) for i in range(16)])
+    assert torch.equal(sampling(logits, draws), alone)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_broken_logits_are_marked(broken):
+    logits = random_logits(3)
+    logits[1, 5] = broken
+    for sampling in (Sampling(), Sampling(temperature=0.0), Sampling(top_k=3, top_p=0.5)):
+        tokens = sampling(logits, uniforms(0, 3)).tolist()
+        assert tokens[1] == NOT_FINITE and NOT_FINITE not in (tokens[0], tokens[2])
+
+
+def test_large_half_precision_logits_are_not_broken():
+    assert Sampling(temperature=0.0)(torch.full((1, 5000), 60.0).half(), uniforms(0, 1)).tolist() != [NOT_FINITE]
+
+
+def test_uniforms():
+    short, long = uniforms(5, 10), uniforms(5, 10_000)
+    assert torch.equal(short, long[:10]) and not torch.equal(short, uniforms(6, 10))
+    assert long.min() >= 0 and long.max() < 1
+    assert abs(long.mean().item() - 0.5) < 0.02 and abs(long.var().item() - 1 / 12) < 0.005
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["temperature=-0.1", "temperature=.nan", "top_k=-1", "top_p=0", "top_p=1.1", "min_p=-0.1", "min_p=2",
+     "repetition_penalty=0", "seed=-1", "top_k=2.5", "temperature=warm"],
+)  # fmt: skip
+def test_ranges(override):
+    with pytest.raises(InputError, match=override.split("=")[0] if "nan" not in override else "recipe"):
+        load_recipe(Sampling, None, [override])
+
+
+class Answering(SamplingRecipe):
+    """A verb's recipe as `chat` has it."""
+
+    sampling: Sampling = Sampling(temperature=0.7, top_p=0.9)
+    count: int = 1
+
+
+def test_the_sampling_keys_need_no_prefix():
+    recipe = load_recipe(Answering, None, ["temperature=0.5", "sampling.top_k=4", "count=2", "seed=9"])
+    assert recipe == Answering(sampling=Sampling(temperature=0.5, top_p=0.9, top_k=4, seed=9), count=2)
+    assert load_recipe(Answering).sampling.temperature == 0.7
+    with pytest.raises(InputError, match=r"sampling\.top_p: .*got 3"):
+        load_recipe(Answering, None, ["top_p=3"])

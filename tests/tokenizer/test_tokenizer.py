@@ -1,0 +1,262 @@
+"""One vocabulary, three readers (sentencepiece, tokenizer.json, transformers): the same ids; files; streams."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+from small import SMALL_TEXT, sentencepiece_model
+from transformers import AutoTokenizer
+
+from babyllama.errors import InputError
+from babyllama.tokenizer.chat import SPECIAL_TOKENS
+from babyllama.tokenizer.chatglm2 import convert_sentencepiece
+from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.tokenizer.train import train_bpe
+
+ADVERSARIAL = [
+    *("", " ", "  ", "   a", "a   ", " a b ", "\n", "\n\n", "\t\t", "\r\n", "a\nb", "　　段落", "\u00a0x\u00a0"),
+    *("\x00", "a\x00b", "\x01\x7f\x80", "\u202e\u200b\u2028\u2029\x85", "\ufeffBOM", "\ufffd\ufffe\uffff"),
+    *("😀", "👨\u200d👩\u200d👧", "🇨🇳🇺🇸", "\ue000\uf8ff", "\U000f0000\U0010ffff", "𠀀𪚥㐀", "龘靐齉", "한국어カタカナ"),
+    *("e\u0301é", "ａｂｃ１２３", "①②ﬁ", "1234567890 3.14 2024年", "今天天气很好，我们去公园。", "mixed中文and英文"),
+    *(
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<0x0A>",
+        "<|user|>",
+        "x</s>y<|assistant|> z",
+        "▁",
+        "▁▁a ▁",
+        "http://例子.测试/?q=1&r=二",
+    ),
+    *("a" * 300, " " * 100, "-" * 77, "\n" * 33, "的" * 50),
+    *(char * n for char in "=-_*#. \nae0天哈" for n in range(2, 40, 3)),
+]
+TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text(
+    st.sampled_from("  \n今天模型aeTh.，1😀"), max_size=30
+)
+
+
+def chatglm2() -> Path:
+    path = os.environ.get("BABYLLAMA_CHATGLM2")
+    if not path:
+        pytest.skip("set BABYLLAMA_CHATGLM2 to the path of ChatGLM2's tokenizer.model")
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def small_sentencepiece(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tokenizer.model"
+    path.write_bytes(sentencepiece_model())
+    return path
+
+
+@pytest.fixture(scope="module", params=["own", "sentencepiece", "chatglm2"])
+def saved(request, tmp_path_factory, small_sentencepiece: Path) -> Path:
+    """A folder written by `save`, one for each kind of vocabulary."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "own":
+        train_bpe(SMALL_TEXT, 460).save(folder)
+    else:
+        Tokenizer.load(chatglm2() if request.param == "chatglm2" else small_sentencepiece).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(saved: Path) -> Tokenizer:
+    return Tokenizer.load(saved)
+
+
+@pytest.fixture(scope="module")
+def theirs(saved: Path):
+    return AutoTokenizer.from_pretrained(saved)
+
+
+def json_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.backend.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("text", ADVERSARIAL, ids=ascii)
+def test_adversarial_texts_have_one_encoding(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.encode(text) == json_ids(tokenizer, text) == tokenizer.encode_batch(["x", text])[1]
+    assert not tokenizer.special_ids & set(tokenizer.encode(text))
+    if "▁" not in text:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(text=TEXT)
+def test_any_text_has_one_encoding(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.encode(text) == json_ids(tokenizer, text)
+    if "▁" not in text:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(texts=st.lists(TEXT, max_size=4))
+def test_batch_equals_single(tokenizer: Tokenizer, texts: list[str]) -> None:
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+def test_sentencepiece_itself_gives_these_ids(small_sentencepiece: Path) -> None:
+    source = sentencepiece.SentencePieceProcessor(model_file=str(small_sentencepiece))
+    backend = Tokenizer.load(small_sentencepiece).backend
+    for text in [*ADVERSARIAL, *SMALL_TEXT]:
+        assert backend.encode(text).ids == source.encode(text), text
+
+
+@given(text=TEXT)
+def test_transformers_gives_these_ids(theirs, tokenizer: Tokenizer, text: str) -> None:
+    if not any(token in text for token in (*SPECIAL_TOKENS, "<unk>")):
+        assert theirs(text)["input_ids"] == tokenizer.encode(text)
+        assert theirs.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+
+
+def test_transformers_knows_the_special_tokens(theirs, tokenizer: Tokenizer) -> None:
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (
+        tokenizer.bos_id, tokenizer.eos_id, tokenizer.eos_id)  # fmt: skip
+    assert len(theirs) == tokenizer.vocab_size
+    for role, token in tokenizer.role_ids.items():
+        assert theirs.convert_tokens_to_ids(f"<|{role}|>") == token
+
+
+@given(data=st.data())
+def test_stream_equals_decode_for_any_ids(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    low = st.integers(0, min(tokenizer.vocab_size, 270))  # special tokens and bytes
+    ids = data.draw(st.lists(low | st.integers(0, tokenizer.vocab_size + 3), max_size=30))
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
+
+
+@given(text=TEXT)
+def test_stream_gives_whole_characters(tokenizer: Tokenizer, text: str) -> None:
+    stream = tokenizer.stream()
+    pushed = [stream.push(token) for token in tokenizer.encode(text.replace("\ufffd", ""))]
+    assert "\ufffd" not in "".join(pushed)
+
+
+def test_stream_does_not_wait_longer_than_a_character(tokenizer: Tokenizer) -> None:
+    stream = tokenizer.stream()
+    ids = tokenizer.encode("今天天气很好")
+    assert "".join(map(stream.push, ids)) == "今天天气很好"
+
+
+def test_special_tokens_can_be_shown(tokenizer: Tokenizer) -> None:
+    ids = [tokenizer.bos_id, *tokenizer.encode("好"), tokenizer.eos_id]
+    assert tokenizer.decode(ids) in ("好", " 好")
+    assert tokenizer.decode(ids, skip_special=False).replace(" ", "") == "<s>好</s>"
+
+
+def test_save_load_save_is_byte_identical(saved: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in saved.iterdir()}
+
+
+def test_hash_is_of_the_vocabulary_alone(saved: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    assert tokenizer.with_template("bos").hash == tokenizer.hash
+    shutil.copy(saved / "tokenizer.json", tmp_path)
+    assert Tokenizer.load(tmp_path).hash == tokenizer.hash
+    assert train_bpe(SMALL_TEXT, 400).hash != tokenizer.hash
+
+
+def test_template_survives_save_and_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.with_template("bos").save(tmp_path / "ours")
+    assert Tokenizer.load(tmp_path / "ours").chat_template == "bos"
+    AutoTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    again = Tokenizer.load(tmp_path / "theirs")
+    assert (again.chat_template, again.hash) == ("bos", tokenizer.hash)
+
+
+def test_pickle_keeps_special_tokens_out_of_text(tokenizer: Tokenizer) -> None:
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode("</s>") == json_ids(again, "</s>") == tokenizer.encode("</s>")
+
+
+def test_a_run_is_searched_in_its_model_folder(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    assert Tokenizer.load(tmp_path).vocab_size == Tokenizer.load(str(saved / "tokenizer.json")).vocab_size
+
+
+def test_chatglm2_has_the_earlier_projects_ids() -> None:
+    tokenizer = Tokenizer.load(chatglm2())
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (64793, 1, 2)
+    assert tokenizer.role_ids == {"system": 64789, "user": 64790, "assistant": 64791, "tool": 64792}
+    assert len(json.loads(tokenizer.backend.to_str())["model"]["merges"]) == 90061
+
+
+def test_a_foreign_folder_without_roles(tmp_path: Path, small_sentencepiece: Path) -> None:
+    content = json.loads(Tokenizer.load(small_sentencepiece).backend.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if "|" not in token["content"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}, "bos_token": null}')
+    shutil.copy(small_sentencepiece, tmp_path / "tokenizer.model")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert (tokenizer.role_ids, tokenizer.chat_template, tokenizer.bos_id) == ({}, "bos", 1)
+    with pytest.raises(InputError, match="use 'bos'"):
+        tokenizer.with_template("roles")
+
+
+def test_another_models_sentencepiece_is_not_used(tmp_path: Path, small_sentencepiece: Path) -> None:
+    train_bpe(SMALL_TEXT, 400).save(tmp_path)
+    shutil.copy(small_sentencepiece, tmp_path / "tokenizer.model")
+    assert Tokenizer.load(tmp_path).sentencepiece_model is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fault"),
+    [
+        ("none", "", "neither tokenizer.json nor"),
+        ("tokenizer.json", "{", "not a readable tokenizer"),
+        ("tokenizer.model", "x", "not a SentencePiece model"),
+        ("tokenizer.model", "", "not a SentencePiece model"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path: Path, name: str, text: str, fault: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=fault):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "fault"), [("{", "not valid JSON"), ("[]", "JSON object"), ('{"eos_token": "?!"}', "'\\?!' is not in"),
+                          ('{"eos_token": 3}', "must be a string")]
+)  # fmt: skip
+def test_bad_configs_are_named(tmp_path: Path, config: str, fault: str) -> None:
+    train_bpe(SMALL_TEXT, 300).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(InputError, match=fault):
+        Tokenizer.load(tmp_path)
+
+
+def test_missing_folder_and_unknown_template(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        Tokenizer.load(tmp_path / "nothing")
+    with pytest.raises(InputError, match="choose one of roles, bos"):
+        tokenizer.with_template("chatml")
+
+
+def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
+    for call in (lambda: tokenizer.encode("a\ud83d"), lambda: tokenizer.encode_batch(["b", "a\ud83d"])):
+        with pytest.raises(InputError, match="U\\+D83D at character 1"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"model_type": "unigram"}, "not a BPE model"),
+        ({"byte_fallback": False}, "no byte fallback"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normaliser changes the text"),
+        ({"remove_extra_whitespaces": True}, "normaliser changes the text"),
+        ({"add_dummy_prefix": False}, "normaliser changes the text"),
+        ({"user_defined_symbols": "天气猫"}, "user-defined pieces"),
+    ],
+    ids=str,
+)
+def test_models_without_exact_conversion_are_refused(settings: dict, fault: str) -> None:
+    with pytest.raises(InputError, match=f"my.model: .*{fault}"):
+        convert_sentencepiece(sentencepiece_model(**settings), "my.model")

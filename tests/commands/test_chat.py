@@ -90,8 +90,8 @@ def test_commands(tmp_path):
     run_command(talk, "/reset")
     run_command(talk, "/system")
     assert talk.messages == []
-    for line, fault in [("/seed x", "whole number"), ("/seed", "whole number"), ("/save", "file name"), ("/halp", "/help"),
-                        (f"/save {file}", "exists"), (f"/save {tmp_path}/b", "nothing has been said")]:  # fmt: skip
+    for line, fault in [("/seed x", "whole number"), ("/seed", "whole number"), ("/save", "file name"),
+                        (f"/save {file}", "exists"), (f"/save {tmp_path}/b", "nothing said"), ("/halp", "/help")]:  # fmt: skip
         with pytest.raises(InputError, match=fault):
             run_command(talk, line)
 

@@ -95,10 +95,11 @@ def _questions(recipe: EvaluateRecipe, loaded: Loaded,
                prepared: Prepared | None) -> Iterator[tuple[str, list[Question]]]:  # fmt: skip
     if not recipe.questions:
         return
-    for label in (recipe.corpora or tuple(prepared.corpora)) if prepared else ():
-        store = prepared.store(label, recipe.split)
-        if store.kind == "chat" and store.documents:
-            yield label, prepared_questions(prepared, label, recipe.split, recipe.questions, loaded.tokenizer)
+    if prepared is not None:
+        for label in recipe.corpora or tuple(prepared.corpora):
+            store = prepared.store(label, recipe.split)
+            if store.kind == "chat" and store.documents:
+                yield label, prepared_questions(store, recipe.questions, loaded.tokenizer)
     for choice in recipe.questions_from:
         yield f"{choice.stored_as} (corpus)", corpus_questions(choice, recipe.questions, loaded.tokenizer)
 
@@ -115,7 +116,7 @@ def _answers(recipe: EvaluateRecipe, loaded: Loaded, label: str, questions: list
 
 
 def _loss_table(losses: dict[str, dict[str, Any]], split: str) -> Table:
-    table = Table("corpus", "tokens", "loss (nats)", "perplexity", "bits/byte", "accuracy", title=f"next token, {split}")
+    table = Table("corpus", "tokens", "loss (nats)", "perplexity", "bits/byte", "accuracy", title=f"loss, {split}")
     for label, figures in losses.items():
         bits = figures["bits_per_byte"]
         table.add_row(label, f"{figures['tokens']:,}", f"{figures['loss']:.4f}", f"{figures['perplexity']:.2f}",

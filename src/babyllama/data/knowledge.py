@@ -55,7 +55,7 @@ _IDIOM_QUESTIONS = ("“{}”是什么意思？", "成语“{}”怎么解释？
 def _idioms() -> Iterator[dict[str, str]]:
     for entry in json.loads(read_member(packages.IDIOMS)):
         word = entry["word"].strip()
-        meaning = _clean_meaning(entry["explanation"])
+        meaning = _with_colons(_clean_meaning(entry["explanation"]), word)
         if len(meaning) > 3 and re.fullmatch(r"[\u4e00-\u9fff，]+", word):
             origin, example = _clean_quote(entry["derivation"]), _clean_example(entry["example"], word)
             yield {"word": word, "meaning": meaning, "origin": origin, "example": example}
@@ -78,6 +78,16 @@ def _clean_meaning(text: str) -> str:
     quote_end = text.rstrip().endswith("”")
     text = _tidy(text) + ("”" if quote_end and "“" in text else "")
     return _ended(text).replace("”。。", "”。")
+
+
+def _with_colons(meaning: str, word: str) -> str:
+    """捷快；足脚步。比喻… of 捷足先得 → 捷：快；足：脚步。比喻…: the colons were lost too."""
+    glosses, stop, rest = meaning.partition("。")
+    gloss = re.compile(rf"((?:[{word}]、)*[{word}])([^{word}：]+)")
+    found = [gloss.fullmatch(part) for part in glosses.split("；")]
+    if len(found) < 2 or not rest or None in found:
+        return meaning
+    return "；".join(f"{match[1]}：{match[2]}" for match in found if match) + stop + rest
 
 
 def _clean_quote(text: str) -> str:
@@ -165,7 +175,7 @@ def law_qa() -> Iterator[Record]:
 
 # ── medicine ───────────────────────────────────────────────────────────────────────────────────────────────────────
 _NAME = re.compile(r"[\u4e00-\u9fffA-Za-z0-9（）—]{2,16}")
-_ITEM = re.compile(r"[\u4e00-\u9fffA-Za-z0-9—]{2,12}")
+_ITEM = re.compile(r"(?=[A-Za-z0-9—]*[\u4e00-\u9fff])[\u4e00-\u9fffA-Za-z0-9—]{2,12}")
 _FRAGMENT = re.compile(
     r"^(?:伴|可|如|为|或|与|及|偶|严重|患者|用于|常并|多为|并|故|因|无|呈|有|以|使|由|其|本品|对|在|于|尚|所致|等|个别|罕见|少数|部分)"
     r"|(?:等|者|的|和|及|或|与|为|致|所致|引起|有关|方面)$"
@@ -217,9 +227,12 @@ def _items(values: list[str], relation: str) -> list[str]:
 def medical_text() -> Iterator[Record]:
     """A disease, drug or herb in one sentence or two, up to eight items of each relation."""
     for name, relations in _medical():
-        parts = [_RELATIONS[key][0].format(name, "、".join(items[:8])) for key, items in relations.items()]
-        if sum(map(len, parts)) > 12:
-            yield {"text": f"{name}{'，'.join(parts[:2])}。" + "".join(f"{part}。" for part in parts[2:])}
+        listed = {key: "、".join(items[:8]) for key, items in relations.items()}
+        first, *others = listed
+        parts = [_RELATIONS[first][2].format(name, listed[first]).rstrip("。")]
+        parts += [_RELATIONS[key][0].format(name, listed[key]) for key in others]
+        if sum(map(len, parts)) > 16:
+            yield {"text": f"{'，'.join(parts[:2])}。" + "".join(f"{part}。" for part in parts[2:])}
 
 
 def medical_qa() -> Iterator[Record]:

@@ -18,7 +18,7 @@ import xxhash
 
 from babyllama.data.corpora import CorpusChoice, read_documents
 from babyllama.data.records import text_of
-from babyllama.data.shards import Prepared
+from babyllama.data.shards import TokenStore
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
@@ -90,9 +90,8 @@ def character_f1(answer: str, reference: str) -> float:
     return 2 * (said & wanted).total() / total if total else 1.0
 
 
-def prepared_questions(prepared: Prepared, label: str, split: str, count: int, tokenizer: Tokenizer) -> list[Question]:
-    """`count` chats spread evenly over a split, as the very tokens that training reads or would read."""
-    store = prepared.store(label, split)
+def prepared_questions(store: TokenStore, count: int, tokenizer: Tokenizer) -> list[Question]:
+    """`count` chats spread evenly over a chat corpus, as the very tokens that training reads or would read."""
     picked = np.linspace(0, store.documents, min(count, store.documents), endpoint=False).astype(int)
     questions = []
     for document in picked.tolist():
@@ -110,7 +109,7 @@ def corpus_questions(choice: CorpusChoice, count: int, tokenizer: Tokenizer) -> 
     Raises:
         InputError: the corpus holds texts, not chats, or nothing.
     """
-    picked = heapq.nsmallest(count, read_documents(choice), key=lambda d: xxhash.xxh3_64_intdigest(text_of(d)))
+    picked = heapq.nsmallest(count, read_documents(choice), key=lambda d: xxhash.xxh3_64_intdigest(text_of(d).encode()))
     questions = []
     for messages in picked:
         if isinstance(messages, str):

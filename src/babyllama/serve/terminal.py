@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -55,7 +56,8 @@ class Conversation:
     def messages(self) -> list[Message]:
         found: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         for question, answer in self.turns:
-            found += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            found.append({"role": "user", "content": question})
+            found.append({"role": "assistant", "content": answer})
         return found
 
     def prompt(self, question: str) -> list[int]:
@@ -119,7 +121,7 @@ def _save(chat: Conversation, rest: str) -> str:
     if path.exists():
         raise InputError(f"/save {rest}: exists; choose another name")
     if not chat.turns:
-        raise InputError("/save: nothing has been said yet")
+        raise InputError("/save: there is nothing said yet")
     write_atomic(path, json.dumps({"messages": chat.messages}, ensure_ascii=False) + "\n")
     return f"saved {len(chat.turns)} turns to {path}"
 
@@ -164,10 +166,8 @@ def talk(chat: Conversation, remarks: tuple[str, ...] = ()) -> None:
 
 def _typed(notes: Console) -> Iterator[str]:
     """Lines from the keyboard, with editing and history where readline exists; Ctrl-C drops the line."""
-    try:
+    with suppress(ImportError):  # not on Windows
         import readline  # noqa: F401  (input() uses it once it is imported)
-    except ImportError:  # not on Windows
-        pass
     while True:
         try:
             yield input("> ")

@@ -1,0 +1,101 @@
+"""prepare: corpora → shards of tokens, with a manifest."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from babyllama.data.corpora import CorpusChoice, Source
+from babyllama.data.encode import Done, Plan, encode_corpora, write_manifest
+from babyllama.recipe import Recipe
+from babyllama.run import Run
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+
+class PrepareRecipe(Recipe):
+    """The verb's recipe; every key can be overridden on the command line."""
+
+    out: Path
+    tokenizer: Path = Field(description="a tokenizer run, a Hugging Face folder or a tokenizer.model")
+    corpora: tuple[CorpusChoice, ...] = Field(min_length=1)
+    validation: float = Field(0.01, ge=0, le=0.5, description="share of the documents that is held out")
+    template: str | None = Field(None, description="chat template; the tokenizer's own when absent")
+    on_bad: Literal["stop", "skip"] = Field("stop", description="what to do about a record that cannot be read")
+    workers: int | None = Field(None, ge=1, description="processes; one a core when absent")
+
+    @model_validator(mode="after")
+    def _check(self) -> PrepareRecipe:
+        labels = [choice.stored_as for choice in self.corpora]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"corpora: the label {twice[0]!r} is there twice; give one of them another label")
+        return self
+
+
+def main(recipe: PrepareRecipe) -> None:
+    """Prepare, or go on preparing, the folder at ``recipe.out``."""
+    console = Console(highlight=False)
+    tokenizer = Tokenizer.load(recipe.tokenizer)
+    if recipe.template is not None:
+        tokenizer = tokenizer.with_template(recipe.template)
+    run = Run.create(recipe.out, "prepare", recipe)
+    if run.finished:
+        console.print(f"{recipe.out} is finished; remove it or choose another out=…", markup=False, soft_wrap=True)
+        return
+    tokenizer.save(run.path)  # the folder is complete in itself: training needs no other
+    plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation)
+    sources = [choice.open(recipe.on_bad) for choice in recipe.corpora]
+    workers = recipe.workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    started = time.perf_counter()
+    done = list(_watched(encode_corpora(sources, run.path, plan, workers or 1), sources, console))
+    manifest = write_manifest(run.path, sources, done, plan)
+    seconds = time.perf_counter() - started
+    splits = [split for corpus in manifest["corpora"].values() for split in corpus["splits"].values()]
+    totals = {key: sum(split[key] for split in splits) for key in ("documents", "tokens")}
+    _show(manifest, console)
+    console.print(f"{totals['documents']:,} documents, {totals['tokens']:,} tokens in {seconds:.1f} s")
+    run.finish(seconds=round(seconds, 1), **totals)
+    console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
+
+
+def _watched(results: Iterator[Done], sources: list[Source], console: Console) -> Iterator[Done]:
+    """The results unchanged, behind a bar with documents and megabytes a second."""
+    size = sum(source.size or 0 for source in sources)
+    columns = (
+        TextColumn("{task.fields[label]}"),
+        BarColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    positions: dict[str, int] = {}
+    documents, started = 0, time.perf_counter()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("prepare", total=size or None, label="", speed="")
+        for done in results:
+            positions[done.label] = done.position
+            documents += sum(split["documents"] for split in done.splits.values())
+            seconds = max(time.perf_counter() - started, 1e-9)
+            read = sum(positions.values())
+            speed = f"{documents:,} documents  {documents / seconds:,.0f}/s  {read / seconds / 1e6:.1f} MB/s"
+            bar.update(task, completed=read, label=done.label, speed=speed)
+            yield done
+
+
+def _show(manifest: dict[str, Any], console: Console) -> None:
+    columns = ("corpus", "kind", "licence", "documents", "held out", "tokens", "characters/token", "left out")
+    table = Table(*columns, title="prepared")
+    for label, corpus in manifest["corpora"].items():
+        train, val = corpus["splits"]["train"], corpus["splits"]["val"]
+        tokens, characters = train["tokens"] + val["tokens"], train["characters"] + val["characters"]
+        left_out = f"{corpus['dropped']:,} empty or long, {corpus['bad']:,} bad"
+        table.add_row(label, corpus["kind"], corpus["licence"], f"{train['documents'] + val['documents']:,}",
+                      f"{val['documents']:,}", f"{tokens:,}", f"{characters / tokens:.2f}", left_out)  # fmt: skip
+    console.print(table)

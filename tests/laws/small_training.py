@@ -1,0 +1,75 @@
+"""A training that takes a second: a tiny model, a stream that is a formula. Also a script: a child process to kill."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from babyllama.data.batches import IGNORE, Batch
+from babyllama.model.config import ModelConfig
+from babyllama.model.transformer import Transformer, initialise
+from babyllama.recipe import Recipe
+from babyllama.run import Run
+from babyllama.train.objectives import NextToken
+from babyllama.train.optim import AdamW, Cosine, Muon, Optimizer
+from babyllama.train.trainer import Plan, Trainer
+
+VOCAB, CONTEXT = 37, 12
+
+
+class Nothing(Recipe):
+    """A recipe that says nothing."""
+
+
+class Formula:
+    """Row r is drawn from a generator seeded with r; rows differ in how many targets count."""
+
+    def batch(self, first_row: int, count: int) -> Batch:
+        rows = [torch.randint(0, VOCAB, (CONTEXT + 1,), generator=self._seed(r)) for r in range(first_row, first_row + count)]
+        tokens = torch.stack(rows)
+        targets = tokens[:, 1:].clone()
+        for index, r in enumerate(range(first_row, first_row + count)):
+            targets[index, : r % (CONTEXT - 1)] = IGNORE
+        return Batch(tokens[:, :-1].contiguous(), targets, None, None)
+
+    @staticmethod
+    def _seed(row: int) -> torch.Generator:
+        return torch.Generator().manual_seed(row)
+
+
+class Silent:
+    """Collects what would be shown."""
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self.lines: list[str] = []
+        self.pause = pause
+
+    def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
+        time.sleep(self.pause)
+        print(f"step {step}", flush=True)
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch.dtype = torch.float32, steps: int = 12,
+                  kv_heads: int = 2, tie: bool = True, show: Silent | None = None, **plan: Any) -> Trainer:  # fmt: skip
+    config = ModelConfig(vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                         num_key_value_heads=kv_heads, max_position_embeddings=CONTEXT, tie_word_embeddings=tie)  # fmt: skip
+    model = Transformer(config)
+    initialise(model, 0)
+    plan = {"steps": steps, "micro_batch_size": 4, "log_every": 1, "save_every": 5, "validate_every": 4, **plan}
+    return Trainer(
+        Run.create(out, "train", Nothing()), model, Formula(), NextToken(), optimizer or AdamW(lr=1e-2), Cosine(),
+        Plan(**plan), steps, CONTEXT, torch.device("cpu"), dtype, show or Silent(), lambda _: {}, lambda _: [],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _, folder, kind = sys.argv
+    small_trainer(Path(folder), optimizer=Muon() if kind == "muon" else None, steps=40, show=Silent(pause=0.03)).train()

@@ -1,0 +1,105 @@
+"""Law 7: a run that was stopped anywhere, SIGKILL included, ends bit for bit as one that never was."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_training import Silent, small_trainer
+
+from babyllama.errors import InputError, Interrupted
+from babyllama.train.optim import AdamW, Muon
+
+CHILD = Path(__file__).with_name("small_training.py")
+OPTIMIZERS = {"adamw": AdamW(lr=1e-2), "muon": Muon()}
+
+
+def fingerprint(trainer):
+    """Every weight's bytes, and the logged losses without the clock."""
+    bits = {n: p.detach().float().numpy().tobytes() for n, p in trainer.model.named_parameters()}
+    return bits, [(m["step"], m["loss"], m["norm"], m["lr"], m["tokens"]) for m in trainer.run.metrics()]
+
+
+def finished(out, **kwargs):
+    trainer = small_trainer(out, **kwargs)
+    trainer.train()
+    trainer.run.unlock()
+    return trainer
+
+
+class StopAt(Silent):
+    def __init__(self, at, number):
+        super().__init__()
+        self.at, self.number = at, number
+
+    def step(self, step, steps, values):
+        if step == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("kv_heads,tie", [(2, True), (1, False)])
+def test_interrupted_and_continued(tmp_path, dtype, optimizer, kv_heads, tie):
+    kwargs = {"dtype": dtype, "optimizer": OPTIMIZERS[optimizer], "kv_heads": kv_heads, "tie": tie}
+    whole = finished(tmp_path / "whole", **kwargs)
+    stopped = small_trainer(tmp_path / "stopped", show=StopAt(7, signal.SIGTERM), **kwargs)
+    with pytest.raises(Interrupted, match="step 7"):
+        stopped.train()
+    stopped.run.unlock()
+    assert [step for step, _ in stopped.run.states()][-1] == 7
+    assert fingerprint(finished(tmp_path / "stopped", **kwargs)) == fingerprint(whole)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("line", [3, 11, 23])
+def test_killed_and_continued(tmp_path, optimizer, line):
+    """SIGKILL a real process; what it had not saved is trained again, to the same bits."""
+    child = subprocess.Popen([sys.executable, str(CHILD), str(tmp_path / "killed"), optimizer], stdout=subprocess.PIPE)
+    for number, _ in enumerate(child.stdout, 1):
+        if number == line:
+            child.kill()
+            break
+    child.wait()
+    assert child.returncode == -signal.SIGKILL
+    kwargs = {"optimizer": OPTIMIZERS[optimizer], "steps": 40}
+    whole = finished(tmp_path / "whole", **kwargs)
+    assert fingerprint(finished(tmp_path / "killed", **kwargs)) == fingerprint(whole)
+
+
+def test_truncated_checkpoint_falls_back_to_the_one_before(tmp_path):
+    whole = finished(tmp_path / "whole")
+    stopped = small_trainer(tmp_path / "run", show=StopAt(11, signal.SIGINT))
+    with pytest.raises(Interrupted):
+        stopped.train()
+    stopped.run.unlock()
+    newest = tmp_path / "run" / "state" / "step-0000011" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    show = Silent()
+    again = small_trainer(tmp_path / "run", show=show)
+    again.train()
+    assert any("truncated" in line and "step-0000011" in line for line in show.lines)
+    assert any("continuing after step 10" in line for line in show.lines)
+    assert fingerprint(again) == fingerprint(whole)
+
+
+def test_every_checkpoint_damaged_is_one_clear_line(tmp_path):
+    finished(tmp_path / "run")
+    for file in (tmp_path / "run" / "state").rglob("state.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
+        small_trainer(tmp_path / "run").train()
+
+
+def test_state_is_float32_masters_not_half_precision_weights(tmp_path):
+    """Fault 17: resume from half-precision weights."""
+    trainer = finished(tmp_path / "run", dtype=torch.bfloat16)
+    from safetensors.torch import load_file
+
+    tensors = load_file(trainer.run.states()[-1][1] / "state.safetensors")
+    masters = {name: t for name, t in tensors.items() if name.startswith("master.")}
+    assert masters and all(t.dtype == torch.float32 for t in masters.values())
+    assert any((t.bfloat16().float() != t).any() for t in masters.values())

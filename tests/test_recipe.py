@@ -1,0 +1,280 @@
+"""Recipes: what wins, what is refused and how the refusal reads, and that a dumped recipe loads as the same one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+
+from babyllama import recipe as module
+from babyllama.errors import InputError
+from babyllama.recipe import Recipe, dump_recipe, load_recipe
+
+
+class Wsd(Recipe):
+    kind: Literal["wsd"] = "wsd"
+    warmup: int = 10
+    floor: float = 0.1
+
+
+class Cosine(Recipe):
+    kind: Literal["cosine"] = "cosine"
+    warmup: int = 20
+    cycles: float = 0.5
+
+
+class Corpus(Recipe):
+    path: Path
+    weight: float = 1.0
+
+
+class Example(Recipe):
+    name: str = "base"
+    steps: int = Field(100, ge=1)
+    lr: float = 1e-3
+    shuffle: bool = True
+    context: int | None = None
+    schedule: Annotated[Wsd | Cosine, Field(discriminator="kind")] = Wsd()
+    corpora: tuple[Corpus, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+
+def load(tmp_path, text, *overrides, kind=Example):
+    path = tmp_path / "r.yaml"
+    path.write_text(text, "utf-8")
+    return load_recipe(kind, str(path), overrides)
+
+
+def refusal(tmp_path, text, *overrides):
+    with pytest.raises(InputError) as error:
+        load(tmp_path, text, *overrides)
+    return str(error.value)
+
+
+# ── what wins ──────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_defaults_then_file_then_overrides(tmp_path):
+    got = load(tmp_path, "steps: 5\nlr: 0.5\n", "lr=0.25", "lr=0.125")
+    assert (got.name, got.steps, got.lr) == ("base", 5, 0.125)
+    assert load_recipe(Example) == Example()
+
+
+def test_a_nested_override_keeps_its_neighbours(tmp_path):
+    got = load(tmp_path, "schedule: {warmup: 3, floor: 0.2}\n", "schedule.floor=0.3")
+    assert got.schedule == Wsd(warmup=3, floor=0.3)
+
+
+@pytest.mark.parametrize(("text", "value"), [("3e-4", 3e-4), ("1E5", 1e5), ("-2.5e+3", -2500.0), (".5", 0.5),
+                                             ("1_0e2", 1000.0), ("7", 7.0)])  # fmt: skip
+def test_numbers_as_people_write_them(tmp_path, text, value):
+    assert load(tmp_path, f"lr: {text}\n").lr == value
+    got = load_recipe(Example, None, [f"lr={text}"]).lr
+    assert type(got) is float
+    assert got == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("False", False), ("false", False), ("True", True), ("no", False)])
+def test_false_is_false(tmp_path, text, value):
+    """Known fault 20: `type=bool` flags for which "False" is true, and files that override the command line."""
+    assert load(tmp_path, "shuffle: true\n", f"shuffle={text}").shuffle is value
+    assert load(tmp_path, f"shuffle: {text}\n").shuffle is value
+
+
+@pytest.mark.parametrize("text", ["'False'", '"true"', "0", "1", "nope", ""])
+def test_only_a_boolean_is_a_boolean(tmp_path, text):
+    assert "r.yaml: shuffle: " in refusal(tmp_path, "", f"shuffle={text}")
+
+
+def test_dates_and_chinese_are_text(tmp_path):
+    assert load(tmp_path, "name: 2024-01-31\n").name == "2024-01-31"
+    assert load(tmp_path, "name: 春天来了：好\n", "prompts=[你好, 再见]").prompts == ("你好", "再见")
+    assert load(tmp_path, "\ufeffname: 带BOM\n").name == "带BOM"
+
+
+def test_list_items_by_index(tmp_path):
+    text = "corpora: [{path: a}, {path: b, weight: 2.0}]\nprompts: [x, y]\n"
+    got = load(tmp_path, text, "corpora.1.weight=3", "corpora.0.path=c", "prompts.1=z")
+    assert got.corpora == (Corpus(path=Path("c")), Corpus(path=Path("b"), weight=3.0))
+    assert got.prompts == ("x", "z")
+
+
+@pytest.mark.parametrize("override", ["prompts.2=z", "prompts.-1=z", "prompts.x=z", "prompts.²=z", "corpora.9.path=z"])
+def test_bad_list_index(tmp_path, override):
+    said = refusal(tmp_path, "corpora: [{path: a}]\nprompts: [x, y]\n", override)
+    assert said.startswith(f"override {override.split('=')[0]}: ")
+    assert "must be an index below" in said
+
+
+def test_overriding_inside_text_is_refused_not_a_crash(tmp_path):
+    assert "prompts.0: " in refusal(tmp_path, "prompts: [x]\n", "prompts.0.deep=1")
+
+
+def test_an_override_does_not_reach_an_alias(tmp_path):
+    text = "corpora:\n- &one {path: a}\n- *one\n"
+    assert [c.weight for c in load(tmp_path, text, "corpora.0.weight=5").corpora] == [5.0, 1.0]
+
+
+def test_merge_keys(tmp_path):
+    assert load(tmp_path, "schedule: {<<: {warmup: 4, floor: 0.4}, floor: 0.3}\n").schedule == Wsd(warmup=4, floor=0.3)
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", ""])
+def test_an_override_needs_an_equals_sign(override):
+    with pytest.raises(InputError, match=r"must look like key\.path=value"):
+        load_recipe(Example, None, [override])
+
+
+# ── unions by kind ─────────────────────────────────────────────────────────────────────────────────────────────────
+def test_the_default_kind_need_not_be_named(tmp_path):
+    assert load(tmp_path, "schedule: {warmup: 7}\n").schedule == Wsd(warmup=7)
+
+
+def test_another_kind_brings_its_own_defaults(tmp_path):
+    """The default's values (warmup: 10) must not leak into the other kind."""
+    assert load(tmp_path, "schedule: {kind: cosine}\n").schedule == Cosine()
+    assert load(tmp_path, "", "schedule.kind=cosine", "schedule.cycles=2").schedule == Cosine(cycles=2.0)
+
+
+def test_wrong_kind_lists_the_kinds(tmp_path):
+    said = refusal(tmp_path, "schedule: {kind: cosin}\n")
+    assert "r.yaml: schedule: " in said
+    assert all(word in said for word in ("'cosin'", "'wsd'", "'cosine'"))
+
+
+def test_a_key_of_the_other_kind_is_unknown(tmp_path):
+    said = refusal(tmp_path, "schedule: {kind: cosine, floor: 0.1}\n")
+    assert "r.yaml: schedule.floor: unknown key" in said  # without pydantic's own tag in the path
+    assert "cycles" in said
+
+
+# ── what is refused ────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stesp: 3\n", "r.yaml: stesp: unknown key; did you mean 'steps'?"),
+        ("schedule: {warmpu: 3}\n", "r.yaml: schedule.warmpu: unknown key; did you mean 'warmup'?"),
+        ("corpora: [{path: a}, {path: b, wieght: 1}]\n", "r.yaml: corpora.1.wieght: unknown key; did you mean 'weight'?"),
+        ("corpora: [{weight: 1}]\n", "r.yaml: corpora.0.path: this key must be given"),
+        ("zzz: 1\n", "r.yaml: zzz: unknown key; known keys: context, corpora"),
+        ("steps: many\n", 'r.yaml: steps: input should be a valid integer, got "many"'),
+        ("steps: 1e3\n", "r.yaml: steps: input should be a valid integer, got 1000.0"),
+        ("steps: 0\n", "r.yaml: steps: input should be greater than or equal to 1, got 0"),
+        ("lr: '3e-4'\n", 'r.yaml: lr: input should be a valid number, got "3e-4"'),
+        ("lr: .nan\n", "r.yaml: lr: input should be a finite number"),
+        ("lr: .inf\n", "r.yaml: lr: input should be a finite number"),
+        ("name: 5\n", "r.yaml: name: input should be a valid string, got 5"),
+        ("prompts: x\n", "r.yaml: prompts: "),
+        ("schedule: 5\n", "r.yaml: schedule: "),
+        ("[1, 2]\n", "r.yaml: a recipe is a mapping of keys to values, not a list"),
+        ("name: !!set {a}\n", "not JSON serializable"),
+    ],
+)  # fmt: skip
+def test_refusals(tmp_path, text, said):
+    got = refusal(tmp_path, text)
+    assert said in got
+    assert "\n" not in got
+
+
+def test_every_fault_has_its_own_line(tmp_path):
+    lines = refusal(tmp_path, "steps: x\nstesp: 1\nlr: y\n").splitlines()
+    assert sorted(line.split(": ")[1] for line in lines) == ["lr", "steps", "stesp"]
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("steps: 1\nlr: 2\nsteps: 3\n", ":3:1: ", "key 'steps' is given twice"),
+        ("schedule:\n  warmup: 1\n  warmup: 1\n", ":3:3: ", "key 'warmup' is given twice"),
+        ("steps: 1\nname: [a, b\nlr: 2\n", ":3:3: ", "not valid YAML"),
+        ("steps: 1\n\tlr: 2\n", ":2:1: ", "not valid YAML"),
+        ("name: *nobody\n", ":1:7: ", "undefined alias"),
+        ("? [a]\n: 1\n", ":1:3: ", "a key must be one word"),
+        ("name: !!python/object/apply:os.getcwd []\n", ":1:7: ", "not valid YAML"),
+        ("a: 1\n---\nb: 2\n", ":2:1: ", "not valid YAML"),
+    ],
+)
+def test_bad_yaml_has_a_place(tmp_path, text, where, what):
+    said = refusal(tmp_path, text)
+    assert said.startswith(f"{tmp_path / 'r.yaml'}{where}")
+    assert what in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("text", ["name: a\x01b\n", "steps: !!int many\n"])
+def test_other_yaml_faults_are_one_line(tmp_path, text):
+    said = refusal(tmp_path, text)
+    assert said.startswith(f"{tmp_path / 'r.yaml'}: not valid YAML: ")
+    assert "\n" not in said
+
+
+def test_bad_yaml_in_an_override():
+    with pytest.raises(InputError, match=r"^override prompts:1:\d+: not valid YAML"):
+        load_recipe(Example, None, ["prompts=[a"])
+
+
+def test_invalid_utf8(tmp_path):
+    (tmp_path / "r.yaml").write_bytes("name: 好".encode("gbk"))
+    with pytest.raises(InputError, match=r"r\.yaml: not valid UTF-8 at byte 6$"):
+        load_recipe(Example, str(tmp_path / "r.yaml"))
+
+
+def test_recipes_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Example().steps = 3  # type: ignore[misc]
+
+
+# ── bundled names ──────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def bundled(tmp_path, monkeypatch):
+    (tmp_path / "package" / "quick").mkdir(parents=True)
+    (tmp_path / "package" / "quick" / "pretrain.yaml").write_text("steps: 7\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(module, "BUNDLED", tmp_path / "package")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("name", ["quick/pretrain", "quick/pretrain.yaml"])
+def test_bundled_name(bundled, name):
+    assert load_recipe(Example, name).steps == 7
+
+
+def test_a_file_of_ones_own_comes_first(bundled):
+    Path("quick").mkdir()
+    Path("quick/pretrain.yaml").write_text("steps: 8\n")
+    assert load_recipe(Example, "quick/pretrain.yaml").steps == 8
+
+
+def test_unknown_name_lists_what_there_is(bundled):
+    with pytest.raises(InputError, match=r"^quick/train: no such recipe file; the package has quick/pretrain$"):
+        load_recipe(Example, "quick/train")
+
+
+# ── dump → load ────────────────────────────────────────────────────────────────────────────────────────────────────
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    ["3e-4", "1_0", "1e5", ".5", "no", "null", "~", "2024-01-31", "12:30:00", "0x1F", "=", "<<", "- a", "#", "你好", " "]
+)
+NUMBER = st.floats(allow_nan=False, allow_infinity=False)
+SCHEDULE = st.builds(Wsd, warmup=st.integers(), floor=NUMBER) | st.builds(Cosine, warmup=st.integers(), cycles=NUMBER)
+EXAMPLES = st.builds(
+    Example, name=TEXT, steps=st.integers(1, 1 << 62), lr=NUMBER, shuffle=st.booleans(),
+    context=st.none() | st.integers(), schedule=SCHEDULE, prompts=st.lists(TEXT, max_size=3).map(tuple),
+    corpora=st.lists(st.builds(Corpus, path=st.sampled_from([Path("a/b"), Path("语料/甲.jsonl")]), weight=NUMBER),
+                     max_size=2).map(tuple))  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(EXAMPLES)
+def test_dump_then_load_is_the_same_recipe(tmp_path_factory, example):
+    text = dump_recipe(example)
+    path = tmp_path_factory.getbasetemp() / "dumped.yaml"
+    path.write_bytes(text.encode())
+    again = load_recipe(Example, str(path))
+    assert again == example
+    assert math.copysign(1, again.lr) == math.copysign(1, example.lr)
+    # any YAML reader, not only ours, finds the same text values
+    assert yaml.safe_load(text)["name"] == example.name

@@ -42,10 +42,12 @@ def sharp_model(config: ModelConfig, seed: int = 1) -> Transformer:
 def transformers_twin(model: Transformer) -> LlamaForCausalLM:
     """transformers' LLaMA with the same weights, copied by name: the independent oracle."""
     config = model.config
-    twin = LlamaForCausalLM(LlamaConfig(
-        **config.model_dump(exclude={"rope"}), rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
-        attn_implementation="eager"))  # fmt: skip
-    names = {n: n if n.startswith("lm_head") else f"model.{n}" for n, _ in model.named_parameters(remove_duplicate=False)}
+    rope = {"rope_type": "default", "rope_theta": config.rope.theta}
+    shape = config.model_dump(exclude={"rope"})
+    twin = LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=rope, attn_implementation="eager"))
+    names = {
+        n: n if n.startswith("lm_head") else f"model.{n}" for n, _ in model.named_parameters(remove_duplicate=False)
+    }
     twin.load_state_dict({names[n]: p for n, p in model.named_parameters(remove_duplicate=False)}, strict=True)
     return twin.eval().requires_grad_(False)
 

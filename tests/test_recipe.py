@@ -158,7 +158,7 @@ def test_a_key_of_the_other_kind_is_unknown(tmp_path):
     [
         ("stesp: 3\n", "r.yaml: stesp: unknown key; did you mean 'steps'?"),
         ("schedule: {warmpu: 3}\n", "r.yaml: schedule.warmpu: unknown key; did you mean 'warmup'?"),
-        ("corpora: [{path: a}, {path: b, wieght: 1}]\n", "r.yaml: corpora.1.wieght: unknown key; did you mean 'weight'?"),
+        ("corpora: [{path: a}, {path: b, wieght: 1}]", "r.yaml: corpora.1.wieght: unknown key; did you mean 'weight'?"),
         ("corpora: [{weight: 1}]\n", "r.yaml: corpora.0.path: this key must be given"),
         ("zzz: 1\n", "r.yaml: zzz: unknown key; known keys: context, corpora"),
         ("steps: many\n", 'r.yaml: steps: input should be a valid integer, got "many"'),
@@ -256,7 +256,24 @@ def test_unknown_name_lists_what_there_is(bundled):
 
 # ── dump → load ────────────────────────────────────────────────────────────────────────────────────────────────────
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
-    ["3e-4", "1_0", "1e5", ".5", "no", "null", "~", "2024-01-31", "12:30:00", "0x1F", "=", "<<", "- a", "#", "你好", " "]
+    [
+        "3e-4",
+        "1_0",
+        "1e5",
+        ".5",
+        "no",
+        "null",
+        "~",
+        "2024-01-31",
+        "12:30:00",
+        "0x1F",
+        "=",
+        "<<",
+        "- a",
+        "#",
+        "你好",
+        " ",
+    ]
 )
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
 SCHEDULE = st.builds(Wsd, warmup=st.integers(), floor=NUMBER) | st.builds(Cosine, warmup=st.integers(), cycles=NUMBER)

@@ -12,6 +12,7 @@ import pytest
 
 from babyllama.commands import chat
 from babyllama.commands.chat import ChatRecipe
+from babyllama.data.shards import VERSION
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
@@ -90,8 +91,8 @@ def test_commands(tmp_path):
     run_command(talk, "/reset")
     run_command(talk, "/system")
     assert talk.messages == []
-    for line, fault in [("/seed x", "whole number"), ("/seed", "whole number"), ("/save", "file name"),
-                        (f"/save {file}", "exists"), (f"/save {tmp_path}/b", "nothing said"), ("/halp", "/help")]:  # fmt: skip
+    for line, fault in [("/seed x", "whole number"), ("/seed", "whole number"), ("/save", "file"), ("/halp", "help"),
+                        (f"/save {file}", "exists"), (f"/save {tmp_path}/b", "nothing said")]:  # fmt: skip
         with pytest.raises(InputError, match=fault):
             run_command(talk, line)
 
@@ -178,3 +179,16 @@ def test_main_in_process(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == CHATS[3][1] + "\n"
     with pytest.raises(InputError, match="neither a run nor a Hugging Face"):
         chat.main(load_recipe(ChatRecipe, None, [f"model={tmp_path}/nothing"]))
+
+
+@pytest.mark.parametrize(("kinds", "warned"), [(["text"], True), (["text", "chat"], False), (None, False)])
+def test_a_base_model_is_announced(tmp_path, kinds, warned):
+    if kinds is not None:
+        empty = {split: {"shards": []} for split in ("train", "val")}
+        corpora = {f"{i}": {"kind": kind, "splits": empty} for i, kind in enumerate(kinds)}
+        manifest = {"version": VERSION, "dtype": "<u2", "eos": 1, "corpora": corpora}
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "recipe.yaml").write_text(f"data:\n  path: {tmp_path}\n")
+    found = chat.remarks(tmp_path)
+    assert bool(found) == warned and all("trained on texts" in remark for remark in found)
+    assert chat.remarks(tmp_path / "nothing") == ()

@@ -27,8 +27,9 @@ def test_continuation(capsys, folder):
     prompt = "小小的"
     shown = generate(capsys, folder, f"prompt={prompt}", "temperature=0", "max_tokens=12", "repetition_penalty=1")
     tokenizer = small_tokenizer()
+    end = tokenizer.eos_id  # texts of the training data stand after one
     engine = Engine(taught_model(), tokenizer.vocab_size)
-    tokens = engine.generate([tokenizer.encode(prompt)], Sampling(temperature=0.0), 12, [tokenizer.eos_id])[0]
+    tokens = engine.generate([[end, *tokenizer.encode(prompt)]], Sampling(temperature=0.0), 12, [end])[0]
     assert shown == prompt + tokenizer.decode(tokens) + "\n"
 
 
@@ -48,7 +49,15 @@ def test_one_question_in_the_chat_template(capsys, folder):
         assert generate(capsys, folder, *options) == answer + "\n"
 
 
-@pytest.mark.parametrize(("override", "fault"), [("prompt=", "prompt"), ("samples=0", "samples"), ("seed=-1", "seed")])
+def test_a_text_of_its_own(capsys, folder):
+    shown = generate(capsys, folder, "samples=5", "temperature=3", "max_tokens=10")
+    assert len(set(shown.splitlines())) > 5 and "Error" not in shown
+
+
+FAULTS = [("prompt=[1]", "prompt"), ("samples=0", "samples"), ("seed=-1", "seed")]
+
+
+@pytest.mark.parametrize(("override", "fault"), FAULTS)
 def test_bad_values(folder, override, fault):
     with pytest.raises(InputError, match=fault):
         load_recipe(GenerateRecipe, None, [f"model={folder}", "prompt=x", override])

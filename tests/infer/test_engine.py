@@ -174,6 +174,19 @@ def test_no_gradients_and_the_caller_keeps_its_mode(engine):
     model(torch.tensor([[1, 2]])).sum().backward()  # nothing of the cache clings to the model
 
 
+def test_ending_is_no_repetition(engine):
+    """The prompt of a chat holds an end token a turn; the penalty must not make each answer longer than the last."""
+    plain = engine.generate([[5, 9, 2]], GREEDY, 30)[0]
+    end = plain[10]
+    cut = plain[: plain.index(end) + 1]
+    penalised = Sampling(temperature=0.0, repetition_penalty=1.0001)  # too weak to change any other choice
+    assert engine.generate([[5, 9, 2]], penalised, 30, [end])[0] == cut
+    harsh = Sampling(temperature=0.0, repetition_penalty=10.0)
+    rows = [[end, 3, 5], [4, 3, 5]]
+    seen = engine._seen(rows, harsh, {end})
+    assert seen.sum(-1).tolist() == [2, 3] and not seen[0, end]
+
+
 def test_broken_weights_are_reported():
     model = make_model()
     model.lm_head.weight[3, 3] = float("nan")

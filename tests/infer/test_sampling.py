@@ -55,6 +55,18 @@ def test_same_distribution_as_transformers(fields, processors):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("spread", [0.1, 3.0, 8.0])
+@pytest.mark.parametrize("top_k", [0, 2000])
+def test_the_nucleus_of_a_large_vocabulary(spread, top_k):
+    """Flat: far more than the 1,024 likeliest are needed; peaked: far fewer; the rows of a batch may differ."""
+    logits = torch.cat([random_logits(2, 5000, spread), random_logits(2, 5000, 5.0)])
+    processors = [TopKLogitsWarper(top_k), TopPLogitsWarper(0.9)] if top_k else [TopPLogitsWarper(0.9)]
+    expected = LogitsProcessorList(processors)(torch.zeros(4, 1, dtype=torch.long), logits).softmax(-1)
+    actual = chances(Sampling(top_k=top_k, top_p=0.9), logits)
+    assert ((actual > 0) != (expected > 0)).sum() <= 4  # float32 sums over thousands differ at the border
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-2)
+
+
 @pytest.mark.parametrize("penalty", [1.3, 0.7])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_repetition_penalty_as_transformers(penalty, temperature):

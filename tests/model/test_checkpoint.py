@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from conftest import sharp_model, tiny_config
 from safetensors.torch import load_file, save_file
 
 from babyllama.errors import InputError
 from babyllama.model.checkpoint import load_model, read_config, save_model
+from conftest import sharp_model, tiny_config
 
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from pydantic import Field
 
 from babyllama.commands.train import pick_device
+from babyllama.data.shards import Prepared
+from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling, SamplingRecipe
 from babyllama.load import load
@@ -18,8 +21,8 @@ class ChatRecipe(SamplingRecipe):
     """The verb's recipe. The same seed and the same questions give the same chat."""
 
     model: Path = Field(description="a run or a Hugging Face LLaMA folder")
-    system: str = Field("", description="the system message")
-    max_tokens: int = Field(512, ge=1, description="the longest answer")
+    system: str = Field(default="", description="the system message")
+    max_tokens: int = Field(default=512, ge=1, description="the longest answer")
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -30,4 +33,17 @@ def main(recipe: ChatRecipe) -> None:
     loaded = load(recipe.model, pick_device(recipe.device), None if recipe.precision == "auto" else recipe.precision)
     engine = Engine(loaded.model, loaded.tokenizer.vocab_size)
     chat = Conversation(engine, loaded.tokenizer, recipe.sampling, recipe.max_tokens, recipe.system)
-    talk(chat)
+    talk(chat, remarks(recipe.model))
+
+
+def remarks(model: Path) -> tuple[str, ...]:
+    """A warning for a run that was trained on texts only; nothing where its recipe or its data are not at hand."""
+    try:
+        recipe = yaml.safe_load((model / "recipe.yaml").read_text("utf-8"))
+        corpora = Prepared.open(recipe["data"]["path"]).manifest["corpora"].values()
+    except (OSError, KeyError, TypeError, yaml.YAMLError, InputError):
+        return ()
+    if any(corpus["kind"] == "chat" for corpus in corpora):
+        return ()
+    return (f"{model} was trained on texts, not on chats: it goes on from what you write rather than answer; "
+            "fine-tune it on chats first, or continue a text with: babyllama generate",)  # fmt: skip

@@ -30,16 +30,16 @@ class EvaluateRecipe(Recipe):
     """The verb's recipe. Of `data`, every corpus is measured and every chat corpus asked, on held-out documents."""
 
     model: Path = Field(description="a run or a Hugging Face LLaMA folder")
-    data: Path | None = Field(None, description="a prepared folder")
+    data: Path | None = Field(default=None, description="a prepared folder")
     split: Literal["val", "train"] = "val"
-    corpora: tuple[str, ...] = Field((), description="labels of the prepared folder; all when empty")
-    questions_from: tuple[CorpusChoice, ...] = Field((), description="more chats to ask, whether trained on or not")
-    questions: int = Field(50, ge=0, description="asked of each chat corpus; 0 asks nothing")
-    answer_tokens: int = Field(256, ge=1, description="the longest answer")
-    loss_tokens: int | None = Field(200_000, ge=1, description="measured of each corpus; null takes all")
-    context: int | None = Field(None, ge=2, description="tokens of a row; the model's when absent")
-    rows: int = Field(16, ge=1, description="rows of a batch")
-    name: str | None = Field(None, pattern=r"^[\w-][\w.-]*$", description="of the file in evals/; data and split")
+    corpora: tuple[str, ...] = Field(default=(), description="labels of the prepared folder; all when empty")
+    questions_from: tuple[CorpusChoice, ...] = Field(default=(), description="more chats to ask")
+    questions: int = Field(default=50, ge=0, description="asked of each chat corpus; 0 asks nothing")
+    answer_tokens: int = Field(default=256, ge=1, description="the longest answer")
+    loss_tokens: int | None = Field(default=200_000, ge=1, description="measured of each corpus; null takes all")
+    context: int | None = Field(default=None, ge=2, description="tokens of a row; the model's when absent")
+    rows: int = Field(default=16, ge=1, description="rows of a batch")
+    name: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$", description="of the file in evals/")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
@@ -125,7 +125,7 @@ def _loss_table(losses: dict[str, dict[str, Any]], split: str) -> Table:
 
 
 def _answer_table(answers: dict[str, dict[str, Any]]) -> Table:
-    table = Table("corpus", "asked", "exact", "character F1", "ended by itself", "characters (reference)",
+    table = Table("corpus", "asked", "exact", "character F1", "ended", "characters (reference)",
                   title="answers, greedy")  # fmt: skip
     for label, figures in answers.items():
         if figures["asked"]:

@@ -19,11 +19,11 @@ class GenerateRecipe(SamplingRecipe):
     """The verb's recipe. Sample i draws with sampling.seed + i."""
 
     model: Path = Field(description="a run or a Hugging Face LLaMA folder")
-    prompt: str = Field(min_length=1)
-    chat: bool = Field(False, description="put the prompt as a question in the chat template")
-    system: str = Field("", description="the system message of a chat")
-    samples: int = Field(1, ge=1)
-    max_tokens: int = Field(256, ge=1)
+    prompt: str = Field(default="", description="empty: the model writes a text of its own")
+    chat: bool = Field(default=False, description="put the prompt as a question in the chat template")
+    system: str = Field(default="", description="the system message of a chat")
+    samples: int = Field(default=1, ge=1)
+    max_tokens: int = Field(default=256, ge=1)
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -42,8 +42,10 @@ def main(recipe: GenerateRecipe) -> None:
             pieces = Conversation(engine, tokenizer, sampling, recipe.max_tokens, recipe.system).ask(recipe.prompt)
         else:
             console.file.write(recipe.prompt)
-            pieces = stream_text(engine, tokenizer, tokenizer.encode(recipe.prompt), recipe.sampling,
-                                 recipe.max_tokens, {tokenizer.eos_id}, seed)  # fmt: skip
+            # Every text of the training data stands after an end token.
+            end = tokenizer.eos_id
+            prompt = [end, *tokenizer.encode(recipe.prompt)]
+            pieces = stream_text(engine, tokenizer, prompt, recipe.sampling, recipe.max_tokens, {end}, seed)
         for piece in pieces:
             console.file.write(piece)
             console.file.flush()

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from babyllama.data.corpora import CorpusChoice, Source
 from babyllama.data.encode import Done, Plan, encode_corpora, write_manifest
-from babyllama.recipe import Recipe
-from babyllama.run import Run
+from babyllama.recipe import Recipe, dump_recipe
+from babyllama.run import Run, write_atomic
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 
@@ -46,16 +46,23 @@ def main(recipe: PrepareRecipe) -> None:
     tokenizer = Tokenizer.load(recipe.tokenizer)
     if recipe.template is not None:
         tokenizer = tokenizer.with_template(recipe.template)
-    run = Run.create(recipe.out, "prepare", recipe)
+    sources = [choice.open(recipe.on_bad) for choice in recipe.corpora]
+    run = _run(recipe.model_copy(update={"workers": None}))  # decides nothing, so another number may continue
     if run.finished:
         console.print(f"{recipe.out} is finished; remove it or choose another out=…", markup=False, soft_wrap=True)
         return
+    try:
+        _prepare(recipe, run, tokenizer, sources, console)
+    finally:
+        run.unlock()
+    console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
+
+
+def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: list[Source], console: Console) -> None:
     tokenizer.save(run.path)  # the folder is complete in itself: training needs no other
     plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation)
-    sources = [choice.open(recipe.on_bad) for choice in recipe.corpora]
-    workers = recipe.workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     started = time.perf_counter()
-    done = list(_watched(encode_corpora(sources, run.path, plan, workers or 1), sources, console))
+    done = list(_watched(encode_corpora(sources, run.path, plan, recipe.workers or _cores()), sources, console))
     manifest = write_manifest(run.path, sources, done, plan)
     seconds = time.perf_counter() - started
     splits = [split for corpus in manifest["corpora"].values() for split in corpus["splits"].values()]
@@ -63,7 +70,19 @@ def main(recipe: PrepareRecipe) -> None:
     _show(manifest, console)
     console.print(f"{totals['documents']:,} documents, {totals['tokens']:,} tokens in {seconds:.1f} s")
     run.finish(seconds=round(seconds, 1), **totals)
-    console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
+
+
+def _run(recipe: PrepareRecipe) -> Run:
+    """The new or continued run. One that a bad record stopped may go on with ``on_bad: skip``."""
+    if (recipe.out / "run.json").is_file() and not Run.open(recipe.out).finished:
+        stopped = dump_recipe(recipe.model_copy(update={"on_bad": "stop"}))
+        if (recipe.out / "recipe.yaml").read_text("utf-8") == stopped:
+            write_atomic(recipe.out / "recipe.yaml", dump_recipe(recipe))
+    return Run.create(recipe.out, "prepare", recipe)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _watched(results: Iterator[Done], sources: list[Source], console: Console) -> Iterator[Done]:
@@ -90,12 +109,12 @@ def _watched(results: Iterator[Done], sources: list[Source], console: Console) -
 
 
 def _show(manifest: dict[str, Any], console: Console) -> None:
-    columns = ("corpus", "kind", "licence", "documents", "held out", "tokens", "characters/token", "left out")
-    table = Table(*columns, title="prepared")
+    table = Table("corpus", "licence", title="prepared")
+    for name in ("documents", "held out", "left out", "tokens", "characters/token"):
+        table.add_column(name, justify="right")
     for label, corpus in manifest["corpora"].items():
         train, val = corpus["splits"]["train"], corpus["splits"]["val"]
         tokens, characters = train["tokens"] + val["tokens"], train["characters"] + val["characters"]
-        left_out = f"{corpus['dropped']:,} empty or long, {corpus['bad']:,} bad"
-        table.add_row(label, corpus["kind"], corpus["licence"], f"{train['documents'] + val['documents']:,}",
-                      f"{val['documents']:,}", f"{tokens:,}", f"{characters / tokens:.2f}", left_out)  # fmt: skip
+        counts = (train["documents"] + val["documents"], val["documents"], corpus["bad"] + corpus["dropped"], tokens)
+        table.add_row(label, corpus["licence"], *(f"{count:,}" for count in counts), f"{characters / tokens:.2f}")
     console.print(table)

@@ -51,8 +51,11 @@ STAGES = (
     Stage("medical", "train", "TrainRecipe", {"out": "medical", "data.path": "medical-chats", "init.path": "general"},
           "teach it medicine"),
     Stage("evaluate-base", "evaluate", "EvaluateRecipe", {"model": "base", "data": "corpus"}, "bits per byte"),
-    Stage("evaluate-general", "evaluate", "EvaluateRecipe", {"model": "general", "data": "general-chats"}, "ask it"),
-    Stage("evaluate-medical", "evaluate", "EvaluateRecipe", {"model": "medical", "data": "medical-chats"}, "ask it"),
+    *(
+        Stage(f"evaluate-{name}{new}", "evaluate", "EvaluateRecipe", {"model": name, "data": f"{name}-chats"}, title)
+        for name in ("general", "medical")
+        for new, title in (("", "ask what it was trained on"), ("-new", "ask what it has never seen"))
+    ),
 )  # fmt: skip
 
 

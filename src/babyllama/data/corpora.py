@@ -87,7 +87,7 @@ class CorpusChoice(Recipe):
 
     def open(self, on_bad: OnBad = "stop") -> Source:
         """Find or fetch the files. Raises InputError: no such file, offline, unknown format, nothing in it."""
-        corpus = CORPORA.get(self.name or "") or Corpus(self.kind or "text", "unknown (your own file)", self.path or "")
+        corpus = CORPORA.get(self.name or "") or Corpus(self.kind or "text", "not stated", self.path or "")
         size = None
         if corpus.records is not None:
             blobs = partial(_made_blobs, corpus.records, self.name or "")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -66,7 +66,8 @@ class Job:
 
     @property
     def key(self) -> str:
-        decides = [VERSION, self.plan.hash, self.plan.template, self.plan.validation, asdict(self.shape)]
+        shape = asdict(replace(self.shape, on_bad="stop"))  # see `_finished`
+        decides = [VERSION, self.plan.hash, self.plan.template, self.plan.validation, shape]
         digest = xxhash.xxh3_128(json.dumps([*decides, self.blob.first]).encode())
         digest.update(self.blob.lines)
         return digest.hexdigest()
@@ -116,8 +117,8 @@ def _in_order(pool: ProcessPoolExecutor, jobs: Iterable[Job], ahead: int) -> Ite
         while waiting:
             yield waiting.popleft()()
     except BrokenProcessPool:
-        raise InputError("a worker process was killed (out of memory?); run again, it continues, with fewer workers=…") \
-            from None  # fmt: skip
+        remedy = "run the same command again with fewer workers=…, it continues"
+        raise InputError(f"a worker process was killed (out of memory?); {remedy}") from None
 
 
 def _known(done: Done) -> Callable[[], Done]:
@@ -149,7 +150,7 @@ def _finished(job: Job) -> Done | None:
         record = json.loads(job.record.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    if record.pop("key", None) != job.key:
+    if record.pop("key", None) != job.key or (record["bad"] and job.shape.on_bad == "stop"):
         return None
     return Done(job.label, job.index, job.blob.position, **record)
 
@@ -241,9 +242,9 @@ def write_manifest(folder: Path, sources: list[Source], done: list[Done], plan: 
     tokenizer = _load(plan.tokenizer, plan.template)
     corpora = {source.label: _corpus(source, [d for d in done if d.label == source.label]) for source in sources}
     for label in corpora:
-        current = {f"{d.index:05d}" for d in done if d.label == label}
+        current = {name for d in done if d.label == label for name in _names(d)}
         for path in (folder / "shards" / label).iterdir():
-            if path.stem.rpartition("-")[2] not in current:
+            if path.stem not in current:
                 path.unlink()
     manifest = {
         "version": VERSION, "tokenizer": plan.hash, "vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos_id,
@@ -252,6 +253,11 @@ def write_manifest(folder: Path, sources: list[Source], done: list[Done], plan: 
     }  # fmt: skip
     write_atomic(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1))
     return manifest
+
+
+def _names(done: Done) -> set[str]:
+    """The blob's files without their endings."""
+    return {f"{done.index:05d}", *(f"{split}-{done.index:05d}" for split in done.splits)}
 
 
 def _corpus(source: Source, done: list[Done]) -> dict[str, Any]:

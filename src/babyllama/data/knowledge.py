@@ -83,9 +83,11 @@ def _clean_meaning(text: str) -> str:
 def _with_colons(meaning: str, word: str) -> str:
     """捷快；足脚步。比喻… of 捷足先得 → 捷：快；足：脚步。比喻…: the colons were lost too."""
     glosses, stop, rest = meaning.partition("。")
+    if "；" not in glosses or not rest:
+        return meaning
     gloss = re.compile(rf"((?:[{word}]、)*[{word}])([^{word}：]+)")
     found = [gloss.fullmatch(part) for part in glosses.split("；")]
-    if len(found) < 2 or not rest or None in found:
+    if None in found:
         return meaning
     return "；".join(f"{match[1]}：{match[2]}" for match in found if match) + stop + rest
 
@@ -214,7 +216,7 @@ def _medical() -> Iterator[tuple[str, dict[str, list[str]]]]:
 def _items(values: list[str], relation: str) -> list[str]:
     """The items that read as words: no fragments of sentences, none that contains another."""
     kept: list[str] = []
-    for value in values:
+    for value in values[:40]:
         item = value.replace("初发性或维持性睡眠障碍［失眠症］", "失眠").strip()
         fits = _ITEM.fullmatch(item) or (relation in _SINGLE_CHARACTERS and re.fullmatch(r"[\u4e00-\u9fff]", item))
         if fits and not _FRAGMENT.search(item) and item not in kept:

@@ -104,7 +104,7 @@ def prepared_questions(store: TokenStore, count: int, tokenizer: Tokenizer) -> l
 
 
 def corpus_questions(choice: CorpusChoice, count: int, tokenizer: Tokenizer) -> list[Question]:
-    """`count` chats of a corpus, always the same ones: those of the smallest hash.
+    """`count` chats of a corpus: those whose text has the smallest hash, which are the ones that `prepare` holds out.
 
     Raises:
         InputError: the corpus holds texts, not chats, or nothing.

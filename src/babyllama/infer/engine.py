@@ -82,7 +82,7 @@ class Engine:
             shared = _shared_prefix(past.tokens, prompt[:-1])
             del past.tokens[shared:]
             self._grow(past, min(len(prompt) + room, self.context))
-            seen, new = self._seen([prompt], sampling), prompt[shared:]
+            seen, new = self._seen([prompt], sampling, stop), prompt[shared:]
             for step in range(room):
                 logits = self._extend(past, new)
                 new = self._choose(sampling, logits, draws[step : step + 1], seen)
@@ -118,7 +118,7 @@ class Engine:
         answers: list[list[int]] = [[] for _ in prompts]
         lengths = [len(prompt) for prompt in prompts]
         cache = self._cache(len(prompts), max(length + more for length, more in zip(lengths, room, strict=True)))
-        logits, seen = self._prefill(prompts, cache), self._seen(prompts, sampling)
+        logits, seen = self._prefill(prompts, cache), self._seen(prompts, sampling, stop)
         positions = torch.tensor(lengths, device=self._device)  # (B,): the slot of each row's next token
         rows = list(range(len(prompts)))  # which prompt each row of the batch answers
         for step in range(max(room)):
@@ -173,13 +173,17 @@ class Engine:
         """(B, C) → (B, vocab_size)."""
         return self.model.lm_head(hidden)[:, : self.vocab_size]
 
-    def _seen(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Tensor | None:
-        """(B, V) bool: the tokens of each prompt. None where the sampling does not ask."""
+    def _seen(self, prompts: Sequence[Sequence[int]], sampling: Sampling, stop: Collection[int]) -> Tensor | None:
+        """(B, V) bool: the tokens of each prompt that the penalty shuns. None where the sampling does not ask.
+
+        Stop tokens are left out, unlike in transformers: a chat is full of them, and ending is no repetition.
+        """
         if sampling.repetition_penalty == 1:
             return None
         seen = torch.zeros(len(prompts), self.vocab_size, dtype=torch.bool)
         for row, prompt in zip(seen, prompts, strict=True):
             row[torch.tensor(prompt)] = True
+        seen[:, torch.tensor(sorted(stop), dtype=torch.long)] = False
         return seen.to(self._device)
 
     @torch.inference_mode()

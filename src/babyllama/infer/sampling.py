@@ -24,12 +24,12 @@ NOT_FINITE = -1  # the token of a row whose logits hold NaN or infinity
 class Sampling(Recipe):
     """How the next token is chosen. The defaults draw from the model's own distribution."""
 
-    temperature: float = Field(1.0, ge=0, le=100, description="0 is greedy: always the likeliest token")
-    top_k: int = Field(0, ge=0, description="only the k likeliest tokens; 0 is off")
-    top_p: float = Field(1.0, gt=0, le=1, description="only the likeliest tokens that together reach p; 1 is off")
-    min_p: float = Field(0.0, ge=0, le=1, description="only tokens at least min_p times as likely as the likeliest")
-    repetition_penalty: float = Field(1.0, gt=0, le=10, description="above 1 shuns tokens seen before; 1 is off")
-    seed: int = Field(0, ge=0, lt=2**63)
+    temperature: float = Field(default=1.0, ge=0, le=100, description="0 is greedy: always the likeliest token")
+    top_k: int = Field(default=0, ge=0, description="only the k likeliest tokens; 0 is off")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="only the likeliest that together reach p; 1 is off")
+    min_p: float = Field(default=0.0, ge=0, le=1, description="only those min_p times as likely as the likeliest")
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10, description="above 1 shuns tokens seen; 1 is off")
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     def __call__(self, logits: Tensor, draws: Tensor, seen: Tensor | None = None) -> Tensor:
         """The next token of every row, (B,) int64; NOT_FINITE where the logits are broken.
@@ -61,23 +61,27 @@ class Sampling(Recipe):
         if self.temperature == 0:
             return scores
         scores = scores / self.temperature
-        best = scores.sort(-1, descending=True).values if self.top_p < 1 and not self.top_k else None
         if self.top_k:
-            best = scores.topk(min(self.top_k, scores.shape[-1])).values  # (B, k)
-            scores = scores.masked_fill(scores < best[:, -1:], -math.inf)
-        if self.top_p < 1 and best is not None:
-            scores = scores.masked_fill(scores < _nucleus_floor(scores, best, self.top_p), -math.inf)
+            floor = scores.topk(min(self.top_k, scores.shape[-1])).values[:, -1:]
+            scores = scores.masked_fill(scores < floor, -math.inf)
+        if self.top_p < 1:
+            scores = scores.masked_fill(scores < _nucleus_floor(scores, self.top_p), -math.inf)
         if self.min_p > 0:
             scores = scores.masked_fill(scores < math.log(self.min_p), -math.inf)
         return scores
 
 
-def _nucleus_floor(scores: Tensor, best: Tensor, top_p: float) -> Tensor:
+def _nucleus_floor(scores: Tensor, top_p: float) -> Tensor:
     """(B, 1): the score of the last token that is needed to reach top_p (arXiv 1904.09751).
 
-    `best` holds the highest scores in falling order; a token is kept when those before it have not reached top_p.
+    A token is kept when those likelier than it have not reached top_p. The 1,024 likeliest nearly always do; sorting
+    a whole vocabulary of ChatGLM2's size takes five times as long as finding them.
     """
-    probabilities = (best - scores.logsumexp(-1, keepdim=True)).exp()
+    total = scores.logsumexp(-1, keepdim=True)
+    best = scores.topk(min(1024, scores.shape[-1])).values
+    if ((best.logsumexp(-1, keepdim=True) - total).exp() < top_p).any():
+        best = scores.sort(-1, descending=True).values
+    probabilities = (best - total).exp()
     before = probabilities.cumsum(-1) - probabilities
     kept = (before < top_p).sum(-1, keepdim=True).clamp(min=1)
     return best.gather(-1, kept - 1)

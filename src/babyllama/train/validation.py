@@ -35,9 +35,7 @@ class LossSums:
     def __add__(self, other: LossSums) -> LossSums:
         unknown = any(part.tokens and not part.bytes for part in (self, other))
         size = 0 if unknown else self.bytes + other.bytes
-        return LossSums(
-            self.nll_nats + other.nll_nats, self.tokens + other.tokens, self.correct + other.correct, size
-        )
+        return LossSums(self.nll_nats + other.nll_nats, self.tokens + other.tokens, self.correct + other.correct, size)
 
     @property
     def loss(self) -> float:

@@ -1,0 +1,174 @@
+"""The verb evaluate: figures against ones computed here document by document, answers, files, faults."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from babyllama.commands import prepare
+from babyllama.commands.evaluate import EvaluateRecipe, main
+from babyllama.data.corpora import CorpusChoice
+from babyllama.data.shards import Prepared
+from babyllama.errors import InputError
+from babyllama.evals.answers import Answer, AnswerSums, ask, character_f1, corpus_questions, prepared_questions, score
+from babyllama.infer.engine import Engine
+from babyllama.recipe import load_recipe
+from babyllama.tokenizer.chat import render_chat
+
+from .small_run import CHATS, messages_of, save_taught, small_tokenizer, taught_model
+
+TEXTS = ["小小的语言模型很高兴。", "一加一等于二，二加一等于三。", "再见，欢迎再来！再见。"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A taught model, its prepared data and the corpus files."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    save_taught(folder / "run" / "model")
+    chats = [{"messages": messages_of(*chat)} for chat in CHATS]
+    first, second = chats[0]["messages"], chats[1]["messages"]
+    chats.append({"messages": [*first, *second]})
+    for name, lines in (("chats", chats), ("texts", [{"text": text} for text in TEXTS])):
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
+    prepare.main(prepare.PrepareRecipe(
+        out=folder / "data", tokenizer=folder / "run" / "model", validation=0.0, workers=1,
+        corpora=tuple(CorpusChoice(path=str(folder / f"{name}.jsonl")) for name in ("chats", "texts"))))  # fmt: skip
+    return folder
+
+
+def evaluate(folder, *overrides: str) -> dict:
+    given = [f"model={folder}/run", f"data={folder}/data", "split=train", "device=cpu", "precision=fp32"]
+    recipe = load_recipe(EvaluateRecipe, None, [*given, *overrides])
+    main(recipe)
+    return json.loads(recipe.file.read_text("utf-8"))
+
+
+def summed_loss(tokens: list[int], counted: list[bool]) -> tuple[float, int, int]:
+    """(nll, tokens, correct) of one document alone, in float64."""
+    logprobs = taught_model()(torch.tensor([tokens]))[0].double().log_softmax(-1)
+    kept = [i for i in range(1, len(tokens)) if counted[i]]
+    nll = -sum(logprobs[i - 1, tokens[i]].item() for i in kept)
+    return nll, len(kept), sum(int(logprobs[i - 1].argmax() == tokens[i]) for i in kept)
+
+
+def test_the_figures(folder, capsys):
+    tokenizer = small_tokenizer()
+    found = evaluate(folder, "questions=0")["loss"]
+    chats = [messages_of(*chat) for chat in CHATS]
+    chats.append([*chats[0], *chats[1]])
+    rendered = [render_chat(tokenizer, chat) for chat in chats]
+    texts = [tokenizer.eos_id]  # one stream: every document stands after an end token
+    for text in TEXTS:
+        texts += [*tokenizer.encode(text), tokenizer.eos_id]
+    answers = [m["content"] for chat in chats for m in chat if m["role"] == "assistant"]
+    expected = {
+        "chats": ([summed_loss(r.tokens, r.mask) for r in rendered], sum(len(a.encode()) for a in answers)),
+        "texts": ([summed_loss(texts, [True] * len(texts))], sum(len(t.encode()) for t in TEXTS)),
+    }
+    shown = capsys.readouterr().out
+    for label, (parts, size) in expected.items():
+        nll, tokens, correct = map(sum, zip(*parts, strict=True))
+        assert found[label]["tokens"] == tokens and found[label]["bytes"] == size
+        assert found[label]["loss"] == pytest.approx(nll / tokens, rel=1e-4)
+        assert found[label]["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-4)
+        assert found[label]["bits_per_byte"] == pytest.approx(nll / math.log(2) / size, rel=1e-4)
+        assert found[label]["accuracy"] == pytest.approx(correct / tokens)
+        assert label in shown and f"{nll / tokens:.3f}"[:-1] in shown
+    assert found["chats"]["accuracy"] > 0.95 > found["texts"]["accuracy"]
+
+
+def test_a_taught_model_answers_by_heart(folder, capsys):
+    result = evaluate(folder, "corpora=[chats]", "name=by-heart")
+    assert list(result["loss"]) == list(result["answers"]) == ["chats"]
+    figures = result["answers"]["chats"]
+    assert (figures["asked"], figures["exact"], figures["f1"], figures["ended"], figures["too_long"]) == (5, 1, 1, 1, 0)
+    assert figures["characters"] == figures["reference_characters"] == sum(
+        len(a) for _, a in [*CHATS, CHATS[1]]) / 5  # fmt: skip
+    kept = {(a["question"], a["answer"], a["reference"]) for a in figures["answers"]}
+    assert {(q, a, a) for q, a in CHATS} < kept
+    assert (folder / "run" / "evals" / "by-heart.json").is_file()
+    assert CHATS[0][1] in capsys.readouterr().out
+    cut = evaluate(folder, "corpora=[chats]", "answer_tokens=1", "rows=2")["answers"]["chats"]
+    assert cut["ended"] == cut["exact"] == 0 and cut["tokens"] == 1 and 0 < cut["f1"] < 1
+
+
+def test_prompts_are_those_of_training(folder):
+    """Fault 18: prompt + reference + end = what training reads, token for token; from shards and from files."""
+    tokenizer = small_tokenizer()
+    store = Prepared.open(folder / "data").store("chats", "train")
+    prepared = prepared_questions(store, 99, tokenizer)
+    read = corpus_questions(CorpusChoice(path=str(folder / "chats.jsonl")), 99, tokenizer)
+    chats = [messages_of(*chat) for chat in CHATS]
+    learned = [render_chat(tokenizer, chat).tokens for chat in [*chats, [*chats[0], *chats[1]]]]
+    for questions in (prepared, read):
+        whole = [[*q.prompt, *tokenizer.encode(q.reference), tokenizer.eos_id] for q in questions]
+        assert sorted(whole) == sorted(learned)
+    some = corpus_questions(CorpusChoice(path=str(folder / "chats.jsonl")), 2, tokenizer)
+    assert some == read[:2] and len(prepared_questions(store, 2, tokenizer)) == 2
+
+
+def test_the_questions_of_a_corpus_are_those_held_out(folder, tmp_path):
+    """The smallest hashes are the validation split, so a small sample was not trained on."""
+    prepare.main(prepare.PrepareRecipe(
+        out=tmp_path / "data", tokenizer=folder / "run" / "model", validation=0.5, workers=1,
+        corpora=(CorpusChoice(path=str(folder / "chats.jsonl")),)))  # fmt: skip
+    held_out = Prepared.open(tmp_path / "data").store("chats", "val")
+    assert 0 < held_out.documents < 5
+    tokenizer = small_tokenizer()
+    read = corpus_questions(CorpusChoice(path=str(folder / "chats.jsonl")), held_out.documents, tokenizer)
+    prepared = prepared_questions(held_out, 99, tokenizer)
+    assert sorted(q.prompt for q in read) == sorted(q.prompt for q in prepared)
+
+
+def test_questions_that_fit_no_context_are_counted(folder):
+    file = folder / "long.jsonl"
+    lines = [{"messages": messages_of("长" * 300, "短")}, {"messages": messages_of(*CHATS[0])}]
+    file.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    recipe = load_recipe(EvaluateRecipe, None, [f"model={folder}/run", f"questions_from=[{{path: {file}}}]"])
+    main(recipe)
+    result = json.loads((folder / "run" / "evals" / "questions.json").read_text("utf-8"))
+    assert result["answers"]["long (corpus)"]["asked"] == result["answers"]["long (corpus)"]["too_long"] == 1
+    assert result["loss"] == {}
+
+
+def test_batches_of_questions_change_no_answer(folder):
+    tokenizer = small_tokenizer()
+    questions = corpus_questions(CorpusChoice(path=str(folder / "chats.jsonl")), 99, tokenizer)
+    engine = Engine(taught_model(), tokenizer.vocab_size)
+    one, many = (list(ask(engine, tokenizer, questions, 64, rows)) for rows in (1, 99))
+    assert one == many
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [("你好", "你好", 1.0), ("好 你\n", "你好", 1.0), ("你你", "你好", 0.5), ("你", "你好吗", 0.5), ("是", "否", 0.0),
+     ("", "否", 0.0), ("", " ", 1.0)],
+)  # fmt: skip
+def test_character_f1(answer, reference, expected):
+    assert character_f1(answer, reference) == expected
+
+
+def test_scores_add_up():
+    good, poor = Answer("q", " 是的 ", "是的", 3, True), Answer("q", "不", "是的", 9, False)
+    sums = sum(map(score, (good, poor)), AnswerSums())
+    figures = sums.figures
+    assert sums.asked == 2 and figures["exact"] == figures["f1"] == figures["ended"] == 0.5
+    assert figures["tokens"] == 6 and figures["characters"] == 2.5 and figures["reference_characters"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [(["corpora=[nothing]"], "no corpus 'nothing'"), (["context=4000"], "above the model's 96 positions"),
+     (["questions_from=[{path: TEXTS}]"], "only chats have questions"), (["name=../x"], "name"), (["rows=0"], "rows")],
+)  # fmt: skip
+def test_faults(folder, overrides, fault):
+    with pytest.raises(InputError, match=fault):
+        evaluate(folder, *(o.replace("TEXTS", str(folder / "texts.jsonl")) for o in overrides))
+
+
+def test_nothing_to_evaluate_on(folder):
+    with pytest.raises(InputError, match="give data"):
+        load_recipe(EvaluateRecipe, None, [f"model={folder}/run"])

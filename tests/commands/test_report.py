@@ -1,0 +1,228 @@
+"""The report on hand-made runs: complete, self-contained, safe with whatever a model wrote, patient with gaps."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from babyllama.commands.report import ReportRecipe, count, duration, main, size, spread
+from babyllama.errors import InputError
+from babyllama.recipe import Recipe
+from babyllama.run import Run, write_atomic
+
+SHAPE = {"model_type": "llama", "vocab_size": 4096, "hidden_size": 192, "intermediate_size": 512,
+         "num_hidden_layers": 4, "num_attention_heads": 6, "tie_word_embeddings": True}  # fmt: skip
+EVIL = "<script>alert('坏')</script><img src=http://evil.example/x.png>"
+
+
+class Example(Recipe):
+    note: str = "配方"
+
+
+def make_train(path, parent=None, steps=40, start=8.3):
+    run = Run.create(path, "train", Example(), parent)
+    for step in range(1, steps + 1):
+        loss = 2.5 + (start - 2.5) * math.exp(-step / 8) + 0.05 * math.sin(step)
+        run.log(step * 10, kind="train", loss=loss, lr=0.01 * (1 - step / steps), norm=1.0, tokens=step * 40960,
+                seconds=step * 4.5, tokens_per_second=9100.0, mfu=0.31)  # fmt: skip
+        if step % 10 == 0:
+            run.log(step * 10, kind="validation", loss=loss + 0.1, bits_per_byte=(loss + 0.1) / 2.4, corpora={})
+            run.log(step * 10, kind="sample", prompt="春天来了，", text=f"花儿{'开' * step}了。")
+            run.log(step * 10, kind="sample", prompt="<b>prompt", text=EVIL)
+    run.save_model(lambda folder: write_atomic(folder / "config.json", json.dumps(SHAPE)))
+    run.finish(tokens=steps * 40960, seconds=steps * 4.5, train_loss=2.51, validation_loss=2.61, bits_per_byte=1.087,
+               steps=steps * 10, tokens_per_second=9100.0, mfu=0.31, device="CPU", precision="fp32")  # fmt: skip
+    return path
+
+
+def make_prepare(path):
+    run = Run.create(path, "prepare", Example())
+    split = {"documents": 30462, "tokens": 1_890_937, "bytes": 6_608_271}
+    corpora = {"成语": {"kind": "text", "licence": "MIT", "source": "idioms", "splits": {"train": split, "val": split}}}
+    write_atomic(path / "manifest.json", json.dumps({"corpora": corpora}))
+    run.finish(seconds=41.0, documents=60924, tokens=3_781_874)
+    return path
+
+
+def add_evals(path):
+    answers = [{"question": f"第{i}问：什么是感冒？", "answer": "感冒是病。" if i else EVIL,
+                "reference": "感冒。"} for i in range(20)]  # fmt: skip
+    found = {"loss": {"chats": {"loss": 2.2, "perplexity": 9.03, "bits_per_byte": None, "accuracy": 0.517,
+                                "tokens": 900}},
+             "answers": {"medical": {"asked": 20, "exact": 0.25, "f1": 0.612, "ended": 0.95, "answers": answers},
+                         "empty": {"asked": 0, "answers": []}}}  # fmt: skip
+    write_atomic(path / "evals" / "medical-val.json", json.dumps(found))
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    tokenizer = Run.create(tmp_path / "tokenizer", "tokenizer", Example())
+    tokenizer.finish(vocab_size=4096, characters_per_token=1.613, seconds=12.0)
+    prepare, base = make_prepare(tmp_path / "corpus"), make_train(tmp_path / "base")
+    medical = make_train(tmp_path / "medical", base, steps=20, start=4)
+    add_evals(medical)
+    return (tokenizer.path, prepare, base, medical)
+
+
+def report(runs, out, title="First steps") -> str:
+    main(ReportRecipe(runs=tuple(runs), out=out, title=title))
+    return out.read_text("utf-8")
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; fails on tags that do not close in order."""
+
+    VOID = ("meta", "br", "img", "link", "input", "hr")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.open, self.text = [], [], [], ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_tells_the_story(pipeline, tmp_path):
+    page = Page(report(pipeline, tmp_path / "r.html"))
+    shown = " ".join(page.text.split())
+    for word in ("First steps", "tokenizer", "corpus", "base", "medical", "Where the time went", "成语", "30.5 k",
+                 "1.89 M", "2.56 M", "4 layers × 192 wide, 6 heads", "3 min 00 s", "9,100", "31.0 %", "1.087",
+                 "春天来了，",
+                 f"花儿{'开' * 40}了。", "note: 配方", "61 % of characters", "51.7 %",
+                 "continues from", "model/"):  # fmt: skip
+        assert word in shown, word
+    # three charts of each of the two trainings; the fine-tuning starts far below guessing
+    assert page.tags.count("svg") == 6
+    assert shown.count("pure guessing") == 1
+    assert "Questions and answers: medical" in shown
+    assert "Questions and answers: empty" not in shown
+
+
+def test_parameters_by_hand(pipeline, tmp_path):
+    """4096·192 + 4·(4·192² + 3·192·512 + 2·192) + 192 = 2,557,632."""
+    assert "2.56 M" in report(pipeline[2:3], tmp_path / "r.html")
+
+
+def test_it_opens_offline(pipeline, tmp_path):
+    html = report(pipeline, tmp_path / "r.html")
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    for name, value in page.attributes:
+        assert not name.startswith("on")
+        assert "//" not in (value or "")
+        if name in ("href", "xlink:href", "src"):
+            assert value.startswith("#")
+    style = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert len(style) == 1
+    assert "url(" not in style[0]
+    assert "@import" not in style[0]
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+
+
+def test_what_a_model_wrote_is_text(pipeline, tmp_path):
+    html = report(pipeline, tmp_path / "r.html", title="<i>title")
+    assert "<script" not in html
+    assert "<i>title" not in html
+    assert html.count("&lt;script&gt;alert") > 2  # samples of both runs and an answer
+    assert EVIL in Page(html).text
+
+
+def test_colours_follow_the_page(pipeline, tmp_path):
+    html = report(pipeline, tmp_path / "r.html")
+    charts = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+    assert "var(--first)" in charts
+    assert not re.findall(r"#0[1-5]0[1-5]0[1-5]|#ffffff|#000000", charts)
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_samples_run_from_the_first_to_the_last(pipeline, tmp_path):
+    text = Page(report(pipeline[2:3], tmp_path / "r.html")).text
+    steps = re.findall(r"step (\d+)\s*花儿", text)
+    assert steps == ["100", "200", "300", "400"]
+
+
+def test_gaps_are_left_out(tmp_path, capsys):
+    bare = Run.create(tmp_path / "bare", "train", Example()).path
+    (bare / "env.json").unlink()
+    (bare / "recipe.yaml").unlink()
+    write_atomic(bare / "evals" / "broken.json", "{")
+    write_atomic(bare / "evals" / "list.json", "[1]")
+    page = Page(report([bare], tmp_path / "r.html"))
+    assert "not finished" in page.text
+    assert "svg" not in page.tags
+    assert "Where the time went" not in page.text
+    assert "r.html is ready" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_shows_how_far_it_came(tmp_path):
+    run = Run.create(tmp_path / "going", "train", Example())
+    run.log(10, kind="train", loss=5.4321, lr=0.1, tokens=1000, seconds=66.0)
+    run.log(10, kind="validation", loss=5.5, bits_per_byte=None, corpora={})
+    run.log(20, kind="train", loss=float("nan"), lr=0.1, tokens=2000, seconds=70.0)
+    with (run.path / "metrics.jsonl").open("a") as handle:
+        handle.write('{"step": 30, "ki')
+    page = Page(report([run.path], tmp_path / "r.html"))
+    assert "1 min 10 s" in page.text
+    assert page.tags.count("svg") == 2  # no bits per byte
+    assert "5.500" in page.text
+
+
+def test_a_long_run_stays_a_small_page(tmp_path):
+    run = Run.create(tmp_path / "long", "train", Example())
+    lines = [json.dumps({"step": i, "kind": "train", "loss": 3 + 1 / (i + 1), "lr": 0.1}) + "\n" for i in range(50_000)]
+    write_atomic(run.path / "metrics.jsonl", "".join(lines))
+    assert len(report([run.path], tmp_path / "r.html")) < 200_000
+
+
+def test_the_same_runs_give_the_same_page(pipeline, tmp_path):
+    assert report(pipeline, tmp_path / "a.html") == report(pipeline, tmp_path / "b.html")
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(InputError, match="is not a run"):
+        report([tmp_path], tmp_path / "r.html")
+    with pytest.raises(InputError, match="does not exist"):
+        report([tmp_path / "gone"], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_without_matplotlib_the_remedy_is_named(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"babyllama\[report\]"):
+        report(pipeline, tmp_path / "r.html")
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.4, "0.4 s"), (42.4, "42 s"), (59.7, "1 min 00 s"),
+                                               (245, "4 min 05 s"), (3599.9, "1 h 00 min"),
+                                               (9000, "2 h 30 min")])  # fmt: skip
+def test_duration(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_words_for_numbers():
+    assert [count(n) for n in (7, 9100, 30462, 999_999, 2_940_000, 1.5e9)] == \
+        ["7", "9,100", "30.5 k", "1 M", "2.94 M", "1.5 B"]  # fmt: skip
+    assert [size(n) for n in (512, 2048, 11.2 * 2**20, 3 * 2**30)] == ["512 B", "2.0 KiB", "11.2 MiB", "3.0 GiB"]
+    assert spread(range(10), 4) == [0, 3, 6, 9]
+    assert spread("ab", 4) == ["a", "b"]

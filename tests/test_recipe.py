@@ -295,3 +295,20 @@ def test_dump_then_load_is_the_same_recipe(tmp_path_factory, example):
     assert math.copysign(1, again.lr) == math.copysign(1, example.lr)
     # any YAML reader, not only ours, finds the same text values
     assert yaml.safe_load(text)["name"] == example.name
+
+
+@pytest.mark.parametrize(
+    ("given", "text"), [("2024", "2024"), ("a: b", "a: b"), ("no", "no"), ("'2024'", "2024"), ("", "")]
+)
+    ("given", "text"), [("2024", "2024"), ("a: b", "a: b"), ("no", "no"), ("'2024'", "2024"), ("", "")]
+)
+def test_text_fields_take_the_text_as_it_stands(given, text):
+    class Inner(Recipe):
+        words: str = ""
+
+    class Asks(Recipe):
+        prompt: str = ""
+        inner: Inner = Inner()
+
+    recipe = load_recipe(Asks, None, [f"prompt={given}", f"inner.words={given}"])
+    assert recipe.prompt == text and recipe.inner.words == text

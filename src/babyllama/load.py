@@ -36,6 +36,13 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def pick_device(choice: str) -> torch.device:
+    """``auto`` → the GPU when there is one. Raises InputError for a GPU that is not there."""
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda is asked for, but PyTorch finds no GPU; use device=cpu")
+    return default_device() if choice == "auto" else torch.device(choice)
+
+
 def default_precision(device: torch.device) -> Precision:
     """bf16 where the card computes it, fp16 on older cards, fp32 on a CPU."""
     if device.type != "cuda":

@@ -110,11 +110,11 @@ def load_recipe(kind: type[R], source: str | None = None, overrides: Sequence[st
         if not isinstance(data, dict):
             raise InputError(f"{path}: a recipe is a mapping of keys to values, not a {type(data).__name__}")
     for override in overrides:
-        _apply(data, override)
+        _apply(kind, data, override)
     return validate(kind, data, where)
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def _apply(kind: type[BaseModel], data: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals or not path:
         raise InputError(f"override {override!r} must look like key.path=value")
@@ -128,12 +128,23 @@ def _apply(data: dict[str, Any], override: str) -> None:
         else:
             node[part] = child
         node = child
-    parsed = parse_yaml(value, f"override {path}") if value.strip() else value
+    # A text is taken as it stands (prompt=2024, prompt=a: b), unless it is quoted or null.
+    plain = not value.strip() or (_is_text(kind, path.split(".")) and value[0] not in "\"'" and value != "null")
+    parsed = value if plain else parse_yaml(value, f"override {path}")
     if isinstance(node, list):
         _item(node, last, path)
         node[int(last)] = parsed
     else:
         node[last] = parsed
+
+
+def _is_text(kind: type[BaseModel], path: Sequence[str]) -> bool:
+    """Whether every field that `path` may mean holds text or a path."""
+    models = [kind]
+    for part in path[:-1]:
+        models = models if part.isdecimal() else [m for model in models for m in _models_in(_annotation(model, part))]
+    found = [a for a in (_annotation(model, path[-1]) for model in models) if a is not None]
+    return bool(found) and all(a in (str, Path, str | None, Path | None) for a in found)
 
 
 def _item(items: list[Any], part: str, path: str) -> Any:

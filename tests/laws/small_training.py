@@ -29,7 +29,10 @@ class Formula:
     """Row r is drawn from a generator seeded with r; rows differ in how many targets count."""
 
     def batch(self, first_row: int, count: int) -> Batch:
-        rows = [torch.randint(0, VOCAB, (CONTEXT + 1,), generator=self._seed(r)) for r in range(first_row, first_row + count)]
+        rows = [
+            torch.randint(0, VOCAB, (CONTEXT + 1,), generator=self._seed(r))
+            for r in range(first_row, first_row + count)
+        ]
         tokens = torch.stack(rows)
         targets = tokens[:, 1:].clone()
         for index, r in enumerate(range(first_row, first_row + count)):
@@ -58,8 +61,10 @@ class Silent:
 
 def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch.dtype = torch.float32, steps: int = 12,
                   kv_heads: int = 2, tie: bool = True, show: Silent | None = None, **plan: Any) -> Trainer:  # fmt: skip
-    config = ModelConfig(vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                         num_key_value_heads=kv_heads, max_position_embeddings=CONTEXT, tie_word_embeddings=tie)  # fmt: skip
+    config = ModelConfig(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=kv_heads,
+        max_position_embeddings=CONTEXT, tie_word_embeddings=tie)  # fmt: skip
     model = Transformer(config)
     initialise(model, 0)
     plan = {"steps": steps, "micro_batch_size": 4, "log_every": 1, "save_every": 5, "validate_every": 4, **plan}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_training import Silent, small_trainer
 
 from babyllama.errors import InputError, Interrupted
@@ -97,8 +98,6 @@ def test_every_checkpoint_damaged_is_one_clear_line(tmp_path):
 def test_state_is_float32_masters_not_half_precision_weights(tmp_path):
     """Fault 17: resume from half-precision weights."""
     trainer = finished(tmp_path / "run", dtype=torch.bfloat16)
-    from safetensors.torch import load_file
-
     tensors = load_file(trainer.run.states()[-1][1] / "state.safetensors")
     masters = {name: t for name, t in tensors.items() if name.startswith("master.")}
     assert masters and all(t.dtype == torch.float32 for t in masters.values())

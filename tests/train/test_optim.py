@@ -10,8 +10,9 @@ from babyllama.train.optim import AdamW, Cosine, Masters, Muon, Wsd
 
 
 def model(tie=True):
-    config = ModelConfig(vocab_size=31, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                         num_key_value_heads=2, max_position_embeddings=16, tie_word_embeddings=tie)  # fmt: skip
+    config = ModelConfig(
+        vocab_size=31, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=16, tie_word_embeddings=tie)  # fmt: skip
     made = Transformer(config)
     initialise(made, 0)
     return made

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from babyllama.train.optim import AdamW
 from babyllama.train.trainer import Diverged, Plan
@@ -36,9 +37,8 @@ def test_non_finite_loss_stops_with_a_word_and_a_good_checkpoint(tmp_path, dtype
         trainer.train()
     assert "optimizer.lr" in str(error.value) and "\n" not in str(error.value)
     step, folder = trainer.run.latest_state(lambda _: None)
-    from safetensors.torch import load_file
-
-    assert step == 5 and all(t.isfinite().all() for t in load_file(folder / "state.safetensors").values() if t.is_floating_point())
+    saved = load_file(folder / "state.safetensors").values()
+    assert step == 5 and all(t.isfinite().all() for t in saved if t.is_floating_point())
 
 
 def test_huge_learning_rate_never_saves_a_bad_checkpoint(tmp_path):

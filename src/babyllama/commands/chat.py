@@ -8,12 +8,11 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
-from babyllama.commands.train import pick_device
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling, SamplingRecipe
-from babyllama.load import load
+from babyllama.load import load, pick_device
 from babyllama.serve.terminal import Conversation, talk
 
 

@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from babyllama.commands.train import pick_device
 from babyllama.data.corpora import CorpusChoice
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.evals.answers import Answer, AnswerSums, Question, ask, corpus_questions, prepared_questions, score
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
-from babyllama.load import Loaded, load
+from babyllama.load import Loaded, load, pick_device
 from babyllama.recipe import Recipe
 from babyllama.run import write_atomic
 

@@ -8,10 +8,9 @@ from typing import Literal
 from pydantic import Field
 from rich.console import Console
 
-from babyllama.commands.train import pick_device
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling, SamplingRecipe
-from babyllama.load import load
+from babyllama.load import load, pick_device
 from babyllama.serve.terminal import Conversation, stream_text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,7 +68,7 @@ def main(recipe: TokenizerRecipe) -> None:
     if run and run.finished:
         console.print(f"{recipe.out} is finished; remove it or choose another out=…", markup=False, soft_wrap=True)
         return
-    sample: list[str] = []
+    started, sample = time.perf_counter(), list[str]()
     tokenizer = _make(recipe.source, sample, console)
     if recipe.chat_template is not None:
         tokenizer = tokenizer.with_template(recipe.chat_template)
@@ -77,7 +78,7 @@ def main(recipe: TokenizerRecipe) -> None:
     texts = sample or list(EXAMPLES)
     tokens = sum(map(len, tokenizer.encode_batch(texts)))
     figures["characters_per_token"] = round(sum(map(len, texts)) / max(1, tokens), 3)
-    run.finish(**figures)
+    run.finish(seconds=round(time.perf_counter() - started, 1), **figures)
     _show(tokenizer, figures, "the text it learned from" if sample else "the examples below", console)
     console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from babyllama.data.batches import DataRecipe, Stream, evaluation
+from babyllama.data.batches import DataRecipe, Stream
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError
+from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
-from babyllama.load import DTYPES, default_device, default_precision, model_folder
+from babyllama.load import DTYPES, default_precision, model_folder, pick_device
 from babyllama.model.checkpoint import load_model, save_model
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer, initialise
@@ -29,7 +28,7 @@ from babyllama.train.hardware import can_compile, device_name
 from babyllama.train.objectives import NextToken
 from babyllama.train.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.trainer import Plan, Trainer
-from babyllama.train.validation import LossSums, evaluate_loss
+from babyllama.train.validation import LossSums
 
 
 class NewModel(Recipe):
@@ -37,7 +36,7 @@ class NewModel(Recipe):
 
     kind: Literal["new"] = "new"
     model: ModelChoice = ModelChoice(preset="tiny")
-    tokenizer: Path | None = Field(None, description="a tokenizer run; the prepared data's own when absent")
+    tokenizer: Path | None = Field(default=None, description="a tokenizer run; the prepared data's own when absent")
 
 
 class FromModel(Recipe):
@@ -52,7 +51,7 @@ class Samples(Recipe):
 
     prompts: tuple[str, ...] = ()
     chat: bool = False
-    max_tokens: int = Field(48, ge=1)
+    max_tokens: int = Field(default=48, ge=1)
     sampling: Sampling = Sampling(temperature=0.0)
 
 
@@ -70,7 +69,7 @@ class TrainRecipe(Recipe):
     seed: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: bool | None = Field(None, description="torch.compile; where it works and pays when absent")
+    compile: bool | None = Field(default=None, description="torch.compile; where it works and pays when absent")
 
 
 def main(recipe: TrainRecipe) -> None:
@@ -138,13 +137,6 @@ class Watch:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def pick_device(choice: str) -> torch.device:
-    """auto → the GPU when there is one. Raises InputError for a GPU that is not there."""
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: cuda is asked for, but PyTorch finds no GPU; use device=cpu")
-    return default_device() if choice == "auto" else torch.device(choice)
-
-
 def _start(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokenizer]:
     if isinstance(recipe.init, FromModel):
         folder = model_folder(recipe.init.path)
@@ -157,15 +149,11 @@ def _start(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokeni
 
 
 def _validator(recipe: TrainRecipe, prepared: Prepared, context: int) -> Callable[[Transformer], dict[str, LossSums]]:
+    labels, plan = tuple(recipe.data.weights or prepared.corpora), recipe.plan
+
     def validate(model: Transformer) -> dict[str, LossSums]:
-        found = {}
-        for label in recipe.data.weights or prepared.corpora:
-            held_out = evaluation(prepared, label, "val", context, recipe.plan.micro_batch_size,
-                                  recipe.plan.validation_tokens)  # fmt: skip
-            sums = evaluate_loss(model, held_out.batches)
-            if sums.tokens:
-                found[label] = replace(sums, bytes=held_out.bytes)
-        return found
+        found = measure(model, prepared, labels, "val", context, plan.micro_batch_size, plan.validation_tokens)
+        return {label: sums for label, sums in found if sums.tokens}
 
     return validate
 
@@ -177,7 +165,8 @@ def _sampler(samples: Samples, tokenizer: Tokenizer) -> Callable[[Transformer], 
         if samples.chat:
             asked = [render_chat(tokenizer, [{"role": "user", "content": p}], True).tokens for p in samples.prompts]
         else:
-            asked = [tokenizer.encode(p) for p in samples.prompts]
+            # A text starts after the end token of the one before it, in training as here.
+            asked = [[tokenizer.eos_id, *tokenizer.encode(p)] for p in samples.prompts]
         engine = Engine(model, tokenizer.vocab_size)
         answers = engine.generate(asked, samples.sampling, samples.max_tokens, {tokenizer.eos_id})
         yield from zip(samples.prompts, map(tokenizer.decode, answers), strict=True)

@@ -34,7 +34,7 @@ class ModelConfig(Recipe):
     num_attention_heads: int = Field(gt=0)
     num_key_value_heads: int = Field(gt=0)
     max_position_embeddings: int = Field(gt=0)
-    rms_norm_eps: float = Field(1e-5, gt=0)
+    rms_norm_eps: float = Field(default=1e-5, gt=0)
     tie_word_embeddings: bool = True
     rope: RopeConfig = RopeConfig()
 
@@ -79,7 +79,7 @@ class ModelChoice(Recipe):
     """
 
     preset: Literal["tiny", "seed", "base-218m"] | None = None
-    depth: int | None = Field(None, ge=1, le=64)
+    depth: int | None = Field(default=None, ge=1, le=64)
     hidden_size: int | None = None
     intermediate_size: int | None = None
     num_hidden_layers: int | None = None

@@ -20,8 +20,8 @@ class Cosine(Recipe):
     """Linear warm-up, then half a cosine down to `final` × lr."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup: float = Field(0.02, ge=0, lt=1, description="share of all steps")
-    final: float = Field(0.1, ge=0, le=1)
+    warmup: float = Field(default=0.02, ge=0, lt=1, description="share of all steps")
+    final: float = Field(default=0.1, ge=0, le=1)
 
     def __call__(self, step: int, steps: int) -> float:
         """The multiplier of the learning rate at `step` (0 is the first) of `steps`."""
@@ -33,9 +33,9 @@ class Wsd(Recipe):
     """Warm-up, stable, decay (arXiv 2404.06395): constant, then linear to `final` × lr over the last `decay` share."""
 
     kind: Literal["wsd"] = "wsd"
-    warmup: float = Field(0.02, ge=0, lt=1, description="share of all steps")
-    decay: float = Field(0.5, gt=0, le=1, description="share of all steps")
-    final: float = Field(0.0, ge=0, le=1)
+    warmup: float = Field(default=0.02, ge=0, lt=1, description="share of all steps")
+    decay: float = Field(default=0.5, gt=0, le=1, description="share of all steps")
+    final: float = Field(default=0.0, ge=0, le=1)
 
     def __call__(self, step: int, steps: int) -> float:
         rising, _ = _warm(step, steps, self.warmup)
@@ -56,10 +56,10 @@ class AdamW(Recipe):
     """AdamW (arXiv 1711.05101); weight decay on matrices only, not on norms."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
         named = list(named)
@@ -77,12 +77,12 @@ class Muon(Recipe):
     """
 
     kind: Literal["muon"] = "muon"
-    lr: float = Field(0.02, gt=0)
-    momentum: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_lr: float = Field(3e-3, gt=0)
+    lr: float = Field(default=0.02, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_lr: float = Field(default=3e-3, gt=0)
     adam_betas: tuple[float, float] = (0.9, 0.95)
-    adam_eps: float = Field(1e-8, gt=0)
+    adam_eps: float = Field(default=1e-8, gt=0)
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
         matrices, others = [], []
@@ -134,7 +134,7 @@ class Masters:
         """After the optimisers' step: the model computes with the new values."""
         if self.half:
             with torch.no_grad():
-                torch._foreach_copy_(self.used, self.owned)
+                torch._foreach_copy_([*self.used], [*self.owned])
 
     def zero_grad(self) -> None:
         for parameter in self.owned:

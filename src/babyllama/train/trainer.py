@@ -33,19 +33,19 @@ from babyllama.train.validation import LossSums
 class Plan(Recipe):
     """How long and in what portions to train. Give exactly one of steps, epochs, tokens."""
 
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    tokens: int | None = Field(None, ge=1)
-    context: int | None = Field(None, ge=2, description="tokens a row; the model's max_position_embeddings when absent")
-    micro_batch_size: int = Field(32, ge=1, description="rows in one forward pass")
-    accumulate: int = Field(1, ge=1, description="forward passes in one optimiser step")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    log_every: int = Field(10, ge=1, description="steps")
-    validate_every: int = Field(250, ge=1, description="steps")
-    validation_tokens: int = Field(65_536, ge=1, description="read at most, of each corpus")
-    sample_every: int = Field(250, ge=1, description="steps")
-    save_every: int = Field(250, ge=1, description="steps")
-    keep: int = Field(2, ge=2, description="checkpoints; two, so that a damaged one has another before it")
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    tokens: int | None = Field(default=None, ge=1)
+    context: int | None = Field(default=None, ge=2, description="tokens a row; the model's longest when absent")
+    micro_batch_size: int = Field(default=32, ge=1, description="rows in one forward pass")
+    accumulate: int = Field(default=1, ge=1, description="forward passes in one optimiser step")
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    log_every: int = Field(default=10, ge=1, description="steps")
+    validate_every: int = Field(default=250, ge=1, description="steps")
+    validation_tokens: int = Field(default=65_536, ge=1, description="read at most, of each corpus")
+    sample_every: int = Field(default=250, ge=1, description="steps")
+    save_every: int = Field(default=250, ge=1, description="steps")
+    keep: int = Field(default=2, ge=2, description="checkpoints; two, so that a damaged one has another before it")
 
     @model_validator(mode="after")
     def _one_length(self) -> Plan:

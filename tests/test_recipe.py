@@ -300,8 +300,6 @@ def test_dump_then_load_is_the_same_recipe(tmp_path_factory, example):
 @pytest.mark.parametrize(
     ("given", "text"), [("2024", "2024"), ("a: b", "a: b"), ("no", "no"), ("'2024'", "2024"), ("", "")]
 )
-    ("given", "text"), [("2024", "2024"), ("a: b", "a: b"), ("no", "no"), ("'2024'", "2024"), ("", "")]
-)
 def test_text_fields_take_the_text_as_it_stands(given, text):
     class Inner(Recipe):
         words: str = ""

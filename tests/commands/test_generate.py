@@ -54,7 +54,7 @@ def test_a_text_of_its_own(capsys, folder):
     assert len(set(shown.splitlines())) > 5 and "Error" not in shown
 
 
-FAULTS = [("prompt=[1]", "prompt"), ("samples=0", "samples"), ("seed=-1", "seed")]
+FAULTS = [("max_tokens=[1]", "max_tokens"), ("samples=0", "samples"), ("seed=-1", "seed")]
 
 
 @pytest.mark.parametrize(("override", "fault"), FAULTS)

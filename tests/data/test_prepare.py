@@ -63,7 +63,7 @@ from small_data import recipe
 from babyllama.commands.prepare import main
 from babyllama.data import readers
 if __name__ == "__main__":
-    readers.read_blobs.__defaults__ = ("auto", 20_000)
+    readers.read_blobs.__defaults__ = ("auto", 40_000)
     main(recipe(Path(sys.argv[1]), Path(sys.argv[2]), [{"path": sys.argv[3]}], "workers=2", "validation=0.1"))
 """
 
@@ -72,7 +72,7 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     """SIGKILL of the main process: no worker stays behind, and the second run gives the same bytes."""
     program, tokenizer = tmp_path / "program.py", save_tokenizer(tmp_path / "tok")
     program.write_text(PROGRAM)
-    path = write_lines(tmp_path / "text.jsonl", [{"text": f"{i}" + text} for i in range(60) for text in TEXTS])
+    path = write_lines(tmp_path / "text.jsonl", [{"text": f"{i}" + text} for i in range(30) for text in TEXTS])
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
 
     def start(out: Path) -> subprocess.Popen[bytes]:

@@ -163,7 +163,7 @@ def _hub(repo: str, *names: str) -> Callable[[], list[Path]]:
         try:
             return [Path(huggingface_hub.hf_hub_download(repo, name, repo_type="dataset")) for name in names]
         except (OSError, ValueError) as error:  # every hub and network error is one of them
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:200]
             raise InputError(
                 f"{repo}: cannot be fetched ({reason}); check the network, or download {', '.join(names)} by hand "
                 "and give its path instead of the name"

@@ -3,21 +3,14 @@
 The main process cuts the corpora into blobs of raw lines and hands them to worker processes; each makes one pair of
 shards of a blob and then the blob's record (NNNNN.json), whose key is a hash of the lines and of all else that decides
 the shards' bytes. A blob whose record has the right key is not encoded again. Neither the number of workers nor an
-interruption changes a byte. Not here: the format (shards.py), parsing (records.py).
+interruption changes a byte. Not here: the format (shards.py), parsing (records.py), processes
+(workers.py).
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, islice
@@ -31,6 +24,7 @@ from babyllama.data.corpora import Source
 from babyllama.data.readers import Blob
 from babyllama.data.records import Document, Shape, answers_of, parse, text_of
 from babyllama.data.shards import SPLITS, VERSION, token_dtype
+from babyllama.data.workers import spread
 from babyllama.errors import InputError
 from babyllama.run import write_atomic
 from babyllama.tokenizer.chat import render_chat
@@ -101,48 +95,7 @@ def encode_corpora(sources: Iterable[Source], folder: Path, plan: Plan, workers:
         for job in chain(first, jobs):
             yield _finished(job) or encode_blob(job)
         return
-    with _pool(workers) as pool:
-        yield from _in_order(pool, chain(first, jobs), workers + 2)
-
-
-def _in_order(pool: ProcessPoolExecutor, jobs: Iterable[Job], ahead: int) -> Iterator[Done]:
-    """At most `ahead` blobs are in memory; the first fault in the corpora's order is the one raised."""
-    waiting: deque[Callable[[], Done]] = deque()
-    try:
-        for job in jobs:
-            done = _finished(job)
-            waiting.append(_known(done) if done else pool.submit(encode_blob, job).result)
-            if len(waiting) >= ahead:
-                yield waiting.popleft()()
-        while waiting:
-            yield waiting.popleft()()
-    except BrokenProcessPool:
-        remedy = "run the same command again with fewer workers=…, it continues"
-        raise InputError(f"a worker process was killed (out of memory?); {remedy}") from None
-
-
-def _known(done: Done) -> Callable[[], Done]:
-    future: Future[Done] = Future()
-    future.set_result(done)
-    return future.result
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """On any fault, Ctrl-C too, the blobs in work are finished and the others forgotten."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    parent = multiprocessing.parent_process()
-    if parent is not None:  # a killed parent closes no queue: without this its workers would wait for ever
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    yield from spread(encode_blob, chain(first, jobs), _finished, workers)
 
 
 def _finished(job: Job) -> Done | None:

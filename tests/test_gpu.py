@@ -1,0 +1,74 @@
+"""What only a CUDA device can show. Run with: pytest -m gpu"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from babyllama.infer.engine import Engine
+from babyllama.infer.sampling import Sampling
+from babyllama.model.attention import KVCache
+from babyllama.train.optim import AdamW, Muon
+from conftest import sharp_model, tiny_config
+
+sys.path.append(str(Path(__file__).parent / "laws"))
+from small_training import small_trainer
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def test_logits_equal_the_cpu(variants, tokens):
+    model = sharp_model(variants)
+    on_cpu = model(tokens)
+    torch.testing.assert_close(model.cuda()(tokens.cuda()).cpu(), on_cpu, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_cached_decoding_equals_the_full_forward(variants, tokens, rotated):
+    model, tokens = sharp_model(variants).cuda(), tokens.cuda()
+    cache = KVCache(variants, len(tokens), 32, "cuda", torch.float32, rotated)
+    parts = [model(tokens[:, :9], cache=cache), *(model(tokens[:, i : i + 1], cache=cache) for i in range(9, 22))]
+    torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_engine_answers_as_on_the_cpu():
+    model = sharp_model(tiny_config())
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [10]]
+    greedy = Sampling(temperature=0.0)
+    on_cpu = Engine(model, 67).generate(prompts, greedy, 20, {0})
+    assert Engine(model.cuda(), 67).generate(prompts, greedy, 20, {0}) == on_cpu
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), Muon()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_trains_as_on_the_cpu(tmp_path, dtype, optimizer, compiled):
+    losses = []
+    for device in ("cpu", "cuda"):
+        trainer = small_trainer(tmp_path / device, dtype=dtype, optimizer=optimizer)
+        trainer.device = torch.device(device)
+        trainer.model.to(device)
+        trainer.compile = compiled and device == "cuda"
+        trainer.train()
+        losses.append([m["loss"] for m in trainer.run.metrics()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_resume_continues_the_curve(tmp_path, dtype):
+    def trainer(out, steps):
+        made = small_trainer(tmp_path / out, dtype=dtype, steps=12, save_every=4)
+        made.device, made.steps = torch.device("cuda"), steps
+        made.schedule = lambda step, _: 1.0
+        made.model.cuda()
+        return made
+
+    whole = trainer("whole", 12)
+    whole.train()
+    half = trainer("half", 8)
+    half.train()
+    half.run.unlock()
+    again = trainer("half", 12)
+    again.train()
+    assert [m["loss"] for m in again.run.metrics()] == pytest.approx([m["loss"] for m in whole.run.metrics()], rel=1e-4)

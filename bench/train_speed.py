@@ -68,8 +68,8 @@ def measure(args: argparse.Namespace, compiled: bool) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
-        clock = Clock()
-        Trainer(Run.create(Path(folder) / "run", "train", Nothing()), model, RandomRows(args.vocab, args.context, args.rows),
+        clock, run = Clock(), Run.create(Path(folder) / "run", "train", Nothing())
+        Trainer(run, model, RandomRows(args.vocab, args.context, args.rows),
                 NextToken(), Muon() if args.optimizer == "muon" else AdamW(), Cosine(), plan, args.steps, args.context,
                 device, DTYPES[precision], clock, lambda _: {}, lambda _: [], compiled).train()  # fmt: skip
     times = [b - a for a, b in zip(clock.at[:-1], clock.at[1:], strict=True)]
@@ -103,7 +103,7 @@ def main() -> None:
         found = measure(args, mode == "compiled")
         print(f"{mode:9} {found['tokens_per_second']:>10,} tok/s  MFU {found['mfu']:.1%}  {found['precision']}"
               f"  {found['peak_gib']} GiB  first step {found['first_step_seconds']} s")  # fmt: skip
-        facts = {"commit": git.stdout.strip(), "device": device_name(default_device()), "torch": torch.__version__}
+        facts = {"commit": git.stdout.strip(), "device": where, "torch": torch.__version__}
         with results.open("a") as handle:
             handle.write(json.dumps({**facts, **vars(args), **found}) + "\n")
 

@@ -96,9 +96,8 @@ def main() -> None:
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     results = Path(__file__).parent / "results" / "train_speed.jsonl"
     results.parent.mkdir(exist_ok=True)
-    print(
-        f"{args.preset}, V {args.vocab}, {args.rows} × {args.context}, {args.optimizer}, {device_name(default_device())}"
-    )
+    where = device_name(default_device())
+    print(f"{args.preset}, V {args.vocab}, {args.rows} × {args.context}, {args.optimizer}, {where}")
     for mode in args.modes:
         found = measure(args, mode == "compiled")
         print(f"{mode:9} {found['tokens_per_second']:>10,} tok/s  MFU {found['mfu']:.1%}  {found['precision']}"

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.model.attention import KVCache
+from babyllama.train.objectives import linear_cross_entropy
 from babyllama.train.optim import AdamW, Muon
 from conftest import sharp_model, tiny_config
 
@@ -72,3 +74,19 @@ def test_resume_continues_the_curve(tmp_path, dtype):
     again = trainer("half", 12)
     again.train()
     assert [m["loss"] for m in again.run.metrics()] == pytest.approx([m["loss"] for m in whole.run.metrics()], rel=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_linear_cross_entropy_equals_the_full_one(dtype, bound):
+    hidden = torch.randn(3000, 64, device="cuda").to(dtype).requires_grad_()
+    weight = torch.randn(5000, 64, device="cuda").to(dtype).requires_grad_()
+    targets = torch.randint(0, 5000, (3000,), device="cuda")
+    targets[::7] = -100
+    loss = linear_cross_entropy(hidden, weight, targets, 1024)
+    loss.backward()
+    exact = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    reference = cross_entropy(exact[0] @ exact[1].T, targets, ignore_index=-100, reduction="sum")
+    reference.backward()
+    assert loss.item() == pytest.approx(reference.item(), rel=bound)
+    for ours, oracle in zip((hidden, weight), exact, strict=True):
+        assert (ours.grad.double() - oracle.grad).norm() / oracle.grad.norm() < bound

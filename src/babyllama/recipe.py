@@ -159,7 +159,12 @@ def validate(kind: type[R], data: Any, where: str) -> R:
         # JSON mode keeps strictness but lets lists be tuples and strings be paths, as YAML can only write those.
         return kind.model_validate_json(json.dumps(_complete(kind, data), ensure_ascii=False))
     except ValidationError as error:
-        lines = [_explain(kind, item, where) for item in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        inner = [item["loc"] for item in found]  # a fault inside a list also makes the list too short: say it once
+        own = [
+            i for i in found if not any(len(loc) > len(i["loc"]) and loc[: len(i["loc"])] == i["loc"] for loc in inner)
+        ]
+        lines = [_explain(kind, item, where) for item in own]
     except (TypeError, ValueError) as error:  # a date, a set or NaN written in YAML
         lines = [f"{where}: {error}"]
     raise InputError("\n".join(lines))

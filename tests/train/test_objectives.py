@@ -17,10 +17,11 @@ def problem(rows=37, width=16, vocab=50, dtype=torch.float32, ignored=5):
     return hidden, weight, targets
 
 
+@pytest.mark.parametrize("multiple", [1, 64])
 @pytest.mark.parametrize("chunk_rows", [1, 7, 37, 1000])
-def test_loss_and_gradients_equal_full_cross_entropy(chunk_rows):
+def test_loss_and_gradients_equal_full_cross_entropy(chunk_rows, multiple):
     hidden, weight, targets = problem()
-    (linear_cross_entropy(hidden, weight, targets, chunk_rows) * 0.37).backward()
+    (linear_cross_entropy(hidden, weight, targets, chunk_rows, multiple) * 0.37).backward()
     ours = hidden.grad, weight.grad
     hidden.grad = weight.grad = None
     reference = cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE, reduction="sum")

@@ -82,8 +82,12 @@ class CorpusChoice(Recipe):
 
     @property
     def stored_as(self) -> str:
-        """The folder's name in the prepared data: `label`, the entry's name, or the file's name without endings."""
-        return self.label or self.name or re.sub(r"[^\w-]+", "-", Path(self.path or "").name.split(".")[0]).strip("-")
+        """The folder's name in the prepared data: `label`, the entry's name, or the file's name without endings.
+
+        Of ``data/*.jsonl`` it is ``data``.
+        """
+        parts = [re.sub(r"[^\w-]+", "-", part.split(".")[0]).strip("-") for part in Path(self.path or "").parts]
+        return self.label or self.name or next((part for part in reversed(parts) if part), "corpus")
 
     def open(self, on_bad: OnBad = "stop") -> Source:
         """Find or fetch the files. Raises InputError: no such file, offline, unknown format, nothing in it."""

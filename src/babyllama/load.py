@@ -71,7 +71,15 @@ def load(path: Path, device: torch.device | None = None, precision: Precision | 
     device = device or default_device()
     model = load_model(folder)
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise InputError(f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}")
+    check_vocabulary(model, tokenizer, folder)
     model.to(device, DTYPES[precision or default_precision(device)]).eval().requires_grad_(False)
     return Loaded(model, tokenizer, folder)
+
+
+def check_vocabulary(model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
+    """Raise InputError when the tokenizer makes ids that the model has no embedding for."""
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, config.json's vocab_size is "
+            f"{model.config.vocab_size}; they belong to different models"
+        )

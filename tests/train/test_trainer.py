@@ -77,3 +77,15 @@ def test_metrics_say_what_people_watch(tmp_path):
     last = trainer.run.metrics()[-1]
     assert {"step", "kind", "loss", "lr", "norm", "tokens", "seconds", "tokens_per_second", "mfu"} <= set(last)
     assert last["tokens"] == figures["tokens"] == 3 * 4 * 12
+
+
+def test_tensorboard_shows_what_was_logged(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = small_trainer(tmp_path / "run", steps=3)
+    trainer.train()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    shown = [(e.step, e.value) for e in events.Scalars("train/loss")]
+    logged = [(m["step"], pytest.approx(m["loss"], rel=1e-6)) for m in trainer.run.metrics() if m["kind"] == "train"]
+    assert shown == logged

@@ -16,7 +16,7 @@ from babyllama.errors import InputError
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
-from babyllama.load import DTYPES, default_precision, model_folder, pick_device
+from babyllama.load import DTYPES, check_vocabulary, default_precision, model_folder, pick_device
 from babyllama.model.checkpoint import load_model, save_model
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer, initialise
@@ -141,6 +141,7 @@ def _start(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokeni
     if isinstance(recipe.init, FromModel):
         folder = model_folder(recipe.init.path)
         model, tokenizer = load_model(folder).float(), Tokenizer.load(folder)
+        check_vocabulary(model, tokenizer, folder)
     else:
         tokenizer = Tokenizer.load(recipe.init.tokenizer or recipe.data.path)
         model = Transformer(recipe.init.model.build(tokenizer.vocab_size))

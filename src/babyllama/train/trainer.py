@@ -23,6 +23,7 @@ from babyllama.errors import InputError, Interrupted
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe
 from babyllama.run import Run
+from babyllama.train.board import Board
 from babyllama.train.hardware import peak_flops
 from babyllama.train.objectives import NextToken
 from babyllama.train.optim import Masters, Optimizer, Schedule
@@ -105,6 +106,9 @@ class Trainer:
     tokens_seen: int = 0
     seconds: float = 0.0
     last: dict[str, Any] = field(default_factory=dict)
+    board: Board = field(init=False)
+    peak: float = field(init=False)
+    logged: tuple[int, float] = field(init=False)  # tokens and seconds at the last log
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest whole checkpoint if there is one; returns the last figures.
@@ -115,38 +119,43 @@ class Trainer:
         """
         masters = Masters(self.model, self.dtype)
         optimizers = self.optimizer.build(masters.named)
-        base_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
         first = self._resume(masters, optimizers)
+        self.board = Board(self.run.path, first + 1)
+        self.peak = peak_flops(self.device, self.dtype)
+        try:
+            self._loop(first, masters, optimizers)
+        finally:
+            self.board.close()
+        return {**self.last, "steps": self.steps, "tokens": self.tokens_seen, "seconds": round(self.seconds, 1)}
+
+    def _loop(self, first: int, masters: Masters, optimizers: list[torch.optim.Optimizer]) -> None:
         forward = torch.compile(self.model.hidden) if self.compile else self.model.hidden
-        peak = peak_flops(self.device, self.dtype)
+        full_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
         self.model.train()
+        self.logged = self.tokens_seen, self.seconds
         with _stop_flag() as stopping:
-            clock = time.perf_counter()
-            since = (first, self.tokens_seen, clock)
             for step in range(first, self.steps):
+                started, done = time.perf_counter(), step + 1
                 factor = self.schedule(step, self.steps)
-                for optimizer, rates in zip(optimizers, base_rates, strict=True):
+                for optimizer, rates in zip(optimizers, full_rates, strict=True):
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * factor
                 with _forward(self.model, forward):
                     loss, norm = self._update(step, masters, optimizers)
-                done = step + 1
-                self.seconds += time.perf_counter() - clock
-                clock = time.perf_counter()
-                if done % self.plan.log_every == 0 or done == self.steps or not math.isfinite(loss):
-                    self._log(done, loss, norm, base_rates[0][0] * factor, since, clock, peak)
-                    since = (done, self.tokens_seen, clock)
-                if not math.isfinite(loss):
+                self.seconds += time.perf_counter() - started  # validation, samples and saving are not in it
+                finite, last = math.isfinite(loss), done == self.steps
+                if done % self.plan.log_every == 0 or last or not finite:
+                    self._log(done, loss, norm, full_rates[0][0] * factor)
+                if not finite:
                     raise Diverged(self._divergence(done))
-                self._look(done)
-                save = done % self.plan.save_every == 0 or done == self.steps or stopping()
-                if save:
+                if done % self.plan.validate_every == 0 or last:
+                    self._validate(done)
+                if done % self.plan.sample_every == 0 or last:
+                    self._sample(done)
+                if done % self.plan.save_every == 0 or last or stopping():
                     self._save(done, masters, optimizers)
-                if stopping() and done < self.steps:
+                if stopping() and not last:
                     raise Interrupted(f"stopped after step {done}, all saved; the same command continues from there")
-                looked = time.perf_counter() - clock
-                clock, since = clock + looked, (since[0], since[1], since[2] + looked)
-        return {**self.last, "steps": self.steps, "tokens": self.tokens_seen, "seconds": round(self.seconds, 1)}
 
     def _update(self, step: int, masters: Masters, optimizers: list[torch.optim.Optimizer]) -> tuple[float, float]:
         """One optimiser step. Sum over all micro-batches, divide once by what the whole step holds."""
@@ -172,33 +181,37 @@ class Trainer:
         masters.zero_grad()
         return loss_value, float(norm)
 
-    def _log(self, step: int, loss: float, norm: float, lr: float, since: tuple, clock: float, peak: float) -> None:
-        rate = (self.tokens_seen - since[1]) / max(1e-9, clock - since[2])
+    def _log(self, step: int, loss: float, norm: float, lr: float) -> None:
+        tokens, seconds = self.tokens_seen - self.logged[0], self.seconds - self.logged[1]
+        self.logged = self.tokens_seen, self.seconds
+        rate = tokens / max(1e-9, seconds)
+        mfu = rate * self.model.config.flops_per_token(self.context) / self.peak
         values = {"loss": loss, "lr": lr, "norm": norm, "tokens": self.tokens_seen, "seconds": round(self.seconds, 2),
-                  "tokens_per_second": round(rate, 1),
-                  "mfu": round(rate * self.model.config.flops_per_token(self.context) / peak, 4)}  # fmt: skip
-        self.run.log(step, kind="train", **values)
+                  "tokens_per_second": round(rate, 1), "mfu": round(mfu, 4)}  # fmt: skip
+        self._record(step, "train", **values)
         self.show.step(step, self.steps, values)
         self.last |= {"train_loss": loss, "tokens_per_second": values["tokens_per_second"], "mfu": values["mfu"]}
 
-    def _look(self, step: int) -> None:
-        """Validation and samples, when they are due."""
-        last = step == self.steps
-        if step % self.plan.validate_every == 0 or last:
-            sums = self.validate(self.model)
-            corpora = {name: s.figures for name, s in sums.items()}
-            everything = sum(sums.values(), LossSums())
-            if everything.tokens:
-                figures = everything.figures
-                self.run.log(step, kind="validation", corpora=corpora, **figures)
-                self.last |= {"validation_loss": figures["loss"], "bits_per_byte": figures["bits_per_byte"]}
-                bits = figures["bits_per_byte"]
-                shown = f", {bits:.4f} bits per byte" if bits is not None else ""
-                self.show.line(f"step {step}: validation loss {figures['loss']:.4f}{shown}")
-        if step % self.plan.sample_every == 0 or last:
-            for prompt, text in self.sample(self.model):
-                self.run.log(step, kind="sample", prompt=prompt, text=text)
-                self.show.line(f"step {step}: {prompt} ▸ {text}")
+    def _validate(self, step: int) -> None:
+        sums = self.validate(self.model)
+        everything = sum(sums.values(), LossSums())
+        if not everything.tokens:
+            return
+        figures = everything.figures
+        self._record(step, "validation", corpora={name: s.figures for name, s in sums.items()}, **figures)
+        self.last |= {"validation_loss": figures["loss"], "bits_per_byte": figures["bits_per_byte"]}
+        bits = figures["bits_per_byte"]
+        shown = "" if bits is None else f", {bits:.4f} bits per byte"
+        self.show.line(f"step {step}: validation loss {figures['loss']:.4f}{shown}")
+
+    def _sample(self, step: int) -> None:
+        for prompt, text in self.sample(self.model):
+            self._record(step, "sample", prompt=prompt, text=text)
+            self.show.line(f"step {step}: {prompt} ▸ {text}")
+
+    def _record(self, step: int, kind: str, **values: Any) -> None:
+        self.run.log(step, kind=kind, **values)
+        self.board.add(step, kind, values)
 
     def _resume(self, masters: Masters, optimizers: list[torch.optim.Optimizer]) -> int:
         found = self.run.latest_state(self.show.line)

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from babyllama.train.objectives import NextToken
 from babyllama.train.optim import AdamW
 from babyllama.train.trainer import Diverged, Plan
 
@@ -45,6 +46,26 @@ def test_huge_learning_rate_never_saves_a_bad_checkpoint(tmp_path):
     trainer = small_trainer(tmp_path / "run", optimizer=AdamW(lr=1e30), save_every=1)
     with pytest.raises(Diverged):
         trainer.train()
+    for _, folder in trainer.run.states():
+        saved = load_file(folder / "state.safetensors").values()
+        assert all(t.isfinite().all() for t in saved if t.is_floating_point())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_non_finite_gradient_of_a_finite_loss_stops_before_it_is_applied(tmp_path, dtype):
+    trainer = small_trainer(tmp_path / "run", dtype=dtype, save_every=1)
+
+    def objective(model, batch):
+        loss, sums = NextToken()(model, batch)
+        return loss + (
+            model.norm.weight.float().sum() - model.norm.weight.float().sum()
+        ).sqrt(), sums  # 0, slope inf − inf
+
+    trainer.objective = objective
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    with pytest.raises(Diverged, match="gradient is not finite at step 1; there was no checkpoint yet"):
+        trainer.train()
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(trainer.model.parameters(), before, strict=True))
 
 
 def test_learning_falls_on_a_stream_that_repeats(tmp_path):

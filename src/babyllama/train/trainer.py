@@ -81,7 +81,7 @@ class Show(Protocol):
 
 
 class Diverged(InputError):
-    """The loss stopped being a number."""
+    """The loss or its gradient stopped being a number."""
 
 
 @dataclass
@@ -143,7 +143,9 @@ class Trainer:
                 with _forward(self.model, forward):
                     loss, norm = self._update(step, masters, optimizers)
                 self.seconds += time.perf_counter() - started  # validation, samples and saving are not in it
-                finite, last = math.isfinite(loss), done == self.steps
+                # An infinite gradient is fp16's way to ask for a smaller scale; elsewhere it is the end.
+                finite = math.isfinite(loss) and (math.isfinite(norm) or masters.scaled)
+                last = done == self.steps
                 if done % self.plan.log_every == 0 or last or not finite:
                     self._log(done, loss, norm, full_rates[0][0] * factor)
                 if not finite:
@@ -174,7 +176,7 @@ class Trainer:
             loss_sum += loss.detach()
         norm = clip_grad_norm_(masters.owned, self.plan.clip, foreach=True)
         loss_value = float(loss_sum) / total
-        if math.isfinite(loss_value) and not masters.overflowed(norm):
+        if math.isfinite(loss_value) and not masters.overflowed(norm) and math.isfinite(norm):
             for optimizer in optimizers:
                 optimizer.step()
             masters.publish()
@@ -233,8 +235,8 @@ class Trainer:
     def _divergence(self, step: int) -> str:
         states = self.run.states()
         kept = f"the checkpoint of step {states[-1][0]} is good" if states else "there was no checkpoint yet"
-        return (f"{self.run.path}: the loss is not finite at step {step}; {kept}. Lower the learning rate "
-                "(optimizer.lr=…), lengthen schedule.warmup, or use precision=bf16 or fp32")  # fmt: skip
+        remedy = "lower optimizer.lr, lengthen schedule.warmup, or use precision=bf16 or fp32"
+        return f"{self.run.path}: the loss or its gradient is not finite at step {step}; {kept}; {remedy}"
 
 
 @contextmanager

@@ -151,7 +151,7 @@ def recipes() -> None:
 
     for path in sorted(BUNDLED.rglob("*.yaml")):
         first = path.read_text("utf-8").split("\n", 1)[0].lstrip("# ")
-        typer.echo(f"{path.relative_to(BUNDLED).with_suffix('').as_posix():24} {first}")
+        typer.echo(f"{path.relative_to(BUNDLED).with_suffix('').as_posix():35} {first}")
 
 
 def _version(wanted: bool) -> None:

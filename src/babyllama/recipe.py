@@ -229,22 +229,24 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, allow_unicode=True, sort_keys=False)
 
 
-def describe(kind: type[BaseModel], indent: str = "") -> str:
-    """Every key of a recipe with its type and default, one a line, nested values indented."""
+def describe(kind: type[BaseModel], indent: str = "", shown: BaseModel | None = None) -> str:
+    """Every key of a recipe with its default (the values of `shown` if given), one a line, nested ones indented."""
     lines = []
     for name, field in kind.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        shown = "required" if field.is_required() else _brief(default)
+        default = getattr(shown, name) if shown else field.get_default(call_default_factory=True)
+        value = "required" if shown is None and field.is_required() else _brief(default)
         note = f"  # {field.description}" if field.description else ""
-        inner = _models_in(field.annotation)
-        lines.append(f"{indent}{name}: {shown}{note}")
-        lines += [line for model in inner for line in _variant(model, default, indent + "  ")]
+        lines.append(f"{indent}{name}: {value}{note}")
+        lines += [_variant(model, default, indent + "  ") for model in _models_in(field.annotation)]
     return "\n".join(lines)
 
 
-def _variant(model: type[BaseModel], default: Any, indent: str) -> list[str]:
-    lines = [f"{indent}[{model.__name__}]"] if not isinstance(default, model) or "kind" in model.model_fields else []
-    return [*lines, describe(model, indent + "  " if lines else indent)]
+def _variant(model: type[BaseModel], default: Any, indent: str) -> str:
+    """One member of a field's type; headed by its name unless it is the field's only plain value."""
+    shown = default if isinstance(default, model) else None
+    if shown is not None and "kind" not in model.model_fields:
+        return describe(model, indent, shown)
+    return f"{indent}[{model.__name__}]\n{describe(model, indent + '  ', shown)}"
 
 
 def _brief(value: Any) -> str:

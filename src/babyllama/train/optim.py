@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from babyllama.recipe import Recipe
+from babyllama.train.muon import StackedMuon
 
 
 class Cosine(Recipe):
@@ -89,7 +90,7 @@ class Muon(Recipe):
         for name, parameter in named:
             inside = parameter.ndim == 2 and not name.startswith(("embed_tokens", "lm_head"))
             (matrices if inside else others).append(parameter)
-        muon = torch.optim.Muon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        muon = StackedMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
 
 

@@ -10,16 +10,13 @@ new file. Not here: what is inside ``model/`` and ``state/`` (the callers fill t
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,106 +24,11 @@ from typing import Any
 import xxhash
 import yaml
 
+from babyllama.atomic import disk_errors, recover_folder, write_atomic, write_folder
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe, dump_recipe
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 _FIRST = {".lock", "recipe.yaml", "env.json"}  # what `Run.create` writes before run.json
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder or a name that is taken into one clear line."""
-    try:
-        yield
-    except Exception as error:
-        number = _errno(error)
-        if number in _FULL:
-            free = shutil.disk_usage(_existing(path)).free / 2**20
-            raise InputError(
-                f"{path}: the disk is full ({free:.0f} MiB free); nothing that was saved before is lost: "
-                "make room and run the same command again"
-            ) from None
-        if number in _REFUSED:
-            raise InputError(f"{path}: cannot write here ({os.strerror(number)}); choose another out=…") from None
-        raise
-
-
-def _errno(error: Exception) -> int | None:
-    """The system's error number, also from what safetensors and tokenizers raise: "… (os error 28)"."""
-    if isinstance(error, OSError):
-        return error.errno
-    said = re.search(r"\(os error (\d+)\)", str(error))
-    return int(said[1]) if said else None
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a whole file under a temporary name, fsync it, rename it into place.
-
-    Raises:
-        InputError: full disk, no permission.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as handle:
-                handle.write(data.encode() if isinstance(data, str) else data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        _fsync(path.parent)
-
-
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a whole folder under a temporary name, fsync it, then swap it for `folder`.
-
-    Between the two renames of a swap the old content is at ``.NAME.old``; `recover_folder` puts it back.
-    """
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    with _disk_errors(folder):
-        recover_folder(folder)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            fill(partial)
-            for path in sorted(partial.rglob("*")):
-                _fsync(path)
-            _fsync(partial)
-            if folder.exists():
-                folder.rename(old)
-            partial.rename(folder)
-            _fsync(folder.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(folder: Path) -> None:
-    """Finish or undo a swap that a kill interrupted."""
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists():
-        if folder.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(folder)
 
 
 def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
@@ -211,7 +113,7 @@ class Run:
             import fcntl
         except ImportError:  # not on Windows
             return
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -251,7 +153,7 @@ class Run:
     # ── metrics ────────────────────────────────────────────────────────────────────────────────────────────────
     def log(self, step: int, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
-        with _disk_errors(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as handle:
+        with disk_errors(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps({"step": step, **values}, ensure_ascii=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:

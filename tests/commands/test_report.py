@@ -10,10 +10,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from babyllama.atomic import write_atomic
 from babyllama.commands.report import ReportRecipe, count, duration, main, size, spread
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe
-from babyllama.run import Run, write_atomic
+from babyllama.run import Run
 
 SHAPE = {"model_type": "llama", "vocab_size": 4096, "hidden_size": 192, "intermediate_size": 512,
          "num_hidden_layers": 4, "num_attention_heads": 6, "tie_word_embeddings": True}  # fmt: skip

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from babyllama.atomic import write_atomic
 from babyllama.data.corpora import CorpusChoice
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError
@@ -22,7 +23,6 @@ from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
 from babyllama.load import Loaded, load, pick_device
 from babyllama.recipe import Recipe
-from babyllama.run import write_atomic
 
 
 class EvaluateRecipe(Recipe):

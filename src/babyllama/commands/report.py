@@ -19,10 +19,11 @@ from jinja2 import Environment
 from markupsafe import Markup
 from pydantic import Field
 
+from babyllama.atomic import write_atomic
 from babyllama.errors import InputError, needs_extra
 from babyllama.model.config import ModelConfig, from_hugging_face
 from babyllama.recipe import Recipe
-from babyllama.run import Run, write_atomic
+from babyllama.run import Run
 
 TEMPLATE = Path(__file__).with_name("report.html")
 POINTS = 400  # of one curve at most; a curve of more is averaged in equal parts

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from babyllama.atomic import write_atomic
 from babyllama.data.corpora import Source
 from babyllama.data.readers import Blob
 from babyllama.data.records import Document, Shape, answers_of, parse, text_of
 from babyllama.data.shards import SPLITS, VERSION, token_dtype
 from babyllama.data.workers import spread
 from babyllama.errors import InputError
-from babyllama.run import write_atomic
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from babyllama.atomic import write_atomic
 from babyllama.errors import InputError
 from babyllama.model.config import ModelConfig, from_hugging_face, to_hugging_face
 from babyllama.model.transformer import Transformer
-from babyllama.run import write_atomic
 
 
 def hugging_face_name(name: str) -> str:

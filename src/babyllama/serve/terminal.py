@@ -14,10 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from babyllama.atomic import write_atomic
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
-from babyllama.run import write_atomic
 from babyllama.tokenizer.chat import Message, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 

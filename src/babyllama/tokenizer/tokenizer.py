@@ -18,8 +18,8 @@ import sentencepiece
 import tokenizers
 import xxhash
 
+from babyllama.atomic import write_atomic
 from babyllama.errors import InputError
-from babyllama.run import write_atomic
 from babyllama.tokenizer.chat import BOS, EOS, ROLE_TOKENS, TEMPLATES
 from babyllama.tokenizer.chatglm2 import convert_sentencepiece
 

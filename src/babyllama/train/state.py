@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from babyllama.atomic import write_atomic
 from babyllama.errors import InputError
-from babyllama.run import write_atomic
 from babyllama.train.optim import Masters
 
 

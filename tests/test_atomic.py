@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from babyllama.atomic import write_atomic, write_folder
 from babyllama.errors import InputError
-from babyllama.run import Run, write_atomic, write_folder
+from babyllama.run import Run
 from test_run import Example, fill_with, one_line
 
 
@@ -29,7 +30,8 @@ def leftovers(folder: Path) -> list[Path]:
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from babyllama.run import Run, write_atomic
+from babyllama.atomic import write_atomic
+from babyllama.run import Run
 sys.path.insert(0, sys.argv[2])
 from test_run import Example, fill_with
 run = Run.create(Path(sys.argv[1]), "train", Example())

@@ -1,0 +1,114 @@
+"""Writing so that a kill at any instant leaves the old or the new, never a half: files, and whole folders.
+
+A temporary name, fsync, rename. A full disk or a name that cannot be written is one clear line. Not here: what is
+written (run.py and its users).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from babyllama.errors import InputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder or a name that is taken into one clear line."""
+    try:
+        yield
+    except Exception as error:
+        number = _errno(error)
+        if number in _FULL:
+            free = shutil.disk_usage(_existing(path)).free / 2**20
+            raise InputError(
+                f"{path}: the disk is full ({free:.0f} MiB free); nothing that was saved before is lost: "
+                "make room and run the same command again"
+            ) from None
+        if number in _REFUSED:
+            raise InputError(f"{path}: cannot write here ({os.strerror(number)}); choose another out=…") from None
+        raise
+
+
+def _errno(error: Exception) -> int | None:
+    """The system's error number, also from what safetensors and tokenizers raise: "… (os error 28)"."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else None
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file under a temporary name, fsync it, rename it into place.
+
+    Raises:
+        InputError: full disk, no permission.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as handle:
+                handle.write(data.encode() if isinstance(data, str) else data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _fsync(path.parent)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a whole folder under a temporary name, fsync it, then swap it for `folder`.
+
+    Between the two renames of a swap the old content is at ``.NAME.old``; `recover_folder` puts it back.
+    """
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    with disk_errors(folder):
+        recover_folder(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            fill(partial)
+            for path in sorted(partial.rglob("*")):
+                _fsync(path)
+            _fsync(partial)
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+            _fsync(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Finish or undo a swap that a kill interrupted."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists():
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)

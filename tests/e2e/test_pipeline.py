@@ -75,6 +75,12 @@ def test_run_directory_is_complete(world):
     assert steps == list(range(1, 61))  # nothing twice, although it was killed
 
 
+def test_killed_run_ends_as_one_that_never_was(world):
+    must("train", "out=whole", "data.path=corpus", *MODEL, *PLAN, "plan.steps=60", "plan.log_every=1", cwd=world)
+    killed, whole = ((world / run / "model" / "model.safetensors").read_bytes() for run in ("base", "whole"))
+    assert killed == whole
+
+
 def test_finished_run_is_not_trained_again(world):
     before = (world / "base" / "model" / "model.safetensors").stat().st_mtime_ns
     out = must("train", "out=base", "data.path=corpus", *MODEL, *PLAN, "plan.steps=60", "plan.log_every=1", cwd=world)

@@ -38,15 +38,13 @@ Keys = Annotated[bool, typer.Option("--keys", help="Print every key of the recip
 
 def _run(verb: str, kind: str, words: list[str] | None, keys: bool, positional: str | None = None) -> None:
     """Load the verb's recipe and call its main. `positional` names the key that a bare first word stands for."""
-    from babyllama.recipe import load_recipe
+    from babyllama.recipe import describe, load_recipe
 
     command = import_module(f"babyllama.commands.{verb}")
     recipe_type = getattr(command, kind)
     words = list(words or [])
     source = words.pop(0) if words and "=" not in words[0] else None
     if keys:
-        from babyllama.recipe import describe
-
         typer.echo(describe(recipe_type))
         return
     if source is not None and positional is not None and not source.endswith(".yaml"):

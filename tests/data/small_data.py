@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +51,20 @@ def prepared(folder: Path, *more: str, texts: list[str] | None = None) -> Prepar
     chat = write_lines(folder / "chat.jsonl", CHATS)
     prepare(recipe(folder / "out", tokenizer, [{"path": str(text)}, {"path": str(chat)}], "workers=1", *more))
     return Prepared.open(folder / "out")
+
+
+def until(condition: Callable[[], bool], seconds: float = 30, fault: str = "it never came true") -> None:
+    """Wait for a condition, or fail."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, fault
+        time.sleep(0.02)
+
+
+def alive(group: int) -> bool:
+    """Any process left in the group."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

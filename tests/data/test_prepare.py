@@ -6,11 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from small_data import CHATS, TEXTS, prepared, recipe, save_tokenizer, write_lines
+from small_data import CHATS, TEXTS, alive, prepared, recipe, save_tokenizer, until, write_lines
 
 from babyllama.commands.prepare import main as prepare
 from babyllama.data.shards import Prepared
@@ -90,19 +89,3 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.suffix in (".bin", ".docs")
                       or p.name == "manifest.json"} for name in ("killed", "whole"))  # fmt: skip
     assert first == second and len(first) > 20
-
-
-def until(condition: object) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def alive(group: int) -> bool:
-    """Any process left in the group."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_data import alive, until
 
 from babyllama.data.workers import spread
 from babyllama.errors import InputError
@@ -70,15 +71,4 @@ def test_nothing_is_left_behind(tmp_path: Path, signals: list[signal.Signals]) -
         (process.send_signal if number == signal.SIGKILL else lambda s: os.killpg(process.pid, s))(number)
     process.stdout.close()
     process.wait(20)
-    deadline = time.monotonic() + 10
-    while alive(process.pid):
-        assert time.monotonic() < deadline, "a worker is left"
-        time.sleep(0.02)
-
-
-def alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    until(lambda: not alive(process.pid), 10, "a worker is left")

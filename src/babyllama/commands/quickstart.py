@@ -70,7 +70,7 @@ def main(recipe: QuickstartRecipe) -> None:
         _run(stage, recipe, size)
         took[stage.name] = time.perf_counter() - started
     console.rule(f"{len(STAGES) + 1}/{len(STAGES) + 1}  report", align="left")
-    page = _report(recipe.out, took)
+    page = _report(recipe.out)
     _closing_words(console, recipe.out, page, took)
 
 
@@ -89,7 +89,7 @@ def _run(stage: Stage, recipe: QuickstartRecipe, size: str) -> None:
     verb_main(load_recipe(kind, f"quickstart/{size}/{stage.name}", [*paths, *own]))
 
 
-def _report(out: Path, took: dict[str, float]) -> Path:
+def _report(out: Path) -> Path:
     from babyllama.commands.report import ReportRecipe
     from babyllama.commands.report import main as report
 

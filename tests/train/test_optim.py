@@ -1,12 +1,10 @@
 """Schedules at their corners, parameter groups, float32 masters."""
 
 import pytest
-import torch
-from torch import nn
 
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
-from babyllama.train.optim import AdamW, Cosine, Masters, Muon, Wsd
+from babyllama.train.optim import AdamW, Cosine, Muon, Wsd
 
 
 def model(tie=True):
@@ -51,47 +49,3 @@ def test_every_parameter_has_exactly_one_optimizer(tie):
         assert sorted(owned) == sorted(id(p) for p in made.parameters())
     muon, _ = Muon().build(made.named_parameters())
     assert len(muon.param_groups[0]["params"]) == 2 * 7  # seven matrices a block; never the embedding or the head
-
-
-def test_small_updates_survive_in_the_masters():
-    """A bf16 weight of 1.0 cannot take a step of 1e-4; its float32 master can."""
-    layer = nn.Linear(1, 1, bias=False)
-    nn.init.ones_(layer.weight)
-    masters = Masters(layer, torch.bfloat16)
-    for _ in range(100):
-        with torch.no_grad():
-            masters.owned[0] += 1e-4
-        masters.publish()
-    assert layer.weight.dtype == torch.bfloat16
-    assert layer.weight.item() == pytest.approx(1.01, abs=4e-3)
-
-
-def test_half_precision_gradients_accumulate_in_float32():
-    layer = nn.Linear(1, 1, bias=False)
-    masters = Masters(layer, torch.bfloat16)
-    for value in [256.0, *[0.25] * 64]:
-        layer.weight.grad = torch.full((1, 1), value, dtype=torch.bfloat16)
-        masters.collect()
-    assert masters.owned[0].grad.item() == 256.0 + 16.0
-
-
-def test_fp16_overflow_halves_the_scale_and_skips():
-    masters = Masters(nn.Linear(2, 2), torch.float16)
-    before = masters.scale
-    assert masters.overflowed(torch.tensor(float("inf"))) and masters.scale == before / 2
-    assert not masters.overflowed(torch.tensor(1.0))
-    for _ in range(999):
-        masters.overflowed(torch.tensor(1.0))
-    assert masters.scale == before
-
-
-def test_bf16_never_scales():
-    masters = Masters(nn.Linear(2, 2), torch.bfloat16)
-    assert masters.scale == 1.0 and not masters.overflowed(torch.tensor(float("inf")))
-
-
-def test_tied_weights_stay_tied_in_half_precision():
-    made = model(tie=True)
-    masters = Masters(made, torch.bfloat16)
-    assert made.lm_head.weight is made.embed_tokens.weight
-    assert len(masters.owned) == len(list(made.parameters()))

@@ -31,10 +31,10 @@ class Poisoned(Formula):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_non_finite_loss_stops_with_a_word_and_a_good_checkpoint(tmp_path, dtype):
-    trainer = small_trainer(tmp_path / "run", dtype=dtype)
+    trainer = small_trainer(tmp_path / "run", dtype=dtype, steps=20)
     trainer.stream = Poisoned(row=8 * 4)
     trainer.stream.model = trainer.model
-    with pytest.raises(Diverged, match=r"not finite at step 9; the checkpoint of step 5 is good") as error:
+    with pytest.raises(Diverged, match=r"not finite at step 9 to 13; the checkpoint of step 5 is good") as error:
         trainer.train()
     assert "optimizer.lr" in str(error.value) and "\n" not in str(error.value)
     step, folder = trainer.run.latest_state(lambda _: None)
@@ -63,7 +63,7 @@ def test_non_finite_gradient_of_a_finite_loss_stops_before_it_is_applied(tmp_pat
 
     trainer.objective = objective
     before = [p.detach().clone() for p in trainer.model.parameters()]
-    with pytest.raises(Diverged, match="gradient is not finite at step 1; there was no checkpoint yet"):
+    with pytest.raises(Diverged, match="gradient is not finite at step 1 to 5; there was no checkpoint yet"):
         trainer.train()
     assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(trainer.model.parameters(), before, strict=True))
 

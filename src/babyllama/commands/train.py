@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import torch
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,7 +15,7 @@ from babyllama.data.batches import DataRecipe, Stream
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.evals.bits import measure
-from babyllama.infer.engine import Engine
+from babyllama.infer.engine import Engine as Generator
 from babyllama.infer.sampling import Sampling
 from babyllama.load import DTYPES, check_vocabulary, default_precision, model_folder, pick_device
 from babyllama.model.checkpoint import load_model, save_model
@@ -24,11 +25,13 @@ from babyllama.recipe import Recipe
 from babyllama.run import Run
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.train.engines import Engine, Single
 from babyllama.train.hardware import can_compile, device_name
 from babyllama.train.objectives import NextToken
 from babyllama.train.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.trainer import Plan, Trainer
 from babyllama.train.validation import LossSums
+from babyllama.train.world import World
 
 
 class NewModel(Recipe):
@@ -62,6 +65,7 @@ class TrainRecipe(Recipe):
     data: DataRecipe
     init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
     objective: NextToken = NextToken()
+    engine: Engine = Single()
     optimizer: Optimizer = Muon()
     schedule: Schedule = Wsd()
     plan: Plan
@@ -73,8 +77,17 @@ class TrainRecipe(Recipe):
 
 
 def main(recipe: TrainRecipe) -> None:
-    """Train, or continue, the run at ``recipe.out``."""
-    device = pick_device(recipe.device)
+    """Train, or continue, the run at ``recipe.out``; one of several processes when a launcher started them."""
+    world = World.from_environment()
+    device = world.device(pick_device(recipe.device).type)
+    world.join(device)
+    try:
+        _train(recipe, world, device)
+    finally:
+        world.leave()
+
+
+def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
     prepared = Prepared.open(recipe.data.path)
     model, tokenizer = _start(recipe, prepared)
     prepared.check_tokenizer(tokenizer.hash)
@@ -85,34 +98,56 @@ def main(recipe: TrainRecipe) -> None:
         )
     stream = Stream(prepared, "train", recipe.data, context, recipe.seed)
     steps = recipe.plan.total_steps(stream.rows, context)
-    parent = recipe.init.path if isinstance(recipe.init, FromModel) else None
-    run = Run.create(recipe.out, "train", recipe, parent)
     precision = default_precision(device) if recipe.precision == "auto" else recipe.precision
     compiled = can_compile(device) and device.type == "cuda" if recipe.compile is None else recipe.compile
-    with Watch(steps) as watch:
+    run = _run(recipe, world)
+    with Watch(steps, shown=world.first) as watch:
         if run.finished:
             watch.line(f"{recipe.out} is finished; remove it or choose another out=… to train again")
             return
         tokens = steps * recipe.plan.rows * context
         watch.line(f"{recipe.out}: {model.config.parameters:,} parameters, {steps:,} steps × {recipe.plan.rows} rows × "
                    f"{context} tokens = {tokens:,} tokens ({tokens / max(1, stream.rows * context):.1f} epochs), "
-                   f"{precision}, {device_name(device)}{', compiled' if compiled else ''}")  # fmt: skip
+                   f"{precision}, {_hardware(recipe, world, device)}{', compiled' if compiled else ''}")  # fmt: skip
+
+        def export(trained: Transformer, folder: Path) -> None:
+            save_model(trained, folder, tokenizer.bos_id, tokenizer.eos_id)
+            tokenizer.save(folder)
+
         trainer = Trainer(
-            run, model.to(device), stream, recipe.objective, recipe.optimizer, recipe.schedule, recipe.plan, steps,
-            context, device, DTYPES[precision], watch, _validator(recipe, prepared, context),
-            _sampler(recipe.samples, tokenizer), compiled,
+            run, model, stream, recipe.objective, recipe.optimizer, recipe.schedule, recipe.plan, steps, context,
+            device, DTYPES[precision], watch, _validator(recipe, prepared, context),
+            _sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world,
         )  # fmt: skip
         figures = trainer.train()
-        run.save_model(lambda folder: _save(model, tokenizer, folder))
-        run.finish(parameters=model.config.parameters, precision=precision, device=device_name(device), **figures)
+        trained = trainer.worker.snapshot()
+        if world.first:
+            run.save_model(lambda folder: export(trained, folder))
+            run.finish(parameters=model.config.parameters, precision=precision, device=device_name(device),
+                       processes=world.size, **figures)  # fmt: skip
         watch.line(f"{recipe.out}/model is ready: babyllama chat {recipe.out}")
 
 
-class Watch:
-    """What people see while it trains: a bar with ETA on a terminal, plain lines elsewhere."""
+def _run(recipe: TrainRecipe, world: World) -> Run:
+    """The run directory, made and locked by the first rank; the others only read it."""
+    parent = recipe.init.path if isinstance(recipe.init, FromModel) else None
+    if world.first:
+        run = Run.create(recipe.out, "train", recipe, parent)
+        world.wait()
+        return run
+    world.wait()
+    return Run(recipe.out)
 
-    def __init__(self, steps: int) -> None:
-        self.console = Console()
+
+def _hardware(recipe: TrainRecipe, world: World, device: torch.device) -> str:
+    return device_name(device) + (f" × {world.size} ({recipe.engine.kind})" if world.size > 1 else "")
+
+
+class Watch:
+    """What people see while it trains: a bar with ETA on a terminal, plain lines elsewhere; one rank shows."""
+
+    def __init__(self, steps: int, shown: bool = True) -> None:
+        self.console = Console(quiet=not shown)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                    TextColumn("{task.fields[figures]}"))  # fmt: skip
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
@@ -168,13 +203,9 @@ def _sampler(samples: Samples, tokenizer: Tokenizer) -> Callable[[Transformer], 
         else:
             # A text starts after the end token of the one before it, in training as here.
             asked = [[tokenizer.eos_id, *tokenizer.encode(p)] for p in samples.prompts]
-        engine = Engine(model, tokenizer.vocab_size)
-        answers = engine.generate(asked, samples.sampling, samples.max_tokens, {tokenizer.eos_id})
+        answers = Generator(model, tokenizer.vocab_size).generate(
+            asked, samples.sampling, samples.max_tokens, {tokenizer.eos_id}
+        )
         yield from zip(samples.prompts, map(tokenizer.decode, answers), strict=True)
 
     return sample
-
-
-def _save(model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
-    save_model(model, folder, tokenizer.bos_id, tokenizer.eos_id)
-    tokenizer.save(folder)

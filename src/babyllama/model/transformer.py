@@ -8,10 +8,12 @@ Shapes: B batch, T query tokens, S key tokens, C hidden_size, H heads, K key-val
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import linear, rms_norm, silu
+from torch.utils.checkpoint import checkpoint
 
 from babyllama.model.attention import Attend, KVCache, attend_sdpa, segment_mask
 from babyllama.model.config import ModelConfig
@@ -44,9 +46,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k, v = (  # (B, H, T, D), (B, K, T, D) twice
+            projected.view(B, T, -1, self.head_dim).transpose(1, 2)
+            for projected in project(x, self.q_proj, self.k_proj, self.v_proj)
+        )
         q = rotate(q, *angles.query)
         if cache is None:
             k = rotate(k, *angles.query)
@@ -79,7 +82,21 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        return self.down_proj(silu(gate) * up)
+
+
+def project(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
+    """Each linear's output for one input. On a GPU in training plain ones become one product of their joined weights.
+
+    That reads x once instead of once each, and adds up its gradient inside one product. Elsewhere joining costs more
+    than it saves: decoding is bound by reading weights. Adapters and quantised linears go their own way.
+    """
+    plain = all(type(module) is nn.Linear and module.bias is None for module in linears)
+    if not (plain and x.is_cuda and torch.is_grad_enabled()):
+        return tuple(module(x) for module in linears)
+    weights = [module.weight for module in linears if isinstance(module, nn.Linear)]
+    return linear(x, torch.cat(weights)).split([weight.shape[0] for weight in weights], dim=-1)
 
 
 class Block(nn.Module):
@@ -97,8 +114,23 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+def direct(block: Block, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    """Run a block and keep what its backward pass needs."""
+    return block(x, angles, mask, cache)
+
+
+def recompute(block: Block, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    """Run a block, keep its input only and run it again for the backward pass: activation checkpointing."""
+    if not torch.is_grad_enabled():
+        return block(x, angles, mask, cache)
+    return checkpoint(block, x, angles, mask, cache, use_reentrant=False)  # type: ignore[return-value]
+
+
 class Transformer(nn.Module):
-    """tokens (B, T) → logits (B, T, V). `hidden` stops before the head, for losses that never build all logits."""
+    """tokens (B, T) → logits (B, T, V). `hidden` stops before the head, for losses that never build all logits.
+
+    `through` runs one block and may be replaced (`recompute`).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -108,6 +140,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rope = Rope(config.rope, config.head_dim)
+        self.through: Callable[[Block, Tensor, Angles, Tensor | None, KVCache | None], Tensor] = direct
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -134,7 +167,7 @@ class Transformer(nn.Module):
         angles = Angles(self.rope, positions, cache)
         x = self.embed_tokens(tokens)
         for block in self.layers:
-            x = block(x, angles, mask, cache)
+            x = self.through(block, x, angles, mask, cache)  # type: ignore[arg-type]
         return self.norm(x)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,

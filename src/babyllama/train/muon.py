@@ -39,19 +39,25 @@ class StackedMuon(torch.optim.Optimizer):
                 self._step_stack(same, group)
 
     def _step_stack(self, same: list[Tensor], group: dict[str, Any]) -> None:
-        grads = [p.grad for p in same if p.grad is not None]
         for p in same:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum_buffer"] for p in same]
-        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(grads, buffers, group["momentum"])
-        updates = orthogonalise(torch.stack(list(ahead)))
-        rows, columns = same[0].shape
+        grads, before = torch.stack([p.grad for p in same if p.grad is not None]), torch.stack(buffers)
+        after = before.lerp(grads, 1 - group["momentum"])
+        updates = orthogonalise(grads.lerp(after, group["momentum"])).to(grads.dtype)
+        refused: Tensor | None = getattr(self, "found_inf", None)  # as in torch's fused AdamW: 1 leaves the step out
+        decay: float | Tensor = 1 - group["lr"] * group["weight_decay"]
+        if refused is not None:
+            taken = refused == 0
+            after, updates = torch.where(taken, after, before), torch.where(taken, updates, 0)
+            decay = torch.where(taken, decay, 1.0)
+        torch._foreach_copy_(buffers, list(after.unbind()))
         if group["weight_decay"]:
-            torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(same, decay)
+        rows, columns = same[0].shape
         rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
-        torch._foreach_add_(same, list(updates.to(same[0].dtype).unbind()), alpha=-rate)
+        torch._foreach_add_(same, list(updates.unbind()), alpha=-rate)
 
 
 def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:

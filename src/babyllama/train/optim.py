@@ -1,6 +1,6 @@
-"""Optimisers and schedules as frozen values, and the float32 masters of a half-precision model.
+"""Optimisers and schedules as frozen values.
 
-Not here: when to step (trainer.py), what is minimised (objectives.py).
+Not here: when to step (trainer.py), on whose gradients (engines.py), what is minimised (objectives.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from babyllama.recipe import Recipe
 from babyllama.train.muon import StackedMuon
@@ -99,56 +99,3 @@ def _adamw(groups: list[dict], lr: float, betas: tuple[float, float], eps: float
 
 
 Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind")]
-
-
-class Masters:
-    """The float32 parameters that the optimisers own, while the model computes in `dtype`.
-
-    In float32 they are the model's own. Otherwise each micro-batch's half-precision gradients are added to the
-    masters' float32 ones (so accumulation loses nothing) and each step copies the masters back. float16 scales the
-    loss, finds overflows and adapts the scale.
-    """
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self.half = dtype != torch.float32
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self.named = [(n, nn.Parameter(p.detach().float().clone()) if self.half else p) for n, p in named]
-        if self.half:
-            model.to(dtype)  # in place: parameters stay the same objects, tied ones stay tied
-        self.used = [p for _, p in named]
-        self.owned = [p for _, p in self.named]
-        self.scale = 2.0**15 if dtype == torch.float16 else 1.0
-        self.scaled, self.calm = dtype == torch.float16, 0
-
-    def collect(self) -> None:
-        """After a micro-batch's backward: move its gradients into the masters."""
-        if not self.half:
-            return
-        with torch.no_grad():
-            for master, parameter in zip(self.owned, self.used, strict=True):
-                if parameter.grad is not None:
-                    grad = parameter.grad.float() / self.scale
-                    master.grad = grad if master.grad is None else master.grad.add_(grad)
-                    parameter.grad = None
-
-    def publish(self) -> None:
-        """After the optimisers' step: the model computes with the new values."""
-        if self.half:
-            with torch.no_grad():
-                torch._foreach_copy_([*self.used], [*self.owned])
-
-    def zero_grad(self) -> None:
-        for parameter in self.owned:
-            parameter.grad = None
-
-    def overflowed(self, norm: Tensor) -> bool:
-        """float16 only: True when this step must be skipped; the scale halves, and doubles after 1,000 calm steps."""
-        if not self.scaled:
-            return False
-        if not torch.isfinite(norm):
-            self.scale, self.calm = self.scale / 2, 0
-            return True
-        self.calm += 1
-        if self.calm == 1000:
-            self.scale, self.calm = self.scale * 2, 0
-        return False

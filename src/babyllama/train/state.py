@@ -1,11 +1,16 @@
-"""Resume state: float32 masters, optimiser moments, loss scale, random generators ↔ one safetensors file.
+"""Resume state on disk: what a worker, the guard and the random generators need to go on ↔ a folder.
 
-Not here: the folder, its checksums and how many are kept (run.py).
+    state.safetensors   float32 masters, optimiser moments, guard, generators      state.json   step, tokens seen, …
+
+Written in the background: `Saver` copies nothing itself and holds one write at a time. Not here: the folder's
+checksums and how many are kept (run.py).
 """
 
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +19,65 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from babyllama.atomic import write_atomic
-from babyllama.errors import InputError
-from babyllama.train.optim import Masters
 
 
-def save_state(folder: Path, masters: Masters, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]) -> None:
-    """Fill an empty state folder. `facts` are plain JSON (step, tokens seen, …)."""
-    tensors: dict[str, Tensor] = {f"master.{name}": p.detach() for name, p in masters.named}
-    for index, optimizer in enumerate(optimizers):
-        for key, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, folder / "state.safetensors")
-    scale = {"scale": masters.scale, "calm": masters.calm}
-    write_atomic(folder / "state.json", json.dumps({**facts, "loss_scale": scale}, indent=1))
+def on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the host's memory, which training goes on without touching."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def load_state(folder: Path, masters: Masters, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Put a saved state back, bit for bit; returns the facts.
+def generators() -> dict[str, Tensor]:
+    """The states of this process's random generators."""
+    found = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
 
-    Raises:
-        InputError: the state belongs to a model of other names or shapes.
-    """
-    tensors = load_file(folder / "state.safetensors")
-    facts = json.loads((folder / "state.json").read_text("utf-8"))
-    with torch.no_grad():
-        for name, parameter in masters.named:
-            saved = tensors.get(f"master.{name}")
-            if saved is None or saved.shape != parameter.shape:
-                found = "is missing" if saved is None else f"has shape {list(saved.shape)}"
-                raise InputError(f"{folder}: {name} {found}, the model needs {list(parameter.shape)}")
-            parameter.copy_(saved)
-    for index, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, *rest = name.split(".")
-            if kind == "optimizer" and int(rest[0]) == index:
-                state.setdefault(int(rest[1]), {})[rest[2]] = tensor
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    masters.scale, masters.calm = facts["loss_scale"]["scale"], facts["loss_scale"]["calm"]
-    masters.publish()
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
-    return facts
+
+def set_generators(states: dict[str, Tensor]) -> None:
+    """The end of `generators`."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def write_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Fill an empty state folder. `facts` are plain JSON."""
+    save_file(tensors, folder / "state.safetensors")
+    write_atomic(folder / "state.json", json.dumps(facts, indent=1))
+
+
+def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, facts) of a state folder that `Run.latest_state` found whole."""
+    return load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text("utf-8"))
+
+
+class Saver:
+    """Writes in a thread, one after the other; what a write raised comes out of the next call."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Begin a write, after the one before it has ended."""
+        self.wait()
+
+        def work() -> None:
+            try:
+                write()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="saver")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises what the last write raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error

@@ -1,7 +1,8 @@
 """The one loop. Pretraining, SFT and whatever comes later are a stream and an objective over it.
 
-Resume is bit for bit: batches are a pure function of the step, everything else is in the state. Not here: how a batch
-or a loss is made, how a run's model and tokenizer are found (commands/train.py).
+Resume is bit for bit: batches are a pure function of the step, everything else is in the state. The loop waits for the
+device only where it logs, validates or saves. Not here: how a batch or a loss is made, how a step is spread over
+processes (engines.py), how a run's model and tokenizer are found (commands/train.py).
 """
 
 from __future__ import annotations
@@ -12,41 +13,53 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from pydantic import Field, model_validator
-from torch.nn.utils import clip_grad_norm_
 
+from babyllama.atomic import write_folder
 from babyllama.data.batches import Batch
 from babyllama.errors import InputError, Interrupted
-from babyllama.model.transformer import Transformer
+from babyllama.model.transformer import Transformer, recompute
 from babyllama.recipe import Recipe
 from babyllama.run import Run
 from babyllama.train.board import Board
+from babyllama.train.engines import Engine, Setting, Single, Worker
+from babyllama.train.guard import Guard, Verdict, Watchman
 from babyllama.train.hardware import peak_flops
-from babyllama.train.objectives import NextToken
-from babyllama.train.optim import Masters, Optimizer, Schedule
-from babyllama.train.state import load_state, save_state
+from babyllama.train.objectives import Objective
+from babyllama.train.optim import Optimizer, Schedule
+from babyllama.train.state import Saver, generators, set_generators
 from babyllama.train.validation import LossSums
+from babyllama.train.world import World
+
+REWINDS = 3  # of one training; what three rewinds did not cure is no bad luck
 
 
 class Plan(Recipe):
-    """How long and in what portions to train. Give exactly one of steps, epochs, tokens."""
+    """How long and in what portions to train. Give exactly one of steps, epochs, tokens.
+
+    A step reads micro_batch_size × accumulate rows, however many processes share them out.
+    """
 
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     tokens: int | None = Field(default=None, ge=1)
     context: int | None = Field(default=None, ge=2, description="tokens a row; the model's longest when absent")
     micro_batch_size: int = Field(default=32, ge=1, description="rows in one forward pass")
-    accumulate: int = Field(default=1, ge=1, description="forward passes in one optimiser step")
+    accumulate: int = Field(default=1, ge=1, description="forward passes in one optimiser step, over all processes")
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    recompute: bool = Field(default=False, description="activation checkpointing: a third more time, far less memory")
+    guard: Guard = Guard()
     log_every: int = Field(default=10, ge=1, description="steps")
     validate_every: int = Field(default=250, ge=1, description="steps")
     validation_tokens: int = Field(default=65_536, ge=1, description="read at most, of each corpus")
     sample_every: int = Field(default=250, ge=1, description="steps")
     save_every: int = Field(default=250, ge=1, description="steps")
     keep: int = Field(default=2, ge=2, description="checkpoints; two, so that a damaged one has another before it")
+    keep_best: bool = Field(default=True, description="keep the model of the lowest validation loss in best/")
 
     @model_validator(mode="after")
     def _one_length(self) -> Plan:
@@ -66,6 +79,22 @@ class Plan(Recipe):
             return max(1, math.ceil(self.epochs * rows_in_epoch / self.rows))
         return max(1, math.ceil((self.tokens or 0) / (self.rows * context)))
 
+    def shares(self, size: int) -> list[int]:
+        """Rows of each micro-batch of one of `size` processes: equal ones, none above micro_batch_size.
+
+        Raises:
+            InputError: the rows of a step cannot be shared out equally.
+        """
+        if self.rows % size:
+            raise InputError(
+                f"plan: a step's {self.rows} rows (micro_batch_size × accumulate) cannot be shared by {size} "
+                f"processes; "
+                f"choose a multiple of {size}"
+            )
+        mine = self.rows // size
+        pieces = next(n for n in range(-(-mine // self.micro_batch_size), mine + 1) if mine % n == 0)
+        return [mine // pieces] * pieces
+
 
 class Rows(Protocol):
     """A stream addressed by row: row r is the same whenever and by whomever it is asked for."""
@@ -81,17 +110,24 @@ class Show(Protocol):
 
 
 class Diverged(InputError):
-    """The loss or its gradient stopped being a number."""
+    """The loss or its gradient stopped being a number, or jumped, for longer than the guard bears."""
+
+
+class Drifted(InputError):
+    """The ranks' parameters are no longer the same."""
 
 
 @dataclass
 class Trainer:
-    """Everything one training needs; `run()` is the loop."""
+    """Everything one training needs; `train()` is the loop.
+
+    `export` writes a model folder; without it no best/ is kept. Only the first rank writes, logs and shows.
+    """
 
     run: Run
     model: Transformer
     stream: Rows
-    objective: NextToken
+    objective: Objective
     optimizer: Optimizer
     schedule: Schedule
     plan: Plan
@@ -102,100 +138,190 @@ class Trainer:
     show: Show
     validate: Callable[[Transformer], dict[str, LossSums]]
     sample: Callable[[Transformer], Iterable[tuple[str, str]]]
+    export: Callable[[Transformer, Path], None] | None = None
     compile: bool = False
+    engine: Engine = field(default_factory=Single)
+    world: World = field(default_factory=World)
     tokens_seen: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of training alone: no compiling, validating, sampling or saving
     last: dict[str, Any] = field(default_factory=dict)
-    board: Board = field(init=False)
-    peak: float = field(init=False)
-    logged: tuple[int, float] = field(init=False)  # tokens and seconds at the last log
+    best: float = math.inf
+    rows_skipped: int = 0  # by rewinding
+    rewinds: int = 0
+    worker: Worker = field(init=False)
+    watchman: Watchman = field(init=False)
+    saver: Saver = field(init=False, default_factory=Saver)
+    board: Board | None = field(init=False, default=None)
+    bad_steps: list[Verdict] = field(init=False, default_factory=list)  # in a row, up to now
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest whole checkpoint if there is one; returns the last figures.
 
         Raises:
-            Diverged: a non-finite loss; the checkpoints before it stay.
+            Diverged: more bad steps in a row than the guard bears; the checkpoints before them stay.
+            Drifted: the ranks disagree.
             Interrupted: after saving, on SIGINT or SIGTERM.
         """
-        masters = Masters(self.model, self.dtype)
-        optimizers = self.optimizer.build(masters.named)
-        first = self._resume(masters, optimizers)
-        self.board = Board(self.run.path, first + 1)
-        self.peak = peak_flops(self.device, self.dtype)
+        if self.plan.recompute:
+            self.model.through = recompute
+        shares = self.plan.shares(self.world.size)
+        self.worker = self.engine(Setting(self.model, self.objective, self.optimizer, self.world, self.device,
+                                          self.dtype, self.plan.clip, len(shares), self.compile))  # fmt: skip
+        self.watchman = Watchman(self.plan.guard, self.device, self.dtype == torch.float16)
+        first = self._resume()
+        self.board = Board(self.run.path, first + 1) if self.world.first else None
+        self.peak = peak_flops(self.device, self.dtype) * self.world.size
         try:
-            self._loop(first, masters, optimizers)
+            with _stop_flag() as stopping:
+                self._warm_up(first, shares)
+                self._loop(first, shares, stopping)
+            self.saver.wait()
         finally:
-            self.board.close()
+            if self.board is not None:
+                self.board.close()
         return {**self.last, "steps": self.steps, "tokens": self.tokens_seen, "seconds": round(self.seconds, 1)}
 
-    def _loop(self, first: int, masters: Masters, optimizers: list[torch.optim.Optimizer]) -> None:
-        forward = torch.compile(self.model.hidden) if self.compile else self.model.hidden
-        full_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
+    # ── the loop ───────────────────────────────────────────────────────────────────────────────────────────────
+    def _loop(self, first: int, shares: list[int], stopping: Callable[[], bool]) -> None:
         self.model.train()
-        self.logged = self.tokens_seen, self.seconds
-        with _stop_flag() as stopping:
-            for step in range(first, self.steps):
-                started, done = time.perf_counter(), step + 1
-                factor = self.schedule(step, self.steps)
-                for optimizer, rates in zip(optimizers, full_rates, strict=True):
-                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                        group["lr"] = rate * factor
-                with _forward(self.model, forward):
-                    loss, norm = self._update(step, masters, optimizers)
-                self.seconds += time.perf_counter() - started  # validation, samples and saving are not in it
-                # An infinite gradient is fp16's way to ask for a smaller scale; elsewhere it is the end.
-                finite = math.isfinite(loss) and (math.isfinite(norm) or masters.scaled)
-                last = done == self.steps
-                if done % self.plan.log_every == 0 or last or not finite:
-                    self._log(done, loss, norm, full_rates[0][0] * factor)
-                if not finite:
-                    raise Diverged(self._divergence(done))
-                if done % self.plan.validate_every == 0 or last:
-                    self._validate(done)
-                if done % self.plan.sample_every == 0 or last:
-                    self._sample(done)
-                if done % self.plan.save_every == 0 or last or stopping():
-                    self._save(done, masters, optimizers)
-                if stopping() and not last:
-                    raise Interrupted(f"stopped after step {done}, all saved; the same command continues from there")
+        step, self.lap = first, time.perf_counter()
+        self.logged = self.tokens_seen, self.seconds  # at the last log
+        while step < self.steps:
+            micro = self._micro_batches(step, shares)
+            total, asked = self.world.sum(sum(batch.weight for batch in micro), stopping())
+            step += 1
+            self.worker.update(step, micro, total, self.schedule(step - 1, self.steps), self.watchman)
+            self.tokens_seen += self.plan.rows * self.context
+            last = step == self.steps
+            stop = bool(asked) or (self.world.size == 1 and stopping())
+            log, validate, sample, save = (
+                last or step % every == 0
+                for every in (
+                    self.plan.log_every,
+                    self.plan.validate_every,
+                    self.plan.sample_every,
+                    self.plan.save_every,
+                )
+            )
+            due = log or validate or sample or save or stop
+            if self._judge(self.watchman.read(wait=due), step):
+                step = self._rewind(step)
+                continue
+            if not due:
+                continue
+            self._stop_clock()
+            if log:
+                self._log(step)
+                stop = stop or (self.world.size == 1 and stopping())
+            if validate or sample:
+                self._look(step, validate, sample)
+            if (save or stop) and not self.bad_steps:
+                self._save(step)
+            if stop and not last:
+                self.saver.wait()
+                raise Interrupted(f"stopped after step {step}, all saved; the same command continues from there")
+            self.lap = time.perf_counter()
 
-    def _update(self, step: int, masters: Masters, optimizers: list[torch.optim.Optimizer]) -> tuple[float, float]:
-        """One optimiser step. Sum over all micro-batches, divide once by what the whole step holds."""
-        size = self.plan.micro_batch_size
-        start = step * self.plan.rows
-        micro = [self.stream.batch(start + i * size, size) for i in range(self.plan.accumulate)]
-        total = sum(batch.weight for batch in micro)
-        self.tokens_seen += sum(batch.tokens.numel() for batch in micro)
-        if total == 0:
-            return 0.0, 0.0
-        loss_sum = torch.zeros((), device=self.device)
-        for batch in micro:
-            loss, _ = self.objective(self.model, batch.to(self.device))
-            (loss * (masters.scale / total)).backward()
-            masters.collect()
-            loss_sum += loss.detach()
-        norm = clip_grad_norm_(masters.owned, self.plan.clip, foreach=True)
-        loss_value = float(loss_sum) / total
-        if math.isfinite(loss_value) and not masters.overflowed(norm) and math.isfinite(norm):
-            for optimizer in optimizers:
-                optimizer.step()
-            masters.publish()
-        masters.zero_grad()
-        return loss_value, float(norm)
+    def _micro_batches(self, step: int, shares: list[int]) -> list[Batch]:
+        """This rank's part of a step's rows."""
+        start = step * self.plan.rows + self.rows_skipped + self.world.rank * sum(shares)
+        return [self.stream.batch(start + number * rows, rows) for number, rows in enumerate(shares)]
 
-    def _log(self, step: int, loss: float, norm: float, lr: float) -> None:
+    def _warm_up(self, step: int, shares: list[int]) -> None:
+        """Compile before the clock starts, on a batch whose gradients are thrown away."""
+        if not self.compile or step >= self.steps:
+            return
+        started = time.perf_counter()
+        self.model.train()
+        self.worker.warm_up(self._micro_batches(step, shares))
+        self._synchronise()
+        self.last["compile_seconds"] = round(time.perf_counter() - started, 1)
+        self._line(f"compiled in {self.last['compile_seconds']:.0f} s")
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _stop_clock(self) -> None:
+        self._synchronise()
+        self.seconds += time.perf_counter() - self.lap
+
+    # ── the guard's verdicts ───────────────────────────────────────────────────────────────────────────────────
+    def _judge(self, verdicts: list[Verdict], step: int) -> bool:
+        """Note bad steps; True when the training has to rewind. Raises Diverged when it is over."""
+        guard = self.plan.guard
+        for verdict in verdicts:
+            self.verdict = verdict
+            if not verdict.bad:
+                self.bad_steps = []
+                continue
+            self.bad_steps.append(verdict)
+            self._record(verdict.step, "guard", loss=verdict.loss, norm=verdict.norm)
+            self._line(f"step {verdict.step}: left out, loss {verdict.loss:.4g}, gradient norm {verdict.norm:.4g}")
+            if guard.action == "stop" or len(self.bad_steps) >= guard.patience:
+                if guard.action == "rewind" and self.rewinds < REWINDS and self.run.states():
+                    return True
+                raise Diverged(self._divergence())
+        return False
+
+    def _rewind(self, step: int) -> int:
+        """Back to the newest checkpoint, but on to the rows that come after step `step`."""
+        self.saver.wait()
+        rewinds = self.rewinds + 1
+        back = self._resume()
+        self.rows_skipped += (step - back) * self.plan.rows
+        self.rewinds, self.bad_steps = rewinds, []
+        self._line(f"rewound from step {step} to {back}; the rows in between are left out")
+        self.logged, self.lap = (self.tokens_seen, self.seconds), time.perf_counter()
+        return back
+
+    def _divergence(self) -> str:
+        first, last = self.bad_steps[0], self.bad_steps[-1]
+        finite = math.isfinite(first.loss) and math.isfinite(first.norm)
+        what = f"the loss jumped to {first.loss:.4g}" if finite else "the loss or its gradient is not finite"
+        when = f"at step {first.step}" + (f" to {last.step}" if last.step > first.step else "")
+        self.saver.wait()
+        states = self.run.states()
+        kept = f"the checkpoint of step {states[-1][0]} is good" if states else "there was no checkpoint yet"
+        remedy = "lower optimizer.lr, lengthen schedule.warmup, or use precision=bf16 or fp32"
+        return f"{self.run.path}: {what} {when}; {kept}; {remedy}"
+
+    # ── what people see ────────────────────────────────────────────────────────────────────────────────────────
+    def _log(self, step: int) -> None:
         tokens, seconds = self.tokens_seen - self.logged[0], self.seconds - self.logged[1]
         self.logged = self.tokens_seen, self.seconds
         rate = tokens / max(1e-9, seconds)
         mfu = rate * self.model.config.flops_per_token(self.context) / self.peak
-        values = {"loss": loss, "lr": lr, "norm": norm, "tokens": self.tokens_seen, "seconds": round(self.seconds, 2),
-                  "tokens_per_second": round(rate, 1), "mfu": round(mfu, 4)}  # fmt: skip
+        lr = self.worker.rates[0][0] * self.schedule(step - 1, self.steps)
+        values = {"loss": self.verdict.loss, "lr": lr, "norm": self.verdict.norm, "tokens": self.tokens_seen,
+                  "seconds": round(self.seconds, 2), "tokens_per_second": round(rate, 1),
+                  "mfu": round(mfu, 4)}  # fmt: skip
+        if self.verdict.skipped:
+            values["skipped"] = self.verdict.skipped
+        if self.watchman.scaled:
+            values["loss_scale"] = self.watchman.scale.item()
+        if self.device.type == "cuda":
+            values["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
         self._record(step, "train", **values)
-        self.show.step(step, self.steps, values)
-        self.last |= {"train_loss": loss, "tokens_per_second": values["tokens_per_second"], "mfu": values["mfu"]}
+        if self.world.first:
+            self.show.step(step, self.steps, values)
+        self.last |= {"train_loss": self.verdict.loss, "tokens_per_second": values["tokens_per_second"],
+                      "mfu": values["mfu"]}  # fmt: skip
 
-    def _validate(self, step: int) -> None:
-        sums = self.validate(self.model)
+    def _look(self, step: int, validate: bool, sample: bool) -> None:
+        """Validation and samples, on a copy in the precision that will be saved."""
+        model = self.worker.snapshot()
+        if self.world.first:
+            if validate:
+                self._validate(step, model)
+            if sample:
+                for prompt, text in self.sample(model):
+                    self._record(step, "sample", prompt=prompt, text=text)
+                    self._line(f"step {step}: {prompt} ▸ {text}")
+        self.world.wait()
+
+    def _validate(self, step: int, model: Transformer) -> None:
+        sums = self.validate(model)
         everything = sum(sums.values(), LossSums())
         if not everything.tokens:
             return
@@ -204,49 +330,69 @@ class Trainer:
         self.last |= {"validation_loss": figures["loss"], "bits_per_byte": figures["bits_per_byte"]}
         bits = figures["bits_per_byte"]
         shown = "" if bits is None else f", {bits:.4f} bits per byte"
-        self.show.line(f"step {step}: validation loss {figures['loss']:.4f}{shown}")
-
-    def _sample(self, step: int) -> None:
-        for prompt, text in self.sample(self.model):
-            self._record(step, "sample", prompt=prompt, text=text)
-            self.show.line(f"step {step}: {prompt} ▸ {text}")
+        self._line(f"step {step}: validation loss {figures['loss']:.4f}{shown}")
+        if figures["loss"] < self.best:
+            self.best, export = figures["loss"], self.export
+            self.last["best_step"] = step
+            if export is not None and self.plan.keep_best:
+                self.saver.start(lambda: write_folder(self.run.path / "best", lambda folder: export(model, folder)))
 
     def _record(self, step: int, kind: str, **values: Any) -> None:
-        self.run.log(step, kind=kind, **values)
-        self.board.add(step, kind, values)
+        if self.board is not None:
+            self.run.log(step, kind=kind, **values)
+            self.board.add(step, kind, values)
 
-    def _resume(self, masters: Masters, optimizers: list[torch.optim.Optimizer]) -> int:
-        found = self.run.latest_state(self.show.line)
+    def _line(self, text: str) -> None:
+        if self.world.first:
+            self.show.line(text)
+
+    # ── checkpoints ────────────────────────────────────────────────────────────────────────────────────────────
+    def _save(self, step: int) -> None:
+        """Begin to write a checkpoint; the copy is made here, the writing goes on beside the training."""
+        self._check_ranks(step)
+        facts = {"step": step, "tokens": self.tokens_seen, "seconds": self.seconds, "last": self.last,
+                 "best": None if math.isinf(self.best) else self.best, "rows_skipped": self.rows_skipped,
+                 "rewinds": self.rewinds, "world_size": self.world.size}  # fmt: skip
+        extra = {f"guard.{name}": value for name, value in self.watchman.state.items()}
+        for rank, states in enumerate(self.world.gather(generators())):
+            extra |= {f"generator.{rank}.{name}": state for name, state in states.items()}
+        self.saver.wait()  # one checkpoint in memory at a time
+        self.saver.start(self.worker.writer(self.run, step, extra, facts, self.plan.keep))
+
+    def _resume(self) -> int:
+        """Take up the newest whole checkpoint, if there is one; returns its step."""
+        found = self.world.agree(self.run.latest_state(self._line) if self.world.first else None)
         if found is None:
-            self.run.rewind_metrics(-1)
+            if self.world.first:
+                self.run.rewind_metrics(-1)
             return 0
         step, folder = found
-        facts = load_state(folder, masters, optimizers)
+        tensors, facts = self.worker.read(folder)
+        self.watchman.restore(tensors)
+        mine = f"generator.{self.world.rank}."
+        set_generators({name.removeprefix(mine): t for name, t in tensors.items() if name.startswith(mine)})
         self.tokens_seen, self.seconds, self.last = facts["tokens"], facts["seconds"], facts["last"]
-        self.run.drop_states(after=step)
-        self.run.rewind_metrics(step)
-        self.show.line(f"continuing after step {step}")
+        self.best = math.inf if facts["best"] is None else facts["best"]
+        self.rows_skipped, self.rewinds = facts["rows_skipped"], facts["rewinds"]
+        if self.world.first:
+            self.run.drop_states(after=step)
+            self.run.rewind_metrics(step)
+        self._line(f"continuing after step {step}")
         return step
 
-    def _save(self, step: int, masters: Masters, optimizers: list[torch.optim.Optimizer]) -> None:
-        facts = {"step": step, "tokens": self.tokens_seen, "seconds": self.seconds, "last": self.last}
-        self.run.save_state(step, lambda folder: save_state(folder, masters, optimizers, facts), keep=self.plan.keep)
-
-    def _divergence(self, step: int) -> str:
-        states = self.run.states()
-        kept = f"the checkpoint of step {states[-1][0]} is good" if states else "there was no checkpoint yet"
-        remedy = "lower optimizer.lr, lengthen schedule.warmup, or use precision=bf16 or fp32"
-        return f"{self.run.path}: the loss or its gradient is not finite at step {step}; {kept}; {remedy}"
-
-
-@contextmanager
-def _forward(model: Transformer, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Inside, the model computes through `forward` (compiled); validation and samples, outside, stay eager."""
-    model.hidden = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del model.hidden
+    def _check_ranks(self, step: int) -> None:
+        """Raise Drifted unless every rank has the same parameters, to the bit."""
+        if self.world.size == 1:
+            return
+        first, *others = self.world.gather(self.worker.fingerprint())
+        for rank, other in enumerate(others, 1):
+            wrong = [name for name in first if first[name] != other.get(name)]
+            if wrong:
+                raise Drifted(
+                    f"{self.run.path}: at step {step} the parameters of rank {rank} differ from rank 0's "
+                    f"({', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''}); the last checkpoint is from before: "
+                    "check that all processes run the same code on the same data"
+                )
 
 
 @contextmanager

@@ -1,0 +1,94 @@
+"""The head's product and its cross-entropy in one, chunk by chunk: all logits never exist at once.
+
+At 64,793 tokens of vocabulary the head is 55 % of the seed model's arithmetic, and eager float32 logits are what fills
+a 24 GB card. Not here: which targets count (data/), what else a loss may hold (objectives.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from babyllama.data.batches import IGNORE
+
+CHUNK_ROWS = 8192  # 1 GiB of bf16 logits with ChatGLM2's vocabulary
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int = CHUNK_ROWS, multiple: int | None = None
+) -> Tensor:
+    """Σ over targets ≠ IGNORE of cross_entropy(hidden · weightᵀ, target), without ever holding all logits.
+
+    The gradient of each chunk is made while its logits are at hand, and in their place, so the head is multiplied
+    three times, never four, and memory holds `chunk_rows` × V logits instead of N × V.
+
+    Args:
+        hidden: (N, C).  weight: (V, C).  targets: (N,) int64.
+        chunk_rows: rows of logits held at a time.
+        multiple: the vocabulary is padded to it with rows that get no probability. On a GPU 128: an odd V
+            (ChatGLM2's 64,793) cannot use the aligned tensor-core kernels.
+
+    Returns:
+        float32 scalar.
+    """
+    multiple = multiple or (128 if hidden.is_cuda else 1)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows, multiple)  # type: ignore[return-value]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, multiple: int) -> Tensor:
+        vocab = weight.shape[0]
+        padded = pad(weight, (0, 0, 0, -vocab % multiple)) if vocab % multiple else weight
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(padded, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for start in range(0, hidden.shape[0], chunk_rows):
+            rows = slice(start, start + chunk_rows)
+            logits = hidden[rows] @ padded.T
+            total += loss_and_gradient_(logits, targets[rows], vocab)
+            if grad_hidden is not None:
+                torch.mm(logits, padded, out=grad_hidden[rows])
+            if grad_weight is not None:
+                _add_product_(grad_weight, logits.T, hidden[rows])
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[:vocab])
+        ctx.dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grads[0]
+        from_hidden = None if grad_hidden is None else (grad_hidden * scale).to(grad_hidden.dtype)
+        from_weight = None if grad_weight is None else (grad_weight * scale).to(ctx.dtype)
+        return from_hidden, from_weight, None, None, None
+
+
+def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a · b in float32, of half-precision factors: on a GPU the product adds up where it is made."""
+    if total.is_cuda and a.dtype != total.dtype:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total += a @ b
+
+
+def loss_and_gradient_(logits: Tensor, targets: Tensor, vocab: int) -> Tensor:
+    """Summed loss (float32) of logits (N, V), which are overwritten by their gradient, softmax − one-hot.
+
+    Columns from `vocab` on are padding: no probability, no gradient. Rows whose target is IGNORE count for nothing.
+    """
+    if logits.is_cuda:
+        from babyllama.train.kernels import softmax_gradient_
+
+        return softmax_gradient_(logits, targets, vocab).sum()
+    kept = targets != IGNORE
+    safe = targets.where(kept, 0)[:, None]
+    exact = logits[:, :vocab].float()
+    logsumexp = exact.logsumexp(-1, keepdim=True)
+    loss = ((logsumexp - exact.gather(1, safe))[:, 0] * kept).sum()
+    gradient = (exact - logsumexp).exp_().scatter_add_(1, safe, exact.new_full(safe.shape, -1.0)).mul_(kept[:, None])
+    logits[:, :vocab], logits[:, vocab:] = gradient, 0
+    return loss

@@ -1,0 +1,97 @@
+"""The processes that train together: who this one is, and what they tell each other.
+
+torchrun, accelerate launch and deepspeed all set RANK, WORLD_SIZE and LOCAL_RANK; nothing else of them is needed. Not
+here: what is spread over the processes and how (engines.py).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from babyllama.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank `rank` of `size`; `local_rank` is its number on this machine, and its GPU's."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """What the launcher says; alone when there is none. Raises InputError for values that are no ranks."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        found = {name: os.environ.get(name, default) for name, default in zip(names, ("0", "1", "0"), strict=True)}
+        try:
+            rank, size, local_rank = (int(value) for value in found.values())
+        except ValueError:
+            raise InputError(
+                f"{found}: a launcher's variables must be whole numbers; unset them or use torchrun"
+            ) from None
+        if not 0 <= rank < size:
+            raise InputError(f"RANK={rank} is outside WORLD_SIZE={size}; unset them or use torchrun")
+        return cls(rank, size, local_rank)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes, logs and shows."""
+        return self.rank == 0
+
+    def device(self, kind: str) -> torch.device:
+        """This process's own device of that kind."""
+        if kind != "cuda":
+            return torch.device(kind)
+        if self.local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"rank {self.rank}: this machine has {torch.cuda.device_count()} GPUs; start one process for each"
+            )
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    def join(self, device: torch.device) -> None:
+        """Meet the others: gloo for what the hosts say to each other, NCCL for what the GPUs do."""
+        if self.size > 1 and not dist.is_initialized():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+
+    def leave(self) -> None:
+        """The end of `join`."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over the ranks, in float64, host to host: no GPU waits."""
+        if self.size == 1:
+            return list(values)
+        together = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(together)
+        return together.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in order of rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        return self.gather(value if self.first else None)[0]
+
+    def reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over the ranks, in place, on its device."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.size > 1:
+            dist.barrier()

@@ -1,110 +1,371 @@
-"""Training speed of the real loop on random tokens: tokens/s, MFU, peak memory, compile time apart.
+"""Training speed, ours and others', taking turns on the same random tokens in one process.
 
-    python bench/train_speed.py --preset seed --vocab 64793 --rows 64 --context 512 --steps 40
+    python bench/train_speed.py                                  # the seed model: ours, the earlier project's, peers
+    python bench/train_speed.py --preset base-218m --rows ours-muon=96 earlier=32
+    python bench/train_speed.py --contenders ours-adamw --rows 128 256 320     # one contender, three sizes
+    python bench/train_speed.py --contenders ours-adamw --memory-gib 24 --find-rows
 
-Prints one table and appends a JSON line to bench/results/train_speed.jsonl.
+Tokens/s is the median over the rounds, a ratio the median of the per-round ratios; MFU = tokens/s · causal FLOPs /
+the card's bf16 peak; compile and first step are apart. Prints one table, appends a line a contender to
+bench/results/train_speed.jsonl. Without --rows a contender takes the batch that suits it (ROWS below).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
+import os
 import statistics
-import subprocess
-import tempfile
-import time
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
 import torch
+from earlier import EarlierTraining
+from ours import our_stepper
+from record import RESULTS, Peak, append, facts, forget, median_ratio, surviving, synchronize, table, timed
+from torch import nn
 
 from babyllama.data.batches import Batch
-from babyllama.load import DTYPES, default_device, default_precision
-from babyllama.model.config import ModelChoice
-from babyllama.model.transformer import Transformer, initialise
-from babyllama.recipe import Recipe
-from babyllama.run import Run
-from babyllama.train.hardware import device_name, peak_flops
-from babyllama.train.objectives import NextToken
+from babyllama.load import default_device
+from babyllama.model.config import ModelChoice, ModelConfig
+from babyllama.train.hardware import peak_flops
 from babyllama.train.optim import AdamW, Cosine, Muon
-from babyllama.train.trainer import Plan, Trainer
+from babyllama.train.trainer import Plan
 
-
-class Nothing(Recipe):
-    """The run's recipe says nothing; the command line above says it all."""
+# Rows of 512 tokens (seed) and of 1,024 (base-218m) that 80 GB hold; the earlier project's seed batch is its own 32.
+ROWS = {
+    "seed": {"ours": 256, "earlier": 32, "earlier-compiled": 64, "transformers": 64, "liger": 256},
+    "base-218m": {"ours": 64, "earlier": 16, "earlier-compiled": 16, "transformers": 32, "liger": 64},
+}
+CONTEXT = {"tiny": 128, "seed": 512, "base-218m": 1024}
+Steps = Callable[[int], None]
 
 
 class RandomRows:
-    """Fresh random tokens for every row number, drawn once and reused in turn."""
+    """Eight batches of random tokens, drawn once and given in turn: the same to every contender."""
 
     def __init__(self, vocab: int, context: int, rows: int) -> None:
-        self.tokens = torch.randint(0, vocab, (8, rows, context + 1), generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        self.tokens = torch.randint(0, vocab, (8 * rows, context + 1), generator=generator)
 
     def batch(self, first_row: int, count: int) -> Batch:
-        rows = self.tokens[first_row // count % len(self.tokens)]
+        rows = self.tokens[(torch.arange(count) + first_row) % len(self.tokens)]
         return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
 
 
-class Clock:
-    """Remembers when each step was shown."""
+class Setup:
+    """What all contenders share."""
 
-    def __init__(self) -> None:
-        self.at: list[float] = [time.perf_counter()]
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.device = default_device()
+        context = args.context or CONTEXT[args.preset]
+        self.config = ModelChoice(preset=args.preset, max_position_embeddings=context).build(args.vocab)
+        self.context, self.compiled = context, not args.eager
+        self._streams: dict[int, RandomRows] = {}
 
-    def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
-        self.at.append(time.perf_counter())
-
-    def line(self, text: str) -> None:
-        pass
+    def stream(self, rows: int) -> RandomRows:
+        """Batches of so many rows."""
+        return self._streams.setdefault(rows, RandomRows(self.config.vocab_size, self.context, rows))
 
 
-def measure(args: argparse.Namespace, compiled: bool) -> dict[str, Any]:
-    device = default_device()
-    precision = args.precision or default_precision(device)
-    config = ModelChoice(preset=args.preset, max_position_embeddings=args.context).build(args.vocab)
-    model = Transformer(config).to(device)
-    initialise(model, 0)
-    plan = Plan(steps=args.steps, micro_batch_size=args.rows, log_every=1, save_every=10**9, validate_every=10**9)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
-        clock, run = Clock(), Run.create(Path(folder) / "run", "train", Nothing())
-        Trainer(run, model, RandomRows(args.vocab, args.context, args.rows),
-                NextToken(), Muon() if args.optimizer == "muon" else AdamW(), Cosine(), plan, args.steps, args.context,
-                device, DTYPES[precision], clock, lambda _: {}, lambda _: [], compiled).train()  # fmt: skip
-    times = [b - a for a, b in zip(clock.at[:-1], clock.at[1:], strict=True)]
-    seconds = statistics.median(times[len(times) // 2 :])
-    rate = args.rows * args.context / seconds
-    gib = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-    return {"compiled": compiled, "precision": precision, "tokens_per_second": round(rate),
-            "mfu": round(rate * config.flops_per_token(args.context) / peak_flops(device, DTYPES[precision]), 4),
-            "first_step_seconds": round(times[0], 1), "peak_gib": None if gib is None else round(gib, 2),
-            "parameters": config.parameters}  # fmt: skip
+# ── contenders: (setup, rows) → a function that takes so many steps ─────────────────────────────────────────────────
+def ours(optimizer: AdamW | Muon, compiled: bool = True) -> Callable[[Setup, int], Steps]:
+    """Our trainer's step: bf16, float32 masters, everything that it does between two logs."""
+
+    def make(setup: Setup, rows: int) -> Steps:
+        plan = Plan(steps=10**6, micro_batch_size=rows, context=setup.context)
+        stepper = our_stepper(setup.config, setup.stream(rows), plan, optimizer, Cosine(warmup=0.0), setup.device,
+                              compiled=compiled and setup.compiled)  # fmt: skip
+        return stepper.steps
+
+    return make
+
+
+def earlier(dtype: torch.dtype | None = None, compiled: bool = False) -> Callable[[Setup, int], Steps]:
+    """The earlier project's step, as published or helped by bf16 and torch.compile."""
+
+    def make(setup: Setup, rows: int) -> Steps:
+        training = EarlierTraining(setup.config, setup.device, dtype=dtype, compiled=compiled and setup.compiled)
+        return _over(setup, rows, training.step)
+
+    return make
+
+
+def transformers_llama(setup: Setup, rows: int, liger: bool = False, compiled: bool = True) -> Steps:
+    """transformers' LlamaForCausalLM, bf16 parameters, fused AdamW, its own loss on all logits or Liger's kernels."""
+    from transformers import LlamaConfig
+
+    llama = _own_copy_of_llama() if liger else sys.modules[_llama_module().__name__]
+    config: ModelConfig = setup.config
+    shape = config.model_dump(exclude={"rope"})
+    model = llama.LlamaForCausalLM(
+        LlamaConfig(**shape, use_cache=False, attn_implementation="sdpa", dtype="bfloat16",
+                    rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta}))  # fmt: skip
+    if liger:
+        _apply_liger(llama, model)
+    return _over(setup, rows, _plain_step(model.to(setup.device, torch.bfloat16), setup, compiled and setup.compiled))
+
+
+def _plain_step(model: nn.Module, setup: Setup, compiled: bool) -> Callable[[Batch], None]:
+    model.train()
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+    def step(batch: Batch) -> None:
+        tokens = batch.to(setup.device).tokens
+        forward(input_ids=tokens, labels=tokens).loss.backward()  # it shifts the labels itself
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _over(setup: Setup, rows: int, step: Callable[[Batch], None]) -> Steps:
+    stream, done = setup.stream(rows), 0
+
+    def steps(count: int) -> None:
+        nonlocal done
+        for _ in range(count):
+            step(stream.batch(done * rows, rows))
+            done += 1
+
+    return steps
+
+
+def _llama_module() -> ModuleType:
+    from transformers.models.llama import modeling_llama
+
+    return modeling_llama
+
+
+def _own_copy_of_llama() -> ModuleType:
+    """A second copy of transformers' module: Liger patches its functions, and the plain contender must keep them."""
+    plain = _llama_module()
+    spec = importlib.util.spec_from_file_location(f"{plain.__name__}_liger", plain.__file__)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{plain.__file__}: cannot be loaded a second time")
+    own = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = own
+    spec.loader.exec_module(own)
+    return own
+
+
+def _apply_liger(llama: ModuleType, model: nn.Module) -> None:
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    package, plain = sys.modules["transformers.models.llama"], _llama_module()
+    package.modeling_llama = llama  # type: ignore[attr-defined]
+    sys.modules[plain.__name__] = llama
+    try:
+        apply_liger_kernel_to_llama(model=model)
+    finally:
+        package.modeling_llama = plain  # type: ignore[attr-defined]
+        sys.modules[plain.__name__] = plain
+
+
+CONTENDERS: dict[str, Callable[[Setup, int], Steps]] = {
+    "ours-adamw": ours(AdamW()),
+    "ours-muon": ours(Muon()),
+    "ours-adamw-eager": ours(AdamW(), compiled=False),
+    "ours-muon-eager": ours(Muon(), compiled=False),
+    "earlier": earlier(),
+    "earlier-compiled": earlier(torch.bfloat16, compiled=True),
+    "transformers": transformers_llama,
+    "transformers-eager": lambda setup, rows: transformers_llama(setup, rows, compiled=False),
+    "liger": lambda setup, rows: transformers_llama(setup, rows, liger=True),
+    "liger-eager": lambda setup, rows: transformers_llama(setup, rows, liger=True, compiled=False),
+}
+DEFAULT = ["ours-adamw", "ours-muon", "earlier", "transformers", "liger", "liger-eager"]
+
+
+# ── measuring ───────────────────────────────────────────────────────────────────────────────────────────────────────
+class Contest:
+    """One contender at one batch size, warm and ready to take turns."""
+
+    def __init__(self, setup: Setup, name: str, rows: int, segment_s: float) -> None:
+        self.setup, self.name, self.rows = setup, name, rows
+        peak = Peak(setup.device)
+        self.steps = CONTENDERS[name](setup, rows)
+        self.first_step_s = timed(setup.device, lambda: self.steps(1))
+        self.second_step_s = timed(setup.device, lambda: self.steps(1))
+        self.steps(2)
+        step_s = timed(setup.device, lambda: self.steps(3)) / 3
+        self.peak_gib = peak.gib
+        self.count = max(2, round(segment_s / step_s))
+        self.rates: list[float] = []
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.rows}×{self.setup.context}"
+
+    def round(self) -> None:
+        """One turn: a step to warm up again, then the timed ones."""
+        self.steps(1)
+        seconds = timed(self.setup.device, lambda: self.steps(self.count))
+        self.rates.append(self.count * self.rows * self.setup.context / seconds)
+
+    def figures(self, reference: list[Contest]) -> dict[str, Any]:
+        """What is written down; `reference` are our own contenders."""
+        setup, rate = self.setup, statistics.median(self.rates)
+        peak = peak_flops(setup.device, torch.bfloat16)
+        return {
+            "contender": self.name,
+            "rows": self.rows,
+            "context": setup.context,
+            "tokens_per_second": round(rate),
+            "lowest": round(min(self.rates)),
+            "highest": round(max(self.rates)),
+            "mfu": round(rate * setup.config.flops_per_token(setup.context) / peak, 4),
+            "peak_gib": self.peak_gib,
+            "first_step_s": round(self.first_step_s, 2),
+            "second_step_s": round(self.second_step_s, 2),
+            "rounds": len(self.rates),
+            "steps_a_round": self.count,
+            "times_faster": {r.label: round(median_ratio(r.rates, self.rates), 3) for r in reference if r is not self},
+        }
+
+
+def contest(setup: Setup, chosen: list[tuple[str, int]], rounds: int, segment_s: float) -> list[Contest]:
+    """Every contender built and warmed up one after the other, then all in turn, round by round."""
+    ready: list[Contest] = []
+    for name, rows in chosen:
+        with surviving(f"{name} {rows}×{setup.context}"):
+            ready.append(Contest(setup, name, rows, segment_s))
+            print(f"{ready[-1].label}: first step {ready[-1].first_step_s:.1f} s", flush=True)
+    for _ in range(rounds):
+        for entry in list(ready):
+            try:
+                entry.round()
+            except torch.cuda.OutOfMemoryError:  # beside the others; its own measurement went well
+                print(f"{entry.label}: no memory left beside the others, left out; measure it alone", flush=True)
+                ready.remove(entry)
+                del entry.steps
+                forget()
+    return [entry for entry in ready if entry.rates]
+
+
+def largest_rows(setup: Setup, name: str, start: int, granularity: int) -> tuple[int, dict[int, float | None]]:
+    """The most rows, in steps of `granularity`, whose three steps fit. Memory grows linearly, so the guess is close."""
+    peaks: dict[int, float | None] = {}
+
+    def fits(rows: int) -> bool:
+        forget()
+        peaks[rows] = _peak_of(setup, name, rows)
+        print(f"{name} {rows}×{setup.context}: {'out of memory' if peaks[rows] is None else f'{peaks[rows]} GiB'}",
+              flush=True)  # fmt: skip
+        return peaks[rows] is not None
+
+    good, bad = 0, 10**9
+    guess = max(granularity, start // granularity * granularity)
+    while bad - good > granularity:
+        if fits(guess):
+            good = guess
+        else:
+            bad = guess
+        guess = _next_guess(peaks, good, bad, granularity)
+    return good, peaks
+
+
+def _next_guess(peaks: dict[int, float | None], good: int, bad: int, granularity: int) -> int:
+    """Where the line through the two largest that fit meets the limit; else twice or half as many."""
+    limit = torch.cuda.get_per_process_memory_fraction() * torch.cuda.get_device_properties(0).total_memory / 2**30
+    known = sorted((rows, peak) for rows, peak in peaks.items() if peak is not None)
+    if len(known) < 2:
+        guess = 2 * good if bad == 10**9 else (good + bad) // 2
+    else:
+        (a, low), (b, high) = known[-2:]
+        guess = int(b + (limit - high) / max(1e-6, (high - low) / (b - a)))
+    return min(max(guess // granularity * granularity, good + granularity), bad - granularity)
+
+
+def _peak_of(setup: Setup, name: str, rows: int) -> float | None:
+    torch._dynamo.reset()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        steps = CONTENDERS[name](setup, rows)
+        steps(3)
+        synchronize(setup.device)
+    except torch.cuda.OutOfMemoryError as error:
+        error.__traceback__ = None
+        return None
+    return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+
+
+# ── the command line ────────────────────────────────────────────────────────────────────────────────────────────────
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="seed", choices=CONTEXT)
+    parser.add_argument("--vocab", type=int, default=64793)
+    parser.add_argument("--context", type=int)
+    parser.add_argument("--contenders", nargs="+", default=DEFAULT, choices=CONTENDERS)
+    parser.add_argument("--rows", nargs="+", default=[], metavar="N|NAME=N", help="several make several contenders")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--segment-s", type=float, default=1.0, help="seconds of a contender's turn")
+    parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--memory-gib", type=float, help="let PyTorch have no more, as on a smaller card")
+    parser.add_argument("--find-rows", action="store_true", help="the largest batch that fits, instead of speed")
+    parser.add_argument("--granularity", type=int, default=8, help="rows, for --find-rows")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--small", action="store_true", help="toy sizes, to see that the script works")
+    args = parser.parse_args()
+    if args.small:
+        args.preset, args.vocab, args.context, args.eager = "tiny", 257, 32, True
+        args.rows, args.rounds, args.segment_s = args.rows or ["2"], 2, 0.01
+    return args
+
+
+def chosen_rows(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """(contender, rows): what --rows says, a name's own entry first, then the table's."""
+    plain = [int(item) for item in args.rows if "=" not in item]
+    named: dict[str, list[int]] = {}
+    for name, _, count in (item.partition("=") for item in args.rows if "=" in item):
+        named.setdefault(name, []).append(int(count))
+    usual = ROWS.get(args.preset, {})
+    found = []
+    for name in args.contenders:
+        kind = name.split("-")[0]
+        table_rows = usual.get(name.removesuffix("-eager"), usual.get(kind, 8))
+        found += [(name, rows) for rows in named.get(name) or named.get(kind) or plain or [table_rows]]
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="seed")
-    parser.add_argument("--vocab", type=int, default=64793)
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
-    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
-    args = parser.parse_args()
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    results = Path(__file__).parent / "results" / "train_speed.jsonl"
-    results.parent.mkdir(exist_ok=True)
-    where = device_name(default_device())
-    print(f"{args.preset}, V {args.vocab}, {args.rows} × {args.context}, {args.optimizer}, {where}")
-    for mode in args.modes:
-        found = measure(args, mode == "compiled")
-        print(f"{mode:9} {found['tokens_per_second']:>10,} tok/s  MFU {found['mfu']:.1%}  {found['precision']}"
-              f"  {found['peak_gib']} GiB  first step {found['first_step_seconds']} s")  # fmt: skip
-        facts = {"commit": git.stdout.strip(), "device": where, "torch": torch.__version__}
-        with results.open("a") as handle:
-            handle.write(json.dumps({**facts, **vars(args), **found}) + "\n")
+    args = parse()
+    setup = Setup(args)
+    if args.memory_gib and setup.device.type == "cuda":
+        whole = torch.cuda.get_device_properties(setup.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, args.memory_gib * 2**30 / whole), setup.device)
+    torch._dynamo.config.automatic_dynamic_shapes = False  # a second batch size is another contender, not a hint
+    about = {"preset": args.preset, "vocab": args.vocab, "memory_gib": args.memory_gib,
+             "parameters": setup.config.parameters}  # fmt: skip
+    where, file = facts(setup.device), args.results / "train_speed.jsonl"
+    print(f"{args.preset}, V {args.vocab}, {where['device']}, {where['versions']}", flush=True)
+    if args.find_rows:
+        if setup.device.type != "cuda":
+            sys.exit("--find-rows needs a GPU: nothing says when a CPU's memory is full")
+        for name, start in chosen_rows(args):
+            with surviving(name):
+                best, peaks = largest_rows(setup, name, start, args.granularity)
+                tried = {"contender": name, "context": setup.context, "largest_rows": best, "peak_gib": peaks.get(best)}
+                append(file, {**where, **about, **tried})
+                print(f"{name}: {best} × {setup.context} tokens fit, {best + args.granularity} do not", flush=True)
+        return
+    entries = contest(setup, chosen_rows(args), args.rounds, args.segment_s)
+    reference = [entry for entry in entries if entry.name.startswith("ours")]
+    rows = []
+    for entry in entries:
+        figures = entry.figures(reference)
+        append(file, {**where, **about, **figures})
+        ratios = [figures["times_faster"].get(r.label) for r in reference]
+        rows.append([entry.label, f"{figures['tokens_per_second']:,}", f"{figures['mfu']:.1%}", entry.peak_gib,
+                     f"{entry.first_step_s:.1f}", f"{entry.second_step_s:.2f}", *ratios])  # fmt: skip
+    table(["contender", "tokens/s", "MFU", "peak GiB", "1st step s", "2nd", *(f"× {r.label}" for r in reference)], rows)
 
 
 if __name__ == "__main__":

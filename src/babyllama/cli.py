@@ -101,6 +101,37 @@ def train(words: Words = None, keys: Keys = False) -> None:
 
 
 @app.command()
+def plan(words: Words = None, keys: Keys = False) -> None:
+    """Before training: which model, batch and length suit a card, the hours (or money) and a corpus.
+
+    \b
+    Without model it chooses one; with it, it says what that one needs. It ends with the command to paste.
+      babyllama plan gpu='RTX 3060 12G' hours=8 corpus_tokens=300000000
+      babyllama plan gpu=4090 money=20 price_per_hour=0.5 data=runs/corpus
+      babyllama plan gpu=H100 model.preset=base-218m tokens=5000000000
+      babyllama plan gpu='A100 40G' gpus=8 engine=fsdp model.depth=24 hours=24
+      babyllama plan hours=2 data=runs/corpus out=plan.yaml      this machine; a recipe for babyllama train
+    """
+    _run("plan", "PlanRecipe", words, keys)
+
+
+@app.command()
+def doctor(words: Words = None, keys: Keys = False) -> None:
+    """Look at a run, or rehearse a train recipe, and name what is wrong. Exit code 1 when a fault was found.
+
+    \b
+    It reads the run's record and checkpoints and takes its first steps once more, in a temporary folder.
+      babyllama doctor runs/base
+      babyllama doctor my.yaml steps=20 device=cpu
+      babyllama doctor seed/sft 'overrides=[optimizer.lr=0.01]' out=doctor.json
+    """
+    words = list(words or [])
+    if words and "=" not in words[0]:
+        words[0] = f"target={words[0]}"
+    _run("doctor", "DoctorRecipe", words, keys)
+
+
+@app.command()
 def chat(words: Words = None, keys: Keys = False) -> None:
     """Talk to a run or to any Hugging Face LLaMA folder. Questions can be piped in, one a line.
 

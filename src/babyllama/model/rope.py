@@ -38,9 +38,26 @@ class Rope(nn.Module):
         return self
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions[:, None, :, None].float() * self.frequencies  # (B, 1, T, D/2)
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos(), angles.sin()
+        return rotations(positions, self.frequencies)
+
+
+@torch.library.custom_op("babyllama::rotations", mutates_args=())
+def rotations(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """positions (B, T), frequencies (D/2,) → cos, sin (B, 1, T, D).
+
+    An operator of its own, so that a compiler computes them once: left to itself it fuses the cosines into every use,
+    for every head of every layer, which took 5 % of a training step.
+    """
+    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, D/2)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+@rotations.register_fake
+def _(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    B, T = positions.shape
+    shape = B, 1, T, 2 * frequencies.shape[0]
+    return frequencies.new_empty(shape), frequencies.new_empty(shape)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from babyllama.model.attention import Attend, KVCache, attend_sdpa, segment_mask
 from babyllama.model.config import ModelConfig
+from babyllama.model.fused import rotate_joined, swiglu_down
 from babyllama.model.rope import Rope, rotate
 
 
@@ -46,10 +47,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = (  # (B, H, T, D), (B, K, T, D) twice
-            projected.view(B, T, -1, self.head_dim).transpose(1, 2)
-            for projected in project(x, self.q_proj, self.k_proj, self.v_proj)
-        )
+        weights = joined(x, self.q_proj, self.k_proj, self.v_proj)
+        if weights is not None and cache is None:
+            heads = [weight.shape[0] // self.head_dim for weight in weights]
+            q, k, v = rotate_joined(linear(x, torch.cat(weights)), *angles.query, tuple(heads))
+            return self.o_proj(self.attend(q, k, v, mask).transpose(1, 2).reshape(B, T, C))
+        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
         q = rotate(q, *angles.query)
         if cache is None:
             k = rotate(k, *angles.query)
@@ -82,21 +87,24 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = project(x, self.gate_proj, self.up_proj)
-        return self.down_proj(silu(gate) * up)
+        weights = joined(x, self.gate_proj, self.up_proj, self.down_proj)
+        if weights is not None:
+            gate, up, down = weights
+            return swiglu_down(linear(x, torch.cat((gate, up))), down)
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def project(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
-    """Each linear's output for one input. On a GPU in training plain ones become one product of their joined weights.
+def joined(x: Tensor, *linears: nn.Module) -> list[Tensor] | None:
+    """The weights of linears that may be computed together: on a GPU in training, and only plain ones.
 
-    That reads x once instead of once each, and adds up its gradient inside one product. Elsewhere joining costs more
-    than it saves: decoding is bound by reading weights. Adapters and quantised linears go their own way.
+    One product of joined weights reads x once instead of once each, and adds up its gradient inside one product.
+    Elsewhere joining costs more than it saves: decoding is bound by reading weights. Adapters and quantised linears go
+    their own way.
     """
-    plain = all(type(module) is nn.Linear and module.bias is None for module in linears)
-    if not (plain and x.is_cuda and torch.is_grad_enabled()):
-        return tuple(module(x) for module in linears)
-    weights = [module.weight for module in linears if isinstance(module, nn.Linear)]
-    return linear(x, torch.cat(weights)).split([weight.shape[0] for weight in weights], dim=-1)
+    if not (x.is_cuda and torch.is_grad_enabled()):
+        return None
+    weights = [module.weight for module in linears if type(module) is nn.Linear and module.bias is None]
+    return weights if len(weights) == len(linears) else None
 
 
 class Block(nn.Module):
@@ -149,14 +157,15 @@ class Transformer(nn.Module):
         """tokens (B, T) → final normed hidden states (B, T, C).
 
         Args:
-            positions: (B, T); 0 … T−1 when absent. With a cache they are also the slots that are written.
+            positions: (B, T), or (1, T) for all rows; 0 … T−1 when absent. With a cache they are also the slots that
+                are written.
             segments: (B, T) document numbers; tokens see only their own document. Not together with a cache.
             cache: read and extended in place; prefill, chunks and single tokens all come this way.
         """
-        B, T = tokens.shape
         if positions is None:
+            T = tokens.shape[1]
             start = 0 if cache is None else cache.used
-            positions = torch.arange(start, start + T, device=tokens.device).expand(B, T)
+            positions = torch.arange(start, start + T, device=tokens.device)[None]
             if cache is not None:
                 cache.reserve(start + T)
         mask = None

@@ -6,6 +6,7 @@ a 24 GB card. Not here: which targets count (data/), what else a loss may hold (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ CHUNK_ROWS = 8192  # 1 GiB of bf16 logits with ChatGLM2's vocabulary
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int = CHUNK_ROWS, multiple: int | None = None
-) -> Tensor:
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int = CHUNK_ROWS, multiple: int | None = None,
+    fp8: bool = False,
+) -> Tensor:  # fmt: skip
     """Σ over targets ≠ IGNORE of cross_entropy(hidden · weightᵀ, target), without ever holding all logits.
 
     The gradient of each chunk is made while its logits are at hand, and in their place, so the head is multiplied
@@ -30,30 +32,36 @@ def linear_cross_entropy(
         chunk_rows: rows of logits held at a time.
         multiple: the vocabulary is padded to it with rows that get no probability. On a GPU 128: an odd V
             (ChatGLM2's 64,793) cannot use the aligned tensor-core kernels.
+        fp8: multiply the logits in float8 (e4m3, one scale a tensor); the gradients' products stay as they are. For
+            GPUs that have it (compute capability 8.9 and up).
 
     Returns:
         float32 scalar.
     """
     multiple = multiple or (128 if hidden.is_cuda else 1)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows, multiple)  # type: ignore[return-value]
+    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows, multiple, fp8)  # type: ignore[return-value]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, multiple: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, multiple: int, fp8: bool
+    ) -> Tensor:
         vocab = weight.shape[0]
         padded = pad(weight, (0, 0, 0, -vocab % multiple)) if vocab % multiple else weight
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(padded, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        product = _fp8_product(hidden, padded) if fp8 else lambda rows: hidden[rows] @ padded.T
         for start in range(0, hidden.shape[0], chunk_rows):
             rows = slice(start, start + chunk_rows)
-            logits = hidden[rows] @ padded.T
+            logits = product(rows)
             total += loss_and_gradient_(logits, targets[rows], vocab)
             if grad_hidden is not None:
                 torch.mm(logits, padded, out=grad_hidden[rows])
             if grad_weight is not None:
                 _add_product_(grad_weight, logits.T, hidden[rows])
+            del logits  # before the next product is made, or two chunks would be held
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[:vocab])
         ctx.dtype = weight.dtype
         return total
@@ -64,7 +72,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = grads[0]
         from_hidden = None if grad_hidden is None else (grad_hidden * scale).to(grad_hidden.dtype)
         from_weight = None if grad_weight is None else (grad_weight * scale).to(ctx.dtype)
-        return from_hidden, from_weight, None, None, None
+        return from_hidden, from_weight, None, None, None, None
+
+
+def _fp8_product(hidden: Tensor, weight: Tensor) -> Callable[[slice], Tensor]:
+    """rows → hidden[rows] · weightᵀ, both factors rounded to e4m3 under one scale each."""
+
+    def rounded(tensor: Tensor) -> tuple[Tensor, Tensor]:
+        scale = tensor.abs().amax().float().clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
+        return (tensor / scale).to(torch.float8_e4m3fn), scale
+
+    (a, a_scale), (b, b_scale) = rounded(hidden), rounded(weight)
+    return lambda rows: torch._scaled_mm(
+        a[rows], b.T, scale_a=a_scale, scale_b=b_scale, out_dtype=hidden.dtype, use_fast_accum=True
+    )
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -1,31 +1,101 @@
-"""What the machine can do: the peak rate behind MFU, and whether torch.compile can work.
+"""What machines can do: the table of cards, the peak rate behind MFU, and whether torch.compile can work.
 
-Not here: any choice of a recipe's values.
+Not here: any choice of a recipe's values, any forecast (forecast.py).
 """
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
 import shutil
 import time
+from dataclasses import dataclass, replace
 
 import torch
 
-# Dense bf16 (fp16 on cards without bf16) tensor-core peaks in TFLOP/s, float32 accumulation, vendors' data sheets.
-PEAK_TFLOPS: dict[str, float] = {
-    "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "A800": 312, "L40S": 362, "L40": 181, "L4": 121,
-    "A10": 125, "A6000": 155, "V100": 125, "T4": 65, "RTX 5090": 209, "RTX 4090": 165, "RTX 4080": 97,
-    "RTX 4070 Ti": 80, "RTX 4070": 58, "RTX 4060 Ti": 44, "RTX 4060": 30, "RTX 3090": 71, "RTX 3080": 60,
-    "RTX 3070": 41, "RTX 3060": 26, "RTX 2080 Ti": 54,
-}  # fmt: skip
+from babyllama.errors import InputError
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU (or this CPU). `tflops`: dense products in the precision that training uses there.
+
+    `bandwidth`: of its memory, GB/s. `link`: to its neighbour, one way, GB/s: NVLink or PCIe 4.0 × 16.
+    """
+
+    name: str
+    tflops: float
+    memory_gib: float
+    bandwidth: float
+    link: float = 32
+    bf16: bool = True
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name == "CPU"
+
+
+# Dense bf16 (fp16 on cards without bf16) tensor-core peaks with float32 accumulation; from the vendors' data sheets. A
+# card's name is the first that its device name contains, so longer names stand before the shorter ones in them.
+CARDS: tuple[Card, ...] = (
+    Card("H200", 989, 141, 4800, 450), Card("H100 PCIe", 756, 80, 2000), Card("H100", 989, 80, 3350, 450),
+    Card("A100", 312, 80, 2039, 300), Card("A800", 312, 80, 2039, 200), Card("L40S", 362, 48, 864),
+    Card("L40", 181, 48, 864), Card("L4", 121, 24, 300), Card("A10", 125, 24, 600), Card("A6000", 155, 48, 768),
+    Card("V100", 125, 16, 900, 150, bf16=False), Card("T4", 65, 16, 320, 16, bf16=False),
+    Card("RTX 5090", 209, 32, 1792, 64), Card("RTX 4090", 165, 24, 1008), Card("RTX 4080", 97, 16, 717),
+    Card("RTX 4070 Ti", 80, 12, 504), Card("RTX 4070", 58, 12, 504), Card("RTX 4060 Ti", 44, 8, 288, 16),
+    Card("RTX 4060", 30, 8, 272, 16), Card("RTX 3090", 71, 24, 936), Card("RTX 3080", 60, 10, 760),
+    Card("RTX 3070", 41, 8, 448), Card("RTX 3060", 26, 12, 360), Card("RTX 2080 Ti", 54, 11, 616, 16, bf16=False),
+)  # fmt: skip
+
+
+def find_card(name: str) -> Card:
+    """The card that people call so: ``RTX 3060 12G``, ``3090``, ``a100 40GB``; a size overrides the table's memory.
+
+    Raises:
+        InputError: no such card; names the nearest.
+    """
+    size = re.search(r"(?i)(\d+)\s*G(?:i?B)?\b", name)
+    wanted = _plain(name.replace(size[0], "") if size else name)
+    by_name = {_plain(card.name): card for card in CARDS}
+    if wanted in by_name:
+        return replace(by_name[wanted], memory_gib=float(size[1])) if size else by_name[wanted]
+    near = [by_name[key].name for key in difflib.get_close_matches(wanted, by_name, n=4, cutoff=0.5)]
+    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(card.name for card in CARDS)}"
+    raise InputError(f"gpu: no card {name!r} in the table; {hint} (or auto, cpu)")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"nvidia|geforce|tesla|rtx|sxm\d?|hbm\d?e?|[^a-z0-9]", "", name.lower())
+
+
+def this_card(device: torch.device) -> Card:
+    """The device that is here: its own memory; rates of the table, measured where the table does not know it."""
+    if device.type == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        return Card(
+            "CPU", _measured_flops(device, torch.float32) / 1e12, memory, _measured_bandwidth(device), bf16=False
+        )
+    name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory / 2**30
+    known = _known(name)
+    if known is not None:
+        return replace(known, memory_gib=memory)
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    tflops = _measured_flops(device, torch.bfloat16 if bf16 else torch.float16, 4096) / 1e12
+    return Card(name, tflops, memory, _measured_bandwidth(device), bf16=bf16)
+
+
+def _known(device_name: str) -> Card | None:
+    return next((card for card in CARDS if card.name in device_name), None)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s that a perfect program would reach: the data sheet's for a known GPU, else a measured matrix product."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for known, tflops in PEAK_TFLOPS.items():
-            if known in name:
-                return tflops * 1e12
+        known = _known(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known.tflops * 1e12
     return _measured_flops(device, dtype)
 
 
@@ -39,6 +109,18 @@ def _measured_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, 
         b.sum().item()  # waits for the device
         best = min(best, time.perf_counter() - started)
     return repeats * 2 * size**3 / best
+
+
+def _measured_bandwidth(device: torch.device, mib: int = 128) -> float:
+    """GB/s read plus written while a buffer is copied."""
+    source = torch.ones(mib * 2**20 // 4, device=device)
+    copy, best = torch.empty_like(source), float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        copy.copy_(source)
+        copy[-1].item()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * mib * 2**20 / best / 1e9
 
 
 def device_name(device: torch.device) -> str:

@@ -1,0 +1,91 @@
+"""Our own training, steppable: the only place in bench/ that knows how the trainer drives an engine's worker.
+
+Not here: data, clocks, what is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from babyllama.data.batches import Batch
+from babyllama.load import DTYPES, Precision, default_precision
+from babyllama.model.config import ModelConfig
+from babyllama.model.transformer import Transformer, initialise
+from babyllama.train.engines import Setting, Single, Worker
+from babyllama.train.guard import Watchman
+from babyllama.train.objectives import NextToken
+from babyllama.train.optim import Optimizer, Schedule
+from babyllama.train.trainer import Plan, Rows
+from babyllama.train.world import World
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """A training that waits to be told how many steps to take.
+
+    Attributes:
+        steps: takes so many more; returns without waiting for the device.
+        warm_up: compiles on a batch that teaches nothing.
+        model: the model as it is now, in the precision that it computes in.
+        lost: how many steps the guard left out so far; waits for the device.
+    """
+
+    steps: Callable[[int], None]
+    warm_up: Callable[[], None]
+    model: Callable[[], Transformer]
+    lost: Callable[[], int]
+
+
+def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimizer, schedule: Schedule,
+                device: torch.device, *, precision: Precision | None = None, compiled: bool = True, seed: int = 1,
+                adjust: Callable[[Transformer], None] = lambda _: None, reuse: bool = False) -> Stepper:  # fmt: skip
+    """What `Trainer` does between its logs, for `plan.steps` steps in all.
+
+    Args:
+        adjust: changes the fresh float32 weights in place before the training begins.
+        reuse: take the module of an earlier training of this shape, which must be over, and its compiled code.
+    """
+    dtype = DTYPES[precision or default_precision(device)]
+    model = _model(config, str(device)) if reuse else Transformer(config).to(device)
+    with torch.no_grad():
+        initialise(model, seed)
+        adjust(model)
+    model.train().requires_grad_(True)
+    worker: Worker = Single()(
+        Setting(model, NextToken(), optimizer, World(), device, dtype, plan.clip, plan.accumulate, compiled)
+    )
+    watchman = Watchman(plan.guard, device, dtype == torch.float16)
+    done = lost = 0
+
+    def micro_batches(step: int) -> list[Batch]:
+        size, start = plan.micro_batch_size, step * plan.rows
+        return [stream.batch(start + number * size, size) for number in range(plan.accumulate)]
+
+    def steps(count: int) -> None:
+        nonlocal done
+        for _ in range(count):
+            micro = micro_batches(done)
+            total = sum(batch.weight for batch in micro)
+            worker.update(done + 1, micro, total, schedule(done, plan.steps or done + 1), watchman)
+            note(watchman.read())
+            done += 1
+
+    def note(verdicts: list) -> None:
+        nonlocal lost
+        lost += sum(verdict.bad for verdict in verdicts)
+
+    def lost_steps() -> int:
+        note(watchman.read(wait=True))
+        return lost
+
+    return Stepper(steps, lambda: worker.warm_up(micro_batches(0)), worker.snapshot, lost_steps)
+
+
+@cache
+def _model(config: ModelConfig, device: str) -> Transformer:
+    """One model of a shape in a process: a second training with it finds its compiled code again."""
+    return Transformer(config).to(device)

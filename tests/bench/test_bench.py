@@ -1,0 +1,137 @@
+"""The benchmarks run from end to end in toy sizes, and their yardsticks are right."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from babyllama.commands.prepare import PrepareRecipe
+from babyllama.commands.prepare import main as prepare
+from babyllama.model.config import ModelConfig
+from babyllama.recipe import load_recipe
+from babyllama.tokenizer.train import train_bpe
+
+BENCH = Path(__file__).parents[2] / "bench"
+TEXTS = [f"第{i}篇：" + "春眠不觉晓，处处闻啼鸟。" * (i % 7 + 1) for i in range(150)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bench_importable():
+    sys.path.insert(0, str(BENCH))
+    yield
+    sys.path.remove(str(BENCH))
+
+
+def script(name: str, *args: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(BENCH / name), "--small", *args], capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COMMIT": "abc"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def results(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def test_train_speed(tmp_path: Path) -> None:
+    shown = script(
+        "train_speed.py", "--results", str(tmp_path), "--contenders", "ours-adamw", "earlier", "transformers"
+    )
+    found = {line["contender"]: line for line in results(tmp_path / "train_speed.jsonl")}
+    assert list(found) == ["ours-adamw", "earlier", "transformers"], shown
+    assert found["earlier"]["commit"] == "abc" and found["earlier"]["rounds"] == 2
+    rates = [found[name]["tokens_per_second"] for name in ("ours-adamw", "earlier")]
+    assert min(rates) > 0 and found["earlier"]["times_faster"].keys() == {"ours-adamw 2×32"}
+
+
+def test_linear_ce(tmp_path: Path) -> None:
+    script("linear_ce.py", "--results", str(tmp_path), "--contenders", "ours", "eager")
+    found = results(tmp_path / "linear_ce.jsonl")
+    assert [line["contender"] for line in found] == ["ours", "eager"] and all(line["passed"] for line in found)
+
+
+def test_time_to_quality(tmp_path: Path) -> None:
+    tokenizer, text = tmp_path / "tok", tmp_path / "text.jsonl"
+    tokenizer.mkdir()
+    train_bpe(iter(TEXTS), 330).save(tokenizer)
+    text.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS), "utf-8")
+    given = [f"out={tmp_path / 'data'}", f"tokenizer={tokenizer}", f"corpora=[{{path: {text}}}]", "validation=0.1"]
+    prepare(load_recipe(PrepareRecipe, None, [*given, "workers=1"]))
+    extra = ("--candidate", "{name: mine, steps: 6, optimizer: {kind: adamw}}", "--plot", str(tmp_path / "curve.png"))
+    script("time_to_quality.py", str(tmp_path / "data"), "--only", "earlier", "--results", str(tmp_path))
+    shown = script("time_to_quality.py", str(tmp_path / "data"), "--only", "ours", "--results", str(tmp_path), *extra)
+    assert "mine" in shown and "reaches the goal" in shown and (tmp_path / "curve.png").stat().st_size > 1000
+    found = results(tmp_path / "time_to_quality.jsonl")
+    assert {line["name"] for line in found} == {"earlier", "mine"} and [line["last"] for line in found].count(True) == 2
+    assert all(0 < line["bits_per_byte"] < 20 and line["seconds"] > 0 for line in found)
+
+
+def test_the_earlier_model_computes_a_llama() -> None:
+    from earlier import EarlierModel
+
+    shape = {"vocab_size": 67, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 16}  # fmt: skip
+    model = EarlierModel(ModelConfig(**shape)).eval()
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    twin = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True, rms_norm_eps=1e-5, rope_parameters=rope))
+    weights = {}
+    for name, value in model.state_dict().items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):  # neighbouring pairs there, halves here
+            value = value.unflatten(0, (4, 4, 2)).transpose(1, 2).flatten(0, 2)
+        for part, projections in {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}.items():
+            for projection in projections:
+                name = name.replace(f".{projection}_proj", f".{part}.{projection}_proj")
+        weights[name if name.startswith("lm_head") else f"model.{name}"] = value * (6 if value.ndim == 2 else 1)
+    twin.load_state_dict(weights)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 6 if parameter.ndim == 2 else 1
+        tokens = torch.randint(0, 67, (2, 16), generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(model(tokens), twin.eval()(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_the_earlier_schedule() -> None:
+    from earlier import learning_rate
+
+    rates = [learning_rate(step) for step in (0, 500, 1_000, 40_500, 80_000, 90_000)]
+    assert rates == pytest.approx([0, 1.5e-4, 3e-4, 1.65e-4, 3e-5, 3e-5])
+
+
+def test_the_gate_knows_the_truth() -> None:
+    from linear_ce import draw, eager, errors, reference
+
+    inputs = draw(0, 50, 16, 71, 2.5, torch.float32, torch.device("cpu"))
+    doubled = tuple(part.detach().double().requires_grad_() for part in inputs[:2])
+    eager_64 = torch.nn.functional.cross_entropy(doubled[0] @ doubled[1].T, inputs.targets, reduction="sum")
+    expected = (eager_64, *torch.autograd.grad(eager_64, doubled))
+    for found, right in zip(reference(inputs, chunk_rows=16), expected, strict=True):
+        torch.testing.assert_close(found, right)
+    wrong = errors(lambda hidden, weight, targets: eager(hidden, weight, targets) * 1.1, inputs, reference(inputs))
+    assert all(error == pytest.approx(0.1, rel=1e-3) for error in wrong.values())
+
+
+def test_compiling_is_not_training() -> None:
+    from time_to_quality import WARM, Clock
+
+    clock = Clock(torch.device("cpu"), lambda count: None, WARM + 10, [9.0, 2.0, 1.0, 0.5], 10.0)
+    assert clock.step_s == 1.0 and clock.seconds == 10 + 1 + 1 + 1 + 0.5 and clock.compile_s == 9.0
+
+
+def test_reading_a_curve() -> None:
+    from time_to_quality import at, comparable, reached
+
+    curve = [{"seconds": s, "bits_per_byte": b} for s, b in ((20, 3.0), (40, 2.0), (60, 1.8))]
+    assert at(curve, 30) == 2.5 and at(curve, 60.2) == pytest.approx(1.8) and at(curve, 70) is None
+    assert reached(curve, 2.0) == 40 and reached(curve, 1.9) == pytest.approx(50) and reached(curve, 1.0) is None
+    same = {"device": "a", "tokenizer": "t", "train_tokens": 1, "held_out_bytes": 2, "context": 3}
+    points = [{**same, "name": "x", "run": "1"}, {**same, "name": "x", "run": "2"}, {**same, "name": "y", "run": "1"}]
+    assert comparable([{**points[0], "device": "b"}, *points]) == points[1:]

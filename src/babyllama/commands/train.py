@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field
@@ -12,12 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from babyllama.data.batches import DataRecipe, Stream
+from babyllama.data.resident import Resident
 from babyllama.data.shards import Prepared
-from babyllama.errors import InputError
+from babyllama.errors import InputError, Interrupted
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine as Generator
 from babyllama.infer.sampling import Sampling
-from babyllama.load import DTYPES, check_vocabulary, default_precision, model_folder, pick_device
+from babyllama.load import DTYPES, Precision, check_vocabulary, default_precision, model_folder, pick_device
 from babyllama.model.checkpoint import load_model, save_model
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer, initialise
@@ -83,11 +86,28 @@ def main(recipe: TrainRecipe) -> None:
     world.join(device)
     try:
         _train(recipe, world, device)
+    except (InputError, Interrupted) as error:
+        if not world.local_rank:
+            raise
+        time.sleep(1)  # one process of each machine says it; a launcher ends the others when one is gone
+        sys.exit(130 if isinstance(error, Interrupted) else 2)
     finally:
         world.leave()
 
 
-def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
+class Assembled(NamedTuple):
+    """A recipe's trainer, ready to go, and what it was made of."""
+
+    trainer: Trainer
+    watch: Watch
+    prepared: Prepared
+    stream: Stream
+    export: Callable[[Transformer, Path], None]
+    precision: Precision
+
+
+def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembled:
+    """Everything that a recipe names, found, checked and put together; makes the run, trains nothing."""
     prepared = Prepared.open(recipe.data.path)
     model, tokenizer = _start(recipe, prepared)
     prepared.check_tokenizer(tokenizer.hash)
@@ -100,25 +120,36 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
     steps = recipe.plan.total_steps(stream.rows, context)
     precision = default_precision(device) if recipe.precision == "auto" else recipe.precision
     compiled = can_compile(device) and device.type == "cuda" if recipe.compile is None else recipe.compile
-    run = _run(recipe, world)
-    with Watch(steps, shown=world.first) as watch:
+    recipe.engine.check(world.size, recipe.optimizer)  # before there is a run of this recipe
+    recipe.plan.shares(world.size)
+    watch = Watch(steps, shown=world.first)
+
+    def export(trained: Transformer, folder: Path) -> None:
+        save_model(trained, folder, tokenizer.bos_id, tokenizer.eos_id)
+        tokenizer.save(folder)
+
+    resident = Resident.of(stream, context, device) if device.type == "cuda" else None
+    trainer = Trainer(
+        _run(recipe, world), model, resident or stream, recipe.objective, recipe.optimizer, recipe.schedule,
+        recipe.plan, steps, context, device, DTYPES[precision], watch, _validator(recipe, prepared, context),
+        _sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world,
+    )  # fmt: skip
+    return Assembled(trainer, watch, prepared, stream, export, precision)
+
+
+def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
+    trainer, watch, _, stream, export, precision = assemble(recipe, world, device)
+    run, model = trainer.run, trainer.model
+    with watch:
         if run.finished:
             watch.line(f"{recipe.out} is finished; remove it or choose another out=… to train again")
             return
-        tokens = steps * recipe.plan.rows * context
-        watch.line(f"{recipe.out}: {model.config.parameters:,} parameters, {steps:,} steps × {recipe.plan.rows} rows × "
+        steps, rows, context = trainer.steps, recipe.plan.rows, trainer.context
+        tokens = steps * rows * context
+        watch.line(f"{recipe.out}: {model.config.parameters:,} parameters, {steps:,} steps × {rows} rows × "
                    f"{context} tokens = {tokens:,} tokens ({tokens / max(1, stream.rows * context):.1f} epochs), "
-                   f"{precision}, {_hardware(recipe, world, device)}{', compiled' if compiled else ''}")  # fmt: skip
-
-        def export(trained: Transformer, folder: Path) -> None:
-            save_model(trained, folder, tokenizer.bos_id, tokenizer.eos_id)
-            tokenizer.save(folder)
-
-        trainer = Trainer(
-            run, model, stream, recipe.objective, recipe.optimizer, recipe.schedule, recipe.plan, steps, context,
-            device, DTYPES[precision], watch, _validator(recipe, prepared, context),
-            _sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world,
-        )  # fmt: skip
+                   f"{precision}, {_hardware(recipe, world, device)}"
+                   f"{', compiled' if trainer.compile else ''}")  # fmt: skip
         figures = trainer.train()
         trained = trainer.worker.snapshot()
         if world.first:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,16 +28,22 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """All (B, T) int64. `segments` numbers the documents of a row, `positions` restart in each; None: one stretch."""
+    """All (B, T) int64. `segments` numbers the documents of a row, `positions` restart in each; None: one stretch.
+
+    `count` says how many targets there are where that is known, so that nobody has to ask a GPU.
+    """
 
     tokens: Tensor
     targets: Tensor
     positions: Tensor | None = None
     segments: Tensor | None = None
+    count: int | None = None
 
     @property
     def weight(self) -> int:
         """How many targets the loss sums over."""
+        if self.count is not None:
+            return self.count
         return int((self.targets != IGNORE).sum())
 
     def to(self, device: torch.device | str) -> Batch:
@@ -48,7 +54,7 @@ class Batch:
             return pinned.to(device, non_blocking=True)
 
         parts = (self.tokens, self.targets, self.positions, self.segments)
-        return Batch(*(part if part is None else moved(part) for part in parts))  # type: ignore[arg-type]
+        return Batch(*(part if part is None else moved(part) for part in parts), self.count)  # type: ignore[arg-type]
 
 
 class DataRecipe(Recipe):
@@ -174,11 +180,13 @@ class Stream:
         if len(empty) == len(stores) or (recipe.weights and empty):
             raise InputError(f"{prepared.path}: the {split} split of {empty[0]} is empty; prepare more or drop it")
         self._seed = seed
-        self._corpora: list[Any] = [_rows_of(store, recipe, context, prepared.eos, seed) for store in stores.values()]
+        self.corpora: list[Windows | Packed] = [
+            _rows_of(store, recipe, context, prepared.eos, seed) for store in stores.values()
+        ]
 
     @cached_property
     def _ends(self) -> np.ndarray:
-        return np.cumsum([corpus.rows for corpus in self._corpora])
+        return np.cumsum([corpus.rows for corpus in self.corpora])
 
     @property
     def rows(self) -> int:
@@ -188,13 +196,16 @@ class Stream:
     @property
     def fill(self) -> float:
         """Share of the places that hold documents; 1 but for the last row of a stream."""
-        parts = [c.packing.fill * c.rows if isinstance(c, Packed) else len(c.store) / c.context for c in self._corpora]
+        parts = [c.packing.fill * c.rows if isinstance(c, Packed) else len(c.store) / c.context for c in self.corpora]
         return sum(parts) / self.rows
 
     def batch(self, first_row: int, count: int) -> Batch:
         """Rows first_row … first_row + count − 1 of the endless order."""
-        places = self._places(np.arange(first_row, first_row + count, dtype=np.int64))
-        return _collated([self._corpora[corpus].row(row) for corpus, row in places])
+        return _collated([self.corpora[corpus].row(row) for corpus, row in self.places(first_row, count)])
+
+    def places(self, first_row: int, count: int) -> list[tuple[int, int]]:
+        """The same rows as (number of the corpus, row in it)."""
+        return self._places(np.arange(first_row, first_row + count, dtype=np.int64))
 
     def _places(self, numbers: np.ndarray) -> list[tuple[int, int]]:
         """Row numbers → (corpus, row in it)."""
@@ -210,7 +221,7 @@ class Stream:
         for corpus, block, slot in zip(corpora.tolist(), (numbers // BLOCK).tolist(), slots.tolist(), strict=True):
             share = self._counts[corpus]
             number = np.array([block * share + slot - (int(ends[corpus]) - share)])
-            places.append((corpus, int(self._shuffled(number, self._corpora[corpus].rows, corpus)[0])))
+            places.append((corpus, int(self._shuffled(number, self.corpora[corpus].rows, corpus)[0])))
         return places
 
     def _shuffled(self, numbers: np.ndarray, size: int, salt: int) -> np.ndarray:

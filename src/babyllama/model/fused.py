@@ -3,7 +3,7 @@
 `swiglu_down` makes silu(gate) · up again going backward: what the product's gradient needs is already read there, so
 that costs one write, and saves F numbers a token and layer (a sixth of all activations at 512 × 8). `rotate_joined`
 writes the gradients of q, k and v straight into their joined product's; the compiler's own kernel for that took three
-times as long. On a CPU both compute the same in PyTorch. Not here: the modules (transformer.py), the kernels (kernels.py).
+times as long. On a CPU both compute the same in PyTorch. Not here: the modules (transformer.py), kernels (kernels.py).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import linear, rms_norm, silu
 from torch.utils.checkpoint import checkpoint
 
@@ -128,10 +129,16 @@ def direct(block: Block, x: Tensor, angles: Angles, mask: Tensor | None, cache: 
 
 
 def recompute(block: Block, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-    """Run a block, keep its input only and run it again for the backward pass: activation checkpointing."""
+    """Run a block, keep its input only and run it again for the backward pass: activation checkpointing.
+
+    Weights that stand in for the block's own during the forward pass (half copies of them) do so the second time too.
+    """
     if not torch.is_grad_enabled():
         return block(x, angles, mask, cache)
-    return checkpoint(block, x, angles, mask, cache, use_reentrant=False)  # type: ignore[return-value]
+    lent = {name: weight for name, weight in block.named_parameters() if not isinstance(weight, nn.Parameter)}
+    if not lent:
+        return checkpoint(block, x, angles, mask, cache, use_reentrant=False)  # type: ignore[return-value]
+    return checkpoint(functional_call, block, lent, (x, angles, mask, cache), use_reentrant=False)  # type: ignore[return-value]
 
 
 class Transformer(nn.Module):

@@ -68,9 +68,10 @@ def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch
     model = Transformer(config)
     initialise(model, 0)
     arguments = {key: plan.pop(key) for key in ("engine", "world", "export") if key in plan}
+    run = Run(out) if "world" in arguments and not arguments["world"].first else Run.create(out, "train", Nothing())
     plan = {"steps": steps, "micro_batch_size": 4, "log_every": 1, "save_every": 5, "validate_every": 4, **plan}
     return Trainer(
-        Run.create(out, "train", Nothing()), model, Formula(), NextToken(), optimizer or AdamW(lr=1e-2), Cosine(),
+        run, model, Formula(), NextToken(), optimizer or AdamW(lr=1e-2), Cosine(),
         Plan(**plan), steps, CONTEXT, torch.device("cpu"), dtype, show or Silent(), lambda _: {}, lambda _: [],
         **arguments,
     )  # fmt: skip

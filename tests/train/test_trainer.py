@@ -1,19 +1,31 @@
 """The loop's edges: a loss that is no number, plans, what is logged. The laws are in tests/laws."""
 
+import errno
+import os
+import signal
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from babyllama.data.batches import IGNORE
+from babyllama.errors import InputError, Interrupted
+from babyllama.load import load
+from babyllama.model.checkpoint import save_model
+from babyllama.model.transformer import Transformer, initialise
+from babyllama.tokenizer.train import train_bpe
 from babyllama.train.objectives import NextToken
 from babyllama.train.optim import AdamW
 from babyllama.train.trainer import Diverged, Plan
+from babyllama.train.validation import LossSums
 
 sys.path.append(str(Path(__file__).parents[1] / "laws"))
-from small_training import Formula, small_trainer
+from small_training import Formula, Silent, small_trainer
 
 
 class Poisoned(Formula):
@@ -110,3 +122,115 @@ def test_tensorboard_shows_what_was_logged(tmp_path):
     shown = [(e.step, e.value) for e in events.Scalars("train/loss")]
     logged = [(m["step"], pytest.approx(m["loss"], rel=1e-6)) for m in trainer.run.metrics() if m["kind"] == "train"]
     assert shown == logged
+
+
+# ── what is written beside the training ───────────────────────────────────────────────────────────────────────────
+def test_steps_without_any_target_change_nothing_and_say_so(tmp_path):
+    class Masked(Formula):
+        def batch(self, first_row, count):
+            batch = super().batch(first_row, count)
+            return replace(batch, targets=torch.full_like(batch.targets, IGNORE))
+
+    trainer = small_trainer(tmp_path / "run", steps=2)
+    trainer.stream = Masked()
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), before, strict=True))
+    assert any("no target so far" in line for line in trainer.show.lines)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_best_holds_the_model_of_the_lowest_validation_loss(tmp_path, dtype):
+    losses, seen, tokenizer = iter([5.0, 3.0, 4.0]), [], train_bpe(["你好，春天来了。"], 280)
+
+    def validate(model):
+        seen.append({name: p.clone() for name, p in model.named_parameters()})
+        return {"texts": LossSums(next(losses) * 10, 10)}
+
+    def export(model, folder):
+        save_model(model, folder, tokenizer.bos_id, tokenizer.eos_id)
+        tokenizer.save(folder)
+
+    trainer = small_trainer(tmp_path / "run", dtype=dtype, export=export)  # validates at 4, 8 and 12
+    trainer.model = Transformer(trainer.model.config.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+    initialise(trainer.model, 0)
+    trainer.validate = validate
+    figures = trainer.train()
+    assert (figures["best_step"], figures["validation_loss"]) == (8, 4.0)
+    loaded = load(tmp_path / "run" / "best", torch.device("cpu"), "fp32")
+    assert loaded.tokenizer.hash == tokenizer.hash
+    for name, weight in loaded.model.named_parameters():
+        assert torch.equal(weight, seen[1][name].float()) and seen[1][name].dtype == dtype
+    assert not [p.name for p in (tmp_path / "run").iterdir() if "partial" in p.name or p.name.endswith(".old")]
+
+
+def test_keep_best_can_be_off(tmp_path):
+    trainer = small_trainer(tmp_path / "run", keep_best=False, export=lambda model, folder: None)
+    trainer.validate = lambda model: {"texts": LossSums(1.0, 1)}
+    trainer.train()
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_a_full_disk_in_the_writing_thread_is_one_line(tmp_path, monkeypatch):
+    written = []
+
+    def fill(tensors, path):
+        written.append(path)
+        if len(written) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr("babyllama.train.state.save_file", fill)
+    trainer = small_trainer(tmp_path / "run")
+    with pytest.raises(InputError, match="step-0000010: the disk is full") as error:
+        trainer.train()
+    assert "\n" not in str(error.value)
+    step, folder = trainer.run.latest_state(lambda _: None)
+    assert step == 5 and [p.name for p in folder.parent.iterdir()] == [folder.name]  # nothing half written stays
+
+
+@pytest.mark.parametrize("name", ["state", "best"])
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, name):
+    """A file where a folder must go: also root, whom no permission stops, cannot write there."""
+    trainer = small_trainer(tmp_path / "run", export=lambda model, folder: None)
+    trainer.validate = lambda model: {"texts": LossSums(1.0, 1)}
+    (trainer.run.path / (name if name == "state" else ".best.partial")).write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot write here .*; choose another out=") as error:
+        trainer.train()
+    assert "\n" not in str(error.value) and not [t for t in threading.enumerate() if t.name == "saver"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_checkpoint_is_being_written(tmp_path, monkeypatch, number):
+    writing, go_on = threading.Event(), threading.Event()
+
+    def slowly(tensors, path):
+        writing.set()
+        assert go_on.wait(20)
+        save_file(tensors, path)
+
+    class AtSeven(Silent):
+        def step(self, step, steps, values):
+            if step == 7:
+                assert writing.wait(20)
+                os.kill(os.getpid(), number)
+                go_on.set()
+
+    whole = small_trainer(tmp_path / "whole")
+    whole.train()
+    monkeypatch.setattr("babyllama.train.state.save_file", slowly)
+    stopped = small_trainer(tmp_path / "run", show=AtSeven())
+    with pytest.raises(Interrupted, match="stopped after step 7"):
+        stopped.train()
+    stopped.run.unlock()
+    assert [step for step, _ in stopped.run.states()] == [5, 7]
+    for _, folder in stopped.run.states():
+        assert load_file(folder / "state.safetensors") and (folder / "files.json").is_file()
+    warnings = []
+    assert stopped.run.latest_state(warnings.append)[0] == 7 and not warnings
+    again = small_trainer(tmp_path / "run")
+    again.train()
+    ends = [[(m["step"], m["loss"]) for m in trainer.run.metrics()] for trainer in (whole, again)]
+    assert ends[0] == ends[1]
+    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -50,8 +50,9 @@ class Attention(nn.Module):
         B, T, C = x.shape
         weights = joined(x, self.q_proj, self.k_proj, self.v_proj)
         if weights is not None and cache is None:
-            heads = [weight.shape[0] // self.head_dim for weight in weights]
-            q, k, v = rotate_joined(linear(x, torch.cat(weights)), *angles.query, tuple(heads))
+            q_heads, kv_heads, _ = (weight.shape[0] // self.head_dim for weight in weights)
+            cos, sin = angles.query
+            q, k, v = rotate_joined(linear(x, torch.cat(weights)), cos, sin, (q_heads, kv_heads, kv_heads))
             return self.o_proj(self.attend(q, k, v, mask).transpose(1, 2).reshape(B, T, C))
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)

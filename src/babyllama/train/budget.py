@@ -160,7 +160,7 @@ def _fitting(config: ModelConfig, terms: Terms) -> tuple[Workload, int]:
     raise InputError(
         f"{config.parameters / 1e6:,.4g} M parameters on {terms.card.name}: micro_batch_size {rows} × {context} tokens "
         f"{'with recompute ' if work.recompute else ''}needs {needed:.1f} GiB, {usable_gib(terms.card):.1f} of "
-        f"{terms.card.memory_gib:.0f} GiB can be used; {remedy}"
+        f"{terms.card.memory_gib:g} GiB can be used; {remedy}"
     )
 
 

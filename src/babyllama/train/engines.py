@@ -2,256 +2,94 @@
 
     engine: {kind: single | ddp | fsdp | deepspeed}
 
-A Worker owns the float32 parameters, their gradients and the optimisers, and takes one step at a time. What is trained
-does not depend on the engine: the global batch is the recipe's, its loss is summed over everything and divided once.
-Not here: the loop, which rows a rank reads (trainer.py); what ranks tell each other (world.py).
+What is trained does not depend on the engine: the global batch is the recipe's, its loss is summed over everything and
+divided once. Not here: the workers (worker.py, fsdp.py, deepspeed.py); the last two are imported when they are used.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from importlib.util import find_spec
+from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from babyllama.data.batches import Batch
-from babyllama.errors import InputError
-from babyllama.model.transformer import Transformer
+from babyllama.errors import InputError, needs_extra
 from babyllama.recipe import Recipe
-from babyllama.run import Run
-from babyllama.train.guard import Watchman
-from babyllama.train.objectives import Objective
 from babyllama.train.optim import Optimizer
-from babyllama.train.precision import InHalf, Loss
-from babyllama.train.state import on_host, read_state, write_state
-from babyllama.train.world import World
+from babyllama.train.worker import Replica, Setting, Worker
 
 
-class Setting:
-    """What every engine needs to begin; made once by the trainer."""
+class _Engine(Recipe):
+    """What all have."""
 
-    def __init__(self, model: Transformer, objective: Objective, optimizer: Optimizer, world: World,
-                 device: torch.device, dtype: torch.dtype, clip: float, accumulate: int,
-                 compiled: bool) -> None:  # fmt: skip
-        self.model, self.objective, self.optimizer, self.world = model, objective, optimizer, world
-        self.device, self.dtype, self.clip = device, dtype, clip
-        self.accumulate, self.compiled = accumulate, compiled  # accumulate: micro-batches of one rank in one step
+    def check(self, processes: int, optimizer: Optimizer) -> None:
+        """Raise InputError when so many processes cannot train with this optimiser in this way."""
 
 
-class Worker:
-    """One process alone; the base of the others. `model` holds the float32 parameters.
-
-    Attributes:
-        named: (name, parameter) of what is trained, in the module tree's order.
-    """
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting, self.world, self.device = setting, setting.world, setting.device
-        self.model = setting.model.to(setting.device)
-        for parameter in self.model.parameters():
-            if not parameter.requires_grad:  # frozen weights need no float32
-                parameter.data = parameter.data.to(setting.dtype)
-        self.forward = torch.compile(self.model.hidden) if setting.compiled else None
-        self.module = self._wrap(Loss(self.model, setting.objective))
-        self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        self.optimizers = setting.optimizer.build(self.named)
-        self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
-
-    def _wrap(self, loss: Loss) -> nn.Module:
-        return loss if self.setting.dtype == torch.float32 else InHalf(loss, self.setting.dtype)
-
-    # ── one step ───────────────────────────────────────────────────────────────────────────────────────────────
-    def update(self, step: int, micro: Sequence[Batch], total: float, factor: float, watchman: Watchman) -> None:
-        """One optimiser step, unless the watchman refuses it. Nothing here waits for the device.
-
-        Args:
-            micro: this rank's micro-batches, as many on every rank.
-            total: targets in the whole step, over all micro-batches and ranks. None: nothing happens.
-            factor: the schedule's multiplier of every learning rate.
-        """
-        if not total:
-            return
-        loss = self.world.reduce_(self.accumulate(micro, watchman.scale / total)) / total
-        norm = self._norm() / watchman.scale
-        ok = watchman.admit(step, loss, norm)
-        shrink = (self.setting.clip / (norm + 1e-6)).clamp(max=1.0) / watchman.scale
-        torch._foreach_mul_(_local(p.grad for _, p in self.named if p.grad is not None), shrink)
-        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]  # the device's word for "leave it out"
-            optimizer.step()
-        self.zero_grad()
-
-    def accumulate(self, micro: Sequence[Batch], share: Tensor) -> Tensor:
-        """Add the gradients of `share` × each micro-batch's summed loss; returns this rank's summed loss."""
-        found = torch.zeros((), device=self.device)
-        with self._computing():
-            for number, batch in enumerate(micro, 1):
-                with self._synchronising(number == len(micro)):
-                    loss, _ = self.module(batch.to(self.device))
-                    (loss * (share * self._averaged)).backward()
-                found += loss.detach()
-        return found
-
-    _averaged = 1  # by how much the engine divides the sum of the ranks' gradients
-
-    def _synchronising(self, last: bool) -> AbstractContextManager[None]:
-        """Around a micro-batch: whether its gradients go to the other ranks at once."""
-        return nullcontext()
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Inside, the model computes through the compiled forward; validation and samples, outside, stay eager."""
-        if self.forward is None:
-            yield
-            return
-        self.model.hidden = self.forward  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            del self.model.hidden
-
-    def _norm(self) -> Tensor:
-        """The global gradient's 2-norm, on every rank the same."""
-        grads = [p.grad for _, p in self.named if p.grad is not None]
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-
-    def warm_up(self, micro: Sequence[Batch]) -> None:
-        """Compile, on a batch that teaches nothing."""
-        self.accumulate(micro[:1], torch.zeros((), device=self.device))
-        self.zero_grad()
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        for _, parameter in self.named:
-            parameter.grad = None
-
-    # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
-    def snapshot(self) -> Transformer:
-        """A copy of the whole model in the precision that it computes in, for validation, samples and saving."""
-        return copy.deepcopy(self.model).to(self.setting.dtype)
-
-    def fingerprint(self) -> dict[str, int]:
-        """Name → sum of the parameter's bits: equal on every rank whose parameters are."""
-        sums = [p.detach().view(torch.int32).sum(dtype=torch.int64) for _, p in self.named]
-        return dict(zip((name for name, _ in self.named), torch.stack(sums).tolist(), strict=True))
-
-    # ── state ──────────────────────────────────────────────────────────────────────────────────────────────────
-    def writer(self, run: Run, step: int, extra: dict[str, Tensor], facts: dict[str, Any], keep: int
-               ) -> Callable[[], None]:  # fmt: skip
-        """Copy what a checkpoint holds; the function returned writes it, in whatever thread. Every rank calls both."""
-        tensors = on_host({**self.tensors(), **extra}) if self.world.first else {}
-
-        def write() -> None:
-            if self.world.first:
-                run.save_state(step, lambda folder: write_state(folder, tensors, facts), keep=keep)
-
-        return write
-
-    def read(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Put a checkpoint back, bit for bit; returns the extra tensors and the facts.
-
-        Raises:
-            InputError: it belongs to a model of other names or shapes.
-        """
-        tensors, facts = read_state(folder)
-        try:
-            self.restore(tensors)
-        except KeyError as error:
-            raise InputError(f"{folder}: {error.args[0]}; the checkpoint is of another model") from None
-        return tensors, facts
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every parameter and moment, whole: ``master.NAME``, ``optimizer.NAME.MOMENT``."""
-        found = {f"master.{name}": p.detach() for name, p in self.named}
-        for name, parameter, optimizer in self._owned():
-            for moment, value in optimizer.state.get(parameter, {}).items():
-                found[f"optimizer.{name}.{moment}"] = value
-        return found
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """The end of `tensors`. Raises KeyError, with words, for a model of other names or shapes."""
-        moments: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            kind, _, rest = key.partition(".")
-            if kind == "optimizer":
-                name, _, moment = rest.rpartition(".")
-                moments.setdefault(name, {})[moment] = tensor
-        with torch.no_grad():
-            for name, parameter in self.named:
-                saved = tensors.get(f"master.{name}")
-                if saved is None or saved.shape != parameter.shape:
-                    found = "is missing" if saved is None else f"has shape {list(saved.shape)}"
-                    raise KeyError(f"{name} {found}, the model needs {list(parameter.shape)}")
-                parameter.copy_(self._placed(saved, parameter))
-        for name, parameter, optimizer in self._owned():
-            optimizer.state[parameter] = {
-                moment: self._placed(value, parameter) if value.ndim else value.to(self.device)
-                for moment, value in moments.get(name, {}).items()
-            }
-
-    def _owned(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
-        """(name, parameter, the optimiser that owns it)."""
-        owner = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        for name, parameter in self.named:
-            yield name, parameter, owner[id(parameter)]
-
-    def _placed(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
-        """A whole tensor as this rank holds it beside `parameter`."""
-        return whole.to(self.device, copy=True)
-
-
-def _local(tensors: Iterator[Tensor]) -> list[Tensor]:
-    """The part of each tensor that lies on this rank."""
-    return [getattr(t, "_local_tensor", t) for t in tensors]
-
-
-class _Replica(Worker):
-    """A whole copy of the model on each rank; DDP averages the gradients."""
-
-    def _wrap(self, loss: Loss) -> nn.Module:
-        if self.world.size == 1:
-            return super()._wrap(loss)
-        from torch.nn.parallel import DistributedDataParallel
-
-        self._averaged = self.world.size
-        return DistributedDataParallel(super()._wrap(loss), broadcast_buffers=False, gradient_as_bucket_view=True)
-
-    def _synchronising(self, last: bool) -> AbstractContextManager[None]:
-        from torch.nn.parallel import DistributedDataParallel
-
-        if last or not isinstance(self.module, DistributedDataParallel):
-            return nullcontext()
-        return self.module.no_sync()
-
-
-class Single(Recipe):
+class Single(_Engine):
     """One process, one device."""
 
     kind: Literal["single"] = "single"
 
-    def __call__(self, setting: Setting) -> Worker:
-        if setting.world.size > 1:
+    def check(self, processes: int, optimizer: Optimizer) -> None:
+        if processes > 1:
             raise InputError(
-                f"engine.kind: single, but a launcher started {setting.world.size} processes; "
+                f"engine.kind: single, but a launcher started {processes} processes; "
                 "use engine.kind=ddp (or fsdp, deepspeed)"
             )
+
+    def __call__(self, setting: Setting) -> Worker:
+        self.check(setting.world.size, setting.optimizer)
         return Worker(setting)
 
 
-class Ddp(Recipe):
+class Ddp(_Engine):
     """PyTorch DistributedDataParallel: every rank holds the whole model; one exchange of gradients a step."""
 
     kind: Literal["ddp"] = "ddp"
 
     def __call__(self, setting: Setting) -> Worker:
-        return _Replica(setting)
+        return Replica(setting) if setting.world.size > 1 else Worker(setting)
 
 
-Engine = Annotated[Single | Ddp, Field(discriminator="kind")]
+class Fsdp(_Engine):
+    """PyTorch FSDP2: every rank holds a part of the parameters, their gradients and moments (arXiv 2304.11277)."""
+
+    kind: Literal["fsdp"] = "fsdp"
+    reshard_after_forward: bool = Field(
+        default=True, description="true: gather a block's weights again for the backward pass, as ZeRO-3; "
+        "false: keep them until then, as ZeRO-2: more memory, a third less traffic"
+    )  # fmt: skip
+
+    def __call__(self, setting: Setting) -> Worker:
+        if setting.world.size == 1:
+            return Worker(setting)
+        from babyllama.train.fsdp import Sharded
+
+        return Sharded(setting, self.reshard_after_forward)
+
+
+class DeepSpeed(_Engine):
+    """DeepSpeed ZeRO (arXiv 1910.02054), AdamW only. One process may use it too, for `offload`."""
+
+    kind: Literal["deepspeed"] = "deepspeed"
+    stage: Literal[1, 2, 3] = Field(default=2, description="shared out: 1 the moments, 2 + gradients, 3 + parameters")
+    offload: Literal["none", "cpu"] = Field(default="none", description="where moments (at stage 3 parameters too) lie")
+
+    def check(self, processes: int, optimizer: Optimizer) -> None:
+        if optimizer.kind != "adamw":
+            raise InputError(
+                f"engine.kind: deepspeed cannot spread {optimizer.kind}, whose step needs whole matrices; "
+                "use optimizer.kind=adamw, or engine.kind=fsdp"
+            )
+        if find_spec("deepspeed") is None:
+            raise needs_extra("deepspeed", "deepspeed")
+
+    def __call__(self, setting: Setting) -> Worker:
+        self.check(setting.world.size, setting.optimizer)
+        from babyllama.train.deepspeed import Zero
+
+        return Zero(setting, self.stage, self.offload == "cpu")
+
+
+Engine = Annotated[Single | Ddp | Fsdp | DeepSpeed, Field(discriminator="kind")]

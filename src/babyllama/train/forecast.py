@@ -20,10 +20,10 @@ GIB = 2**30
 
 # ── memory ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 CHUNK_ROWS = 8192  # of logits held at a time, as in cross_entropy.py
-CHUNKS_ALIVE = 1  # a chunk's logits are freed only after the next one's are made
+CHUNKS_ALIVE = 1  # their gradient takes the logits' place, and each chunk is freed before the next
 CHUNKS_ALIVE_FP32 = 4  # the path without the kernel: logits, their exact copy, its exponentials, the gradient
 # × hidden_size, × intermediate_size: numbers a token that a block saves beside keys and values (see saved_bytes)
-SAVED, SAVED_EAGER, SAVED_EAGER_FP32 = (6, 3), (10, 4), (8, 4)
+SAVED, SAVED_EAGER, SAVED_EAGER_FP32 = (6, 2), (10, 4), (8, 4)
 OUTSIDE = 4  # × hidden_size numbers a token outside the blocks: embedding, final norm, the loss's gradient
 BACKWARD = 3  # × (hidden_size + intermediate_size) numbers a token while one block goes backward
 MUON_WORK = 24  # bytes for each number of the largest stack of equal matrices, while Muon orthogonalises it
@@ -35,7 +35,7 @@ PRODUCTS = 0.75  # share of the peak that products inside the blocks reach
 HEAD_PRODUCTS = 0.80  # and the head's: 798 of an H100's 989 TFLOP/s on large ones
 NEWTON_SCHULZ = 0.40  # and Muon's, which are small
 BANDWIDTH = 0.85  # share of the data sheet's memory bandwidth that streaming kernels reach
-PASSES = 9.5  # how often each number that a compiled block saves crosses the memory bus, forward and backward
+PASSES = 9.0  # how often each number that a compiled block saves crosses the memory bus, forward and backward
 EAGER_PASSES = 25.0
 RECOMPUTE = 4 / 3  # a second forward pass
 ADAM_BYTES = 52  # moved a parameter and step: norm, clip, moments, master, half-precision copy

@@ -16,6 +16,7 @@ from torch import Tensor
 from babyllama.recipe import Recipe
 
 FIRST_SCALE, CALM_STEPS = 2.0**15, 1000
+LEAST_SCALE = 2.0**-24  # float16's smallest number; what overflows even so is no mere overflow
 MEMORY = 0.98  # of the running mean: about fifty steps
 
 
@@ -67,8 +68,8 @@ class Watchman:
         """
         loss, norm = loss.detach().float(), norm.detach().float()
         finite = loss.isfinite() & norm.isfinite()
-        overflow = loss.isfinite() & ~norm.isfinite() if self.scaled else torch.zeros_like(finite)
-        ok = finite & ~self._jumps(loss)
+        overflow = loss.isfinite() & ~norm.isfinite() & (self.scale > LEAST_SCALE if self.scaled else False)
+        ok = finite & self.bears(loss)
         self._learn(loss, ok)
         if self.scaled:
             self._rescale(overflow)
@@ -76,12 +77,13 @@ class Watchman:
         self._report(step, torch.stack([loss, norm, (~ok & ~overflow).float(), self.skipped]))
         return ok
 
-    def _jumps(self, loss: Tensor) -> Tensor:
+    def bears(self, loss: Tensor) -> Tensor:
+        """Whether a step of this mean loss may be taken, as far as the loss tells: a boolean scalar."""
         if self.guard.spike is None:
-            return torch.zeros_like(loss, dtype=torch.bool)
+            return loss.isfinite()
         # Never less than 0.05 nats: a memorised stream has hardly any variance left.
         limit = self.mean + self.guard.spike * self.variance.sqrt().clamp(min=0.05)
-        return (self.good >= self.guard.settle) & (loss > limit)
+        return loss.isfinite() & ~((self.good >= self.guard.settle) & (loss > limit))
 
     def _learn(self, loss: Tensor, ok: Tensor) -> None:
         memory = (self.good / (self.good + 1)).clamp(max=MEMORY)

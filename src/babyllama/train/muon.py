@@ -42,10 +42,10 @@ class StackedMuon(torch.optim.Optimizer):
         for p in same:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in same]
-        grads, before = torch.stack([p.grad for p in same if p.grad is not None]), torch.stack(buffers)
+        buffers = [_here(self.state[p]["momentum_buffer"]) for p in same]
+        grads, before = torch.stack([_here(p.grad) for p in same if p.grad is not None]), torch.stack(buffers)
         after = before.lerp(grads, 1 - group["momentum"])
-        updates = orthogonalise(grads.lerp(after, group["momentum"])).to(grads.dtype)
+        updates = _orthogonal(grads.lerp(after, group["momentum"]), same[0]).to(grads.dtype)
         refused: Tensor | None = getattr(self, "found_inf", None)  # as in torch's fused AdamW: 1 leaves the step out
         decay: float | Tensor = 1 - group["lr"] * group["weight_decay"]
         if refused is not None:
@@ -53,11 +53,27 @@ class StackedMuon(torch.optim.Optimizer):
             after, updates = torch.where(taken, after, before), torch.where(taken, updates, 0)
             decay = torch.where(taken, decay, 1.0)
         torch._foreach_copy_(buffers, list(after.unbind()))
+        rows, columns = same[0].shape
+        same = [_here(p) for p in same]
         if group["weight_decay"]:
             torch._foreach_mul_(same, decay)
-        rows, columns = same[0].shape
         rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
         torch._foreach_add_(same, list(updates.unbind()), alpha=-rate)
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """The rows of a sharded tensor (a DTensor) that lie on this rank; a plain tensor as it is."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def _orthogonal(rows: Tensor, like: Tensor) -> Tensor:
+    """`orthogonalise` of matrices of which this rank holds some rows, as it does of the parameter `like`."""
+    if not hasattr(like, "_local_tensor"):
+        return orthogonalise(rows)
+    from babyllama.train.fsdp import gather_rows
+
+    whole, start = gather_rows(rows.bfloat16(), like)
+    return orthogonalise(whole)[:, start : start + rows.shape[1]]
 
 
 def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:

@@ -1,6 +1,7 @@
 """Resume state on disk: what a worker, the guard and the random generators need to go on ↔ a folder.
 
     state.safetensors   float32 masters, optimiser moments, guard, generators      state.json   step, tokens seen, …
+    *.distcp .metadata  in place of state.safetensors: the same tensors in the parts that the ranks held (torch DCP)
 
 Written in the background: `Saver` copies nothing itself and holds one write at a time. Not here: the folder's
 checksums and how many are kept (run.py).
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,15 +44,59 @@ def set_generators(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """The half of `write_state` that is no tensor."""
+    write_atomic(folder / "state.json", json.dumps(facts, indent=1))
+
+
 def write_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Fill an empty state folder. `facts` are plain JSON."""
     save_file(tensors, folder / "state.safetensors")
-    write_atomic(folder / "state.json", json.dumps(facts, indent=1))
+    write_facts(folder, facts)
 
 
 def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, facts) of a state folder that `Run.latest_state` found whole."""
-    return load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text("utf-8"))
+    if sharded(folder):
+        return read_shards(folder, lambda _, size, dtype: torch.empty(size, dtype=dtype)), read_facts(folder)
+    return load_file(folder / "state.safetensors"), read_facts(folder)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The second half of `read_state`."""
+    return json.loads((folder / "state.json").read_text("utf-8"))
+
+
+def sharded(folder: Path) -> bool:
+    """Whether the state folder holds the parts of many ranks."""
+    return (folder / ".metadata").exists()
+
+
+def write_shards(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
+    """Every rank writes the parts that it holds of the DTensors in `tensors`, and together the rest, once."""
+    from torch.distributed import checkpoint
+
+    checkpoint.save(tensors, storage_writer=checkpoint.FileSystemWriter(folder), process_group=group)
+
+
+def read_shards(folder: Path, place: Callable[[str, torch.Size, torch.dtype], Tensor]) -> dict[str, Tensor]:
+    """The tensors of a folder of parts, in any number of processes, each for itself.
+
+    Args:
+        place: (name, whole shape, dtype) → the tensor to fill; a DTensor gets its local part only.
+    """
+    from torch.distributed import checkpoint
+
+    reader = checkpoint.FileSystemReader(folder)
+    found = {
+        name: place(name, about.size, about.properties.dtype)
+        for name, about in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(about, checkpoint.TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # it is not: each reads for itself
+        checkpoint.load(found, storage_reader=reader, no_dist=True)
+    return found
 
 
 class Saver:

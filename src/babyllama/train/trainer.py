@@ -153,6 +153,8 @@ class Trainer:
     saver: Saver = field(init=False, default_factory=Saver)
     board: Board | None = field(init=False, default=None)
     bad_steps: list[Verdict] = field(init=False, default_factory=list)  # in a row, up to now
+    verdict: Verdict | None = field(init=False, default=None)  # the newest; None while no step had a target
+    targets: int = field(init=False, default=0)  # of the step at hand, all ranks together
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest whole checkpoint if there is one; returns the last figures.
@@ -189,7 +191,7 @@ class Trainer:
         while step < self.steps:
             micro = self._micro_batches(step, shares)
             total, asked = self.world.sum(sum(batch.weight for batch in micro), stopping())
-            step += 1
+            step, self.targets = step + 1, int(total)
             self.worker.update(step, micro, total, self.schedule(step - 1, self.steps), self.watchman)
             self.tokens_seen += self.plan.rows * self.context
             last = step == self.steps
@@ -204,7 +206,9 @@ class Trainer:
                 )
             )
             due = log or validate or sample or save or stop
-            if self._judge(self.watchman.read(wait=due), step):
+            # Several ranks must hear of a bad step at the same moment; when a device reports by itself is chance.
+            heard = self.watchman.read(wait=due) if due or self.world.size == 1 else []
+            if self._judge(heard, step):
                 step = self._rewind(step)
                 continue
             if not due:
@@ -259,17 +263,20 @@ class Trainer:
             self._record(verdict.step, "guard", loss=verdict.loss, norm=verdict.norm)
             self._line(f"step {verdict.step}: left out, loss {verdict.loss:.4g}, gradient norm {verdict.norm:.4g}")
             if guard.action == "stop" or len(self.bad_steps) >= guard.patience:
-                if guard.action == "rewind" and self.rewinds < REWINDS and self.run.states():
+                if guard.action == "rewind" and self.rewinds < REWINDS and self._any_state():
                     return True
                 raise Diverged(self._divergence())
         return False
 
+    def _any_state(self) -> bool:
+        self.saver.wait()
+        return self.world.agree(bool(self.run.states()) if self.world.first else None)
+
     def _rewind(self, step: int) -> int:
         """Back to the newest checkpoint, but on to the rows that come after step `step`."""
-        self.saver.wait()
-        rewinds = self.rewinds + 1
+        skipped, rewinds = self.rows_skipped, self.rewinds + 1  # the checkpoint may be from before the last rewind
         back = self._resume()
-        self.rows_skipped += (step - back) * self.plan.rows
+        self.rows_skipped = skipped + (step - back) * self.plan.rows
         self.rewinds, self.bad_steps = rewinds, []
         self._line(f"rewound from step {step} to {back}; the rows in between are left out")
         self.logged, self.lap = (self.tokens_seen, self.seconds), time.perf_counter()
@@ -288,13 +295,16 @@ class Trainer:
 
     # ── what people see ────────────────────────────────────────────────────────────────────────────────────────
     def _log(self, step: int) -> None:
+        if self.verdict is None:
+            self._line(f"step {step}: no target so far counts towards the loss; nothing was learned")
+            return
         tokens, seconds = self.tokens_seen - self.logged[0], self.seconds - self.logged[1]
         self.logged = self.tokens_seen, self.seconds
         rate = tokens / max(1e-9, seconds)
         mfu = rate * self.model.config.flops_per_token(self.context) / self.peak
         lr = self.worker.rates[0][0] * self.schedule(step - 1, self.steps)
-        values = {"loss": self.verdict.loss, "lr": lr, "norm": self.verdict.norm, "tokens": self.tokens_seen,
-                  "seconds": round(self.seconds, 2), "tokens_per_second": round(rate, 1),
+        values = {"loss": self.verdict.loss, "lr": lr, "norm": self.verdict.norm, "targets": self.targets,
+                  "tokens": self.tokens_seen, "seconds": round(self.seconds, 2), "tokens_per_second": round(rate, 1),
                   "mfu": round(mfu, 4)}  # fmt: skip
         if self.verdict.skipped:
             values["skipped"] = self.verdict.skipped
@@ -384,7 +394,8 @@ class Trainer:
         """Raise Drifted unless every rank has the same parameters, to the bit."""
         if self.world.size == 1:
             return
-        first, *others = self.world.gather(self.worker.fingerprint())
+        first, *others = every = self.world.gather(self.worker.fingerprint())
+        self._record(step, "ranks", fingerprints=[f"{sum(prints.values()) % 2**64:016x}" for prints in every])
         for rank, other in enumerate(others, 1):
             wrong = [name for name in first if first[name] != other.get(name)]
             if wrong:

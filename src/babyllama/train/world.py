@@ -7,7 +7,8 @@ here: what is spread over the processes and how (engines.py).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,14 +16,17 @@ import torch.distributed as dist
 
 from babyllama.errors import InputError
 
+PATIENCE = timedelta(hours=1)  # of the others, while the first rank validates, samples and exports
+
 
 @dataclass(frozen=True)
 class World:
-    """Rank `rank` of `size`; `local_rank` is its number on this machine, and its GPU's."""
+    """Rank `rank` of `size`; `local_rank` is its number on this machine, and its GPU's. `group`: whom it talks over."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    group: dist.ProcessGroup | None = None
 
     @classmethod
     def from_environment(cls) -> World:
@@ -58,11 +62,15 @@ class World:
     def join(self, device: torch.device) -> None:
         """Meet the others: gloo for what the hosts say to each other, NCCL for what the GPUs do."""
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+
+    def second(self) -> World:
+        """The same ranks over a gloo group of their own, for a thread that talks while training does."""
+        return replace(self, group=dist.new_group(backend="gloo", timeout=PATIENCE)) if self.size > 1 else self
 
     def leave(self) -> None:
         """The end of `join`."""
-        if dist.is_initialized():
+        if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
     def sum(self, *values: float) -> list[float]:
@@ -70,7 +78,7 @@ class World:
         if self.size == 1:
             return list(values)
         together = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(together)
+        dist.all_reduce(together, group=self.group)
         return together.tolist()
 
     def gather(self, value: Any) -> list[Any]:
@@ -78,7 +86,7 @@ class World:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=self.group)
         return found
 
     def agree(self, value: Any) -> Any:
@@ -88,10 +96,9 @@ class World:
     def reduce_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over the ranks, in place, on its device."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def wait(self) -> None:
-        """Until all ranks are here."""
-        if self.size > 1:
-            dist.barrier()
+        """Until all ranks are here; host to host."""
+        self.sum(0.0)

@@ -1,0 +1,240 @@
+"""One process's part of a training: the float32 parameters, their gradients and optimisers, one step at a time.
+
+`Worker` is a process alone and the base of the others; `Replica` is one of many with a whole copy each (DDP). Not here:
+which of them a recipe asks for (engines.py), shards (fsdp.py, deepspeed.py), the loop, which rows a rank reads
+(trainer.py), what ranks tell each other (world.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from babyllama.data.batches import Batch
+from babyllama.errors import InputError
+from babyllama.model.transformer import Transformer
+from babyllama.run import Run
+from babyllama.train.guard import Watchman
+from babyllama.train.objectives import Objective
+from babyllama.train.optim import Optimizer
+from babyllama.train.precision import InHalf, Loss
+from babyllama.train.state import on_host, read_state, write_state
+from babyllama.train.world import World
+
+
+class Setting:
+    """What every engine needs to begin; made once by the trainer."""
+
+    def __init__(self, model: Transformer, objective: Objective, optimizer: Optimizer, world: World,
+                 device: torch.device, dtype: torch.dtype, clip: float, accumulate: int,
+                 compiled: bool) -> None:  # fmt: skip
+        self.model, self.objective, self.optimizer, self.world = model, objective, optimizer, world
+        self.device, self.dtype, self.clip = device, dtype, clip
+        self.accumulate, self.compiled = accumulate, compiled  # accumulate: micro-batches of one rank in one step
+
+
+class Worker:
+    """One process alone; the base of the others. `model` holds the float32 parameters.
+
+    Attributes:
+        named: (name, parameter) of what is trained, in the module tree's order.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.world, self.device = setting, setting.world, setting.device
+        self.model = setting.model
+        self.forward: Callable[..., Tensor] | None = None
+        self.module = self._prepare(Loss(self.model, setting.objective))
+        self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.optimizers = setting.optimizer.build(self.named)
+        self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+
+    def _prepare(self, loss: Loss) -> nn.Module:
+        """The model in its place, compiled or not, and the module around it that is called with a batch."""
+        self.model.to(self.device)
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:  # frozen weights need no float32
+                parameter.data = parameter.data.to(self.setting.dtype)
+        if self.setting.compiled:
+            self.forward = torch.compile(self.model.hidden)
+        return loss if self.setting.dtype == torch.float32 else InHalf(loss, self.setting.dtype)
+
+    # ── one step ───────────────────────────────────────────────────────────────────────────────────────────────
+    def update(self, step: int, micro: Sequence[Batch], total: float, factor: float, watchman: Watchman) -> None:
+        """One optimiser step, unless the watchman refuses it. Nothing here waits for the device.
+
+        Args:
+            micro: this rank's micro-batches, as many on every rank.
+            total: targets in the whole step, over all micro-batches and ranks. None: nothing happens.
+            factor: the schedule's multiplier of every learning rate.
+        """
+        if not total:
+            return
+        loss = self.world.reduce_(self.accumulate(micro, watchman.scale / total)) / total
+        norm = self._norm() / watchman.scale
+        ok = watchman.admit(step, loss, norm)
+        shrink = (self.setting.clip / (norm + 1e-6)).clamp(max=1.0) / watchman.scale
+        torch._foreach_mul_(self._grads(), shrink)
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]  # the device's word for "leave it out"
+            optimizer.step()
+        self.zero_grad()
+
+    def accumulate(self, micro: Sequence[Batch], share: Tensor) -> Tensor:
+        """Add the gradients of `share` × each micro-batch's summed loss; returns this rank's summed loss."""
+        found = torch.zeros((), device=self.device)
+        with self._computing():
+            for number, batch in enumerate(micro, 1):
+                with self._synchronising(number == len(micro)):
+                    loss, _ = self.module(batch.to(self.device))
+                    (loss * (share * self._averaged)).backward()
+                found += loss.detach()
+        return found
+
+    _averaged = 1  # by how much the engine divides the sum of the ranks' gradients
+
+    def _synchronising(self, last: bool) -> AbstractContextManager[None]:
+        """Around a micro-batch: whether its gradients go to the other ranks at once."""
+        return nullcontext()
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Inside, the model computes through the compiled forward; validation and samples, outside, stay eager."""
+        if self.forward is None:
+            yield
+            return
+        self.model.hidden = self.forward  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.model.hidden
+
+    def _norm(self) -> Tensor:
+        """The global gradient's 2-norm, on every rank the same."""
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._grads())))
+
+    def _grads(self) -> list[Tensor]:
+        """What this rank holds of the gradients."""
+        return [p.grad for _, p in self.named if p.grad is not None]
+
+    def warm_up(self, micro: Sequence[Batch]) -> None:
+        """Compile, on a batch that teaches nothing."""
+        self.accumulate(micro[:1], torch.zeros((), device=self.device))
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for _, parameter in self.named:
+            parameter.grad = None
+
+    # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
+    def snapshot(self) -> Transformer:
+        """A copy of the whole model in the precision that it computes in, for validation, samples and saving.
+
+        Every rank calls it; it is whole on the first.
+        """
+        return copy.deepcopy(self.model).to(self.setting.dtype)
+
+    def fingerprint(self) -> dict[str, int]:
+        """Name → sum of the parameter's bits, of what every rank holds: equal where the parameters are."""
+        bits = {2: torch.int16, 4: torch.int32}
+        sums = [p.detach().view(bits[p.element_size()]).sum(dtype=torch.int64) for _, p in self.named]
+        return dict(zip((name for name, _ in self.named), torch.stack(sums).tolist(), strict=True))
+
+    # ── state ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def writer(self, run: Run, step: int, extra: dict[str, Tensor], facts: dict[str, Any], keep: int
+               ) -> Callable[[], None]:  # fmt: skip
+        """Copy what a checkpoint holds; the function returned writes it, in whatever thread. Every rank calls both."""
+        tensors = on_host({**self.tensors(), **extra}) if self.world.first else {}
+
+        def write() -> None:
+            if self.world.first:
+                run.save_state(step, lambda folder: write_state(folder, tensors, facts), keep=keep)
+
+        return write
+
+    def read(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Put a checkpoint back, bit for bit; returns the extra tensors and the facts.
+
+        Raises:
+            InputError: it belongs to a model of other names or shapes.
+        """
+        tensors, facts = read_state(folder)
+        try:
+            self.restore(tensors)
+        except KeyError as error:
+            raise InputError(f"{folder}: {error.args[0]}; the checkpoint is of another model") from None
+        return tensors, facts
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter and moment, whole: ``master.NAME``, ``optimizer.NAME.MOMENT``."""
+        found = {f"master.{name}": p.detach() for name, p in self.named}
+        for name, parameter, optimizer in self._owned():
+            for moment, value in optimizer.state.get(parameter, {}).items():
+                found[f"optimizer.{name}.{moment}"] = value
+        return found
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """The end of `tensors`. Raises KeyError, with words, for a model of other names or shapes."""
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                name, _, moment = rest.rpartition(".")
+                moments.setdefault(name, {})[moment] = tensor
+        with torch.no_grad():
+            for name, parameter in self.named:
+                saved = tensors.get(f"master.{name}")
+                if saved is None or saved.shape != parameter.shape:
+                    found = "is missing" if saved is None else f"has shape {list(saved.shape)}"
+                    raise KeyError(f"{name} {found}, the model needs {list(parameter.shape)}")
+                parameter.copy_(self._placed(saved, parameter))
+        for name, parameter, optimizer in self._owned():
+            optimizer.state[parameter] = {
+                moment: self._placed(value, parameter) if value.ndim else value.to(self.device)
+                for moment, value in moments.get(name, {}).items()
+            }
+
+    def _owned(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
+        """(name, parameter, the optimiser that owns it)."""
+        owner = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for name, parameter in self.named:
+            yield name, parameter, owner[id(parameter)]
+
+    def _placed(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
+        """A whole tensor as this rank holds it beside `parameter`."""
+        return whole.to(self.device, copy=True)
+
+
+class Replica(Worker):
+    """A whole copy of the model on each rank; DDP averages the gradients."""
+
+    module: DistributedDataParallel
+
+    def _prepare(self, loss: Loss) -> nn.Module:
+        self._averaged, self._settled = self.world.size, False
+        module = super()._prepare(loss)
+        buffers = [name for name, _ in module.named_buffers()]  # functions of the config: the same everywhere
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, buffers)
+        return DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+    def accumulate(self, micro: Sequence[Batch], share: Tensor) -> Tensor:
+        """As in Worker. DDP regroups its buckets after its first backward pass, which changes the order in which many
+        ranks' gradients add up: a first pass that counts for nothing lets resumed runs add as those never stopped."""
+        if not self._settled:
+            self._settled = True
+            super().accumulate(micro[:1], torch.zeros_like(share))
+            self.zero_grad()
+        return super().accumulate(micro, share)
+
+    def _synchronising(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext() if last else self.module.no_sync()

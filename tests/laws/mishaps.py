@@ -1,0 +1,94 @@
+"""Streams, objectives and engines that look on, or that do what must not go unnoticed; for spread_training.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from small_training import Formula
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from babyllama.recipe import Recipe
+from babyllama.train.objectives import NextToken
+from babyllama.train.trainer import Trainer
+from babyllama.train.worker import Replica
+
+SEEN: list[tuple[str, str]] = []  # by Spying
+BUCKETS: list[int] = []  # by Counting
+
+
+class Spying(Recipe):
+    """NextToken that notes what the model computes in, and what it is."""
+
+    def __call__(self, model: Any, batch: Any) -> Any:
+        SEEN.append((str(model.hidden(batch.tokens).dtype), type(model).__name__))
+        return NextToken()(model, batch)
+
+
+class Poisoned(Formula):
+    """A row of step 3, which one rank alone reads, makes its batch bad."""
+
+    def batch(self, first_row: int, count: int) -> Any:
+        self.bad = first_row <= 16 * 2 + 9 < first_row + count
+        return super().batch(first_row, count)
+
+
+class Nan(Recipe):
+    """NextToken; NaN for a bad batch."""
+
+    stream: Any
+
+    def __call__(self, model: Any, batch: Any) -> Any:
+        loss, sums = NextToken()(model, batch)
+        return loss * (float("nan") if self.stream.bad else 1.0), sums
+
+
+def poison(trainer: Trainer) -> Trainer:
+    trainer.stream = Poisoned()
+    trainer.objective = Nan(stream=trainer.stream)
+    return trainer
+
+
+class Killed(Formula):
+    """SIGKILL at the seventh step."""
+
+    def batch(self, first_row: int, count: int) -> Any:
+        if first_row >= 16 * 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(first_row, count)
+
+
+class _Drifting(Replica):
+    def _synchronising(self, last: bool) -> Any:
+        return self.module.no_sync()
+
+
+class _Counting(Replica):
+    def _prepare(self, loss: Any) -> Any:
+        module = super()._prepare(loss)
+
+        def hook(state, bucket):  # DDP would read an annotation as text
+            BUCKETS.append(bucket.index())
+            return allreduce_hook(state, bucket)
+
+        module.register_comm_hook(None, hook)
+        return module
+
+
+class Drifting(Recipe):
+    """Fault 1 as an engine: under accumulation the gradients are never exchanged."""
+
+    kind: str = "drifting"
+
+    def __call__(self, setting: Any) -> Any:
+        return _Drifting(setting)
+
+
+class Counting(Recipe):
+    """DDP that notes each exchange of a bucket."""
+
+    kind: str = "counting"
+
+    def __call__(self, setting: Any) -> Any:
+        return _Counting(setting)

@@ -1,0 +1,237 @@
+"""Small trainings in several processes, for torchrun: each part of `PARTS` leaves what it found in a folder.
+
+A launch costs seconds, so one does many cases; spread.py starts them. What is expected of them is in
+test_law6_world.py, test_law7_world.py and tests/train/test_engines.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mishaps import BUCKETS, SEEN, Counting, Drifting, Killed, Spying, poison
+from small_training import Silent, small_trainer
+
+import babyllama.train.trainer
+from babyllama.errors import InputError, Interrupted
+from babyllama.train.engines import Ddp, DeepSpeed, Engine, Fsdp
+from babyllama.train.optim import AdamW, Muon
+from babyllama.train.trainer import Trainer
+from babyllama.train.world import World
+
+ENGINES: dict[str, Engine] = {
+    "ddp": Ddp(),
+    "fsdp": Fsdp(),
+    "fsdp_kept": Fsdp(reshard_after_forward=False),
+    **{f"zero{stage}": DeepSpeed(stage=stage) for stage in (1, 2, 3)},
+    **{f"zero{stage}_cpu": DeepSpeed(stage=stage, offload="cpu") for stage in (2, 3)},
+}
+ALL = ("ddp", "fsdp", "zero1", "zero2", "zero3")
+# A large eps: Adam divides a gradient near zero by itself, which would turn rounding into whole steps.
+OPTIMIZERS = {"adamw": AdamW(lr=1e-2, eps=1e-3), "muon": Muon(lr=2e-3, weight_decay=0.1, adam_eps=1e-3)}
+MICRO = {1: 16, 4: 4, 16: 1}  # accumulate → micro_batch_size: 16 rows a step
+
+
+def settings(optimizer: str, accumulate: int, **more: Any) -> dict[str, Any]:
+    """What is trained, in any number of processes."""
+    return {"optimizer": OPTIMIZERS[optimizer], "accumulate": accumulate, "micro_batch_size": MICRO[accumulate],
+            "steps": 4, "save_every": 1000, "validate_every": 1000, **more}  # fmt: skip
+
+
+# name → (engine, what): the full grid for the two engines of PyTorch, a part of it for DeepSpeed.
+CURVES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"{engine}-{optimizer}-{accumulate}": (engine, settings(optimizer, accumulate))
+       for engine in ("ddp", "fsdp") for optimizer in OPTIMIZERS for accumulate in MICRO},
+    **{f"{engine}-adamw-4": (engine, settings("adamw", 4)) for engine in ENGINES if engine not in ("ddp", "fsdp")},
+    "zero3-adamw-1": ("zero3", settings("adamw", 1)),
+    "fsdp-untied-4": ("fsdp", settings("muon", 4, tie=False, kv_heads=1, recompute=True)),
+    "zero3-untied-4": ("zero3", settings("adamw", 4, tie=False, kv_heads=1)),
+}  # fmt: skip
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+RESUMED = {"steps": 8, "save_every": 3}  # stopped after step 4 alone, 5 together: the others must hear of it
+WHOLE = {"ddp-muon": "muon", "fsdp-muon": "muon", "fsdp-adamw": "adamw", "zero2-adamw": "adamw",
+         "zero3-adamw": "adamw"}  # fmt: skip
+# From whose checkpoint which engine goes on, in two processes. `one` was written by a single process.
+CROSSED = [("ddp-muon", "fsdp"), ("fsdp-muon", "ddp"), ("fsdp-adamw", "zero2"), ("zero3-adamw", "fsdp"),
+           ("one-muon", "fsdp"), ("one-adamw", "ddp"), ("one-adamw", "zero3")]  # fmt: skip
+
+
+# ── tools ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+class StopAt(Silent):
+    """SIGTERM for this process once a step is shown."""
+
+    def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def losses(trainer: Trainer) -> list[list[float]]:
+    """(step, loss, norm, lr) of every step."""
+    return [[m["step"], m["loss"], m["norm"], m["lr"]] for m in trainer.run.metrics() if m["kind"] == "train"]
+
+
+def made(folder: Path, name: str, world: World, engine: str, show: Silent | None = None, **kwargs: Any) -> Trainer:
+    return small_trainer(folder / name, engine=ENGINES[engine], world=world, show=show or Silent(), **kwargs)
+
+
+def keep(trainer: Trainer, folder: Path, name: str, **more: Any) -> None:
+    """Write the curve, the weights and `more`; other processes may then use the run."""
+    weights = trainer.worker.snapshot().state_dict()
+    if trainer.world.first:
+        (folder / f"{name}.json").write_text(json.dumps({"losses": losses(trainer), **more}))
+        torch.save(weights, folder / f"{name}.pt")
+        trainer.run.unlock()
+
+
+def train(folder: Path, name: str, world: World, engine: str, **kwargs: Any) -> Trainer:
+    trainer = made(folder, name, world, engine, **kwargs)
+    trainer.train()
+    keep(trainer, folder, name)
+    return trainer
+
+
+def stopped(folder: Path, name: str, world: World, engine: str, **kwargs: Any) -> None:
+    """A training that SIGTERM for one process ends."""
+    trainer = made(folder, name, world, engine, StopAt(), **kwargs)
+    try:
+        trainer.train()
+    except Interrupted:
+        trainer.run.unlock()
+    else:
+        raise RuntimeError(f"{name} was not stopped")
+
+
+# ── parts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+def curves(folder: Path, world: World) -> None:
+    for name, (engine, kwargs) in CURVES.items():
+        train(folder, name, world, engine, **kwargs)
+
+
+def halves(folder: Path, world: World) -> None:
+    """Each engine in bf16 and fp16: what is computed in what, what is saved in what."""
+    for engine in ALL:
+        for name, dtype in HALVES.items():
+            SEEN.clear()
+            trainer = made(folder, f"{engine}-{name}", world, engine, dtype=dtype, **settings("adamw", 4))
+            trainer.objective = Spying()
+            trainer.train()
+            keep(trainer, folder, f"{engine}-{name}", seen=sorted(set(SEEN)), scale=trainer.watchman.scale.item(),
+                 scaled=trainer.watchman.scaled)  # fmt: skip
+
+
+def guarded(folder: Path, world: World) -> None:
+    """A NaN on one rank is left out on all."""
+    for engine in ALL:
+        trainer = poison(made(folder, f"{engine}-nan", world, engine, **settings("adamw", 1)))
+        trainer.train()
+        keep(trainer, folder, f"{engine}-nan")
+
+
+def drift(folder: Path, world: World) -> None:
+    trainer = small_trainer(folder / "drift", engine=Drifting(), world=world, **settings("adamw", 4))
+    try:
+        trainer.train()
+        kind, said = "", ""
+    except InputError as error:
+        kind, said = type(error).__name__, str(error)
+    found = world.gather((kind, said))
+    if world.first:
+        (folder / "drift.json").write_text(json.dumps(found))
+
+
+def exchanges(folder: Path, world: World) -> None:
+    """How often gradients travel in four steps of eight micro-batches a rank."""
+    counted = {}
+    trainer = made(folder, "counted-ddp", world, "ddp", **settings("adamw", 16))
+    trainer.engine = Counting()
+    trainer.train()
+    counted["ddp"] = BUCKETS.count(0)
+    name = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+    original = getattr(dist, name)
+    for engine in ("fsdp", "fsdp_kept"):
+        calls: list[int] = []
+
+        def counting(*args: Any, calls: list[int] = calls, **kwargs: Any) -> Any:
+            calls.append(1)
+            return original(*args, **kwargs)
+
+        trainer = made(folder, f"counted-{engine}", world, engine, **settings("adamw", 16))
+        setattr(dist, name, counting)
+        trainer.train()
+        setattr(dist, name, original)
+        counted[engine] = len(calls)
+    if world.first:
+        (folder / "exchanges.json").write_text(json.dumps(counted))
+
+
+def shapes(folder: Path, world: World) -> None:
+    """Muon on matrices whose rows the ranks cannot share equally, some of which a rank has nothing of."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    from babyllama.train.muon import StackedMuon
+
+    mesh, generator = init_device_mesh("cpu", (world.size,)), torch.Generator().manual_seed(0)
+    apart = 0.0
+    for shape in ((5, 3), (1, 4), (7, 7), (3, 9)):
+        values = [torch.randn(shape, generator=generator) for _ in range(2)]
+        whole = [torch.nn.Parameter(v.clone()) for v in values]
+        split = [torch.nn.Parameter(distribute_tensor(v, mesh, [Shard(0)])) for v in values]
+        optimizers = [StackedMuon(p, lr=0.1, momentum=0.9, weight_decay=0.1) for p in (whole, split)]
+        for step in range(3):
+            for a, b in zip(whole, split, strict=True):
+                a.grad = torch.randn(shape, generator=generator)
+                b.grad = distribute_tensor(a.grad, mesh, [Shard(0)])
+            for optimizer in optimizers:
+                optimizer.found_inf = torch.tensor(float(step == 1))
+                optimizer.step()
+        for a, b in zip(whole, split, strict=True):
+            assert isinstance(b.data, DTensor)
+            apart = max(apart, (b.data.full_tensor() - a).abs().max().item())
+    if world.first:
+        (folder / "shapes.json").write_text(json.dumps(apart))
+
+
+def resumes(folder: Path, world: World) -> None:
+    for name, optimizer in WHOLE.items():
+        kwargs = settings(optimizer, 4, **RESUMED)
+        engine = name.split("-")[0]
+        train(folder, f"whole-{name}", world, engine, **kwargs)
+        stopped(folder, f"stopped-{name}", world, engine, **kwargs)
+        if world.first:
+            for copy in ("alone", *(new for old, new in CROSSED if old == name)):
+                shutil.copytree(folder / f"stopped-{name}", folder / f"{name}-to-{copy}")
+        world.wait()
+        train(folder, f"stopped-{name}", world, engine, **kwargs)
+    for name, engine in CROSSED:
+        train(folder, f"{name}-to-{engine}", world, engine, **settings(name.split("-")[1], 4, **RESUMED))
+
+
+def kill(folder: Path, world: World) -> None:
+    """Both ranks die at once, as in a power cut."""
+    trainer = made(folder, "killed", world, "fsdp", **settings("muon", 4, **RESUMED))
+    trainer.stream = Killed()
+    trainer.train()
+
+
+PARTS = {part.__name__: part for part in (curves, halves, guarded, drift, exchanges, shapes, resumes, kill)}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    babyllama.train.trainer.peak_flops = lambda *_: 1e12  # nobody asks how fast this machine is
+    here = World.from_environment()
+    here.join(torch.device("cpu"))
+    for part in sys.argv[2:]:
+        started = time.perf_counter()
+        PARTS[part](Path(sys.argv[1]), here)
+        here.wait()
+        print(f"{part}: {time.perf_counter() - started:.1f} s")
+    here.leave()

@@ -203,3 +203,17 @@ def test_one_writer_at_a_time(tmp_path):
         assert Run.open(tmp_path / "run").info["verb"] == "train"  # looking is free
         child.kill()
     Run.create(tmp_path / "run", "train", Example())  # a kill frees the lock
+
+
+def test_a_key_that_came_with_a_later_version_has_its_default(tmp_path):
+    class Longer(Recipe):
+        steps: int = 3
+        later: int = 7
+
+    class Shorter(Recipe):
+        steps: int = 3
+
+    Run.create(tmp_path / "run", "train", Shorter()).unlock()
+    Run.create(tmp_path / "run", "train", Longer()).unlock()
+    with pytest.raises(InputError, match="later: 7 → 8"):
+        Run.create(tmp_path / "run", "train", Longer(later=8))

@@ -17,6 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import yaml
 
 from babyllama.atomic import disk_errors, recover_folder, write_atomic, write_folder
 from babyllama.errors import InputError
-from babyllama.recipe import Recipe, dump_recipe
+from babyllama.recipe import Recipe, dump_recipe, validate
 
 _FIRST = {".lock", "recipe.yaml", "env.json"}  # what `Run.create` writes before run.json
 
@@ -65,7 +66,7 @@ class Run:
         run = cls(path)
         text = dump_recipe(recipe)
         if (path / "run.json").exists():
-            run._check_same(verb, text)
+            run._check_same(verb, recipe)
         elif path.exists() and not (path.is_dir() and all(_of_create(p) for p in path.iterdir())):
             raise InputError(f"{path}: exists and is not a run; choose another out=… or move it away")
         run.lock()
@@ -98,10 +99,13 @@ class Run:
                 recover_folder(old.with_name(old.name[1:].removesuffix(".old")))
             self.unlock()
 
-    def _check_same(self, verb: str, text: str) -> None:
+    def _check_same(self, verb: str, recipe: Recipe) -> None:
         if self.info["verb"] != verb:
             raise InputError(f"{self.path}: holds a {self.info['verb']} run; choose another out=… for {verb}")
-        old, new = _flat(yaml.safe_load((self.path / "recipe.yaml").read_text("utf-8"))), _flat(yaml.safe_load(text))
+        data = yaml.safe_load((self.path / "recipe.yaml").read_text("utf-8"))
+        with suppress(InputError):  # keys that came with a later version have their defaults
+            data = yaml.safe_load(dump_recipe(validate(type(recipe), data, str(self.path))))
+        old, new = _flat(data), _flat(yaml.safe_load(dump_recipe(recipe)))
         changed = [f"{k}: {old.get(k)!r} → {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k)]
         if changed:
             raise InputError(f"{self.path}: holds a run of another recipe ({'; '.join(changed[:4])}"

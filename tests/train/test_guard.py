@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from babyllama.errors import Interrupted
+from babyllama.errors import InputError, Interrupted
 from babyllama.train.guard import CALM_STEPS, FIRST_SCALE, LEAST_SCALE, Guard, Watchman
 from babyllama.train.muon import StackedMuon
 from babyllama.train.objectives import NextToken
@@ -307,3 +307,9 @@ def test_resume_around_a_rewind_is_bit_for_bit(tmp_path, at, times, number, dtyp
     again.train()
     assert end(again) == end(whole)
     assert again.rewinds == 1
+
+
+def test_a_checkpoint_of_another_version_is_one_clear_line():
+    watchman = Watchman(Guard(), torch.device("cpu"), scaled=False)
+    with pytest.raises(InputError, match=r"no guard\.scale: it is of another version"):
+        watchman.restore({})

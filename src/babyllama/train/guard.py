@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from babyllama.errors import InputError
 from babyllama.recipe import Recipe
 
 FIRST_SCALE, CALM_STEPS = 2.0**15, 1000
@@ -128,6 +129,11 @@ class Watchman:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take the state back, from ``guard.NAME``. Verdicts that nobody read are forgotten."""
+        missing = [name for name in self.state if f"guard.{name}" not in state]
+        if missing:
+            raise InputError(
+                f"the checkpoint has no guard.{missing[0]}: it is of another version; choose another out=…"
+            )
         for name in self.state:
             setattr(self, name, state[f"guard.{name}"].to(self.scale.device))
         self.verdicts.clear()

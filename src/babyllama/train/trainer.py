@@ -223,7 +223,11 @@ class Trainer:
                 self._save(step)
             if stop and not last:
                 self.saver.wait()
-                raise Interrupted(f"stopped after step {step}, all saved; the same command continues from there")
+                # In the middle of bad steps nothing was saved: the last checkpoint is from before them.
+                where = "all saved; the same command continues from there"
+                if self.bad_steps:
+                    where = "in a row of bad steps; the same command continues from the checkpoint before them"
+                raise Interrupted(f"stopped after step {step}, {where}")
             self.lap = time.perf_counter()
 
     def _micro_batches(self, step: int, shares: list[int]) -> list[Batch]:

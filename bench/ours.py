@@ -19,7 +19,8 @@ from babyllama.train.engines import Setting, Single, Worker
 from babyllama.train.guard import Watchman
 from babyllama.train.objectives import NextToken
 from babyllama.train.optim import Optimizer, Schedule
-from babyllama.train.trainer import Plan, Rows
+from babyllama.train.plan import Plan
+from babyllama.train.trainer import Rows
 from babyllama.train.world import World
 
 

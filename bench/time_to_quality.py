@@ -43,7 +43,7 @@ from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe, validate
 from babyllama.train.optim import AdamW, Muon, Optimizer, Schedule, Wsd
-from babyllama.train.trainer import Plan
+from babyllama.train.plan import Plan
 from babyllama.train.validation import evaluate_loss
 
 WARM = 4  # steps whose surplus over later ones is called compiling

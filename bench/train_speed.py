@@ -35,7 +35,7 @@ from babyllama.load import default_device
 from babyllama.model.config import ModelChoice, ModelConfig
 from babyllama.train.hardware import peak_flops
 from babyllama.train.optim import AdamW, Cosine, Muon
-from babyllama.train.trainer import Plan
+from babyllama.train.plan import Plan
 
 # Rows of 512 tokens (seed) and of 1,024 (base-218m) that 80 GB hold; the earlier project's seed batch is its own 32.
 ROWS = {

@@ -16,7 +16,8 @@ from babyllama.recipe import Recipe
 from babyllama.run import Run
 from babyllama.train.objectives import NextToken
 from babyllama.train.optim import AdamW, Cosine, Muon, Optimizer
-from babyllama.train.trainer import Plan, Trainer
+from babyllama.train.plan import Plan
+from babyllama.train.trainer import Trainer
 
 VOCAB, CONTEXT = 37, 12
 

@@ -21,7 +21,8 @@ from babyllama.model.transformer import Transformer, initialise
 from babyllama.tokenizer.train import train_bpe
 from babyllama.train.objectives import NextToken
 from babyllama.train.optim import AdamW
-from babyllama.train.trainer import Diverged, Plan
+from babyllama.train.plan import Plan
+from babyllama.train.trainer import Diverged
 from babyllama.train.validation import LossSums
 
 sys.path.append(str(Path(__file__).parents[1] / "laws"))

@@ -32,7 +32,8 @@ from babyllama.train.engines import Engine, Single
 from babyllama.train.hardware import can_compile, device_name
 from babyllama.train.objectives import NextToken
 from babyllama.train.optim import Muon, Optimizer, Schedule, Wsd
-from babyllama.train.trainer import Plan, Trainer
+from babyllama.train.plan import Plan
+from babyllama.train.trainer import Trainer
 from babyllama.train.validation import LossSums
 from babyllama.train.world import World
 

@@ -12,7 +12,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from typing import Any
 
@@ -23,12 +23,11 @@ from torch.nn.functional import pad
 
 from babyllama.data.batches import Batch
 from babyllama.model.transformer import Transformer
-from babyllama.run import Run
 from babyllama.train.guard import Watchman
 from babyllama.train.precision import Loss
 from babyllama.train.skeleton import Skeleton
-from babyllama.train.state import on_host, write_state
-from babyllama.train.worker import Setting, Worker
+from babyllama.train.state import on_host
+from babyllama.train.worker import Setting, Worker, check_masters
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -126,16 +125,9 @@ class Zero(Worker):
         return super().fingerprint() if self.stage < 3 else {}
 
     # ── state ──────────────────────────────────────────────────────────────────────────────────────────────────
-    def writer(self, run: Run, step: int, extra: dict[str, Tensor], facts: dict[str, Any], keep: int
-               ) -> Callable[[], None]:  # fmt: skip
-        """As in Worker: gathered by all ranks, weight by weight, written by the first."""
-        tensors = {**self.tensors(), **on_host(extra)}
-
-        def write() -> None:
-            if self.world.first:
-                run.save_state(step, lambda folder: write_state(folder, tensors, facts), keep=keep)
-
-        return write
+    def _captured(self, extra: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As in Worker, gathered by all ranks, weight by weight."""
+        return {**self.tensors(), **on_host(extra)}
 
     def tensors(self) -> dict[str, Tensor]:
         """As in Worker, in the first rank's host memory; every rank calls it."""
@@ -152,19 +144,12 @@ class Zero(Worker):
         return found
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        for name, size in self._sizes().items():
-            saved = tensors.get(f"master.{name}")
-            if saved is None or saved.shape != size:
-                found = "is missing" if saved is None else f"has shape {list(saved.shape)}"
-                raise KeyError(f"{name} {found}, the model needs {list(size)}")
+        check_masters(tensors, {name: self._skeleton.bare.get_parameter(name).shape for name, _ in self.named})
         self._put({name: tensors[f"master.{name}"] for name, _ in self.named})
         self._begin_moments(tensors[f"optimizer.{self.named[0][0]}.step"])
         for moment in MOMENTS:
             for name, parameter in self.named:
                 self._put_part(parameter, tensors[f"optimizer.{name}.{moment}"], moment)
-
-    def _sizes(self) -> dict[str, torch.Size]:
-        return {name: self._skeleton.bare.get_parameter(name).shape for name, _ in self.named}
 
     def _parts(self) -> list[Tensor]:
         """The flat float32 tensors of this rank that the optimiser owns."""

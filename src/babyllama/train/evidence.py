@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, pad
 from babyllama.data.batches import IGNORE, Batch
 from babyllama.errors import InputError, Interrupted
 from babyllama.run import Run
-from babyllama.train.optim import AdamW, Optimizer
+from babyllama.train.optim import AdamW, Optimizer, in_block
 from babyllama.train.state import read_shards, sharded
 from babyllama.train.trainer import Diverged, Rows, Trainer
 
@@ -195,8 +195,7 @@ class Adam:
 
     def owns(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether Adam trains this parameter."""
-        inside = parameter.ndim == 2 and not name.startswith(("embed_tokens", "lm_head"))
-        return self.everything or not inside
+        return self.everything or not in_block(name, parameter)
 
 
 def rehearse(trainer: Trainer, steps: int, eos: int | None = None,
@@ -272,13 +271,9 @@ def masters(run: Run) -> tuple[Weights, ...]:
     """The float32 masters of every checkpoint that can be read."""
     found = []
     for step, folder in run.states():
-        whole = read_shards(folder, _empty).items() if sharded(folder) else stored([folder / "state.safetensors"])
+        whole = read_shards(folder).items() if sharded(folder) else stored([folder / "state.safetensors"])
         found.append(weights(((n, t) for n, t in whole if n.startswith("master.")), folder.name) if step else None)
     return tuple(state for state in found if state is not None)
-
-
-def _empty(name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
-    return torch.empty(size, dtype=dtype)
 
 
 def stored(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:

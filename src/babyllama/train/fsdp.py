@@ -20,7 +20,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from babyllama.errors import InputError
 from babyllama.model.transformer import Transformer
 from babyllama.run import Run
 from babyllama.train.precision import Loss
@@ -99,13 +98,9 @@ class Sharded(Worker):
             return on_host({"": tensor})[""]
         return _rows(tensor.to_local().to("cpu", copy=True), self._hosts, tensor.shape)
 
-    def read(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """As in Worker, reading this rank's rows only, whichever engine and number of ranks wrote them."""
+    def _stored(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """This rank's rows only, whichever engine and number of ranks wrote them."""
         tensors = read_shards(folder, self._place) if sharded(folder) else self._slices(folder)
-        try:
-            self.restore(tensors)
-        except KeyError as error:
-            raise InputError(f"{folder}: {error.args[0]}; the checkpoint is of another model") from None
         return tensors, read_facts(folder)
 
     def _place(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:

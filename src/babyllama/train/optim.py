@@ -88,10 +88,14 @@ class Muon(Recipe):
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
         matrices, others = [], []
         for name, parameter in named:
-            inside = parameter.ndim == 2 and not name.startswith(("embed_tokens", "lm_head"))
-            (matrices if inside else others).append(parameter)
+            (matrices if in_block(name, parameter) else others).append(parameter)
         muon = StackedMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
+
+
+def in_block(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is a matrix inside a block, which is what Muon takes: not the embedding, the head or a norm."""
+    return parameter.ndim == 2 and not name.startswith(("embed_tokens", "lm_head"))
 
 
 def _adamw(groups: list[dict], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:

@@ -57,9 +57,8 @@ def write_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any])
 
 def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, facts) of a state folder that `Run.latest_state` found whole."""
-    if sharded(folder):
-        return read_shards(folder, lambda _, size, dtype: torch.empty(size, dtype=dtype)), read_facts(folder)
-    return load_file(folder / "state.safetensors"), read_facts(folder)
+    tensors = read_shards(folder) if sharded(folder) else load_file(folder / "state.safetensors")
+    return tensors, read_facts(folder)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -79,7 +78,12 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
     checkpoint.save(tensors, storage_writer=checkpoint.FileSystemWriter(folder), process_group=group)
 
 
-def read_shards(folder: Path, place: Callable[[str, torch.Size, torch.dtype], Tensor]) -> dict[str, Tensor]:
+def whole(name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A place for all of a saved tensor, in the host's memory."""
+    return torch.empty(size, dtype=dtype)
+
+
+def read_shards(folder: Path, place: Callable[[str, torch.Size, torch.dtype], Tensor] = whole) -> dict[str, Tensor]:
     """The tensors of a folder of parts, in any number of processes, each for itself.
 
     Args:

@@ -17,83 +17,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pydantic import Field, model_validator
 
 from babyllama.atomic import write_folder
 from babyllama.data.batches import Batch
 from babyllama.errors import InputError, Interrupted
 from babyllama.model.transformer import Transformer, recompute
-from babyllama.recipe import Recipe
 from babyllama.run import Run
 from babyllama.train.board import Board
 from babyllama.train.engines import Engine, Setting, Single, Worker
-from babyllama.train.guard import Guard, Verdict, Watchman
+from babyllama.train.guard import Verdict, Watchman
 from babyllama.train.hardware import peak_flops
 from babyllama.train.objectives import Objective
 from babyllama.train.optim import Optimizer, Schedule
+from babyllama.train.plan import Plan
 from babyllama.train.state import Saver, generators, set_generators
 from babyllama.train.validation import LossSums
 from babyllama.train.world import World
 
 REWINDS = 3  # of one training; what three rewinds did not cure is no bad luck
-
-
-class Plan(Recipe):
-    """How long and in what portions to train. Give exactly one of steps, epochs, tokens.
-
-    A step reads micro_batch_size × accumulate rows, however many processes share them out.
-    """
-
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    tokens: int | None = Field(default=None, ge=1)
-    context: int | None = Field(default=None, ge=2, description="tokens a row; the model's longest when absent")
-    micro_batch_size: int = Field(default=32, ge=1, description="rows in one forward pass")
-    accumulate: int = Field(default=1, ge=1, description="forward passes in one optimiser step, over all processes")
-    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
-    recompute: bool = Field(default=False, description="activation checkpointing: a third more time, far less memory")
-    guard: Guard = Guard()
-    log_every: int = Field(default=10, ge=1, description="steps")
-    validate_every: int = Field(default=250, ge=1, description="steps")
-    validation_tokens: int = Field(default=65_536, ge=1, description="read at most, of each corpus")
-    sample_every: int = Field(default=250, ge=1, description="steps")
-    save_every: int = Field(default=250, ge=1, description="steps")
-    keep: int = Field(default=2, ge=2, description="checkpoints; two, so that a damaged one has another before it")
-    keep_best: bool = Field(default=True, description="keep the model of the lowest validation loss in best/")
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Plan:
-        if sum(x is not None for x in (self.steps, self.epochs, self.tokens)) != 1:
-            raise ValueError("give exactly one of steps, epochs, tokens")
-        return self
-
-    @property
-    def rows(self) -> int:
-        """Rows in one optimiser step."""
-        return self.micro_batch_size * self.accumulate
-
-    def total_steps(self, rows_in_epoch: int, context: int) -> int:
-        if self.steps is not None:
-            return self.steps
-        if self.epochs is not None:
-            return max(1, math.ceil(self.epochs * rows_in_epoch / self.rows))
-        return max(1, math.ceil((self.tokens or 0) / (self.rows * context)))
-
-    def shares(self, size: int) -> list[int]:
-        """Rows of each micro-batch of one of `size` processes: equal ones, none above micro_batch_size.
-
-        Raises:
-            InputError: the rows of a step cannot be shared out equally.
-        """
-        if self.rows % size:
-            raise InputError(
-                f"plan: a step's {self.rows} rows (micro_batch_size × accumulate) cannot be shared by {size} "
-                f"processes; "
-                f"choose a multiple of {size}"
-            )
-        mine = self.rows // size
-        pieces = next(n for n in range(-(-mine // self.micro_batch_size), mine + 1) if mine % n == 0)
-        return [mine // pieces] * pieces
 
 
 class Rows(Protocol):

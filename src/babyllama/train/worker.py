@@ -8,7 +8,7 @@ which of them a recipe asks for (engines.py), shards (fsdp.py, deepspeed.py), th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ class Worker:
     def writer(self, run: Run, step: int, extra: dict[str, Tensor], facts: dict[str, Any], keep: int
                ) -> Callable[[], None]:  # fmt: skip
         """Copy what a checkpoint holds; the function returned writes it, in whatever thread. Every rank calls both."""
-        tensors = on_host({**self.tensors(), **extra}) if self.world.first else {}
+        tensors = self._captured(extra)
 
         def write() -> None:
             if self.world.first:
@@ -162,18 +162,26 @@ class Worker:
 
         return write
 
+    def _captured(self, extra: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All tensors of a checkpoint, in the first rank's host memory."""
+        return on_host({**self.tensors(), **extra}) if self.world.first else {}
+
     def read(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Put a checkpoint back, bit for bit; returns the extra tensors and the facts.
 
         Raises:
             InputError: it belongs to a model of other names or shapes.
         """
-        tensors, facts = read_state(folder)
+        tensors, facts = self._stored(folder)
         try:
             self.restore(tensors)
         except KeyError as error:
             raise InputError(f"{folder}: {error.args[0]}; the checkpoint is of another model") from None
         return tensors, facts
+
+    def _stored(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint holds, as far as this rank needs it."""
+        return read_state(folder)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter and moment, whole: ``master.NAME``, ``optimizer.NAME.MOMENT``."""
@@ -185,6 +193,7 @@ class Worker:
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The end of `tensors`. Raises KeyError, with words, for a model of other names or shapes."""
+        check_masters(tensors, {name: p.shape for name, p in self.named})
         moments: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             kind, _, rest = key.partition(".")
@@ -193,11 +202,7 @@ class Worker:
                 moments.setdefault(name, {})[moment] = tensor
         with torch.no_grad():
             for name, parameter in self.named:
-                saved = tensors.get(f"master.{name}")
-                if saved is None or saved.shape != parameter.shape:
-                    found = "is missing" if saved is None else f"has shape {list(saved.shape)}"
-                    raise KeyError(f"{name} {found}, the model needs {list(parameter.shape)}")
-                parameter.copy_(self._placed(saved, parameter))
+                parameter.copy_(self._placed(tensors[f"master.{name}"], parameter))
         for name, parameter, optimizer in self._owned():
             optimizer.state[parameter] = {
                 moment: self._placed(value, parameter) if value.ndim else value.to(self.device)
@@ -213,6 +218,15 @@ class Worker:
     def _placed(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
         """A whole tensor as this rank holds it beside `parameter`."""
         return whole.to(self.device, copy=True)
+
+
+def check_masters(tensors: Mapping[str, Tensor], sizes: Mapping[str, torch.Size]) -> None:
+    """Raise KeyError, with words, unless there is a ``master.NAME`` of the right shape for every name."""
+    for name, size in sizes.items():
+        saved = tensors.get(f"master.{name}")
+        if saved is None or saved.shape != size:
+            found = "is missing" if saved is None else f"has shape {list(saved.shape)}"
+            raise KeyError(f"{name} {found}, the model needs {list(size)}")
 
 
 class Replica(Worker):

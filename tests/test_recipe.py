@@ -284,6 +284,12 @@ EXAMPLES = st.builds(
                      max_size=2).map(tuple))  # fmt: skip
 
 
+@pytest.mark.parametrize("text", ["\x85", "a\x85b", "\u2028", "一\u2029 二", "\r", "\ufeff", "\xa0"])
+def test_unusual_white_space_survives_dumping(tmp_path, text):
+    (tmp_path / "dumped.yaml").write_bytes(dump_recipe(Example(name=text)).encode())
+    assert load_recipe(Example, str(tmp_path / "dumped.yaml")).name == text
+
+
 @settings(max_examples=200, deadline=None)
 @given(EXAMPLES)
 def test_dump_then_load_is_the_same_recipe(tmp_path_factory, example):

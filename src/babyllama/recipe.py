@@ -65,6 +65,15 @@ for _side in (_Loader, _Dumper):
     )
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Unicode's line breaks are escaped, in double quotes: in single ones PyYAML writes what it cannot read."""
+    unusual = any(character in text for character in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if unusual else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """One YAML document as plain data. Raises InputError with line and column."""
     try:

@@ -11,7 +11,8 @@ from functools import cache
 
 import torch
 
-from babyllama.data.batches import Batch
+from babyllama.data.batches import Batch, Stream
+from babyllama.data.resident import Resident
 from babyllama.load import DTYPES, Precision, default_precision
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
@@ -56,6 +57,9 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
         initialise(model, seed)
         adjust(model)
     model.train().requires_grad_(True)
+    rows = (
+        isinstance(stream, Stream) and device.type == "cuda" and Resident.of(stream, plan.context or 0, device)
+    ) or stream
     worker: Worker = Single()(
         Setting(model, NextToken(), optimizer, World(), device, dtype, plan.clip, plan.accumulate, compiled)
     )
@@ -64,7 +68,7 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
 
     def micro_batches(step: int) -> list[Batch]:
         size, start = plan.micro_batch_size, step * plan.rows
-        return [stream.batch(start + number * size, size) for number in range(plan.accumulate)]
+        return [rows.batch(start + number * size, size) for number in range(plan.accumulate)]
 
     def steps(count: int) -> None:
         nonlocal done

@@ -90,3 +90,53 @@ def test_linear_cross_entropy_equals_the_full_one(dtype, bound):
     assert loss.item() == pytest.approx(reference.item(), rel=bound)
     for ours, oracle in zip((hidden, weight), exact, strict=True):
         assert (ours.grad.double() - oracle.grad).norm() / oracle.grad.norm() < bound
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), Muon(weight_decay=0.1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_captured_update_equals_the_launched_one(tmp_path, monkeypatch, dtype, optimizer, accumulate):
+    from babyllama.train import captured
+
+    graphs, curves = [], []
+    for name, eager in (("captured", captured.EAGER_STEPS), ("launched", 10**9)):
+        monkeypatch.setattr(captured, "EAGER_STEPS", eager)
+        trainer = small_trainer(tmp_path / name, dtype=dtype, optimizer=optimizer, steps=14, accumulate=accumulate)
+        trainer.device, trainer.compile = torch.device("cuda"), True
+        trainer.train()
+        graphs.append(trainer.worker.graph is not None)
+        curves.append([m["loss"] for m in trainer.run.metrics()])
+    assert graphs == [True, False]
+    exact = dtype == torch.float32 and isinstance(optimizer, AdamW)  # Muon orthogonalises in bf16 whatever the dtype
+    assert curves[0] == pytest.approx(curves[1], rel=1e-6 if exact else 1e-3)
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), Muon()])
+def test_a_captured_training_resumes_bit_for_bit(tmp_path, optimizer):
+    def trainer(out, steps):
+        made = small_trainer(tmp_path / out, dtype=torch.bfloat16, steps=16, save_every=8, optimizer=optimizer)
+        made.device, made.steps, made.compile = torch.device("cuda"), steps, True
+        made.schedule = lambda step, _: 1.0
+        return made
+
+    whole = trainer("whole", 16)
+    whole.train()
+    half = trainer("half", 8)
+    half.train()
+    half.run.unlock()
+    again = trainer("half", 16)
+    again.train()
+    assert again.worker.graph is not None
+    assert [m["loss"] for m in again.run.metrics()] == [m["loss"] for m in whole.run.metrics()]
+    assert again.worker.fingerprint() == whole.worker.fingerprint()
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_recompute_changes_nothing(tmp_path, through):
+    curves = []
+    for name, again in (("kept", False), ("recomputed", True)):
+        trainer = small_trainer(tmp_path / name, dtype=torch.bfloat16, recompute=again)
+        trainer.device, trainer.compile = torch.device("cuda"), through
+        trainer.train()
+        curves.append([m["loss"] for m in trainer.run.metrics()])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)

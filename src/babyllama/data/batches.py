@@ -40,6 +40,11 @@ class Batch:
     count: int | None = None
 
     @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Its tensors."""
+        return self.tokens, self.targets, self.positions, self.segments
+
+    @property
     def weight(self) -> int:
         """How many targets the loss sums over."""
         if self.count is not None:
@@ -53,8 +58,7 @@ class Batch:
             pinned = part.pin_memory() if torch.device(device).type == "cuda" and not part.is_cuda else part
             return pinned.to(device, non_blocking=True)
 
-        parts = (self.tokens, self.targets, self.positions, self.segments)
-        return Batch(*(part if part is None else moved(part) for part in parts), self.count)  # type: ignore[arg-type]
+        return Batch(*(part if part is None else moved(part) for part in self.parts), self.count)  # type: ignore[arg-type]
 
 
 class DataRecipe(Recipe):

@@ -24,6 +24,7 @@ from babyllama.train.forecast import (
     memory_gib,
     step_seconds,
 )
+from babyllama.train.hardware import chunk_rows
 
 if TYPE_CHECKING:
     from babyllama.train.hardware import Card
@@ -144,7 +145,7 @@ def _fitting(config: ModelConfig, terms: Terms) -> tuple[Workload, int]:
     """The workload, with recomputation only where nothing else fits, and its largest micro-batch."""
     context = terms.context or config.max_position_embeddings
     work = Workload(config, context, 1, 1, terms.optimizer, not terms.card.is_cpu, terms.compiled, False, terms.gpus,
-                    terms.sharded)  # fmt: skip
+                    terms.sharded, chunk_rows(terms.card.memory_gib))  # fmt: skip
     rows = terms.micro_batch_size or 1
     work = replace(work, recompute=bool(terms.recompute))
     largest = largest_micro_batch(work, terms.card)

@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from babyllama.data.batches import IGNORE
-
-CHUNK_ROWS = 8192  # 1 GiB of bf16 logits with ChatGLM2's vocabulary
+from babyllama.train import hardware
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int = CHUNK_ROWS, multiple: int | None = None,
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int | None = None, multiple: int | None = None,
     fp8: bool = False,
 ) -> Tensor:  # fmt: skip
     """Σ over targets ≠ IGNORE of cross_entropy(hidden · weightᵀ, target), without ever holding all logits.
@@ -29,7 +28,7 @@ def linear_cross_entropy(
 
     Args:
         hidden: (N, C).  weight: (V, C).  targets: (N,) int64.
-        chunk_rows: rows of logits held at a time.
+        chunk_rows: rows of logits held at a time; as many as suit the device when absent.
         multiple: the vocabulary is padded to it with rows that get no probability. On a GPU 128: an odd V
             (ChatGLM2's 64,793) cannot use the aligned tensor-core kernels.
         fp8: multiply the logits in float8 (e4m3, one scale a tensor); the gradients' products stay as they are. For
@@ -38,6 +37,7 @@ def linear_cross_entropy(
     Returns:
         float32 scalar.
     """
+    chunk_rows = chunk_rows or hardware.chunk_rows(_memory_gib(hidden.device))
     multiple = multiple or (128 if hidden.is_cuda else 1)
     return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows, multiple, fp8)  # type: ignore[return-value]
 
@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         padded = pad(weight, (0, 0, 0, -vocab % multiple)) if vocab % multiple else weight
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(padded, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.empty_like(padded, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         product = _fp8_product(hidden, padded) if fp8 else lambda rows: hidden[rows] @ padded.T
         for start in range(0, hidden.shape[0], chunk_rows):
             rows = slice(start, start + chunk_rows)
@@ -60,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(logits, padded, out=grad_hidden[rows])
             if grad_weight is not None:
-                _add_product_(grad_weight, logits.T, hidden[rows])
+                _product_(grad_weight, logits.T, hidden[rows], add=start > 0)
             del logits  # before the next product is made, or two chunks would be held
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[:vocab])
         ctx.dtype = weight.dtype
@@ -71,7 +71,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0]
         from_hidden = None if grad_hidden is None else (grad_hidden * scale).to(grad_hidden.dtype)
-        from_weight = None if grad_weight is None else (grad_weight * scale).to(ctx.dtype)
+        from_weight = None if grad_weight is None else grad_weight.new_empty(grad_weight.shape, dtype=ctx.dtype)
+        if from_weight is not None:
+            torch.mul(grad_weight, scale, out=from_weight)
         return from_hidden, from_weight, None, None, None, None
 
 
@@ -88,12 +90,18 @@ def _fp8_product(hidden: Tensor, weight: Tensor) -> Callable[[slice], Tensor]:
     )
 
 
-def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a · b in float32, of half-precision factors: on a GPU the product adds up where it is made."""
-    if total.is_cuda and a.dtype != total.dtype:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+def _product_(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
+    """out = a · b, or += if `add`, in float32 of half-precision factors: on a GPU it adds up where it is made."""
+    if not (out.is_cuda and a.dtype != out.dtype):
+        out.copy_(out + a @ b if add else a @ b)
+    elif add:
+        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
     else:
-        total += a @ b
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
+
+
+def _memory_gib(device: torch.device) -> float:
+    return hardware.allowed_memory(device) / 2**30 if device.type == "cuda" else 0.0
 
 
 def loss_and_gradient_(logits: Tensor, targets: Tensor, vocab: int) -> Tensor:

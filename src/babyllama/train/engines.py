@@ -15,6 +15,7 @@ from pydantic import Field
 
 from babyllama.errors import InputError, needs_extra
 from babyllama.recipe import Recipe
+from babyllama.train.captured import Captured
 from babyllama.train.optim import Optimizer
 from babyllama.train.worker import Replica, Setting, Worker
 
@@ -40,7 +41,7 @@ class Single(_Engine):
 
     def __call__(self, setting: Setting) -> Worker:
         self.check(setting.world.size, setting.optimizer)
-        return Worker(setting)
+        return Captured(setting) if setting.compiled and setting.device.type == "cuda" else Worker(setting)
 
 
 class Ddp(_Engine):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 # ── memory ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-CHUNK_ROWS = 8192  # of logits held at a time, as in cross_entropy.py
 CHUNKS_ALIVE = 1  # their gradient takes the logits' place, and each chunk is freed before the next
 CHUNKS_ALIVE_FP32 = 4  # the path without the kernel: logits, their exact copy, its exponentials, the gradient
 # × hidden_size, × intermediate_size: numbers a token that a block saves beside keys and values (see saved_bytes)
@@ -72,6 +71,7 @@ class Workload:
     recompute: bool = False
     gpus: int = 1
     sharded: bool = False  # FSDP; else every process holds the whole state
+    chunk_rows: int = 8192  # of logits held at a time: hardware.chunk_rows
 
     @property
     def tokens(self) -> int:
@@ -164,8 +164,8 @@ def _loss(work: Workload) -> float:
     """The larger of the chunked loss and the first block's backward; the first is over when the second begins."""
     c, size = work.config, work.number_bytes
     head = work.padded_vocab * c.hidden_size
-    alive = (CHUNKS_ALIVE if work.tokens > CHUNK_ROWS else 1) if work.half else CHUNKS_ALIVE_FP32
-    logits = alive * min(work.tokens, CHUNK_ROWS) * work.padded_vocab * size
+    alive = (CHUNKS_ALIVE if work.tokens > work.chunk_rows else 1) if work.half else CHUNKS_ALIVE_FP32
+    logits = alive * min(work.tokens, work.chunk_rows) * work.padded_vocab * size
     padded = head * size if work.padded_vocab != c.vocab_size else 0
     backward = work.tokens * BACKWARD * (c.hidden_size + c.intermediate_size) * size + head * (4 + size)
     return padded + 4 * head + max(logits, backward)

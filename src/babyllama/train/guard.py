@@ -62,7 +62,15 @@ class Watchman:
         self.verdicts: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
     def admit(self, step: int, loss: Tensor, norm: Tensor) -> Tensor:
-        """Whether this step may be taken: a boolean scalar on the device, the same on every rank.
+        """Judge a step and report it: whether it may be taken, a boolean scalar on the device."""
+        ok, figures = self.judge(loss, norm)
+        self.report(step, figures)
+        return ok
+
+    def judge(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether a step may be taken, the same on every rank, and the figures for `report`.
+
+        All of it happens on the device, in place, so that a CUDA graph can hold it.
 
         Args:
             loss: mean over the global batch.  norm: of the global gradient, unscaled.
@@ -75,8 +83,7 @@ class Watchman:
         if self.scaled:
             self._rescale(overflow)
         self.skipped += (~ok).float()
-        self._report(step, torch.stack([loss, norm, (~ok & ~overflow).float(), self.skipped]))
-        return ok
+        return ok, torch.stack([loss, norm, (~ok & ~overflow).float(), self.skipped])
 
     def bears(self, loss: Tensor) -> Tensor:
         """Whether a step of this mean loss may be taken, as far as the loss tells: a boolean scalar."""
@@ -89,16 +96,17 @@ class Watchman:
     def _learn(self, loss: Tensor, ok: Tensor) -> None:
         memory = (self.good / (self.good + 1)).clamp(max=MEMORY)
         away = loss - self.mean
-        self.variance = torch.where(ok, memory * (self.variance + (1 - memory) * away * away), self.variance)
-        self.mean = torch.where(ok, self.mean + (1 - memory) * away, self.mean)
-        self.good = self.good + ok.float()
+        self.variance.copy_(torch.where(ok, memory * (self.variance + (1 - memory) * away * away), self.variance))
+        self.mean.copy_(torch.where(ok, self.mean + (1 - memory) * away, self.mean))
+        self.good += ok.float()
 
     def _rescale(self, overflow: Tensor) -> None:
         grown = self.calm + 1 >= CALM_STEPS
-        self.scale = torch.where(overflow, self.scale / 2, torch.where(grown, self.scale * 2, self.scale))
-        self.calm = torch.where(overflow | grown, 0.0, self.calm + 1)
+        self.scale.copy_(torch.where(overflow, self.scale / 2, torch.where(grown, self.scale * 2, self.scale)))
+        self.calm.copy_(torch.where(overflow | grown, 0.0, self.calm + 1))
 
-    def _report(self, step: int, figures: Tensor) -> None:
+    def report(self, step: int, figures: Tensor) -> None:
+        """Send a step's figures to the host, which reads them when they have come."""
         if not figures.is_cuda:
             self.verdicts.append((step, figures, None))
             return
@@ -135,5 +143,5 @@ class Watchman:
                 f"the checkpoint has no guard.{missing[0]}: it is of another version; choose another out=…"
             )
         for name in self.state:
-            setattr(self, name, state[f"guard.{name}"].to(self.scale.device))
+            getattr(self, name).copy_(state[f"guard.{name}"])
         self.verdicts.clear()

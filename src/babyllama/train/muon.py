@@ -58,6 +58,8 @@ class StackedMuon(torch.optim.Optimizer):
         if group["weight_decay"]:
             torch._foreach_mul_(same, decay)
         rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
+        if isinstance(rate, Tensor):  # on the device, where a CUDA graph reads it
+            updates, rate = updates * rate, 1.0
         torch._foreach_add_(same, list(updates.unbind()), alpha=-rate)
 
 

@@ -75,19 +75,29 @@ class Worker:
             total: targets in the whole step, over all micro-batches and ranks. None: nothing happens.
             factor: the schedule's multiplier of every learning rate.
         """
-        if not total:
-            return
+        if total:
+            watchman.report(step, self._advance(micro, total, factor, watchman))
+
+    def _advance(self, micro: Sequence[Batch], total: float | Tensor, factor: float | Tensor,
+                 watchman: Watchman) -> Tensor:  # fmt: skip
+        """All that an update does on the device; returns the watchman's figures of it."""
         loss = self.world.reduce_(self.accumulate(micro, watchman.scale / total)) / total
         norm = self._norm() / watchman.scale
-        ok = watchman.admit(step, loss, norm)
+        ok, figures = watchman.judge(loss, norm)
         shrink = (self.setting.clip / (norm + 1e-6)).clamp(max=1.0) / watchman.scale
         torch._foreach_mul_(self._grads(), shrink)
-        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        self._set_rates(factor)
+        for optimizer in self.optimizers:
             optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]  # the device's word for "leave it out"
             optimizer.step()
         self.zero_grad()
+        return figures
+
+    def _set_rates(self, factor: float | Tensor) -> None:
+        """Every learning rate: its recipe's times the schedule's factor."""
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
 
     def accumulate(self, micro: Sequence[Batch], share: Tensor) -> Tensor:
         """Add the gradients of `share` × each micro-batch's summed loss; returns this rank's summed loss."""

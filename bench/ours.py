@@ -44,7 +44,8 @@ class Stepper:
 
 def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimizer, schedule: Schedule,
                 device: torch.device, *, precision: Precision | None = None, compiled: bool = True, seed: int = 1,
-                adjust: Callable[[Transformer], None] = lambda _: None, reuse: bool = False) -> Stepper:  # fmt: skip
+                adjust: Callable[[Transformer], None] = lambda _: None, reuse: bool = False,
+                objective: NextToken | None = None) -> Stepper:  # fmt: skip
     """What `Trainer` does between its logs, for `plan.steps` steps in all.
 
     Args:
@@ -61,7 +62,9 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
         isinstance(stream, Stream) and device.type == "cuda" and Resident.of(stream, plan.context or 0, device)
     ) or stream
     worker: Worker = Single()(
-        Setting(model, NextToken(), optimizer, World(), device, dtype, plan.clip, plan.accumulate, compiled)
+        Setting(
+            model, objective or NextToken(), optimizer, World(), device, dtype, plan.clip, plan.accumulate, compiled
+        )
     )
     watchman = Watchman(plan.guard, device, dtype == torch.float16)
     done = lost = 0

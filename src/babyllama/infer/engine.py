@@ -147,9 +147,9 @@ class Engine:
         """Logits (B, V) after the last token of every prompt. Prompts are padded on the right with token 0."""
         longest = max(map(len, prompts))
         tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=self._device)
-        hidden = self.model.hidden(tokens, cache=cache)  # (B, T, C)
-        last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self._device)
-        return self._logits(hidden[torch.arange(len(prompts), device=self._device), last])
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
+        hidden = self.model.hidden(tokens, cache=cache, lengths=lengths)  # (B, T, C)
+        return self._logits(hidden[torch.arange(len(prompts), device=self._device), lengths - 1])
 
     # ── both ───────────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -157,7 +157,8 @@ class Engine:
         return self.model.embed_tokens.weight.device
 
     def _cache(self, batch: int, max_tokens: int) -> KVCache:
-        return KVCache(self.model.config, batch, max_tokens, self._device, self.model.embed_tokens.weight.dtype)
+        dtype, rotated = self.model.embed_tokens.weight.dtype, self.model.rope.static
+        return KVCache(self.model.config, batch, max_tokens, self._device, dtype, rotated)
 
     def _room(self, prompt: Sequence[int], max_tokens: int | None) -> int:
         """How many tokens the answer may have."""

@@ -64,8 +64,8 @@ class ShiftedSparse(Recipe):
         T, G = q.shape[2], self.group_size
         first = min(first, T)
         last = first + (T - first) // G * G
-        parts = [_apart(q, k, v, mask, start, stop, size)
-                 for start, stop, size in ((0, first, first), (first, last, G), (last, T, T - last)) if stop > start]  # fmt: skip
+        spans = ((0, first, first), (first, last, G), (last, T, T - last))
+        parts = [_apart(q, k, v, mask, start, stop, size) for start, stop, size in spans if stop > start]
         return torch.cat(parts, dim=2)
 
 
@@ -167,6 +167,13 @@ class SinkCache(KVCache):
     def piece(self) -> int:
         """Tokens to feed at a time beyond the first `max_tokens`: each still sees three quarters of the window."""
         return max(1, (self.max_tokens - self.sinks) // 4)
+
+    def rewind(self, kept: int, wanted: int) -> int:
+        """Keep `wanted` of the `kept` tokens that were read; how many are kept: 0 where the others are gone."""
+        if self.dropped and wanted - self.dropped <= self.sinks:
+            wanted = self.dropped = 0
+        self.used = min(wanted, kept) - self.dropped
+        return wanted
 
     def append(self, count: int) -> int:
         """Drop the oldest tokens after the sinks until `count` more fit; the slot of the first of them.

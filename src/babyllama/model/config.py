@@ -54,9 +54,16 @@ class ModelConfig(Recipe):
             raise ValueError(f"hidden_size {width} must be a multiple of num_attention_heads {heads}")
         if heads % kv_heads:
             raise ValueError(f"num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}")
+        if self.head_dim == 2 and self.rope.kind in ("ntk", "dynamic_ntk", "clex"):
+            raise ValueError(f"rope.kind: {self.rope.kind} needs a head_dim above 2")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} (hidden_size / num_attention_heads) must be even for RoPE")
         return self
+
+    @property
+    def trained_context(self) -> int:
+        """Tokens of the context that a RoPE law starts from."""
+        return self.max_position_embeddings if isinstance(self.rope, PlainRope) else self.rope.trained
 
     @property
     def parameters(self) -> int:
@@ -149,9 +156,8 @@ def extended(config: ModelConfig, rope: RopeConfig) -> ModelConfig:
     Raises:
         InputError: a factor of 1, which changes nothing; a trained context that is not known.
     """
-    old = config.rope
-    trained = config.max_position_embeddings if isinstance(old, PlainRope) else old.trained
-    new = settle(rope, old.base, trained)
+    trained = config.trained_context
+    new = settle(rope, config.rope.base, trained)
     if isinstance(new, PlainRope):
         return validate(ModelConfig, _changed(config, new, trained), "rope")
     if new.reach <= 1:
@@ -178,8 +184,9 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
     rope = config.rope
     theirs = hugging_face_rope(rope, config.head_dim)
     if theirs is None and stock:
+        hint = " (with ramp: dimensions)" if getattr(rope, "ramp", None) == "rotations" else ""
         raise InputError(f"rope.kind: {rope.kind} has no form in a Hugging Face config.json; "
-                         f"others can read: none, linear, ntk, dynamic_ntk, by_parts, yarn{_ramp_hint(rope)}")  # fmt: skip
+                         f"others can read: none, linear, ntk, dynamic_ntk, by_parts, yarn{hint}")  # fmt: skip
     parameters = theirs or {"rope_type": rope.kind, "rope_theta": rope.base}
     scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
     own: dict[str, Any] = {}
@@ -209,10 +216,6 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
 def _their_longest(config: ModelConfig) -> int:
     """transformers takes max_position_embeddings for the trained context of a dynamic law."""
     return config.rope.trained if isinstance(config.rope, DynamicNtkRope) else config.max_position_embeddings
-
-
-def _ramp_hint(rope: RopeConfig) -> str:
-    return " (with ramp: dimensions)" if getattr(rope, "ramp", None) == "rotations" else ""
 
 
 def from_hugging_face(data: Any, where: str) -> ModelConfig:

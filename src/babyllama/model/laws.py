@@ -250,8 +250,9 @@ def from_hugging_face_rope(found: dict[str, Any], longest: int, where: str) -> t
         return LinearRope(theta=theta, factor=float(factor), original=max(1, round(longest / factor))), longest
     if kind == "dynamic":
         return DynamicNtkRope(theta=theta, factor=float(factor), original=longest), int(longest * factor)
-    return YarnRope(theta=theta, factor=float(factor), original=trained, attention_factor=_temperature(found, factor),
-                    alpha=float(found.get("beta_slow") or 1), beta=float(found.get("beta_fast") or 32)), longest  # fmt: skip
+    parts = {"alpha": float(found.get("beta_slow") or 1), "beta": float(found.get("beta_fast") or 32)}
+    temperature = _temperature(found, factor)
+    return YarnRope(theta=theta, factor=float(factor), original=trained, attention_factor=temperature, **parts), longest
 
 
 def _temperature(found: dict[str, Any], factor: float) -> float | None:

@@ -17,9 +17,9 @@ from torch.nn.functional import linear, rms_norm, silu
 from torch.utils.checkpoint import checkpoint
 
 from babyllama.model.attention import Attend, KVCache, attend_sdpa, segment_mask
+from babyllama.model.clex import Clex
 from babyllama.model.config import ModelConfig
 from babyllama.model.fused import rotate_joined, swiglu_down
-from babyllama.model.clex import Clex
 from babyllama.model.rope import DynamicNtk, Rope, exact, rotate
 
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from babyllama.data.batches import Batch
 from babyllama.errors import InputError
-from babyllama.model.attention import Attend, FullAttention
+from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.rope import exact
 from babyllama.model.transformer import Transformer
 from babyllama.run import Run
@@ -36,7 +36,7 @@ class Setting:
 
     def __init__(self, model: Transformer, objective: Objective, optimizer: Optimizer, world: World,
                  device: torch.device, dtype: torch.dtype, clip: float, accumulate: int,
-                 compiled: bool, attend: Attend = FullAttention()) -> None:  # fmt: skip
+                 compiled: bool, attend: Attend = attend_sdpa) -> None:  # fmt: skip
         self.model, self.objective, self.optimizer, self.world = model, objective, optimizer, world
         self.device, self.dtype, self.clip = device, dtype, clip
         self.attend = attend  # while it trains; validation and samples attend in full

@@ -1,4 +1,4 @@
-"""Law 1 for S²-Attn: no group, shifted or not, lets a token see a later one; fault 9: it does shift, and does not leak."""
+"""Law 1 for S²-Attn: no group, shifted or not, lets a token see a later one; fault 9: it shifts, without a leak."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import sharp_model, tiny_config
 from transformers import LlamaForCausalLM
 
 from babyllama.errors import InputError
@@ -20,6 +19,7 @@ from babyllama.model.checkpoint import save_model
 from babyllama.model.config import extended
 from babyllama.model.laws import ByPartsRope, ClexRope, DynamicNtkRope, LinearRope, NtkRope, PlainRope, YarnRope
 from babyllama.model.transformer import Transformer, make_rope
+from conftest import sharp_model, tiny_config
 
 STATIC = [PlainRope(), LinearRope(factor=4.0), NtkRope(factor=4.0), ByPartsRope(factor=4.0), YarnRope(factor=4.0)]
 DYNAMIC = [DynamicNtkRope(factor=4.0), ClexRope(max_t=4)]

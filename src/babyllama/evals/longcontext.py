@@ -7,6 +7,7 @@ to the caller. Not here: which laws are compared, files, figures (commands/longc
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +75,7 @@ def losses(model: Transformer, tokens: Tensor, length: int, scored: int, rows: i
 def curve(nats: Tensor, points: int = 32) -> list[tuple[int, float]]:
     """Losses (N, T) → (last position of a stretch, mean loss in it), `points` stretches."""
     edges = np.unique(np.linspace(0, nats.shape[1], points + 1).astype(int))
-    return [(int(stop), float(nats[:, start:stop].mean())) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return [(int(stop), float(nats[:, start:stop].mean())) for start, stop in pairwise(edges.tolist())]
 
 
 class Found(NamedTuple):

@@ -38,7 +38,8 @@ class Clex(Rope):
     def at(self, lengths: Tensor) -> Tensor:
         """Lengths (B,) → θ(t) (B, D/2)."""
         t = (-(-lengths // self.config.trained)).clamp(1, self.config.max_t)
-        return self.table()[t - 1]
+        table: Tensor = self.table()  # type: ignore[assignment]
+        return table[t - 1]
 
     @torch.compiler.disable  # a compiler would write out every step of the solver
     def table(self) -> Tensor:

@@ -250,9 +250,10 @@ def from_hugging_face_rope(found: dict[str, Any], longest: int, where: str) -> t
         return LinearRope(theta=theta, factor=float(factor), original=max(1, round(longest / factor))), longest
     if kind == "dynamic":
         return DynamicNtkRope(theta=theta, factor=float(factor), original=longest), int(longest * factor)
-    parts = {"alpha": float(found.get("beta_slow") or 1), "beta": float(found.get("beta_fast") or 32)}
-    temperature = _temperature(found, factor)
-    return YarnRope(theta=theta, factor=float(factor), original=trained, attention_factor=temperature, **parts), longest
+    alpha, beta = float(found.get("beta_slow") or 1), float(found.get("beta_fast") or 32)
+    law = YarnRope(theta=theta, factor=float(factor), original=trained, alpha=alpha, beta=beta,
+                   attention_factor=_temperature(found, factor))  # fmt: skip
+    return law, longest
 
 
 def _temperature(found: dict[str, Any], factor: float) -> float | None:

@@ -21,7 +21,7 @@ from babyllama.data.batches import Batch
 from babyllama.errors import InputError
 from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.rope import exact
-from babyllama.model.transformer import Transformer
+from babyllama.model.transformer import Attention, Transformer
 from babyllama.run import Run
 from babyllama.train.guard import Watchman
 from babyllama.train.objectives import Objective
@@ -113,16 +113,17 @@ class Worker:
     def _computing(self) -> Iterator[None]:
         """Inside, the model computes through the compiled forward and the recipe's attention; validation and samples,
         outside, stay eager and full."""
-        attending = [(layer.self_attn, layer.self_attn.attend) for layer in self.model.layers]
-        for attention, _ in attending:
+        attentions = [module for module in self.model.modules() if isinstance(module, Attention)]
+        before = [attention.attend for attention in attentions]
+        for attention in attentions:
             attention.attend = self.setting.attend
         if self.forward is not None:
             self.model.hidden = self.forward  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for attention, before in attending:
-                attention.attend = before
+            for attention, attend in zip(attentions, before, strict=True):
+                attention.attend = attend
             if self.forward is not None:
                 del self.model.hidden
 

@@ -4,8 +4,8 @@
 
 For each law: the loss of the same targets after 1 … 16 trained contexts of text, without training, then after `--steps`
 at four trained contexts through the train verb. Then text without end through a cache of one context, with four sinks
-and with none; and full attention against S²-Attn at sixteen. Every line is written as it comes, and what is there is not
-run again. `HOOKS` takes further contenders: a name and the recipe keys that differ.
+and with none; and full attention against S²-Attn at sixteen. Every line is written as it comes; what is there is not run
+again. `HOOKS` takes further contenders: a name and the recipe keys that differ.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ LAWS: dict[str, dict[str, Any]] = {
     "yarn": {"kind": "yarn", "factor": FACTOR},
     "clex": {"kind": "clex", "max_t": 4 * FACTOR},
 }
+# The base model's own frequencies, allowed four contexts: by-parts of which every dimension counts as fast.
+UNCHANGED = {"kind": "by_parts", "factor": FACTOR, "ramp": "rotations", "alpha": 1e-9, "beta": 2e-9}
 # Contenders at sixteen contexts, name → recipe keys. LongLoRA's rows (LoRA, + norms, + embeddings) belong here.
 HOOKS: dict[str, dict[str, Any]] = {"16× full": {}, "16× S²-Attn": {"attend": {"kind": "shifted_sparse"}}}
 
@@ -118,12 +120,7 @@ class Study:
                 if (name, "zero_shot") not in self.done:
                     self.note(name, "zero_shot", **self.measure(self.args.base, law_of(law)))
                 if (name, "tuned") not in self.done and self.args.steps:
-                    # "none" has no factor: the same steps at four contexts with the frequencies as they are.
-                    rope = {"kind": "linear", "factor": FACTOR} if name == "none" else law
-                    if name == "none":
-                        self.none()
-                    else:
-                        self.note(name, "tuned", **self.tune(name, rope, FACTOR))
+                    self.note(name, "tuned", **self.tune(name, UNCHANGED if name == "none" else law, FACTOR))
         for sinks in (4, 0) if self.args.stream else ():
             name = f"{sinks} sinks"
             if (name, "streaming") not in self.done:
@@ -136,11 +133,6 @@ class Study:
                     if "attend" in keys:
                         keys = {"attend": {**keys["attend"], "group_size": times * self.trained // 4}}
                     self.note(name, "tuned", **self.tune(name, {"kind": "yarn", "factor": times}, times, **keys))
-
-    def none(self) -> None:
-        """The base model's own frequencies at four contexts: by-parts whose every dimension counts as fast."""
-        rope = {"kind": "by_parts", "factor": FACTOR, "ramp": "rotations", "alpha": 1e-9, "beta": 2e-9}
-        self.note("none", "tuned", **self.tune("none", rope, FACTOR))
 
     def stream(self, name: str, sinks: int) -> None:
         """Read one text token by token, `--stream` contexts long."""

@@ -1,4 +1,4 @@
-"""longcontext: what a model makes of a long context, for its own RoPE law and others, as one page, figure and JSON file."""
+"""longcontext: what a model makes of a long context, by its own RoPE law and others: a page, a figure, a JSON file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 
 class LongContextRecipe(Recipe):
-    """The verb's recipe. All laws are asked for the same targets: the last ones of each row, after more or less text."""
+    """The verb's recipe. All laws and lengths are asked for the same targets: the last ones of each row."""
 
     model: Path = Field(description="a run or a Hugging Face LLaMA folder")
     data: Path | None = Field(default=None, description="a prepared folder with long documents")
@@ -65,7 +65,7 @@ def main(recipe: LongContextRecipe) -> None:
     scored = recipe.scored or max(1, lengths[0] // 2)
     if scored > lengths[0]:
         raise InputError(f"scored: {scored} is above the shortest length, {lengths[0]}")
-    tokens, found = None, {}
+    tokens, hash, found = None, "", {}
     for name, path, law in contenders(recipe, trained, lengths[-1]):
         precision = None if recipe.precision == "auto" else recipe.precision
         loaded = load(path, pick_device(recipe.device), precision, law)

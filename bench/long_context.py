@@ -4,8 +4,8 @@
 
 For each law: the loss of the same targets after 1 … 16 trained contexts of text, without training, then after `--steps`
 at four trained contexts through the train verb. Then text without end through a cache of one context, with four sinks
-and with none; and full attention against S²-Attn at sixteen. Every line is written as it comes; what is there is not run
-again. `HOOKS` takes further contenders: a name and the recipe keys that differ.
+and with none; and full attention against S²-Attn at sixteen. Every line is written as it comes; what is there is
+not run again. `HOOKS` takes further contenders: a name and the recipe keys that differ.
 """
 
 from __future__ import annotations

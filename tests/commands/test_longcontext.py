@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import small_tokenizer
 
 from babyllama.commands import train as verb
 from babyllama.commands.chat import ChatRecipe
@@ -28,6 +27,8 @@ from babyllama.model.attention import ShiftedSparse, attend_sdpa
 from babyllama.model.laws import YarnRope
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import BUNDLED, load_recipe
+
+from .small_run import small_tokenizer
 
 L = 16
 SENTENCES = ["春眠不觉晓，", "处处闻啼鸟。", "夜来风雨声，", "花落知多少。", "白日依山尽，", "黄河入海流。"]
@@ -86,7 +87,7 @@ def test_clex_is_learned_bit_for_bit_after_an_interruption(place, tmp_path, monk
     words = [f"init.rope={LAWS['clex']}", "plan.context=16", "plan.recompute=true", "optimizer.kind=muon"]
     words += ["optimizer.lr=0.002"]
     whole = extend(place, tmp_path / "whole", *words)
-    step = verb.Watch.step
+    step, run, runs = verb.Watch.step, verb._run, []
 
     def stop(self, number, *rest):
         step(self, number, *rest)
@@ -95,8 +96,10 @@ def test_clex_is_learned_bit_for_bit_after_an_interruption(place, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(verb.Watch, "step", stop)
+        patch.setattr(verb, "_run", lambda *args: runs.append(run(*args)) or runs[0])
         with pytest.raises(Interrupted):
             extend(place, tmp_path / "cut", *words, "plan.log_every=1")
+    runs[0].unlock()
     cut = extend(place, tmp_path / "cut", *words, "plan.log_every=1")
     first, second = (load_file(run / "model" / "model.safetensors") for run in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -175,7 +178,7 @@ def test_the_verb(place, capsys):
     assert found["base"] == found["none"]
     assert found["dynamic_ntk"]["16"] == found["clex"]["16"] == found["none"]["16"]  # plain up to the trained length
     assert found["linear"]["16"] != found["none"]["16"]
-    text = [f"model={place / 'base'}", f"text={place / 'text.txt'}", "lengths=[100]", "device=cpu", "laws=[yarn]"]
+    text = [f"model={place / 'base'}", f"text={place / 'text.txt'}", "lengths=[160]", "device=cpu", "laws=[yarn]"]
     longcontext(load_recipe(LongContextRecipe, None, [*text, "documents=2", "trials=1", "depths=2"]))
     keys = json.loads((folder / "result.json").read_text("utf-8"))["contenders"]["yarn"]["passkey"]
     assert [entry["depth"] for entry in keys] == [0, 1] and all(entry["nats"] > 0 for entry in keys)
@@ -204,9 +207,13 @@ def test_a_passkey_is_found_by_a_model_that_knows(place, monkeypatch):
     loaded = load(place / "base", torch.device("cpu"))
     haystack = torch.randint(5, 200, (2, 400), generator=torch.Generator().manual_seed(0))
     told = {"cheat": True}
-    monkeypatch.setattr(loaded.model, "hidden", lambda tokens: torch.nn.functional.one_hot(
-        torch.cat((tokens[:, 1:], tokens[:, :1]), 1) if told["cheat"] else tokens, loaded.model.config.vocab_size).float())  # fmt: skip
-    monkeypatch.setattr(loaded.model, "lm_head", lambda hidden: 50 * hidden)
+
+    def hidden(tokens: torch.Tensor) -> torch.Tensor:
+        shown = torch.cat((tokens[:, 1:], tokens[:, :1]), 1) if told["cheat"] else tokens
+        return torch.nn.functional.one_hot(shown, loaded.model.config.vocab_size).float()
+
+    monkeypatch.setattr(loaded.model, "hidden", hidden)
+    monkeypatch.setattr(loaded.model.lm_head, "forward", lambda hidden: 50 * hidden)
     assert all(f.right and f.nats < 1e-3 for f in passkey(loaded.model, loaded.tokenizer, haystack, 300, 3))
     told["cheat"] = False
     assert not any(f.right for f in passkey(loaded.model, loaded.tokenizer, haystack, 300, 3))

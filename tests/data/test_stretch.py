@@ -43,5 +43,5 @@ def test_it_is_addressed_by_row():
 
 
 def test_a_row_that_does_not_fit():
-    with pytest.raises(InputError, match="plan.context: 81 is above 5 × 16"):
+    with pytest.raises(InputError, match=r"plan.context: 81 is above 5 × 16"):
         make(81)

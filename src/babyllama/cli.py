@@ -165,6 +165,17 @@ def evaluate(words: Words = None, keys: Keys = False) -> None:
 
 
 @app.command()
+def longcontext(words: Words = None, keys: Keys = False) -> None:
+    """Perplexity by context length, loss by position and a passkey test, for several RoPE laws at once.
+
+    \b
+      babyllama longcontext runs/base data=runs/corpus 'laws=[linear, ntk, dynamic_ntk, yarn]' 'lengths=[512, 2048]'
+      babyllama longcontext runs/base text=novel.txt 'against=[runs/base-yarn]'
+    """
+    _run("longcontext", "LongContextRecipe", words, keys, positional="model")
+
+
+@app.command()
 def report(words: Words = None, keys: Keys = False) -> None:
     """One HTML page about a pipeline of runs: curves, samples, sizes, times; opens offline.
 

@@ -14,6 +14,7 @@ import torch
 
 from babyllama.errors import InputError
 from babyllama.model.checkpoint import load_model
+from babyllama.model.laws import RopeConfig
 from babyllama.model.transformer import Transformer
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -61,15 +62,19 @@ def model_folder(path: Path) -> Path:
     raise InputError(f"{path}: {what}; train one first: babyllama train --help")
 
 
-def load(path: Path, device: torch.device | None = None, precision: Precision | None = None) -> Loaded:
+def load(path: Path, device: torch.device | None = None, precision: Precision | None = None,
+         rope: RopeConfig | None = None) -> Loaded:  # fmt: skip
     """The model of a run or of a Hugging Face LLaMA folder, ready to run.
+
+    Args:
+        rope: another law than the model's own, to reach a longer context.
 
     Raises:
         InputError: what `checkpoint.load_model` and `Tokenizer.load` refuse, or a vocabulary larger than the model's.
     """
     folder = model_folder(path)
     device = device or default_device()
-    model = load_model(folder)
+    model = load_model(folder, rope)
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(model, tokenizer, folder)
     model.to(device, DTYPES[precision or default_precision(device)]).eval().requires_grad_(False)

@@ -135,3 +135,32 @@ def test_reading_a_curve() -> None:
     same = {"device": "a", "tokenizer": "t", "train_tokens": 1, "held_out_bytes": 2, "context": 3}
     points = [{**same, "name": "x", "run": "1"}, {**same, "name": "x", "run": "2"}, {**same, "name": "y", "run": "1"}]
     assert comparable([{**points[0], "device": "b"}, *points]) == points[1:]
+
+
+def test_long_context(tmp_path: Path) -> None:
+    from babyllama.commands.train import TrainRecipe
+    from babyllama.commands.train import main as train
+
+    tokenizer, text = tmp_path / "tok", tmp_path / "text.jsonl"
+    tokenizer.mkdir()
+    train_bpe(iter(TEXTS), 330).save(tokenizer)
+    text.write_text("".join(json.dumps({"text": t * 9}) + "\n" for t in TEXTS), "utf-8")
+    given = [f"out={tmp_path / 'data'}", f"tokenizer={tokenizer}", f"corpora=[{{path: {text}}}]", "validation=0.1"]
+    prepare(load_recipe(PrepareRecipe, None, [*given, "workers=1"]))
+    train(load_recipe(TrainRecipe, None, [
+        f"out={tmp_path / 'base'}", f"data.path={tmp_path / 'data'}", "init.model.preset=tiny", "plan.steps=2",
+        "init.model.max_position_embeddings=16", "init.model.num_hidden_layers=1", "plan.micro_batch_size=4",
+        "init.model.hidden_size=48", "device=cpu"]))  # fmt: skip
+    words = [str(tmp_path / "base"), str(tmp_path / "data"), "--results", str(tmp_path), "--out", str(tmp_path / "t"),
+             "--times", "1", "4", "8", "--stream", "3", "--hooks"]  # fmt: skip
+    shown = script("long_context.py", *words, "--plot", str(tmp_path / "figure.png"))
+    found = results(tmp_path / "long_context.jsonl")
+    laws = ["none", "linear", "ntk", "dynamic_ntk", "by_parts", "yarn", "clex"]
+    assert [(f["name"], f["phase"]) for f in found] == [
+        *((law, phase) for law in laws for phase in ("zero_shot", "tuned")),
+        ("4 sinks", "streaming"), ("0 sinks", "streaming"), ("16× full", "tuned"), ("16× S²-Attn", "tuned"),
+    ], shown  # fmt: skip
+    assert all(set(f["loss"]) == {"16", "64", "128"} for f in found if f["phase"] != "streaming")
+    assert (tmp_path / "figure.png").stat().st_size > 1000 and "perplexity, tuned" in shown
+    script("long_context.py", *words)
+    assert len(results(tmp_path / "long_context.jsonl")) == len(found)  # nothing is run twice

@@ -126,9 +126,19 @@ def test_broken_index(folder, text):
     ("changes", "said"),
     [
         ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling = 'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling = 'linear'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_scaling = 'llama3'"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
+            "rope_scaling = {'rope_theta': 10000.0, 'rope_type': 'l",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_scaling.factor = 0.5 must be a number from 1"),
+        ({"rope_scaling": {"type": "dynamic"}}, "rope_scaling.factor = None must be a number from 1"),
+        ({"rope_scaling": "yarn"}, "rope_scaling = 'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "'rope_type': 'llama3'} is not supported"),
+        ({"babyllama": {"rope": 3}}, "babyllama.rope is damaged"),
+        (
+            {"babyllama": {"rope": {"kind": "linear", "factor": 2.0, "original": 8}, "max_position_embeddings": 16}},
+            "rope_scaling and babyllama.rope say different things",
+        ),
         ({"attention_bias": True}, "attention_bias = True"),
         ({"mlp_bias": True}, "mlp_bias = True"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),

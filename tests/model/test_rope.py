@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from babyllama.model.config import RopeConfig
+from babyllama.model.laws import PlainRope
 from babyllama.model.rope import Rope, rotate
 
 D = 12
@@ -24,14 +24,14 @@ def reference(x, positions, theta):
 def test_rotation_equals_complex_multiplication(theta):
     x = torch.randn(2, 3, 5, D, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([[0, 1, 2, 3, 4], [7, 0, 300, 41, 1023]])
-    rotated = rotate(x, *Rope(RopeConfig(theta=theta), D)(positions))
+    rotated = rotate(x, *Rope(PlainRope(theta=theta), D)(positions))
     torch.testing.assert_close(rotated, reference(x, positions, theta), rtol=0, atol=2e-4)
     assert torch.equal(rotated[0, :, 0], x[0, :, 0])  # position 0 turns nothing
 
 
 def test_scores_depend_on_the_distance_only():
     q, k = torch.randn(2, 1, 1, 1, D, generator=torch.Generator().manual_seed(1))
-    rope = Rope(RopeConfig(), D)
+    rope = Rope(PlainRope(), D)
 
     def score(m, n):
         at = [rotate(x, *rope(torch.tensor([[p]]))) for x, p in ((q, m), (k, n))]
@@ -61,4 +61,4 @@ def test_frequencies_are_no_part_of_the_weights(model):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_rotate_keeps_the_dtype(dtype):
     x = torch.randn(1, 2, 3, D).to(dtype)
-    assert rotate(x, *Rope(RopeConfig(), D)(torch.arange(3)[None])).dtype == dtype
+    assert rotate(x, *Rope(PlainRope(), D)(torch.arange(3)[None])).dtype == dtype

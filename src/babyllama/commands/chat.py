@@ -13,6 +13,7 @@ from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling, SamplingRecipe
 from babyllama.load import load, pick_device
+from babyllama.model.laws import RopeConfig
 from babyllama.serve.terminal import Conversation, talk
 
 
@@ -23,14 +24,17 @@ class ChatRecipe(SamplingRecipe):
     system: str = Field(default="", description="the system message")
     max_tokens: int = Field(default=512, ge=1, description="the longest answer")
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
+    rope: RopeConfig | None = Field(default=None, description="another law, for a longer context")
+    sinks: int = Field(default=0, ge=0, description="first tokens kept for an endless text, such as 4; 0 is off")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
 def main(recipe: ChatRecipe) -> None:
     """Load the model and talk until the input ends."""
-    loaded = load(recipe.model, pick_device(recipe.device), None if recipe.precision == "auto" else recipe.precision)
-    engine = Engine(loaded.model, loaded.tokenizer.vocab_size)
+    precision = None if recipe.precision == "auto" else recipe.precision
+    loaded = load(recipe.model, pick_device(recipe.device), precision, recipe.rope)
+    engine = Engine(loaded.model, loaded.tokenizer.vocab_size, recipe.sinks)
     chat = Conversation(engine, loaded.tokenizer, recipe.sampling, recipe.max_tokens, recipe.system)
     talk(chat, remarks(recipe.model))
 

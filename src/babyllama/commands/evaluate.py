@@ -22,6 +22,7 @@ from babyllama.evals.answers import Answer, AnswerSums, Question, ask, corpus_qu
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
 from babyllama.load import Loaded, load, pick_device
+from babyllama.model.laws import RopeConfig
 from babyllama.recipe import Recipe
 
 
@@ -39,6 +40,7 @@ class EvaluateRecipe(Recipe):
     context: int | None = Field(default=None, ge=2, description="tokens of a row; the model's when absent")
     rows: int = Field(default=16, ge=1, description="rows of a batch")
     name: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$", description="of the file in evals/")
+    rope: RopeConfig | None = Field(default=None, description="another law, for a longer context")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
@@ -58,7 +60,8 @@ class EvaluateRecipe(Recipe):
 def main(recipe: EvaluateRecipe) -> None:
     """Measure, ask, show, and write one JSON file."""
     console = Console(highlight=False)
-    loaded = load(recipe.model, pick_device(recipe.device), None if recipe.precision == "auto" else recipe.precision)
+    precision = None if recipe.precision == "auto" else recipe.precision
+    loaded = load(recipe.model, pick_device(recipe.device), precision, recipe.rope)
     prepared = None
     if recipe.data is not None:
         prepared = Prepared.open(recipe.data)

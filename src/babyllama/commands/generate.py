@@ -11,6 +11,7 @@ from rich.console import Console
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling, SamplingRecipe
 from babyllama.load import load, pick_device
+from babyllama.model.laws import RopeConfig
 from babyllama.serve.terminal import Conversation, stream_text
 
 
@@ -24,14 +25,17 @@ class GenerateRecipe(SamplingRecipe):
     samples: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=256, ge=1)
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1)
+    rope: RopeConfig | None = Field(default=None, description="another law, for a longer context")
+    sinks: int = Field(default=0, ge=0, description="first tokens kept for an endless text, such as 4; 0 is off")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
 def main(recipe: GenerateRecipe) -> None:
     """Print every sample as it is made."""
-    loaded = load(recipe.model, pick_device(recipe.device), None if recipe.precision == "auto" else recipe.precision)
-    engine, tokenizer = Engine(loaded.model, loaded.tokenizer.vocab_size), loaded.tokenizer
+    precision = None if recipe.precision == "auto" else recipe.precision
+    loaded = load(recipe.model, pick_device(recipe.device), precision, recipe.rope)
+    engine, tokenizer = Engine(loaded.model, loaded.tokenizer.vocab_size, recipe.sinks), loaded.tokenizer
     console = Console(highlight=False, markup=False)
     for seed in range(recipe.sampling.seed, recipe.sampling.seed + recipe.samples):
         if recipe.samples > 1:

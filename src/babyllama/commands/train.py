@@ -16,13 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from babyllama.data.batches import DataRecipe, Stream
 from babyllama.data.resident import Resident
 from babyllama.data.shards import Prepared
+from babyllama.data.stretch import Rows, Stretched
 from babyllama.errors import InputError, Interrupted
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine as Generator
 from babyllama.infer.sampling import Sampling
 from babyllama.load import DTYPES, Precision, check_vocabulary, default_precision, model_folder, pick_device
+from babyllama.model.attention import FullAttention, ShiftedSparse
 from babyllama.model.checkpoint import load_model, save_model
-from babyllama.model.config import ModelChoice
+from babyllama.model.config import ModelChoice, ModelConfig
+from babyllama.model.laws import RopeConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.recipe import Recipe
 from babyllama.run import Run
@@ -51,6 +54,7 @@ class FromModel(Recipe):
 
     kind: Literal["from"] = "from"
     path: Path
+    rope: RopeConfig | None = Field(default=None, description="another law, to train for a longer context")
 
 
 class Samples(Recipe):
@@ -69,6 +73,9 @@ class TrainRecipe(Recipe):
     data: DataRecipe
     init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
     objective: NextToken = NextToken()
+    attend: Annotated[FullAttention | ShiftedSparse, Field(discriminator="kind")] = Field(
+        default=FullAttention(), description="while it trains; validation, samples and chats attend in full"
+    )
     engine: Engine = Single()
     optimizer: Optimizer = Muon()
     schedule: Schedule = Wsd()
@@ -130,10 +137,11 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         tokenizer.save(folder)
 
     resident = Resident.of(stream, context, device) if device.type == "cuda" else None
+    rows = _stretched(recipe, model.config, resident or stream, context)
     trainer = Trainer(
-        _run(recipe, world), model, resident or stream, recipe.objective, recipe.optimizer, recipe.schedule,
+        _run(recipe, world), model, rows, recipe.objective, recipe.optimizer, recipe.schedule,
         recipe.plan, steps, context, device, DTYPES[precision], watch, _validator(recipe, prepared, context),
-        _sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world,
+        _sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world, recipe.attend,
     )  # fmt: skip
     return Assembled(trainer, watch, prepared, stream, export, precision)
 
@@ -207,13 +215,27 @@ class Watch:
 def _start(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokenizer]:
     if isinstance(recipe.init, FromModel):
         folder = model_folder(recipe.init.path)
-        model, tokenizer = load_model(folder).float(), Tokenizer.load(folder)
+        model, tokenizer = load_model(folder, recipe.init.rope).float(), Tokenizer.load(folder)
         check_vocabulary(model, tokenizer, folder)
     else:
         tokenizer = Tokenizer.load(recipe.init.tokenizer or recipe.data.path)
         model = Transformer(recipe.init.model.build(tokenizer.vocab_size))
         initialise(model, recipe.seed)
     return model, tokenizer.with_template(prepared.manifest["chat_template"])
+
+
+def _stretched(recipe: TrainRecipe, config: ModelConfig, rows: Rows, context: int) -> Rows:
+    """The rows at the positions that the recipe, or a law that learns, asks for."""
+    if config.rope.parameters(config.head_dim) and recipe.engine.kind == "deepspeed":
+        raise InputError(f"rope.kind: {config.rope.kind} learns in float32, which deepspeed does not mix with halves; "
+                         "use engine.kind=ddp or fsdp")  # fmt: skip
+    most = recipe.data.stretch or config.rope.stretch or 1
+    if most == 1:
+        return rows
+    if most * config.trained_context > config.max_position_embeddings:
+        raise InputError(f"data.stretch: {most} × {config.trained_context} trained tokens are above the model's "
+                         f"{config.max_position_embeddings} positions; give init.rope a factor of {most}")  # fmt: skip
+    return Stretched(rows, config.trained_context, most, context, recipe.seed)
 
 
 def _validator(recipe: TrainRecipe, prepared: Prepared, context: int) -> Callable[[Transformer], dict[str, LossSums]]:

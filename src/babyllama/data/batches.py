@@ -72,6 +72,8 @@ class DataRecipe(Recipe):
     weights: dict[str, float] | None = None
     packing: Literal["stream", "documents"] = "stream"
     separate_documents: bool = Field(False, description="for stream; documents are always separate")
+    stretch: int | None = Field(default=None, ge=1, description="spread each row's positions at random over up to so "
+                                "many trained contexts; CLEX's max_t when absent, 1 is off")  # fmt: skip
 
 
 class Row(NamedTuple):

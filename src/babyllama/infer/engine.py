@@ -7,6 +7,7 @@ Not here: how a token is chosen (sampling.py), the cache (model/attention.py), t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from babyllama.errors import InputError
 from babyllama.infer.sampling import NOT_FINITE, Sampling, uniforms
-from babyllama.model.attention import KVCache
+from babyllama.model.attention import KVCache, SinkCache
 from babyllama.model.transformer import Transformer
 
 
@@ -33,11 +34,19 @@ class Engine:
 
     Args:
         vocab_size: the tokenizer's; the model's rows beyond it are padding and are never drawn.
+        sinks: above 0, text may go on without end: so many first tokens and the newest stay in the cache, the rest is
+            forgotten. Prompts are then answered one after the other.
+
+    Raises:
+        InputError: more sinks than a context has room for.
     """
 
-    def __init__(self, model: Transformer, vocab_size: int) -> None:
-        self.model, self.vocab_size = model, vocab_size
-        self.context = model.config.max_position_embeddings
+    def __init__(self, model: Transformer, vocab_size: int, sinks: int = 0) -> None:
+        self.model, self.vocab_size, self.sinks = model, vocab_size, sinks
+        self.window = model.config.max_position_embeddings
+        if 2 * sinks > self.window:
+            raise InputError(f"sinks: {sinks} must be at most half of the model's context of {self.window}")
+        self.context = sys.maxsize if sinks else self.window
         self._past: _Past | None = None  # of the last `stream`
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, max_tokens: int | None = None,
@@ -57,6 +66,8 @@ class Engine:
             return []
         room = [self._room(prompt, max_tokens) for prompt in prompts]
         seeds = seeds or range(sampling.seed, sampling.seed + len(prompts))
+        if self.sinks:
+            return [list(self.stream(p, sampling, max_tokens, stop, s)) for p, s in zip(prompts, seeds, strict=True)]
         draws = torch.stack([uniforms(seed, max(room)) for seed in seeds]).to(self._device)  # (B, max(room))
         return self._generate(prompts, sampling, room, frozenset(stop), draws)
 
@@ -80,8 +91,12 @@ class Engine:
         past, self._past = self._past or _Past(self._cache(1, 1)), None  # ours alone until the end
         try:
             shared = _shared_prefix(past.tokens, prompt[:-1])
-            del past.tokens[shared:]
-            self._grow(past, min(len(prompt) + room, self.context))
+            if isinstance(past.cache, SinkCache):
+                shared = past.cache.rewind(len(past.tokens), shared)
+                del past.tokens[shared:]
+            else:
+                del past.tokens[shared:]
+                self._grow(past, min(len(prompt) + room, self.context))
             seen, new = self._seen([prompt], sampling, stop), prompt[shared:]
             for step in range(room):
                 logits = self._extend(past, new)
@@ -95,12 +110,24 @@ class Engine:
     @torch.inference_mode()
     def _extend(self, past: _Past, tokens: list[int]) -> Tensor:
         """Feed `tokens` after what is in `past`; logits (1, V) of the last one."""
+        if isinstance(past.cache, SinkCache):
+            return self._extend_endless(past, past.cache, tokens)
         start, end = len(past.tokens), len(past.tokens) + len(tokens)
         past.cache.reserve(end)
         positions = torch.arange(start, end, device=self._device)[None]
         hidden = self.model.hidden(torch.tensor([tokens], device=self._device), positions, cache=past.cache)
         past.tokens += tokens  # last: an interruption before it leaves `past` as it was
         return self._logits(hidden[:, -1])
+
+    def _extend_endless(self, past: _Past, cache: SinkCache, tokens: list[int]) -> Tensor:
+        """The same in pieces: what fits at once, then as the cache allows."""
+        while True:
+            count = max(cache.max_tokens - cache.used, cache.piece)
+            piece, tokens = tokens[:count], tokens[count:]
+            hidden = self.model.hidden(torch.tensor([piece], device=self._device), cache=cache)
+            past.tokens += piece
+            if not tokens:
+                return self._logits(hidden[:, -1])
 
     def _grow(self, past: _Past, end: int) -> None:
         """Make room for `end` tokens, at least doubling; forget the slots that `past.tokens` does not cover."""
@@ -147,9 +174,9 @@ class Engine:
         """Logits (B, V) after the last token of every prompt. Prompts are padded on the right with token 0."""
         longest = max(map(len, prompts))
         tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=self._device)
-        hidden = self.model.hidden(tokens, cache=cache)  # (B, T, C)
-        last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self._device)
-        return self._logits(hidden[torch.arange(len(prompts), device=self._device), last])
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
+        hidden = self.model.hidden(tokens, cache=cache, lengths=lengths)  # (B, T, C)
+        return self._logits(hidden[torch.arange(len(prompts), device=self._device), lengths - 1])
 
     # ── both ───────────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -157,12 +184,17 @@ class Engine:
         return self.model.embed_tokens.weight.device
 
     def _cache(self, batch: int, max_tokens: int) -> KVCache:
-        return KVCache(self.model.config, batch, max_tokens, self._device, self.model.embed_tokens.weight.dtype)
+        dtype, rotated = self.model.embed_tokens.weight.dtype, self.model.rope.static
+        if self.sinks:
+            return SinkCache(self.model.config, batch, self.window, self._device, dtype, self.sinks)
+        return KVCache(self.model.config, batch, max_tokens, self._device, dtype, rotated)
 
     def _room(self, prompt: Sequence[int], max_tokens: int | None) -> int:
         """How many tokens the answer may have."""
         if not prompt:
             raise InputError("the prompt is empty: the model needs at least one token to go on from")
+        if self.sinks and max_tokens is None:
+            raise InputError("max_tokens must be given with sinks: the text has no other end")
         left = self.context - len(prompt)
         if left < 1:
             raise InputError(f"the prompt has {len(prompt)} tokens and the model's context is {self.context}: "

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from babyllama.model.config import ModelConfig
+from babyllama.recipe import Recipe
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -35,6 +38,58 @@ def attend_eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
     scores = torch.einsum("bkgtd,bksd->bkgts", q, k) / math.sqrt(D)
     weights = scores.float().masked_fill(~mask[:, :, None], -math.inf).softmax(-1).to(v.dtype)
     return torch.einsum("bkgts,bksd->bkgtd", weights, v).reshape(B, H, T, D)
+
+
+class ShiftedSparse(Recipe):
+    """S²-Attn (LongLoRA, arXiv 2309.12307): attention inside groups; half of the heads see groups shifted by G/2.
+
+    For training only. The paper rolls the tokens, so that its last and first half groups meet in one; here each stands
+    alone, since the roll lets the first tokens see the last. Needs no mask, whatever the number of tokens.
+    """
+
+    kind: Literal["shifted_sparse"] = "shifted_sparse"
+    group_size: int = Field(ge=2, multiple_of=2, description="tokens; the paper takes a quarter of the context")
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        H, K = q.shape[1], k.shape[1]
+        if K % 2:  # no half of its own for either half of the heads
+            k, v = (x.repeat_interleave(H // K, dim=1) for x in (k, v))
+        halves = zip(q.tensor_split(2, 1), k.tensor_split(2, 1), v.tensor_split(2, 1), strict=True)
+        straight, shifted = halves
+        return torch.cat((self._in_groups(*straight, mask, 0),
+                          self._in_groups(*shifted, mask, self.group_size // 2)), dim=1)  # fmt: skip
+
+    def _in_groups(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, first: int) -> Tensor:
+        """A group of `first` tokens, then whole ones, then what is left."""
+        T, G = q.shape[2], self.group_size
+        first = min(first, T)
+        last = first + (T - first) // G * G
+        spans = ((0, first, first), (first, last, G), (last, T, T - last))
+        parts = [_apart(q, k, v, mask, start, stop, size) for start, stop, size in spans if stop > start]
+        return torch.cat(parts, dim=2)
+
+
+def _apart(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, start: int, stop: int, size: int) -> Tensor:
+    """Tokens start … stop − 1 in groups of `size`, each for itself: groups become rows, (B·N, H, size, D)."""
+    B, count = q.shape[0], (stop - start) // size
+
+    def rows(x: Tensor) -> Tensor:
+        return x[:, :, start:stop].unflatten(2, (count, size)).transpose(1, 2).flatten(0, 1)
+
+    if mask is not None:
+        blocks = mask[:, :, start:stop, start:stop].unflatten(3, (count, size)).unflatten(2, (count, size))
+        mask = blocks.diagonal(dim1=2, dim2=4).movedim(-1, 1).expand(B, -1, -1, -1, -1).flatten(0, 1)
+    out = attend_sdpa(rows(q), rows(k), rows(v), mask)  # (B·N, H, size, D)
+    return out.unflatten(0, (B, count)).transpose(1, 2).flatten(2, 3)
+
+
+class FullAttention(Recipe):
+    """Every token sees all before it."""
+
+    kind: Literal["full"] = "full"
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return attend_sdpa(q, k, v, mask)
 
 
 def segment_mask(segments: Tensor) -> Tensor:
@@ -69,6 +124,12 @@ class KVCache:
             raise ValueError(f"the cache holds {self.max_tokens} tokens, {end} are asked for")
         self.used = max(self.used, end)
 
+    def append(self, count: int) -> int:
+        """Make room for `count` tokens after those in use; the slot of the first of them."""
+        start = self.used
+        self.reserve(start + count)
+        return start
+
     def mask(self, positions: Tensor) -> Tensor:
         """positions (B, T) → (B, 1, T, used): a query sees the slots at or before its own position."""
         slots = torch.arange(self.used, device=positions.device)
@@ -84,3 +145,50 @@ class KVCache:
         self.keys[layer][rows, :, positions] = k.transpose(1, 2)
         self.values[layer][rows, :, positions] = v.transpose(1, 2)
         return self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]
+
+
+class SinkCache(KVCache):
+    """Constant memory for text without end: the first tokens and the newest ones (StreamingLLM, arXiv 2309.17453).
+
+    Keys are kept before RoPE, and a token's position is its place in the cache, so no position is beyond the trained
+    ones. Rows go in step. While everything fits it is a `KVCache`.
+
+    Args:
+        max_tokens: places, the sinks among them.
+        sinks: first tokens that stay for good; attention rests on them, and without them the loss explodes.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, max_tokens: int, device: torch.device | str,
+                 dtype: torch.dtype, sinks: int = 4) -> None:  # fmt: skip
+        super().__init__(config, batch, max_tokens, device, dtype, rotated=False)
+        self.sinks, self.dropped = sinks, 0  # dropped: tokens that are gone
+
+    @property
+    def piece(self) -> int:
+        """Tokens to feed at a time beyond the first `max_tokens`: each still sees three quarters of the window."""
+        return max(1, (self.max_tokens - self.sinks) // 4)
+
+    def rewind(self, kept: int, wanted: int) -> int:
+        """Keep `wanted` of the `kept` tokens that were read; how many are kept: 0 where the others are gone."""
+        if self.dropped and wanted - self.dropped <= self.sinks:
+            wanted = self.dropped = 0
+        self.used = min(wanted, kept) - self.dropped
+        return wanted
+
+    def append(self, count: int) -> int:
+        """Drop the oldest tokens after the sinks until `count` more fit; the slot of the first of them.
+
+        Raises:
+            ValueError: more tokens at once than there are places beside the sinks and one earlier token.
+        """
+        gone = self.used + count - self.max_tokens
+        if gone > 0:
+            if gone > self.used - self.sinks:
+                raise ValueError(f"the cache has {self.max_tokens - self.sinks} places beside its sinks, "
+                                 f"{count} tokens are fed at once")  # fmt: skip
+            for kept in (self.keys, self.values):
+                window = kept[:, :, :, self.sinks + gone : self.used].clone()
+                kept[:, :, :, self.sinks : self.used - gone] = window
+            self.used -= gone
+            self.dropped += gone
+        return super().append(count)

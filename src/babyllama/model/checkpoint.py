@@ -16,8 +16,10 @@ from torch import Tensor
 
 from babyllama.atomic import write_atomic
 from babyllama.errors import InputError
-from babyllama.model.config import ModelConfig, from_hugging_face, to_hugging_face
-from babyllama.model.transformer import Transformer
+from babyllama.model.config import ModelConfig, extended, from_hugging_face, to_hugging_face
+from babyllama.model.laws import RopeConfig
+from babyllama.model.rope import exact
+from babyllama.model.transformer import Transformer, make_rope
 
 
 def hugging_face_name(name: str) -> str:
@@ -49,15 +51,20 @@ def read_config(folder: Path) -> ModelConfig:
         raise InputError(f"{path}: the key {error} is missing") from None
 
 
-def load_model(folder: Path) -> Transformer:
+def load_model(folder: Path, rope: RopeConfig | None = None) -> Transformer:
     """A Transformer with the weights of `folder`, on the CPU, in the files' dtype.
+
+    Args:
+        rope: another law than the folder's, to reach a longer context; one that learns starts anew.
 
     Raises:
         InputError: a missing, unexpected or misshapen tensor (all are named), a truncated file, pickled weights only.
     """
-    config = read_config(folder)
+    stored = read_config(folder)
+    config = stored if rope is None else extended(stored, rope)
     with torch.device("meta"):
         model = Transformer(config)
+    model.rope = make_rope(config)  # its numbers come from the config, or stay as they start
     expected = {hugging_face_name(n): (n, p) for n, p in model.named_parameters()}
     found: dict[str, Tensor] = {}
     for file in _weight_files(folder):
@@ -69,15 +76,18 @@ def load_model(folder: Path) -> Transformer:
             raise InputError(f"{file}: not a whole safetensors file ({error}); restore it from a backup") from None
     if config.tie_word_embeddings:
         found.pop("lm_head.weight", None)
+    if config.rope != stored.rope:
+        found = {name: tensor for name, tensor in found.items() if not exact(name)}
+        expected = {name: about for name, about in expected.items() if not exact(name)}
     _check(folder, {k: tuple(p.shape) for k, (_, p) in expected.items()}, {k: tuple(t.shape) for k, t in found.items()})
     dtype = found["model.embed_tokens.weight"].dtype
-    state = {expected[name][0]: tensor.to(dtype) for name, tensor in found.items()}
+    state = {expected[name][0]: tensor if exact(name) else tensor.to(dtype) for name, tensor in found.items()}
+    state = {**model.rope.state_dict(prefix="rope."), **state}
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     model.load_state_dict(state, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
-    model.rope = type(model.rope)(config.rope, config.head_dim)
     return model
 
 

@@ -1,27 +1,25 @@
-"""ModelConfig and RopeConfig: the shape of a LLaMA-2, in Hugging Face's field names.
+"""ModelConfig: the shape of a LLaMA-2, in Hugging Face's field names.
 
 Also the presets and the depth dial that choose a shape, and the translation from and to ``config.json``.
-Not here: weights, modules.
+Not here: weights, modules, the RoPE laws themselves (laws.py).
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
 from babyllama.errors import InputError
+from babyllama.model.laws import (
+    DynamicNtkRope,
+    PlainRope,
+    RopeConfig,
+    from_hugging_face_rope,
+    hugging_face_rope,
+    settle,
+)
 from babyllama.recipe import Recipe, validate
-
-
-class RopeConfig(Recipe):
-    """Rotary position embedding (arXiv 2104.09864): which frequencies turn the keys and queries.
-
-    Every law that extends the context is one more `kind`; `rope.FREQUENCIES` holds its formula.
-    """
-
-    kind: Literal["none"] = "none"
-    theta: float = Field(default=10_000.0, gt=1)
 
 
 class ModelConfig(Recipe):
@@ -36,7 +34,14 @@ class ModelConfig(Recipe):
     max_position_embeddings: int = Field(gt=0)
     rms_norm_eps: float = Field(default=1e-5, gt=0)
     tie_word_embeddings: bool = True
-    rope: RopeConfig = RopeConfig()
+    rope: RopeConfig = PlainRope(theta=10_000.0)  # last: it is settled by the fields above
+
+    @field_validator("rope")
+    @classmethod
+    def _settled(cls, rope: RopeConfig, info: ValidationInfo) -> RopeConfig:
+        longest = info.data.get("max_position_embeddings", 1)
+        reach = 1 if isinstance(rope, PlainRope) else rope.reach
+        return settle(rope, 10_000.0, longest / reach)
 
     @property
     def head_dim(self) -> int:
@@ -49,9 +54,16 @@ class ModelConfig(Recipe):
             raise ValueError(f"hidden_size {width} must be a multiple of num_attention_heads {heads}")
         if heads % kv_heads:
             raise ValueError(f"num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}")
+        if self.head_dim == 2 and self.rope.kind in ("ntk", "dynamic_ntk", "clex"):
+            raise ValueError(f"rope.kind: {self.rope.kind} needs a head_dim above 2")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} (hidden_size / num_attention_heads) must be even for RoPE")
         return self
+
+    @property
+    def trained_context(self) -> int:
+        """Tokens of the context that a RoPE law starts from."""
+        return self.max_position_embeddings if isinstance(self.rope, PlainRope) else self.rope.trained
 
     @property
     def parameters(self) -> int:
@@ -59,7 +71,8 @@ class ModelConfig(Recipe):
         width, kv = self.hidden_size, self.num_key_value_heads * self.head_dim
         block = 2 * width * width + 2 * width * kv + 3 * width * self.intermediate_size + 2 * width
         heads = 1 if self.tie_word_embeddings else 2
-        return self.num_hidden_layers * block + width + heads * self.vocab_size * width
+        law = self.rope.parameters(self.head_dim)
+        return self.num_hidden_layers * block + width + heads * self.vocab_size * width + law
 
     def flops_per_token(self, context: int) -> float:
         """Training FLOPs a token: 6 for each weight that is multiplied, plus causal attention's 6·L·T·width.
@@ -88,7 +101,7 @@ class ModelChoice(Recipe):
     max_position_embeddings: int | None = None
     rms_norm_eps: float | None = None
     tie_word_embeddings: bool | None = None
-    rope: RopeConfig = RopeConfig()
+    rope: RopeConfig = PlainRope()
 
     def build(self, vocab_size: int) -> ModelConfig:
         """The full shape for a vocabulary.
@@ -135,24 +148,74 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str) -> dict[str, Any]:
-    """``config.json`` of a LlamaForCausalLM. The context laws beyond plain RoPE add their own fields here."""
+def extended(config: ModelConfig, rope: RopeConfig) -> ModelConfig:
+    """The same model with another law, and the context that it reaches: trained context × factor.
+
+    The trained context and theta are the model's own unless `rope` says otherwise; kind none takes a law away.
+
+    Raises:
+        InputError: a factor of 1, which changes nothing; a trained context that is not known.
+    """
+    trained = config.trained_context
+    new = settle(rope, config.rope.base, trained)
+    if isinstance(new, PlainRope):
+        return validate(ModelConfig, _changed(config, new, trained), "rope")
+    if new.reach <= 1:
+        raise InputError(f"rope.factor: {new.reach:g} changes nothing; give new context / trained context, above 1")
+    return validate(ModelConfig, _changed(config, new, int(new.trained * new.reach)), "rope")
+
+
+def _changed(config: ModelConfig, rope: RopeConfig, longest: int) -> dict[str, Any]:
+    return {**config.model_dump(), "rope": rope.model_dump(), "max_position_embeddings": longest}
+
+
+def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, stock: bool = False) -> dict[str, Any]:
+    """``config.json`` of a LlamaForCausalLM.
+
+    Every law but plain RoPE is also written in our own words, under ``babyllama``. One that transformers cannot
+    compute gets a rope_type that transformers refuses: a folder of ours never loads as something else.
+
+    Args:
+        stock: ask for a folder that others can read.
+
+    Raises:
+        InputError: `stock`, and the law has no form in Hugging Face's words.
+    """
+    rope = config.rope
+    theirs = hugging_face_rope(rope, config.head_dim)
+    if theirs is None and stock:
+        hint = " (with ramp: dimensions)" if getattr(rope, "ramp", None) == "rotations" else ""
+        raise InputError(f"rope.kind: {rope.kind} has no form in a Hugging Face config.json; "
+                         f"others can read: none, linear, ntk, dynamic_ntk, by_parts, yarn{hint}")  # fmt: skip
+    parameters = theirs or {"rope_type": rope.kind, "rope_theta": rope.base}
+    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+    own: dict[str, Any] = {}
+    if not isinstance(rope, PlainRope):
+        own["rope_parameters"] = parameters
+        own["babyllama"] = {"rope": rope.model_dump(), "max_position_embeddings": config.max_position_embeddings}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **config.model_dump(exclude={"rope"}),
+        "max_position_embeddings": _their_longest(config),
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "rope_theta": config.rope.theta,
-        "rope_scaling": None,
+        "rope_theta": parameters["rope_theta"],
+        "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
+        **own,
         "bos_token_id": bos_id,
         "eos_token_id": eos_id,
         "pad_token_id": eos_id,
         "dtype": dtype,
         "torch_dtype": dtype,  # the name that readers before transformers 5 know
     }
+
+
+def _their_longest(config: ModelConfig) -> int:
+    """transformers takes max_position_embeddings for the trained context of a dynamic law."""
+    return config.rope.trained if isinstance(config.rope, DynamicNtkRope) else config.max_position_embeddings
 
 
 def from_hugging_face(data: Any, where: str) -> ModelConfig:
@@ -165,10 +228,7 @@ def from_hugging_face(data: Any, where: str) -> ModelConfig:
         raise InputError(f"{where}: must hold a JSON object, not a {type(data).__name__}")
     if data.get("model_type") != "llama":
         raise InputError(f"{where}: model_type is {data.get('model_type')!r}; only 'llama' can be loaded")
-    rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    law = rope.get("rope_type", rope.get("type", "default"))
     refused = {
-        "rope_scaling": law if law != "default" else None,
         "attention_bias": data.get("attention_bias") or None,
         "mlp_bias": data.get("mlp_bias") or None,
         "hidden_act": data.get("hidden_act") if data.get("hidden_act", "silu") != "silu" else None,
@@ -181,8 +241,30 @@ def from_hugging_face(data: Any, where: str) -> ModelConfig:
     fields.setdefault("tie_word_embeddings", False)
     fields.setdefault("rms_norm_eps", 1e-6)
     fields.setdefault("max_position_embeddings", 2048)
-    theta = rope.get("rope_theta", data.get("rope_theta", 10_000.0))
-    config = validate(ModelConfig, {**fields, "rope": {"theta": theta}}, where)
+    config = validate(ModelConfig, fields, where)
     if data.get("head_dim") not in (None, config.head_dim):
         raise InputError(f"{where}: head_dim = {data['head_dim']!r} is not supported here; use a plain LLaMA folder")
-    return config
+    rope, longest = _read_rope(data, config, where)
+    return validate(ModelConfig, _changed(config, rope, longest), where)
+
+
+def _read_rope(data: dict[str, Any], config: ModelConfig, where: str) -> tuple[RopeConfig, int]:
+    """The law, and how far it reaches: in our own words where the file has them, else in Hugging Face's."""
+    given = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise InputError(f"{where}: rope_scaling = {given!r} is not supported here; it must hold a JSON object")
+    theirs = {"rope_theta": data.get("rope_theta", 10_000.0), **given}
+    theirs.setdefault("rope_type", theirs.pop("type", "default"))
+    if "babyllama" not in data:
+        return from_hugging_face_rope(theirs, config.max_position_embeddings, where)
+    own = data["babyllama"]
+    try:
+        rope = TypeAdapter(RopeConfig).validate_python(own["rope"])
+        longest = int(own["max_position_embeddings"])
+    except (ValidationError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: babyllama.rope is damaged ({' '.join(str(error).split())[:200]})") from None
+    expected = hugging_face_rope(rope, config.head_dim) or {"rope_type": rope.kind, "rope_theta": rope.base}
+    if any(theirs.get(key) != value for key, value in expected.items()):
+        raise InputError(f"{where}: rope_scaling and babyllama.rope say different things; "
+                         "remove babyllama to go by rope_scaling")  # fmt: skip
+    return rope, longest

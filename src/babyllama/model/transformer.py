@@ -17,9 +17,10 @@ from torch.nn.functional import linear, rms_norm, silu
 from torch.utils.checkpoint import checkpoint
 
 from babyllama.model.attention import Attend, KVCache, attend_sdpa, segment_mask
+from babyllama.model.clex import Clex
 from babyllama.model.config import ModelConfig
 from babyllama.model.fused import rotate_joined, swiglu_down
-from babyllama.model.rope import Rope, rotate
+from babyllama.model.rope import DynamicNtk, Rope, exact, rotate
 
 
 class RMSNorm(nn.Module):
@@ -49,7 +50,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
         weights = joined(x, self.q_proj, self.k_proj, self.v_proj)
-        if weights is not None and cache is None:
+        learned = angles.query[0].requires_grad  # what is fused has no gradient for them
+        if weights is not None and cache is None and not learned:
             q_heads, kv_heads, _ = (weight.shape[0] // self.head_dim for weight in weights)
             cos, sin = angles.query
             q, k, v = rotate_joined(linear(x, torch.cat(weights)), cos, sin, (q_heads, kv_heads, kv_heads))
@@ -71,12 +73,14 @@ class Attention(nn.Module):
 class Angles:
     """The rotations of one forward pass, computed once for all layers."""
 
-    def __init__(self, rope: Rope, positions: Tensor, cache: KVCache | None) -> None:
+    def __init__(self, rope: Rope, positions: Tensor, cache: KVCache | None, lengths: Tensor | None) -> None:
         self.positions = positions
-        self.query = rope(positions)
+        if lengths is None and not rope.static:
+            lengths = positions.amax(-1) + 1
+        self.query = rope(positions, lengths)
         self.key = self.query
         if cache is not None and not cache.rotated:
-            self.key = rope(cache.key_positions(positions.device))
+            self.key = rope(cache.key_positions(positions.device), lengths)
 
 
 class SwiGLU(nn.Module):
@@ -155,13 +159,13 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.rope = Rope(config.rope, config.head_dim)
+        self.rope = make_rope(config)
         self.through: Callable[[Block, Tensor, Angles, Tensor | None, KVCache | None], Tensor] = direct
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
     def hidden(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
-               cache: KVCache | None = None) -> Tensor:  # fmt: skip
+               cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:  # fmt: skip
         """tokens (B, T) → final normed hidden states (B, T, C).
 
         Args:
@@ -169,19 +173,19 @@ class Transformer(nn.Module):
                 are written.
             segments: (B, T) document numbers; tokens see only their own document. Not together with a cache.
             cache: read and extended in place; prefill, chunks and single tokens all come this way.
+            lengths: (B,) tokens of each row's sequence where padding follows them; only laws whose frequencies change
+                with the length ask. A row's last position + 1 when absent.
         """
         if positions is None:
             T = tokens.shape[1]
-            start = 0 if cache is None else cache.used
+            start = 0 if cache is None else cache.append(T)
             positions = torch.arange(start, start + T, device=tokens.device)[None]
-            if cache is not None:
-                cache.reserve(start + T)
         mask = None
         if cache is not None:
             mask = cache.mask(positions)
         elif segments is not None:
             mask = segment_mask(segments)
-        angles = Angles(self.rope, positions, cache)
+        angles = Angles(self.rope, positions, cache, lengths)
         x = self.embed_tokens(tokens)
         for block in self.layers:
             x = self.through(block, x, angles, mask, cache)  # type: ignore[arg-type]
@@ -190,6 +194,14 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
                 cache: KVCache | None = None) -> Tensor:  # fmt: skip
         return self.lm_head(self.hidden(tokens, positions, segments, cache))
+
+
+ROPES: dict[str, type[Rope]] = {"dynamic_ntk": DynamicNtk, "clex": Clex}  # the others: Rope
+
+
+def make_rope(config: ModelConfig) -> Rope:
+    """The module of the config's law."""
+    return ROPES.get(config.rope.kind, Rope)(config.rope, config.head_dim)
 
 
 def initialise(model: Transformer, seed: int) -> None:
@@ -201,6 +213,8 @@ def initialise(model: Transformer, seed: int) -> None:
     shrink = 1 / math.sqrt(2 * model.config.num_hidden_layers)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if exact(name):  # a law's weights have a start of their own
+                continue
             if parameter.ndim < 2:
                 parameter.fill_(1.0)
                 continue

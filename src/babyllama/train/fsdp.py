@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from babyllama.model.rope import exact
 from babyllama.model.transformer import Transformer
 from babyllama.run import Run
 from babyllama.train.precision import Loss
@@ -49,6 +50,8 @@ class Sharded(Worker):
             if self.setting.compiled:
                 block.compile()
             fully_shard(block, mesh=mesh, mp_policy=precision, reshard_after_forward=self._reshard)
+        if any(True for _ in self.model.rope.parameters()):  # a law that learns does so in float32
+            fully_shard(self.model.rope, mesh=mesh, reshard_after_forward=False)
         # The root is the loss: it uses the head's weight, and only what is called is gathered.
         fully_shard(loss, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
         for module in loss.modules():
@@ -75,7 +78,8 @@ class Sharded(Worker):
         """As in Worker; the other ranks' copies have no weights."""
 
         def gather(name: str) -> Tensor | None:
-            mine = self.model.get_parameter(name).detach().to(self.setting.dtype)
+            mine = self.model.get_parameter(name).detach()
+            mine = mine if exact(name) else mine.to(self.setting.dtype)
             assert isinstance(mine, DTensor)
             whole = mine.full_tensor()
             return whole if self.world.first else None

@@ -94,8 +94,8 @@ class Muon(Recipe):
 
 
 def in_block(name: str, parameter: nn.Parameter) -> bool:
-    """Whether it is a matrix inside a block, which is what Muon takes: not the embedding, the head or a norm."""
-    return parameter.ndim == 2 and not name.startswith(("embed_tokens", "lm_head"))
+    """Whether it is a matrix inside a block, which Muon takes: not the embedding, the head, a norm or a RoPE law."""
+    return parameter.ndim == 2 and not name.startswith(("embed_tokens", "lm_head", "rope."))
 
 
 def _adamw(groups: list[dict], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:

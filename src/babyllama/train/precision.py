@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from babyllama.data.batches import Batch
+from babyllama.model.rope import exact
 from babyllama.model.transformer import Transformer
 from babyllama.train.objectives import Objective
 
@@ -40,7 +41,7 @@ class InHalf(nn.Module):
         self.inner, self.dtype = inner, dtype
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        names, weights = zip(*self.inner.named_parameters(), strict=True)
+        names, weights = zip(*((n, p) for n, p in self.inner.named_parameters() if not exact(n)), strict=True)
         half = _Down.apply(self.dtype, *weights)
         return functional_call(self.inner, dict(zip(names, half, strict=True)), (batch,))
 

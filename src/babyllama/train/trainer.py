@@ -21,6 +21,7 @@ import torch
 from babyllama.atomic import write_folder
 from babyllama.data.batches import Batch
 from babyllama.errors import InputError, Interrupted
+from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.transformer import Transformer, recompute
 from babyllama.run import Run
 from babyllama.train.board import Board
@@ -83,6 +84,7 @@ class Trainer:
     compile: bool = False
     engine: Engine = field(default_factory=Single)
     world: World = field(default_factory=World)
+    attend: Attend = attend_sdpa  # while it trains
     tokens_seen: int = 0
     seconds: float = 0.0  # of training alone: no compiling, validating, sampling or saving
     last: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +111,8 @@ class Trainer:
             self.model.through = recompute
         shares = self.plan.shares(self.world.size)
         self.worker = self.engine(Setting(self.model, self.objective, self.optimizer, self.world, self.device,
-                                          self.dtype, self.plan.clip, len(shares), self.compile))  # fmt: skip
+                                          self.dtype, self.plan.clip, len(shares), self.compile,
+                                          self.attend))  # fmt: skip
         self.watchman = Watchman(self.plan.guard, self.device, self.dtype == torch.float16)
         first = self._resume()
         self.board = Board(self.run.path, first + 1) if self.world.first else None

@@ -19,7 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from babyllama.data.batches import Batch
 from babyllama.errors import InputError
-from babyllama.model.transformer import Transformer
+from babyllama.model.attention import Attend, attend_sdpa
+from babyllama.model.rope import exact
+from babyllama.model.transformer import Attention, Transformer
 from babyllama.run import Run
 from babyllama.train.guard import Watchman
 from babyllama.train.objectives import Objective
@@ -34,9 +36,10 @@ class Setting:
 
     def __init__(self, model: Transformer, objective: Objective, optimizer: Optimizer, world: World,
                  device: torch.device, dtype: torch.dtype, clip: float, accumulate: int,
-                 compiled: bool) -> None:  # fmt: skip
+                 compiled: bool, attend: Attend = attend_sdpa) -> None:  # fmt: skip
         self.model, self.objective, self.optimizer, self.world = model, objective, optimizer, world
         self.device, self.dtype, self.clip = device, dtype, clip
+        self.attend = attend  # while it trains; validation and samples attend in full
         self.accumulate, self.compiled = accumulate, compiled  # accumulate: micro-batches of one rank in one step
 
 
@@ -59,8 +62,8 @@ class Worker:
     def _prepare(self, loss: Loss) -> nn.Module:
         """The model in its place, compiled or not, and the module around it that is called with a batch."""
         self.model.to(self.device)
-        for parameter in self.model.parameters():
-            if not parameter.requires_grad:  # frozen weights need no float32
+        for name, parameter in self.model.named_parameters():
+            if not (parameter.requires_grad or exact(name)):  # frozen weights need no float32
                 parameter.data = parameter.data.to(self.setting.dtype)
         if self.setting.compiled:
             self.forward = torch.compile(self.model.hidden)
@@ -118,15 +121,21 @@ class Worker:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Inside, the model computes through the compiled forward; validation and samples, outside, stay eager."""
-        if self.forward is None:
-            yield
-            return
-        self.model.hidden = self.forward  # type: ignore[method-assign]
+        """Inside, the model computes through the compiled forward and the recipe's attention; validation and samples,
+        outside, stay eager and full."""
+        attentions = [module for module in self.model.modules() if isinstance(module, Attention)]
+        before = [attention.attend for attention in attentions]
+        for attention in attentions:
+            attention.attend = self.setting.attend
+        if self.forward is not None:
+            self.model.hidden = self.forward  # type: ignore[method-assign]
         try:
             yield
         finally:
-            del self.model.hidden
+            for attention, attend in zip(attentions, before, strict=True):
+                attention.attend = attend
+            if self.forward is not None:
+                del self.model.hidden
 
     def _norm(self) -> Tensor:
         """The global gradient's 2-norm, on every rank the same."""

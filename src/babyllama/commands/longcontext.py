@@ -1,0 +1,203 @@
+"""longcontext: what a model makes of a long context, by its own RoPE law and others: a page, a figure, a JSON file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment
+from pydantic import Field, field_validator
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from babyllama.atomic import write_atomic
+from babyllama.data.shards import Prepared
+from babyllama.errors import InputError, needs_extra
+from babyllama.evals.longcontext import curve, long_rows, losses, passkey, rows_of
+from babyllama.load import Loaded, load, model_folder, pick_device
+from babyllama.model.checkpoint import read_config
+from babyllama.model.laws import RopeConfig
+from babyllama.recipe import Recipe, validate
+
+TEMPLATE = Path(__file__).with_name("longcontext.html")
+Kind = Literal["none", "linear", "ntk", "dynamic_ntk", "by_parts", "yarn", "clex"]
+Json = dict[str, Any]
+
+
+class LongContextRecipe(Recipe):
+    """The verb's recipe. All laws and lengths are asked for the same targets: the last ones of each row."""
+
+    model: Path = Field(description="a run or a Hugging Face LLaMA folder")
+    data: Path | None = Field(default=None, description="a prepared folder with long documents")
+    split: Literal["val", "train"] = "val"
+    corpora: tuple[str, ...] = Field(default=(), description="labels of the prepared folder; all texts when empty")
+    text: Path | None = Field(default=None, description="a text file (UTF-8), instead of data")
+    joined: bool = Field(default=False, description="rows run on over the ends of documents, where none is long enough")
+    laws: tuple[Kind, ...] = Field(default=(), description="tried without training, beside the model's own")
+    against: tuple[Path, ...] = Field(default=(), description="other runs of the same tokenizer, in the same figure")
+    lengths: tuple[int, ...] = Field(default=(), description="tokens; 1, 2, 4, 8 trained contexts when empty")
+    documents: int = Field(default=32, ge=1, description="rows, at most")
+    scored: int | None = Field(default=None, ge=1, description="targets of each row; the half of the shortest length")
+    depths: int = Field(default=5, ge=0, description="places of the passkey; 0 asks for none")
+    trials: int = Field(default=4, ge=1, description="haystacks at each length and depth")
+    rows: int = Field(default=4, ge=1, description="of a batch")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+    @field_validator("lengths")
+    @classmethod
+    def _rising(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        if any(length < 2 for length in lengths):
+            raise ValueError(f"{list(lengths)} must be 2 tokens or more")
+        return tuple(sorted(set(lengths)))
+
+
+def main(recipe: LongContextRecipe) -> None:
+    """Measure every contender, show the table, write result.json, figure.png and index.html."""
+    console = Console(highlight=False)
+    trained = read_config(model_folder(recipe.model)).trained_context
+    lengths = recipe.lengths or tuple(trained * times for times in (1, 2, 4, 8))
+    scored = recipe.scored or max(1, lengths[0] // 2)
+    if scored > lengths[0]:
+        raise InputError(f"scored: {scored} is above the shortest length, {lengths[0]}")
+    tokens, hash, found = None, "", {}
+    for name, path, law in contenders(recipe, trained, lengths[-1]):
+        precision = None if recipe.precision == "auto" else recipe.precision
+        loaded = load(path, pick_device(recipe.device), precision, law)
+        if tokens is None:
+            tokens = read_rows(recipe, loaded, lengths[-1])
+            hash = loaded.tokenizer.hash
+        elif loaded.tokenizer.hash != hash:
+            raise InputError(f"{path}: another tokenizer than {recipe.model}'s; their losses cannot be compared")
+        found[name] = measure(recipe, loaded, tokens, lengths, scored)
+        console.print(f"{name}: measured", markup=False)
+    assert tokens is not None
+    result = {"recipe": recipe.model_dump(mode="json"), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+              "trained_context": trained, "lengths": lengths, "scored": scored, "rows": len(tokens),
+              "contenders": found}  # fmt: skip
+    console.print(table(result))
+    write(recipe.model / "evals" / "longcontext", result)
+    console.print(f"written to {recipe.model / 'evals' / 'longcontext'}", markup=False, soft_wrap=True)
+
+
+def contenders(recipe: LongContextRecipe, trained: int, longest: int) -> list[tuple[str, Path, RopeConfig | None]]:
+    """(name, folder, law): the model as it is, every other law that just reaches the longest length, other runs."""
+    factor = max(2, math.ceil(longest / trained))
+    found: list[tuple[str, Path, RopeConfig | None]] = [(recipe.model.resolve().name, recipe.model, None)]
+    for kind in dict.fromkeys(recipe.laws):
+        fields = {"none": {}, "clex": {"max_t": factor}}.get(kind, {"factor": float(factor)})
+        found.append((kind, recipe.model, validate(_Law, {"rope": {"kind": kind, **fields}}, "laws").rope))
+    return [*found, *((path.resolve().name, path, None) for path in recipe.against)]
+
+
+class _Law(Recipe):
+    rope: RopeConfig
+
+
+def read_rows(recipe: LongContextRecipe, loaded: Loaded, longest: int) -> Tensor:
+    """(N, longest + 1) tokens. Raises InputError when there is no text so long."""
+    import numpy as np
+    import torch
+
+    if (recipe.data is None) == (recipe.text is None):
+        raise InputError("give data (a prepared folder) or text (a file), one of them")
+    if recipe.text is not None:
+        try:
+            words = loaded.tokenizer.encode(recipe.text.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{recipe.text}: cannot be read ({error})") from None
+        rows = rows_of(np.array(words), longest, recipe.documents)
+        if not rows:
+            raise InputError(f"{recipe.text}: {len(words)} tokens, the longest length needs {longest + 1}; "
+                             "give a longer text or smaller lengths")  # fmt: skip
+        return torch.from_numpy(np.stack(rows))
+    assert recipe.data is not None
+    prepared = Prepared.open(recipe.data)
+    prepared.check_tokenizer(loaded.tokenizer.hash)
+    stores = [prepared.store(label, recipe.split) for label in recipe.corpora or tuple(prepared.corpora)]
+    parts, fault = [], InputError(f"{recipe.data}: no corpus of texts")
+    for store in (store for store in stores if store.kind == "text"):
+        try:
+            parts.append(long_rows(store, longest, recipe.documents, recipe.joined))
+        except InputError as error:
+            fault = error
+    if not parts:
+        raise fault
+    return torch.cat(parts)[: recipe.documents]
+
+
+def measure(recipe: LongContextRecipe, loaded: Loaded, tokens: Tensor, lengths: tuple[int, ...], scored: int) -> Json:
+    """Everything of one contender, as plain data."""
+    loss = {n: float(losses(loaded.model, tokens, n, scored, recipe.rows).double().mean()) for n in lengths}
+    whole = losses(loaded.model, tokens, lengths[-1], lengths[-1], recipe.rows)
+    keys = []
+    for length in lengths if recipe.depths else ():
+        found = list(passkey(loaded.model, loaded.tokenizer, tokens[: recipe.trials], length, recipe.depths))
+        for depth in sorted({f.depth for f in found}):
+            here = [f for f in found if f.depth == depth]
+            keys.append({"length": length, "depth": depth, "trials": len(here),
+                         "right": sum(f.right for f in here) / len(here),
+                         "nats": sum(f.nats for f in here) / len(here)})  # fmt: skip
+    return {"rope": loaded.model.config.rope.model_dump(), "loss": loss,
+            "perplexity": {n: math.exp(min(x, 700.0)) for n, x in loss.items()},
+            "by_position": curve(whole), "passkey": keys}  # fmt: skip
+
+
+def table(result: Json) -> Table:
+    """Perplexity by length, a row for each contender."""
+    shown = Table("perplexity of the same targets after", *(f"{n:,}" for n in result["lengths"]), "passkey")
+    for name, found in result["contenders"].items():
+        right = [entry["right"] for entry in found["passkey"]]
+        shown.add_row(name, *(f"{found['perplexity'][n]:.2f}" for n in result["lengths"]),
+                      f"{sum(right) / len(right):.0%}" if right else "–")  # fmt: skip
+    return shown
+
+
+def write(folder: Path, result: Json) -> None:
+    """result.json, figure.png, and a page that holds both."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(folder / "figure.png", result)
+    write_atomic(folder / "result.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+    image = base64.b64encode((folder / "figure.png").read_bytes()).decode()
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text("utf-8"))
+    write_atomic(folder / "index.html", page.render(result=result, image=image))
+
+
+def draw(file: Path, result: Json) -> None:
+    """Perplexity by length, loss by position, and a passkey map of each contender."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise needs_extra("matplotlib", "report") from None
+    found, lengths = result["contenders"], result["lengths"]
+    maps = [name for name, values in found.items() if values["passkey"]]
+    columns = max(2, min(4, len(maps)))
+    figure = Figure(figsize=(4.2 * columns, 3.8 * (1 + -(-len(maps) // columns))), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(1 + -(-len(maps) // columns), columns)
+    by_length, by_position = figure.add_subplot(grid[0, : columns // 2]), figure.add_subplot(grid[0, columns // 2 :])
+    for name, values in found.items():
+        by_length.plot(lengths, [values["perplexity"][n] for n in lengths], marker="o", markersize=4, label=name)
+        by_position.plot(*zip(*values["by_position"], strict=True), linewidth=1.2)
+    by_length.set(xlabel="context, tokens", ylabel="perplexity, same targets", yscale="log")
+    by_length.set_xscale("log", base=2)
+    by_position.set(xlabel="position", ylabel="loss, nats a token")
+    for axes in (by_length, by_position):
+        axes.axvline(result["trained_context"], color="gray", linewidth=0.8, linestyle=":")
+        axes.grid(alpha=0.3)
+    by_length.legend(fontsize=8, frameon=False)
+    for number, name in enumerate(maps):
+        axes, entries = figure.add_subplot(grid[1 + number // columns, number % columns]), found[name]["passkey"]
+        depths = sorted({entry["depth"] for entry in entries})
+        right = {(entry["depth"], entry["length"]): entry["right"] for entry in entries}
+        axes.imshow([[right[d, n] for n in lengths] for d in depths], vmin=0, vmax=1, aspect="auto", cmap="RdYlGn")
+        axes.set_xticks(range(len(lengths)), [str(n) for n in lengths], fontsize=7)
+        axes.set_yticks(range(len(depths)), [f"{d:.0%}" for d in depths], fontsize=7)
+        axes.set_title(f"passkey: {name}", fontsize=9)
+    figure.savefig(file, dpi=130)

@@ -1,0 +1,124 @@
+"""How well a model uses a long context: loss by length and by position, a passkey in a haystack, text without end.
+
+Every length is asked for the same targets: the last ones of each row, with more or less text before them. Sums are left
+to the caller. Not here: which laws are compared, files, figures (commands/longcontext.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from babyllama.data.shards import TokenStore
+from babyllama.errors import InputError
+from babyllama.model.attention import SinkCache
+from babyllama.model.transformer import Transformer
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+NEEDLE = "。重要信息：通行密钥是{key}。请记住，{key}是通行密钥。"
+QUESTION = "。请问，通行密钥是什么？通行密钥是"
+
+
+def rows_of(tokens: np.ndarray, length: int, count: int) -> list[np.ndarray]:
+    """At most `count` rows of length + 1 tokens, one after the other, none twice."""
+    whole = min(count, len(tokens) // (length + 1))
+    return [tokens[i * (length + 1) : (i + 1) * (length + 1)].astype(np.int64) for i in range(whole)]
+
+
+def long_rows(store: TokenStore, length: int, count: int, joined: bool = False) -> Tensor:
+    """(N, length + 1) tokens, N ≤ count, each from within one document; `joined`: from all, one after the other.
+
+    Raises:
+        InputError: no document is so long.
+    """
+    found: list[np.ndarray] = []
+    if joined:
+        found = rows_of(store.tokens(0, min(len(store), count * (length + 1))), length, count)
+    else:
+        offsets = store.document_offsets
+        sizes = np.diff(offsets)
+        for index in np.flatnonzero(sizes > length).tolist():
+            if len(found) >= count:
+                break
+            document = store.tokens(int(offsets[index]), int(offsets[index + 1]))
+            found += rows_of(document, length, min(count - len(found), 4))
+    if not found:
+        longest = len(store) if joined else int(np.diff(store.document_offsets).max(initial=0))
+        raise InputError(f"lengths: {length} tokens are asked for, the longest text has {longest}; "
+                         "give smaller lengths, longer documents, or joined=true")  # fmt: skip
+    return torch.from_numpy(np.stack(found))
+
+
+@torch.inference_mode()
+def losses(model: Transformer, tokens: Tensor, length: int, scored: int, rows: int) -> Tensor:
+    """Nats of the last `scored` targets of each row, each predicted from the last `length` inputs; (N, scored) float32.
+
+    Args:
+        tokens: (N, at least length + 1).  rows: of a batch.
+    """
+    device, found = model.embed_tokens.weight.device, []
+    for part in tokens[:, -(length + 1) :].split(rows):
+        part = part.to(device)
+        hidden = model.hidden(part[:, :-1])[:, -scored:]  # (B, scored, C)
+        for row, targets in zip(hidden, part[:, -scored:], strict=True):
+            pieces = zip(row.split(2048), targets.split(2048), strict=True)
+            found.append(torch.cat([cross_entropy(model.lm_head(h).float(), t, reduction="none") for h, t in pieces]))
+    return torch.stack(found).cpu()
+
+
+def curve(nats: Tensor, points: int = 32) -> list[tuple[int, float]]:
+    """Losses (N, T) → (last position of a stretch, mean loss in it), `points` stretches."""
+    edges = np.unique(np.linspace(0, nats.shape[1], points + 1).astype(int))
+    return [(int(stop), float(nats[:, start:stop].mean())) for start, stop in pairwise(edges.tolist())]
+
+
+class Found(NamedTuple):
+    """One question for the passkey: every token right when greedy, and the key's mean nats a token."""
+
+    depth: float
+    right: bool
+    nats: float
+
+
+@torch.inference_mode()
+def passkey(model: Transformer, tokenizer: Tokenizer, haystacks: Tensor, length: int, depths: int,
+            seed: int = 0) -> Iterator[Found]:  # fmt: skip
+    """Hide a number of five digits at each depth of each haystack (N, ≥ length), and ask for it at the end.
+
+    Raises:
+        InputError: a length too short for needle and question.
+    """
+    device, draw = model.embed_tokens.weight.device, np.random.default_rng(seed)
+    asked = tokenizer.encode(QUESTION)
+    for row in haystacks.tolist():
+        for depth in np.linspace(0, 1, depths).tolist():
+            key = str(draw.integers(10_000, 100_000))
+            needle, answer = tokenizer.encode(NEEDLE.format(key=key)), tokenizer.encode(key)
+            room = length - len(needle) - len(asked) - len(answer)
+            if room < 1:
+                raise InputError(f"lengths: {length} tokens have no room for the passkey's question; start at "
+                                 f"{length - room + 1} or give depths=0")  # fmt: skip
+            cut = round(depth * room)
+            text = [*row[:cut], *needle, *row[cut:room], *asked, *answer]
+            hidden = model.hidden(torch.tensor([text], device=device))[0, -len(answer) - 1 : -1]
+            logits = model.lm_head(hidden)[:, : tokenizer.vocab_size].float()
+            wanted = torch.tensor(answer, device=device)
+            yield Found(depth, bool((logits.argmax(-1) == wanted).all()), float(cross_entropy(logits, wanted)))
+
+
+@torch.inference_mode()
+def streaming(model: Transformer, tokens: Tensor, places: int, sinks: int) -> Tensor:
+    """Nats of every target of (B, N + 1) tokens, read one by one through a cache of `places`; (B, N) float32."""
+    weight = model.embed_tokens.weight
+    cache = SinkCache(model.config, len(tokens), places, weight.device, weight.dtype, sinks)
+    tokens, found = tokens.to(weight.device), []
+    for place in range(tokens.shape[1] - 1):
+        logits = model(tokens[:, place : place + 1], cache=cache)[:, 0].float()
+        found.append(cross_entropy(logits, tokens[:, place + 1], reduction="none"))
+    return torch.stack(found, 1).cpu()

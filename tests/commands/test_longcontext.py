@@ -1,0 +1,233 @@
+"""From a trained run to four times its context with every law, then the verb that compares them."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from babyllama.commands import train as verb
+from babyllama.commands.chat import ChatRecipe
+from babyllama.commands.evaluate import EvaluateRecipe
+from babyllama.commands.evaluate import main as evaluate
+from babyllama.commands.generate import GenerateRecipe
+from babyllama.commands.generate import main as generate
+from babyllama.commands.longcontext import LongContextRecipe
+from babyllama.commands.longcontext import main as longcontext
+from babyllama.commands.prepare import PrepareRecipe
+from babyllama.commands.prepare import main as prepare
+from babyllama.errors import InputError, Interrupted
+from babyllama.evals.longcontext import curve, losses, passkey, streaming
+from babyllama.load import load
+from babyllama.model.attention import ShiftedSparse, attend_sdpa
+from babyllama.model.laws import YarnRope
+from babyllama.model.transformer import Transformer
+from babyllama.recipe import BUNDLED, load_recipe
+
+from .small_run import small_tokenizer
+
+L = 16
+SENTENCES = ["春眠不觉晓，", "处处闻啼鸟。", "夜来风雨声，", "花落知多少。", "白日依山尽，", "黄河入海流。"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tokenizer, long documents, and a base run trained at 16 tokens."""
+    folder = tmp_path_factory.mktemp("long")
+    (folder / "tok").mkdir()
+    small_tokenizer().save(folder / "tok")
+    draw = np.random.default_rng(0)
+    texts = ["".join(draw.choice(SENTENCES, 60)) for _ in range(60)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), "utf-8")
+    (folder / "text.txt").write_text("".join(texts), "utf-8")
+    given = [f"out={folder / 'data'}", f"tokenizer={folder / 'tok'}", f"corpora=[{{path: {folder / 'text.jsonl'}}}]"]
+    prepare(load_recipe(PrepareRecipe, None, [*given, "workers=1", "validation=0.2"]))
+    train(folder, "base", "init.model.preset=tiny", f"init.model.max_position_embeddings={L}",
+          "init.model.hidden_size=32", "init.model.num_attention_heads=4", "init.model.num_hidden_layers=2",
+          "plan.steps=60", "optimizer.kind=adamw", "optimizer.lr=0.01")  # fmt: skip
+    return folder
+
+
+def recipe_of(folder, name, *words):
+    given = [f"out={folder / name}", f"data.path={folder / 'data'}", "plan.micro_batch_size=8", "device=cpu", *words]
+    return load_recipe(verb.TrainRecipe, None, given)
+
+
+def train(folder, name, *words):
+    verb.main(recipe_of(folder, name, *words))
+    return folder / name
+
+
+def extend(folder, name, *words):
+    start = ["init.kind=from", f"init.path={folder / 'base'}", "optimizer.kind=adamw", "optimizer.lr=0.002"]
+    return train(folder, name, *start, "plan.steps=6", "plan.micro_batch_size=4", *words)
+
+
+LAWS = {kind: f"{{kind: {kind}, factor: 4.0}}" for kind in ("linear", "ntk", "dynamic_ntk", "by_parts", "yarn")}
+LAWS["clex"] = "{kind: clex, max_t: 4}"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", LAWS)
+def test_every_law_extends_a_run(place, tmp_path, kind, precision):
+    run = extend(place, tmp_path / "run", f"init.rope={LAWS[kind]}", f"precision={precision}",
+                 *(["plan.context=32"] if kind == "clex" else []))  # fmt: skip
+    config = load(run).model.config
+    assert (config.max_position_embeddings, config.rope.kind, config.rope.original) == (4 * L, kind, L)
+    if kind == "clex":
+        weights = load_file(run / "model" / "model.safetensors")
+        assert weights["model.rope.down"].dtype == torch.float32 and weights["model.rope.down"].abs().sum() > 0
+
+
+def test_clex_is_learned_bit_for_bit_after_an_interruption(place, tmp_path, monkeypatch):
+    words = [f"init.rope={LAWS['clex']}", "plan.context=16", "plan.recompute=true", "optimizer.kind=muon"]
+    words += ["optimizer.lr=0.002"]
+    whole = extend(place, tmp_path / "whole", *words)
+    step, run, runs = verb.Watch.step, verb._run, []
+
+    def stop(self, number, *rest):
+        step(self, number, *rest)
+        if number == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verb.Watch, "step", stop)
+        patch.setattr(verb, "_run", lambda *args: runs.append(run(*args)) or runs[0])
+        with pytest.raises(Interrupted):
+            extend(place, tmp_path / "cut", *words, "plan.log_every=1")
+    runs[0].unlock()
+    cut = extend(place, tmp_path / "cut", *words, "plan.log_every=1")
+    first, second = (load_file(run / "model" / "model.safetensors") for run in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_shifted_attention_trains_and_nothing_else(place, tmp_path, monkeypatch):
+    """Groups in training; full attention in validation, samples and the saved model."""
+    seen: dict[bool, set[str]] = {True: set(), False: set()}
+    hidden = Transformer.hidden
+
+    def noting(self, *args, **kwargs):
+        attend = self.layers[0].self_attn.attend
+        seen[torch.is_grad_enabled()].add("full" if attend is attend_sdpa else attend.kind)
+        return hidden(self, *args, **kwargs)
+
+    monkeypatch.setattr(Transformer, "hidden", noting)
+    words = [f"init.rope={LAWS['yarn']}", "attend={kind: shifted_sparse, group_size: 16}"]
+    run = extend(place, tmp_path / "run", *words, "samples.prompts=[春眠]")
+    assert seen == {True: {"shifted_sparse"}, False: {"full"}}
+    monkeypatch.undo()
+    plain = extend(place, tmp_path / "plain", words[0])
+    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (run, plain))
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_attention_in_groups_compiles():
+    attend, args = ShiftedSparse(group_size=4), [torch.randn(1, 4, 12, 8) for _ in range(3)]
+    compiled = torch.compile(lambda q, k, v: attend(q, k, v, None), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*args), attend(*args, None))
+
+
+def test_bad_extensions_are_one_line(place, tmp_path):
+    for words, said in (
+        (["init.rope={kind: yarn, factor: 0.5}"], r"init.rope.factor: input should be greater than or equal to 1"),
+        (["init.rope={kind: yarn, factor: 1.0}"], "rope.factor: 1 changes nothing"),
+        (["init.rope={factor: 2.0}"], "kind must be given, one of none, linear"),
+        (["init.rope={kind: none, factor: 2.0}"], "factor has no effect with kind none"),
+        ([f"init.rope={LAWS['yarn']}", "plan.context=128"], "plan.context: 128 is above the model's 64 positions"),
+        (["data.stretch=4"], "data.stretch: 4 × 16 trained tokens are above the model's 16 positions"),
+        ([f"init.rope={LAWS['yarn']}", "attend.kind=shifted_sparse", "attend.group_size=3"], "multiple of 2"),
+    ):
+        with pytest.raises(InputError, match=said) as error:
+            extend(place, tmp_path / "bad", *words)
+        assert "\n" not in str(error.value)
+
+
+def test_one_override_for_chat_generate_and_evaluate(place, capsys):
+    words = ["rope.kind=yarn", "rope.factor=4"]
+    assert load_recipe(ChatRecipe, None, [f"model={place / 'base'}", *words]).rope == YarnRope(factor=4.0)
+    assert load(place / "base", rope=YarnRope(factor=4.0)).model.config.max_position_embeddings == 64
+    given = [f"model={place / 'base'}", "prompt=春眠", "temperature=0", "device=cpu"]
+    generate(load_recipe(GenerateRecipe, None, [*given, "max_tokens=50", *words]))
+    long = capsys.readouterr().out
+    generate(load_recipe(GenerateRecipe, None, [*given, "max_tokens=50"]))
+    assert len(long) > len(capsys.readouterr().out)  # the plain model ends at 16 tokens
+    generate(load_recipe(GenerateRecipe, None, [*given, "max_tokens=320", "sinks=4"]))  # 20 contexts
+    assert len(capsys.readouterr().out) > 100
+    given = [f"model={place / 'base'}", f"data={place / 'data'}", "context=64", "device=cpu", "questions=0"]
+    with pytest.raises(InputError, match="context: 64 is above the model's 16 positions"):
+        evaluate(load_recipe(EvaluateRecipe, None, given))
+    evaluate(load_recipe(EvaluateRecipe, None, [*given, *words]))
+
+
+def test_the_verb(place, capsys):
+    given = [f"model={place / 'base'}", f"data={place / 'data'}", "lengths=[16, 32, 64]", "device=cpu", "depths=0"]
+    longcontext(
+        load_recipe(LongContextRecipe, None, [*given, "laws=[none, linear, ntk, dynamic_ntk, by_parts, yarn, clex]"])
+    )
+    folder = place / "base" / "evals" / "longcontext"
+    result = json.loads((folder / "result.json").read_text("utf-8"))
+    assert list(result["contenders"]) == ["base", "none", "linear", "ntk", "dynamic_ntk", "by_parts", "yarn", "clex"]
+    assert (folder / "figure.png").stat().st_size > 5000
+    page = (folder / "index.html").read_text("utf-8")
+    assert "data:image/png;base64," in page and "http" not in page.replace("https", "http").split("base64,")[0]
+    found = {name: values["perplexity"] for name, values in result["contenders"].items()}
+    assert found["base"] == found["none"]
+    assert found["dynamic_ntk"]["16"] == found["clex"]["16"] == found["none"]["16"]  # plain up to the trained length
+    assert found["linear"]["16"] != found["none"]["16"]
+    text = [f"model={place / 'base'}", f"text={place / 'text.txt'}", "lengths=[160]", "device=cpu", "laws=[yarn]"]
+    longcontext(load_recipe(LongContextRecipe, None, [*text, "documents=2", "trials=1", "depths=2"]))
+    keys = json.loads((folder / "result.json").read_text("utf-8"))["contenders"]["yarn"]["passkey"]
+    assert [entry["depth"] for entry in keys] == [0, 1] and all(entry["nats"] > 0 for entry in keys)
+    for words, said in (
+        ([*given, "lengths=[9000]"], "the longest text has"),
+        ([f"model={place / 'base'}"], "give data .a prepared folder. or text"),
+        ([*given, "scored=17"], "scored: 17 is above the shortest length, 16"),
+    ):
+        with pytest.raises(InputError, match=said):
+            longcontext(load_recipe(LongContextRecipe, None, words))
+
+
+def test_all_lengths_score_the_same_targets(place):
+    """Each loss against a pass over exactly that window, in one go."""
+    model = load(place / "base", torch.device("cpu")).model
+    tokens = torch.randint(model.config.vocab_size, (3, 41), generator=torch.Generator().manual_seed(0))
+    for length in (8, 16, 40):
+        got = losses(model, tokens, length, 8, rows=2)
+        logits = model(tokens[:, -length - 1 : -1])[:, -8:].log_softmax(-1)
+        torch.testing.assert_close(got, -logits.gather(-1, tokens[:, -8:, None])[..., 0], rtol=0, atol=1e-5)
+    assert curve(torch.arange(8.0)[None], 4) == [(2, 0.5), (4, 2.5), (6, 4.5), (8, 6.5)]
+
+
+def test_a_passkey_is_found_by_a_model_that_knows(place, monkeypatch):
+    """The scoring, with a model that is told the answer: right where its tokens are likeliest, nowhere else."""
+    loaded = load(place / "base", torch.device("cpu"))
+    haystack = torch.randint(5, 200, (2, 400), generator=torch.Generator().manual_seed(0))
+    told = {"cheat": True}
+
+    def hidden(tokens: torch.Tensor) -> torch.Tensor:
+        shown = torch.cat((tokens[:, 1:], tokens[:, :1]), 1) if told["cheat"] else tokens
+        return torch.nn.functional.one_hot(shown, loaded.model.config.vocab_size).float()
+
+    monkeypatch.setattr(loaded.model, "hidden", hidden)
+    monkeypatch.setattr(loaded.model.lm_head, "forward", lambda hidden: 50 * hidden)
+    assert all(f.right and f.nats < 1e-3 for f in passkey(loaded.model, loaded.tokenizer, haystack, 300, 3))
+    told["cheat"] = False
+    assert not any(f.right for f in passkey(loaded.model, loaded.tokenizer, haystack, 300, 3))
+    with pytest.raises(InputError, match="no room for the passkey's question; start at"):
+        list(passkey(loaded.model, loaded.tokenizer, haystack, 30, 3))
+
+
+def test_streaming_is_the_full_pass_while_it_fits(place):
+    model = load(place / "base", torch.device("cpu")).model
+    tokens = torch.randint(model.config.vocab_size, (2, 15), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(streaming(model, tokens, 16, 4), losses(model, tokens, 14, 14, 2), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", sorted((BUNDLED / "extend").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_that_come_along(path):
+    recipe = load_recipe(verb.TrainRecipe, str(path))
+    assert recipe.init.rope.kind == path.stem or recipe.attend.kind == "shifted_sparse"

@@ -161,7 +161,7 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def hidden(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
-               cache: KVCache | None = None) -> Tensor:  # fmt: skip
+               cache: KVCache | None = None, embedded: Tensor | None = None) -> Tensor:  # fmt: skip
         """tokens (B, T) → final normed hidden states (B, T, C).
 
         Args:
@@ -169,6 +169,7 @@ class Transformer(nn.Module):
                 are written.
             segments: (B, T) document numbers; tokens see only their own document. Not together with a cache.
             cache: read and extended in place; prefill, chunks and single tokens all come this way.
+            embedded: (B, T, C) that goes in instead of the tokens' embeddings.
         """
         if positions is None:
             T = tokens.shape[1]
@@ -182,7 +183,7 @@ class Transformer(nn.Module):
         elif segments is not None:
             mask = segment_mask(segments)
         angles = Angles(self.rope, positions, cache)
-        x = self.embed_tokens(tokens)
+        x = self.embed_tokens(tokens) if embedded is None else embedded
         for block in self.layers:
             x = self.through(block, x, angles, mask, cache)  # type: ignore[arg-type]
         return self.norm(x)

@@ -61,9 +61,17 @@ class Fsdp(_Engine):
         "false: keep them until then, as ZeRO-2: more memory, a third less traffic"
     )  # fmt: skip
 
+    def check(self, processes: int, optimizer: Optimizer) -> None:
+        if processes > 1 and optimizer.kind == "galore":
+            raise InputError(
+                "engine.kind: fsdp cannot spread galore, whose directions need whole matrices; "
+                "use engine.kind=ddp, or optimizer.kind=adamw or muon"
+            )
+
     def __call__(self, setting: Setting) -> Worker:
         if setting.world.size == 1:
             return Worker(setting)
+        self.check(setting.world.size, setting.optimizer)
         from babyllama.train.fsdp import Sharded
 
         return Sharded(setting, self.reshard_after_forward)

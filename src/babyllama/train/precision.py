@@ -40,7 +40,9 @@ class InHalf(nn.Module):
         self.inner, self.dtype = inner, dtype
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        names, weights = zip(*self.inner.named_parameters(), strict=True)
+        # Frozen weights that are in half precision already stay where they are.
+        named = [(name, p) for name, p in self.inner.named_parameters() if p.requires_grad or p.dtype != self.dtype]
+        names, weights = zip(*named, strict=True)
         half = _Down.apply(self.dtype, *weights)
         return functional_call(self.inner, dict(zip(names, half, strict=True)), (batch,))
 

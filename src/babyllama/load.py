@@ -84,6 +84,7 @@ def read_model(folder: Path, attach: bool = False) -> Transformer:
     if not attach:
         merge(model)
         unpack(model)
+        model.requires_grad_(True)
     return model
 
 

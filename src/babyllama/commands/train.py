@@ -94,17 +94,10 @@ class TrainRecipe(Recipe):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool | None = Field(default=None, description="torch.compile; where it works and pays when absent")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _optimizer_of_an_adapter(cls, data: Any) -> Any:
-        adapter = data.get("adapter") if isinstance(data, dict) else None
-        kind = adapter.get("kind") if isinstance(adapter, dict) else getattr(adapter, "kind", None)
-        if kind in ("lora", "dora") and "optimizer" not in data:
-            return {**data, "optimizer": ADAPTER_OPTIMIZER.model_dump(mode="json")}
-        return data
-
     @model_validator(mode="after")
     def _choices_fit(self) -> Self:
+        if isinstance(self.adapter, Lora) and "optimizer" not in self.model_fields_set:
+            self.__dict__["optimizer"] = ADAPTER_OPTIMIZER  # a default that hangs on another field; nobody has it yet
         check(self.adapter, self.optimizer, self.engine.kind, isinstance(self.init, NewModel))
         return self
 
@@ -193,8 +186,8 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         watch.line(f"{recipe.out}: {model.config.parameters:,} parameters{_part(recipe, trained)}, {steps:,} "
                    f"steps × {rows} rows × {context} tokens = {tokens:,} tokens "
-                   f"({tokens / max(1, stream.rows * context):.1f} epochs), {precision}, {_hardware(recipe, world, device)}"
-                   f"{', compiled' if trainer.compile else ''}")  # fmt: skip
+                   f"({tokens / max(1, stream.rows * context):.1f} epochs), {precision}, "
+                   f"{_hardware(recipe, world, device)}{', compiled' if trainer.compile else ''}")  # fmt: skip
         figures = trainer.train()
         final = trainer.worker.snapshot()
         if world.first:

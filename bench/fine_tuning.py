@@ -150,7 +150,7 @@ def study(args: argparse.Namespace, root: Path, work: Path, file: Path, device: 
     chats, texts, base = root / "medical-chats", root / "corpus", root / "base"
     long = args.study == "long"
     if long:
-        base = stretched(base, work / "long-base", args.context)
+        base = stretched(base, work / "stretched", args.context)
     common = [f"data.path={texts if long else chats}", f"data.packing={'stream' if long else 'documents'}",
               "init.kind=from", f"init.path={base}", "schedule={kind: cosine, warmup: 0.03, final: 0.1}",
               f"plan.steps={args.steps}", f"plan.context={args.context}", f"plan.micro_batch_size={args.rows}",

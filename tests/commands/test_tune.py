@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import peft
 import pytest
@@ -26,6 +28,7 @@ from .small_run import messages_of, save_taught
 CPU = torch.device("cpu")
 NEW = [("天空是什么颜色？", "天空是蓝色的。"), ("水在几度结冰？", "水在零度结冰。"), ("草是什么颜色？", "草是绿色的。"),
        ("火热不热？", "火很热。"), ("雪是什么颜色？", "雪是白色的。")]  # fmt: skip
+OTHERS = [(f"{i}乘一等于几？", f"等于{i}。") for i in range(20)]  # some are held out
 TEXTS = ["小小的语言模型很高兴。", "一加一等于二，二加一等于三。", "再见，欢迎再来！再见。"] * 8
 
 
@@ -34,7 +37,7 @@ def folder(tmp_path_factory):
     """A taught base, chats that it does not know, texts."""
     folder = tmp_path_factory.mktemp("tune")
     save_taught(folder / "base" / "model")
-    chats = [{"messages": messages_of(*chat)} for chat in NEW * 6]
+    chats = [{"messages": messages_of(*chat)} for chat in NEW * 6 + OTHERS]
     for name, lines in (("chats", chats), ("texts", [{"text": text} for text in TEXTS])):
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
         prepare.main(prepare.PrepareRecipe(
@@ -125,8 +128,9 @@ def test_every_verb_takes_an_adapter(folder, tuned, capsys):
     evaluate.main(load_recipe(evaluate.EvaluateRecipe, None, [f"model={tuned['dora']}", f"data={folder}/chats-data",
                                                               "split=train", "device=cpu"]))  # fmt: skip
     result = json.loads((tuned["dora"] / "evals" / "chats-data-train.json").read_text("utf-8"))
-    assert result["answers"]["chats"]["exact"] == 1.0
-    known = result["answers"]["chats"]["answers"][0]
+    assert result["answers"]["chats"]["exact"] > 0.6
+    known = result["answers"]["chats"]["answers"]
+    known = next(a for a in known if a["answer"] == a["reference"])
     capsys.readouterr()
     words = [
         f"model={tuned['dora']}",
@@ -244,3 +248,13 @@ def test_faults_are_one_clear_line_and_exit_code_2(folder, tuned, name):
     assert done.returncode == 2 and len(lines) == 1 and expected in lines[0], done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "fault").exists()
+
+
+@pytest.mark.parametrize("file", ["fine-tuning.md", "fine-tuning.zh-CN.md"])
+def test_every_documented_training_is_a_recipe(file):
+    text = (Path(__file__).parents[2] / "docs" / file).read_text("utf-8")
+    commands = [shlex.split(line)[2:] for line in text.splitlines() if line.startswith("babyllama train ")]
+    found = [load_recipe(train.TrainRecipe, words[0], words[1:]) for words in commands]
+    assert [(r.adapter.kind, r.optimizer.kind) for r in found] == [
+        ("lora", "adamw"), ("dora", "adamw"), ("lora", "adamw"), ("lora", "adamw"), ("lisa", "adamw"),
+        ("full", "galore"), ("full", "adamw")]  # fmt: skip

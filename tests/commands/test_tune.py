@@ -137,6 +137,7 @@ def test_every_verb_takes_an_adapter(folder, tuned, capsys):
         f"prompt={known['question']}",
         "chat=true",
         "sampling.temperature=0",
+        "sampling.repetition_penalty=1",
         "device=cpu",
     ]
     generate.main(load_recipe(generate.GenerateRecipe, None, words))

@@ -97,7 +97,8 @@ class TrainRecipe(Recipe):
     @model_validator(mode="after")
     def _choices_fit(self) -> Self:
         if isinstance(self.adapter, Lora) and "optimizer" not in self.model_fields_set:
-            self.__dict__["optimizer"] = ADAPTER_OPTIMIZER  # a default that hangs on another field; nobody has it yet
+            # A default that hangs on another field; nobody has the recipe yet.
+            object.__setattr__(self, "optimizer", ADAPTER_OPTIMIZER)
         check(self.adapter, self.optimizer, self.engine.kind, isinstance(self.init, NewModel))
         return self
 

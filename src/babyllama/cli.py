@@ -144,6 +144,17 @@ def chat(words: Words = None, keys: Keys = False) -> None:
 
 
 @app.command()
+def merge(words: Words = None, keys: Keys = False) -> None:
+    """An adapter and its base → one ordinary model. Not needed to use an adapter: every verb takes it as it is.
+
+    \b
+      babyllama merge runs/medical-lora out=runs/medical-merged
+      babyllama merge my-peft-folder out=runs/merged precision=bf16
+    """
+    _run("merge", "MergeRecipe", words, keys, positional="model")
+
+
+@app.command()
 def generate(words: Words = None, keys: Keys = False) -> None:
     """Continue a text.
 

@@ -1,7 +1,7 @@
 """Run or Hugging Face folder → ready model and tokenizer: the one place that knows the order of assembly.
 
-Order: config and rope → weights (strict) → dtype and device. Quantised linears, adapters and another attend function
-come between the weights and the dtype when a folder asks for them.
+Order: config and rope → weights (strict) → packed linears → adapters, merged or attached → dtype and device. Another
+attend function comes after the adapters when a folder asks for it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import Literal
 import torch
 
 from babyllama.errors import InputError
+from babyllama.model.adapters import base_link, is_adapter, load_adapter
 from babyllama.model.checkpoint import load_model
 from babyllama.model.laws import RopeConfig
+from babyllama.model.lora import merge
+from babyllama.model.nf4 import pack, unpack
 from babyllama.model.transformer import Transformer
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -52,30 +55,58 @@ def default_precision(device: torch.device) -> Precision:
 
 
 def model_folder(path: Path) -> Path:
-    """The folder with config.json: `path` itself or, for a run, its ``model/``."""
+    """The folder with config.json, or adapter_config.json: `path` itself or, for a run, its ``model/``."""
     if (path / "run.json").exists():
         Run.open(path)
     for folder in (path / "model", path):
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() or is_adapter(folder):
             return folder
     what = "has no model yet" if (path / "run.json").exists() else "is neither a run nor a Hugging Face LLaMA folder"
     raise InputError(f"{path}: {what}; train one first: babyllama train --help")
 
 
-def load(path: Path, device: torch.device | None = None, precision: Precision | None = None,
-         rope: RopeConfig | None = None) -> Loaded:  # fmt: skip
-    """The model of a run or of a Hugging Face LLaMA folder, ready to run.
+def read_model(folder: Path, attach: bool = False, rope: RopeConfig | None = None) -> Transformer:
+    """The model of a `model_folder`, on the CPU: in the file's dtype, or a base and its adapter merged in float32.
 
     Args:
+        attach: leave adapters on their base, packed as it was in training, to be switched on and off.
         rope: another law than the model's own, to reach a longer context.
 
     Raises:
-        InputError: what `checkpoint.load_model` and `Tokenizer.load` refuse, or a vocabulary larger than the model's.
+        InputError: what `load_model` and `load_adapter` refuse, a base that is not there or has other weights.
+    """
+    if not is_adapter(folder):
+        return load_model(folder, rope)
+    link = base_link(folder)
+    link.check(folder)
+    model = read_model(model_folder(link.folder), attach and link.packed == "dense", rope)
+    model = model if attach else model.float()
+    pack(model, link.packed)
+    load_adapter(model, folder, folder.resolve().parent.name if folder.name == "model" else folder.name)
+    if not attach:
+        merge(model)
+        unpack(model)
+        model.requires_grad_(True)
+    return model
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a `model_folder`; an adapter without one, such as PEFT's, has its base's."""
+    if is_adapter(folder) and not (folder / "tokenizer.json").is_file():
+        return read_tokenizer(model_folder(base_link(folder).folder))
+    return Tokenizer.load(folder)
+
+
+def load(path: Path, device: torch.device | None = None, precision: Precision | None = None,
+         rope: RopeConfig | None = None, attach: bool = False) -> Loaded:  # fmt: skip
+    """The model of a run, of an adapter or of a Hugging Face LLaMA folder, ready to run.
+
+    Raises:
+        InputError: what `read_model` and `Tokenizer.load` refuse, or a vocabulary larger than the model's.
     """
     folder = model_folder(path)
     device = device or default_device()
-    model = load_model(folder, rope)
-    tokenizer = Tokenizer.load(folder)
+    model, tokenizer = read_model(folder, attach, rope), read_tokenizer(folder)
     check_vocabulary(model, tokenizer, folder)
     model.to(device, DTYPES[precision or default_precision(device)]).eval().requires_grad_(False)
     return Loaded(model, tokenizer, folder)

@@ -14,6 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from babyllama.commands.prepare import PrepareRecipe
 from babyllama.commands.prepare import main as prepare
+from babyllama.commands.train import TrainRecipe
+from babyllama.commands.train import main as train
 from babyllama.model.config import ModelConfig
 from babyllama.recipe import load_recipe
 from babyllama.tokenizer.train import train_bpe
@@ -73,6 +75,39 @@ def test_time_to_quality(tmp_path: Path) -> None:
     found = results(tmp_path / "time_to_quality.jsonl")
     assert {line["name"] for line in found} == {"earlier", "mine"} and [line["last"] for line in found].count(True) == 2
     assert all(0 < line["bits_per_byte"] < 20 and line["seconds"] > 0 for line in found)
+
+
+@pytest.mark.slow
+def test_fine_tuning(tmp_path: Path) -> None:
+    small = ["init.model.hidden_size=64", "init.model.num_attention_heads=4", "init.model.num_hidden_layers=2"]
+    plan = ["plan.steps=6", "plan.micro_batch_size=4", "plan.context=64", "plan.save_every=6", "device=cpu"]
+    tokenizer, base = tmp_path / "tok", tmp_path / "base"
+    tokenizer.mkdir()
+    train_bpe(iter([*TEXTS, "等于几？加一"]), 330).save(tokenizer)
+    chats = [{"messages": [{"role": "user", "content": f"{i}加一等于几？"},
+                           {"role": "assistant", "content": f"等于{i + 1}。"}]} for i in range(60)]  # fmt: skip
+    for name, records in (("corpus", [{"text": t} for t in TEXTS]), ("medical-chats", chats)):
+        source = tmp_path / f"{name}.jsonl"
+        source.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
+        given = [f"out={tmp_path / name}", f"tokenizer={tokenizer}", f"corpora=[{{path: {source}}}]"]
+        prepare(load_recipe(PrepareRecipe, None, [*given, "validation=0.2", "workers=1"]))
+    data = f"data.path={tmp_path / 'corpus'}"
+    train(load_recipe(TrainRecipe, None, [f"out={base}", data, "init.model.preset=tiny", *small, *plan]))
+    words = (str(tmp_path), "--results", str(tmp_path / "results"))
+    shown = script("fine_tuning.py", *words, "--plot", str(tmp_path / "figure.png"))
+    found = {line["name"]: line for line in results(tmp_path / "results" / "fine_tuning.jsonl")}
+    assert list(found) == ["base", "full", "full+replay", "full+neftune", "lora", "lora+replay", "lora+emb+norms",
+                           "dora", "qlora", "lisa", "galore"], shown  # fmt: skip
+    assert all(line["chat_loss"] > 0 and line["text_bits_per_byte"] > 0 for line in found.values())
+    assert found["full"]["trained_parameters"] == found["full"]["parameters"] > 3 * found["lora"]["trained_parameters"]
+    assert found["lora"]["model_mib"] < found["full"]["model_mib"]
+    assert found["lora"]["state_mib"] < found["galore"]["state_mib"] < found["full"]["state_mib"]
+    assert "lora+replay" in shown and (tmp_path / "figure.png").stat().st_size > 1000
+    again = script("fine_tuning.py", *words)
+    assert again.count("there already") == len(found)
+    script("fine_tuning.py", *words, "--study", "long", "--context", "48")
+    long = [r["name"] for r in results(tmp_path / "results" / "fine_tuning.jsonl") if r["study"] == "long"]
+    assert long[:5] == ["base", "full", "lora", "lora+norms", "lora+emb+norms"]
 
 
 def test_the_earlier_model_computes_a_llama() -> None:

@@ -18,6 +18,7 @@ from babyllama.train.objectives import NextToken
 from babyllama.train.optim import AdamW, Cosine, Muon, Optimizer
 from babyllama.train.plan import Plan
 from babyllama.train.trainer import Trainer
+from babyllama.train.tuning import Full, Lisa, put_on
 
 VOCAB, CONTEXT = 37, 12
 
@@ -68,11 +69,15 @@ def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch
         max_position_embeddings=CONTEXT, tie_word_embeddings=tie)  # fmt: skip
     model = Transformer(config)
     initialise(model, 0)
-    arguments = {key: plan.pop(key) for key in ("engine", "world", "export") if key in plan}
+    adapter = plan.pop("adapter", Full())
+    put_on(model, adapter, seed=1)
+    arguments = {key: plan.pop(key) for key in ("engine", "world", "export", "objective", "seed") if key in plan}
+    objective = arguments.pop("objective", NextToken())
+    arguments["lisa"] = adapter if isinstance(adapter, Lisa) else None
     run = Run(out) if "world" in arguments and not arguments["world"].first else Run.create(out, "train", Nothing())
     plan = {"steps": steps, "micro_batch_size": 4, "log_every": 1, "save_every": 5, "validate_every": 4, **plan}
     return Trainer(
-        run, model, Formula(), NextToken(), optimizer or AdamW(lr=1e-2), Cosine(),
+        run, model, Formula(), objective, optimizer or AdamW(lr=1e-2), Cosine(),
         Plan(**plan), steps, CONTEXT, torch.device("cpu"), dtype, show or Silent(), lambda _: {}, lambda _: [],
         **arguments,
     )  # fmt: skip

@@ -64,7 +64,7 @@ def test_deepspeed_gets_no_schedule_of_its_own():
     """Fault 2: a scheduler whose highest rate stayed at 1.0, `betas` given twice, accumulation under another name."""
     from babyllama.train.deepspeed import _config
 
-    setting = Setting(None, None, AdamW(), World(), torch.device("cpu"), torch.bfloat16, 0.7, 16, False)  # type: ignore[arg-type]
+    setting = Setting(torch.nn.ReLU(), None, AdamW(), World(), torch.device("cpu"), torch.bfloat16, 0.7, 16, False)  # type: ignore[arg-type]
     config = _config(setting, 2, True)
     assert not {"scheduler", "optimizer"} & set(config)
     assert config["gradient_accumulation_steps"] == 16 and config["gradient_clipping"] == 0.7

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from babyllama.data.batches import DataRecipe, Stream
+from babyllama.data.replay import Mixed, Replay
 from babyllama.data.resident import Resident
 from babyllama.data.shards import Prepared
 from babyllama.data.stretch import Rows, Stretched
@@ -21,11 +22,22 @@ from babyllama.errors import InputError, Interrupted
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine as Generator
 from babyllama.infer.sampling import Sampling
-from babyllama.load import DTYPES, Precision, check_vocabulary, default_precision, model_folder, pick_device
+from babyllama.load import (
+    DTYPES,
+    Precision,
+    check_vocabulary,
+    default_precision,
+    model_folder,
+    pick_device,
+    read_model,
+    read_tokenizer,
+)
+from babyllama.model.adapters import BaseLink, claim_base, save_adapter
 from babyllama.model.attention import FullAttention, ShiftedSparse
-from babyllama.model.checkpoint import load_model, save_model
+from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelChoice, ModelConfig
 from babyllama.model.laws import RopeConfig
+from babyllama.model.lora import Lora
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.recipe import Recipe
 from babyllama.run import Run
@@ -37,6 +49,7 @@ from babyllama.train.objectives import NextToken
 from babyllama.train.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
 from babyllama.train.trainer import Trainer
+from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, Lisa, check, put_on
 from babyllama.train.validation import LossSums
 from babyllama.train.world import World
 
@@ -71,13 +84,15 @@ class TrainRecipe(Recipe):
 
     out: Path
     data: DataRecipe
+    replay: Replay | None = Field(default=None, description="rows of earlier data between the new, against forgetting")
     init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
     objective: NextToken = NextToken()
     attend: Annotated[FullAttention | ShiftedSparse, Field(discriminator="kind")] = Field(
         default=FullAttention(), description="while it trains; validation, samples and chats attend in full"
     )
+    adapter: Adapter = Field(default=Full(), description="what is trained; lora and dora save an adapter")
     engine: Engine = Single()
-    optimizer: Optimizer = Muon()
+    optimizer: Optimizer = Field(default=Muon(), description="an adapter's is adamw, lr 0.001, without decay")
     schedule: Schedule = Wsd()
     plan: Plan
     samples: Samples = Samples()
@@ -85,6 +100,18 @@ class TrainRecipe(Recipe):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool | None = Field(default=None, description="torch.compile; where it works and pays when absent")
+
+    @model_validator(mode="after")
+    def _choices_fit(self) -> Self:
+        if isinstance(self.adapter, Lora) and "optimizer" not in self.model_fields_set:
+            # A default that hangs on another field; nobody has the recipe yet.
+            object.__setattr__(self, "optimizer", ADAPTER_OPTIMIZER)
+        check(self.adapter, self.optimizer, self.engine.kind, isinstance(self.init, NewModel))
+        if isinstance(self.adapter, Lora) and isinstance(self.init, FromModel) and self.init.rope is not None:
+            # An adapter's folder has no place for a law: read back, it would compute with the base's.
+            raise InputError(f"init.rope: an adapter keeps its base's law; extend the base first, whole, then train "
+                             f"adapter.kind={self.adapter.kind} on it")  # fmt: skip
+        return self
 
 
 def main(recipe: TrainRecipe) -> None:
@@ -109,7 +136,7 @@ class Assembled(NamedTuple):
     trainer: Trainer
     watch: Watch
     prepared: Prepared
-    stream: Stream
+    stream: Stream | Mixed
     export: Callable[[Transformer, Path], None]
     precision: Precision
 
@@ -124,24 +151,38 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         raise InputError(
             f"plan.context: {context} is above the model's {model.config.max_position_embeddings} positions"
         )
-    stream = Stream(prepared, "train", recipe.data, context, recipe.seed)
+    if recipe.objective.neftune and all(stores["train"].kind == "text" for stores in prepared.corpora.values()):
+        raise InputError(
+            f"objective.neftune: {recipe.objective.neftune:g} is for chats, but {recipe.data.path} has none"
+        )
+    put_on(model, recipe.adapter, recipe.seed)
+    stream = _stream(recipe, prepared, context, tokenizer)
     steps = recipe.plan.total_steps(stream.rows, context)
     precision = default_precision(device) if recipe.precision == "auto" else recipe.precision
-    compiled = can_compile(device) and device.type == "cuda" if recipe.compile is None else recipe.compile
+    lisa = recipe.adapter if isinstance(recipe.adapter, Lisa) else None  # each of its draws would be compiled anew
+    compiled = can_compile(device) and device.type == "cuda" and not lisa if recipe.compile is None else recipe.compile
     recipe.engine.check(world.size, recipe.optimizer)  # before there is a run of this recipe
     recipe.plan.shares(world.size)
     watch = Watch(steps, shown=world.first)
 
+    base = _base(recipe)
+
     def export(trained: Transformer, folder: Path) -> None:
-        save_model(trained, folder, tokenizer.bos_id, tokenizer.eos_id)
+        if base is not None and isinstance(recipe.adapter, Lora):
+            save_adapter(trained, folder, recipe.adapter, base)
+        else:
+            save_model(trained, folder, tokenizer.bos_id, tokenizer.eos_id)
         tokenizer.save(folder)
 
-    resident = Resident.of(stream, context, device) if device.type == "cuda" else None
+    resident = Resident.of(stream, context, device) if device.type == "cuda" and isinstance(stream, Stream) else None
     rows = _stretched(recipe, model.config, resident or stream, context)
+    run = _run(recipe, world)
+    if base is not None:
+        claim_base(run.path, base, world.first)
     trainer = Trainer(
-        _run(recipe, world), model, rows, recipe.objective, recipe.optimizer, recipe.schedule,
+        run, model, rows, recipe.objective, recipe.optimizer, recipe.schedule,
         recipe.plan, steps, context, device, DTYPES[precision], watch, _validator(recipe, prepared, context),
-        _sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world, recipe.attend,
+        _sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world, recipe.attend, lisa, recipe.seed,
     )  # fmt: skip
     return Assembled(trainer, watch, prepared, stream, export, precision)
 
@@ -155,16 +196,17 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
             return
         steps, rows, context = trainer.steps, recipe.plan.rows, trainer.context
         tokens = steps * rows * context
-        watch.line(f"{recipe.out}: {model.config.parameters:,} parameters, {steps:,} steps × {rows} rows × "
-                   f"{context} tokens = {tokens:,} tokens ({tokens / max(1, stream.rows * context):.1f} epochs), "
-                   f"{precision}, {_hardware(recipe, world, device)}"
-                   f"{', compiled' if trainer.compile else ''}")  # fmt: skip
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        watch.line(f"{recipe.out}: {model.config.parameters:,} parameters{_part(recipe, trained)}, {steps:,} "
+                   f"steps × {rows} rows × {context} tokens = {tokens:,} tokens "
+                   f"({tokens / max(1, stream.rows * context):.1f} epochs), {precision}, "
+                   f"{_hardware(recipe, world, device)}{', compiled' if trainer.compile else ''}")  # fmt: skip
         figures = trainer.train()
-        trained = trainer.worker.snapshot()
+        final = trainer.worker.snapshot()
         if world.first:
-            run.save_model(lambda folder: export(trained, folder))
-            run.finish(parameters=model.config.parameters, precision=precision, device=device_name(device),
-                       processes=world.size, **figures)  # fmt: skip
+            run.save_model(lambda folder: export(final, folder))
+            run.finish(parameters=model.config.parameters, trained_parameters=trained, precision=precision,
+                       device=device_name(device), processes=world.size, **figures)  # fmt: skip
         watch.line(f"{recipe.out}/model is ready: babyllama chat {recipe.out}")
 
 
@@ -177,6 +219,10 @@ def _run(recipe: TrainRecipe, world: World) -> Run:
         return run
     world.wait()
     return Run(recipe.out)
+
+
+def _part(recipe: TrainRecipe, trained: int) -> str:
+    return "" if isinstance(recipe.adapter, Full) else f" ({recipe.adapter.kind} trains {trained:,})"
 
 
 def _hardware(recipe: TrainRecipe, world: World, device: torch.device) -> str:
@@ -215,7 +261,7 @@ class Watch:
 def _start(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokenizer]:
     if isinstance(recipe.init, FromModel):
         folder = model_folder(recipe.init.path)
-        model, tokenizer = load_model(folder, recipe.init.rope).float(), Tokenizer.load(folder)
+        model, tokenizer = read_model(folder, rope=recipe.init.rope).float(), read_tokenizer(folder)
         check_vocabulary(model, tokenizer, folder)
     else:
         tokenizer = Tokenizer.load(recipe.init.tokenizer or recipe.data.path)
@@ -236,6 +282,23 @@ def _stretched(recipe: TrainRecipe, config: ModelConfig, rows: Rows, context: in
         raise InputError(f"data.stretch: {most} × {config.trained_context} trained tokens are above the model's "
                          f"{config.max_position_embeddings} positions; give init.rope a factor of {most}")  # fmt: skip
     return Stretched(rows, config.trained_context, most, context, recipe.seed)
+
+
+def _base(recipe: TrainRecipe) -> BaseLink | None:
+    """What an adapter is trained on; None where whole models are saved."""
+    if not (isinstance(recipe.adapter, Lora) and isinstance(recipe.init, FromModel)):
+        return None
+    return BaseLink.to(model_folder(recipe.init.path), recipe.adapter.base)
+
+
+def _stream(recipe: TrainRecipe, prepared: Prepared, context: int, tokenizer: Tokenizer) -> Stream | Mixed:
+    new = Stream(prepared, "train", recipe.data, context, recipe.seed)
+    if recipe.replay is None:
+        return new
+    earlier = Prepared.open(recipe.replay.path)
+    earlier.check_tokenizer(tokenizer.hash)
+    choice = DataRecipe(path=recipe.replay.path, weights=recipe.replay.weights, separate_documents=True)
+    return Mixed(new, Stream(earlier, "train", choice, context, recipe.seed + 1), recipe.replay.share, recipe.seed)
 
 
 def _validator(recipe: TrainRecipe, prepared: Prepared, context: int) -> Callable[[Transformer], dict[str, LossSums]]:

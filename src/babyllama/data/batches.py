@@ -165,7 +165,8 @@ def _padded(values: np.ndarray, length: int, filler: int) -> np.ndarray:
     return np.pad(values.astype(np.int64), (0, length - len(values)), constant_values=filler)
 
 
-def _collated(rows: list[Row]) -> Batch:
+def collated(rows: list[Row]) -> Batch:
+    """Rows → a batch."""
     columns = [None if column[0] is None else torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
     return Batch(*columns)  # type: ignore[arg-type]
 
@@ -207,7 +208,12 @@ class Stream:
 
     def batch(self, first_row: int, count: int) -> Batch:
         """Rows first_row … first_row + count − 1 of the endless order."""
-        return _collated([self.corpora[corpus].row(row) for corpus, row in self.places(first_row, count)])
+        return collated([self.corpora[corpus].row(row) for corpus, row in self.places(first_row, count)])
+
+    def row(self, number: int) -> Row:
+        """Row `number` of the endless order."""
+        ((corpus, row),) = self.places(number, 1)
+        return self.corpora[corpus].row(row)
 
     def places(self, first_row: int, count: int) -> list[tuple[int, int]]:
         """The same rows as (number of the corpus, row in it)."""
@@ -262,7 +268,7 @@ class Evaluation:
     def batches(self) -> Iterator[Batch]:
         """From the start at each use; the last batch may have fewer rows."""
         for first in range(0, self.rows_of.rows, self.rows):
-            yield _collated([self.rows_of.row(r) for r in range(first, min(first + self.rows, self.rows_of.rows))])
+            yield collated([self.rows_of.row(r) for r in range(first, min(first + self.rows, self.rows_of.rows))])
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches

@@ -91,6 +91,15 @@ def load_model(folder: Path, rope: RopeConfig | None = None) -> Transformer:
     return model
 
 
+def weights_dtype(folder: Path) -> torch.dtype:
+    """The dtype that `load_model` gives the model of a folder."""
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            if "model.embed_tokens.weight" in tensors.keys():  # noqa: SIM118  (not a dict)
+                return tensors.get_tensor("model.embed_tokens.weight").dtype
+    raise InputError(f"{folder}: no model.embed_tokens.weight in its weights")
+
+
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():

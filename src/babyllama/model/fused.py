@@ -106,7 +106,7 @@ class _SwiGluDown(torch.autograd.Function):
         gate_up, weight = ctx.saved_tensors
         grad = grads[0]
         slope, product = swiglu_backward(gate_up, grad @ weight)
-        return slope, grad.flatten(0, -2).T @ product.flatten(0, -2)
+        return slope, grad.flatten(0, -2).T @ product.flatten(0, -2) if ctx.needs_input_grad[1] else None
 
 
 def swiglu_backward(gate_up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -165,7 +165,8 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def hidden(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
-               cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:  # fmt: skip
+               cache: KVCache | None = None, lengths: Tensor | None = None,
+               embedded: Tensor | None = None) -> Tensor:  # fmt: skip
         """tokens (B, T) → final normed hidden states (B, T, C).
 
         Args:
@@ -175,6 +176,7 @@ class Transformer(nn.Module):
             cache: read and extended in place; prefill, chunks and single tokens all come this way.
             lengths: (B,) tokens of each row's sequence where padding follows them; only laws whose frequencies change
                 with the length ask. A row's last position + 1 when absent.
+            embedded: (B, T, C) that goes in instead of the tokens' embeddings.
         """
         if positions is None:
             T = tokens.shape[1]
@@ -186,7 +188,7 @@ class Transformer(nn.Module):
         elif segments is not None:
             mask = segment_mask(segments)
         angles = Angles(self.rope, positions, cache, lengths)
-        x = self.embed_tokens(tokens)
+        x = self.embed_tokens(tokens) if embedded is None else embedded
         for block in self.layers:
             x = self.through(block, x, angles, mask, cache)  # type: ignore[arg-type]
         return self.norm(x)

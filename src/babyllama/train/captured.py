@@ -15,6 +15,7 @@ from torch import Tensor
 from babyllama.data.batches import Batch
 from babyllama.train.guard import Watchman
 from babyllama.train.hardware import allowed_memory
+from babyllama.train.optim import AdamW, Muon
 from babyllama.train.worker import Setting, Worker
 
 EAGER_STEPS = 3  # before the capture: they allocate what lives on, and measure the memory
@@ -31,6 +32,12 @@ class Captured(Worker):
                 group["lr"] = torch.tensor(group["lr"], device=self.device)
                 group["capturable"] = True
         self._forget()
+
+    @staticmethod
+    def suits(setting: Setting) -> bool:
+        """Whether every step is the same work: LISA and GaLore change theirs, some RoPE laws ask the host."""
+        plain = isinstance(setting.optimizer, AdamW | Muon) and setting.lisa is None and not setting.adapter
+        return setting.compiled and setting.device.type == "cuda" and plain and setting.model.rope.static
 
     def _forget(self) -> None:
         """Start over: a graph reads and writes the very tensors that were there when it was captured."""
@@ -53,7 +60,7 @@ class Captured(Worker):
             if self.settled > EAGER_STEPS and self._fits():
                 self._capture(micro, numbers, watchman)
         if self.graph is None or shapes != self.shapes:
-            return self._advance(micro, *numbers.unbind(), watchman)
+            return self._advance(micro, numbers[0], numbers[1], watchman)
         for mine, given in zip(self.micro, micro, strict=True):
             for to, part in zip(mine.parts, given.parts, strict=True):
                 if to is not None and part is not None:
@@ -70,7 +77,7 @@ class Captured(Worker):
         self.micro, self.numbers = micro, numbers
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.figures = self._advance(self.micro, *self.numbers.unbind(), watchman)
+            self.figures = self._advance(self.micro, numbers[0], numbers[1], watchman)
         self.graph = graph
 
     def _set_rates(self, factor: float | Tensor) -> None:

@@ -72,7 +72,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = grads[0]
         from_hidden = None if grad_hidden is None else (grad_hidden * scale).to(grad_hidden.dtype)
         from_weight = None if grad_weight is None else grad_weight.new_empty(grad_weight.shape, dtype=ctx.dtype)
-        if from_weight is not None:
+        if grad_weight is not None and from_weight is not None:
             torch.mul(grad_weight, scale, out=from_weight)
         return from_hidden, from_weight, None, None, None, None
 

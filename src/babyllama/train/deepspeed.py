@@ -112,9 +112,13 @@ class Zero(Worker):
     # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
     def snapshot(self) -> Transformer:
         """As in Worker; the other ranks' copies have no weights."""
+        from deepspeed.utils import safe_get_full_fp32_param
 
         def gather(name: str) -> Tensor | None:
             parameter = self.model.get_parameter(name)
+            if name in self.setting.adapter:
+                exact = safe_get_full_fp32_param(parameter)
+                return exact.to(self.device, copy=True) if exact is not None and self.world.first else None
             with self._gathered([parameter]):
                 return parameter.detach().to(self.setting.dtype, copy=True) if self.world.first else None
 

@@ -41,7 +41,7 @@ class Single(_Engine):
 
     def __call__(self, setting: Setting) -> Worker:
         self.check(setting.world.size, setting.optimizer)
-        return Captured(setting) if setting.compiled and setting.device.type == "cuda" else Worker(setting)
+        return Captured(setting) if Captured.suits(setting) else Worker(setting)
 
 
 class Ddp(_Engine):
@@ -62,9 +62,17 @@ class Fsdp(_Engine):
         "false: keep them until then, as ZeRO-2: more memory, a third less traffic"
     )  # fmt: skip
 
+    def check(self, processes: int, optimizer: Optimizer) -> None:
+        if processes > 1 and optimizer.kind == "galore":
+            raise InputError(
+                "engine.kind: fsdp cannot spread galore, whose directions need whole matrices; "
+                "use engine.kind=ddp, or optimizer.kind=adamw or muon"
+            )
+
     def __call__(self, setting: Setting) -> Worker:
         if setting.world.size == 1:
             return Worker(setting)
+        self.check(setting.world.size, setting.optimizer)
         from babyllama.train.fsdp import Sharded
 
         return Sharded(setting, self.reshard_after_forward)

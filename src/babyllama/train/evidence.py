@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, pad
 from babyllama.data.batches import IGNORE, Batch
 from babyllama.errors import InputError, Interrupted
 from babyllama.run import Run
-from babyllama.train.optim import AdamW, Optimizer, in_block
+from babyllama.train.optim import AdamW, Muon, Optimizer, in_block
 from babyllama.train.state import read_shards, sharded
 from babyllama.train.trainer import Diverged, Rows, Trainer
 
@@ -189,8 +189,8 @@ class Adam:
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> Adam:
-        if isinstance(optimizer, AdamW):
-            return cls(optimizer.lr, optimizer.eps, True)
+        if not isinstance(optimizer, Muon):
+            return cls(optimizer.lr, optimizer.eps, isinstance(optimizer, AdamW))
         return cls(optimizer.adam_lr, optimizer.adam_eps, False)
 
     def owns(self, name: str, parameter: nn.Parameter) -> bool:

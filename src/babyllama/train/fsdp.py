@@ -20,13 +20,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from babyllama.model.rope import exact
 from babyllama.model.transformer import Transformer
 from babyllama.run import Run
 from babyllama.train.precision import Loss
 from babyllama.train.skeleton import Skeleton
 from babyllama.train.state import on_host, read_facts, read_shards, sharded, write_facts, write_shards
-from babyllama.train.worker import Setting, Worker
+from babyllama.train.worker import Setting, Worker, freeze
 
 
 class Sharded(Worker):
@@ -45,6 +44,7 @@ class Sharded(Worker):
         precision = MixedPrecisionPolicy()
         if self.setting.dtype != torch.float32:
             precision = MixedPrecisionPolicy(param_dtype=self.setting.dtype, reduce_dtype=torch.float32)
+        freeze(self.model, self.setting.dtype)
         mesh = self._hosts if self.device.type == "cpu" else init_device_mesh(self.device.type, (self.world.size,))
         for block in self.model.layers:
             if self.setting.compiled:
@@ -78,8 +78,7 @@ class Sharded(Worker):
         """As in Worker; the other ranks' copies have no weights."""
 
         def gather(name: str) -> Tensor | None:
-            mine = self.model.get_parameter(name).detach()
-            mine = mine if exact(name) else mine.to(self.setting.dtype)
+            mine = self.model.get_parameter(name).detach().to(self.setting.copied(name))
             assert isinstance(mine, DTensor)
             whole = mine.full_tensor()
             return whole if self.world.first else None

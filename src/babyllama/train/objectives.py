@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -26,8 +27,29 @@ class NextToken(Recipe):
     kind: Literal["next_token"] = "next_token"
     fp8_head: bool = Field(default=False, description="logits in float8; RTX 40 series, H100 and newer")
 
+    neftune: float = Field(default=0.0, ge=0, description="α of NEFTune's noise, 5 to 15; for chats, 0: none")
+
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden = model.hidden(batch.tokens, batch.positions, batch.segments)  # (B, T, C)
+        noisy = self._noisy(model, batch) if self.neftune and model.training else None
+        hidden = model.hidden(batch.tokens, batch.positions, batch.segments, embedded=noisy)  # (B, T, C)
         loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, batch.targets.flatten(),
                                     fp8=self.fp8_head)  # fmt: skip
         return loss, {"loss": loss.detach()}
+
+    def _noisy(self, model: Transformer, batch: Batch) -> Tensor:
+        """Embeddings + U(−1, 1)·α/√(L·C), L the length of the token's own document (NEFTune, arXiv 2310.05914).
+
+        Drawn from the global generator, which the trainer seeds by (seed, step, rank).
+        """
+        x = model.embed_tokens(batch.tokens)  # (B, T, C)
+        noise = torch.rand(x.shape, device=x.device) * 2 - 1
+        return x + (noise * (self.neftune / (lengths(batch) * x.shape[-1]).sqrt()[..., None])).to(x.dtype)
+
+
+def lengths(batch: Batch) -> Tensor:
+    """(B, T) float32: how many tokens the document of each token has in its row."""
+    if batch.segments is None:
+        return torch.full(batch.tokens.shape, float(batch.tokens.shape[1]), device=batch.tokens.device)
+    counts = torch.zeros(batch.tokens.shape[0], batch.tokens.shape[1] + 1, device=batch.tokens.device)
+    ones = torch.ones(batch.tokens.shape, device=batch.tokens.device)
+    return counts.scatter_add_(1, batch.segments, ones).gather(1, batch.segments)

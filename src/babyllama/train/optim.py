@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from babyllama.recipe import Recipe
+from babyllama.train.galore import GaloreAdamW
 from babyllama.train.muon import StackedMuon
 
 
@@ -93,6 +94,31 @@ class Muon(Recipe):
         return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
 
 
+class GaLore(Recipe):
+    """AdamW in the gradient's leading directions for the matrices inside the blocks, AdamW for all else.
+
+    Its moments take rank / (shorter side) of AdamW's memory, plus the directions themselves. Matrices move at
+    lr × scale.
+    """
+
+    kind: Literal["galore"] = "galore"
+    lr: float = Field(default=1e-3, gt=0)
+    rank: int = Field(default=128, ge=1, description="a matrix that is no wider gets plain AdamW at lr × scale")
+    refresh: int = Field(default=200, ge=1, description="steps between singular value decompositions")
+    scale: float = Field(default=0.25, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
+        matrices, others = [], []
+        for name, parameter in named:
+            (matrices if in_block(name, parameter) else others).append(parameter)
+        galore = GaloreAdamW(matrices, self.lr, self.betas, self.eps, self.weight_decay, self.rank, self.refresh,
+                             self.scale)  # fmt: skip
+        return [galore, _adamw([{"params": others, "weight_decay": 0.0}], self.lr, self.betas, self.eps)]
+
+
 def in_block(name: str, parameter: nn.Parameter) -> bool:
     """Whether it is a matrix inside a block, which Muon takes: not the embedding, the head, a norm or a RoPE law."""
     return parameter.ndim == 2 and not name.startswith(("embed_tokens", "lm_head", "rope."))
@@ -102,4 +128,4 @@ def _adamw(groups: list[dict], lr: float, betas: tuple[float, float], eps: float
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
-Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind")]
+Optimizer = Annotated[AdamW | Muon | GaLore, Field(discriminator="kind")]

@@ -41,7 +41,10 @@ class InHalf(nn.Module):
         self.inner, self.dtype = inner, dtype
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        names, weights = zip(*((n, p) for n, p in self.inner.named_parameters() if not exact(n)), strict=True)
+        # Frozen weights that are in half precision already stay where they are.
+        named = [(name, p) for name, p in self.inner.named_parameters()
+                 if not exact(name) and (p.requires_grad or p.dtype != self.dtype)]  # fmt: skip
+        names, weights = zip(*named, strict=True)
         half = _Down.apply(self.dtype, *weights)
         return functional_call(self.inner, dict(zip(names, half, strict=True)), (batch,))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,6 +43,11 @@ def set_generators(states: dict[str, Tensor]) -> None:
         torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed this process's generators for one step: what is drawn in it is a function of the three."""
+    torch.manual_seed(xxhash.xxh3_64_intdigest(repr((seed, step, rank)).encode()) % 2**63)
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:

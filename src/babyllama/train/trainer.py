@@ -28,10 +28,11 @@ from babyllama.train.board import Board
 from babyllama.train.engines import Engine, Setting, Single, Worker
 from babyllama.train.guard import Verdict, Watchman
 from babyllama.train.hardware import peak_flops
+from babyllama.train.lisa import Lisa
 from babyllama.train.objectives import Objective
 from babyllama.train.optim import Optimizer, Schedule
 from babyllama.train.plan import Plan
-from babyllama.train.state import Saver, generators, set_generators
+from babyllama.train.state import Saver, generators, seed_step, set_generators
 from babyllama.train.validation import LossSums
 from babyllama.train.world import World
 
@@ -85,6 +86,8 @@ class Trainer:
     engine: Engine = field(default_factory=Single)
     world: World = field(default_factory=World)
     attend: Attend = attend_sdpa  # while it trains
+    lisa: Lisa | None = None
+    seed: int = 1  # of what is drawn in a step: noise, dropout, LISA's blocks
     tokens_seen: int = 0
     seconds: float = 0.0  # of training alone: no compiling, validating, sampling or saving
     last: dict[str, Any] = field(default_factory=dict)
@@ -92,6 +95,7 @@ class Trainer:
     rows_skipped: int = 0  # by rewinding
     rewinds: int = 0
     worker: Worker = field(init=False)
+    work: float = field(init=False)  # FLOPs a token
     watchman: Watchman = field(init=False)
     saver: Saver = field(init=False, default_factory=Saver)
     board: Board | None = field(init=False, default=None)
@@ -109,10 +113,10 @@ class Trainer:
         """
         if self.plan.recompute:
             self.model.through = recompute
-        shares = self.plan.shares(self.world.size)
+        shares, self.work = self.plan.shares(self.world.size), self._work()
         self.worker = self.engine(Setting(self.model, self.objective, self.optimizer, self.world, self.device,
-                                          self.dtype, self.plan.clip, len(shares), self.compile,
-                                          self.attend))  # fmt: skip
+                                          self.dtype, self.plan.clip, len(shares), self.compile, self.attend,
+                                          self.lisa, self.seed))  # fmt: skip
         self.watchman = Watchman(self.plan.guard, self.device, self.dtype == torch.float16)
         first = self._resume()
         self.board = Board(self.run.path, first + 1) if self.world.first else None
@@ -136,6 +140,7 @@ class Trainer:
             micro = self._micro_batches(step, shares)
             total, asked = self.world.sum(sum(batch.weight for batch in micro), stopping())
             step, self.targets = step + 1, int(total)
+            seed_step(self.seed, step, self.world.rank)
             self.worker.update(step, micro, total, self.schedule(step - 1, self.steps), self.watchman)
             self.tokens_seen += self.plan.rows * self.context
             last = step == self.steps
@@ -173,6 +178,15 @@ class Trainer:
                     where = "in a row of bad steps; the same command continues from the checkpoint before them"
                 raise Interrupted(f"stopped after step {step}, {where}")
             self.lap = time.perf_counter()
+
+    def _work(self) -> float:
+        """FLOPs a token: a third of a full training's is for the gradients of weights, and some may be frozen."""
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        if self.lisa is not None:
+            blocks = sum(p.numel() for p in self.model.layers.parameters())
+            trained -= blocks * (1 - self.lisa.layers / len(self.model.layers))
+        share = min(1.0, trained / self.model.config.parameters)
+        return self.model.config.flops_per_token(self.context) * (2 + share) / 3
 
     def _micro_batches(self, step: int, shares: list[int]) -> list[Batch]:
         """This rank's part of a step's rows."""
@@ -249,7 +263,7 @@ class Trainer:
         tokens, seconds = self.tokens_seen - self.logged[0], self.seconds - self.logged[1]
         self.logged = self.tokens_seen, self.seconds
         rate = tokens / max(1e-9, seconds)
-        mfu = rate * self.model.config.flops_per_token(self.context) / self.peak
+        mfu = rate * self.work / self.peak
         lr = self.worker.rates[0][0] * self.schedule(step - 1, self.steps)
         values = {"loss": self.verdict.loss, "lr": lr, "norm": self.verdict.norm, "targets": self.targets,
                   "tokens": self.tokens_seen, "seconds": round(self.seconds, 2), "tokens_per_second": round(rate, 1),

@@ -24,6 +24,7 @@ from babyllama.model.rope import exact
 from babyllama.model.transformer import Attention, Transformer
 from babyllama.run import Run
 from babyllama.train.guard import Watchman
+from babyllama.train.lisa import Lisa
 from babyllama.train.objectives import Objective
 from babyllama.train.optim import Optimizer
 from babyllama.train.precision import InHalf, Loss
@@ -35,12 +36,19 @@ class Setting:
     """What every engine needs to begin; made once by the trainer."""
 
     def __init__(self, model: Transformer, objective: Objective, optimizer: Optimizer, world: World,
-                 device: torch.device, dtype: torch.dtype, clip: float, accumulate: int,
-                 compiled: bool, attend: Attend = attend_sdpa) -> None:  # fmt: skip
+                 device: torch.device, dtype: torch.dtype, clip: float, accumulate: int, compiled: bool,
+                 attend: Attend = attend_sdpa, lisa: Lisa | None = None, seed: int = 1) -> None:  # fmt: skip
         self.model, self.objective, self.optimizer, self.world = model, objective, optimizer, world
         self.device, self.dtype, self.clip = device, dtype, clip
         self.attend = attend  # while it trains; validation and samples attend in full
         self.accumulate, self.compiled = accumulate, compiled  # accumulate: micro-batches of one rank in one step
+        self.lisa, self.seed = lisa, seed
+        trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+        self.adapter = trained if len(trained) < sum(1 for _ in model.parameters()) else frozenset()
+
+    def copied(self, name: str) -> torch.dtype:
+        """The dtype of a parameter in a copy of the model: what it computes in, but an adapter's float32."""
+        return torch.float32 if name in self.adapter or exact(name) else self.dtype
 
 
 class Worker:
@@ -61,10 +69,8 @@ class Worker:
 
     def _prepare(self, loss: Loss) -> nn.Module:
         """The model in its place, compiled or not, and the module around it that is called with a batch."""
+        freeze(self.model, self.setting.dtype)
         self.model.to(self.device)
-        for name, parameter in self.model.named_parameters():
-            if not (parameter.requires_grad or exact(name)):  # frozen weights need no float32
-                parameter.data = parameter.data.to(self.setting.dtype)
         if self.setting.compiled:
             self.forward = torch.compile(self.model.hidden)
         return loss if self.setting.dtype == torch.float32 else InHalf(loss, self.setting.dtype)
@@ -78,6 +84,7 @@ class Worker:
             total: targets in the whole step, over all micro-batches and ranks. None: nothing happens.
             factor: the schedule's multiplier of every learning rate.
         """
+        self._wake(step)
         if total:
             watchman.report(step, self._advance(micro, total, factor, watchman))
 
@@ -101,6 +108,26 @@ class Worker:
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
+
+    def _wake(self, step: int) -> None:
+        """With LISA: freeze all blocks but this step's, and forget the moments of those that fell asleep."""
+        lisa = self.setting.lisa
+        if lisa is None:
+            return
+        awake = lisa.awake(step - 1, len(self.model.layers), self.setting.seed)
+        if awake == self._awake:
+            return
+        self._awake = awake
+        asleep = lisa.freeze(self.model, awake)
+        for optimizer in self.optimizers:
+            for parameter in asleep:
+                optimizer.state.pop(parameter, None)
+        self._rewrap()
+
+    _awake: frozenset[int] | None = None
+
+    def _rewrap(self) -> None:
+        """After other parameters than before want a gradient."""
 
     def accumulate(self, micro: Sequence[Batch], share: Tensor) -> Tensor:
         """Add the gradients of `share` × each micro-batch's summed loss; returns this rank's summed loss."""
@@ -157,11 +184,13 @@ class Worker:
 
     # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
     def snapshot(self) -> Transformer:
-        """A copy of the whole model in the precision that it computes in, for validation, samples and saving.
+        """A copy of the whole model in the precision that it computes in, for validation, samples and saving; what an
+        adapter trains is in float32.
 
         Every rank calls it; it is whole on the first.
         """
-        return copy.deepcopy(self.model).to(self.setting.dtype)
+        copied = copy.deepcopy(self.model)
+        return copied if self.setting.adapter else copied.to(self.setting.dtype)
 
     def fingerprint(self) -> dict[str, int]:
         """Name → sum of the parameter's bits, of what every rank holds: equal where the parameters are."""
@@ -239,6 +268,13 @@ class Worker:
         return whole.to(self.device, copy=True)
 
 
+def freeze(model: nn.Module, dtype: torch.dtype) -> None:
+    """Frozen weights need no float32, for nobody changes them; a RoPE law's stay exact."""
+    for name, parameter in model.named_parameters():
+        if not (parameter.requires_grad or exact(name)):
+            parameter.data = parameter.data.to(dtype)
+
+
 def check_masters(tensors: Mapping[str, Tensor], sizes: Mapping[str, torch.Size]) -> None:
     """Raise KeyError, with words, unless there is a ``master.NAME`` of the right shape for every name."""
     for name, size in sizes.items():
@@ -256,6 +292,15 @@ class Replica(Worker):
     def _prepare(self, loss: Loss) -> nn.Module:
         self._averaged, self._settled = self.world.size, False
         module = super()._prepare(loss)
+        if self.setting.lisa is not None:  # wrapped by each `_rewrap`, before the first step
+            self._inner = module
+            return module
+        return self._wrapped(module)
+
+    def _rewrap(self) -> None:
+        self.module, self._settled = self._wrapped(self._inner), False
+
+    def _wrapped(self, module: nn.Module) -> DistributedDataParallel:
         buffers = [name for name, _ in module.named_buffers()]  # functions of the config: the same everywhere
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, buffers)
         return DistributedDataParallel(module, gradient_as_bucket_view=True)

@@ -1,0 +1,52 @@
+"""merge: an adapter and its base → one ordinary model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from rich.console import Console
+
+from babyllama.errors import InputError
+from babyllama.load import DTYPES, check_vocabulary, model_folder, read_model, read_tokenizer
+from babyllama.model.adapters import base_link, is_adapter
+from babyllama.model.checkpoint import save_model, weights_dtype
+from babyllama.recipe import Recipe
+from babyllama.run import Run
+
+
+class MergeRecipe(Recipe):
+    """The verb's recipe. Computed in float32; an adapter that was trained on a packed base keeps what packing lost."""
+
+    model: Path = Field(description="an adapter: a run, or a folder of PEFT's")
+    out: Path = Field(description="the run to make")
+    precision: Literal["base", "fp32", "bf16", "fp16"] = Field(default="base", description="base: as its files are")
+
+
+def main(recipe: MergeRecipe) -> None:
+    """Write a run with an ordinary model/."""
+    folder = model_folder(recipe.model)
+    if not is_adapter(folder):
+        raise InputError(f"{recipe.model}: holds a whole model, there is nothing to merge; give an adapter")
+    run = Run.create(recipe.out, "merge", recipe, recipe.model)
+    if not run.finished:
+        model, tokenizer = read_model(folder), read_tokenizer(folder)
+        check_vocabulary(model, tokenizer, folder)
+        model.to(_base_dtype(folder) if recipe.precision == "base" else DTYPES[recipe.precision])
+
+        def fill(target: Path) -> None:
+            save_model(model, target, tokenizer.bos_id, tokenizer.eos_id)
+            tokenizer.save(target)
+
+        run.save_model(fill)
+        run.finish(parameters=model.config.parameters)
+    Console().print(f"{recipe.out}/model is ready: babyllama chat {recipe.out}", markup=False, soft_wrap=True)
+
+
+def _base_dtype(folder: Path) -> torch.dtype:
+    """Of the model under all adapters."""
+    while is_adapter(folder):
+        folder = model_folder(base_link(folder).folder)
+    return weights_dtype(folder)

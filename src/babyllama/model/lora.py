@@ -1,0 +1,292 @@
+"""Adapters: LoRA (arXiv 2106.09685) and DoRA (arXiv 2402.09353) around any linear-like module; QLoRA is the same around
+a packed one.
+
+`attach` wraps what a recipe names and freezes everything else; adapters attached one after the other stack. A wrapper
+is linear-like itself. Shapes: R rank. Not here: files (adapters.py), packed weights (nf4.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import dropout, linear
+
+from babyllama.errors import InputError
+from babyllama.model.nf4 import Base, plain_linear
+from babyllama.model.surgery import dense_weight, replace_modules
+from babyllama.recipe import Recipe
+
+Extra = Literal["embed_tokens", "norms", "lm_head"]
+NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
+
+
+class Lora(Recipe):
+    """W + s·B·A with frozen W (out, in), A (R, in), B (out, R), s = alpha / rank. B starts at zero.
+
+    `train` names whole modules that are trained beside the factors; with embeddings and norms this is what LongLoRA
+    (arXiv 2309.12307) calls LoRA+.
+    """
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=16, ge=1)
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = Field(default={}, description="by target, where it is not `rank`")
+    alpha: float = Field(default=32.0, gt=0)
+    scaling: Literal["rank", "sqrt_rank"] = Field(default="rank", description="s = α/r, or rsLoRA's α/√r (2312.03732)")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the factors' input, in training")
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1,
+        description="ends of the names of linears in the blocks: q_proj, or layers.0.mlp.up_proj",
+    )  # fmt: skip
+    train: tuple[Extra, ...] = Field(default=(), description="trained whole")
+    base: Base = Field(default="dense", description="how the frozen blocks are kept; nf4 and int8 are QLoRA")
+
+    def scale(self, rank: int) -> float:
+        """s of a wrapper of that rank."""
+        return self.alpha / (rank if self.scaling == "rank" else math.sqrt(rank))
+
+    def rank_of(self, name: str) -> int:
+        """The rank of the linear `name`."""
+        return next((rank for target, rank in self.ranks.items() if is_end(name, target)), self.rank)
+
+
+class Dora(Lora):
+    """m ⊙ (W + s·B·A) / ‖W + s·B·A‖: LoRA turns each output row, the trained m (out,) is its length."""
+
+    kind: Literal["dora"] = "dora"  # type: ignore[assignment]
+
+
+class LoraLinear(nn.Module):
+    """base(x) + s·B·A·x. `on` False: base(x)."""
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float = 0.0, name: str = "default") -> None:
+        super().__init__()
+        self.base, self.rank, self.scale, self.dropout, self.name, self.on = base, rank, scale, dropout, name, True
+        self.in_features: int = base.in_features  # type: ignore[assignment]
+        self.out_features: int = base.out_features  # type: ignore[assignment]
+        device = dense_weight(base).device
+        self.lora_A = nn.Parameter(torch.zeros(rank, self.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """A Kaiming-uniform with a = √5, which is ±1/√in; B stays zero. Drawn on the CPU."""
+        with torch.no_grad():
+            drawn = torch.rand(self.lora_A.shape, generator=generator)
+            self.lora_A.copy_((2 * drawn - 1) / math.sqrt(self.in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self._low(x) if self.on else self.base(x)
+
+    def _low(self, x: Tensor) -> Tensor:
+        down, up = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        return linear(linear(dropout(x, self.dropout, self.training), down), up) * self.scale
+
+    def dense_weight(self) -> Tensor:
+        """(out, in), float32 when the adapter is on, else the base's own."""
+        if not self.on:
+            return dense_weight(self.base)
+        return dense_weight(self.base).float() + self.scale * (self.lora_B.float() @ self.lora_A.float())
+
+
+class DoraLinear(LoraLinear):
+    """(m / ‖W + s·B·A‖) ⊙ (base(x) + s·B·A·x). The norm is of each output row, in float32, without gradient."""
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float = 0.0, name: str = "default") -> None:
+        super().__init__(base, rank, scale, dropout, name)
+        # Of the weights as they are now: attach after loading.
+        self.magnitude = nn.Parameter(self._norm())
+
+    def _norm(self) -> Tensor:
+        """(out,) float32: the rows' lengths now."""
+        with torch.no_grad():
+            return torch.linalg.vector_norm(super().dense_weight().float(), dim=1)
+
+    def _gain(self, norm: Tensor) -> Tensor:
+        # The norm is rounded as the magnitude is, so that they cancel at the start in half precision too.
+        return self.magnitude / norm.to(self.magnitude.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.on:
+            return self.base(x)
+        return self._gain(self._norm()).to(x.dtype) * (self.base(x) + self._low(x))
+
+    def dense_weight(self) -> Tensor:
+        turned = super().dense_weight()
+        return self._gain(self._norm()).float()[:, None] * turned if self.on else turned
+
+
+class Trained(nn.Module):
+    """A module that an adapter trains whole: `own` stands in for `base` while it is on, and computes in its dtype.
+
+    `weight` is the one in use.
+    """
+
+    def __init__(self, base: nn.Module, own: nn.Module, name: str = "default") -> None:
+        super().__init__()
+        self.base, self.own, self.name, self.on = base, own, name, True
+
+    @property
+    def weight(self) -> Tensor:
+        base: Tensor = self.base.weight  # type: ignore[assignment]
+        own: Tensor = self.own.weight  # type: ignore[assignment]
+        return base if not self.on else own if own.dtype == base.dtype else own.to(base.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        if not self.on or weight is self.own.weight:
+            return (self.own if self.on else self.base)(x)
+        return functional_call(self.own, {"weight": weight}, (x,))
+
+
+WRAPPERS: dict[str, type[LoraLinear]] = {"lora": LoraLinear, "dora": DoraLinear}
+Adapted = (LoraLinear, Trained)
+
+
+def is_end(name: str, target: str) -> bool:
+    """Whether a dotted name ends with the whole parts of `target`."""
+    return name == target or name.endswith(f".{target}")
+
+
+def attach(model: nn.Module, adapter: Lora, seed: int, name: str = "default") -> None:
+    """Freeze the model as it is and put the adapter on top, float32, ready to be trained. Deterministic in `seed`.
+
+    Raises:
+        InputError: a target that matches nothing, a rank above a matrix's smaller side, a tied head alone.
+    """
+    chosen = [path for path, module in linears(model) if any(is_end(path, target) for target in adapter.targets)]
+    for key, wanted in (("targets", adapter.targets), ("ranks", adapter.ranks)):
+        for target in wanted:
+            if not any(is_end(path, target) for path in chosen):
+                known = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path, _ in linears(model)))
+                raise InputError(f"adapter.{key}: {target!r} matches no linear in the blocks that is adapted; "
+                                 f"they are {known}")  # fmt: skip
+    wrap(model, {path: (adapter.rank_of(path), adapter.scale(adapter.rank_of(path))) for path in chosen},
+         WRAPPERS[adapter.kind], adapter.dropout, name)  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    for path in chosen:
+        model.get_submodule(path).initialise(generator)  # type: ignore[operator]
+    train_whole(model, adapter.train, name)
+
+
+def linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of what stands for a weight matrix inside the blocks; of wrappers the outermost."""
+    inside = ""
+    for path, module in model.named_modules():
+        outermost = path.startswith("layers.") and not (inside and path.startswith(inside))
+        if outermost and (isinstance(module, nn.Linear) or hasattr(module, "dense_weight")):
+            inside = f"{path}."
+            yield path, module
+
+
+def wrap(model: nn.Module, sizes: Mapping[str, tuple[int, float]], kind: type[LoraLinear], dropout: float, name: str
+         ) -> None:  # fmt: skip
+    """Freeze everything and wrap the linears of `sizes`: name → (rank, scale). The factors are zero.
+
+    Raises:
+        InputError: a rank above a matrix's smaller side.
+    """
+    for path, (rank, _) in sizes.items():
+        rows, columns = dense_weight(model.get_submodule(path)).shape
+        if rank > min(rows, columns):
+            raise InputError(f"adapter: rank {rank} is above the smaller side of {path} ({rows} × {columns}); "
+                             f"choose at most {min(rows, columns)}")  # fmt: skip
+    model.requires_grad_(False)
+    replace_modules(model, lambda path, _: path in sizes,
+                    lambda path, module: kind(module, *sizes[path], dropout, name))  # fmt: skip
+
+
+def train_whole(model: nn.Module, extras: Collection[str], name: str = "default") -> None:
+    """Train whole modules too: embed_tokens, lm_head, norms for all norms, or the dotted name of one. A tied head and
+    its embedding are one.
+
+    Raises:
+        InputError: a tied head without its embedding.
+    """
+    tied = model.lm_head.weight is model.embed_tokens.weight  # type: ignore[union-attr]
+    if tied and "lm_head" in extras and "embed_tokens" not in extras:
+        raise InputError("adapter.train: lm_head is tied to embed_tokens here; give embed_tokens, which trains both")
+    chosen = {*extras, *(["lm_head"] if tied and "embed_tokens" in extras else [])}
+
+    def pick(path: str, _: nn.Module) -> bool:
+        return path in chosen or ("norms" in chosen and path.rpartition(".")[2] in NORMS)
+
+    replace_modules(model, pick, lambda _, module: _trained(module, name))
+    if tied and "embed_tokens" in extras:
+        model.lm_head.own.weight = model.embed_tokens.own.weight  # type: ignore[union-attr]
+
+
+def _trained(base: nn.Module, name: str) -> Trained:
+    own = copy.deepcopy(base)
+    while isinstance(own, Trained):
+        own = own.own
+    own.weight = nn.Parameter(base.weight.detach().float().clone())  # type: ignore[operator, union-attr]
+    return Trained(base, own, name)
+
+
+# ── on and off ─────────────────────────────────────────────────────────────────────────────────────────────────────
+def switch(model: nn.Module, on: bool, name: str | None = None) -> None:
+    """Turn the adapter `name`, or all, on or off."""
+    for module in model.modules():
+        if isinstance(module, Adapted) and name in (None, module.name):
+            module.on = on
+
+
+@contextmanager
+def enabled(model: nn.Module, on: bool, name: str | None = None) -> Iterator[None]:
+    """Inside, the adapter `name`, or all, is on or off; then as before."""
+    before = [(module, module.on) for module in model.modules() if isinstance(module, Adapted)]
+    switch(model, on, name)
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.on = was
+
+
+# ── merging ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def merge(model: nn.Module) -> dict[str, nn.Module]:
+    """Put plain modules in the place of all wrappers, as they are on or off: computed in float32, in the base's dtype.
+
+    A packed base becomes dense: its unpacked values and the factors. Embedding and head stay tied where they were.
+
+    Returns:
+        What was replaced, for `unmerge`.
+    """
+    dtype, kept = base_dtype(model), {}
+    tied = model.lm_head.weight is model.embed_tokens.weight  # type: ignore[union-attr]
+
+    def plain(path: str, module: nn.Module) -> nn.Module:
+        kept[path] = module
+        if isinstance(module, LoraLinear):
+            return plain_linear(dense_weight(module), dtype)
+        while isinstance(module, Trained):
+            module = module.own if module.on else module.base
+        module = copy.copy(module)  # its weight stays where it is
+        weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)  # type: ignore[operator, union-attr]
+        module._parameters = {**module._parameters, "weight": weight}
+        return module
+
+    replace_modules(model, lambda _, module: isinstance(module, Adapted), plain)
+    if tied:
+        model.lm_head.weight = model.embed_tokens.weight  # type: ignore[union-attr]
+    return kept
+
+
+def base_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the weights under all adapters."""
+    module = model.embed_tokens
+    while isinstance(module, Trained):
+        module = module.base
+    return module.weight.dtype  # type: ignore[union-attr, return-value]
+
+
+def unmerge(model: nn.Module, kept: dict[str, nn.Module]) -> None:
+    """The end of `merge`, to the bit."""
+    replace_modules(model, lambda path, _: path in kept, lambda path, _: kept[path])

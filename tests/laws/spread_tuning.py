@@ -1,0 +1,94 @@
+"""Adapters, LISA and GaLore in two processes, for torchrun; what is expected is in test_law7_tuning.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from spread_training import settings, stopped, train
+
+import babyllama.train.trainer
+from babyllama.data.batches import Batch
+from babyllama.model.lora import Dora, Lora
+from babyllama.model.transformer import Transformer
+from babyllama.train.lisa import Lisa
+from babyllama.train.objectives import NextToken
+from babyllama.train.optim import GaLore
+from babyllama.train.world import World
+
+# name → what differs from a full training with AdamW.
+TUNED: dict[str, dict[str, Any]] = {
+    "lora": {"adapter": Lora(rank=4, alpha=8)},
+    "lora-untied-plus": {"adapter": Lora(rank=4, train=("embed_tokens", "lm_head", "norms")), "tie": False},
+    "dora-plus": {"adapter": Dora(rank=4, train=("embed_tokens", "norms")), "kv_heads": 1, "recompute": True},
+    "qlora": {"adapter": Lora(rank=4, base="nf4")},
+    "lisa": {"adapter": Lisa(layers=1, every=2)},
+    "galore": {"optimizer": GaLore(lr=1e-2, rank=4, refresh=3, eps=1e-3)},
+}
+ENGINES = {"ddp": TUNED, "fsdp": {k: v for k, v in TUNED.items() if k != "galore"},
+           "zero2": {k: TUNED[k] for k in ("lora", "dora-plus", "qlora")},
+           "zero3": {k: TUNED[k] for k in ("lora", "dora-plus", "qlora")}}  # fmt: skip
+CASES = [(engine, name) for engine, names in ENGINES.items() for name in names]
+RESUMED = [
+    ("ddp", "lora"),
+    ("ddp", "lisa"),
+    ("ddp", "galore"),
+    ("fsdp", "dora-plus"),
+    ("fsdp", "lisa"),
+    ("zero2", "qlora"),
+]
+SEEN: list[str] = []  # the blocks that want gradients, call by call
+
+
+class Watching(NextToken):
+    """Notes which blocks are awake."""
+
+    def __call__(self, model: Transformer, batch: Batch) -> Any:
+        SEEN.append("".join(str(n) for n, b in enumerate(model.layers) if any(p.requires_grad for p in b.parameters())))
+        return super().__call__(model, batch)
+
+
+def what(name: str, **more: Any) -> dict[str, Any]:
+    """The arguments of `small_trainer`."""
+    given = settings("adamw", 4, **more)
+    return {**given, **TUNED[name]}
+
+
+def tuned(folder: Path, world: World) -> None:
+    for engine, name in CASES:
+        train(folder, f"{engine}-{name}", world, engine, **what(name))
+
+
+def halves(folder: Path, world: World) -> None:
+    for engine in ("ddp", "fsdp", "zero2"):
+        train(folder, f"{engine}-bf16", world, engine, dtype=torch.bfloat16, **what("dora-plus"))
+
+
+def resumes(folder: Path, world: World) -> None:
+    for engine, name in RESUMED:
+        kwargs = what(name, steps=8, save_every=3)
+        train(folder, f"whole-{engine}-{name}", world, engine, **kwargs)
+        stopped(folder, f"stopped-{engine}-{name}", world, engine, **kwargs)
+        train(folder, f"stopped-{engine}-{name}", world, engine, **kwargs)
+
+
+def drawn(folder: Path, world: World) -> None:
+    """LISA's blocks on each rank."""
+    SEEN.clear()
+    train(folder, "drawn", world, "ddp", objective=Watching(), **{**what("lisa"), "steps": 12})
+    (folder / f"drawn-{world.rank}.txt").write_text(" ".join(SEEN))
+
+
+PARTS = {part.__name__: part for part in (tuned, halves, resumes, drawn)}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    babyllama.train.trainer.peak_flops = lambda *_: 1e12  # nobody asks how fast this machine is
+    here = World.from_environment()
+    here.join(torch.device("cpu"))
+    for part in sys.argv[2:]:
+        PARTS[part](Path(sys.argv[1]), here)
+        here.wait()
+    here.leave()

@@ -1,0 +1,227 @@
+"""Laws 6 and 7 for what trains a part: adapters, LISA, GaLore, noise; in one process and in two."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_training import Silent, small_trainer
+from spread import ENVIRONMENT, TORCHRUN, Alone, Result
+from spread_training import settings
+from spread_tuning import CASES, RESUMED, TUNED, what
+
+from babyllama.errors import Interrupted
+from babyllama.model.lora import Lora
+from babyllama.train.lisa import Lisa
+from babyllama.train.objectives import NextToken
+
+ONE = {
+    **TUNED,
+    "dropout": {"adapter": Lora(rank=4, dropout=0.3)},
+    "neftune": {"objective": NextToken(neftune=5.0)},
+    "int8": {"adapter": Lora(rank=4, base="int8", train=("norms",))},
+}
+
+
+class StopAt(Silent):
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def step(self, step, steps, values):
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def finished(out, **kwargs):
+    trainer = small_trainer(out, **kwargs)
+    trainer.train()
+    trainer.run.unlock()
+    return trainer
+
+
+def fingerprint(trainer):
+    """Every parameter's bytes, and the logged losses without the clock."""
+    bits = {n: p.detach().float().numpy().tobytes() for n, p in trainer.model.named_parameters()}
+    return bits, [(m["step"], m["loss"], m["norm"], m["lr"]) for m in trainer.run.metrics()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ONE)
+def test_interrupted_and_continued_to_the_bit(tmp_path, name, dtype):
+    kwargs = {"dtype": dtype, **ONE[name]}
+    whole = finished(tmp_path / "whole", **kwargs)
+    stopped = small_trainer(tmp_path / "stopped", show=StopAt(7), **kwargs)
+    with pytest.raises(Interrupted, match="step 7"):
+        stopped.train()
+    stopped.run.unlock()
+    assert fingerprint(finished(tmp_path / "stopped", **kwargs)) == fingerprint(whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [n for n in ONE if isinstance(ONE[n].get("adapter"), Lora)])
+def test_what_is_trained_moves_and_the_base_stays(tmp_path, name, dtype):
+    before = {n: p.detach().clone() for n, p in small_trainer(tmp_path / "x", **ONE[name]).model.named_parameters()}
+    trainer = finished(tmp_path / "run", dtype=dtype, **ONE[name])
+    for path, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.dtype == torch.float32 and not torch.equal(parameter, before[path]), path
+        else:
+            assert parameter.dtype == dtype and torch.equal(parameter, before[path].to(dtype)), path
+
+
+@pytest.mark.parametrize("name", [n for n in ONE if isinstance(ONE[n].get("adapter"), Lora)])
+def test_checkpoints_hold_only_what_is_trained(tmp_path, name):
+    trainer = finished(tmp_path / "run", **ONE[name])
+    saved = load_file(trainer.run.states()[-1][1] / "state.safetensors")
+    trained = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert {n.removeprefix("master.") for n in saved if n.startswith("master.")} == trained
+    assert {n.removeprefix("optimizer.").rpartition(".")[0] for n in saved if n.startswith("optimizer.")} == trained
+    assert all(n.startswith(("master.", "optimizer.", "guard.", "generator.")) for n in saved)
+
+
+def test_a_copy_keeps_the_adapter_in_float32(tmp_path):
+    trainer = finished(tmp_path / "run", dtype=torch.bfloat16, **ONE["dora-plus"])
+    kinds = {n.rpartition(".")[2]: p.dtype for n, p in trainer.worker.snapshot().named_parameters() if p.requires_grad}
+    assert kinds == dict.fromkeys(("lora_A", "lora_B", "magnitude", "weight"), torch.float32)
+
+
+def test_half_precision_makes_no_copies_of_frozen_weights(tmp_path):
+    trainer = small_trainer(tmp_path / "run", dtype=torch.bfloat16, steps=1, **ONE["lora"])
+    seen = []
+
+    class Spy(NextToken):
+        def __call__(self, model, batch):
+            seen.extend((n, p.data_ptr(), p.dtype) for n, p in model.named_parameters())
+            return super().__call__(model, batch)
+
+    trainer.objective = Spy()
+    trainer.train()
+    own = {n: p.data_ptr() for n, p in trainer.model.named_parameters()}
+    assert {dtype for *_, dtype in seen} == {torch.bfloat16}
+    assert all((pointer == own[n]) == ("lora_" not in n) for n, pointer, _ in seen)
+
+
+# ── in two processes ────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuning")
+    script = Path(__file__).with_name("spread_tuning.py")
+    done = subprocess.run([*TORCHRUN, str(script), str(folder), "tuned", "halves", "resumes", "drawn"], env=ENVIRONMENT,
+                          capture_output=True, text=True, timeout=400, check=False)  # fmt: skip
+    (folder / "done").write_text(done.stdout + done.stderr)
+    return folder
+
+
+@pytest.mark.parametrize("engine,name", CASES)
+def test_two_processes_learn_what_one_does(folder, tmp_path, engine, name):
+    kwargs = {key: value for key, value in what(name).items() if key != "recompute"}
+    Result(folder, f"{engine}-{name}").close_to(Alone(tmp_path / "alone", **kwargs), 2e-5 if name == "galore" else 3e-6)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero2"])
+def test_in_half_precision_too(folder, tmp_path, engine):
+    result = Result(folder, f"{engine}-bf16")
+    result.close_to(Alone(tmp_path / "alone", dtype=torch.bfloat16, **what("dora-plus")), 3e-3)
+    kinds = {name: weight.dtype for name, weight in result.weights.items()}
+    assert {d for n, d in kinds.items() if n.endswith((".lora_A", ".magnitude", ".own.weight"))} == {torch.float32}
+    assert {d for n, d in kinds.items() if n.endswith("_proj.base.weight")} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("engine,name", RESUMED)
+def test_stopped_and_continued_by_as_many(folder, engine, name):
+    whole, stopped = Result(folder, f"whole-{engine}-{name}"), Result(folder, f"stopped-{engine}-{name}")
+    assert stopped.losses == whole.losses
+    assert all(torch.equal(weight, whole.weights[key]) for key, weight in stopped.weights.items())
+
+
+def test_lisa_wakes_the_same_blocks_on_every_rank(folder):
+    ranks = [(folder / f"drawn-{rank}.txt").read_text().split() for rank in (0, 1)]
+    assert ranks[0] == ranks[1] and set(ranks[0]) == {"0", "1"}
+
+
+def test_lisa_is_a_function_of_seed_and_step():
+    lisa = Lisa(layers=3, every=5)
+    draws = [lisa.awake(step, 8, seed=1) for step in range(500)]
+    assert all(len(draw) == 3 and draw <= set(range(8)) for draw in draws)
+    assert all(len(set(draws[start : start + 5])) == 1 for start in range(0, 500, 5))
+    assert draws == [lisa.awake(step, 8, seed=1) for step in range(500)]
+    assert draws != [lisa.awake(step, 8, seed=2) for step in range(500)]
+    often = [sum(n in draw for draw in draws[::5]) for n in range(8)]
+    assert min(often) > 15 and max(often) < 65  # of 100, 37.5 expected
+
+
+def test_lisa_changes_and_remembers_only_who_is_awake(tmp_path):
+    trainer = small_trainer(tmp_path / "run", steps=2, **ONE["lisa"])
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    (awake,) = ONE["lisa"]["adapter"].awake(0, 2, seed=1)
+    for name, parameter in trainer.model.named_parameters():
+        asleep = name.startswith("layers.") and not name.startswith(f"layers.{awake}.")
+        assert torch.equal(parameter, before[name]) == asleep, name
+    remembered = {n for n, p in trainer.model.named_parameters() if p in trainer.worker.optimizers[0].state}
+    assert not any(n.startswith(f"layers.{1 - awake}.") for n in remembered) and "embed_tokens.weight" in remembered
+    assert len(remembered) == 1 + 1 + 9  # the tied embedding, the last norm, one block
+
+
+@pytest.mark.parametrize("steps,every", [(6, 2)])
+def test_lisa_equals_a_training_that_freezes_by_hand(tmp_path, steps, every):
+    """The oracle: plain autograd and a new AdamW for each block that wakes up."""
+    from babyllama.model.transformer import Transformer
+
+    lisa = Lisa(layers=1, every=every)
+    kwargs = settings("adamw", 1, steps=steps, adapter=lisa)
+    trainer = finished(tmp_path / "run", **kwargs)
+    plain = small_trainer(tmp_path / "plain", **settings("adamw", 1, steps=steps))
+    model: Transformer = plain.model.train()
+    stream, objective = plain.stream, plain.objective
+    rest = [p for n, p in model.named_parameters() if not n.startswith("layers.")]
+    blocks = [list(block.parameters()) for block in model.layers]
+    own: dict = {}
+    recipe = kwargs["optimizer"]
+
+    def adam(parameters):
+        decay = {2: recipe.weight_decay, 1: 0.0}
+        return [torch.optim.AdamW([p], recipe.lr, recipe.betas, recipe.eps, decay[p.ndim]) for p in parameters]
+
+    always = adam(rest)
+    for step in range(steps):
+        (awake,) = lisa.awake(step, 2, seed=1)
+        own = {awake: own.get(awake) or adam(blocks[awake])}
+        batch = stream.batch(step * 16, 16)
+        loss, _ = objective(model, batch)
+        (loss / batch.weight).backward()
+        for p in blocks[1 - awake]:
+            p.grad = None
+        active = [*rest, *blocks[awake]]
+        torch.nn.utils.clip_grad_norm_(active, 1.0)
+        for optimizer in [*always, *own[awake]]:
+            optimizer.param_groups[0]["lr"] = recipe.lr * plain.schedule(step, steps)
+            optimizer.step()
+        model.zero_grad()
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter, model.get_parameter(name), atol=2e-6, rtol=1e-5)
+
+
+def test_interrupted_by_a_kill(tmp_path):
+    """SIGKILL a real process of a LoRA training."""
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import torch\n"
+            "torch.set_num_threads(1)\n"
+            "from small_training import *; from babyllama.model.lora import Lora\n"
+            "small_trainer(Path(sys.argv[2]), steps=40, show=Silent(0.03), adapter=Lora(rank=4)).train()")  # fmt: skip
+    words = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "killed")]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, env=ENVIRONMENT)
+    for number, _ in enumerate(child.stdout, 1):
+        if number == 12:
+            child.kill()
+            break
+    child.wait()
+    assert child.returncode == -signal.SIGKILL
+    kwargs = {"steps": 40, "adapter": Lora(rank=4)}
+    assert fingerprint(finished(tmp_path / "killed", **kwargs)) == fingerprint(finished(tmp_path / "whole", **kwargs))

@@ -36,7 +36,7 @@ from babyllama.infer.engine import Engine
 from babyllama.load import default_device, load, model_folder
 from babyllama.model.adapters import weights_hash
 from babyllama.model.checkpoint import load_model, save_model
-from babyllama.model.config import RopeConfig
+from babyllama.model.laws import PlainRope
 from babyllama.recipe import load_recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -136,7 +136,7 @@ def stretched(base: Path, out: Path, context: int) -> Path:
     model, tokenizer = load_model(folder), Tokenizer.load(folder)
     config, dim = model.config, model.config.head_dim
     factor = max(1.0, context / config.max_position_embeddings)
-    rope = RopeConfig(theta=config.rope.theta * factor ** (dim / (dim - 2)))
+    rope = PlainRope(theta=config.rope.theta * factor ** (dim / (dim - 2)))
     model.config = config.model_copy(update={"max_position_embeddings": context, "rope": rope})
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -6,12 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from babyllama.data.batches import DataRecipe, Stream
 from babyllama.data.replay import Mixed, Replay
@@ -51,6 +49,7 @@ from babyllama.train.plan import Plan
 from babyllama.train.trainer import Trainer
 from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, Lisa, check, put_on
 from babyllama.train.validation import LossSums
+from babyllama.train.watch import Watch
 from babyllama.train.world import World
 
 
@@ -227,35 +226,6 @@ def _part(recipe: TrainRecipe, trained: int) -> str:
 
 def _hardware(recipe: TrainRecipe, world: World, device: torch.device) -> str:
     return device_name(device) + (f" × {world.size} ({recipe.engine.kind})" if world.size > 1 else "")
-
-
-class Watch:
-    """What people see while it trains: a bar with ETA on a terminal, plain lines elsewhere; one rank shows."""
-
-    def __init__(self, steps: int, shown: bool = True) -> None:
-        self.console = Console(quiet=not shown)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                   TextColumn("{task.fields[figures]}"))  # fmt: skip
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task("training", total=steps, figures="")
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
-        figures = (f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  {values['tokens_per_second']:,.0f} tok/s"
-                   f"  MFU {values['mfu']:.1%}")  # fmt: skip
-        self.bar.update(self.task, completed=step, figures=figures)
-        if self.bar.disable:
-            left = (steps - step) * values["seconds"] / max(1, step)
-            self.line(f"step {step}/{steps}  {figures}  {left:.0f} s left")
-
-    def line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _start(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokenizer]:

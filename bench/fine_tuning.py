@@ -8,7 +8,7 @@
 ROOT is a folder of `babyllama quickstart`: base/, medical-chats/, corpus/. Each way is a line of fine_tuning.jsonl; one
 whose line for the same base, device and settings is there is not run again. Nothing is compiled, so that step times
 compare. The study `long` stretches the base to --context by NTK-aware theta and trains it on the texts, with full
-attention and, where the train recipe knows `attend`, with S²-Attn (LongLoRA's comparison).
+attention and with S²-Attn (LongLoRA's comparison).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
 from babyllama.load import default_device, load, model_folder
 from babyllama.model.adapters import weights_hash
-from babyllama.model.checkpoint import load_model, save_model
-from babyllama.model.laws import PlainRope
+from babyllama.model.checkpoint import load_model, read_config, save_model
+from babyllama.model.laws import NtkRope
 from babyllama.recipe import load_recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -64,15 +64,13 @@ def ways(rank: int, texts: Path) -> dict[str, list[str]]:
 
 
 def long_ways(rank: int, group: int) -> dict[str, list[str]]:
-    """Name → overrides of the study `long`; each with S²-Attn too where the recipe knows it."""
+    """Name → overrides of the study `long`; each with S²-Attn too."""
     plain = {
         "full": [ADAMW],
         "lora": [f"adapter={{kind: lora, rank: {rank}}}"],
         "lora+norms": [f"adapter={{kind: lora, rank: {rank}, train: [norms]}}"],
         "lora+emb+norms": [f"adapter={{kind: lora, rank: {rank}, train: {EVERYTHING}}}"],
     }
-    if "attend" not in TrainRecipe.model_fields:
-        return plain
     sparse = [f"attend={{kind: shifted_sparse, group_size: {group}}}"]
     return {**plain, **{f"{name} s2": [*words, *sparse] for name, words in plain.items()}}
 
@@ -131,13 +129,11 @@ def run_way(recipe: TrainRecipe, device: torch.device) -> dict[str, Any]:
 
 
 def stretched(base: Path, out: Path, context: int) -> Path:
-    """The base for `context` positions: NTK-aware, theta × s^(D/(D−2)); nothing is trained yet."""
+    """The base for `context` positions: NTK-aware; nothing is trained yet."""
     folder = model_folder(base)
-    model, tokenizer = load_model(folder), Tokenizer.load(folder)
-    config, dim = model.config, model.config.head_dim
-    factor = max(1.0, context / config.max_position_embeddings)
-    rope = PlainRope(theta=config.rope.theta * factor ** (dim / (dim - 2)))
-    model.config = config.model_copy(update={"max_position_embeddings": context, "rope": rope})
+    factor = context / read_config(folder).trained_context
+    model = load_model(folder, NtkRope(factor=factor) if factor > 1 else None)
+    tokenizer = Tokenizer.load(folder)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     save_model(model, out, tokenizer.bos_id, tokenizer.eos_id)

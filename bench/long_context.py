@@ -24,11 +24,11 @@ from babyllama.commands.train import TrainRecipe
 from babyllama.commands.train import main as train
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError
-from babyllama.evals.longcontext import curve, long_rows, losses, streaming
+from babyllama.evals.longcontext import by_length, long_rows, streaming
 from babyllama.load import default_device, load, model_folder
 from babyllama.model.checkpoint import read_config
-from babyllama.model.laws import RopeConfig
-from babyllama.recipe import Recipe, validate
+from babyllama.model.laws import RopeConfig, law_of
+from babyllama.recipe import validate
 from babyllama.run import Run
 
 FACTOR = 4
@@ -45,14 +45,6 @@ LAWS: dict[str, dict[str, Any]] = {
 UNCHANGED = {"kind": "by_parts", "factor": FACTOR, "ramp": "rotations", "alpha": 1e-9, "beta": 2e-9}
 # Contenders at sixteen contexts, name → recipe keys. LongLoRA's rows (LoRA, + norms, + embeddings) belong here.
 HOOKS: dict[str, dict[str, Any]] = {"16× full": {}, "16× S²-Attn": {"attend": {"kind": "shifted_sparse"}}}
-
-
-class Law(Recipe):
-    rope: RopeConfig
-
-
-def law_of(fields: dict[str, Any]) -> RopeConfig:
-    return validate(Law, {"rope": fields}, "law").rope
 
 
 class Study:
@@ -87,9 +79,8 @@ class Study:
     def measure(self, path: Path, law: RopeConfig | None = None) -> dict[str, Any]:
         """Loss by length, and by position in the longest rows."""
         model, scored = load(path, self.device, rope=law).model, self.trained // 2
-        found = {n: float(losses(model, self.tokens, n, scored, self.args.batch).double().mean()) for n in self.lengths}
-        whole = losses(model, self.tokens, self.lengths[-1], self.lengths[-1], self.args.batch)
-        return {"loss": found, "by_position": curve(whole)}
+        loss, by_position = by_length(model, self.tokens, self.lengths, scored, self.args.batch)
+        return {"loss": loss, "by_position": by_position}
 
     def tune(self, name: str, rope: dict[str, Any], times: int, **keys: Any) -> dict[str, Any]:
         """Train, measure, remove the run."""
@@ -118,7 +109,7 @@ class Study:
             with surviving(name):
                 law = LAWS[name]
                 if (name, "zero_shot") not in self.done:
-                    self.note(name, "zero_shot", **self.measure(self.args.base, law_of(law)))
+                    self.note(name, "zero_shot", **self.measure(self.args.base, law_of(law, "law")))
                 if (name, "tuned") not in self.done and self.args.steps:
                     self.note(name, "tuned", **self.tune(name, UNCHANGED if name == "none" else law, FACTOR))
         for sinks in (4, 0) if self.args.stream else ():

@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from babyllama.data.batches import Batch, Stream
+from babyllama.data.batches import Batch, Rows, Stream
 from babyllama.data.resident import Resident
 from babyllama.load import DTYPES, Precision, default_precision
 from babyllama.model.config import ModelConfig
@@ -21,7 +21,6 @@ from babyllama.train.guard import Watchman
 from babyllama.train.objectives import NextToken
 from babyllama.train.optim import Optimizer, Schedule
 from babyllama.train.plan import Plan
-from babyllama.train.trainer import Rows
 from babyllama.train.world import World
 
 

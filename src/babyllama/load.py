@@ -54,6 +54,11 @@ def default_precision(device: torch.device) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
+def pick_precision(choice: Literal["auto"] | Precision, device: torch.device) -> Precision:
+    """``auto`` → what suits the device."""
+    return default_precision(device) if choice == "auto" else choice
+
+
 def model_folder(path: Path) -> Path:
     """The folder with config.json, or adapter_config.json: `path` itself or, for a run, its ``model/``."""
     if (path / "run.json").exists():

@@ -32,14 +32,19 @@ from babyllama.recipe import Recipe, dump_recipe, validate
 _FIRST = {".lock", "recipe.yaml", "env.json"}  # what `Run.create` writes before run.json
 
 
+def add_file(digest: xxhash.xxh3_128, path: Path) -> None:
+    """Hash on over a file's content, a piece at a time."""
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 22):
+            digest.update(block)
+
+
 def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.iterdir()):
         if path.name != "files.json":
             digest = xxhash.xxh3_128()
-            with path.open("rb") as handle:
-                while block := handle.read(1 << 22):
-                    digest.update(block)
+            add_file(digest, path)
             found[path.name] = {"bytes": path.stat().st_size, "xxh3": digest.hexdigest()}
     return found
 

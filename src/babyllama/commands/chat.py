@@ -12,7 +12,7 @@ from babyllama.data.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling, SamplingRecipe
-from babyllama.load import load, pick_device
+from babyllama.load import load, pick_device, pick_precision
 from babyllama.model.laws import RopeConfig
 from babyllama.serve.terminal import Conversation, talk
 
@@ -32,8 +32,8 @@ class ChatRecipe(SamplingRecipe):
 
 def main(recipe: ChatRecipe) -> None:
     """Load the model and talk until the input ends."""
-    precision = None if recipe.precision == "auto" else recipe.precision
-    loaded = load(recipe.model, pick_device(recipe.device), precision, recipe.rope)
+    device = pick_device(recipe.device)
+    loaded = load(recipe.model, device, pick_precision(recipe.precision, device), recipe.rope)
     engine = Engine(loaded.model, loaded.tokenizer.vocab_size, recipe.sinks)
     chat = Conversation(engine, loaded.tokenizer, recipe.sampling, recipe.max_tokens, recipe.system)
     talk(chat, remarks(recipe.model))

@@ -21,7 +21,7 @@ from babyllama.errors import InputError
 from babyllama.evals.answers import Answer, AnswerSums, Question, ask, corpus_questions, prepared_questions, score
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
-from babyllama.load import Loaded, load, pick_device
+from babyllama.load import Loaded, load, pick_device, pick_precision
 from babyllama.model.laws import RopeConfig
 from babyllama.recipe import Recipe
 
@@ -60,8 +60,8 @@ class EvaluateRecipe(Recipe):
 def main(recipe: EvaluateRecipe) -> None:
     """Measure, ask, show, and write one JSON file."""
     console = Console(highlight=False)
-    precision = None if recipe.precision == "auto" else recipe.precision
-    loaded = load(recipe.model, pick_device(recipe.device), precision, recipe.rope)
+    device = pick_device(recipe.device)
+    loaded = load(recipe.model, device, pick_precision(recipe.precision, device), recipe.rope)
     prepared = None
     if recipe.data is not None:
         prepared = Prepared.open(recipe.data)

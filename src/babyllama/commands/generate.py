@@ -10,7 +10,7 @@ from rich.console import Console
 
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling, SamplingRecipe
-from babyllama.load import load, pick_device
+from babyllama.load import load, pick_device, pick_precision
 from babyllama.model.laws import RopeConfig
 from babyllama.serve.terminal import Conversation, stream_text
 
@@ -33,8 +33,8 @@ class GenerateRecipe(SamplingRecipe):
 
 def main(recipe: GenerateRecipe) -> None:
     """Print every sample as it is made."""
-    precision = None if recipe.precision == "auto" else recipe.precision
-    loaded = load(recipe.model, pick_device(recipe.device), precision, recipe.rope)
+    device = pick_device(recipe.device)
+    loaded = load(recipe.model, device, pick_precision(recipe.precision, device), recipe.rope)
     engine, tokenizer = Engine(loaded.model, loaded.tokenizer.vocab_size, recipe.sinks), loaded.tokenizer
     console = Console(highlight=False, markup=False)
     for seed in range(recipe.sampling.seed, recipe.sampling.seed + recipe.samples):

@@ -18,11 +18,11 @@ from torch import Tensor
 from babyllama.atomic import write_atomic
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError, needs_extra
-from babyllama.evals.longcontext import curve, long_rows, losses, passkey, rows_of
-from babyllama.load import Loaded, load, model_folder, pick_device
+from babyllama.evals.longcontext import by_length, long_rows, passkey, rows_of
+from babyllama.load import Loaded, load, model_folder, pick_device, pick_precision
 from babyllama.model.checkpoint import read_config
-from babyllama.model.laws import RopeConfig
-from babyllama.recipe import Recipe, validate
+from babyllama.model.laws import RopeConfig, law_of
+from babyllama.recipe import Recipe
 
 TEMPLATE = Path(__file__).with_name("longcontext.html")
 Kind = Literal["none", "linear", "ntk", "dynamic_ntk", "by_parts", "yarn", "clex"]
@@ -65,10 +65,9 @@ def main(recipe: LongContextRecipe) -> None:
     scored = recipe.scored or max(1, lengths[0] // 2)
     if scored > lengths[0]:
         raise InputError(f"scored: {scored} is above the shortest length, {lengths[0]}")
-    tokens, hash, found = None, "", {}
+    device, tokens, hash, found = pick_device(recipe.device), None, "", {}
     for name, path, law in contenders(recipe, trained, lengths[-1]):
-        precision = None if recipe.precision == "auto" else recipe.precision
-        loaded = load(path, pick_device(recipe.device), precision, law)
+        loaded = load(path, device, pick_precision(recipe.precision, device), law)
         if tokens is None:
             tokens = read_rows(recipe, loaded, lengths[-1])
             hash = loaded.tokenizer.hash
@@ -91,12 +90,8 @@ def contenders(recipe: LongContextRecipe, trained: int, longest: int) -> list[tu
     found: list[tuple[str, Path, RopeConfig | None]] = [(recipe.model.resolve().name, recipe.model, None)]
     for kind in dict.fromkeys(recipe.laws):
         fields = {"none": {}, "clex": {"max_t": factor}}.get(kind, {"factor": float(factor)})
-        found.append((kind, recipe.model, validate(_Law, {"rope": {"kind": kind, **fields}}, "laws").rope))
+        found.append((kind, recipe.model, law_of({"kind": kind, **fields}, "laws")))
     return [*found, *((path.resolve().name, path, None) for path in recipe.against)]
-
-
-class _Law(Recipe):
-    rope: RopeConfig
 
 
 def read_rows(recipe: LongContextRecipe, loaded: Loaded, longest: int) -> Tensor:
@@ -133,8 +128,7 @@ def read_rows(recipe: LongContextRecipe, loaded: Loaded, longest: int) -> Tensor
 
 def measure(recipe: LongContextRecipe, loaded: Loaded, tokens: Tensor, lengths: tuple[int, ...], scored: int) -> Json:
     """Everything of one contender, as plain data."""
-    loss = {n: float(losses(loaded.model, tokens, n, scored, recipe.rows).double().mean()) for n in lengths}
-    whole = losses(loaded.model, tokens, lengths[-1], lengths[-1], recipe.rows)
+    loss, by_position = by_length(loaded.model, tokens, lengths, scored, recipe.rows)
     keys = []
     for length in lengths if recipe.depths else ():
         found = list(passkey(loaded.model, loaded.tokenizer, tokens[: recipe.trials], length, recipe.depths))
@@ -145,7 +139,7 @@ def measure(recipe: LongContextRecipe, loaded: Loaded, tokens: Tensor, lengths: 
                          "nats": sum(f.nats for f in here) / len(here)})  # fmt: skip
     return {"rope": loaded.model.config.rope.model_dump(), "loss": loss,
             "perplexity": {n: math.exp(min(x, 700.0)) for n, x in loss.items()},
-            "by_position": curve(whole), "passkey": keys}  # fmt: skip
+            "by_position": by_position, "passkey": keys}  # fmt: skip
 
 
 def table(result: Json) -> Table:

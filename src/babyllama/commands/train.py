@@ -11,11 +11,11 @@ from typing import Annotated, Literal, NamedTuple, Self
 import torch
 from pydantic import Field, model_validator
 
-from babyllama.data.batches import DataRecipe, Stream
+from babyllama.data.batches import DataRecipe, Rows, Stream
 from babyllama.data.replay import Mixed, Replay
 from babyllama.data.resident import Resident
 from babyllama.data.shards import Prepared
-from babyllama.data.stretch import Rows, Stretched
+from babyllama.data.stretch import Stretched
 from babyllama.errors import InputError, Interrupted
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine as Generator
@@ -24,9 +24,9 @@ from babyllama.load import (
     DTYPES,
     Precision,
     check_vocabulary,
-    default_precision,
     model_folder,
     pick_device,
+    pick_precision,
     read_model,
     read_tokenizer,
 )
@@ -157,7 +157,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     put_on(model, recipe.adapter, recipe.seed)
     stream = _stream(recipe, prepared, context, tokenizer)
     steps = recipe.plan.total_steps(stream.rows, context)
-    precision = default_precision(device) if recipe.precision == "auto" else recipe.precision
+    precision = pick_precision(recipe.precision, device)
     lisa = recipe.adapter if isinstance(recipe.adapter, Lisa) else None  # each of its draws would be compiled anew
     compiled = can_compile(device) and device.type == "cuda" and not lisa if recipe.compile is None else recipe.compile
     recipe.engine.check(world.size, recipe.optimizer)  # before there is a run of this recipe

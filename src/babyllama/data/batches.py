@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -59,6 +59,12 @@ class Batch:
             return pinned.to(device, non_blocking=True)
 
         return Batch(*(part if part is None else moved(part) for part in self.parts), self.count)  # type: ignore[arg-type]
+
+
+class Rows(Protocol):
+    """A stream addressed by row: row r is the same whenever and by whomever it is asked for."""
+
+    def batch(self, first_row: int, count: int) -> Batch: ...
 
 
 class DataRecipe(Recipe):

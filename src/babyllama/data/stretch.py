@@ -6,19 +6,12 @@ A pure function of (seed, row), like the streams it wraps. Not here: the law (mo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from babyllama.data.batches import Batch
+from babyllama.data.batches import Batch, Rows
 from babyllama.errors import InputError
-
-
-class Rows(Protocol):
-    """A stream addressed by row."""
-
-    def batch(self, first_row: int, count: int) -> Batch: ...
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ to the caller. Not here: which laws are compared, files, figures (commands/longc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -70,6 +70,15 @@ def losses(model: Transformer, tokens: Tensor, length: int, scored: int, rows: i
             pieces = zip(row.split(2048), targets.split(2048), strict=True)
             found.append(torch.cat([cross_entropy(model.lm_head(h).float(), t, reduction="none") for h, t in pieces]))
     return torch.stack(found).cpu()
+
+
+def by_length(model: Transformer, tokens: Tensor, lengths: Sequence[int], scored: int, rows: int
+              ) -> tuple[dict[int, float], list[tuple[int, float]]]:  # fmt: skip
+    """Length (rising) → mean nats of the same last `scored` targets, and the `curve` of the longest length."""
+    loss = {n: float(losses(model, tokens, n, scored, rows).double().mean()) for n in lengths[:-1]}
+    whole = losses(model, tokens, lengths[-1], lengths[-1], rows)
+    loss[lengths[-1]] = float(whole[:, -scored:].double().mean())
+    return loss, curve(whole)
 
 
 def curve(nats: Tensor, points: int = 32) -> list[tuple[int, float]]:

@@ -40,8 +40,7 @@ class ModelConfig(Recipe):
     @classmethod
     def _settled(cls, rope: RopeConfig, info: ValidationInfo) -> RopeConfig:
         longest = info.data.get("max_position_embeddings", 1)
-        reach = 1 if isinstance(rope, PlainRope) else rope.reach
-        return settle(rope, 10_000.0, longest / reach)
+        return settle(rope, 10_000.0, longest / rope.reach)
 
     @property
     def head_dim(self) -> int:

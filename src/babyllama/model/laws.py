@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from babyllama.errors import InputError
-from babyllama.recipe import Recipe
+from babyllama.recipe import Recipe, validate
 
 
 class _Law(Recipe):
@@ -32,6 +32,11 @@ class _Law(Recipe):
     def static(self) -> bool:
         """Whether the frequencies are the same at every length: keys may then be cached after rotation."""
         return True
+
+    @property
+    def reach(self) -> float:
+        """How many times the trained context."""
+        return 1.0
 
     @property
     def stretch(self) -> int | None:
@@ -61,11 +66,6 @@ class _Extension(_Law):
     """What all laws have that reach beyond the trained context."""
 
     original: int | None = Field(default=None, ge=1, description="trained context, tokens; the model's when absent")
-
-    @property
-    def reach(self) -> float:
-        """How many times the trained context."""
-        raise NotImplementedError
 
     @property
     def trained(self) -> int:
@@ -179,6 +179,15 @@ RopeConfig = Annotated[
     Field(discriminator="kind"),
     BeforeValidator(_says_its_kind),
 ]
+
+
+class _Chosen(Recipe):
+    rope: RopeConfig
+
+
+def law_of(fields: dict[str, Any], where: str) -> RopeConfig:
+    """A law by its fields. Raises InputError, which begins with `where`."""
+    return validate(_Chosen, {"rope": fields}, where).rope
 
 
 def settle(rope: RopeConfig, theta: float, original: float) -> RopeConfig:

@@ -27,10 +27,9 @@ class Captured(Worker):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = torch.tensor(group["lr"], device=self.device)
-                group["capturable"] = True
+        for group, rate in self._groups():
+            group["lr"] = torch.tensor(rate, device=self.device)
+            group["capturable"] = True
         self._forget()
 
     @staticmethod
@@ -81,9 +80,8 @@ class Captured(Worker):
         self.graph = graph
 
     def _set_rates(self, factor: float | Tensor) -> None:
-        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"].copy_(factor * rate)
+        for group, rate in self._groups():
+            group["lr"].copy_(factor * rate)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """As in Worker."""

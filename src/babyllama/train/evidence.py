@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from babyllama.data.batches import IGNORE, Batch
+from babyllama.data.batches import IGNORE, Batch, Rows
 from babyllama.errors import InputError, Interrupted
 from babyllama.run import Run
 from babyllama.train.optim import AdamW, Muon, Optimizer, in_block
 from babyllama.train.state import read_shards, sharded
-from babyllama.train.trainer import Diverged, Rows, Trainer
+from babyllama.train.trainer import Diverged, Trainer
 
 NEVER = 1 << 40  # steps
 LOGITS = 1 << 28  # float32 logits held at a time by the reference, 1 GiB

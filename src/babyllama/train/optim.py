@@ -87,9 +87,7 @@ class Muon(Recipe):
     adam_eps: float = Field(default=1e-8, gt=0)
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
-        matrices, others = [], []
-        for name, parameter in named:
-            (matrices if in_block(name, parameter) else others).append(parameter)
+        matrices, others = _inside_and_out(named)
         muon = StackedMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
 
@@ -111,9 +109,7 @@ class GaLore(Recipe):
     weight_decay: float = Field(default=0.0, ge=0)
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
-        matrices, others = [], []
-        for name, parameter in named:
-            (matrices if in_block(name, parameter) else others).append(parameter)
+        matrices, others = _inside_and_out(named)
         galore = GaloreAdamW(matrices, self.lr, self.betas, self.eps, self.weight_decay, self.rank, self.refresh,
                              self.scale)  # fmt: skip
         return [galore, _adamw([{"params": others, "weight_decay": 0.0}], self.lr, self.betas, self.eps)]
@@ -122,6 +118,15 @@ class GaLore(Recipe):
 def in_block(name: str, parameter: nn.Parameter) -> bool:
     """Whether it is a matrix inside a block, which Muon takes: not the embedding, the head, a norm or a RoPE law."""
     return parameter.ndim == 2 and not name.startswith(("embed_tokens", "lm_head", "rope."))
+
+
+def _inside_and_out(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices inside the blocks, and all else."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in named:
+        (matrices if in_block(name, parameter) else others).append(parameter)
+    return matrices, others
 
 
 def _adamw(groups: list[dict], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from babyllama.atomic import write_folder
-from babyllama.data.batches import Batch
+from babyllama.data.batches import Batch, Rows
 from babyllama.errors import InputError, Interrupted
 from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.transformer import Transformer, recompute
@@ -37,12 +37,6 @@ from babyllama.train.validation import LossSums
 from babyllama.train.world import World
 
 REWINDS = 3  # of one training; what three rewinds did not cure is no bad luck
-
-
-class Rows(Protocol):
-    """A stream addressed by row: row r is the same whenever and by whomever it is asked for."""
-
-    def batch(self, first_row: int, count: int) -> Batch: ...
 
 
 class Show(Protocol):

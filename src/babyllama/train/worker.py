@@ -105,9 +105,13 @@ class Worker:
 
     def _set_rates(self, factor: float | Tensor) -> None:
         """Every learning rate: its recipe's times the schedule's factor."""
+        for group, rate in self._groups():
+            group["lr"] = rate * factor
+
+    def _groups(self) -> Iterator[tuple[dict[str, Any], float]]:
+        """Every optimiser's groups of parameters, each with its recipe's rate."""
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+            yield from zip(optimizer.param_groups, rates, strict=True)
 
     def _wake(self, step: int) -> None:
         """With LISA: freeze all blocks but this step's, and forget the moments of those that fell asleep."""
@@ -150,7 +154,7 @@ class Worker:
     def _computing(self) -> Iterator[None]:
         """Inside, the model computes through the compiled forward and the recipe's attention; validation and samples,
         outside, stay eager and full."""
-        attentions = [module for module in self.model.modules() if isinstance(module, Attention)]
+        attentions: list[Attention] = [block.self_attn for block in self.model.layers]  # type: ignore[misc]
         before = [attention.attend for attention in attentions]
         for attention in attentions:
             attention.attend = self.setting.attend

@@ -78,7 +78,10 @@ class Grid(Recipe):
         scale = as_fp16((high - low) / self.top)
         if self.symmetric:
             return Scales(scale, torch.full_like(scale, (self.top + 1) / 2))
-        return Scales(scale, (-low / scale).round().clamp(1, self.top))  # GPTQ's folders store zero − 1
+        # Zero is 1 at least, since GPTQ's folders store zero − 1: a group without negative weights gets wider steps.
+        positive = low > -scale / 2
+        scale = as_fp16(high / (self.top - 1)).where(positive, scale)
+        return Scales(scale, (-low / scale).round().clamp(1, self.top))
 
     @property
     def top(self) -> int:

@@ -94,7 +94,8 @@ def test_each_group_is_clipped_where_its_error_is_least(group_size):
         for step in range(21):
             ratio = 1 - step / 40
             low, high = w.amin(1).clamp(max=0) * ratio, w.amax(1).clamp(min=0) * ratio
-            scale = ((high - low) / 7).half().float()[:, None]
+            scale = (high - low) / 7
+            scale = scale.where(low <= -scale / 2, high / 6).half().float()[:, None]
             zero = (-low[:, None] / scale).round().clamp(1, 7)
             q = ((w / scale + zero).round().clamp(0, 7) - zero) * scale
             errors[ratio] = ((q - w) @ part.T).square().sum(1)

@@ -135,6 +135,11 @@ class PackedEmbedding(nn.Module):
         self.packed = packed
         self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
 
+    @property
+    def weight(self) -> Tensor:
+        """Empty: it has the device and the dtype that callers ask an embedding's weight for."""
+        return self.like
+
     def forward(self, tokens: Tensor) -> Tensor:
         return self.packed.rows(tokens).to(self.like.dtype)
 

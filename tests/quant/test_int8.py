@@ -11,7 +11,16 @@ from torch.nn.functional import cross_entropy
 
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
-from babyllama.quant.int8 import MixedInt8Linear, mixed_product, plain_product, product, quantised_rows, to_int8
+from babyllama.quant import int8
+from babyllama.quant.int8 import (
+    MixedInt8Linear,
+    mixed_product,
+    outlier_columns,
+    plain_product,
+    product,
+    quantised_rows,
+    to_int8,
+)
 
 SIZES = [(1, 8, 8), (5, 48, 33), (40, 96, 64), (17, 1024, 40), (3, 7, 9)]
 
@@ -47,6 +56,7 @@ def test_forward_is_the_papers_formula(sizes, threshold):
     sw = weight.abs().amax(1).double() / 127
     qw = torch.round(weight.double() / sw[:, None])
     out = (x.abs() >= threshold).any(0) if threshold is not None else torch.zeros(inner, dtype=torch.bool)
+    out &= x.abs().amax(0) >= x.abs().amax(0).sort(descending=True).values[: int8.MOST][-1]  # and of the largest
     rest = x.masked_fill(out, 0).double()
     sx = rest.abs().amax(1, keepdim=True) / 127
     qx = torch.round(rest / sx.where(sx > 0, 1.0))
@@ -94,7 +104,8 @@ def test_memory_dtype_and_state():
     layer, mixed = made(64, 32)
     kept = mixed.dense_weight()
     saved = mixed.state_dict()
-    assert {k: v.dtype for k, v in saved.items()} == {"weight": torch.int8, "scales": torch.float32}
+    assert {k: v.dtype for k, v in saved.items()} == {
+        "weight": torch.int8, "scales": torch.float32, "kept": torch.float16, "kept_index": torch.int32}  # fmt: skip
     assert sum(v.numel() * v.element_size() for v in saved.values()) == 64 * 32 + 4 * 32
     mixed.to(torch.bfloat16)
     assert torch.equal(mixed.dense_weight(), kept)
@@ -144,16 +155,40 @@ def planted(model, factor=200.0, channels=(3, 41)):
     return model
 
 
-def test_planted_outliers_break_plain_int8_and_not_the_mixed_product(taught):
-    model, tokens = taught
-    outlying = planted(model)
-    exact = loss_of(outlying, tokens)
-    assert exact.item() == pytest.approx(loss_of(model, tokens).item(), rel=1e-4)
-    changed = {}
+def changes(model, tokens, **columns):
+    """Relative change of the perplexity with and without a threshold."""
+    exact, found = loss_of(model, tokens), {}
     for name, threshold in (("mixed", 6.0), ("plain", None)):
-        quantised = copy.deepcopy(outlying)
-        assert len(to_int8(quantised, threshold)) == 14
-        changed[name] = (loss_of(quantised, tokens) - exact).exp().item() - 1
-    print(changed)
-    assert abs(changed["mixed"]) < 1e-3
-    assert changed["plain"] > 0.1
+        quantised = copy.deepcopy(model)
+        assert len(to_int8(quantised, threshold, **columns)) == 14
+        found[name] = (loss_of(quantised, tokens) - exact).exp().item() - 1
+    return found
+
+
+@pytest.mark.parametrize(("factor", "known"), [(30.0, False), (200.0, True)])
+def test_planted_outliers_break_plain_int8_and_not_the_mixed_product(taught, factor, known):
+    """Where the planted columns' weights are far below their rows' step, the 16-bit columns are what saves them."""
+    model, tokens = taught
+    outlying = planted(model, factor)
+    assert loss_of(outlying, tokens).item() == pytest.approx(loss_of(model, tokens).item(), rel=1e-4)
+    columns = outlier_columns(outlying, lambda: outlying(tokens[:8])) if known else {}
+    plain = changes(outlying, tokens)
+    mixed = changes(outlying, tokens, columns=columns)["mixed"]
+    assert abs(mixed) < 1e-3
+    assert plain["plain"] > 8e-3 and plain["plain"] > 10 * abs(mixed)
+    if known:
+        assert plain["plain"] > 1 and plain["mixed"] > 1e-2
+        assert all({3, 41} <= set(columns[f"layers.{i}.mlp.up_proj"].tolist()) for i in range(2))
+
+
+def test_kept_columns_are_halves_and_always_beside():
+    layer, _ = made(48, 33)
+    kept = MixedInt8Linear.from_linear(layer, 6.0, torch.tensor([4, 40]))
+    assert torch.equal(kept.dense_weight()[:, [4, 40]], layer.weight[:, [4, 40]].half().float())
+    assert not kept.weight[:, [4, 40]].any()
+    x = torch.zeros(5, 48)
+    x[:, 4] = torch.randn(5, generator=generator(8))
+    torch.testing.assert_close(kept(x), x @ kept.dense_weight().T)
+    other = MixedInt8Linear(48, 33, kept=2)
+    other.load_state_dict(kept.state_dict(), strict=True)
+    assert torch.equal(other(x), kept(x))

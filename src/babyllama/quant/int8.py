@@ -19,7 +19,7 @@ from torch.nn.functional import linear, pad
 from babyllama.model.surgery import dense_weight, replace_modules
 
 THRESHOLD = 6.0  # arXiv 2208.07339, section 3.2
-# Outlier columns of one product, the largest: a fixed number, so that the host need not wait to hear how many there are.
+# Outlier columns of one product, the largest: a fixed number, so that the host need not wait to hear how many it is.
 # What reaches the threshold beyond it is rounded with the rest; the paper finds at most 7 in 13 billion parameters.
 MOST = 128
 STEPS = 127

@@ -7,15 +7,15 @@ training can go on. Shapes: N rows of x, in, out. Not here: packed forms and the
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
+from babyllama.model.config import Weights
 from babyllama.model.surgery import replace_modules
 
-Weights = Literal["dense", "ternary", "onebit"]
 LARGEST = 127  # code of an activation
 EPS = 1e-5  # of OneBit's LayerNorm
 

@@ -1,6 +1,6 @@
 """OneBit (arXiv 2402.11295): the start of its training from a dense model, and its packed form of one bit a weight.
 
-The law is Y = LN(((X ⊙ g) · sign(W)ᵀ) ⊙ h), model/bitnet.py's. The start is sign-value-independent decomposition (SVID):
+The law is Y = LN(((X ⊙ g) · sign(W)ᵀ) ⊙ h), model/bitnet.py's. The start is SVID, sign-value-independent decomposition:
 |W| ≈ h gᵀ of rank 1. Not here: the training form (model/bitnet.py), its loss (train/distil.py), files (folder.py).
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -41,13 +42,14 @@ from babyllama.recipe import Recipe
 from babyllama.run import Run
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.train.distil import Distil
 from babyllama.train.engines import Engine, Single
 from babyllama.train.hardware import can_compile, device_name
-from babyllama.train.objectives import NextToken
+from babyllama.train.objectives import NextToken, Objective
 from babyllama.train.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
 from babyllama.train.trainer import Trainer
-from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, Lisa, check, put_on
+from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, Lisa, OneBit, check, put_on
 from babyllama.train.validation import LossSums
 from babyllama.train.watch import Watch
 from babyllama.train.world import World
@@ -85,7 +87,9 @@ class TrainRecipe(Recipe):
     data: DataRecipe
     replay: Replay | None = Field(default=None, description="rows of earlier data between the new, against forgetting")
     init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
-    objective: NextToken = NextToken()
+    objective: Annotated[NextToken | Distil, Field(discriminator="kind")] = Field(
+        default=NextToken(), description="adapter.kind=onebit's is distil"
+    )
     attend: Annotated[FullAttention | ShiftedSparse, Field(discriminator="kind")] = Field(
         default=FullAttention(), description="while it trains; validation, samples and chats attend in full"
     )
@@ -105,6 +109,13 @@ class TrainRecipe(Recipe):
         if isinstance(self.adapter, Lora) and "optimizer" not in self.model_fields_set:
             # A default that hangs on another field; nobody has the recipe yet.
             object.__setattr__(self, "optimizer", ADAPTER_OPTIMIZER)
+        if isinstance(self.adapter, OneBit) and "objective" not in self.model_fields_set:
+            object.__setattr__(self, "objective", Distil())
+        if isinstance(self.objective, Distil) and self.compile:
+            raise InputError("compile: objective.kind=distil needs each block's output, which a compiled model hides; "
+                             "leave compile out")  # fmt: skip
+        if isinstance(self.objective, Distil) and not self.objective.teacher and isinstance(self.init, NewModel):
+            raise InputError("objective.teacher: a new model has nobody to learn from; give a run or a folder")
         check(self.adapter, self.optimizer, self.engine.kind, isinstance(self.init, NewModel))
         if isinstance(self.adapter, Lora) and isinstance(self.init, FromModel) and self.init.rope is not None:
             # An adapter's folder has no place for a law: read back, it would compute with the base's.
@@ -150,16 +161,19 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         raise InputError(
             f"plan.context: {context} is above the model's {model.config.max_position_embeddings} positions"
         )
-    if recipe.objective.neftune and all(stores["train"].kind == "text" for stores in prepared.corpora.values()):
+    noise = recipe.objective.neftune if isinstance(recipe.objective, NextToken) else 0.0
+    if noise and all(stores["train"].kind == "text" for stores in prepared.corpora.values()):
         raise InputError(
-            f"objective.neftune: {recipe.objective.neftune:g} is for chats, but {recipe.data.path} has none"
+            f"objective.neftune: {noise:g} is for chats, but {recipe.data.path} has none"
         )
+    objective = _objective(recipe, model, tokenizer)
     put_on(model, recipe.adapter, recipe.seed)
     stream = _stream(recipe, prepared, context, tokenizer)
     steps = recipe.plan.total_steps(stream.rows, context)
     precision = pick_precision(recipe.precision, device)
     lisa = recipe.adapter if isinstance(recipe.adapter, Lisa) else None  # each of its draws would be compiled anew
-    compiled = can_compile(device) and device.type == "cuda" and not lisa if recipe.compile is None else recipe.compile
+    suits = device.type == "cuda" and not lisa and isinstance(recipe.objective, NextToken)
+    compiled = suits and can_compile(device) if recipe.compile is None else recipe.compile
     recipe.engine.check(world.size, recipe.optimizer)  # before there is a run of this recipe
     recipe.plan.shares(world.size)
     watch = Watch(steps, shown=world.first)
@@ -179,7 +193,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     if base is not None:
         claim_base(run.path, base, world.first)
     trainer = Trainer(
-        run, model, rows, recipe.objective, recipe.optimizer, recipe.schedule,
+        run, model, rows, objective, recipe.optimizer, recipe.schedule,
         recipe.plan, steps, context, device, DTYPES[precision], watch, _validator(recipe, prepared, context),
         _sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world, recipe.attend, lisa, recipe.seed,
     )  # fmt: skip
@@ -238,6 +252,18 @@ def _start(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokeni
         model = Transformer(recipe.init.model.build(tokenizer.vocab_size))
         initialise(model, recipe.seed)
     return model, tokenizer.with_template(prepared.manifest["chat_template"])
+
+
+def _objective(recipe: TrainRecipe, model: Transformer, tokenizer: Tokenizer) -> Objective:
+    """The recipe's, with the teacher it names; init's own teaches as it is before its matrices are replaced."""
+    if isinstance(recipe.objective, NextToken):
+        return recipe.objective
+    if recipe.objective.teacher is None:
+        return recipe.objective.of(copy.deepcopy(model), model)
+    folder = model_folder(recipe.objective.teacher)
+    if read_tokenizer(folder).hash != tokenizer.hash:
+        raise InputError(f"objective.teacher: {recipe.objective.teacher} has another tokenizer; give one with init's")
+    return recipe.objective.of(read_model(folder), model)
 
 
 def _stretched(recipe: TrainRecipe, config: ModelConfig, rows: Rows, context: int) -> Rows:

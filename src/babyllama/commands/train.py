@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 import torch
 from pydantic import Field, model_validator
 
+from babyllama.commands.teacher import objective_of
 from babyllama.data.batches import DataRecipe, Rows, Stream
 from babyllama.data.replay import Mixed, Replay
 from babyllama.data.resident import Resident
@@ -45,7 +45,7 @@ from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.distil import Distil
 from babyllama.train.engines import Engine, Single
 from babyllama.train.hardware import can_compile, device_name
-from babyllama.train.objectives import NextToken, Objective
+from babyllama.train.objectives import NextToken
 from babyllama.train.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
 from babyllama.train.trainer import Trainer
@@ -111,11 +111,8 @@ class TrainRecipe(Recipe):
             object.__setattr__(self, "optimizer", ADAPTER_OPTIMIZER)
         if isinstance(self.adapter, OneBit) and "objective" not in self.model_fields_set:
             object.__setattr__(self, "objective", Distil())
-        if isinstance(self.objective, Distil) and self.compile:
-            raise InputError("compile: objective.kind=distil needs each block's output, which a compiled model hides; "
-                             "leave compile out")  # fmt: skip
-        if isinstance(self.objective, Distil) and not self.objective.teacher and isinstance(self.init, NewModel):
-            raise InputError("objective.teacher: a new model has nobody to learn from; give a run or a folder")
+        if isinstance(self.objective, Distil):
+            self.objective.check(isinstance(self.init, NewModel), self.compile)
         check(self.adapter, self.optimizer, self.engine.kind, isinstance(self.init, NewModel))
         if isinstance(self.adapter, Lora) and isinstance(self.init, FromModel) and self.init.rope is not None:
             # An adapter's folder has no place for a law: read back, it would compute with the base's.
@@ -166,7 +163,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         raise InputError(
             f"objective.neftune: {noise:g} is for chats, but {recipe.data.path} has none"
         )
-    objective = _objective(recipe, model, tokenizer)
+    objective = objective_of(recipe.objective, model, tokenizer)
     put_on(model, recipe.adapter, recipe.seed)
     stream = _stream(recipe, prepared, context, tokenizer)
     steps = recipe.plan.total_steps(stream.rows, context)
@@ -252,18 +249,6 @@ def _start(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokeni
         model = Transformer(recipe.init.model.build(tokenizer.vocab_size))
         initialise(model, recipe.seed)
     return model, tokenizer.with_template(prepared.manifest["chat_template"])
-
-
-def _objective(recipe: TrainRecipe, model: Transformer, tokenizer: Tokenizer) -> Objective:
-    """The recipe's, with the teacher it names; init's own teaches as it is before its matrices are replaced."""
-    if isinstance(recipe.objective, NextToken):
-        return recipe.objective
-    if recipe.objective.teacher is None:
-        return recipe.objective.of(copy.deepcopy(model), model)
-    folder = model_folder(recipe.objective.teacher)
-    if read_tokenizer(folder).hash != tokenizer.hash:
-        raise InputError(f"objective.teacher: {recipe.objective.teacher} has another tokenizer; give one with init's")
-    return recipe.objective.of(read_model(folder), model)
 
 
 def _stretched(recipe: TrainRecipe, config: ModelConfig, rows: Rows, context: int) -> Rows:

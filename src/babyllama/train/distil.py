@@ -31,7 +31,15 @@ class Distil(Recipe):
 
     kind: Literal["distil"] = "distil"
     alpha: float = Field(default=1.0, ge=0, description="α; 0: the teacher may have another width or depth")
-    teacher: Path | None = Field(default=None, description="a run or folder with the same tokenizer; init's own if null")
+    teacher: Path | None = Field(default=None, description="with the same tokenizer; null: the init's model")
+
+    def check(self, new: bool, compiled: bool | None) -> None:
+        """Raise InputError for a new model without a teacher, and for a compiled one."""
+        if new and self.teacher is None:
+            raise InputError("objective.teacher: a new model has nobody to learn from; give a run or a folder")
+        if compiled:
+            raise InputError("compile: objective.kind=distil reads what each block puts out, which compiling hides; "
+                             "leave compile out")  # fmt: skip
 
     def of(self, teacher: Transformer, student: Transformer) -> Taught:
         """The objective. `teacher` becomes its own, and is frozen.

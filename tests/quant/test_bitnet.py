@@ -1,4 +1,4 @@
-"""BitNet b1.58 and OneBit in training: the ternary formula typed out, straight-through gradients, the verb to the end."""
+"""BitNet b1.58 and OneBit in training: the formulas typed out, straight-through gradients, the verb to its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import sharp_model, tiny_config
 from transformers import AutoConfig
 
 from babyllama.commands import prepare, train
@@ -22,9 +21,10 @@ from babyllama.model.config import ModelChoice, to_hugging_face
 from babyllama.quant.onebit import pack
 from babyllama.recipe import load_recipe
 from babyllama.run import Run
+from conftest import sharp_model, tiny_config
 
 sys.path.append(str(Path(__file__).parents[1] / "commands"))
-from small_run import messages_of, save_taught  # noqa: E402
+from small_run import messages_of, save_taught
 
 CPU = torch.device("cpu")
 TEXTS = [("天空是什么颜色？", "天空是蓝色的。"), ("火热不热？", "火很热。"), ("雪是什么颜色？", "雪是白色的。")]
@@ -173,13 +173,13 @@ def test_a_resumed_training_is_the_same_to_the_bit(trained, folder, monkeypatch)
         seen(self, step)
         if step == 40:
             self.saver.wait()
-            raise KeyboardInterrupt
+            self.run.unlock()
+            raise RuntimeError("cut")
 
     monkeypatch.setattr(train.Trainer, "_save", stop_after)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match="cut"):
         run(folder, f"{way}-again", way)
     monkeypatch.undo()
-    Run(folder / f"{way}-again").unlock()
     again = run(folder, f"{way}-again", way)
     assert losses(again) == losses(path)
     assert (again / "model" / "model.safetensors").read_bytes() == (path / "model" / "model.safetensors").read_bytes()

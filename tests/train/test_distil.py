@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from conftest import sharp_model, tiny_config
 
 from babyllama.data.batches import IGNORE, Batch
 from babyllama.errors import InputError
 from babyllama.quant.onebit import start
 from babyllama.train import distil
 from babyllama.train.distil import Distil
+from conftest import sharp_model, tiny_config
 
 
 @pytest.fixture

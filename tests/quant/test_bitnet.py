@@ -27,6 +27,7 @@ sys.path.append(str(Path(__file__).parents[1] / "commands"))
 from small_run import messages_of, save_taught
 
 CPU = torch.device("cpu")
+OTHERS = [(f"{i}乘一等于几？", f"等于{i}。") for i in range(20)]  # some are held out
 TEXTS = [("天空是什么颜色？", "天空是蓝色的。"), ("火热不热？", "火很热。"), ("雪是什么颜色？", "雪是白色的。")]
 
 
@@ -119,10 +120,10 @@ def folder(tmp_path_factory):
     """A taught base, chats of which it knows none."""
     folder = tmp_path_factory.mktemp("few")
     save_taught(folder / "base" / "model")
-    lines = [json.dumps({"messages": messages_of(*chat)}) for chat in TEXTS * 8]
+    lines = [json.dumps({"messages": messages_of(*chat)}) for chat in TEXTS * 8 + OTHERS]
     (folder / "chats.jsonl").write_text("\n".join(lines), "utf-8")
     prepare.main(prepare.PrepareRecipe(
-        out=folder / "data", tokenizer=folder / "base" / "model", validation=0.2, workers=1,
+        out=folder / "data", tokenizer=folder / "base" / "model", validation=0.4, workers=1,
         corpora=(CorpusChoice(path=str(folder / "chats.jsonl"), label="chats"),)))  # fmt: skip
     return folder
 

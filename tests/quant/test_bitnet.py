@@ -222,3 +222,9 @@ def test_a_named_teacher_teaches_a_new_ternary_model(folder):
     path = run(folder, "taught", "ternary", "objective.kind=distil", f"objective.teacher={folder}/base",
                "objective.alpha=0", "plan.steps=30")  # fmt: skip
     assert sum(losses(path)[-5:]) < 0.8 * sum(losses(path)[:5])
+
+
+def test_the_packages_recipes_are_whole():
+    ternary, onebit = (load_recipe(train.TrainRecipe, f"seed/{name}") for name in ("bitnet", "onebit"))
+    assert ternary.init.model.build(64793).weights == "ternary" and ternary.objective.kind == "next_token"
+    assert onebit.adapter.kind == "onebit" and onebit.objective.kind == "distil"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 
+from babyllama.commands.samples import Samples, sampler
 from babyllama.commands.teacher import objective_of
 from babyllama.data.batches import DataRecipe, Rows, Stream
 from babyllama.data.replay import Mixed, Replay
@@ -19,8 +20,6 @@ from babyllama.data.shards import Prepared
 from babyllama.data.stretch import Stretched
 from babyllama.errors import InputError, Interrupted
 from babyllama.evals.bits import measure
-from babyllama.infer.engine import Engine as Generator
-from babyllama.infer.sampling import Sampling
 from babyllama.load import (
     DTYPES,
     Precision,
@@ -40,7 +39,6 @@ from babyllama.model.lora import Lora
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.recipe import Recipe
 from babyllama.run import Run
-from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.distil import Distil
 from babyllama.train.engines import Engine, Single
@@ -69,15 +67,6 @@ class FromModel(Recipe):
     kind: Literal["from"] = "from"
     path: Path
     rope: RopeConfig | None = Field(default=None, description="another law, to train for a longer context")
-
-
-class Samples(Recipe):
-    """What the model is asked while it trains: continuations, or questions in the chat template."""
-
-    prompts: tuple[str, ...] = ()
-    chat: bool = False
-    max_tokens: int = Field(default=48, ge=1)
-    sampling: Sampling = Sampling(temperature=0.0)
 
 
 class TrainRecipe(Recipe):
@@ -192,7 +181,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     trainer = Trainer(
         run, model, rows, objective, recipe.optimizer, recipe.schedule,
         recipe.plan, steps, context, device, DTYPES[precision], watch, _validator(recipe, prepared, context),
-        _sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world, recipe.attend, lisa, recipe.seed,
+        sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world, recipe.attend, lisa, recipe.seed,
     )  # fmt: skip
     return Assembled(trainer, watch, prepared, stream, export, precision)
 
@@ -290,20 +279,3 @@ def _validator(recipe: TrainRecipe, prepared: Prepared, context: int) -> Callabl
         return {label: sums for label, sums in found if sums.tokens}
 
     return validate
-
-
-def _sampler(samples: Samples, tokenizer: Tokenizer) -> Callable[[Transformer], Iterator[tuple[str, str]]]:
-    def sample(model: Transformer) -> Iterator[tuple[str, str]]:
-        if not samples.prompts:
-            return
-        if samples.chat:
-            asked = [render_chat(tokenizer, [{"role": "user", "content": p}], True).tokens for p in samples.prompts]
-        else:
-            # A text starts after the end token of the one before it, in training as here.
-            asked = [[tokenizer.eos_id, *tokenizer.encode(p)] for p in samples.prompts]
-        answers = Generator(model, tokenizer.vocab_size).generate(
-            asked, samples.sampling, samples.max_tokens, {tokenizer.eos_id}
-        )
-        yield from zip(samples.prompts, map(tokenizer.decode, answers), strict=True)
-
-    return sample

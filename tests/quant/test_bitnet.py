@@ -228,3 +228,19 @@ def test_the_packages_recipes_are_whole():
     ternary, onebit = (load_recipe(train.TrainRecipe, f"seed/{name}") for name in ("bitnet", "onebit"))
     assert ternary.init.model.build(64793).weights == "ternary" and ternary.objective.kind == "next_token"
     assert onebit.adapter.kind == "onebit" and onebit.objective.kind == "distil"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("way", WAYS)
+def test_it_trains_on_a_gpu_in_half_precision(folder, way):
+    """Ternary models compiled, OneBit's as they are; what was saved packs and computes there."""
+    path = run(folder, f"{way}-gpu", way, "device=cuda", "precision=bf16")
+    assert sum(losses(path)[-5:]) < 0.7 * sum(losses(path)[:5])
+    model = load(path, torch.device("cuda"), "bf16").model
+    tokens = torch.randint(300, (2, 20), generator=generator(6)).cuda()
+    before = model(tokens).float()
+    assert before.isfinite().all()
+    if way == "onebit":
+        pack(model)
+        assert (model(tokens).float() - before).norm() < 0.05 * before.norm()

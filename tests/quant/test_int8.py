@@ -192,3 +192,16 @@ def test_kept_columns_are_halves_and_always_beside():
     other = MixedInt8Linear(48, 33, kept=2)
     other.load_state_dict(kept.state_dict(), strict=True)
     assert torch.equal(other(x), kept(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sizes", SIZES)
+def test_a_gpus_integers_are_the_same(sizes):
+    rows, inner, outer = sizes
+    a, b = (torch.randint(-127, 128, (n, inner), dtype=torch.int8, generator=generator(n)) for n in (rows, outer))
+    assert torch.equal(product(a.cuda(), b.cuda()).cpu(), plain_product(a, b))
+    _, mixed = made(inner, outer)
+    x = torch.randn(rows, inner, generator=generator(2))
+    x[:, 0] *= 20
+    torch.testing.assert_close(mixed.cuda()(x.cuda()).cpu(), mixed.cpu()(x), rtol=1e-4, atol=1e-4)

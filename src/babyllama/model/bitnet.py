@@ -138,7 +138,7 @@ def place(model: nn.Module, weights: Weights) -> None:
         assert isinstance(module, nn.Linear)
         with module.weight.device:
             found = KINDS[weights](module.in_features, module.out_features)
-        found.weight = module.weight
+        found.weight = module.weight  # type: ignore[assignment]  # the same Parameter
         return found
 
     replace_modules(model, lambda name, module: name.startswith("layers.") and isinstance(module, nn.Linear), made)

@@ -126,12 +126,13 @@ class _SignProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, words: Tensor) -> Tensor:
         ctx.save_for_backward(words)
-        ctx.in_features = x.shape[-1]
+        ctx.inputs = x.shape[-1]
         return linear(x, unpack_signs(words, x.shape[-1], x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return grads[0] @ unpack_signs(*ctx.saved_tensors, ctx.in_features, grads[0].dtype), None
+        (words,) = ctx.saved_tensors
+        return grads[0] @ unpack_signs(words, ctx.inputs, grads[0].dtype), None
 
 
 def pack(model: Transformer) -> list[str]:

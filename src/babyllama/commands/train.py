@@ -149,9 +149,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         )
     noise = recipe.objective.neftune if isinstance(recipe.objective, NextToken) else 0.0
     if noise and all(stores["train"].kind == "text" for stores in prepared.corpora.values()):
-        raise InputError(
-            f"objective.neftune: {noise:g} is for chats, but {recipe.data.path} has none"
-        )
+        raise InputError(f"objective.neftune: {noise:g} is for chats, but {recipe.data.path} has none")
     objective = objective_of(recipe.objective, model, tokenizer)
     put_on(model, recipe.adapter, recipe.seed)
     stream = _stream(recipe, prepared, context, tokenizer)

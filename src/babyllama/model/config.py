@@ -236,7 +236,8 @@ def from_hugging_face(data: Any, where: str) -> ModelConfig:
     """
     if not isinstance(data, dict):
         raise InputError(f"{where}: must hold a JSON object, not a {type(data).__name__}")
-    own = data.get("model_type") == OWN_TYPE and data.get("weights", "dense") != "dense"
+    few_bits = data.get("weights", "dense") != "dense" or "quantization_config" in data
+    own = data.get("model_type") == OWN_TYPE and few_bits
     if data.get("model_type") != "llama" and not own:
         raise InputError(f"{where}: model_type is {data.get('model_type')!r}; only 'llama' can be loaded")
     refused = {

@@ -7,7 +7,7 @@ held. The model computes in float32 meanwhile. Not here: how one matrix is round
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,11 +20,13 @@ from babyllama.data.batches import IGNORE, Batch, DataRecipe, Stream
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.model.attention import segment_mask
-from babyllama.model.surgery import replace_modules
+from babyllama.model.surgery import dense_weight, replace_modules
 from babyllama.model.transformer import Angles, Block, Transformer
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Bits, Solution
+from babyllama.quant.int8 import Int8
 from babyllama.quant.linear import GroupedLinear, PackedEmbedding
+from babyllama.quant.onebit import PackSigns
 from babyllama.quant.rtn import Method, Moments, Rtn, output_error
 from babyllama.recipe import Recipe
 
@@ -119,6 +121,49 @@ def quantise(model: Transformer, batches: Sequence[Batch], method: Method, ends:
     return walk.run(batches)
 
 
+@torch.no_grad()
+def place(model: Transformer, batches: Sequence[Batch], method: Int8 | PackSigns, progress: Progress) -> Report:
+    """The same for methods that need no walk. The errors are Σ change² / Σ weight²."""
+    before = {name: module for name, module in model.named_modules() if name.endswith("_proj")}
+    check(model, method, Ends())
+    parts, started = [_Part(model, batch) for batch in batches] if isinstance(method, Int8) else [], time.perf_counter()
+
+    def run() -> None:
+        for part in parts:
+            for block in model.layers:
+                part.x = part.through(block)
+
+    layers, names = [], method.place(model, run)
+    for done, name in enumerate(names):
+        module, weight = model.get_submodule(name), dense_weight(before[name]).float()
+        lost = (dense_weight(module) - weight).square().sum() / weight.square().sum()
+        bits = 8 * sum(buffer.nbytes for buffer in module.buffers()) / weight.numel()
+        now = time.perf_counter()
+        layers.append(Layer(name, weight.numel(), bits, float(lost), now - started))
+        started = now
+        progress(done + 1, len(names), name)
+    return Report(tuple(layers), sum(int(part.kept.sum()) for part in parts))
+
+
+def check(model: Transformer, method: Method | Int8 | PackSigns, ends: Ends) -> None:
+    """Raise InputError for a model that `method` cannot take, before anything costly is done."""
+    if isinstance(method, Method):
+        _Walk(model, method, ends, lambda done, total, name: None).check()
+    else:
+        matrices = ((name, module) for name, module in model.named_modules() if name.endswith("_proj"))
+        check_dense(matrices, plain=isinstance(method, Int8))
+
+
+def check_dense(modules: Iterable[tuple[str, nn.Module]], plain: bool = True) -> None:
+    """Raise InputError for matrices that are packed, or not finite."""
+    for name, module in modules:
+        if plain and type(module) not in (nn.Linear, nn.Embedding):
+            raise InputError(f"{name} is a {type(module).__name__}: the model is already quantised; "
+                             "give the one that it was made from")  # fmt: skip
+        if not all(weight.isfinite().all() for weight in module.parameters()):
+            raise InputError(f"{name}: NaN or infinite weights; the model is damaged, take an earlier checkpoint")
+
+
 def linears_of(block: nn.Module) -> dict[str, nn.Linear]:
     """Name inside the block → matrix, in the order of the walk."""
     return {name: block.get_submodule(name) for stage in STAGES for name in stage}  # type: ignore[misc]
@@ -186,7 +231,10 @@ class _Walk:
         self.model, self.method, self.ends, self.progress = model, method, ends, progress
         self.tied = model.config.tie_word_embeddings
         self.layers: list[Layer] = []
-        grid = {**{name: getattr(method, name) for name in ("group_size", "symmetric")}, "bits": ends.bits}
+        grid = {
+            **{name: getattr(method, name) for name in ("group_size", "symmetric", "short_group")},
+            "bits": ends.bits,
+        }
         self.end_methods: dict[str, Method] = {"rtn": Rtn(**grid), "gptq": Gptq(**grid)}
 
     @property
@@ -208,12 +256,16 @@ class _Walk:
         return len(self.model.layers) * sum(map(len, STAGES)) + ends
 
     def check(self) -> None:
+        check_dense(self._matrices())
+        size = self.method.group_size
         for name, module in self._matrices():
-            if type(module) not in (nn.Linear, nn.Embedding):
-                raise InputError(f"{name} is a {type(module).__name__}: the model is already quantised; "
-                                 "give the one that it was made from")  # fmt: skip
-            if not module.weight.isfinite().all():
-                raise InputError(f"{name}: NaN or infinite weights; the model is damaged, take an earlier checkpoint")
+            inputs = module.weight.shape[1]  # type: ignore[union-attr, index]
+            named = name.startswith("layers.") or self.total > len(self.model.layers) * sum(map(len, STAGES))
+            if named and size and inputs % size and not self.method.short_group:
+                fits = next((g for g in (256, 128, 64, 32, 16) if g < size and inputs % g == 0), None)
+                raise InputError(f"method.group_size: {name} has {inputs} inputs, no multiple of {size}; give "
+                                 f"{fits or 'null'}, or method.short_group=true for a last group of {inputs % size}, "
+                                 "which fewer programs read")  # fmt: skip
 
     def _matrices(self) -> Iterator[tuple[str, nn.Module]]:
         for number, block in enumerate(self.model.layers):

@@ -10,13 +10,15 @@ Not here: weights of less than eight bits (linear.py), files (folder.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from babyllama.model.surgery import dense_weight, replace_modules
+from babyllama.recipe import Recipe
 
 THRESHOLD = 6.0  # arXiv 2208.07339, section 3.2
 # Outlier columns of one product, the largest: a fixed number, so that the host need not wait to hear how many it is.
@@ -148,6 +150,19 @@ class _Product(torch.autograd.Function):
 
 
 # ── whole models ───────────────────────────────────────────────────────────────────────────────────────────────────
+class Int8(Recipe):
+    """LLM.int8(): as `MixedInt8Linear`. No walk: every matrix is rounded by itself."""
+
+    kind: Literal["int8"] = "int8"
+    threshold: float | None = Field(default=THRESHOLD, gt=0, description="of an outlier; null: plain int8, none are")
+    keep_columns: bool = Field(default=True, description="16-bit weights for inputs that reach it in calibration")
+
+    def place(self, model: nn.Module, run: Callable[[], Any]) -> list[str]:
+        """Replace the blocks' matrices; `run` calls the model with calibration data. Returns their names."""
+        seen = outlier_columns(model, run, self.threshold) if self.keep_columns and self.threshold else None
+        return to_int8(model, self.threshold, seen)
+
+
 def to_int8(model: nn.Module, threshold: float | None = THRESHOLD, columns: Mapping[str, Tensor] | None = None
             ) -> list[str]:  # fmt: skip
     """Put `MixedInt8Linear`s in the place of all plain linears inside the blocks; returns their names.

@@ -6,7 +6,8 @@ The law is Y = LN(((X ⊙ g) · sign(W)ᵀ) ⊙ h), model/bitnet.py's. The start
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from torch.nn.functional import linear, pad
 
 from babyllama.errors import InputError
 from babyllama.model.bitnet import OneBitLinear, normed, place
-from babyllama.model.surgery import dense_weight, replace_modules
+from babyllama.model.surgery import replace_modules
 from babyllama.model.transformer import Transformer
+from babyllama.recipe import Recipe
 
 WORD = 32  # signs of one int32, input j of a word in bit j
 
@@ -135,6 +137,16 @@ class _SignProduct(torch.autograd.Function):
         return grads[0] @ unpack_signs(words, ctx.inputs, grads[0].dtype), None
 
 
+class PackSigns(Recipe):
+    """What adapter.kind=onebit has trained, in one bit a weight. Nothing is searched: the training did that."""
+
+    kind: Literal["onebit"] = "onebit"
+
+    def place(self, model: Transformer, run: Callable[[], Any]) -> list[str]:
+        """As every method that needs no walk: the names of what it replaced."""
+        return pack(model)
+
+
 def pack(model: Transformer) -> list[str]:
     """Put packed linears in the place of all trained ones; returns their names.
 
@@ -146,15 +158,3 @@ def pack(model: Transformer) -> list[str]:
     if not names:
         raise InputError("onebit: packs what adapter.kind=onebit has trained; this model has no such matrices")
     return names
-
-
-def empty(model: Transformer) -> None:
-    """Packed linears without values in the place of all linears inside the blocks, for a folder to fill."""
-
-    def made(_: str, module: nn.Module) -> nn.Module:
-        weight = dense_weight(module)
-        with weight.device:
-            return PackedOneBitLinear(weight.shape[1], weight.shape[0])
-
-    replace_modules(model, lambda name, module: name.startswith("layers.")
-                    and isinstance(module, nn.Linear | OneBitLinear), made)  # fmt: skip

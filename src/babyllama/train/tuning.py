@@ -13,6 +13,7 @@ from babyllama.errors import InputError
 from babyllama.model.lora import Dora, Lora, attach
 from babyllama.model.nf4 import pack
 from babyllama.model.transformer import Transformer
+from babyllama.quant.folder import is_packed
 from babyllama.quant.onebit import start
 from babyllama.recipe import Recipe
 from babyllama.train.lisa import Lisa
@@ -46,6 +47,9 @@ def put_on(model: Transformer, adapter: Adapter, seed: int) -> None:
     if isinstance(adapter, Lora) and model.config.weights != "dense":
         raise InputError(f"adapter.kind: {adapter.kind} could not be merged into {model.config.weights} weights, "
                          "which are rounded where they are used; use adapter.kind=full")  # fmt: skip
+    if not isinstance(adapter, Lora) and is_packed(model):
+        raise InputError(f"adapter.kind: {adapter.kind} changes whole weights, this model's are packed in few bits; "
+                         "train adapter.kind=lora over them, or give the model that they were made from")  # fmt: skip
     if isinstance(adapter, Lora):
         pack(model, adapter.base)
         attach(model, adapter, seed)

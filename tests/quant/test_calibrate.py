@@ -12,7 +12,7 @@ import torch
 from babyllama.data.batches import IGNORE, Batch
 from babyllama.errors import InputError
 from babyllama.quant.awq import Awq
-from babyllama.quant.calibrate import STAGES, Calibration, Ends, Layer, Report, quantise, stored_bits
+from babyllama.quant.calibrate import STAGES, Calibration, Ends, Layer, Report, check, quantise, settled, stored_bits
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Grid
 from babyllama.quant.linear import GroupedLinear, PackedEmbedding
@@ -21,7 +21,12 @@ from babyllama.quant.rtn import Moments, Rtn
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from small_data import prepared
 
-METHODS = [Rtn(group_size=16), Gptq(group_size=16), Gptq(group_size=16, act_order=True), Awq(group_size=16)]
+METHODS = [
+    Rtn(group_size=16, short_group=True),
+    Gptq(group_size=16, short_group=True),
+    Gptq(group_size=16, short_group=True, act_order=True),
+    Awq(group_size=16, short_group=True),
+]
 
 
 def batches(padded=0, documents=False, count=3):
@@ -85,7 +90,7 @@ def test_inputs_are_those_of_the_quantised_parts(model, documents):
     """Every matrix, solved again from the finished model's own inputs, is the one that was found: what comes before
     it was already quantised, and nothing behind it counts."""
     rows = batches(documents=documents)
-    method = Gptq(bits=3, group_size=16)
+    method = Gptq(bits=3, group_size=16, short_group=True)
     made, report = done(model, method, rows)
     for layer in report.layers:
         x = inputs_of(made, layer.name, rows)
@@ -103,7 +108,9 @@ def test_padding_does_not_count(model):
     rows, others = batches(padded=5), batches(padded=5)
     for batch in others:
         batch.tokens[:, -4:] = 3
-    (made, report), (other, _) = (done(model, Gptq(bits=3, group_size=16), part) for part in (rows, others))
+    (made, report), (other, _) = (
+        done(model, Gptq(bits=3, group_size=16, short_group=True), part) for part in (rows, others)
+    )
     assert report.tokens == 3 * 2 * 19
     for name, buffer in made.named_buffers():
         torch.testing.assert_close(dict(other.named_buffers())[name], buffer)
@@ -111,7 +118,7 @@ def test_padding_does_not_count(model):
 
 @pytest.mark.parametrize("head,embedding", [("keep", "rtn"), ("rtn", "keep"), ("gptq", "keep"), ("gptq", "rtn")])
 def test_the_ends(model, tokens, head, embedding):
-    made, report = done(model, Rtn(bits=4, group_size=16), ends=Ends(head=head, embedding=embedding))
+    made, report = done(model, Rtn(bits=4, group_size=16, short_group=True), ends=Ends(head=head, embedding=embedding))
     names = {layer.name for layer in report.layers if not layer.name.startswith("layers.")}
     if model.config.tie_word_embeddings:
         assert len(names) == 1 and made.embed_tokens.packed is made.lm_head
@@ -124,7 +131,9 @@ def test_the_ends(model, tokens, head, embedding):
 
 def test_the_first_block_sees_the_rounded_embedding(model):
     rows = batches()
-    made, report = done(model, Gptq(bits=3, group_size=16), rows, Ends(head="rtn", embedding="rtn", bits=2))
+    made, report = done(
+        model, Gptq(bits=3, group_size=16, short_group=True), rows, Ends(head="rtn", embedding="rtn", bits=2)
+    )
     x, name = inputs_of(made, "layers.0.self_attn.q_proj", rows), "layers.0.self_attn.q_proj"
     weight, found = model.get_submodule(name).weight, made.get_submodule(name).dense_weight()
     lost, whole = ((part @ x.T).square().sum() for part in (found - weight, weight))
@@ -132,11 +141,15 @@ def test_the_first_block_sees_the_rounded_embedding(model):
     assert layer.error == pytest.approx(float(lost / whole), rel=1e-2)
 
 
-@pytest.mark.parametrize("method", [Gptq(bits=3, group_size=16), Awq(bits=3, group_size=16)], ids=lambda m: m.kind)
+@pytest.mark.parametrize(
+    "method",
+    [Gptq(bits=3, group_size=16, short_group=True), Awq(bits=3, group_size=16, short_group=True)],
+    ids=lambda m: m.kind,
+)
 def test_calibration_pays(model, method):
     """Less error in every block than plain rounding has, on rows that calibration has not seen."""
     rows, fresh = batches(count=40), batches(count=44)[40:]
-    plain, made = (done(model, m, rows)[0] for m in (Rtn(bits=3, group_size=16), method))
+    plain, made = (done(model, m, rows)[0] for m in (Rtn(bits=3, group_size=16, short_group=True), method))
     errors = [sum(float((m.hidden(b.tokens) - model.hidden(b.tokens)).square().sum()) for b in fresh)
               for m in (plain, made)]  # fmt: skip
     assert errors[1] < errors[0]
@@ -144,7 +157,7 @@ def test_calibration_pays(model, method):
 
 def test_stored_bits():
     weight = torch.randn(24, 64)
-    assert stored_bits(Grid(bits=4, group_size=16).nearest(weight)) == 4 + 20 / 16
+    assert stored_bits(Grid(bits=4, group_size=16, short_group=True).nearest(weight)) == 4 + 20 / 16
     ordered = Grid(bits=3, group_size=None).nearest(weight)._replace(order=torch.arange(64))
     assert stored_bits(ordered) == pytest.approx(3 + 19 / 64 + 32 / 24)
     layers = (Layer("a", 10, 4.0, 0.2, 1.0), Layer("b", 30, 8.0, 0.4, 2.0))
@@ -170,9 +183,15 @@ def test_rows_are_drawn_from_any_corpus(tmp_path):
 
 
 def test_faults_are_one_line(model):
-    made, _ = done(model, Rtn(group_size=16))
+    made, _ = done(model, Rtn(group_size=16, short_group=True))
     with pytest.raises(InputError, match=r"layers.0.self_attn.q_proj is a GroupedLinear: the model is already quant"):
         quantise(made, batches(), Rtn())
     model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
     with pytest.raises(InputError, match=r"layers.1.mlp.up_proj: NaN or infinite weights"):
         quantise(model, batches(), Rtn())
+
+
+def test_a_group_that_divides_no_width_is_refused_or_chosen(model):
+    with pytest.raises(InputError, match="down_proj has 56 inputs, no multiple of 32; give null, or"):
+        check(model, Gptq(group_size=32), Ends())
+    assert settled(Gptq(bits=3), model).group_size is None and settled(Gptq(group_size=32), model).group_size == 32

@@ -13,7 +13,7 @@ from babyllama.errors import InputError
 from babyllama.model.bitnet import EPS, OneBitLinear
 from babyllama.model.checkpoint import load_model, save_model
 from babyllama.model.lora import LoraLinear
-from babyllama.quant.onebit import PackedOneBitLinear, empty, pack, pack_signs, start, svid, unpack_signs
+from babyllama.quant.onebit import PackedOneBitLinear, pack, pack_signs, start, svid, unpack_signs
 from conftest import sharp_model, tiny_config
 
 SIZES = [(8, 5), (40, 33), (64, 70), (31, 96)]
@@ -156,10 +156,6 @@ def test_a_trained_folder_loads_strictly_and_packs(tmp_path, tokens, tied):
     assert loaded.config == model.config and torch.equal(loaded(tokens), model(tokens))
     assert len(pack(loaded)) == 21
     torch.testing.assert_close(loaded(tokens), model(tokens), rtol=1e-2, atol=2e-2)
-    again = load_model(tmp_path)
-    empty(again)
-    again.load_state_dict(loaded.state_dict(), strict=True)
-    assert torch.equal(again(tokens), loaded(tokens))
     with pytest.raises(InputError, match="has trained"):
         pack(loaded)
 

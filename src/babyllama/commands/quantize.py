@@ -36,7 +36,7 @@ from babyllama.load import (
 from babyllama.model.checkpoint import save_model
 from babyllama.model.transformer import Transformer
 from babyllama.quant.awq import Awq
-from babyllama.quant.calibrate import STAGES, Calibration, Ends, Report, check, place, quantise
+from babyllama.quant.calibrate import STAGES, Calibration, Ends, Report, check, place, quantise, settled
 from babyllama.quant.folder import packing_of
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.int8 import Int8
@@ -87,11 +87,12 @@ def main(recipe: QuantizeRecipe) -> None:
     run = Run.create(recipe.out, "quantize", recipe, recipe.model)
     if not run.finished:
         kept = _dtype(recipe, model)
-        for method in recipe.sweep or (recipe.method,):
+        methods = [settled(method, model) for method in recipe.sweep or (recipe.method,)]
+        for method in methods:
             check(model, method, recipe.ends)
         before = measured(recipe, model, tokenizer, prepared, device, kept)
         found: list[Json] = []
-        for method in recipe.sweep or (recipe.method,):
+        for method in methods:
             model = read_model(folder)
             report = _quantised(recipe, model, method, batches, device, console)
             model.to("cpu", kept)

@@ -119,8 +119,7 @@ def load_model(folder: Path, rope: RopeConfig | None = None, unpacking: Unpackin
     if settings := quantization(folder):
         if unpacking is None:
             raise InputError(f"{folder}: holds packed weights ({settings.get('quant_method')}); a dense one is needed")
-        with torch.device("meta"):
-            found = unpacking(model, settings, found, folder)
+        found = unpacking(model, settings, found, folder)
     weights = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     if config.rope != stored.rope:
         weights = {name: shape for name, shape in weights.items() if not exact(name)}

@@ -145,6 +145,15 @@ def place(model: Transformer, batches: Sequence[Batch], method: Int8 | PackSigns
     return Report(tuple(layers), sum(int(part.kept.sum()) for part in parts))
 
 
+def settled(method: Any, model: Transformer) -> Any:
+    """The method, with a group size that divides every width unless one was asked for: 128 if that does."""
+    if not isinstance(method, Method) or "group_size" in method.model_fields_set:
+        return method
+    widths = [module.in_features for block in model.layers for module in linears_of(block).values()]
+    fits = next((size for size in (128, 64, 32, 16) if all(width % size == 0 for width in widths)), None)
+    return method.model_copy(update={"group_size": fits})
+
+
 def check(model: Transformer, method: Method | Int8 | PackSigns, ends: Ends) -> None:
     """Raise InputError for a model that `method` cannot take, before anything costly is done."""
     if isinstance(method, Method):

@@ -27,7 +27,7 @@ from babyllama.quant.packing import pack, pack_awq, unpack, unpack_awq, word_cou
 
 Json = dict[str, Any]
 Tensors = dict[str, Tensor]
-PACKED = (GroupedLinear, MixedInt8Linear, PackedOneBitLinear)
+PACKED = GroupedLinear | MixedInt8Linear | PackedOneBitLinear
 
 
 def packed_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -172,6 +172,7 @@ def _grouped(model: Transformer, settings: Json, found: Tensors, where: str) -> 
         size = settings.get("group_size", -1)
         size = inputs if size in (None, -1) or size > inputs else int(size)
         expected = {"qweight": (inputs, rows // 8) if awq else (word_count(inputs, bits), rows),
+                    "qzeros": (-(-inputs // size), rows // 8 if awq else word_count(rows, bits)),
                     "scales": (-(-inputs // size), rows)}  # fmt: skip
         for key, shape in expected.items():
             if tuple(parts[key].shape) != shape:  # type: ignore[union-attr]
@@ -183,7 +184,8 @@ def _grouped(model: Transformer, settings: Json, found: Tensors, where: str) -> 
             offset = int(settings.get("checkpoint_format", "gptq") != "gptq_v2")
             zeros = unpack(parts["qzeros"], bits, rows) + offset  # type: ignore[arg-type]
             words, order = _sorted(parts["qweight"], parts["g_idx"], bits, inputs, size, f"{where}{name}")  # type: ignore[arg-type]
-        made[name] = GroupedLinear(inputs, rows, bits, size, order is not None)
+        with torch.device("meta"):
+            made[name] = GroupedLinear(inputs, rows, bits, size, order is not None)
         place = f"{name}.packed" if name == "embed_tokens" else name
         found |= {f"{place}.words": words.contiguous(), f"{place}.zeros": zeros.contiguous(),
                   f"{place}.scales": parts["scales"].half()}  # type: ignore[union-attr]  # fmt: skip
@@ -192,8 +194,7 @@ def _grouped(model: Transformer, settings: Json, found: Tensors, where: str) -> 
     tied = model.config.tie_word_embeddings
     if "embed_tokens" in made:
         table = made["embed_tokens"]
-        with torch.device("cpu"):
-            made["embed_tokens"] = PackedEmbedding(table, dtype)
+        made["embed_tokens"] = PackedEmbedding(table, dtype)
         if tied:
             made["lm_head"] = table
     replace_modules(model, lambda name, _: name in made, lambda name, _: made[name])
@@ -217,7 +218,8 @@ def _mixed_int8(model: Transformer, settings: Json, found: Tensors, where: str) 
 
     def made(name: str, _: nn.Module) -> nn.Module:
         rows, inputs = _shape(model, name)
-        return MixedInt8Linear(inputs, rows, settings.get("threshold"), kept[name])
+        with torch.device("meta"):
+            return MixedInt8Linear(inputs, rows, settings.get("threshold"), kept[name])
 
     replace_modules(model, lambda name, _: name in kept, made)
     return found
@@ -228,7 +230,8 @@ def _one_bit(model: Transformer, settings: Json, found: Tensors, where: str) -> 
 
     def made(name: str, _: nn.Module) -> nn.Module:
         rows, inputs = _shape(model, name)
-        return PackedOneBitLinear(inputs, rows)
+        with torch.device("meta"):
+            return PackedOneBitLinear(inputs, rows)
 
     replace_modules(model, lambda name, _: name in names, made)
     return found

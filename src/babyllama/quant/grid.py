@@ -55,7 +55,12 @@ class Grid(Recipe):
     """How finely: what all methods share."""
 
     bits: Bits = 4
-    group_size: int | None = Field(default=128, ge=16, multiple_of=16, description="inputs a scale; null: whole rows")
+    group_size: int | None = Field(
+        default=128,
+        ge=16,
+        multiple_of=16,
+        description="inputs a scale; null: whole rows. The verb takes less than 128 where that divides no width",
+    )
     short_group: bool = Field(default=False, description="let the last be shorter where group_size divides no width")
     symmetric: bool = Field(default=False, description="zero in the middle of the grid")
     mse: bool = Field(default=False, description="search a clipped range with less error, norm 2.4")

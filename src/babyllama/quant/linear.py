@@ -51,10 +51,14 @@ class GroupedLinear(nn.Module):
         out_features, in_features = solution.codes.shape
         with torch.device("meta"):
             made = cls(in_features, out_features, solution.bits, solution.group_size)
-        made.words = pack(solution.codes, made.bits).T.contiguous()
+        codes, order = solution.codes, solution.order
+        if order is not None:  # inside a group by the input's number, as whoever reads a folder's groups has them
+            back = group_index(in_features, solution.group_size, codes.device)[order.argsort()].argsort(stable=True)
+            codes, order = codes[:, order.argsort()][:, back], back
+        made.words = pack(codes, made.bits).T.contiguous()
         made.zeros = solution.zero.T.to(torch.uint8).contiguous()
         made.scales = solution.scale.T.half().contiguous()
-        made.order = None if solution.order is None else solution.order.to(torch.int32)
+        made.order = None if order is None else order.to(torch.int32)
         return made
 
     @property

@@ -29,7 +29,7 @@ from babyllama.model.checkpoint import read_config
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.quant.awq import Awq
-from babyllama.quant.calibrate import Calibration, Ends, place, quantise
+from babyllama.quant.calibrate import Calibration, Ends, place, quantise, settled
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Grid
 from babyllama.quant.int8 import Int8
@@ -156,8 +156,8 @@ def decode(args: argparse.Namespace, file: Path, device: torch.device) -> None:
     """One answer at a time, the precisions in turns."""
     folder, prepared = model_folder(args.base), Prepared.open(args.corpus)
     made: dict[str, Transformer] = {}
-    for name, method in (("bf16", None), ("int8", Int8()), ("int4", Gptq(group_size=32)),
-                         ("int4, head too", Gptq(group_size=32))):  # fmt: skip
+    for name, method in (("bf16", None), ("int8", Int8()), ("int4", settled(Gptq(), read_model(folder))),
+                         ("int4, head too", settled(Gptq(), read_model(folder)))):  # fmt: skip
         model = read_model(folder).to(device).float().eval().requires_grad_(False)
         batches = Calibration(samples=16).batches(prepared, model.config.max_position_embeddings, 0)
         if isinstance(method, Int8):

@@ -147,7 +147,7 @@ def test_faults_are_one_line(model, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj"
     for change, said in (({f"{name}.g_idx": torch.zeros_like(weights[f"{name}.g_idx"])}, "groups of other sizes"),
-                         ({f"{name}.qweight": weights[f"{name}.qweight"][:-1]}, "is meant by config|bits fill"),
+                         ({f"{name}.qweight": weights[f"{name}.qweight"][:-1]}, "in 2, 3, 4 or 8 bits"),
                          ({"model.layers.9.mlp.up_proj.qweight": weights[f"{name}.qweight"]}, "belongs to no matrix"),
                          ({f"{name}.scales": None}, "no qzeros or scales")):  # fmt: skip
         changed = {key: value for key, value in {**weights, **change}.items() if value is not None}

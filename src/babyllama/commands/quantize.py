@@ -88,6 +88,9 @@ def main(recipe: QuantizeRecipe) -> None:
     if not run.finished:
         kept = _dtype(recipe, model)
         methods = [settled(method, model) for method in recipe.sweep or (recipe.method,)]
+        if methods != [*(recipe.sweep or (recipe.method,))]:
+            console.print("group_size: 128 does not divide every width; a smaller one is taken (method.short_group=true "
+                          "keeps it)", soft_wrap=True)  # fmt: skip
         for method in methods:
             check(model, method, recipe.ends)
         before = measured(recipe, model, tokenizer, prepared, device, kept)
@@ -179,7 +182,7 @@ def measured(recipe: QuantizeRecipe, model: Transformer, tokenizer: Tokenizer, p
     end, greedy = tokenizer.eos_id, Sampling(temperature=0.0)
     prompts = [[end, *tokenizer.encode(prompt)] for prompt in recipe.prompts]
     answers = engine.generate(prompts, greedy, recipe.sample_tokens, {end}) if prompts else []
-    return {"bytes": held, **whole.figures, "corpora": {name: sums.figures for name, sums in losses.items()},
+    return {"held_bytes": held, **whole.figures, "corpora": {name: sums.figures for name, sums in losses.items()},
             "answers": scores.figures if scores.asked else None,
             "samples": dict(zip(recipe.prompts, map(tokenizer.decode, answers), strict=True)),
             "tokens_per_second": tokens_per_second(engine, end, recipe.sample_tokens)}  # fmt: skip
@@ -231,7 +234,7 @@ def _table(result: Json) -> Table:
                              (("bits_per_weight", ".2f"), ("perplexity", ".3f"))),
             "–" if bits is None else f"{bits:.4f}", "–" if answers is None else f"{answers['f1']:.1%}",
             f"{found['error']:.2%}" if "error" in found else "–",
-            f"{found['bytes'] / 1e6:.2f}", f"{found['tokens_per_second']:.0f}",
+            f"{found['held_bytes'] / 1e6:.2f}", f"{found['tokens_per_second']:.0f}",
             f"{found['seconds']:.1f}" if "seconds" in found else "–")  # fmt: skip
     return table
 

@@ -146,8 +146,8 @@ def place(model: Transformer, batches: Sequence[Batch], method: Int8 | PackSigns
 
 
 def settled(method: Any, model: Transformer) -> Any:
-    """The method, with a group size that divides every width unless one was asked for: 128 if that does."""
-    if not isinstance(method, Method) or "group_size" in method.model_fields_set:
+    """The method, with less than the default's 128 inputs a scale where that divides no width of the blocks."""
+    if not isinstance(method, Method) or method.group_size != Method().group_size or method.short_group:
         return method
     widths = [module.in_features for block in model.layers for module in linears_of(block).values()]
     fits = next((size for size in (128, 64, 32, 16) if all(width % size == 0 for width in widths)), None)

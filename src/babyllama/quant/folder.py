@@ -168,7 +168,7 @@ def _grouped(model: Transformer, settings: Json, found: Tensors, where: str) -> 
         rows, inputs = _shape(model, name)
         if parts["qzeros"] is None or parts["scales"] is None:
             raise InputError(f"{where}{name} has a qweight, but no qzeros or scales")
-        bits = 4 if awq else _bits(parts["qweight"].shape[0], inputs, f"{where}{name}")  # type: ignore[union-attr]
+        bits = 4 if awq else _bits(settings.get("bits"), parts, rows, inputs, f"{where}{name}")
         size = settings.get("group_size", -1)
         size = inputs if size in (None, -1) or size > inputs else int(size)
         expected = {"qweight": (inputs, rows // 8) if awq else (word_count(inputs, bits), rows),
@@ -255,11 +255,14 @@ def _shape(model: Transformer, name: str) -> Any:
     return tuple(shape) if len(shape) == 2 else None
 
 
-def _bits(words: int, inputs: int, where: str) -> int:
-    for bits in (2, 3, 4, 8):
-        if word_count(inputs, bits) == words:
+def _bits(usual: Any, parts: dict[str, Any], rows: int, inputs: int, where: str) -> int:
+    """The folder's `usual` bits where they fit, else those that do: a head may have others."""
+    qweight, qzeros = parts["qweight"].shape, parts["qzeros"].shape
+    for bits in (usual, 8, 4, 3, 2):
+        if bits in (2, 3, 4, 8) and (qweight[0], qzeros[1]) == (word_count(inputs, bits), word_count(rows, bits)):
             return bits
-    raise InputError(f"{where}.qweight has {words} rows of words: {inputs} inputs in 2, 3, 4 or 8 bits fill others")
+    raise InputError(f"{where}: qweight {list(qweight)} and qzeros {list(qzeros)} hold no {rows} × {inputs} matrix in "
+                     "2, 3, 4 or 8 bits")  # fmt: skip
 
 
 INT8, ONEBIT = "babyllama_int8", "babyllama_onebit"

@@ -37,31 +37,10 @@ class Solution(NamedTuple):
     scale: Tensor
     zero: Tensor
     bits: int
-    group_size: int | None
-    order: Tensor | None = None
-
-    def rows(self, start: int, stop: int) -> Solution:
-        """The part for some outputs."""
-        return self._replace(codes=self.codes[start:stop], scale=self.scale[start:stop], zero=self.zero[start:stop])
-
-    def dense(self) -> Tensor:
-        """(N, K) float32, inputs in the model's order."""
-        index = group_index(self.codes.shape[1], self.group_size, self.codes.device)
-        weight = (self.codes.float() - self.zero[:, index]) * self.scale[:, index]
-        return weight if self.order is None else weight[:, self.order.argsort()]
-
-
-class Grid(Recipe):
-    """How finely: what all methods share."""
-
-    bits: Bits = 4
-    group_size: int | None = Field(
-        default=128,
-        ge=16,
-        multiple_of=16,
-        description="inputs a scale; null: whole rows. The verb takes less than 128 where that divides no width",
+    group_size: int | None = Field(default=128, ge=16, multiple_of=16, description="inputs a scale; null: whole rows")
+    short_group: bool = Field(
+        default=False, description="a last group may be shorter; else 128 gives way to 64, 32, 16"
     )
-    short_group: bool = Field(default=False, description="let the last be shorter where group_size divides no width")
     symmetric: bool = Field(default=False, description="zero in the middle of the grid")
     mse: bool = Field(default=False, description="search a clipped range with less error, norm 2.4")
 

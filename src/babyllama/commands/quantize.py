@@ -89,8 +89,8 @@ def main(recipe: QuantizeRecipe) -> None:
         kept = _dtype(recipe, model)
         methods = [settled(method, model) for method in recipe.sweep or (recipe.method,)]
         if methods != [*(recipe.sweep or (recipe.method,))]:
-            console.print("group_size: 128 does not divide every width; a smaller one is taken (method.short_group=true "
-                          "keeps it)", soft_wrap=True)  # fmt: skip
+            console.print("group_size: 128 does not divide every width; a smaller one is taken "
+                          "(method.short_group=true keeps it)", soft_wrap=True)  # fmt: skip
         for method in methods:
             check(model, method, recipe.ends)
         before = measured(recipe, model, tokenizer, prepared, device, kept)

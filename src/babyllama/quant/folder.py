@@ -32,9 +32,8 @@ PACKED = GroupedLinear | MixedInt8Linear | PackedOneBitLinear
 
 def packed_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Name → every packed matrix; a tied one once, as the embedding. Names are those of the modules they stand for."""
-    found = {name.removesuffix(".packed"): module for name, module in model.named_modules()
-             if isinstance(module, PACKED)}  # fmt: skip
-    return found
+    return {name.removesuffix(".packed"): module for name, module in model.named_modules()
+            if isinstance(module, PACKED)}  # fmt: skip
 
 
 def is_packed(model: nn.Module) -> bool:

@@ -37,6 +37,24 @@ class Solution(NamedTuple):
     scale: Tensor
     zero: Tensor
     bits: int
+    group_size: int | None
+    order: Tensor | None = None
+
+    def rows(self, start: int, stop: int) -> Solution:
+        """The part for some outputs."""
+        return self._replace(codes=self.codes[start:stop], scale=self.scale[start:stop], zero=self.zero[start:stop])
+
+    def dense(self) -> Tensor:
+        """(N, K) float32, inputs in the model's order."""
+        index = group_index(self.codes.shape[1], self.group_size, self.codes.device)
+        weight = (self.codes.float() - self.zero[:, index]) * self.scale[:, index]
+        return weight if self.order is None else weight[:, self.order.argsort()]
+
+
+class Grid(Recipe):
+    """How finely: what all methods share."""
+
+    bits: Bits = 4
     group_size: int | None = Field(default=128, ge=16, multiple_of=16, description="inputs a scale; null: whole rows")
     short_group: bool = Field(
         default=False, description="a last group may be shorter; else 128 gives way to 64, 32, 16"

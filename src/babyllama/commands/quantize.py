@@ -84,15 +84,15 @@ def main(recipe: QuantizeRecipe) -> None:
     prepared.check_tokenizer(tokenizer.hash)
     tokenizer = tokenizer.with_template(prepared.manifest["chat_template"])
     batches = recipe.calibration.batches(prepared, model.config.max_position_embeddings, recipe.seed)
+    methods = [settled(method, model) for method in recipe.sweep or (recipe.method,)]
+    for method in methods:
+        check(model, method, recipe.ends)
+    if methods != [*(recipe.sweep or (recipe.method,))]:
+        console.print("group_size: 128 does not divide every width; a smaller one is taken "
+                      "(method.short_group=true keeps it)", soft_wrap=True)  # fmt: skip
     run = Run.create(recipe.out, "quantize", recipe, recipe.model)
     if not run.finished:
         kept = _dtype(recipe, model)
-        methods = [settled(method, model) for method in recipe.sweep or (recipe.method,)]
-        if methods != [*(recipe.sweep or (recipe.method,))]:
-            console.print("group_size: 128 does not divide every width; a smaller one is taken "
-                          "(method.short_group=true keeps it)", soft_wrap=True)  # fmt: skip
-        for method in methods:
-            check(model, method, recipe.ends)
         before = measured(recipe, model, tokenizer, prepared, device, kept)
         found: list[Json] = []
         for method in methods:

@@ -20,6 +20,7 @@ from babyllama.data.batches import IGNORE, Batch, DataRecipe, Stream
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.model.attention import segment_mask
+from babyllama.model.bitnet import OneBitLinear
 from babyllama.model.surgery import dense_weight, replace_modules
 from babyllama.model.transformer import Angles, Block, Transformer
 from babyllama.quant.gptq import Gptq
@@ -161,6 +162,9 @@ def check(model: Transformer, method: Method | Int8 | PackSigns, ends: Ends) -> 
     else:
         matrices = ((name, module) for name, module in model.named_modules() if name.endswith("_proj"))
         check_dense(matrices, plain=isinstance(method, Int8))
+        if isinstance(method, PackSigns) and not any(isinstance(module, OneBitLinear) for module in model.modules()):
+            raise InputError("method.kind: onebit packs what adapter.kind=onebit has trained; this model has no such "
+                             "matrices: babyllama train seed/onebit makes them")  # fmt: skip
 
 
 def check_dense(modules: Iterable[tuple[str, nn.Module]], plain: bool = True) -> None:
@@ -182,7 +186,7 @@ def norms_of(block: nn.Module) -> dict[str, nn.Module]:
     return {name: block.get_submodule(name) for name in ("input_layernorm", "post_attention_layernorm")}
 
 
-def packed(solution: Solution) -> nn.Module:
+def packed(solution: Solution) -> GroupedLinear:
     """The module that stands in for a matrix."""
     return GroupedLinear.of(solution)
 

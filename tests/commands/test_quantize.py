@@ -78,7 +78,7 @@ def test_from_a_model_to_a_packed_one_that_others_verbs_use(place, method, capsy
 def test_a_sweep_draws_quality_against_bits(place):
     found = run(place, "sweep", "sweep=[{kind: rtn, bits: 2}, {kind: gptq, bits: 8}, {kind: gptq, bits: 2}]")
     assert (place / "sweep" / "figure.png").stat().st_size > 5000 and not (place / "sweep" / "model").exists()
-    assert [entry["name"] for entry in found["after"]] == ["rtn 2 bit g16", "gptq 8 bit g16", "gptq 2 bit g16"]
+    assert [entry["name"] for entry in found["after"]] == ["rtn 2 bit g16", "gptq 8 bit g16 mse", "gptq 2 bit g16 mse"]
     assert abs(found["after"][1]["perplexity"] / found["before"]["perplexity"] - 1) < 0.02
 
 

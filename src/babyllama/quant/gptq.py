@@ -22,6 +22,7 @@ class Gptq(Method):
     columns in that order, unless `static_groups` lays them down beforehand in the model's."""
 
     kind: Literal["gptq"] = "gptq"
+    mse: bool = Field(default=True, description="search a clipped range with less error, norm 2.4")
     damp: float = Field(default=0.01, gt=0, le=1, description="share of H's mean diagonal that is added to it")
     act_order: bool = Field(default=False, description="columns of large inputs first")
     static_groups: bool = Field(default=False, description="scales from the unchanged matrix")

@@ -18,6 +18,8 @@ from babyllama.recipe import Recipe
 Bits = Literal[2, 3, 4, 8]
 SHRINKS = torch.linspace(1.0, 0.21, 80).tolist()  # of the range, for the clip search, as GPTQ's own code
 
+SEARCHED = 1 << 24  # weights that one pass of that search makes
+
 
 class Scales(NamedTuple):
     """Both (N, G); `scale` holds numbers that fp16 holds, in float32, `zero` integers in float32."""
@@ -108,14 +110,18 @@ class Grid(Recipe):
         return Solution(codes.to(torch.uint8), *scales, self.bits, self.group_size)
 
     def _search(self, weight: Tensor) -> Scales:
-        found = self.fit(weight, torch.ones(weight.shape[:-1], device=weight.device))
-        best = self._error(weight, found)
-        for shrink in SHRINKS[1:]:
-            scales = self.fit(weight, torch.full(weight.shape[:-1], shrink, device=weight.device))
-            error = self._error(weight, scales)
-            found = Scales(*(new.where(error < best, old) for new, old in zip(scales, found, strict=True)))
-            best = torch.minimum(best, error)
-        return found
+        """All shares of the range at once, some groups at a time."""
+        flat = weight.reshape(-1, weight.shape[-1])
+        some = max(1, SEARCHED // (flat.shape[1] * len(SHRINKS)))
+        found = zip(*(self._least(part) for part in flat.split(some)), strict=True)
+        return Scales(*(torch.cat(parts).view(weight.shape[:-1]) for parts in found))
+
+    def _least(self, weight: Tensor) -> Scales:
+        """weight (M, g) → the scales (M,) of the least error; of equal ones the wider range."""
+        shares = torch.tensor(SHRINKS, device=weight.device)[:, None].expand(-1, len(weight))
+        scales = self.fit(weight.expand(len(SHRINKS), -1, -1), shares)
+        best = self._error(weight, scales).argmin(0, keepdim=True)
+        return Scales(*(part.gather(0, best)[0] for part in scales))
 
     def _error(self, weight: Tensor, scales: Scales) -> Tensor:
         return (self.round(weight, scales) - weight).abs().pow(2.4).sum(-1)

@@ -163,7 +163,8 @@ class PackedEmbedding(nn.Module):
     def __init__(self, packed: GroupedLinear, dtype: torch.dtype) -> None:
         super().__init__()
         self.packed = packed
-        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+        device = torch.device("cpu") if packed.words.is_meta else packed.words.device
+        self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
 
     @property
     def weight(self) -> Tensor:

@@ -155,6 +155,18 @@ def merge(words: Words = None, keys: Keys = False) -> None:
 
 
 @app.command()
+def quantize(words: Words = None, keys: Keys = False) -> None:
+    """A model in 8, 4, 3 or 2 bits a weight: GPTQ, AWQ or rounding, with what it costs in loss, size and speed.
+
+    \b
+      babyllama quantize runs/sft data=runs/sft-data out=runs/sft-4bit
+      babyllama quantize runs/base data=runs/corpus out=runs/base-awq method.kind=awq method.bits=3
+      babyllama quantize runs/base data=runs/corpus out=runs/sweep 'sweep=[{kind: rtn, bits: 4}, {kind: gptq, bits: 4}]'
+    """
+    _run("quantize", "QuantizeRecipe", words, keys, positional="model")
+
+
+@app.command()
 def generate(words: Words = None, keys: Keys = False) -> None:
     """Continue a text.
 

@@ -17,8 +17,9 @@ from babyllama.model.adapters import base_link, is_adapter, load_adapter
 from babyllama.model.checkpoint import load_model
 from babyllama.model.laws import RopeConfig
 from babyllama.model.lora import merge
-from babyllama.model.nf4 import pack, unpack
+from babyllama.model.nf4 import pack
 from babyllama.model.transformer import Transformer
+from babyllama.quant.folder import is_packed, to_dense, unpacking
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -59,6 +60,11 @@ def pick_precision(choice: Literal["auto"] | Precision, device: torch.device) ->
     return default_precision(device) if choice == "auto" else choice
 
 
+def serving_precision(model: Transformer, device: torch.device) -> Precision:
+    """The default, but bf16 for packed weights on a CPU, whose products of few bits are fast in bf16 alone."""
+    return "bf16" if device.type == "cpu" and is_packed(model) else default_precision(device)
+
+
 def model_folder(path: Path) -> Path:
     """The folder with config.json, or adapter_config.json: `path` itself or, for a run, its ``model/``."""
     if (path / "run.json").exists():
@@ -81,7 +87,7 @@ def read_model(folder: Path, attach: bool = False, rope: RopeConfig | None = Non
         InputError: what `load_model` and `load_adapter` refuse, a base that is not there or has other weights.
     """
     if not is_adapter(folder):
-        return load_model(folder, rope)
+        return load_model(folder, rope, unpacking)
     link = base_link(folder)
     link.check(folder)
     model = read_model(model_folder(link.folder), attach and link.packed == "dense", rope)
@@ -90,7 +96,7 @@ def read_model(folder: Path, attach: bool = False, rope: RopeConfig | None = Non
     load_adapter(model, folder, folder.resolve().parent.name if folder.name == "model" else folder.name)
     if not attach:
         merge(model)
-        unpack(model)
+        to_dense(model)
         model.requires_grad_(True)
     return model
 
@@ -113,7 +119,7 @@ def load(path: Path, device: torch.device | None = None, precision: Precision | 
     device = device or default_device()
     model, tokenizer = read_model(folder, attach, rope), read_tokenizer(folder)
     check_vocabulary(model, tokenizer, folder)
-    model.to(device, DTYPES[precision or default_precision(device)]).eval().requires_grad_(False)
+    model.to(device, DTYPES[precision or serving_precision(model, device)]).eval().requires_grad_(False)
     return Loaded(model, tokenizer, folder)
 
 

@@ -11,8 +11,9 @@ from torch.nn.functional import linear
 
 from babyllama.errors import InputError
 from babyllama.model.lora import Dora, DoraLinear, Lora, LoraLinear, attach, enabled, merge, switch, unmerge
-from babyllama.model.nf4 import PACKED, Int8Linear, Nf4Linear, pack, unpack
+from babyllama.model.nf4 import PACKED, Int8Linear, Nf4Linear, pack
 from babyllama.model.surgery import dense_weight, replace_modules
+from babyllama.quant.folder import to_dense
 from conftest import sharp_model
 
 WHOLE = ("embed_tokens", "norms")
@@ -54,7 +55,7 @@ def test_start_is_the_base_to_the_bit_and_so_is_off_and_a_merge_of_nothing(based
     assert torch.equal(based(tokens), before)
     dense = copy.deepcopy(based)
     merge(dense)
-    unpack(dense)
+    to_dense(dense)
     torch.testing.assert_close(dense(tokens), before, rtol=0, atol=1e-5)
     stir(based)
     assert not torch.allclose(based(tokens), before, atol=1e-2)
@@ -75,7 +76,7 @@ def test_merged_is_attached(based, adapter, tokens):
     stir(based)
     attached = based(tokens)
     kept = merge(based)
-    unpack(based)
+    to_dense(based)
     assert {type(m) for m in based.modules() if hasattr(m, "in_features")} == {nn.Linear}
     torch.testing.assert_close(based(tokens), attached, rtol=1e-4, atol=5e-4)
     unmerge(based, kept)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 
+from babyllama.commands.samples import Samples, sampler
+from babyllama.commands.teacher import objective_of
 from babyllama.data.batches import DataRecipe, Rows, Stream
 from babyllama.data.replay import Mixed, Replay
 from babyllama.data.resident import Resident
@@ -18,8 +20,6 @@ from babyllama.data.shards import Prepared
 from babyllama.data.stretch import Stretched
 from babyllama.errors import InputError, Interrupted
 from babyllama.evals.bits import measure
-from babyllama.infer.engine import Engine as Generator
-from babyllama.infer.sampling import Sampling
 from babyllama.load import (
     DTYPES,
     Precision,
@@ -39,15 +39,15 @@ from babyllama.model.lora import Lora
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.recipe import Recipe
 from babyllama.run import Run
-from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.train.distil import Distil
 from babyllama.train.engines import Engine, Single
 from babyllama.train.hardware import can_compile, device_name
 from babyllama.train.objectives import NextToken
 from babyllama.train.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
 from babyllama.train.trainer import Trainer
-from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, Lisa, check, put_on
+from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, Lisa, OneBit, check, put_on
 from babyllama.train.validation import LossSums
 from babyllama.train.watch import Watch
 from babyllama.train.world import World
@@ -69,15 +69,6 @@ class FromModel(Recipe):
     rope: RopeConfig | None = Field(default=None, description="another law, to train for a longer context")
 
 
-class Samples(Recipe):
-    """What the model is asked while it trains: continuations, or questions in the chat template."""
-
-    prompts: tuple[str, ...] = ()
-    chat: bool = False
-    max_tokens: int = Field(default=48, ge=1)
-    sampling: Sampling = Sampling(temperature=0.0)
-
-
 class TrainRecipe(Recipe):
     """The verb's recipe; every key can be overridden on the command line."""
 
@@ -85,7 +76,9 @@ class TrainRecipe(Recipe):
     data: DataRecipe
     replay: Replay | None = Field(default=None, description="rows of earlier data between the new, against forgetting")
     init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
-    objective: NextToken = NextToken()
+    objective: Annotated[NextToken | Distil, Field(discriminator="kind")] = Field(
+        default=NextToken(), description="adapter.kind=onebit's is distil"
+    )
     attend: Annotated[FullAttention | ShiftedSparse, Field(discriminator="kind")] = Field(
         default=FullAttention(), description="while it trains; validation, samples and chats attend in full"
     )
@@ -105,6 +98,10 @@ class TrainRecipe(Recipe):
         if isinstance(self.adapter, Lora) and "optimizer" not in self.model_fields_set:
             # A default that hangs on another field; nobody has the recipe yet.
             object.__setattr__(self, "optimizer", ADAPTER_OPTIMIZER)
+        if isinstance(self.adapter, OneBit) and "objective" not in self.model_fields_set:
+            object.__setattr__(self, "objective", Distil())
+        if isinstance(self.objective, Distil):
+            self.objective.check(isinstance(self.init, NewModel), self.compile)
         check(self.adapter, self.optimizer, self.engine.kind, isinstance(self.init, NewModel))
         if isinstance(self.adapter, Lora) and isinstance(self.init, FromModel) and self.init.rope is not None:
             # An adapter's folder has no place for a law: read back, it would compute with the base's.
@@ -150,16 +147,17 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         raise InputError(
             f"plan.context: {context} is above the model's {model.config.max_position_embeddings} positions"
         )
-    if recipe.objective.neftune and all(stores["train"].kind == "text" for stores in prepared.corpora.values()):
-        raise InputError(
-            f"objective.neftune: {recipe.objective.neftune:g} is for chats, but {recipe.data.path} has none"
-        )
+    noise = recipe.objective.neftune if isinstance(recipe.objective, NextToken) else 0.0
+    if noise and all(stores["train"].kind == "text" for stores in prepared.corpora.values()):
+        raise InputError(f"objective.neftune: {noise:g} is for chats, but {recipe.data.path} has none")
+    objective = objective_of(recipe.objective, model, tokenizer)
     put_on(model, recipe.adapter, recipe.seed)
     stream = _stream(recipe, prepared, context, tokenizer)
     steps = recipe.plan.total_steps(stream.rows, context)
     precision = pick_precision(recipe.precision, device)
     lisa = recipe.adapter if isinstance(recipe.adapter, Lisa) else None  # each of its draws would be compiled anew
-    compiled = can_compile(device) and device.type == "cuda" and not lisa if recipe.compile is None else recipe.compile
+    suits = device.type == "cuda" and not lisa and isinstance(recipe.objective, NextToken)
+    compiled = suits and can_compile(device) if recipe.compile is None else recipe.compile
     recipe.engine.check(world.size, recipe.optimizer)  # before there is a run of this recipe
     recipe.plan.shares(world.size)
     watch = Watch(steps, shown=world.first)
@@ -179,9 +177,9 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     if base is not None:
         claim_base(run.path, base, world.first)
     trainer = Trainer(
-        run, model, rows, recipe.objective, recipe.optimizer, recipe.schedule,
+        run, model, rows, objective, recipe.optimizer, recipe.schedule,
         recipe.plan, steps, context, device, DTYPES[precision], watch, _validator(recipe, prepared, context),
-        _sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world, recipe.attend, lisa, recipe.seed,
+        sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world, recipe.attend, lisa, recipe.seed,
     )  # fmt: skip
     return Assembled(trainer, watch, prepared, stream, export, precision)
 
@@ -279,20 +277,3 @@ def _validator(recipe: TrainRecipe, prepared: Prepared, context: int) -> Callabl
         return {label: sums for label, sums in found if sums.tokens}
 
     return validate
-
-
-def _sampler(samples: Samples, tokenizer: Tokenizer) -> Callable[[Transformer], Iterator[tuple[str, str]]]:
-    def sample(model: Transformer) -> Iterator[tuple[str, str]]:
-        if not samples.prompts:
-            return
-        if samples.chat:
-            asked = [render_chat(tokenizer, [{"role": "user", "content": p}], True).tokens for p in samples.prompts]
-        else:
-            # A text starts after the end token of the one before it, in training as here.
-            asked = [[tokenizer.eos_id, *tokenizer.encode(p)] for p in samples.prompts]
-        answers = Generator(model, tokenizer.vocab_size).generate(
-            asked, samples.sampling, samples.max_tokens, {tokenizer.eos_id}
-        )
-        yield from zip(samples.prompts, map(tokenizer.decode, answers), strict=True)
-
-    return sample

@@ -7,7 +7,9 @@ Not here: tokenizer files, dtype and device policy, anything that unpickles.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,10 +18,25 @@ from torch import Tensor
 
 from babyllama.atomic import write_atomic
 from babyllama.errors import InputError
-from babyllama.model.config import ModelConfig, extended, from_hugging_face, to_hugging_face
+from babyllama.model.config import OWN_TYPE, ModelConfig, extended, from_hugging_face, to_hugging_face
 from babyllama.model.laws import RopeConfig
 from babyllama.model.rope import exact
 from babyllama.model.transformer import Transformer, make_rope
+
+
+class Packing(NamedTuple):
+    """Matrices that a folder holds in few bits.
+
+    settings: config.json's ``quantization_config``.  tensors: by our names.  own: no other program reads them.
+    """
+
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+    own: bool
+
+
+# (model on the meta device, settings, a folder's tensors by our names, folder) → those of the modules that it places
+Unpacking = Callable[[Transformer, dict[str, Any], dict[str, Tensor], Path], dict[str, Tensor]]
 
 
 def hugging_face_name(name: str) -> str:
@@ -27,11 +44,16 @@ def hugging_face_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int) -> None:
+def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packing: Packing | None = None) -> None:
     """Write config.json and model.safetensors into an existing folder, in the parameters' own dtype."""
-    weights = {hugging_face_name(n): p.detach().cpu().contiguous() for n, p in model.named_parameters()}
+    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **(packing.tensors if packing else {})}
+    weights = {hugging_face_name(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = to_hugging_face(model.config, bos_id, eos_id, dtype)
+    if packing:
+        config["quantization_config"] = packing.settings
+    if packing and packing.own:
+        config |= {"architectures": ["BabyllamaForCausalLM"], "model_type": OWN_TYPE, "weights": model.config.weights}
     write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
     generation = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
     write_atomic(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
@@ -40,22 +62,37 @@ def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int) -> No
 
 def read_config(folder: Path) -> ModelConfig:
     """The shape in ``config.json``. Raises InputError when it is missing, broken or not a LLaMA."""
+    data = _read_json(folder)
+    try:
+        return from_hugging_face(data, str(folder / "config.json"))
+    except KeyError as error:
+        raise InputError(f"{folder / 'config.json'}: the key {error} is missing") from None
+
+
+def quantization(folder: Path) -> dict[str, Any] | None:
+    """config.json's ``quantization_config``, where it has one."""
+    found = _read_json(folder).get("quantization_config")
+    if found is not None and not isinstance(found, dict):
+        raise InputError(f"{folder / 'config.json'}: quantization_config must hold a JSON object")
+    return found
+
+
+def _read_json(folder: Path) -> Any:
     path = folder / "config.json"
     try:
-        return from_hugging_face(json.loads(path.read_text("utf-8")), str(path))
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{folder}: no config.json; give a run or a Hugging Face LLaMA folder") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
-    except KeyError as error:
-        raise InputError(f"{path}: the key {error} is missing") from None
 
 
-def load_model(folder: Path, rope: RopeConfig | None = None) -> Transformer:
+def load_model(folder: Path, rope: RopeConfig | None = None, unpacking: Unpacking | None = None) -> Transformer:
     """A Transformer with the weights of `folder`, on the CPU, in the files' dtype.
 
     Args:
         rope: another law than the folder's, to reach a longer context; one that learns starts anew.
+        unpacking: what to do with packed matrices; without it a folder that has them is refused.
 
     Raises:
         InputError: a missing, unexpected or misshapen tensor (all are named), a truncated file, pickled weights only.
@@ -65,28 +102,34 @@ def load_model(folder: Path, rope: RopeConfig | None = None) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config)
     model.rope = make_rope(config)  # its numbers come from the config, or stay as they start
-    expected = {hugging_face_name(n): (n, p) for n, p in model.named_parameters()}
     found: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                    found[name] = tensors.get_tensor(name)
+                names = {name: name.removeprefix("model.") for name in tensors.keys()}  # noqa: SIM118  (not a dict)
+                if foreign := [name for name, ours in names.items() if hugging_face_name(ours) != name]:
+                    raise InputError(f"{file}: unexpected {', '.join(foreign[:5])}; give a LlamaForCausalLM's folder")
+                found |= {ours: tensors.get_tensor(name) for name, ours in names.items()}
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file}: not a whole safetensors file ({error}); restore it from a backup") from None
     if config.tie_word_embeddings:
         found.pop("lm_head.weight", None)
     if config.rope != stored.rope:
         found = {name: tensor for name, tensor in found.items() if not exact(name)}
-        expected = {name: about for name, about in expected.items() if not exact(name)}
-    _check(folder, {k: tuple(p.shape) for k, (_, p) in expected.items()}, {k: tuple(t.shape) for k, t in found.items()})
-    dtype = found["model.embed_tokens.weight"].dtype
-    state = {expected[name][0]: tensor if exact(name) else tensor.to(dtype) for name, tensor in found.items()}
-    state = {**model.rope.state_dict(prefix="rope."), **state}
-    if config.tie_word_embeddings:
-        state["lm_head.weight"] = state["embed_tokens.weight"]
-    model.load_state_dict(state, assign=True)
-    if config.tie_word_embeddings:
+    if settings := quantization(folder):
+        if unpacking is None:
+            raise InputError(f"{folder}: holds packed weights ({settings.get('quant_method')}); a dense one is needed")
+        found = unpacking(model, settings, found, folder)
+    weights = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    if config.rope != stored.rope:
+        weights = {name: shape for name, shape in weights.items() if not exact(name)}
+    packed = {name: tuple(buffer.shape) for name, buffer in model.named_buffers()
+              if name in model.state_dict() and not name.startswith("rope.")}  # fmt: skip
+    _check(folder, {**weights, **packed}, {name: tuple(tensor.shape) for name, tensor in found.items()})
+    dtype = found["embed_tokens.weight" if "embed_tokens.weight" in found else "norm.weight"].dtype
+    state = {name: tensor if exact(name) or name in packed else tensor.to(dtype) for name, tensor in found.items()}
+    model.load_state_dict({**model.rope.state_dict(prefix="rope."), **state}, assign=True, strict=False)
+    if config.tie_word_embeddings and "embed_tokens.weight" in found:
         model.lm_head.weight = model.embed_tokens.weight
     return model
 
@@ -95,8 +138,9 @@ def weights_dtype(folder: Path) -> torch.dtype:
     """The dtype that `load_model` gives the model of a folder."""
     for file in _weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
-            if "model.embed_tokens.weight" in tensors.keys():  # noqa: SIM118  (not a dict)
-                return tensors.get_tensor("model.embed_tokens.weight").dtype
+            for name in ("model.embed_tokens.weight", "model.norm.weight"):
+                if name in tensors.keys():  # noqa: SIM118  (not a dict)
+                    return tensors.get_tensor(name).dtype
     raise InputError(f"{folder}: no model.embed_tokens.weight in its weights")
 
 
@@ -119,10 +163,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    faults = [f"missing {name}" for name in expected if name not in found]
-    faults += [f"unexpected {name}" for name in found if name not in expected]
+    faults = [f"missing {hugging_face_name(name)}" for name in expected if name not in found]
+    faults += [f"unexpected {hugging_face_name(name)}" for name in found if name not in expected]
     faults += [
-        f"{name} has shape {list(found[name])}, config.json asks for {list(shape)}"
+        f"{hugging_face_name(name)} has shape {list(found[name])}, config.json asks for {list(shape)}"
         for name, shape in expected.items()
         if found.get(name, shape) != shape
     ]

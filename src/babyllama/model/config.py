@@ -21,6 +21,8 @@ from babyllama.model.laws import (
 )
 from babyllama.recipe import Recipe, validate
 
+Weights = Literal["dense", "ternary", "onebit"]
+
 
 class ModelConfig(Recipe):
     """A LLaMA-2 decoder. Field names are Hugging Face's LlamaConfig."""
@@ -34,6 +36,7 @@ class ModelConfig(Recipe):
     max_position_embeddings: int = Field(gt=0)
     rms_norm_eps: float = Field(default=1e-5, gt=0)
     tie_word_embeddings: bool = True
+    weights: Weights = Field(default="dense", description="of the blocks' matrices; ternary: BitNet b1.58, onebit")
     rope: RopeConfig = PlainRope(theta=10_000.0)  # last: it is settled by the fields above
 
     @field_validator("rope")
@@ -69,6 +72,8 @@ class ModelConfig(Recipe):
         """Number of parameters; a tied head counts once."""
         width, kv = self.hidden_size, self.num_key_value_heads * self.head_dim
         block = 2 * width * width + 2 * width * kv + 3 * width * self.intermediate_size + 2 * width
+        if self.weights == "onebit":  # g and h of each matrix
+            block += 9 * width + 2 * kv + 3 * self.intermediate_size
         heads = 1 if self.tie_word_embeddings else 2
         law = self.rope.parameters(self.head_dim)
         return self.num_hidden_layers * block + width + heads * self.vocab_size * width + law
@@ -100,6 +105,7 @@ class ModelChoice(Recipe):
     max_position_embeddings: int | None = None
     rms_norm_eps: float | None = None
     tie_word_embeddings: bool | None = None
+    weights: Literal["dense", "ternary"] | None = Field(default=None, description="ternary: BitNet b1.58's matrices")
     rope: RopeConfig = PlainRope()
 
     def build(self, vocab_size: int) -> ModelConfig:
@@ -118,6 +124,9 @@ class ModelChoice(Recipe):
             own["num_key_value_heads"] = own["num_attention_heads"]
         full = {**shape, **own, "vocab_size": vocab_size, "rope": self.rope.model_dump()}
         return validate(ModelConfig, full, "model")
+
+
+OWN_TYPE = "babyllama"  # model_type of what another program's LLaMA would compute wrongly
 
 
 def swiglu_width(hidden_size: int, multiple: int = 32) -> int:
@@ -169,7 +178,7 @@ def _changed(config: ModelConfig, rope: RopeConfig, longest: int) -> dict[str, A
 
 
 def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, stock: bool = False) -> dict[str, Any]:
-    """``config.json`` of a LlamaForCausalLM.
+    """``config.json`` of a LlamaForCausalLM; with other than dense weights of a model_type that only we know.
 
     Every law but plain RoPE is also written in our own words, under ``babyllama``. One that transformers cannot
     compute gets a rope_type that transformers refuses: a folder of ours never loads as something else.
@@ -180,7 +189,9 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
     Raises:
         InputError: `stock`, and the law has no form in Hugging Face's words.
     """
-    rope = config.rope
+    rope, dense = config.rope, config.weights == "dense"
+    if stock and not dense:
+        raise InputError(f"weights: {config.weights} matrices have no form in a Hugging Face LLaMA folder")
     theirs = hugging_face_rope(rope, config.head_dim)
     if theirs is None and stock:
         hint = " (with ramp: dimensions)" if getattr(rope, "ramp", None) == "rotations" else ""
@@ -193,9 +204,9 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
         own["rope_parameters"] = parameters
         own["babyllama"] = {"rope": rope.model_dump(), "max_position_embeddings": config.max_position_embeddings}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **config.model_dump(exclude={"rope"}),
+        "architectures": ["LlamaForCausalLM" if dense else "BabyllamaForCausalLM"],
+        "model_type": "llama" if dense else OWN_TYPE,  # rounded where they are used: nobody else may take them as dense
+        **config.model_dump(exclude={"rope", "weights"} if dense else {"rope"}),
         "max_position_embeddings": _their_longest(config),
         "head_dim": config.head_dim,
         "hidden_act": "silu",
@@ -225,7 +236,9 @@ def from_hugging_face(data: Any, where: str) -> ModelConfig:
     """
     if not isinstance(data, dict):
         raise InputError(f"{where}: must hold a JSON object, not a {type(data).__name__}")
-    if data.get("model_type") != "llama":
+    few_bits = data.get("weights", "dense") != "dense" or "quantization_config" in data
+    own = data.get("model_type") == OWN_TYPE and few_bits
+    if data.get("model_type") != "llama" and not own:
         raise InputError(f"{where}: model_type is {data.get('model_type')!r}; only 'llama' can be loaded")
     refused = {
         "attention_bias": data.get("attention_bias") or None,
@@ -235,7 +248,8 @@ def from_hugging_face(data: Any, where: str) -> ModelConfig:
     for key, value in refused.items():
         if value is not None:
             raise InputError(f"{where}: {key} = {value!r} is not supported here; use a plain LLaMA folder")
-    fields = {name: data[name] for name in ModelConfig.model_fields if name in data and name != "rope"}
+    foreign = {"rope"} if own else {"rope", "weights"}
+    fields = {name: data[name] for name in ModelConfig.model_fields if name in data and name not in foreign}
     fields.setdefault("num_key_value_heads", data["num_attention_heads"])
     fields.setdefault("tie_word_embeddings", False)
     fields.setdefault("rms_norm_eps", 1e-6)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+from babyllama.errors import InputError
 from babyllama.model.surgery import dense_weight, replace_modules
 
 BLOCK = 64  # weights of one scale, along the flattened matrix
@@ -118,20 +119,17 @@ class _Product(torch.autograd.Function):
 
 
 def pack(model: nn.Module, base: Base) -> None:
-    """Put packed linears in the place of all plain ones inside the blocks; embedding, head and norms stay."""
+    """Put packed linears in the place of all plain ones inside the blocks; embedding, head and norms stay.
+
+    Raises:
+        InputError: there are no plain ones.
+    """
     if base != "dense":
         kind = PACKED[base]
-        replace_modules(model, lambda name, module: name.startswith("layers.") and isinstance(module, nn.Linear),
-                        lambda _, module: kind.from_linear(module))  # fmt: skip
-
-
-def unpack(model: nn.Module) -> None:
-    """Plain linears of the packed values: what `pack` lost stays lost."""
-
-    def dense(_: str, module: nn.Module) -> nn.Module:
-        return plain_linear(dense_weight(module), next(model.parameters()).dtype)
-
-    replace_modules(model, lambda _, module: isinstance(module, PackedLinear), dense)
+        plain = lambda name, module: name.startswith("layers.") and isinstance(module, nn.Linear)  # noqa: E731
+        packed = replace_modules(model, plain, lambda _, module: kind.from_linear(module))
+        if not packed:
+            raise InputError(f"adapter.base: {base} packs plain weights, this model's are packed already; leave it out")
 
 
 def plain_linear(weight: Tensor, dtype: torch.dtype) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""Which parameters a training changes: all of them, some blocks at a time, or an adapter's.
+"""Which parameters a training changes: all of them, some blocks at a time, an adapter's, or those of OneBit's form.
 
 Not here: the adapters (model/lora.py), LISA's draw (lisa.py), what is saved of each (commands/train.py).
 """
@@ -13,6 +13,8 @@ from babyllama.errors import InputError
 from babyllama.model.lora import Dora, Lora, attach
 from babyllama.model.nf4 import pack
 from babyllama.model.transformer import Transformer
+from babyllama.quant.folder import is_packed
+from babyllama.quant.onebit import start
 from babyllama.recipe import Recipe
 from babyllama.train.lisa import Lisa
 from babyllama.train.optim import AdamW, Optimizer
@@ -24,7 +26,17 @@ class Full(Recipe):
     kind: Literal["full"] = "full"
 
 
-Adapter = Annotated[Full | Lisa | Lora | Dora, Field(discriminator="kind")]
+class OneBit(Recipe):
+    """Every parameter, the blocks' matrices rounded to their signs wherever they are used (arXiv 2402.11295).
+
+    Starts from a dense model by SVID, and learns from it unless `objective` says otherwise. What is saved goes on with
+    kind full.
+    """
+
+    kind: Literal["onebit"] = "onebit"
+
+
+Adapter = Annotated[Full | Lisa | Lora | Dora | OneBit, Field(discriminator="kind")]
 
 # What an adapter is trained with when the recipe names no optimiser: factors bear a higher rate than whole weights.
 ADAPTER_OPTIMIZER = AdamW(lr=1e-3, weight_decay=0.0)
@@ -32,16 +44,24 @@ ADAPTER_OPTIMIZER = AdamW(lr=1e-3, weight_decay=0.0)
 
 def put_on(model: Transformer, adapter: Adapter, seed: int) -> None:
     """Make a loaded float32 model ready to be trained in this way. Raises InputError where it does not fit."""
+    if isinstance(adapter, Lora) and model.config.weights != "dense":
+        raise InputError(f"adapter.kind: {adapter.kind} could not be merged into {model.config.weights} weights, "
+                         "which are rounded where they are used; use adapter.kind=full")  # fmt: skip
+    if not isinstance(adapter, Lora) and is_packed(model):
+        raise InputError(f"adapter.kind: {adapter.kind} changes whole weights, this model's are packed in few bits; "
+                         "train adapter.kind=lora over them, or give the model that they were made from")  # fmt: skip
     if isinstance(adapter, Lora):
         pack(model, adapter.base)
         attach(model, adapter, seed)
     elif isinstance(adapter, Lisa):
         adapter.check(len(model.layers))
+    elif isinstance(adapter, OneBit):
+        start(model)
 
 
 def check(adapter: Adapter, optimizer: Optimizer, engine: str, new: bool) -> None:
     """Raise InputError for choices that exclude each other."""
-    if isinstance(adapter, Lora) and new:
+    if isinstance(adapter, Lora | OneBit) and new:
         raise InputError(f"adapter.kind: {adapter.kind} needs a trained base; give init.kind=from init.path=…")
     if isinstance(adapter, Lora) and optimizer.kind != "adamw":
         raise InputError(f"optimizer.kind: {optimizer.kind} is for whole matrices, not for {adapter.kind}'s factors; "

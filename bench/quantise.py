@@ -1,0 +1,224 @@
+"""Quantisation measured: the kernel against bf16, every method's perplexity by bits and group, decoding speed.
+
+    python bench/quantise.py --kernels                       products of 1–16 rows on 4096² and 8192², tuned and gated
+    python bench/quantise.py BASE CORPUS --methods            RTN, GPTQ, GPTQ act-order, AWQ at 8, 4, 3, 2 bits
+    python bench/quantise.py BASE CORPUS --decode             tokens a second in bf16, int8, int4
+    python bench/quantise.py BASE CORPUS --time base-218m     how long a larger shape takes (random weights)
+    python bench/quantise.py --summary
+
+BASE is a run or a folder of a model, CORPUS a prepared folder. Each measurement is a line of quantise.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import RESULTS, append, facts, lines, table
+
+from babyllama.commands.quantize import AnyMethod, label, tokens_per_second
+from babyllama.data.shards import Prepared
+from babyllama.evals.bits import measure
+from babyllama.infer.engine import Engine
+from babyllama.load import default_device, model_folder, read_model
+from babyllama.model.checkpoint import read_config
+from babyllama.model.config import ModelChoice
+from babyllama.model.transformer import Transformer, initialise
+from babyllama.quant.awq import Awq
+from babyllama.quant.calibrate import Calibration, Ends, place, quantise, settled
+from babyllama.quant.gptq import Gptq
+from babyllama.quant.grid import Grid
+from babyllama.quant.int8 import Int8
+from babyllama.quant.linear import GroupedLinear
+from babyllama.quant.rtn import Rtn
+from babyllama.train.validation import LossSums
+
+ROWS = (1, 2, 4, 8, 16)
+
+
+def methods(bits: list[int], groups: list[int | None]) -> list[AnyMethod]:
+    """What the table compares; a last group may be short."""
+    found: list[AnyMethod] = []
+    for bit in bits:
+        for size in groups:
+            shared: dict[str, Any] = {"bits": bit, "group_size": size, "short_group": True}
+            found += [Rtn(**shared), Gptq(**shared), Gptq(**shared, act_order=True), Awq(**shared)]
+    return found
+
+
+# ── the kernel ──────────────────────────────────────────────────────────────────────────────────────────────────────
+def kernels(args: argparse.Namespace, file: Path, device: torch.device) -> None:
+    """Correct first, then fast: the best setting of each shape, then against torch in turns. L2 is cold each time."""
+    from triton.testing import do_bench
+
+    from babyllama.quant import kernels as ours
+
+    def clock(call: Any) -> float:
+        return float(do_bench(call, warmup=10, rep=40, return_mode="median")) * 1e3
+
+    for width in args.widths:
+        weight = torch.randn(width, width, device=device) / width**0.5
+        packed = GroupedLinear.of(Grid(bits=args.kernel_bits, group_size=128).nearest(weight)).to(device)
+        dense = packed.dense_weight()
+        half = dense.bfloat16()
+        best: dict[int, tuple[float, ours.Config]] = {}
+        for rows in ROWS:
+            x = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
+            expected = x.float() @ dense.T
+            for config in ours.CONFIGS if rows in (1, 16) else [best[1][1], best_sixteen(args, width)]:
+                y = ours.packed_product(x, *packed._packed, config)
+                error = float((y.float() - expected).norm() / expected.norm())
+                if error > 5e-3:
+                    raise SystemExit(f"{width} × {width}, {rows} rows, {config}: relative error {error:.1e}")
+                took = clock(lambda: ours.packed_product(x, *packed._packed, config))  # noqa: B023
+                if rows not in best or took < best[rows][0]:
+                    best[rows] = took, config
+        for rows in ROWS:
+            x = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
+            pairs = [(clock(lambda: torch.nn.functional.linear(x, half)),  # noqa: B023
+                      clock(lambda: ours.packed_product(x, *packed._packed, best[rows][1])),  # noqa: B023
+                      clock(lambda: packed(x))) for _ in range(5)]  # noqa: B023  # fmt: skip
+            torch_us, tuned, chosen = (statistics.median(pair[i] for pair in pairs) for i in range(3))
+            append(file, {**facts(device), "kind": "kernel", "bits": args.kernel_bits, "width": width, "rows": rows,
+                          "torch_bf16_us": torch_us, "best_us": tuned, "ours_us": chosen,
+                          "best": best[rows][1]._asdict()})  # fmt: skip
+            print(f"{width}² {rows:2} rows: bf16 {torch_us:.1f} µs, best {tuned:.1f} ({torch_us / tuned:.2f}×), "
+                  f"as picked {chosen:.1f} ({torch_us / chosen:.2f}×) {tuple(best[rows][1])}", flush=True)  # fmt: skip
+
+
+def best_sixteen(args: argparse.Namespace, width: int) -> Any:
+    """The setting that linear.py would take."""
+    from babyllama.quant.kernels import pick
+
+    return pick(width, width)
+
+
+# ── methods ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def perplexity(model: Transformer, prepared: Prepared, tokens: int) -> dict[str, Any]:
+    context = model.config.max_position_embeddings
+    found = measure(model, prepared, tuple(prepared.corpora), "val", context, 32, tokens)
+    return sum((sums for _, sums in found), LossSums()).figures
+
+
+def one(model: Transformer, method: AnyMethod, prepared: Prepared, samples: int) -> dict[str, Any]:
+    """Quantise `model` in place; seconds of the whole, calibration included, its reading from disk not."""
+    batches = Calibration(samples=samples).batches(prepared, model.config.max_position_embeddings, 0)
+    _wait()
+    started = time.perf_counter()
+    silent = lambda done, total, name: None  # noqa: E731
+    report = place(model, batches, method, silent) if isinstance(method, Int8) else quantise(model, batches, method,
+                                                                                              Ends())  # fmt: skip
+    _wait()
+    return {"name": label(method), "method": method.model_dump(), "bits_per_weight": report.bits_per_weight,
+            "error": report.error, "seconds": time.perf_counter() - started}  # fmt: skip
+
+
+def compare(args: argparse.Namespace, file: Path, device: torch.device) -> None:
+    """A line for each method, all from the same weights and rows."""
+    folder, prepared = model_folder(args.base), Prepared.open(args.corpus)
+    about = {**facts(device), "kind": "method", "samples": args.samples, "tokens": args.tokens}
+    model = read_model(folder).to(device).float().eval()
+    dense = perplexity(model, prepared, args.tokens)
+    append(file, {**about, "name": "dense", "parameters": model.config.parameters, **dense})
+    print(f"dense: perplexity {dense['perplexity']:.3f}", flush=True)
+    whole: list[AnyMethod] = [Int8(), Int8(threshold=None)] if 8 in args.bits else []
+    for method in [*whole, *methods(args.bits, [None if g == 0 else g for g in args.groups])]:
+        model = read_model(folder).to(device).float().eval().requires_grad_(False)
+        found = {**one(model, method, prepared, args.samples), **perplexity(model, prepared, args.tokens)}
+        append(file, {**about, **found})
+        change = found["perplexity"] / dense["perplexity"] - 1
+        print(
+            f"{found['name']}: perplexity {found['perplexity']:.3f} ({change:+.2%}), {found['seconds']:.1f} s",
+            flush=True,
+        )
+
+
+def larger(args: argparse.Namespace, file: Path, device: torch.device) -> None:
+    """How long a shape takes with GPTQ and AWQ, whatever its weights are."""
+    prepared = Prepared.open(args.corpus)
+    vocabulary = read_config(model_folder(args.base)).vocab_size
+    config = ModelChoice(preset=args.time, max_position_embeddings=512).build(vocabulary)
+    for method in (Gptq(short_group=True), Awq(short_group=True)):
+        with device:
+            model = Transformer(config)
+        initialise(model, 0)
+        found = one(model.eval().requires_grad_(False), method, prepared, args.samples)
+        append(file, {**facts(device), "kind": "time", "preset": args.time, "samples": args.samples,
+                      "parameters": config.parameters, **found})  # fmt: skip
+        print(f"{args.time} {found['name']}: {found['seconds']:.1f} s", flush=True)
+
+
+def decode(args: argparse.Namespace, file: Path, device: torch.device) -> None:
+    """One answer at a time, the precisions in turns."""
+    folder, prepared = model_folder(args.base), Prepared.open(args.corpus)
+    made: dict[str, Transformer] = {}
+    for name, method in (("bf16", None), ("int8", Int8()), ("int4", settled(Gptq(), read_model(folder))),
+                         ("int4, head too", settled(Gptq(), read_model(folder)))):  # fmt: skip
+        model = read_model(folder).to(device).float().eval().requires_grad_(False)
+        batches = Calibration(samples=16).batches(prepared, model.config.max_position_embeddings, 0)
+        if isinstance(method, Int8):
+            place(model, batches, method, lambda done, total, name: None)
+        elif method:
+            quantise(model, batches, method, Ends(head="rtn", bits=4) if "head" in name else Ends())
+        made[name] = model.bfloat16()
+    speeds: dict[str, list[float]] = {name: [] for name in made}
+    for _ in range(3):
+        for name, model in made.items():
+            speeds[name].append(tokens_per_second(Engine(model, model.config.vocab_size), 2, 64))
+    for name, model in made.items():
+        held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        speed = statistics.median(speeds[name])
+        append(file, {**facts(device), "kind": "decode", "name": name, "tokens_per_second": speed, "bytes": held,
+                      "threads": torch.get_num_threads()})  # fmt: skip
+        print(f"{name}: {speed:.0f} tokens/s, {held / 1e6:.1f} MB", flush=True)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def summary(found: list[dict[str, Any]]) -> None:
+    """Print the methods' table, newest lines; perplexity over the dense model's."""
+    rows = {line["name"]: line for line in found if line["kind"] == "method"}
+    dense = rows.pop("dense", None)
+    if dense is None:
+        return
+    cells = [[name, f"{line['bits_per_weight']:.2f}", f"{line['perplexity']:.3f}",
+              f"{line['perplexity'] / dense['perplexity'] - 1:+.2%}", f"{line['error']:.2%}", f"{line['seconds']:.1f}"]
+             for name, line in rows.items()]  # fmt: skip
+    head = ["method", "bits/weight", "perplexity", "± dense", "layer error", "seconds"]
+    table(head, [["dense", "–", f"{dense['perplexity']:.3f}", "–", "–", "–"], *cells])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path, nargs="?")
+    parser.add_argument("corpus", type=Path, nargs="?")
+    parser.add_argument("--kernels", action="store_true")
+    parser.add_argument("--methods", action="store_true")
+    parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--time", help="a preset")
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2])
+    parser.add_argument("--groups", type=int, nargs="+", default=[0, 128, 64], help="0: whole rows")
+    parser.add_argument("--samples", type=int, default=128, help="rows of calibration")
+    parser.add_argument("--tokens", type=int, default=200_000, help="measured of each corpus")
+    parser.add_argument("--widths", type=int, nargs="+", default=[4096, 8192])
+    parser.add_argument("--kernel-bits", type=int, default=4)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--summary", action="store_true")
+    args, device = parser.parse_args(), default_device()
+    file = args.results / "quantise.jsonl"
+    for wanted, call in ((args.kernels, kernels), (args.methods, compare), (args.time, larger), (args.decode, decode)):
+        if wanted:
+            call(args, file, device)
+    if args.summary or args.methods:
+        summary(lines(file))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What a model is asked while it trains. Not here: when (train/trainer.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from pydantic import Field
+
+from babyllama.infer.engine import Engine as Generator
+from babyllama.infer.sampling import Sampling
+from babyllama.model.transformer import Transformer
+from babyllama.recipe import Recipe
+from babyllama.tokenizer.chat import render_chat
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+
+class Samples(Recipe):
+    """What the model is asked while it trains: continuations, or questions in the chat template."""
+
+    prompts: tuple[str, ...] = ()
+    chat: bool = False
+    max_tokens: int = Field(default=48, ge=1)
+    sampling: Sampling = Sampling(temperature=0.0)
+
+
+def sampler(samples: Samples, tokenizer: Tokenizer) -> Callable[[Transformer], Iterator[tuple[str, str]]]:
+    """model → (prompt, what follows) of each prompt."""
+
+    def sample(model: Transformer) -> Iterator[tuple[str, str]]:
+        if not samples.prompts:
+            return
+        if samples.chat:
+            asked = [render_chat(tokenizer, [{"role": "user", "content": p}], True).tokens for p in samples.prompts]
+        else:
+            # A text starts after the end token of the one before it, in training as here.
+            asked = [[tokenizer.eos_id, *tokenizer.encode(p)] for p in samples.prompts]
+        answers = Generator(model, tokenizer.vocab_size).generate(
+            asked, samples.sampling, samples.max_tokens, {tokenizer.eos_id}
+        )
+        yield from zip(samples.prompts, map(tokenizer.decode, answers), strict=True)
+
+    return sample

@@ -1,0 +1,28 @@
+"""The objective that a train recipe names, and its teacher. Not here: what it computes (train/distil.py)."""
+
+from __future__ import annotations
+
+import copy
+
+from babyllama.errors import InputError
+from babyllama.load import model_folder, read_model, read_tokenizer
+from babyllama.model.transformer import Transformer
+from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.train.distil import Distil
+from babyllama.train.objectives import NextToken, Objective
+
+
+def objective_of(choice: NextToken | Distil, model: Transformer, tokenizer: Tokenizer) -> Objective:
+    """A callable of `choice`. Where no teacher is named, `model` teaches as it is now: call before it is changed.
+
+    Raises:
+        InputError: the teacher cannot be read, has another tokenizer or does not fit.
+    """
+    if isinstance(choice, NextToken):
+        return choice
+    if choice.teacher is None:
+        return choice.of(copy.deepcopy(model), model)
+    folder = model_folder(choice.teacher)
+    if read_tokenizer(folder).hash != tokenizer.hash:
+        raise InputError(f"objective.teacher: {choice.teacher} has another tokenizer; give one with init's")
+    return choice.of(read_model(folder), model)

@@ -1,0 +1,340 @@
+"""The walk: block by block, each matrix with the inputs that the already quantised parts before it produce.
+
+Within a block q, k, v → o → gate, up → down (GPTQ's "true sequential"). Of all activations only one block's inputs are
+held. The model computes in float32 meanwhile. Not here: how one matrix is rounded (rtn.py, gptq.py, awq.py), files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from babyllama.data.batches import IGNORE, Batch, DataRecipe, Stream
+from babyllama.data.shards import Prepared
+from babyllama.errors import InputError
+from babyllama.model.attention import segment_mask
+from babyllama.model.bitnet import OneBitLinear
+from babyllama.model.surgery import dense_weight, replace_modules
+from babyllama.model.transformer import Angles, Block, Transformer
+from babyllama.quant.gptq import Gptq
+from babyllama.quant.grid import Bits, Solution
+from babyllama.quant.int8 import Int8
+from babyllama.quant.linear import GroupedLinear, PackedEmbedding
+from babyllama.quant.onebit import PackSigns
+from babyllama.quant.rtn import Method, Moments, Rtn, output_error
+from babyllama.recipe import Recipe
+
+STAGES = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
+          ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))  # fmt: skip
+Progress = Callable[[int, int, str], None]  # (matrices done, all of them, the name of the last)
+
+
+class Calibration(Recipe):
+    """Which rows of the training split are shown to the model, drawn as training draws them."""
+
+    samples: int = Field(default=128, ge=1, description="rows")
+    context: int | None = Field(default=None, ge=2, description="tokens of a row; the model's when absent")
+    packing: Literal["stream", "documents"] = "stream"
+    weights: dict[str, float] | None = Field(default=None, description="of the corpora; by their size when absent")
+    rows: int = Field(default=8, ge=1, description="of a batch")
+
+    def batches(self, prepared: Prepared, longest: int, seed: int) -> list[Batch]:
+        """The same for the same seed. `longest` is the model's context.
+
+        Raises:
+            InputError: a context beyond the model's, too few tokens.
+        """
+        context = self.context or longest
+        if context > longest:
+            raise InputError(f"calibration.context: {context} is above the model's {longest} positions")
+        recipe = DataRecipe(path=Path(prepared.path), packing=self.packing, weights=self.weights)
+        stream = Stream(prepared, "train", recipe, context, seed)
+        if stream.rows < self.samples:
+            raise InputError(f"{prepared.path}: too short for calibration.samples={self.samples}: its train split has "
+                             f"{stream.rows} rows of {context} tokens; give fewer, or prepare more")  # fmt: skip
+        starts = range(0, self.samples, self.rows)
+        return [stream.batch(start, min(self.rows, self.samples - start)) for start in starts]
+
+
+class Ends(Recipe):
+    """What becomes of the head and the embedding. In a tied model they are one matrix: either means both."""
+
+    head: Literal["keep", "rtn", "gptq"] = "keep"
+    embedding: Literal["keep", "rtn"] = "keep"
+    bits: Bits = Field(default=8, description="of either; the rest of the grid is the method's")
+
+
+class Layer(NamedTuple):
+    """What was lost in one matrix. `error`: Σ(change · x)² / Σ(weight · x)² over the calibration tokens, of an
+    embedding Σ change² / Σ weight². `bits`: a weight, scales and zeros included.
+    """
+
+    name: str
+    weights: int
+    bits: float
+    error: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All matrices in the order of the walk."""
+
+    layers: tuple[Layer, ...]
+    tokens: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the quantised matrices."""
+        return sum(layer.bits * layer.weights for layer in self.layers) / sum(layer.weights for layer in self.layers)
+
+    @property
+    def error(self) -> float:
+        """The layers' mean."""
+        return sum(layer.error for layer in self.layers) / len(self.layers)
+
+    @property
+    def seconds(self) -> float:
+        return sum(layer.seconds for layer in self.layers)
+
+
+@torch.no_grad()
+def quantise(model: Transformer, batches: Sequence[Batch], method: Method, ends: Ends | None = None,
+             progress: Progress = lambda done, total, name: None) -> Report:  # fmt: skip
+    """Put packed linears in the place of the blocks' matrices, and of the ends as asked; the model is changed.
+
+    Args:
+        model: in float32, on the device to work on.
+        batches: calibration rows.
+
+    Raises:
+        InputError: a matrix that is already quantised or not finite, inputs that are not finite.
+    """
+    walk = _Walk(model, method, ends or Ends(), progress)
+    walk.check()
+    return walk.run(batches)
+
+
+@torch.no_grad()
+def place(model: Transformer, batches: Sequence[Batch], method: Int8 | PackSigns, progress: Progress) -> Report:
+    """The same for methods that need no walk. The errors are Σ change² / Σ weight²."""
+    before = {name: module for name, module in model.named_modules() if name.endswith("_proj")}
+    check(model, method, Ends())
+    parts, started = [_Part(model, batch) for batch in batches] if isinstance(method, Int8) else [], time.perf_counter()
+
+    def run() -> None:
+        for part in parts:
+            for block in model.layers:
+                part.x = part.through(block)
+
+    layers, names = [], method.place(model, run)
+    for done, name in enumerate(names):
+        module, weight = model.get_submodule(name), dense_weight(before[name]).float()
+        lost = (dense_weight(module) - weight).square().sum() / weight.square().sum()
+        bits = 8 * sum(buffer.nbytes for buffer in module.buffers()) / weight.numel()
+        now = time.perf_counter()
+        layers.append(Layer(name, weight.numel(), bits, float(lost), now - started))
+        started = now
+        progress(done + 1, len(names), name)
+    return Report(tuple(layers), sum(int(part.kept.sum()) for part in parts))
+
+
+def settled(method: Any, model: Transformer) -> Any:
+    """The method, with less than the default's 128 inputs a scale where that divides no width of the blocks."""
+    if not isinstance(method, Method) or method.group_size != Method().group_size or method.short_group:
+        return method
+    widths = [module.in_features for block in model.layers for module in linears_of(block).values()]
+    fits = next((size for size in (128, 64, 32, 16) if all(width % size == 0 for width in widths)), None)
+    return method.model_copy(update={"group_size": fits})
+
+
+def check(model: Transformer, method: Method | Int8 | PackSigns, ends: Ends) -> None:
+    """Raise InputError for a model that `method` cannot take, before anything costly is done."""
+    if isinstance(method, Method):
+        _Walk(model, method, ends, lambda done, total, name: None).check()
+    else:
+        matrices = ((name, module) for name, module in model.named_modules() if name.endswith("_proj"))
+        check_dense(matrices, plain=isinstance(method, Int8))
+        if isinstance(method, PackSigns) and not any(isinstance(module, OneBitLinear) for module in model.modules()):
+            raise InputError("method.kind: onebit packs what adapter.kind=onebit has trained; this model has no such "
+                             "matrices: babyllama train seed/onebit makes them")  # fmt: skip
+
+
+def check_dense(modules: Iterable[tuple[str, nn.Module]], plain: bool = True) -> None:
+    """Raise InputError for matrices that are packed, or not finite."""
+    for name, module in modules:
+        if plain and type(module) not in (nn.Linear, nn.Embedding):
+            raise InputError(f"{name} is a {type(module).__name__}: the model is already quantised; "
+                             "give the one that it was made from")  # fmt: skip
+        if not all(weight.isfinite().all() for weight in module.parameters()):
+            raise InputError(f"{name}: NaN or infinite weights; the model is damaged, take an earlier checkpoint")
+
+
+def linears_of(block: nn.Module) -> dict[str, nn.Linear]:
+    """Name inside the block → matrix, in the order of the walk."""
+    return {name: block.get_submodule(name) for stage in STAGES for name in stage}  # type: ignore[misc]
+
+
+def norms_of(block: nn.Module) -> dict[str, nn.Module]:
+    return {name: block.get_submodule(name) for name in ("input_layernorm", "post_attention_layernorm")}
+
+
+def packed(solution: Solution) -> GroupedLinear:
+    """The module that stands in for a matrix."""
+    return GroupedLinear.of(solution)
+
+
+class _Part:
+    """One batch on its way: x (B, T, C) is the input of the block that is worked on."""
+
+    def __init__(self, model: Transformer, batch: Batch) -> None:
+        batch = batch.to(model.embed_tokens.weight.device)
+        self.x = model.embed_tokens(batch.tokens)
+        positions = batch.positions
+        if positions is None:
+            positions = torch.arange(batch.tokens.shape[1], device=self.x.device)[None]
+        self._angles, self._segments = Angles(model.rope, positions, None, None), batch.segments
+        counts = (batch.targets != IGNORE).int().flip(1).cumsum(1).flip(1)
+        self.kept = counts > 0  # (B, T); behind a row's last target there is padding
+
+    def through(self, block: nn.Module) -> Tensor:
+        return block(self.x, self._angles, None if self._segments is None else segment_mask(self._segments), None)
+
+
+class _Stop(Exception):
+    """What comes after the watched input is not needed."""
+
+
+def _watch(block: nn.Module, names: Sequence[str], parts: Sequence[_Part]) -> dict[str, Moments]:
+    """Moments of the inputs of some linears of a block."""
+    found: dict[str, Moments] = {}
+    kept: list[Tensor] = []
+
+    def noting(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+            found.setdefault(name, Moments(args[0].shape[-1], args[0].device)).add(args[0][kept[0]])
+            if len(names) == 1:
+                raise _Stop
+
+        return note
+
+    handles = [block.get_submodule(name).register_forward_pre_hook(noting(name)) for name in names]
+    try:
+        for part in parts:
+            kept[:] = [part.kept]
+            try:
+                part.through(block)
+            except _Stop:
+                continue
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+class _Walk:
+    def __init__(self, model: Transformer, method: Method, ends: Ends, progress: Progress) -> None:
+        self.model, self.method, self.ends, self.progress = model, method, ends, progress
+        self.tied = model.config.tie_word_embeddings
+        self.layers: list[Layer] = []
+        grid = {
+            **{name: getattr(method, name) for name in ("group_size", "symmetric", "short_group")},
+            "bits": ends.bits,
+        }
+        self.end_methods: dict[str, Method] = {"rtn": Rtn(**grid), "gptq": Gptq(**grid)}
+
+    @property
+    def head(self) -> str:
+        """What the head's matrix gets."""
+        both = self.tied and self.ends.head == "keep" and self.ends.embedding == "rtn"
+        return "rtn" if both else self.ends.head
+
+    @property
+    def embedding_first(self) -> bool:
+        """Whether the walk starts from a rounded embedding; a tied head's GPTQ comes last, for both."""
+        return self.head == "rtn" if self.tied else self.ends.embedding == "rtn"
+
+    @property
+    def total(self) -> int:
+        ends = (
+            int(self.head != "keep") if self.tied else sum(e != "keep" for e in (self.ends.head, self.ends.embedding))
+        )
+        return len(self.model.layers) * sum(map(len, STAGES)) + ends
+
+    def check(self) -> None:
+        check_dense(self._matrices())
+        size = self.method.group_size
+        for name, module in self._matrices():
+            inputs = module.weight.shape[1]  # type: ignore[union-attr, index]
+            named = name.startswith("layers.") or self.total > len(self.model.layers) * sum(map(len, STAGES))
+            if named and size and inputs % size and not self.method.short_group:
+                fits = next((g for g in (256, 128, 64, 32, 16) if g < size and inputs % g == 0), None)
+                raise InputError(f"method.group_size: {name} has {inputs} inputs, no multiple of {size}; give "
+                                 f"{fits or 'null'}, or method.short_group=true for a last group of {inputs % size}, "
+                                 "which fewer programs read")  # fmt: skip
+
+    def _matrices(self) -> Iterator[tuple[str, nn.Module]]:
+        for number, block in enumerate(self.model.layers):
+            yield from ((f"layers.{number}.{name}", module) for name, module in linears_of(block).items())
+        yield from (("lm_head", self.model.lm_head), ("embed_tokens", self.model.embed_tokens))
+
+    def run(self, batches: Sequence[Batch]) -> Report:
+        table, replaced = self.model.embed_tokens.weight, {}
+        if self.embedding_first:
+            solution = self._solve(self.end_methods["rtn"], table, None, "embed_tokens", "embed_tokens")
+            replaced["embed_tokens"] = PackedEmbedding(packed(solution), table.dtype)  # type: ignore[arg-type]
+        parts = [_Part(self.model, batch) for batch in batches]
+        for number, block in enumerate(self.model.layers):
+            self._block(number, block, parts)  # type: ignore[arg-type]
+        if self.head != "keep" and not (self.tied and self.embedding_first):
+            inputs = Moments(table.shape[1], table.device)
+            for part in parts:
+                inputs.add(self.model.norm(part.x)[part.kept])
+            solution = self._solve(self.end_methods[self.head], self.model.lm_head.weight, inputs, "lm_head", "lm_head")
+            replaced["lm_head"] = packed(solution)
+        if self.tied and replaced:
+            one = replaced["lm_head"] if "lm_head" in replaced else replaced["embed_tokens"].packed
+            replaced = {"lm_head": one, "embed_tokens": PackedEmbedding(one, table.dtype)}
+        replace_modules(self.model, lambda name, _: name in replaced, lambda name, _: replaced[name])
+        return Report(tuple(self.layers), int(sum(int(part.kept.sum()) for part in parts)))
+
+    def _block(self, number: int, block: Block, parts: Sequence[_Part]) -> None:
+        linears, solutions = linears_of(block), {}
+        if self.method.prepares:
+            self.method.prepare(linears, norms_of(block), _watch(block, [stage[0] for stage in STAGES], parts))
+        for stage in STAGES:
+            inputs = _watch(block, stage[:1], parts)[stage[0]]
+            for name in stage:
+                weight = linears[name].weight
+                solutions[name] = self._solve(self.method, weight, inputs, name, f"layers.{number}.{name}")
+        for part in parts:
+            part.x = part.through(block)
+        replace_modules(block, lambda name, _: name in solutions, lambda name, _: packed(solutions[name]))
+
+    def _solve(self, method: Method, weight: Tensor, inputs: Moments | None, name: str, full: str) -> Solution:
+        """Round `weight` in place."""
+        started, rows = time.perf_counter(), weight.float()
+        hessian = None if inputs is None else inputs.hessian
+        solution = method.solve(rows, inputs or Moments(0, weight.device), name)
+        dense = solution.dense()
+        lost, whole = ((part.square().sum() if hessian is None else output_error(part, hessian))
+                       for part in (dense - rows, rows))  # fmt: skip
+        error = float(lost / whole.clamp(min=torch.finfo(torch.float32).tiny))
+        weight.copy_(dense)
+        layer = Layer(full, weight.numel(), stored_bits(solution), error, time.perf_counter() - started)
+        self.layers.append(layer)
+        self.progress(len(self.layers), self.total, full)
+        return solution
+
+
+def stored_bits(solution: Solution) -> float:
+    """A weight: its code, its share of a scale (16 bits) and a zero, of the order of inputs (32) where there is one."""
+    extra = solution.scale.numel() * (16 + solution.bits) + (0 if solution.order is None else 32 * len(solution.order))
+    return solution.bits + extra / solution.codes.numel()

@@ -1,0 +1,178 @@
+"""Linear-likes that hold their matrix in few bits, and the embedding that reads one.
+
+Gradients flow to inputs, not to weights: adapters train on top. Not here: how codes are found, layouts of files
+(folder.py). Shapes: K inputs, N outputs, G groups of inputs; the last group may be short.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from babyllama.quant.grid import Solution, group_index
+from babyllama.quant.packing import pack, unit, unpack, word_count
+
+FEW_ROWS = 16  # of decoding: the weights' way through memory is what costs, so they travel packed
+CPU_GROUPS = (128, 64, 32, 256)  # what PyTorch's own 4-bit product takes
+
+
+class GroupedLinear(nn.Module):
+    """x · ((codes − zero) · scale)ᵀ, codes in 2, 3, 4 or 8 bits.
+
+    Buffers: words (K · bits / 32, N) int32, rounded up to whole units of packing.py; zeros (G, N) uint8; scales (G, N)
+    float16, which no change of the model's dtype rounds; order (K,) int32 or None: code k belongs to input order[k],
+    so that groups are of successive codes whatever order a method went in.
+    """
+
+    words: Tensor
+    zeros: Tensor
+    scales: Tensor
+    order: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bits: int, group_size: int | None, ordered: bool = False
+                 ) -> None:  # fmt: skip
+        super().__init__()
+        self.in_features, self.out_features, self.bits = in_features, out_features, bits
+        self.group_size = group_size or in_features
+        groups = -(-in_features // self.group_size)
+        words = torch.zeros(word_count(in_features, bits), out_features, dtype=torch.int32)
+        self.register_buffer("words", words)
+        self.register_buffer("zeros", torch.zeros(groups, out_features, dtype=torch.uint8))
+        self.register_buffer("scales", torch.zeros(groups, out_features, dtype=torch.float16))
+        self.register_buffer("order", torch.arange(in_features, dtype=torch.int32) if ordered else None)
+        self._four: tuple[Tensor, int, Tensor] | None = None
+
+    @classmethod
+    def of(cls, solution: Solution) -> Self:
+        """Pack what a method found."""
+        out_features, in_features = solution.codes.shape
+        with torch.device("meta"):
+            made = cls(in_features, out_features, solution.bits, solution.group_size)
+        codes, order = solution.codes, solution.order
+        if order is not None:  # inside a group by the input's number, as whoever reads a folder's groups has them
+            back = group_index(in_features, solution.group_size, codes.device)[order.argsort()].argsort(stable=True)
+            codes, order = codes[:, order.argsort()][:, back], back
+        made.words = pack(codes, made.bits).T.contiguous()
+        made.zeros = solution.zero.T.to(torch.uint8).contiguous()
+        made.scales = solution.scale.T.half().contiguous()
+        made.order = None if order is None else order.to(torch.int32)
+        return made
+
+    @property
+    def codes(self) -> Tensor:
+        """(N, K) uint8, in the order of the words."""
+        return unpack(self.words.T, self.bits, self.in_features)
+
+    def dense_weight(self) -> Tensor:
+        """(out, in) float32: the oracle of every product."""
+        weight = _dense(*self._packed)
+        return weight if self.order is None else weight[:, self.order.argsort()]
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows of the dense weight: index (…) → (…, in) float32."""
+        flat = index.flatten()
+        found = _dense(self.words[:, flat], self.zeros[:, flat], self.scales[:, flat], self.in_features, self.bits,
+                       self.group_size)  # fmt: skip
+        found = found if self.order is None else found[:, self.order.argsort()]
+        return found.view(*index.shape, -1)
+
+    @property
+    def _packed(self) -> tuple[Tensor, Tensor, Tensor, int, int, int]:
+        return self.words, self.zeros, self.scales, self.in_features, self.bits, self.group_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.order is None else x[..., self.order]
+        if x.numel() <= FEW_ROWS * self.in_features and not (x.requires_grad and torch.is_grad_enabled()):
+            if x.is_cuda and self.on_gpu(x.dtype):
+                from babyllama.quant.kernels import packed_product
+
+                return packed_product(x.flatten(0, -2), *self._packed).view(*x.shape[:-1], -1)
+            if x.device.type == "cpu" and self.on_cpu(x.dtype):
+                return self._four_bit_product(x)
+        return _Product.apply(x, *self._packed)  # type: ignore[return-value]
+
+    def on_gpu(self, dtype: torch.dtype) -> bool:
+        """Whether the GPU's kernel computes this: a unit of words lies in one group."""
+        fits = self.group_size % unit(self.bits)[0] == 0 or self.group_size >= self.in_features
+        return fits and dtype in (torch.bfloat16, torch.float16)
+
+    def on_cpu(self, dtype: torch.dtype) -> bool:
+        """Whether PyTorch's own product does; in other dtypes than bfloat16 it is slower than a dense one."""
+        return self.bits == 4 and dtype == torch.bfloat16 and self.out_features % 16 == 0 and bool(self._cpu_group)
+
+    @property
+    def _cpu_group(self) -> int | None:
+        sizes = (size for size in CPU_GROUPS if self.group_size % size == 0 and self.in_features % size == 0)
+        return next(sizes, None)
+
+    def _four_bit_product(self, x: Tensor) -> Tensor:
+        """The packed words in the order that PyTorch's product wants are made once, beside ours."""
+        if self._four is None or self._four[2].device != x.device:
+            size = self._cpu_group or 0
+            scales = self.scales.float().repeat_interleave(self.group_size // size, 0)[: self.in_features // size]
+            zeros = self.zeros.float().repeat_interleave(self.group_size // size, 0)[: self.in_features // size]
+            both = torch.stack([scales, (8 - zeros) * scales], -1).to(x.dtype)
+            self._four = torch._convert_weight_to_int4pack_for_cpu(self.codes.int(), 1), size, both
+        y = torch._weight_int4pack_mm_for_cpu(x.flatten(0, -2).contiguous(), *self._four)
+        return y.view(*x.shape[:-1], -1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """`fn` sees the scales as the integers of their bits: it moves them and cannot round them."""
+        self.scales, self._four = self.scales.view(torch.int16), None
+        try:
+            return super()._apply(fn, recurse)
+        finally:
+            self.scales = self.scales.view(torch.float16)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} → {self.out_features}, {self.bits} bits, groups of {self.group_size}"
+
+
+def _dense(words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int, group_size: int) -> Tensor:
+    """(N, K) float32, in the order of the words."""
+    group = group_index(inputs, group_size, words.device)
+    codes = unpack(words.T, bits, inputs)
+    return (codes.float() - zeros.T.float()[:, group]) * scales.T.float()[:, group]
+
+
+class _Product(torch.autograd.Function):
+    """x · Wᵀ with W unpacked for the product and again for the gradient: autograd keeps the packed words only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, words: Tensor, zeros: Tensor, scales: Tensor, *sizes: int) -> Tensor:
+        ctx.save_for_backward(words, zeros, scales)
+        ctx.sizes = sizes
+        return linear(x, _dense(words, zeros, scales, *sizes).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0] @ _dense(*ctx.saved_tensors, *ctx.sizes).to(grads[0].dtype), *[None] * 6
+
+
+class PackedEmbedding(nn.Module):
+    """tokens (…) → rows of a packed matrix, in the dtype that the model computes in.
+
+    `packed` may be the head's own: a tied model then holds it once.
+    """
+
+    like: Tensor
+
+    def __init__(self, packed: GroupedLinear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.packed = packed
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """Empty: it has the device and the dtype that callers ask an embedding's weight for."""
+        return self.like
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.packed.rows(tokens).to(self.like.dtype)
+
+    def dense_weight(self) -> Tensor:
+        """(V, C) float32."""
+        return self.packed.dense_weight()

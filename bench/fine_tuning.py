@@ -7,8 +7,8 @@
 
 ROOT is a folder of `babyllama quickstart`: base/, medical-chats/, corpus/. Each way is a line of fine_tuning.jsonl; one
 whose line for the same base, device and settings is there is not run again. Nothing is compiled, so that step times
-compare. The study `long` stretches the base to --context by NTK-aware theta and trains it on the texts, with full
-attention and with S²-Attn (LongLoRA's comparison).
+compare. The study `long` stretches the base to --context by position interpolation, as LongLoRA does, and trains it on
+the texts, with full attention and with S²-Attn (its comparison).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from babyllama.infer.engine import Engine
 from babyllama.load import default_device, load, model_folder
 from babyllama.model.adapters import weights_hash
 from babyllama.model.checkpoint import load_model, read_config, save_model
-from babyllama.model.laws import NtkRope
+from babyllama.model.laws import LinearRope
 from babyllama.recipe import load_recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -129,10 +129,10 @@ def run_way(recipe: TrainRecipe, device: torch.device) -> dict[str, Any]:
 
 
 def stretched(base: Path, out: Path, context: int) -> Path:
-    """The base for `context` positions: NTK-aware; nothing is trained yet."""
+    """The base for `context` positions by interpolation; nothing is trained yet."""
     folder = model_folder(base)
     factor = context / read_config(folder).trained_context
-    model = load_model(folder, NtkRope(factor=factor) if factor > 1 else None)
+    model = load_model(folder, LinearRope(factor=factor) if factor > 1 else None)
     tokenizer = Tokenizer.load(folder)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

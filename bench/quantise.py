@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from pydantic import TypeAdapter
 from record import RESULTS, append, facts, lines, table
 
 from babyllama.commands.quantize import AnyMethod, label, tokens_per_second
@@ -126,7 +128,8 @@ def compare(args: argparse.Namespace, file: Path, device: torch.device) -> None:
     append(file, {**about, "name": "dense", "parameters": model.config.parameters, **dense})
     print(f"dense: perplexity {dense['perplexity']:.3f}", flush=True)
     whole: list[AnyMethod] = [Int8(), Int8(threshold=None)] if 8 in args.bits else []
-    for method in [*whole, *methods(args.bits, [None if g == 0 else g for g in args.groups])]:
+    only = TypeAdapter(list[AnyMethod]).validate_python(yaml.safe_load(args.only))
+    for method in only or [*whole, *methods(args.bits, [None if g == 0 else g for g in args.groups])]:
         model = read_model(folder).to(device).float().eval().requires_grad_(False)
         found = {**one(model, method, prepared, args.samples), **perplexity(model, prepared, args.tokens)}
         append(file, {**about, **found})
@@ -205,6 +208,7 @@ def main() -> None:
     parser.add_argument("--time", help="a preset")
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2])
     parser.add_argument("--groups", type=int, nargs="+", default=[0, 128, 64], help="0: whole rows")
+    parser.add_argument("--only", default="[]", help="methods as YAML, such as '[{kind: gptq, mse: true}]', instead")
     parser.add_argument("--samples", type=int, default=128, help="rows of calibration")
     parser.add_argument("--tokens", type=int, default=200_000, help="measured of each corpus")
     parser.add_argument("--widths", type=int, nargs="+", default=[4096, 8192])

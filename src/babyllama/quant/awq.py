@@ -53,10 +53,10 @@ class Awq(Method):
                 inputs: Mapping[str, Moments]) -> None:  # fmt: skip
         for shared in SHARED:
             users = [linears[name] for name in shared.linears]
-            source = (linears.get(shared.source) or norms[shared.source]).weight
+            source: Tensor = (linears.get(shared.source) or norms[shared.source]).weight  # type: ignore[assignment]
             if len(source) == users[0].in_features:
                 scale = self.scale([user.weight for user in users], inputs[shared.linears[0]])
-                fold(source, users, scale)  # type: ignore[arg-type]
+                fold(source, users, scale)
 
     def scale(self, weights: Sequence[Tensor], inputs: Moments) -> Tensor:
         """The best s (K,) for matrices (N, K) with the same inputs; ones where no α gains."""

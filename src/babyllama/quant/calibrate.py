@@ -54,7 +54,9 @@ class Calibration(Recipe):
         context = self.context or longest
         if context > longest:
             raise InputError(f"calibration.context: {context} is above the model's {longest} positions")
-        recipe = DataRecipe(path=Path(prepared.path), packing=self.packing, weights=self.weights)
+        recipe = DataRecipe(
+            path=Path(prepared.path), packing=self.packing, weights=self.weights, separate_documents=False
+        )
         stream = Stream(prepared, "train", recipe, context, seed)
         if stream.rows < self.samples:
             raise InputError(f"{prepared.path}: too short for calibration.samples={self.samples}: its train split has "

@@ -62,11 +62,11 @@ def _product(
         first = words + (number * unit_words)[:, None] * outputs + column[None, :]
         for i in tl.static_range(values):
             found = tl.load(first + (i * bits // 32) * outputs, mask=here, other=0)
-            shift: tl.constexpr = i * bits % 32
-            code = (found >> shift) & ((1 << min(bits, 32 - shift)) - 1)
-            if shift + bits > 32:
+            code = (found >> (i * bits % 32)) & ((1 << bits) - 1)
+            if i * bits % 32 + bits > 32:  # the rest is in the next word; the shift has brought copies of the sign
                 above = tl.load(first + (i * bits // 32 + 1) * outputs, mask=here, other=0)
-                code = (code | (above << (32 - shift))) & ((1 << bits) - 1)
+                low = (found >> (i * bits % 32)) & ((1 << (32 - i * bits % 32)) - 1)
+                code = (low | (above << (32 - i * bits % 32))) & ((1 << bits) - 1)
             if magic and whole:
                 weight = (code | magic).to(tl.int16).to(kind, bitcast=True) - z
             elif whole:

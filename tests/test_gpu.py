@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from babyllama.data.batches import Batch
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.model.attention import KVCache
+from babyllama.quant.awq import Awq
+from babyllama.quant.calibrate import Ends, quantise
+from babyllama.quant.gptq import Gptq
 from babyllama.train.objectives import linear_cross_entropy
 from babyllama.train.optim import AdamW, Muon
 from conftest import sharp_model, tiny_config
@@ -140,3 +144,17 @@ def test_recompute_changes_nothing(tmp_path, through):
         trainer.train()
         curves.append([m["loss"] for m in trainer.run.metrics()])
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", [Gptq(bits=4, group_size=32, short_group=True), Gptq(bits=3, group_size=None),
+                                    Awq(bits=2, group_size=64, short_group=True), Gptq(bits=8, group_size=None)])  # fmt: skip
+def test_packed_weights_compute_as_on_the_cpu(variants, tokens, method):
+    """Few rows take the kernel, many the dense product; the ends lie in few bits too."""
+    model = sharp_model(variants)
+    rows = [Batch(tokens[:, :-1], tokens[:, 1:], None, None)]
+    quantise(model.requires_grad_(False), rows, method, Ends(head="rtn", embedding="rtn"))
+    expected = model(tokens)
+    model.cuda().half()
+    for few in (tokens[:1, :9], tokens):
+        found = model(few.cuda()).float().cpu()
+        torch.testing.assert_close(found, expected[: len(few), : few.shape[1]], atol=0.05, rtol=0.05)

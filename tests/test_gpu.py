@@ -146,8 +146,11 @@ def test_recompute_changes_nothing(tmp_path, through):
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("method", [Gptq(bits=4, group_size=32, short_group=True), Gptq(bits=3, group_size=None),
-                                    Awq(bits=2, group_size=64, short_group=True), Gptq(bits=8, group_size=None)])  # fmt: skip
+PACKINGS = [Gptq(group_size=32, short_group=True), Gptq(bits=3, group_size=None), Gptq(bits=8, group_size=None),
+            Awq(bits=2, group_size=64, short_group=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", PACKINGS, ids=lambda m: f"{m.kind}{m.bits}")
 def test_packed_weights_compute_as_on_the_cpu(variants, tokens, method):
     """Few rows take the kernel, many the dense product; the ends lie in few bits too."""
     model = sharp_model(variants)

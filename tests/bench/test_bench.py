@@ -107,7 +107,11 @@ def test_fine_tuning(tmp_path: Path) -> None:
     assert again.count("there already") == len(found)
     script("fine_tuning.py", *words, "--study", "long", "--context", "48")
     long = [r["name"] for r in results(tmp_path / "results" / "fine_tuning.jsonl") if r["study"] == "long"]
-    assert long[:5] == ["base", "full", "lora", "lora+norms", "lora+emb+norms"]
+    assert long[:5] == ["base", "full", "lora", "lora+norms", "lora+emb+norms"] and len(long) == 9
+    shown = script("fine_tuning.py", *words, "--study", "speed", "--lengths", "48", "96", "--law", "yarn")
+    timed = [r for r in results(tmp_path / "results" / "fine_tuning.jsonl") if r["study"] == "speed"]
+    assert [(r["context"], r["name"]) for r in timed] == [(n, name) for n in (48, 96) for name in ("full", "full s2")]
+    assert all(r["step_s"] > 0 and r["law"] == "yarn" for r in timed) and "times faster" in shown
 
 
 def test_the_earlier_model_computes_a_llama() -> None:

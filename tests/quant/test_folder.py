@@ -73,6 +73,7 @@ def reader(folder, name, bits):
         key: tensors[f"{name}.{key}"] for key in ("qweight", "qzeros", "scales", "g_idx") if f"{name}.{key}" in tensors
     }
     awq = "g_idx" not in part
+    form = json.loads((folder / "config.json").read_text())["quantization_config"].get("checkpoint_format")
 
     def stream(word_rows, count):
         """Integers of `bits` bits out of one column of words, as one long number."""
@@ -96,7 +97,7 @@ def reader(folder, name, bits):
     else:
         inputs, outputs = len(part["g_idx"]), part["scales"].shape[1]
         codes = torch.tensor([stream(column, inputs) for column in part["qweight"].T.tolist()]).T
-        zeros = torch.tensor([stream(row, outputs) for row in part["qzeros"].tolist()]) + 1
+        zeros = torch.tensor([stream(row, outputs) for row in part["qzeros"].tolist()]) + (form == "gptq")
         group = part["g_idx"].long()
     return ((codes - zeros[group]) * part["scales"].float()[group]).T
 

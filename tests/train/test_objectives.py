@@ -62,3 +62,10 @@ def test_frozen_head_gets_no_gradient():
     hidden, weight, targets = problem()
     linear_cross_entropy(hidden, weight.detach(), targets).backward()
     assert hidden.grad is not None
+
+
+def test_no_rows_give_no_gradient():
+    hidden, weight = torch.zeros(0, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    loss = linear_cross_entropy(hidden, weight, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss == 0 and hidden.grad.shape == (0, 8) and torch.equal(weight.grad, torch.zeros(11, 8))

@@ -52,6 +52,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.empty_like(padded, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        if grad_weight is not None and not len(hidden):  # no chunk will write it
+            grad_weight.zero_()
         product = _fp8_product(hidden, padded) if fp8 else lambda rows: hidden[rows] @ padded.T
         for start in range(0, hidden.shape[0], chunk_rows):
             rows = slice(start, start + chunk_rows)
@@ -69,12 +71,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         grad_hidden, grad_weight = ctx.saved_tensors
-        scale = grads[0]
-        from_hidden = None if grad_hidden is None else (grad_hidden * scale).to(grad_hidden.dtype)
-        from_weight = None if grad_weight is None else grad_weight.new_empty(grad_weight.shape, dtype=ctx.dtype)
-        if grad_weight is not None and from_weight is not None:
-            torch.mul(grad_weight, scale, out=from_weight)
-        return from_hidden, from_weight, None, None, None, None
+        from_hidden = _scaled(grad_hidden, grads[0], None if grad_hidden is None else grad_hidden.dtype)
+        return from_hidden, _scaled(grad_weight, grads[0], ctx.dtype), None, None, None, None
+
+
+def _scaled(grad: Tensor | None, scale: Tensor, dtype: torch.dtype | None) -> Tensor | None:
+    """grad · scale, written in `dtype` at once."""
+    return None if grad is None else torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))
 
 
 def _fp8_product(hidden: Tensor, weight: Tensor) -> Callable[[slice], Tensor]:

@@ -94,8 +94,8 @@ def _gptq_settings(modules: dict[str, GroupedLinear]) -> Json:
     middle = _in_the_middle(modules)
     settings: Json = {
         "quant_method": "gptq", "checkpoint_format": "gptq" if middle else "gptq_v2", "bits": first.bits,
-        "group_size": _group_size(inner), "desc_act": ordered, "sym": middle, "lm_head": "lm_head" in modules, "true_sequential": True,
-        "pack_dtype": "int32", "meta": {"quantizer": [f"babyllama:{version('babyllama')}"]},
+        "group_size": _group_size(inner), "desc_act": ordered, "sym": middle, "lm_head": "lm_head" in modules,
+        "true_sequential": True, "pack_dtype": "int32", "meta": {"quantizer": [f"babyllama:{version('babyllama')}"]},
     }  # fmt: skip
     if "lm_head" in modules and modules["lm_head"].bits != first.bits:
         settings["dynamic"] = {"+:lm_head": {"bits": modules["lm_head"].bits}}

@@ -33,7 +33,7 @@ from record import RESULTS, append, facts, forget, lines, surviving, table
 from babyllama.commands.train import TrainRecipe
 from babyllama.commands.train import main as train
 from babyllama.data.shards import Prepared
-from babyllama.evals.answers import AnswerSums, ask, prepared_questions, score
+from babyllama.evals.answers import AnswerSums, ask, chat_questions, score
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
 from babyllama.load import default_device, load, model_folder
@@ -108,11 +108,8 @@ def quality(path: Path, chats: Prepared | None, texts: Prepared, args: argparse.
     found |= {"chat_loss": told.loss, "chat_accuracy": told.accuracy}
     tokenizer = loaded.tokenizer.with_template(chats.manifest["chat_template"])
     engine, sums = Engine(loaded.model, tokenizer.vocab_size), AnswerSums()
-    for splits in chats.corpora.values():
-        store = splits["val"]
-        if store.kind == "chat" and store.documents and args.questions:
-            questions = prepared_questions(store, args.questions, tokenizer)
-            sums = sum(map(score, ask(engine, tokenizer, questions, 64, 32)), sums)
+    for _, questions in chat_questions(chats, chats.corpora, "val", args.questions, tokenizer):
+        sums = sum(map(score, ask(engine, tokenizer, questions, 64, 32)), sums)
     return {**found, "answer_f1": sums.figures["f1"] if args.questions else None}
 
 

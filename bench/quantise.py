@@ -20,9 +20,9 @@ from typing import Any
 import torch
 import yaml
 from pydantic import TypeAdapter
-from record import RESULTS, append, facts, lines, table
+from record import RESULTS, append, facts, lines, synchronize, table
 
-from babyllama.commands.quantize import AnyMethod, label, tokens_per_second
+from babyllama.commands.quantize import AnyMethod, held_bytes, label, tokens_per_second
 from babyllama.data.shards import Prepared
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
@@ -31,7 +31,7 @@ from babyllama.model.checkpoint import read_config
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.quant.awq import Awq
-from babyllama.quant.calibrate import Calibration, Ends, place, quantise, settled
+from babyllama.quant.calibrate import Calibration, Ends, quantise, settled
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Grid
 from babyllama.quant.int8 import Int8
@@ -71,7 +71,7 @@ def kernels(args: argparse.Namespace, file: Path, device: torch.device) -> None:
         for rows in ROWS:
             x = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
             expected = x.float() @ dense.T
-            for config in ours.CONFIGS if rows in (1, 16) else [best[1][1], best_sixteen(args, width)]:
+            for config in ours.CONFIGS if rows in (1, 16) else [best[1][1], ours.pick(width, width)]:
                 y = ours.packed_product(x, *packed._packed, config)
                 error = float((y.float() - expected).norm() / expected.norm())
                 if error > 5e-3:
@@ -92,13 +92,6 @@ def kernels(args: argparse.Namespace, file: Path, device: torch.device) -> None:
                   f"as picked {chosen:.1f} ({torch_us / chosen:.2f}×) {tuple(best[rows][1])}", flush=True)  # fmt: skip
 
 
-def best_sixteen(args: argparse.Namespace, width: int) -> Any:
-    """The setting that linear.py would take."""
-    from babyllama.quant.kernels import pick
-
-    return pick(width, width)
-
-
 # ── methods ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 def perplexity(model: Transformer, prepared: Prepared, tokens: int) -> dict[str, Any]:
     context = model.config.max_position_embeddings
@@ -109,12 +102,11 @@ def perplexity(model: Transformer, prepared: Prepared, tokens: int) -> dict[str,
 def one(model: Transformer, method: AnyMethod, prepared: Prepared, samples: int) -> dict[str, Any]:
     """Quantise `model` in place; seconds of the whole, calibration included, its reading from disk not."""
     batches = Calibration(samples=samples).batches(prepared, model.config.max_position_embeddings, 0)
-    _wait()
+    device = model.norm.weight.device
+    synchronize(device)
     started = time.perf_counter()
-    silent = lambda done, total, name: None  # noqa: E731
-    report = place(model, batches, method, silent) if isinstance(method, Int8) else quantise(model, batches, method,
-                                                                                              Ends())  # fmt: skip
-    _wait()
+    report = quantise(model, batches, method)
+    synchronize(device)
     return {"name": label(method), "method": method.model_dump(), "bits_per_weight": report.bits_per_weight,
             "error": report.error, "seconds": time.perf_counter() - started}  # fmt: skip
 
@@ -159,30 +151,23 @@ def decode(args: argparse.Namespace, file: Path, device: torch.device) -> None:
     """One answer at a time, the precisions in turns."""
     folder, prepared = model_folder(args.base), Prepared.open(args.corpus)
     made: dict[str, Transformer] = {}
-    for name, method in (("bf16", None), ("int8", Int8()), ("int4", settled(Gptq(), read_model(folder))),
-                         ("int4, head too", settled(Gptq(), read_model(folder)))):  # fmt: skip
+    for name, method in (("bf16", None), ("int8", Int8()), ("int4", Gptq()),
+                         ("int4, head too", Gptq())):  # fmt: skip
         model = read_model(folder).to(device).float().eval().requires_grad_(False)
         batches = Calibration(samples=16).batches(prepared, model.config.max_position_embeddings, 0)
-        if isinstance(method, Int8):
-            place(model, batches, method, lambda done, total, name: None)
-        elif method:
-            quantise(model, batches, method, Ends(head="rtn", bits=4) if "head" in name else Ends())
+        if method:
+            quantise(model, batches, settled(method, model), Ends(head="rtn", bits=4) if "head" in name else Ends())
         made[name] = model.bfloat16()
     speeds: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(3):
         for name, model in made.items():
             speeds[name].append(tokens_per_second(Engine(model, model.config.vocab_size), 2, 64))
     for name, model in made.items():
-        held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        held = held_bytes(model)
         speed = statistics.median(speeds[name])
         append(file, {**facts(device), "kind": "decode", "name": name, "tokens_per_second": speed, "bytes": held,
                       "threads": torch.get_num_threads()})  # fmt: skip
         print(f"{name}: {speed:.0f} tokens/s, {held / 1e6:.1f} MB", flush=True)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def summary(found: list[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from babyllama.model.checkpoint import load_model, save_model
 from babyllama.model.lora import Lora, attach
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.quant.awq import Awq
-from babyllama.quant.calibrate import Ends, place, quantise
+from babyllama.quant.calibrate import Ends, quantise
 from babyllama.quant.folder import is_packed, packing_of, to_dense
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.int8 import Int8
@@ -32,12 +32,9 @@ WALKS = [Rtn(**SIXTEEN), Gptq(bits=3, group_size=32, act_order=True, short_group
 def saved(model, method, folder, ends=None):
     """The model quantised, in half precision but for the packed weights, and its folder."""
     made = copy.deepcopy(model).requires_grad_(False)
-    if isinstance(method, Int8 | PackSigns):
-        if isinstance(method, PackSigns):
-            start(made)
-        place(made, batches(), method, lambda done, total, name: None)
-    else:
-        quantise(made, batches(), method, ends)
+    if isinstance(method, PackSigns):
+        start(made)
+    quantise(made, batches(), method, ends)
     made.half()
     save_model(made, folder, 1, 2, packing_of(made, method.kind))
     return made

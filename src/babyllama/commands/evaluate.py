@@ -18,7 +18,7 @@ from babyllama.atomic import write_atomic
 from babyllama.data.corpora import CorpusChoice
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError
-from babyllama.evals.answers import Answer, AnswerSums, Question, ask, corpus_questions, prepared_questions, score
+from babyllama.evals.answers import Answer, AnswerSums, Question, ask, chat_questions, corpus_questions, score
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
 from babyllama.load import Loaded, load, pick_device, pick_precision
@@ -98,10 +98,8 @@ def _questions(recipe: EvaluateRecipe, loaded: Loaded,
     if not recipe.questions:
         return
     if prepared is not None:
-        for label in recipe.corpora or tuple(prepared.corpora):
-            store = prepared.store(label, recipe.split)
-            if store.kind == "chat" and store.documents:
-                yield label, prepared_questions(store, recipe.questions, loaded.tokenizer)
+        labels = recipe.corpora or tuple(prepared.corpora)
+        yield from chat_questions(prepared, labels, recipe.split, recipe.questions, loaded.tokenizer)
     for choice in recipe.questions_from:
         yield f"{choice.stored_as} (corpus)", corpus_questions(choice, recipe.questions, loaded.tokenizer)
 

@@ -16,10 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from babyllama.atomic import write_atomic
+from babyllama.commands.samples import Samples, sampler
 from babyllama.data.batches import Batch
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError, needs_extra
-from babyllama.evals.answers import AnswerSums, ask, prepared_questions, score
+from babyllama.evals.answers import AnswerSums, ask, chat_questions, score
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
@@ -36,7 +37,7 @@ from babyllama.load import (
 from babyllama.model.checkpoint import save_model
 from babyllama.model.transformer import Transformer
 from babyllama.quant.awq import Awq
-from babyllama.quant.calibrate import STAGES, Calibration, Ends, Report, check, place, quantise, settled
+from babyllama.quant.calibrate import STAGES, Calibration, Ends, Report, check, quantise, settled
 from babyllama.quant.folder import packing_of
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.int8 import Int8
@@ -45,6 +46,7 @@ from babyllama.quant.rtn import Rtn
 from babyllama.recipe import Recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.train.hardware import device_name
 from babyllama.train.validation import LossSums
 
 AnyMethod = Annotated[Rtn | Gptq | Awq | Int8 | PackSigns, Field(discriminator="kind")]
@@ -84,10 +86,11 @@ def main(recipe: QuantizeRecipe) -> None:
     prepared.check_tokenizer(tokenizer.hash)
     tokenizer = tokenizer.with_template(prepared.manifest["chat_template"])
     batches = recipe.calibration.batches(prepared, model.config.max_position_embeddings, recipe.seed)
-    methods = [settled(method, model) for method in recipe.sweep or (recipe.method,)]
+    asked = recipe.sweep or (recipe.method,)
+    methods = tuple(settled(method, model) for method in asked)
     for method in methods:
-        check(model, method, recipe.ends)
-    if methods != [*(recipe.sweep or (recipe.method,))]:
+        check(model, method)
+    if methods != asked:
         console.print("group_size: 128 does not divide every width; a smaller one is taken "
                       "(method.short_group=true keeps it)", soft_wrap=True)  # fmt: skip
     run = Run.create(recipe.out, "quantize", recipe, recipe.model)
@@ -99,12 +102,11 @@ def main(recipe: QuantizeRecipe) -> None:
             model = read_model(folder)
             report = _quantised(recipe, model, method, batches, device, console)
             model.to("cpu", kept)
+            found.append({"name": label(method), "method": method.model_dump(), **figures(report)})
             if not recipe.sweep:
-                run.save_model(partial(write, model, tokenizer, recipe.method.kind))
-                before["disk_bytes"] = size_of(folder)
-            disk = {} if recipe.sweep else {"disk_bytes": size_of(run.model)}
-            found.append({"name": label(method), "method": method.model_dump(), **figures(report), **disk,
-                          **measured(recipe, model, tokenizer, prepared, device, kept)})  # fmt: skip
+                run.save_model(partial(write, model, tokenizer, method.kind))
+                before["disk_bytes"], found[-1]["disk_bytes"] = size_of(folder), size_of(run.model)
+            found[-1] |= measured(recipe, model, tokenizer, prepared, device, kept)
         result = {"recipe": recipe.model_dump(mode="json"), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                   "device": device_name(device), "before": before, "after": found}  # fmt: skip
         if recipe.sweep:
@@ -121,11 +123,6 @@ def _dtype(recipe: QuantizeRecipe, model: Transformer) -> torch.dtype:
     return DTYPES[recipe.dtype] if recipe.dtype != "auto" else own if own == torch.bfloat16 else torch.float16
 
 
-def device_name(device: torch.device) -> str:
-    """Of a GPU its name, of a CPU the threads in use."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-
-
 def _quantised(recipe: QuantizeRecipe, model: Transformer, method: AnyMethod, batches: Sequence[Batch],
                device: torch.device, console: Console) -> Report:  # fmt: skip
     """With a bar. The model is left on `device`."""
@@ -137,8 +134,6 @@ def _quantised(recipe: QuantizeRecipe, model: Transformer, method: AnyMethod, ba
         def progress(done: int, total: int, name: str) -> None:
             bar.update(task, completed=done, total=total, description=f"{label(method)}: {name}")
 
-        if isinstance(method, Int8 | PackSigns):
-            return place(model, batches, method, progress)
         return quantise(model, batches, method, recipe.ends, progress)
 
 
@@ -175,17 +170,14 @@ def measured(recipe: QuantizeRecipe, model: Transformer, tokenizer: Tokenizer, p
         raise InputError(f"{recipe.data}: no document is held out; prepare it with validation above 0")
     model.to(dtype=DTYPES[serving_precision(model, device)])
     engine, whole = Engine(model, tokenizer.vocab_size), sum(losses.values(), LossSums())
-    chats = [store for store in (prepared.store(name, "val") for name in labels) if store.kind == "chat"]
-    questions = [question for store in chats if store.documents
-                 for question in prepared_questions(store, recipe.questions, tokenizer)]  # fmt: skip
+    questions = [question for _, some in chat_questions(prepared, labels, "val", recipe.questions, tokenizer)
+                 for question in some]  # fmt: skip
     scores = sum(map(score, ask(engine, tokenizer, questions, recipe.sample_tokens, recipe.rows)), AnswerSums())
-    end, greedy = tokenizer.eos_id, Sampling(temperature=0.0)
-    prompts = [[end, *tokenizer.encode(prompt)] for prompt in recipe.prompts]
-    answers = engine.generate(prompts, greedy, recipe.sample_tokens, {end}) if prompts else []
+    samples = sampler(Samples(prompts=recipe.prompts, max_tokens=recipe.sample_tokens), tokenizer)
     return {"held_bytes": held, **whole.figures, "corpora": {name: sums.figures for name, sums in losses.items()},
             "answers": scores.figures if scores.asked else None,
-            "samples": dict(zip(recipe.prompts, map(tokenizer.decode, answers), strict=True)),
-            "tokens_per_second": tokens_per_second(engine, end, recipe.sample_tokens)}  # fmt: skip
+            "samples": dict(samples(model)),
+            "tokens_per_second": tokens_per_second(engine, tokenizer.eos_id, recipe.sample_tokens)}  # fmt: skip
 
 
 def tokens_per_second(engine: Engine, start: int, count: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import xxhash
 
 from babyllama.data.corpora import CorpusChoice, read_documents
 from babyllama.data.records import text_of
-from babyllama.data.shards import TokenStore
+from babyllama.data.shards import Prepared, TokenStore
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
@@ -101,6 +101,15 @@ def prepared_questions(store: TokenStore, count: int, tokenizer: Tokenizer) -> l
         first = int(earlier[-1]) + 1 if len(earlier) else 0  # of the last answer
         questions.append(Question(tokens[:first], tokenizer.decode(tokens[first:])))
     return questions
+
+
+def chat_questions(prepared: Prepared, labels: Iterable[str], split: str, count: int, tokenizer: Tokenizer
+                   ) -> Iterator[tuple[str, list[Question]]]:  # fmt: skip
+    """(label, up to `count` questions) of every chat corpus that has documents in the split."""
+    for label in labels:
+        store = prepared.store(label, split)
+        if store.kind == "chat" and store.documents:
+            yield label, prepared_questions(store, count, tokenizer)
 
 
 def corpus_questions(choice: CorpusChoice, count: int, tokenizer: Tokenizer) -> list[Question]:

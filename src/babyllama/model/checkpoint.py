@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from babyllama.atomic import write_atomic
 from babyllama.errors import InputError
-from babyllama.model.config import OWN_TYPE, ModelConfig, extended, from_hugging_face, to_hugging_face
+from babyllama.model.config import ModelConfig, extended, from_hugging_face, to_hugging_face
 from babyllama.model.laws import RopeConfig
 from babyllama.model.rope import exact
 from babyllama.model.transformer import Transformer, make_rope
+
+DTYPE_FROM = ("embed_tokens.weight", "norm.weight")  # whose dtype is the model's; an embedding may be packed
 
 
 class Packing(NamedTuple):
@@ -49,11 +51,9 @@ def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packi
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **(packing.tensors if packing else {})}
     weights = {hugging_face_name(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    config = to_hugging_face(model.config, bos_id, eos_id, dtype)
+    config = to_hugging_face(model.config, bos_id, eos_id, dtype, own=packing is not None and packing.own)
     if packing:
         config["quantization_config"] = packing.settings
-    if packing and packing.own:
-        config |= {"architectures": ["BabyllamaForCausalLM"], "model_type": OWN_TYPE, "weights": model.config.weights}
     write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
     generation = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
     write_atomic(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
@@ -120,15 +120,19 @@ def load_model(folder: Path, rope: RopeConfig | None = None, unpacking: Unpackin
         if unpacking is None:
             raise InputError(f"{folder}: holds packed weights ({settings.get('quant_method')}); a dense one is needed")
         found = unpacking(model, settings, found, folder)
-    weights = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    if config.rope != stored.rope:
-        weights = {name: shape for name, shape in weights.items() if not exact(name)}
-    packed = {name: tuple(buffer.shape) for name, buffer in model.named_buffers()
-              if name in model.state_dict() and not name.startswith("rope.")}  # fmt: skip
-    _check(folder, {**weights, **packed}, {name: tuple(tensor.shape) for name, tensor in found.items()})
-    dtype = found["embed_tokens.weight" if "embed_tokens.weight" in found else "norm.weight"].dtype
-    state = {name: tensor if exact(name) or name in packed else tensor.to(dtype) for name, tensor in found.items()}
-    model.load_state_dict({**model.rope.state_dict(prefix="rope."), **state}, assign=True, strict=False)
+    every = model.state_dict(keep_vars=True)  # parameters and packed buffers
+    owner: dict[int, str] = {}  # of what several modules share: the first
+    for name, tensor in every.items():
+        owner.setdefault(id(tensor), name)
+    new_law = config.rope != stored.rope
+    expected = {name: tuple(every[name].shape) for name in owner.values() if not (new_law and exact(name))}
+    _check(folder, expected, {name: tuple(tensor.shape) for name, tensor in found.items()})
+    dtype = next(found[name] for name in DTYPE_FROM if name in found).dtype
+    state = {**model.rope.state_dict(prefix="rope."), **found}
+    for name in expected:
+        if isinstance(every[name], nn.Parameter) and not exact(name):
+            state[name] = state[name].to(dtype)
+    model.load_state_dict({name: state[owner[id(tensor)]] for name, tensor in every.items()}, assign=True)
     if config.tie_word_embeddings and "embed_tokens.weight" in found:
         model.lm_head.weight = model.embed_tokens.weight
     return model
@@ -138,7 +142,7 @@ def weights_dtype(folder: Path) -> torch.dtype:
     """The dtype that `load_model` gives the model of a folder."""
     for file in _weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
-            for name in ("model.embed_tokens.weight", "model.norm.weight"):
+            for name in map(hugging_face_name, DTYPE_FROM):
                 if name in tensors.keys():  # noqa: SIM118  (not a dict)
                     return tensors.get_tensor(name).dtype
     raise InputError(f"{folder}: no model.embed_tokens.weight in its weights")

@@ -177,7 +177,8 @@ def _changed(config: ModelConfig, rope: RopeConfig, longest: int) -> dict[str, A
     return {**config.model_dump(), "rope": rope.model_dump(), "max_position_embeddings": longest}
 
 
-def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, stock: bool = False) -> dict[str, Any]:
+def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, stock: bool = False, own: bool = False
+                    ) -> dict[str, Any]:  # fmt: skip
     """``config.json`` of a LlamaForCausalLM; with other than dense weights of a model_type that only we know.
 
     Every law but plain RoPE is also written in our own words, under ``babyllama``. One that transformers cannot
@@ -185,12 +186,13 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
 
     Args:
         stock: ask for a folder that others can read.
+        own: its weights are packed as nobody else reads them; so are other than dense ones.
 
     Raises:
         InputError: `stock`, and the law has no form in Hugging Face's words.
     """
-    rope, dense = config.rope, config.weights == "dense"
-    if stock and not dense:
+    rope, own = config.rope, own or config.weights != "dense"
+    if stock and own:
         raise InputError(f"weights: {config.weights} matrices have no form in a Hugging Face LLaMA folder")
     theirs = hugging_face_rope(rope, config.head_dim)
     if theirs is None and stock:
@@ -199,14 +201,14 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
                          f"others can read: none, linear, ntk, dynamic_ntk, by_parts, yarn{hint}")  # fmt: skip
     parameters = theirs or {"rope_type": rope.kind, "rope_theta": rope.base}
     scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-    own: dict[str, Any] = {}
+    ours: dict[str, Any] = {}
     if not isinstance(rope, PlainRope):
-        own["rope_parameters"] = parameters
-        own["babyllama"] = {"rope": rope.model_dump(), "max_position_embeddings": config.max_position_embeddings}
+        ours["rope_parameters"] = parameters
+        ours["babyllama"] = {"rope": rope.model_dump(), "max_position_embeddings": config.max_position_embeddings}
     return {
-        "architectures": ["LlamaForCausalLM" if dense else "BabyllamaForCausalLM"],
-        "model_type": "llama" if dense else OWN_TYPE,  # rounded where they are used: nobody else may take them as dense
-        **config.model_dump(exclude={"rope", "weights"} if dense else {"rope"}),
+        "architectures": ["BabyllamaForCausalLM" if own else "LlamaForCausalLM"],
+        "model_type": OWN_TYPE if own else "llama",  # nobody else may take such weights as dense
+        **config.model_dump(exclude={"rope"} if own else {"rope", "weights"}),
         "max_position_embeddings": _their_longest(config),
         "head_dim": config.head_dim,
         "hidden_act": "silu",
@@ -214,7 +216,7 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
         "mlp_bias": False,
         "rope_theta": parameters["rope_theta"],
         "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
-        **own,
+        **ours,
         "bos_token_id": bos_id,
         "eos_token_id": eos_id,
         "pad_token_id": eos_id,

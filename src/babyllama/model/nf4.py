@@ -7,14 +7,14 @@ quantisation that looks at data (quant/).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from babyllama.errors import InputError
-from babyllama.model.surgery import dense_weight, replace_modules
+from babyllama.model.surgery import dense_weight, replace_modules, unpacked_product
 
 BLOCK = 64  # weights of one scale, along the flattened matrix
 Base = Literal["dense", "nf4", "int8"]
@@ -68,7 +68,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         sizes = self.out_features, self.in_features
-        return _Product.apply(x, self.packed, self.scales, self.table, *sizes)  # type: ignore[return-value]
+        return unpacked_product(x, _dense, self.packed, self.scales, self.table, *sizes)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -101,21 +101,6 @@ def _dense(packed: Tensor, scales: Tensor, table: Tensor, out_features: int, in_
     values = table.view(torch.float32).index_select(0, packed.int()).view(-1, BLOCK)
     weights = values * scales.view(torch.float16).float()[:, None]
     return weights.flatten()[: out_features * in_features].view(out_features, in_features)
-
-
-class _Product(torch.autograd.Function):
-    """x · Wᵀ with W unpacked for the product and again for the gradient: autograd keeps the bytes only."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor, scales: Tensor, table: Tensor, rows: int, columns: int) -> Tensor:
-        ctx.save_for_backward(packed, scales, table)
-        ctx.sizes = rows, columns
-        return linear(x, _dense(packed, scales, table, rows, columns).to(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        grad = grads[0] @ _dense(*ctx.saved_tensors, *ctx.sizes).to(grads[0].dtype)
-        return grad, None, None, None, None, None
 
 
 def pack(model: nn.Module, base: Base) -> None:

@@ -1,14 +1,18 @@
 """The one function that edits a module tree, and the contract of what stands in for a weight matrix.
 
 A linear-like module has `in_features`, `out_features`, `forward((…, in)) → (…, out)` and `dense_weight() → (out, in)`:
-the matrix that it stands for. Adapters and quantised linears are such modules. Not here: any of them.
+the matrix that it stands for. Adapters and quantised linears are such modules. What packed ones share is here too:
+their product, and buffers that no change of dtype rounds. Not here: any of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 
 def replace_modules(model: nn.Module, pick: Callable[[str, nn.Module], bool],
@@ -33,3 +37,42 @@ def replace_modules(model: nn.Module, pick: Callable[[str, nn.Module], bool],
 def dense_weight(module: nn.Module) -> Tensor:
     """The (out, in) matrix that a linear or linear-like module stands for."""
     return module.weight if isinstance(module, nn.Linear) else module.dense_weight()  # type: ignore[operator, return-value]
+
+
+class Unrounded(nn.Module):
+    """A module whose buffers named in `unrounded`, with their dtypes, keep every bit when the model's dtype changes."""
+
+    unrounded: ClassVar[dict[str, torch.dtype]]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """`fn` meets them as integers: it may move them, and has nothing to round."""
+        for name, dtype in self.unrounded.items():
+            setattr(self, name, getattr(self, name).view(torch.int32 if dtype.itemsize == 4 else torch.int16))
+        try:
+            return super()._apply(fn, recurse)
+        finally:
+            for name, dtype in self.unrounded.items():
+                setattr(self, name, getattr(self, name).view(dtype))
+
+
+def unpacked_product(x: Tensor, unpack: Callable[..., Tensor], *packed: Any) -> Tensor:
+    """x (…, in) · Wᵀ with W = unpack(*packed), (out, in), made for the product and again for the gradient of x.
+
+    Args:
+        packed: tensors, which are all that autograd keeps, then what else `unpack` takes.
+    """
+    return _UnpackedProduct.apply(x, unpack, *packed)  # type: ignore[return-value]
+
+
+class _UnpackedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, unpack: Callable[..., Tensor], *packed: Any) -> Tensor:
+        tensors = [part for part in packed if isinstance(part, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.unpack, ctx.others = unpack, packed[len(tensors) :]
+        return linear(x, unpack(*packed).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        packed = *ctx.saved_tensors, *ctx.others
+        return grads[0] @ ctx.unpack(*packed).to(grads[0].dtype), None, *[None] * len(packed)

@@ -7,7 +7,7 @@ held. The model computes in float32 meanwhile. Not here: how one matrix is round
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,14 +20,13 @@ from babyllama.data.batches import IGNORE, Batch, DataRecipe, Stream
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.model.attention import segment_mask
-from babyllama.model.bitnet import OneBitLinear
 from babyllama.model.surgery import dense_weight, replace_modules
 from babyllama.model.transformer import Angles, Block, Transformer
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Bits, Solution
 from babyllama.quant.int8 import Int8
 from babyllama.quant.linear import GroupedLinear, PackedEmbedding
-from babyllama.quant.onebit import PackSigns
+from babyllama.quant.onebit import PackSigns, check_trained
 from babyllama.quant.rtn import Method, Moments, Rtn, output_error
 from babyllama.recipe import Recipe
 
@@ -107,28 +106,32 @@ class Report:
         return sum(layer.seconds for layer in self.layers)
 
 
+def silent(done: int, total: int, name: str) -> None:
+    """No progress shown."""
+
+
 @torch.no_grad()
-def quantise(model: Transformer, batches: Sequence[Batch], method: Method, ends: Ends | None = None,
-             progress: Progress = lambda done, total, name: None) -> Report:  # fmt: skip
+def quantise(model: Transformer, batches: Sequence[Batch], method: Method | Int8 | PackSigns, ends: Ends | None = None,
+             progress: Progress = silent) -> Report:  # fmt: skip
     """Put packed linears in the place of the blocks' matrices, and of the ends as asked; the model is changed.
 
     Args:
         model: in float32, on the device to work on.
         batches: calibration rows.
+        ends: for methods that walk.
 
     Raises:
         InputError: a matrix that is already quantised or not finite, inputs that are not finite.
     """
-    walk = _Walk(model, method, ends or Ends(), progress)
-    walk.check()
-    return walk.run(batches)
+    check(model, method)
+    if isinstance(method, Method):
+        return _Walk(model, method, ends or Ends(), progress).run(batches)
+    return _place(model, batches, method, progress)
 
 
-@torch.no_grad()
-def place(model: Transformer, batches: Sequence[Batch], method: Int8 | PackSigns, progress: Progress) -> Report:
-    """The same for methods that need no walk. The errors are Σ change² / Σ weight²."""
-    before = {name: module for name, module in model.named_modules() if name.endswith("_proj")}
-    check(model, method, Ends())
+def _place(model: Transformer, batches: Sequence[Batch], method: Int8 | PackSigns, progress: Progress) -> Report:
+    """For methods that need no walk. The errors are Σ change² / Σ weight²."""
+    before = dict(_projections(model))
     parts, started = [_Part(model, batch) for batch in batches] if isinstance(method, Int8) else [], time.perf_counter()
 
     def run() -> None:
@@ -148,6 +151,12 @@ def place(model: Transformer, batches: Sequence[Batch], method: Int8 | PackSigns
     return Report(tuple(layers), sum(int(part.kept.sum()) for part in parts))
 
 
+def _projections(model: Transformer) -> Iterator[tuple[str, nn.Module]]:
+    """Name → every matrix of the blocks, in the order of the walk."""
+    for number, block in enumerate(model.layers):
+        yield from ((f"layers.{number}.{name}", module) for name, module in linears_of(block).items())
+
+
 def settled(method: Any, model: Transformer) -> Any:
     """The method, with less than the default's 128 inputs a scale where that divides no width of the blocks."""
     if not isinstance(method, Method) or method.group_size != Method().group_size or method.short_group:
@@ -157,26 +166,30 @@ def settled(method: Any, model: Transformer) -> Any:
     return method.model_copy(update={"group_size": fits})
 
 
-def check(model: Transformer, method: Method | Int8 | PackSigns, ends: Ends) -> None:
+def check(model: Transformer, method: Method | Int8 | PackSigns) -> None:
     """Raise InputError for a model that `method` cannot take, before anything costly is done."""
-    if isinstance(method, Method):
-        _Walk(model, method, ends, lambda done, total, name: None).check()
-    else:
-        matrices = ((name, module) for name, module in model.named_modules() if name.endswith("_proj"))
-        check_dense(matrices, plain=isinstance(method, Int8))
-        if isinstance(method, PackSigns) and not any(isinstance(module, OneBitLinear) for module in model.modules()):
-            raise InputError("method.kind: onebit packs what adapter.kind=onebit has trained; this model has no such "
-                             "matrices: babyllama train seed/onebit makes them")  # fmt: skip
-
-
-def check_dense(modules: Iterable[tuple[str, nn.Module]], plain: bool = True) -> None:
-    """Raise InputError for matrices that are packed, or not finite."""
-    for name, module in modules:
-        if plain and type(module) not in (nn.Linear, nn.Embedding):
+    if isinstance(method, PackSigns):
+        check_trained(model)
+    ends = [("lm_head", model.lm_head), ("embed_tokens", model.embed_tokens)] if isinstance(method, Method) else []
+    for name, module in (*_projections(model), *ends):
+        if not isinstance(method, PackSigns) and type(module) not in (nn.Linear, nn.Embedding):
             raise InputError(f"{name} is a {type(module).__name__}: the model is already quantised; "
                              "give the one that it was made from")  # fmt: skip
         if not all(weight.isfinite().all() for weight in module.parameters()):
             raise InputError(f"{name}: NaN or infinite weights; the model is damaged, take an earlier checkpoint")
+    if isinstance(method, Method) and method.group_size and not method.short_group:
+        _check_groups(model, method.group_size)
+
+
+def _check_groups(model: Transformer, size: int) -> None:
+    """The ends' inputs are as many as those of the blocks' first matrices."""
+    for name, module in _projections(model):
+        inputs = module.in_features
+        if inputs % size:  # type: ignore[operator]
+            fits = next((g for g in (256, 128, 64, 32, 16) if g < size and inputs % g == 0), None)  # type: ignore[operator]
+            raise InputError(f"method.group_size: {name} has {inputs} inputs, no multiple of {size}; give "
+                             f"{fits or 'null'}, or method.short_group=true for a last group of {inputs % size}, "  # type: ignore[operator]
+                             "which fewer programs read")  # fmt: skip
 
 
 def linears_of(block: nn.Module) -> dict[str, nn.Linear]:
@@ -186,11 +199,6 @@ def linears_of(block: nn.Module) -> dict[str, nn.Linear]:
 
 def norms_of(block: nn.Module) -> dict[str, nn.Module]:
     return {name: block.get_submodule(name) for name in ("input_layernorm", "post_attention_layernorm")}
-
-
-def packed(solution: Solution) -> GroupedLinear:
-    """The module that stands in for a matrix."""
-    return GroupedLinear.of(solution)
 
 
 class _Part:
@@ -270,28 +278,11 @@ class _Walk:
         )
         return len(self.model.layers) * sum(map(len, STAGES)) + ends
 
-    def check(self) -> None:
-        check_dense(self._matrices())
-        size = self.method.group_size
-        for name, module in self._matrices():
-            inputs = module.weight.shape[1]  # type: ignore[union-attr, index]
-            named = name.startswith("layers.") or self.total > len(self.model.layers) * sum(map(len, STAGES))
-            if named and size and inputs % size and not self.method.short_group:
-                fits = next((g for g in (256, 128, 64, 32, 16) if g < size and inputs % g == 0), None)
-                raise InputError(f"method.group_size: {name} has {inputs} inputs, no multiple of {size}; give "
-                                 f"{fits or 'null'}, or method.short_group=true for a last group of {inputs % size}, "
-                                 "which fewer programs read")  # fmt: skip
-
-    def _matrices(self) -> Iterator[tuple[str, nn.Module]]:
-        for number, block in enumerate(self.model.layers):
-            yield from ((f"layers.{number}.{name}", module) for name, module in linears_of(block).items())
-        yield from (("lm_head", self.model.lm_head), ("embed_tokens", self.model.embed_tokens))
-
     def run(self, batches: Sequence[Batch]) -> Report:
         table, replaced = self.model.embed_tokens.weight, {}
         if self.embedding_first:
             solution = self._solve(self.end_methods["rtn"], table, None, "embed_tokens", "embed_tokens")
-            replaced["embed_tokens"] = PackedEmbedding(packed(solution), table.dtype)  # type: ignore[arg-type]
+            replaced["embed_tokens"] = PackedEmbedding(GroupedLinear.of(solution), table.dtype)
         parts = [_Part(self.model, batch) for batch in batches]
         for number, block in enumerate(self.model.layers):
             self._block(number, block, parts)  # type: ignore[arg-type]
@@ -300,7 +291,7 @@ class _Walk:
             for part in parts:
                 inputs.add(self.model.norm(part.x)[part.kept])
             solution = self._solve(self.end_methods[self.head], self.model.lm_head.weight, inputs, "lm_head", "lm_head")
-            replaced["lm_head"] = packed(solution)
+            replaced["lm_head"] = GroupedLinear.of(solution)
         if self.tied and replaced:
             one = replaced["lm_head"] if "lm_head" in replaced else replaced["embed_tokens"].packed
             replaced = {"lm_head": one, "embed_tokens": PackedEmbedding(one, table.dtype)}
@@ -318,7 +309,7 @@ class _Walk:
                 solutions[name] = self._solve(self.method, weight, inputs, name, f"layers.{number}.{name}")
         for part in parts:
             part.x = part.through(block)
-        replace_modules(block, lambda name, _: name in solutions, lambda name, _: packed(solutions[name]))
+        replace_modules(block, lambda name, _: name in solutions, lambda name, _: GroupedLinear.of(solutions[name]))
 
     def _solve(self, method: Method, weight: Tensor, inputs: Moments | None, name: str, full: str) -> Solution:
         """Round `weight` in place."""

@@ -7,7 +7,7 @@ bit, a packed embedding) gets a model_type that only we know. Every kind is a li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -227,25 +227,27 @@ def _sorted(qweight: Tensor, g_idx: Tensor | None, bits: int, inputs: int, size:
 def _mixed_int8(model: Transformer, settings: Json, found: Tensors, where: str) -> Tensors:
     kept = {name: len(found[f"{name}.kept_index"]) for name in _names(model, found, ".kept_index", where)}
 
-    def made(name: str, _: nn.Module) -> nn.Module:
+    def made(name: str) -> nn.Module:
         rows, inputs = _shape(model, name)
-        with torch.device("meta"):
-            return MixedInt8Linear(inputs, rows, settings.get("threshold"), kept[name])
+        return MixedInt8Linear(inputs, rows, settings.get("threshold"), kept[name])
 
-    replace_modules(model, lambda name, _: name in kept, made)
+    _place(model, kept, made)
     return found
 
 
 def _one_bit(model: Transformer, settings: Json, found: Tensors, where: str) -> Tensors:
-    names = set(_names(model, found, ".signs", where))
-
-    def made(name: str, _: nn.Module) -> nn.Module:
+    def made(name: str) -> nn.Module:
         rows, inputs = _shape(model, name)
-        with torch.device("meta"):
-            return PackedOneBitLinear(inputs, rows)
+        return PackedOneBitLinear(inputs, rows)
 
-    replace_modules(model, lambda name, _: name in names, made)
+    _place(model, set(_names(model, found, ".signs", where)), made)
     return found
+
+
+def _place(model: Transformer, names: Collection[str], make: Callable[[str], nn.Module]) -> None:
+    """Empty modules, on the meta device."""
+    with torch.device("meta"):
+        replace_modules(model, lambda name, _: name in names, lambda name, _: make(name))
 
 
 def _names(model: Transformer, found: Tensors, suffix: str, where: str) -> Iterator[str]:

@@ -10,14 +10,14 @@ Not here: weights of less than eight bits (linear.py), files (folder.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from babyllama.model.surgery import dense_weight, replace_modules
+from babyllama.model.surgery import Unrounded, dense_weight, replace_modules
 from babyllama.recipe import Recipe
 
 THRESHOLD = 6.0  # arXiv 2208.07339, section 3.2
@@ -28,7 +28,7 @@ STEPS = 127
 _ROWS, _SIDE = 17, 8  # what the GPU's integer product asks for: at least 17 rows, sides in multiples of 8
 
 
-class MixedInt8Linear(nn.Module):
+class MixedInt8Linear(Unrounded):
     """A linear-like module of 8 bits a weight and a float32 scale for each output. Made by `from_linear`.
 
     Buffers: weight (out, in) int8, zero in the kept columns; scales (out,) float32, which no change of the model's
@@ -40,6 +40,7 @@ class MixedInt8Linear(nn.Module):
         kept: K.
     """
 
+    unrounded: ClassVar[dict[str, torch.dtype]] = {"scales": torch.float32, "kept": torch.float16}
     weight: Tensor
     scales: Tensor
     kept: Tensor
@@ -73,14 +74,6 @@ class MixedInt8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return _Product.apply(x, self.weight, self.scales, self.kept, self.kept_index, self.threshold)  # type: ignore[return-value]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """`fn` meets the scales as integers: it may move them, and has nothing to round."""
-        self.scales, self.kept = self.scales.view(torch.int32), self.kept.view(torch.int16)
-        try:
-            return super()._apply(fn, recurse)
-        finally:
-            self.scales, self.kept = self.scales.view(torch.float32), self.kept.view(torch.float16)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} → {self.out_features}, threshold {self.threshold}, {len(self.kept_index)} kept"

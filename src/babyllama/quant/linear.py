@@ -6,12 +6,12 @@ Gradients flow to inputs, not to weights: adapters train on top. Not here: how c
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from babyllama.model.surgery import Unrounded, unpacked_product
 from babyllama.quant.grid import Solution, group_index
 from babyllama.quant.packing import pack, unit, unpack, word_count
 
@@ -19,7 +19,7 @@ FEW_ROWS = 16  # of decoding: the weights' way through memory is what costs, so 
 CPU_GROUPS = (128, 64, 32, 256)  # what PyTorch's own 4-bit product takes
 
 
-class GroupedLinear(nn.Module):
+class GroupedLinear(Unrounded):
     """x · ((codes − zero) · scale)ᵀ, codes in 2, 3, 4 or 8 bits.
 
     Buffers: words (K · bits / 32, N) int32, rounded up to whole units of packing.py; zeros (G, N) uint8; scales (G, N)
@@ -27,6 +27,7 @@ class GroupedLinear(nn.Module):
     so that groups are of successive codes whatever order a method went in.
     """
 
+    unrounded: ClassVar[dict[str, torch.dtype]] = {"scales": torch.float16}
     words: Tensor
     zeros: Tensor
     scales: Tensor
@@ -68,16 +69,17 @@ class GroupedLinear(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """(out, in) float32: the oracle of every product."""
-        weight = _dense(*self._packed)
-        return weight if self.order is None else weight[:, self.order.argsort()]
+        return self._in_the_models_order(_dense(*self._packed))
 
     def rows(self, index: Tensor) -> Tensor:
         """Rows of the dense weight: index (…) → (…, in) float32."""
         flat = index.flatten()
         found = _dense(self.words[:, flat], self.zeros[:, flat], self.scales[:, flat], self.in_features, self.bits,
                        self.group_size)  # fmt: skip
-        found = found if self.order is None else found[:, self.order.argsort()]
-        return found.view(*index.shape, -1)
+        return self._in_the_models_order(found).view(*index.shape, -1)
+
+    def _in_the_models_order(self, weight: Tensor) -> Tensor:
+        return weight if self.order is None else weight[:, self.order.argsort()]
 
     @property
     def _packed(self) -> tuple[Tensor, Tensor, Tensor, int, int, int]:
@@ -92,7 +94,7 @@ class GroupedLinear(nn.Module):
                 return packed_product(x.flatten(0, -2), *self._packed).view(*x.shape[:-1], -1)
             if x.device.type == "cpu" and self.on_cpu(x.dtype):
                 return self._four_bit_product(x)
-        return _Product.apply(x, *self._packed)  # type: ignore[return-value]
+        return unpacked_product(x, _dense, *self._packed)
 
     def on_gpu(self, dtype: torch.dtype) -> bool:
         """Whether the GPU's kernel computes this: a unit of words lies in one group."""
@@ -110,7 +112,7 @@ class GroupedLinear(nn.Module):
 
     def _four_bit_product(self, x: Tensor) -> Tensor:
         """The packed words in the order that PyTorch's product wants are made once, beside ours."""
-        if self._four is None or self._four[2].device != x.device:
+        if self._four is None:
             size = self._cpu_group or 0
             scales = self.scales.float().repeat_interleave(self.group_size // size, 0)[: self.in_features // size]
             zeros = self.zeros.float().repeat_interleave(self.group_size // size, 0)[: self.in_features // size]
@@ -120,12 +122,8 @@ class GroupedLinear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """`fn` sees the scales as the integers of their bits: it moves them and cannot round them."""
-        self.scales, self._four = self.scales.view(torch.int16), None
-        try:
-            return super()._apply(fn, recurse)
-        finally:
-            self.scales = self.scales.view(torch.float16)
+        self._four = None
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} → {self.out_features}, {self.bits} bits, groups of {self.group_size}"
@@ -136,20 +134,6 @@ def _dense(words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int,
     group = group_index(inputs, group_size, words.device)
     codes = unpack(words.T, bits, inputs)
     return (codes.float() - zeros.T.float()[:, group]) * scales.T.float()[:, group]
-
-
-class _Product(torch.autograd.Function):
-    """x · Wᵀ with W unpacked for the product and again for the gradient: autograd keeps the packed words only."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, words: Tensor, zeros: Tensor, scales: Tensor, *sizes: int) -> Tensor:
-        ctx.save_for_backward(words, zeros, scales)
-        ctx.sizes = sizes
-        return linear(x, _dense(words, zeros, scales, *sizes).to(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return grads[0] @ _dense(*ctx.saved_tensors, *ctx.sizes).to(grads[0].dtype), *[None] * 6
 
 
 class PackedEmbedding(nn.Module):

@@ -7,15 +7,15 @@ The law is Y = LN(((X ⊙ g) · sign(W)ᵀ) ⊙ h), model/bitnet.py's. The start
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from babyllama.errors import InputError
 from babyllama.model.bitnet import OneBitLinear, normed, place
-from babyllama.model.surgery import replace_modules
+from babyllama.model.surgery import Unrounded, replace_modules, unpacked_product
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe
 
@@ -69,19 +69,20 @@ def pack_signs(negative: Tensor) -> Tensor:
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
 
-def unpack_signs(words: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:
+def unpack_signs(words: Tensor, in_features: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The inverse of `pack_signs`, as ±1: (out, in) in `dtype`."""
     bits = words[..., None] >> torch.arange(WORD, dtype=torch.int32, device=words.device) & 1
     return 1 - 2 * bits.flatten(1)[:, :in_features].to(dtype)
 
 
-class PackedOneBitLinear(nn.Module):
+class PackedOneBitLinear(Unrounded):
     """OneBitLinear's forward from one bit a weight and 16 an input and an output. Gradients flow to x only.
 
     Buffers: signs (out, ⌈in / 32⌉) int32; g (in,) and h (out,) float16, which no change of the model's dtype rounds.
     Adapters on top train against this forward; merging one needs a matrix, and LN has none.
     """
 
+    unrounded: ClassVar[dict[str, torch.dtype]] = {"g": torch.float16, "h": torch.float16}
     signs: Tensor
     g: Tensor
     h: Tensor
@@ -104,37 +105,14 @@ class PackedOneBitLinear(nn.Module):
 
     def dense_weight(self) -> Tensor:
         """(out, in) float32: sign(W) ⊙ h gᵀ, which is what LN gets; LN itself has no matrix."""
-        return unpack_signs(self.signs, self.in_features, torch.float32) * torch.outer(self.h.float(), self.g.float())
+        return unpack_signs(self.signs, self.in_features) * torch.outer(self.h.float(), self.g.float())
 
     def forward(self, x: Tensor) -> Tensor:
-        sums = _SignProduct.apply(x * self.g.to(x.dtype), self.signs)
-        return normed(sums * self.h.to(x.dtype))  # type: ignore[operator]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """`fn` meets g and h as integers: it may move them, and has nothing to round."""
-        self.g, self.h = self.g.view(torch.int16), self.h.view(torch.int16)
-        try:
-            return super()._apply(fn, recurse)
-        finally:
-            self.g, self.h = self.g.view(torch.float16), self.h.view(torch.float16)
+        sums = unpacked_product(x * self.g.to(x.dtype), unpack_signs, self.signs, self.in_features)
+        return normed(sums * self.h.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"{self.in_features} → {self.out_features}, 1 bit"
-
-
-class _SignProduct(torch.autograd.Function):
-    """x · signsᵀ, unpacked for the product and again for the gradient: autograd keeps the words only."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, words: Tensor) -> Tensor:
-        ctx.save_for_backward(words)
-        ctx.inputs = x.shape[-1]
-        return linear(x, unpack_signs(words, x.shape[-1], x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (words,) = ctx.saved_tensors
-        return grads[0] @ unpack_signs(words, ctx.inputs, grads[0].dtype), None
 
 
 class PackSigns(Recipe):
@@ -147,14 +125,19 @@ class PackSigns(Recipe):
         return pack(model)
 
 
+def check_trained(model: nn.Module) -> None:
+    """Raise InputError unless the model was trained by OneBit."""
+    if not any(isinstance(module, OneBitLinear) for module in model.modules()):
+        raise InputError("onebit: packs what adapter.kind=onebit has trained; this model has no such matrices: "
+                         "babyllama train seed/onebit makes them")  # fmt: skip
+
+
 def pack(model: Transformer) -> list[str]:
     """Put packed linears in the place of all trained ones; returns their names.
 
     Raises:
         InputError: the model was not trained by OneBit.
     """
-    names = replace_modules(model, lambda _, module: isinstance(module, OneBitLinear),
-                            lambda _, module: PackedOneBitLinear.of(module))  # type: ignore[arg-type]  # fmt: skip
-    if not names:
-        raise InputError("onebit: packs what adapter.kind=onebit has trained; this model has no such matrices")
-    return names
+    check_trained(model)
+    return replace_modules(model, lambda _, module: isinstance(module, OneBitLinear),
+                           lambda _, module: PackedOneBitLinear.of(module))  # type: ignore[arg-type]  # fmt: skip

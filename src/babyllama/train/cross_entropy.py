@@ -65,18 +65,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 _product_(grad_weight, logits.T, hidden[rows], add=start > 0)
             del logits  # before the next product is made, or two chunks would be held
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[:vocab])
-        ctx.dtype = weight.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         grad_hidden, grad_weight = ctx.saved_tensors
-        from_hidden = _scaled(grad_hidden, grads[0], None if grad_hidden is None else grad_hidden.dtype)
-        return from_hidden, _scaled(grad_weight, grads[0], ctx.dtype), None, None, None, None
+        to_hidden, to_weight = ctx.dtypes
+        return _scaled(grad_hidden, grads[0], to_hidden), _scaled(grad_weight, grads[0], to_weight), *[None] * 4
 
 
-def _scaled(grad: Tensor | None, scale: Tensor, dtype: torch.dtype | None) -> Tensor | None:
-    """grad · scale, written in `dtype` at once."""
+def _scaled(grad: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """grad · scale, rounded once, to `dtype`."""
     return None if grad is None else torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))
 
 

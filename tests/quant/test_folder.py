@@ -96,7 +96,9 @@ def reader(folder, name, bits):
     else:
         inputs, outputs = len(part["g_idx"]), part["scales"].shape[1]
         codes = torch.tensor([stream(column, inputs) for column in part["qweight"].T.tolist()]).T
-        zeros = torch.tensor([stream(row, outputs) for row in part["qzeros"].tolist()]) + 1
+        settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+        zeros = torch.tensor([stream(row, outputs) for row in part["qzeros"].tolist()])
+        zeros += settings["checkpoint_format"] == "gptq"
         group = part["g_idx"].long()
     return ((codes - zeros[group]) * part["scales"].float()[group]).T
 

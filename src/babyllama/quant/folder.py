@@ -88,18 +88,29 @@ def _state(modules: dict[str, nn.Module]) -> Tensors:
 
 
 def _gptq_settings(modules: dict[str, GroupedLinear]) -> Json:
-    inner = {name: module for name, module in modules.items() if name.startswith("layers.")} or modules
+    inner = _inner(modules)
     first = next(iter(inner.values()))
     ordered = any(module.order is not None for module in modules.values())
-    middle = all(bool((module.zeros == 1 << (module.bits - 1)).all()) for module in inner.values())
+    middle = _in_the_middle(modules)
     settings: Json = {
-        "quant_method": "gptq", "checkpoint_format": "gptq", "bits": first.bits, "group_size": _group_size(inner),
-        "desc_act": ordered, "sym": middle, "lm_head": "lm_head" in modules, "true_sequential": True,
-        "pack_dtype": "int32", "meta": {"quantizer": [f"babyllama:{version('babyllama')}"]},
+        "quant_method": "gptq", "checkpoint_format": "gptq" if middle else "gptq_v2", "bits": first.bits,
+        "group_size": _group_size(inner), "desc_act": ordered, "sym": middle, "lm_head": "lm_head" in modules,
+        "true_sequential": True, "pack_dtype": "int32", "meta": {"quantizer": [f"babyllama:{version('babyllama')}"]},
     }  # fmt: skip
     if "lm_head" in modules and modules["lm_head"].bits != first.bits:
         settings["dynamic"] = {"+:lm_head": {"bits": modules["lm_head"].bits}}
     return settings
+
+
+def _inner(modules: dict[str, GroupedLinear]) -> dict[str, GroupedLinear]:
+    """The blocks' matrices; the ends where nothing else is packed."""
+    return {name: module for name, module in modules.items() if name.startswith("layers.")} or modules
+
+
+def _in_the_middle(modules: dict[str, GroupedLinear]) -> bool:
+    """Whether zeros are where a symmetric grid has them. Others are stored as they are, checkpoint_format gptq_v2:
+    readers refuse them in the older format, which stores zero − 1, from programs that they do not know."""
+    return all(bool((module.zeros == 1 << (module.bits - 1)).all()) for module in _inner(modules).values())
 
 
 def _group_size(modules: dict[str, GroupedLinear]) -> int:
@@ -109,15 +120,16 @@ def _group_size(modules: dict[str, GroupedLinear]) -> int:
 
 
 def _gptq_tensors(modules: dict[str, GroupedLinear]) -> Tensors:
-    """qweight (K · bits / 32, N), qzeros (G, N · bits / 32) of zero − 1, scales (G, N), g_idx (K,)."""
+    """qweight (K · bits / 32, N), qzeros (G, N · bits / 32) of zero (− 1 if symmetric), scales (G, N), g_idx (K,)."""
     found: Tensors = {}
+    offset = int(_in_the_middle(modules))
     for name, module in modules.items():
         group = torch.arange(module.in_features, device=module.words.device, dtype=torch.int32) // module.group_size
         words = module.words
         if module.order is not None:
             back = module.order.argsort()
             group, words = group[back], pack(module.codes[:, back], module.bits).T
-        zeros = pack(module.zeros - 1, module.bits)
+        zeros = pack(module.zeros - offset, module.bits)
         found |= {f"{name}.qweight": words, f"{name}.qzeros": zeros, f"{name}.scales": module.scales,
                   f"{name}.g_idx": group}  # fmt: skip
     return found

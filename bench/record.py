@@ -23,7 +23,7 @@ import torch
 from babyllama.train.hardware import device_name
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "cut-cross-entropy")
+PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "cut-cross-entropy", "gptqmodel")
 
 
 def facts(device: torch.device) -> dict[str, Any]:

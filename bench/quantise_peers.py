@@ -4,9 +4,10 @@
     python bench/quantise_peers.py BASE CORPUS --samples 32 --tokens 16384     less of all, for a CPU
     python bench/quantise_peers.py --summary
 
-BASE is a run or a folder of a model, CORPUS a prepared folder. Either's result is written as a folder, read back by
-babyllama and measured in float32. Seconds are of calibrating, rounding and packing; reading and writing files are not.
-Each measurement is a line of quantise.jsonl. Where the group size does not divide every width the next smaller does.
+BASE is a run or a folder of a model, CORPUS a prepared folder. What either makes is written as a folder, read back by
+babyllama and measured in float32. Seconds are of calibrating, rounding and packing, without files; ours and theirs take
+turns, and the processor's seconds are noted too, which other work on the machine does not stretch. Where 128 inputs a
+scale do not divide every width, 64, 32 or 16 are taken by both. Each measurement is a line of quantise.jsonl.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +43,11 @@ MISSING = ("gptqmodel is not installed: in an environment of its own, since it w
            "pip install --no-deps -e . (and what pyproject.toml lists but torch)")  # fmt: skip
 
 
+class Took(NamedTuple):
+    seconds: float
+    cpu_seconds: float  # of all threads
+
+
 class Contender(NamedTuple):
     """`settings` are a Method of ours, or what QuantizeConfig is told beyond bits and group_size."""
 
@@ -59,8 +67,8 @@ class Contender(NamedTuple):
         flags = [f"{key}={value}" for key, value in told.items()] or ["defaults"]
         return " ".join([self.settings.get("method", "gptq"), f"{self.grid.bits} bit", groups, *flags])
 
-    def make(self, base: Path, batches: list[Batch], device: torch.device, folder: Path) -> float:
-        """Write a folder; seconds."""
+    def make(self, base: Path, batches: list[Batch], device: torch.device, folder: Path) -> Took:
+        """Write a folder."""
         if isinstance(self.settings, dict):
             return made_by_gptqmodel(self.grid, self.settings, base, batches, device, folder)
         return made_by_us(self.settings, base, batches, device, folder)
@@ -82,19 +90,26 @@ def contenders(bits: Sequence[int], groups: Sequence[int | None], model: Transfo
             if bit == 4 and size is not None:
                 ours.append(Awq(**grid))  # type: ignore[arg-type]
                 theirs.append({"method": "awq", "sym": False})
-            found += [Contender(Grid(**grid), settings) for settings in (*ours, *theirs)]
+            turns = itertools.chain.from_iterable(itertools.zip_longest(ours, theirs))
+            found += [Contender(Grid(**grid), settings) for settings in turns if settings is not None]
     return found
 
 
-def made_by_us(method: AnyMethod, base: Path, batches: list[Batch], device: torch.device, folder: Path) -> float:
+def measured(device: torch.device, work: Callable[[], object]) -> Took:
+    started = time.process_time()
+    seconds = timed(device, work)
+    return Took(seconds, time.process_time() - started)
+
+
+def made_by_us(method: AnyMethod, base: Path, batches: list[Batch], device: torch.device, folder: Path) -> Took:
     model = read_model(base).to(device).float().eval().requires_grad_(False)
-    seconds = timed(device, lambda: quantise(model, batches, method))
+    took = measured(device, lambda: quantise(model, batches, method))
     write(model, read_tokenizer(base), method.kind, folder)
-    return seconds
+    return took
 
 
 def made_by_gptqmodel(grid: Grid, settings: dict[str, Any], base: Path, batches: list[Batch], device: torch.device,
-                      folder: Path) -> float:  # fmt: skip
+                      folder: Path) -> Took:  # fmt: skip
     """`base` holds float32."""
     import gptqmodel
 
@@ -103,9 +118,9 @@ def made_by_gptqmodel(grid: Grid, settings: dict[str, Any], base: Path, batches:
     model = gptqmodel.GPTQModel.load(str(base), config, dtype=torch.float32)
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for batch in batches for row in batch.tokens.tolist()]
     backend = gptqmodel.BACKEND.AWQ_TORCH if settings.get("method") == "awq" else gptqmodel.BACKEND.GPTQ_TORCH
-    seconds = timed(device, lambda: model.quantize(rows, batch_size=len(batches[0].tokens), backend=backend))
+    took = measured(device, lambda: model.quantize(rows, batch_size=len(batches[0].tokens), backend=backend))
     model.save(str(folder))
-    return seconds
+    return took
 
 
 def compare(args: argparse.Namespace, file: Path, device: torch.device) -> None:
@@ -127,11 +142,11 @@ def compare(args: argparse.Namespace, file: Path, device: torch.device) -> None:
             folder = Path(place) / str(number)
             folder.mkdir()
             with surviving(f"{contender.who} {contender.name}"):
-                seconds = contender.make(base, batches, device, folder)
+                took = contender.make(base, batches, device, folder)
                 found = perplexity(read_model(folder).to(device).float().eval(), prepared, args.tokens)
                 line = {**about, "who": contender.who, "name": contender.name, "method": told_of(contender, folder)}
-                append(file, {**line, "seconds": seconds, **found})
-                print(f"{contender.who} {contender.name}: perplexity {found['perplexity']:.3f}, {seconds:.1f} s",
+                append(file, {**line, **took._asdict(), **found})
+                print(f"{contender.who} {contender.name}: perplexity {found['perplexity']:.3f}, {took.seconds:.1f} s",
                       flush=True)  # fmt: skip
 
 
@@ -153,9 +168,9 @@ def summary(found: list[dict[str, Any]]) -> None:
           f"{dense['samples']} rows of calibration; versions {dense['versions']}")  # fmt: skip
     cells = [[line["name"], line["who"], f"{line['perplexity']:.3f}",
               f"{line['perplexity'] / dense['perplexity'] - 1:+.2%}", f"{line['bits_per_byte']:.4f}",
-              f"{line['seconds']:.1f}"] for line in rest]  # fmt: skip
-    first = ["dense", "", f"{dense['perplexity']:.3f}", "–", f"{dense['bits_per_byte']:.4f}", "–"]
-    table(["method", "by", "perplexity", "± dense", "bits/byte", "seconds"], [first, *cells])
+              f"{line['seconds']:.1f}", f"{line['cpu_seconds']:.1f}"] for line in rest]  # fmt: skip
+    first = ["dense", "", f"{dense['perplexity']:.3f}", "–", f"{dense['bits_per_byte']:.4f}", "–", "–"]
+    table(["method", "by", "perplexity", "± dense", "bits/byte", "seconds", "CPU s"], [first, *cells])
 
 
 def main() -> None:

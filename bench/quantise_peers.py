@@ -34,7 +34,7 @@ from babyllama.data.shards import Prepared
 from babyllama.load import default_device, model_folder, read_model, read_tokenizer
 from babyllama.model.transformer import Transformer
 from babyllama.quant.awq import Awq
-from babyllama.quant.calibrate import Calibration, quantise, settled
+from babyllama.quant.calibrate import Calibration, linears_of, quantise, settled
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Grid
 
@@ -89,7 +89,12 @@ def contenders(bits: Sequence[int], groups: Sequence[int | None], model: Transfo
                                             {**plain, "sym": False, "mse": 2.4}]  # fmt: skip
             if bit == 4 and size is not None:
                 ours.append(Awq(**grid))  # type: ignore[arg-type]
-                theirs.append({"method": "awq", "sym": False})
+                if all(
+                    module.out_features % 64 == 0 for block in model.layers for module in linears_of(block).values()
+                ):
+                    theirs.append({"method": "awq", "sym": False})
+                else:
+                    print("GPTQModel's AWQ is left out: it takes only matrices whose outputs are a multiple of 64")
             turns = itertools.chain.from_iterable(itertools.zip_longest(ours, theirs))
             found += [Contender(Grid(**grid), settings) for settings in turns if settings is not None]
     return found
@@ -110,14 +115,15 @@ def made_by_us(method: AnyMethod, base: Path, batches: list[Batch], device: torc
 
 def made_by_gptqmodel(grid: Grid, settings: dict[str, Any], base: Path, batches: list[Batch], device: torch.device,
                       folder: Path) -> Took:  # fmt: skip
-    """`base` holds float32."""
+    """`base` holds float32. Their AWQ computes in half precision only."""
     import gptqmodel
 
+    awq = settings.get("method") == "awq"
     config = gptqmodel.QuantizeConfig(bits=grid.bits, group_size=grid.group_size or -1, device=str(device),
                                       offload_to_disk=False, **settings)  # fmt: skip
-    model = gptqmodel.GPTQModel.load(str(base), config, dtype=torch.float32)
+    model = gptqmodel.GPTQModel.load(str(base), config, dtype=torch.float16 if awq else torch.float32)
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for batch in batches for row in batch.tokens.tolist()]
-    backend = gptqmodel.BACKEND.AWQ_TORCH if settings.get("method") == "awq" else gptqmodel.BACKEND.GPTQ_TORCH
+    backend = gptqmodel.BACKEND.AWQ_TORCH if awq else gptqmodel.BACKEND.GPTQ_TORCH
     took = measured(device, lambda: model.quantize(rows, batch_size=len(batches[0].tokens), backend=backend))
     model.save(str(folder))
     return took
@@ -127,12 +133,12 @@ def compare(args: argparse.Namespace, file: Path, device: torch.device) -> None:
     """A line for the dense model and one for each contender."""
     if importlib.util.find_spec("gptqmodel") is None:
         raise SystemExit(MISSING)
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(torch.get_num_threads()))
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, torch.get_num_threads())))  # it refuses to do with one
     prepared, source = Prepared.open(args.corpus.resolve()), model_folder(args.base.resolve())
     dense = read_model(source).to(device).float().eval()
     batches = Calibration(samples=args.samples).batches(prepared, dense.config.max_position_embeddings, 0)
     about = {**facts(device), "kind": "peer", "samples": args.samples, "tokens": args.tokens,
-             "threads": torch.get_num_threads(), "parameters": dense.config.parameters}  # fmt: skip
+             "parameters": dense.config.parameters}  # fmt: skip
     append(file, {**about, "who": "dense", "name": "dense", **perplexity(dense, prepared, args.tokens)})
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):  # it writes logs where it is
         base = Path(place) / "base"
@@ -164,7 +170,7 @@ def summary(found: list[dict[str, Any]]) -> None:
     if not starts:
         return
     dense, *rest = peer[starts[-1] :]
-    print(f"{dense['device']}, {dense['threads']} threads; {dense['parameters'] / 1e6:.1f} M parameters; "
+    print(f"{dense['device']}; {dense['parameters'] / 1e6:.1f} M parameters; "
           f"{dense['samples']} rows of calibration; versions {dense['versions']}")  # fmt: skip
     cells = [[line["name"], line["who"], f"{line['perplexity']:.3f}",
               f"{line['perplexity'] / dense['perplexity'] - 1:+.2%}", f"{line['bits_per_byte']:.4f}",

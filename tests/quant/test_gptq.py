@@ -40,6 +40,9 @@ def reference(weight, x, method):
     order = list(range(inputs))
     if method.act_order:
         order.sort(key=lambda i: -float(hessian[i, i]))
+    if method.act_order == "groups":  # a short last one stays last; groups are ranked by their largest
+        largest = {g: max(float(hessian[i, i]) for i in order if i // size == g) for g in range(inputs // size)}
+        order.sort(key=lambda i: -largest[i // size] if i // size in largest else 1.0)
     fixed = {g: scales_of(w[:, g * size : (g + 1) * size]) for g in range(-(-inputs // size))}
     mean = hessian.diagonal().mean()
     for i in range(inputs):
@@ -49,7 +52,7 @@ def reference(weight, x, method):
     found, scale, zero = torch.zeros_like(w), None, None
     for j in range(inputs):
         if method.static_groups or method.group_size is None:
-            scale, zero = fixed[order[j] // size if method.static_groups else 0]
+            scale, zero = fixed[order[j] // size]
         elif j % size == 0:
             scale, zero = scales_of(w[:, j : j + size])
         q = (torch.clamp(torch.round(w[:, j] / scale + zero), 0, 2**method.bits - 1) - zero) * scale
@@ -68,13 +71,16 @@ def reference(weight, x, method):
     {"group_size": 32, "act_order": True}, {"group_size": None, "act_order": True, "bits": 2},
     {"group_size": 16, "act_order": True, "symmetric": True, "bits": 8},
     {"group_size": 32, "act_order": True, "static_groups": True}, {"group_size": 64, "static_groups": True},
+    {"group_size": 16, "act_order": "groups"}, {"group_size": 48, "act_order": "groups", "bits": 3},
+    {"group_size": None, "act_order": "groups"}, {"group_size": 32, "act_order": "groups", "static_groups": True},
 ], ids=str)  # fmt: skip
 def test_it_is_the_definition(words, block):
     weight, x, moments = layer()
     method = Gptq(**{"block": block, **words})
     found = method.solve(weight, moments, "q_proj")
     torch.testing.assert_close(found.dense(), reference(weight, x, method), rtol=0, atol=1e-5)
-    assert (found.order is None) == (not method.act_order or method.static_groups)
+    theirs = method.act_order is True and not method.static_groups and method.group_size is not None
+    assert (found.order is not None) == theirs
     assert torch.equal(weight, layer()[0])  # not written into
 
 

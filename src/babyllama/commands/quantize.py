@@ -145,7 +145,8 @@ def label(method: AnyMethod) -> str:
     if isinstance(method, Int8):
         return "int8" if method.threshold is None else f"llm.int8 outliers from {method.threshold:g}"
     groups = "rows" if method.group_size is None else f"g{method.group_size}"
-    flags = [name for name in ("symmetric", "mse", "act_order", "static_groups") if getattr(method, name, False)]
+    set_to = {name: getattr(method, name, False) for name in ("symmetric", "mse", "act_order", "static_groups")}
+    flags = [name if value is True else f"{name}={value}" for name, value in set_to.items() if value]
     return " ".join([method.kind, f"{method.bits} bit", groups, *flags])
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn.functional import pad
 
 from babyllama.errors import InputError
 from babyllama.quant.grid import Scales, Solution, groups
@@ -19,12 +20,17 @@ from babyllama.quant.rtn import Method, Moments
 
 class Gptq(Method):
     """Without `act_order` columns come in the model's order. With it the largest inputs come first, and groups are of
-    columns in that order, unless `static_groups` lays them down beforehand in the model's."""
+    columns in that order, unless `static_groups` lays them down beforehand in the model's. With `act_order: groups`
+    they are the model's too, but come as wholes, the one with the largest input first, and are ordered inside (group
+    aware reordering, arXiv 2505.14638); a short last one stays last. Where groups are the model's, so is the result's
+    order, which more programs read."""
 
     kind: Literal["gptq"] = "gptq"
     mse: bool = Field(default=True, description="search a clipped range with less error, norm 2.4")
     damp: float = Field(default=0.01, gt=0, le=1, description="share of H's mean diagonal that is added to it")
-    act_order: bool = Field(default=False, description="columns of large inputs first")
+    act_order: bool | Literal["groups"] = Field(
+        default=False, description="columns of large inputs first; groups: the model's groups, ordered inside too"
+    )
     static_groups: bool = Field(default=False, description="scales from the unchanged matrix")
     block: int = Field(default=128, ge=16, multiple_of=16, description="columns between updates of all the rest")
 
@@ -36,16 +42,28 @@ class Gptq(Method):
 
     def solve(self, weight: Tensor, inputs: Moments, name: str) -> Solution:
         hessian, K = inputs.hessian, weight.shape[1]
-        order = hessian.diagonal().argsort(descending=True, stable=True) if self.act_order else None
+        order = self._order(hessian.diagonal()) if self.act_order else None
         static = self.fit(groups(weight, self.group_size)) if self.static_groups or self.group_size is None else None
         if order is not None:
             weight, hessian = weight[:, order], hessian[order][:, order]
-        group = torch.arange(K, device=weight.device) if order is None or not self.static_groups else order
-        group = group // (self.group_size or K)
+        own = order is not None and (self.static_groups or self.act_order == "groups" or self.group_size is None)
+        group = (order if own else torch.arange(K, device=weight.device)) // (self.group_size or K)
         codes, scales = self._columns(weight.clone(), _factor(hessian, self.damp, name), group.tolist(), static)
-        if order is not None and self.static_groups:
+        if own:
             codes, order = codes[:, order.argsort()], None
         return Solution(codes, *scales, self.bits, self.group_size, order)
+
+    def _order(self, sizes: Tensor) -> Tensor:
+        """Which input comes when, by their sizes; (K,) both."""
+        if self.act_order != "groups" or self.group_size is None:
+            return sizes.argsort(descending=True, stable=True)
+        size, K = self.group_size, len(sizes)
+        inside = pad(sizes, (0, -K % size), value=-1.0).view(-1, size).sort(dim=1, descending=True, stable=True)
+        largest = inside.values[:, 0]
+        if K % size:
+            largest[-1] = -1.0
+        starts = torch.arange(0, K, size, device=sizes.device)[:, None]
+        return (inside.indices + starts)[largest.argsort(descending=True, stable=True)].flatten()[:K]
 
     def _columns(self, weight: Tensor, factor: Tensor, group: list[int],
                  static: Scales | None) -> tuple[Tensor, Scales]:  # fmt: skip

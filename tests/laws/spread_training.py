@@ -185,7 +185,8 @@ def shapes(folder: Path, world: World) -> None:
         values = [torch.randn(shape, generator=generator) for _ in range(2)]
         whole = [torch.nn.Parameter(v.clone()) for v in values]
         split = [torch.nn.Parameter(distribute_tensor(v, mesh, [Shard(0)])) for v in values]
-        optimizers = [StackedMuon(p, lr=0.1, momentum=0.9, weight_decay=0.1) for p in (whole, split)]
+        rates = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "beta2": 0.9}
+        optimizers = [StackedMuon(p, **rates) for p in (whole, split)]
         for step in range(3):
             for a, b in zip(whole, split, strict=True):
                 a.grad = torch.randn(shape, generator=generator)

@@ -75,12 +75,14 @@ class AdamW(Recipe):
 class Muon(Recipe):
     """Muon for the matrices inside the blocks, AdamW for embedding, head and norms.
 
-    Muon (K. Jordan 2024) steps along the orthogonalised momentum: all directions of a matrix learn at one speed.
+    Muon (K. Jordan 2024) steps along the orthogonalised momentum: all directions of a matrix learn at one speed; with
+    `beta2` all rows too (NorMuon, arXiv 2510.05491).
     """
 
     kind: Literal["muon"] = "muon"
     lr: float = Field(default=0.02, gt=0)
     momentum: float = Field(default=0.95, ge=0, lt=1)
+    beta2: float | None = Field(default=0.95, ge=0, lt=1, description="of each row's power; null is plain Muon")
     weight_decay: float = Field(default=0.0, ge=0)
     adam_lr: float = Field(default=3e-3, gt=0)
     adam_betas: tuple[float, float] = (0.9, 0.95)
@@ -88,7 +90,8 @@ class Muon(Recipe):
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
         matrices, others = _inside_and_out(named)
-        muon = StackedMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        muon = StackedMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+                           beta2=self.beta2)  # fmt: skip
         return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
 
 

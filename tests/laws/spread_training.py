@@ -122,7 +122,13 @@ def halves(folder: Path, world: World) -> None:
             SEEN.clear()
             trainer = made(folder, f"{engine}-{name}", world, engine, dtype=dtype, **settings("adamw", 4))
             trainer.objective = Spying()
-            trainer.train()
+            try:
+                trainer.train()
+            except InputError as error:  # on CPUs without fp16, of DeepSpeed; the test asks it whether that is so
+                trainer.run.unlock()
+                if world.first:
+                    (folder / f"{engine}-{name}.refused").write_text(str(error))
+                continue
             keep(trainer, folder, f"{engine}-{name}", seen=sorted(set(SEEN)), scale=trainer.watchman.scale.item(),
                  scaled=trainer.watchman.scaled)  # fmt: skip
 

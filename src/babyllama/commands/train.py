@@ -159,6 +159,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     suits = device.type == "cuda" and not lisa and isinstance(recipe.objective, NextToken)
     compiled = suits and can_compile(device) if recipe.compile is None else recipe.compile
     recipe.engine.check(world.size, recipe.optimizer)  # before there is a run of this recipe
+    recipe.engine.check_precision(device, DTYPES[precision])
     recipe.plan.shares(world.size)
     watch = Watch(steps, shown=world.first)
 

@@ -19,8 +19,7 @@ from babyllama.atomic import write_atomic
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError, needs_extra
 from babyllama.evals.longcontext import by_length, long_rows, passkey, rows_of
-from babyllama.load import Loaded, load, model_folder, pick_device, pick_precision
-from babyllama.model.checkpoint import read_config
+from babyllama.load import Loaded, config_of, load, model_folder, pick_device, pick_precision
 from babyllama.model.laws import RopeConfig, law_of
 from babyllama.recipe import Recipe
 
@@ -60,7 +59,7 @@ class LongContextRecipe(Recipe):
 def main(recipe: LongContextRecipe) -> None:
     """Measure every contender, show the table, write result.json, figure.png and index.html."""
     console = Console(highlight=False)
-    trained = read_config(model_folder(recipe.model)).trained_context
+    trained = config_of(model_folder(recipe.model)).trained_context
     lengths = recipe.lengths or tuple(trained * times for times in (1, 2, 4, 8))
     scored = recipe.scored or max(1, lengths[0] // 2)
     if scored > lengths[0]:

@@ -213,6 +213,8 @@ FAULTS = {
     "clex": (["train", "adapter.kind=lora", "init.rope={kind: clex, max_t: 2}"],
              "init.rope.kind: clex has weights to learn, which adapter.kind=lora freezes"),
     "damaged law": (["chat", "{}/bent"], "bent/base.json: rope.factor: input should be"),
+    "whole_lr": (["train", "adapter.kind=lora", "optimizer={kind: adamw, whole_lr: 0.001}"],
+                 "optimizer.whole_lr: is the rate of the modules of adapter.train, and it names none"),
     "new": (["train", "adapter.kind=lora", "init={kind: new}"], "adapter.kind: lora needs a trained base"),
     "lisa": (["train", "adapter.kind=lisa", "adapter.layers=3"], "adapter.layers: 3 is more than the model's 2"),
     "lisa deepspeed": (["train", "adapter.kind=lisa", "engine.kind=deepspeed", "optimizer.kind=adamw"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -61,6 +63,18 @@ class Silent:
         self.lines.append(text)
 
 
+class StopAt(Silent):
+    """Signals this process once a step is shown."""
+
+    def __init__(self, at: int, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.at, self.number = at, number
+
+    def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
+        if step == self.at:
+            os.kill(os.getpid(), self.number)
+
+
 def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch.dtype = torch.float32, steps: int = 12,
                   kv_heads: int = 2, tie: bool = True, show: Silent | None = None, **plan: Any) -> Trainer:  # fmt: skip
     config = ModelConfig(
@@ -81,6 +95,20 @@ def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch
         Plan(**plan), steps, CONTEXT, torch.device("cpu"), dtype, show or Silent(), lambda _: {}, lambda _: [],
         **arguments,
     )  # fmt: skip
+
+
+def finished(out: Path, **kwargs: Any) -> Trainer:
+    """A small trainer that has trained, its run free for others."""
+    trainer = small_trainer(out, **kwargs)
+    trainer.train()
+    trainer.run.unlock()
+    return trainer
+
+
+def fingerprint(trainer: Trainer) -> tuple[dict[str, bytes], list[tuple[float, ...]]]:
+    """Every parameter's bytes, and the logged losses without the clock."""
+    bits = {n: p.detach().float().numpy().tobytes() for n, p in trainer.model.named_parameters()}
+    return bits, [(m["step"], m["loss"], m["norm"], m["lr"], m["tokens"]) for m in trainer.run.metrics()]
 
 
 if __name__ == "__main__":

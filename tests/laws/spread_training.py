@@ -7,9 +7,7 @@ test_law6_world.py, test_law7_world.py and tests/train/test_engines.py.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mishaps import BUCKETS, SEEN, Counting, Drifting, Killed, Spying, poison
-from small_training import Silent, small_trainer
+from small_training import Silent, StopAt, small_trainer
 
 import babyllama.train.trainer
 from babyllama.errors import InputError, Interrupted
@@ -65,14 +63,6 @@ CROSSED = [("ddp-muon", "fsdp"), ("fsdp-muon", "ddp"), ("fsdp-adamw", "zero2"), 
 
 
 # ── tools ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-class StopAt(Silent):
-    """SIGTERM for this process once a step is shown."""
-
-    def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def losses(trainer: Trainer) -> list[list[float]]:
     """(step, loss, norm, lr) of every step."""
     return [[m["step"], m["loss"], m["norm"], m["lr"]] for m in trainer.run.metrics() if m["kind"] == "train"]
@@ -100,7 +90,7 @@ def train(folder: Path, name: str, world: World, engine: str, **kwargs: Any) -> 
 
 def stopped(folder: Path, name: str, world: World, engine: str, **kwargs: Any) -> None:
     """A training that SIGTERM for one process ends."""
-    trainer = made(folder, name, world, engine, StopAt(), **kwargs)
+    trainer = made(folder, name, world, engine, StopAt(4), **kwargs)
     try:
         trainer.train()
     except Interrupted:

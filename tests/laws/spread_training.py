@@ -20,6 +20,7 @@ from small_training import Silent, StopAt, small_trainer
 
 import babyllama.train.trainer
 from babyllama.errors import InputError, Interrupted
+from babyllama.model.laws import ClexRope
 from babyllama.train.engines import Ddp, DeepSpeed, Engine, Fsdp
 from babyllama.train.optim import AdamW, Muon
 from babyllama.train.trainer import Trainer
@@ -35,6 +36,7 @@ ENGINES: dict[str, Engine] = {
 ALL = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 # A large eps: Adam divides a gradient near zero by itself, which would turn rounding into whole steps.
 OPTIMIZERS = {"adamw": AdamW(lr=1e-2, eps=1e-3), "muon": Muon(lr=2e-3, weight_decay=0.1, adam_eps=1e-3)}
+CLEX = ClexRope(max_t=4)  # a law that learns, in float32 whatever the precision
 MICRO = {1: 16, 4: 4, 16: 1}  # accumulate → micro_batch_size: 16 rows a step
 
 
@@ -51,12 +53,17 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{engine}-adamw-4": (engine, settings("adamw", 4)) for engine in ENGINES if engine not in ("ddp", "fsdp")},
     "zero3-adamw-1": ("zero3", settings("adamw", 1)),
     "fsdp-untied-4": ("fsdp", settings("muon", 4, tie=False, kv_heads=1, recompute=True)),
+    "ddp-adamw-clex": ("ddp", settings("adamw", 4, rope=CLEX)),
+    "fsdp-adamw-clex": ("fsdp", settings("adamw", 4, rope=CLEX)),
+    "fsdp-muon-clex": ("fsdp", settings("muon", 16, rope=CLEX)),
     "zero3-untied-4": ("zero3", settings("adamw", 4, tie=False, kv_heads=1)),
 }  # fmt: skip
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RESUMED = {"steps": 8, "save_every": 3}  # stopped after step 4 alone, 5 together: the others must hear of it
 WHOLE = {"ddp-muon": "muon", "fsdp-muon": "muon", "fsdp-adamw": "adamw", "zero2-adamw": "adamw",
          "zero3-adamw": "adamw"}  # fmt: skip
+STOPPED = {**{name: settings(optimizer, 4, **RESUMED) for name, optimizer in WHOLE.items()},
+           **{f"{engine}-clex": settings("adamw", 4, rope=CLEX, **RESUMED) for engine in ("ddp", "fsdp")}}  # fmt: skip
 # From whose checkpoint which engine goes on, in two processes. `one` was written by a single process.
 CROSSED = [("ddp-muon", "fsdp"), ("fsdp-muon", "ddp"), ("fsdp-adamw", "zero2"), ("zero3-adamw", "fsdp"),
            ("one-muon", "fsdp"), ("one-adamw", "ddp"), ("one-adamw", "zero3")]  # fmt: skip
@@ -121,6 +128,8 @@ def halves(folder: Path, world: World) -> None:
                 continue
             keep(trainer, folder, f"{engine}-{name}", seen=sorted(set(SEEN)), scale=trainer.watchman.scale.item(),
                  scaled=trainer.watchman.scaled)  # fmt: skip
+    for engine in ("ddp", "fsdp"):
+        train(folder, f"{engine}-clex-bf16", world, engine, dtype=torch.bfloat16, **settings("adamw", 4, rope=CLEX))
 
 
 def guarded(folder: Path, world: World) -> None:
@@ -197,8 +206,7 @@ def shapes(folder: Path, world: World) -> None:
 
 
 def resumes(folder: Path, world: World) -> None:
-    for name, optimizer in WHOLE.items():
-        kwargs = settings(optimizer, 4, **RESUMED)
+    for name, kwargs in STOPPED.items():
         engine = name.split("-")[0]
         train(folder, f"whole-{name}", world, engine, **kwargs)
         stopped(folder, f"stopped-{name}", world, engine, **kwargs)

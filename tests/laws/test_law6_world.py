@@ -7,7 +7,7 @@ import torch
 from mishaps import poison
 from small_training import small_trainer
 from spread import Alone, Result, spread_results
-from spread_training import ALL, CURVES, HALVES, settings
+from spread_training import ALL, CLEX, CURVES, HALVES, settings
 
 from babyllama.train.deepspeed import computes_fp16
 
@@ -55,6 +55,16 @@ def test_half_precision_is_the_one_that_was_asked_for(folder, tmp_path, engine, 
     alone = Alone(tmp_path / "alone", dtype=HALVES[precision], **settings("adamw", 4))
     result.close_to(alone, 2e-3)
     assert {w.dtype for w in result.weights.values()} == {HALVES[precision]}
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_law_that_learns_does_so_in_float32(folder, tmp_path, engine):
+    """CLEX: the whole model in bf16 but it, whose frequencies at position 10⁴ would be off by radians."""
+    result = Result(folder, f"{engine}-clex-bf16")
+    result.close_to(Alone(tmp_path / "alone", dtype=torch.bfloat16, **settings("adamw", 4, rope=CLEX)), 2e-3)
+    assert {name for name, w in result.weights.items() if w.dtype == torch.float32} == {"rope.up", "rope.down"}
+    for name in (f"{engine}-adamw-clex", f"{engine}-clex-bf16"):
+        assert Result(folder, name).weights["rope.down"].abs().max() > 1e-3  # zero at the start
 
 
 @pytest.mark.parametrize("engine", ALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import warnings
 
 import numpy as np
 import peft
@@ -18,7 +19,7 @@ from babyllama.commands.evaluate import EvaluateRecipe
 from babyllama.commands.evaluate import main as evaluate
 from babyllama.commands.generate import GenerateRecipe
 from babyllama.commands.generate import main as generate
-from babyllama.commands.longcontext import LongContextRecipe
+from babyllama.commands.longcontext import LongContextRecipe, draw, legible
 from babyllama.commands.longcontext import main as longcontext
 from babyllama.commands.merge import MergeRecipe
 from babyllama.commands.merge import main as merge
@@ -148,6 +149,10 @@ def test_bad_extensions_are_one_line(place, tmp_path):
         (["init.rope={factor: 2.0}"], "kind must be given, one of none, linear"),
         (["init.rope={kind: none, factor: 2.0}"], "factor has no effect with kind none"),
         ([f"init.rope={LAWS['yarn']}", "plan.context=128"], "plan.context: 128 is above the model's 64 positions"),
+        (
+            [f"init.rope={LAWS['clex']}", "engine.kind=deepspeed"],
+            "rope.kind: clex learns in float32, which deepspeed does not mix with halves; use engine.kind=ddp or fsdp",
+        ),
         (["data.stretch=4"], "data.stretch: 4 × 16 trained tokens are above the model's 16 positions"),
         ([f"init.rope={LAWS['yarn']}", "attend.kind=shifted_sparse", "attend.group_size=3"], "multiple of 2"),
     ):
@@ -199,6 +204,21 @@ def test_the_verb(place, capsys):
     ):
         with pytest.raises(InputError, match=said):
             longcontext(load_recipe(LongContextRecipe, None, words))
+
+
+def test_a_figure_shows_no_boxes_in_place_of_hanzi(tmp_path):
+    """A run's name may be Chinese; where no font has hanzi, its number in the page's table stands for it."""
+    assert legible(["底座", "yarn", "v2-长文"], hanzi=False) == ["no. 1", "yarn", "no. 3"]
+    assert legible(["底座", "yarn"], hanzi=True) == ["底座", "yarn"]
+    keys = [{"length": n, "depth": d, "right": d, "nats": 1.0, "trials": 1} for n in (16, 32) for d in (0.0, 1.0)]
+    found = {"rope": {"kind": "none"}, "perplexity": {16: 9.0, 32: 99.0}, "by_position": [(16, 2.0), (32, 4.0)],
+             "passkey": keys}  # fmt: skip
+    result = {"trained_context": 16, "lengths": (16, 32), "scored": 8, "rows": 1, "contenders": {"底座": found}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of a missing glyph
+        draw(tmp_path / "figure.png", result)
+        draw(tmp_path / "bare.png", {**result, "contenders": {"base": {**found, "passkey": []}}})
+    assert (tmp_path / "figure.png").stat().st_size > (tmp_path / "bare.png").stat().st_size > 5000
 
 
 def test_all_lengths_score_the_same_targets(place):

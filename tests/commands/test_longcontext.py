@@ -341,6 +341,15 @@ def test_an_adapter_goes_on_from_longlora_under_its_law(place, tmp_path, tokens)
     torch.testing.assert_close(load(whole, torch.device("cpu")).model(tokens), expected, rtol=0, atol=1e-4)
 
 
+def test_an_adapter_on_a_run_that_learned_clex(place, tmp_path):
+    """Where the refusal of CLEX beside an adapter sends people: the law is the base's, and stays as it is."""
+    base = extend(place, tmp_path / "clex", f"init.rope={LAWS['clex']}", "plan.context=32")
+    run = longlora(place, tmp_path / "run", f"init.path={base}", "init.rope=null", "plan.context=32")
+    model, before = load(run, torch.device("cpu")).model, load(base, torch.device("cpu")).model
+    assert model.config == before.config and torch.equal(model.rope.down, before.rope.down) and before.rope.down.any()
+    assert not torch.equal(model.embed_tokens.weight, before.embed_tokens.weight)
+
+
 def test_longlora_goes_on_bit_for_bit(place, tmp_path, monkeypatch):
     whole = longlora(place, tmp_path / "whole", "plan.log_every=1")
     cut = interrupted(monkeypatch, longlora, place, tmp_path / "cut", "plan.log_every=1")

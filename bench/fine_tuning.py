@@ -3,14 +3,16 @@
     python bench/fine_tuning.py ROOT --make                     makes ROOT's base and data first (quickstart's recipes)
     python bench/fine_tuning.py ROOT --steps 300 --plot out.png
     python bench/fine_tuning.py ROOT --study long --context 8192 --rows 4 --steps 100
+    python bench/fine_tuning.py ROOT --study long --context 8192 --rows 4 --lr 2e-4 1e-3 --rank 8 64 --only full lora
     python bench/fine_tuning.py ROOT --study speed --lengths 8192 32768 --steps 20
     python bench/fine_tuning.py --summary
 
-ROOT is a folder of `babyllama quickstart`: base/, medical-chats/, corpus/. Each way is a line of fine_tuning.jsonl; one
+ROOT is a folder of `babyllama quickstart`: base/, corpus/ and, for the study `sft`, medical-chats/. Each way is a line
+of fine_tuning.jsonl, in a sweep (several rates or ranks) one for each combination that makes a difference to it; one
 whose line for the same base, device and settings is there is not run again. Nothing is compiled, so that step times
 compare. The study `long` stretches the base to --context, by position interpolation as LongLoRA does or by another
---law, and trains it on the texts, with full attention and with S²-Attn (its comparison); `speed` times one row a step
-of --lengths, both ways.
+--law, and trains it on the texts, with full attention and with S²-Attn (its comparison), against the best full training
+with full attention; `speed` times one row a step of --lengths, both ways.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ import math
 import os
 import shutil
 import statistics
+from collections.abc import Iterator
 from importlib import import_module
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -49,13 +53,42 @@ EVERYTHING = "[embed_tokens, norms]"
 ATTENTION = "[q_proj, k_proj, v_proj, o_proj]"  # LongLoRA's targets
 
 
+class Way(NamedTuple):
+    """A training: the overrides of its recipe, and what of them a sweep may vary."""
+
+    name: str
+    settings: dict[str, float | None]
+    words: list[str]
+
+
+class Rates(NamedTuple):
+    """One combination of a sweep. `whole`: of what an adapter trains whole; None: as its factors."""
+
+    lr: float
+    adapter: float
+    whole: float | None
+    rank: int
+
+
 def adamw(lr: float) -> str:
     return f"optimizer={{kind: adamw, lr: {lr}, weight_decay: 0.01}}"
 
 
-def factors(rank: int, lr: float, kind: str = "lora", more: str = "") -> list[str]:
-    """Overrides of an adapter."""
-    return [f"adapter={{kind: {kind}, rank: {rank}{more}}}", f"optimizer={{kind: adamw, lr: {lr}, weight_decay: 0.0}}"]
+def full(name: str, rates: Rates, *words: str) -> Way:
+    """A training of whole weights."""
+    return Way(name, {"lr": rates.lr}, [adamw(rates.lr), *words])
+
+
+def factors(name: str, rates: Rates, *words: str, kind: str = "lora", more: str = "", train: str = "") -> Way:
+    """A training of an adapter; `train`: the modules that go with it."""
+    settings: dict[str, float | None] = {"lr": rates.adapter, "rank": rates.rank}
+    optimizer = f"kind: adamw, lr: {rates.adapter}, weight_decay: 0.0"
+    if train:
+        more += f", train: {train}"
+        if rates.whole is not None:
+            settings["whole_lr"], optimizer = rates.whole, f"{optimizer}, whole_lr: {rates.whole}"
+    return Way(name, settings, [f"adapter={{kind: {kind}, rank: {rates.rank}{more}}}", f"optimizer={{{optimizer}}}",
+                                *words])  # fmt: skip
 
 
 def sparse(context: int) -> str:
@@ -63,31 +96,46 @@ def sparse(context: int) -> str:
     return f"attend={{kind: shifted_sparse, group_size: {context // 8 * 2}}}"
 
 
-def ways(args: argparse.Namespace, texts: Path) -> dict[str, list[str]]:
-    """Name → overrides of the study `sft`. `texts` is replayed where that is asked for."""
-    rank, lr, slow = args.rank, args.adapter_lr, adamw(args.lr)
+def ways(args: argparse.Namespace, rates: Rates, texts: Path) -> list[Way]:
+    """Of the study `sft`. `texts` is replayed where that is asked for."""
     replay = f"replay={{path: {texts}, share: {args.replay}, weights: null}}"
-    return {
-        "full": [slow],
-        "full+replay": [slow, replay],
-        "full+neftune": [slow, "objective.neftune=5"],
-        "lora": factors(rank, lr),
-        "lora+replay": [*factors(rank, lr), replay],
-        "lora+emb+norms": factors(rank, lr, more=f", train: {EVERYTHING}"),
-        "dora": factors(rank, lr, "dora"),
-        "qlora": factors(rank, lr, more=", base: nf4"),
-        "lisa": ["adapter={kind: lisa, layers: 2, every: 20}", slow],
-        "galore": [f"optimizer={{kind: galore, rank: {max(rank, 4)}, refresh: 100, lr: {4 * args.lr}}}"],
-    }
+    galore = f"optimizer={{kind: galore, rank: {max(rates.rank, 4)}, refresh: 100, lr: {4 * rates.lr}}}"
+    return [
+        full("full", rates),
+        full("full+replay", rates, replay),
+        full("full+neftune", rates, "objective.neftune=5"),
+        factors("lora", rates),
+        factors("lora+replay", rates, replay),
+        factors("lora+emb+norms", rates, train=EVERYTHING),
+        factors("dora", rates, kind="dora"),
+        factors("qlora", rates, more=", base: nf4"),
+        full("lisa", rates, "adapter={kind: lisa, layers: 2, every: 20}"),
+        Way("galore", {"lr": 4 * rates.lr, "rank": max(rates.rank, 4)}, [galore]),
+    ]
 
 
-def long_ways(args: argparse.Namespace) -> dict[str, list[str]]:
-    """Name → overrides of the study `long`; each with S²-Attn too."""
-    train = {"lora": "", "lora+norms": ", train: [norms]", "lora+emb+norms": f", train: {EVERYTHING}"}
-    plain = {"full": [adamw(args.lr)]}
-    for name, more in train.items():
-        plain[name] = factors(args.rank, args.adapter_lr, more=f", targets: {ATTENTION}{more}")
-    return {**plain, **{f"{name} s2": [*words, sparse(args.context)] for name, words in plain.items()}}
+def long_ways(args: argparse.Namespace, rates: Rates) -> list[Way]:
+    """Of the study `long`; each with S²-Attn too."""
+    more = f", targets: {ATTENTION}"
+    plain = [full("full", rates), factors("lora", rates, more=more),
+             factors("lora+norms", rates, more=more, train="[norms]"),
+             factors("lora+emb+norms", rates, more=more, train=EVERYTHING)]  # fmt: skip
+    return [*plain, *(Way(f"{name} s2", settings, [*words, sparse(args.context)]) for name, settings, words in plain)]
+
+
+def sweep(args: argparse.Namespace, texts: Path) -> Iterator[Way]:
+    """The ways that are asked for, each once for every combination that makes a difference to it."""
+    done: list[Way] = []
+    for rates in map(Rates._make, product(args.lr, args.adapter_lr, args.whole_lr, args.rank)):
+        for way in long_ways(args, rates) if args.study == "long" else ways(args, rates, texts):
+            if way not in done and (not args.only or way.name in args.only):
+                done.append(way)
+                yield way
+
+
+def label(line: dict[str, Any]) -> str:
+    """A line's name, and what a sweep has set."""
+    return " ".join([line["name"], *(f"{key}={value:g}" for key, value in line.get("settings", {}).items())])
 
 
 # ── one way ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -166,9 +214,9 @@ def recipe_of(args: argparse.Namespace, out: Path, base: Path, data: Path, words
 
 def setting(args: argparse.Namespace, base: Path) -> dict[str, Any]:
     """What the lines that compare have in common."""
-    return {"study": args.study, "base": weights_hash(model_folder(base)), "steps": args.steps, "rank": args.rank,
+    return {"study": args.study, "base": weights_hash(model_folder(base)), "steps": args.steps,
             "context": args.context, "tokens_a_step": args.rows * args.accumulate * args.context,
-            "rates": [args.lr, args.adapter_lr], "law": None if args.study == "sft" else args.law}  # fmt: skip
+            "law": None if args.study == "sft" else args.law}  # fmt: skip
 
 
 def there(file: Path, key: dict[str, Any]) -> bool:
@@ -187,7 +235,7 @@ def speed(args: argparse.Namespace, root: Path, work: Path, file: Path, device: 
             if there(file, key):
                 print(f"{name}, {context}: there already", flush=True)
                 continue
-            words = [adamw(args.lr), *words, "plan.log_every=5", "plan.validate_every=1000000"]
+            words = [adamw(args.lr[0]), *words, "plan.log_every=5", "plan.validate_every=1000000"]
             with surviving(f"{name}, {context}"):
                 cost = run_way(recipe_of(here, out, base, root / "corpus", words), device)
                 append(file, {**facts(device), **key, "overrides": words, **cost})
@@ -201,33 +249,29 @@ def study(args: argparse.Namespace, root: Path, work: Path, file: Path, device: 
     long, about = args.study == "long", setting(args, base)
     if long:
         base = stretched(base, work / "stretched", args.context, args.law)
-    choices = long_ways(args) if long else ways(args, texts)
     prepared = None if long else Prepared.open(chats), Prepared.open(texts)
-    for name, words in {"base": None, **choices}.items():
-        key = {**about, "name": name, "device": facts(device)["device"]}
+    for name, settings, words in (Way("base", {}, []), *sweep(args, texts)):
+        key = {**about, "name": name, "settings": settings, "device": facts(device)["device"]}
         if there(file, key):
-            print(f"{name}: there already", flush=True)
+            print(f"{label(key)}: there already", flush=True)
             continue
-        if args.only and name not in (*args.only, "base"):
-            continue
-        with surviving(name):
-            out = work / f"{args.study}-{name.replace(' ', '-')}"
-            cost = {}
-            if words is not None:
+        with surviving(label(key)):
+            out, cost = work / f"{args.study}-{name.replace(' ', '-')}", {}
+            if words:
                 cost = run_way(recipe_of(args, out, base, texts if long else chats, words), device)
-            found = quality(base if words is None else out, *prepared, args)
-            append(file, {**facts(device), **key, "overrides": words, **cost, **found})
-            print(f"{name}: {json.dumps({**cost, **found})}", flush=True)
-        shutil.rmtree(work / f"{args.study}-{name.replace(' ', '-')}", ignore_errors=True)
+            found = quality(out if words else base, *prepared, args)
+            append(file, {**facts(device), **key, "overrides": words or None, **cost, **found})
+            print(f"{label(key)}: {json.dumps({**cost, **found})}", flush=True)
+        shutil.rmtree(out, ignore_errors=True)
 
 
 # ── what came out ───────────────────────────────────────────────────────────────────────────────────────────────────
 def newest(found: list[dict[str, Any]], which: str) -> list[dict[str, Any]]:
-    """The lines of a study that compare with its newest one; of each name the newest."""
+    """The lines of a study that compare with its newest one; of each name and settings the newest."""
     mine = [line for line in found if line["study"] == which]
-    keys = ("base", "steps", "rank", "context", "tokens_a_step", "rates", "law", "device")
+    keys = ("base", "steps", "context", "tokens_a_step", "law", "device")
     same = [line for line in mine if all(line.get(k) == mine[-1].get(k) for k in keys)]
-    return list({line["name"]: line for line in same}.values())
+    return list({label(line): line for line in same}.values())
 
 
 def summarise(found: list[dict[str, Any]]) -> None:
@@ -237,7 +281,7 @@ def summarise(found: list[dict[str, Any]]) -> None:
             law = f", {rows[-1]['law']}" if rows[-1].get("law") else ""
             size = f"{rows[-1]['steps']} steps × {rows[-1]['tokens_a_step']} tokens"
             print(f"\n{which}: {size}{law}, {rows[-1]['device']}")
-            show({row["name"]: row for row in rows})
+            show(rows)
     steps: dict[int, dict[str, dict[str, Any]]] = {}
     for line in (line for line in found if line["study"] == "speed"):
         steps.setdefault(line["context"], {})[line["name"]] = line
@@ -249,21 +293,23 @@ def summarise(found: list[dict[str, Any]]) -> None:
                 _figure(full, "peak_gib", 2), _figure(s2, "peak_gib", 2)] for context, full, s2 in pairs])  # fmt: skip
 
 
-def _show_sft(rows: dict[str, dict[str, Any]]) -> None:
-    before = rows.get("base", {}).get("text_bits_per_byte")
+def _show_sft(rows: list[dict[str, Any]]) -> None:
+    before = next((r["text_bits_per_byte"] for r in rows if r["name"] == "base"), None)
     shown = []
-    for name, r in rows.items():
+    for r in rows:
         forgotten = None if before is None else f"{r['text_bits_per_byte'] - before:+.4f}"
-        shown.append([name, _figure(r, "chat_loss", 4), _figure(r, "answer_f1", 3), _figure(r, "text_bits_per_byte", 4),
-                      forgotten, *_cost(r)])  # fmt: skip
+        shown.append([label(r), _figure(r, "chat_loss", 4), _figure(r, "answer_f1", 3),
+                      _figure(r, "text_bits_per_byte", 4), forgotten, *_cost(r)])  # fmt: skip
     table(["way", "chat loss", "answer F1", "text bits/byte", "± base", *COST], shown)
 
 
-def _show_long(rows: dict[str, dict[str, Any]]) -> None:
+def _show_long(rows: list[dict[str, Any]]) -> None:
+    """Every gap is to the best full training with full attention, of those rates that were tried."""
+    best = min((r["text_loss"] for r in rows if r["name"] == "full"), default=None)
     shown = []
-    for name, r in rows.items():
-        gap = None if "full" not in rows else f"{math.expm1(r['text_loss'] - rows['full']['text_loss']):+.1%}"
-        shown.append([name, f"{math.exp(r['text_loss']):.2f}", gap, _figure(r, "text_bits_per_byte", 4), *_cost(r)])
+    for r in rows:
+        gap = None if best is None else f"{math.expm1(r['text_loss'] - best):+.1%}"
+        shown.append([label(r), f"{math.exp(r['text_loss']):.2f}", gap, _figure(r, "text_bits_per_byte", 4), *_cost(r)])
     table(["way", "perplexity", "± full", "bits/byte", *COST], shown)
 
 
@@ -294,7 +340,7 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
         x, y = ("text_bits_per_byte", "chat_loss") if sft else ("step_s", "text_loss")
         for r in rows:
             axis.scatter(r[x], r[y])
-            axis.annotate(r["name"], (r[x], r[y]), xytext=(5, 3), textcoords="offset points")
+            axis.annotate(label(r), (r[x], r[y]), xytext=(5, 3), textcoords="offset points")
         axis.set_xlabel("general text, bits per byte (right: forgotten)" if sft else "seconds a step")
         axis.set_ylabel("loss of held-out answers, nats" if sft else "loss of held-out text, nats")
         axis.set_title(f"{rows[0]['study']}: {rows[0]['steps']} steps, {rows[0]['device']}")
@@ -316,14 +362,16 @@ def main() -> None:
     parser.add_argument("root", type=Path, nargs="?", help="a folder of quickstart")
     parser.add_argument("--make", nargs="*", metavar="STAGE:KEY=VALUE", help="make the base first, with overrides")
     parser.add_argument("--study", choices=("sft", "long", "speed"), default="sft")
-    parser.add_argument("--only", nargs="*", help="names of ways")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="ways by name; the base is always there")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--rows", type=int, default=32, help="in one forward pass")
     parser.add_argument("--accumulate", type=int, default=1)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2e-4, help="of whole weights (GaLore: four times it)")
-    parser.add_argument("--adapter-lr", type=float, default=1e-3, help="of low-rank factors and what goes with them")
+    parser.add_argument("--rank", type=int, nargs="+", default=[16])
+    parser.add_argument("--lr", type=float, nargs="+", default=[2e-4], help="of whole weights (GaLore: four times it)")
+    parser.add_argument("--adapter-lr", type=float, nargs="+", default=[1e-3], help="of low-rank factors")
+    parser.add_argument("--whole-lr", type=float, nargs="+", default=[None], help="of embeddings and norms beside "
+                        "them; as the factors when absent")  # fmt: skip
     parser.add_argument("--replay", type=float, default=0.1, help="share of rows, in the ways with replay")
     parser.add_argument("--law", choices=("linear", "ntk", "dynamic_ntk", "by_parts", "yarn"), default="linear")
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768], help="of the study `speed`, tokens")
@@ -336,13 +384,17 @@ def main() -> None:
     args = parser.parse_args()
     file, device = args.results / "fine_tuning.jsonl", default_device()
     if args.small:
-        args.steps, args.rank, args.questions, args.eval_tokens, args.rows = 4, 4, 2, 2000, 2
+        args.steps, args.questions, args.eval_tokens, args.rows = 4, 2, 2000, 2
+        args.rank = [min(rank, 4) for rank in args.rank]
         args.context, args.lengths = min(args.context, 64), [min(length, 96) for length in args.lengths]
     if not args.summary:
         if args.root is None:
             parser.error("give ROOT, or --summary")
         if args.make is not None:
             make(args.root, args.make)
+        known = {way.name for way in sweep(argparse.Namespace(**{**vars(args), "only": []}), args.root)}
+        if unknown := set(args.only) - known:
+            parser.error(f"--only: no way {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
         run = speed if args.study == "speed" else study
         run(args, args.root, args.root / "fine-tuning", file, device)
     summarise(lines(file))

@@ -298,7 +298,7 @@ def at(curve: list[dict[str, Any]], seconds: float) -> float | None:
 
 def reached(curve: list[dict[str, Any]], bits: float) -> float | None:
     """The first time at which a curve is as good as `bits`; None when it never is."""
-    for a, b in zip([None, *curve[:-1]], curve, strict=True):
+    for a, b in zip([None, *curve], curve, strict=False):
         if b["bits_per_byte"] <= bits:
             if a is None:
                 return b["seconds"]

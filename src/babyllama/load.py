@@ -1,7 +1,7 @@
 """Run or Hugging Face folder → ready model and tokenizer: the one place that knows the order of assembly.
 
-Order: config and rope → weights (strict) → packed linears → adapters, merged or attached → dtype and device. Another
-attend function comes after the adapters when a folder asks for it.
+Order: config and rope (of an adapter, the law that it was trained by) → weights (strict) → packed linears → adapters,
+merged or attached → dtype and device. Another attend function comes after the adapters when a folder asks for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 
 from babyllama.errors import InputError
 from babyllama.model.adapters import base_link, is_adapter, load_adapter
-from babyllama.model.checkpoint import load_model
+from babyllama.model.checkpoint import load_model, read_config
+from babyllama.model.config import ModelConfig, extended
 from babyllama.model.laws import RopeConfig
 from babyllama.model.lora import merge
 from babyllama.model.nf4 import pack
@@ -90,7 +91,7 @@ def read_model(folder: Path, attach: bool = False, rope: RopeConfig | None = Non
         return load_model(folder, rope, unpacking)
     link = base_link(folder)
     link.check(folder)
-    model = read_model(model_folder(link.folder), attach and link.packed == "dense", rope)
+    model = read_model(model_folder(link.folder), attach and link.packed == "dense", rope or link.rope)
     model = model if attach else model.float()
     pack(model, link.packed)
     load_adapter(model, folder, folder.resolve().parent.name if folder.name == "model" else folder.name)
@@ -99,6 +100,15 @@ def read_model(folder: Path, attach: bool = False, rope: RopeConfig | None = Non
         to_dense(model)
         model.requires_grad_(True)
     return model
+
+
+def config_of(folder: Path) -> ModelConfig:
+    """The shape of a `model_folder`'s model, without its weights; of an adapter its base's, under the adapter's law."""
+    if not is_adapter(folder):
+        return read_config(folder)
+    link = base_link(folder)
+    config = config_of(model_folder(link.folder))
+    return config if link.rope is None else extended(config, link.rope)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

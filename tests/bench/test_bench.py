@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,13 +107,46 @@ def test_fine_tuning(tmp_path: Path) -> None:
     assert "lora+replay" in shown and (tmp_path / "figure.png").stat().st_size > 1000
     again = script("fine_tuning.py", *words)
     assert again.count("there already") == len(found)
+    shutil.rmtree(tmp_path / "medical-chats")  # the others ask for texts alone
     script("fine_tuning.py", *words, "--study", "long", "--context", "48")
     long = [r["name"] for r in results(tmp_path / "results" / "fine_tuning.jsonl") if r["study"] == "long"]
     assert long[:5] == ["base", "full", "lora", "lora+norms", "lora+emb+norms"] and len(long) == 9
+    swept = ["--study", "long", "--context", "40", "--lr", "1e-5", "1e-3", "--rank", "2", "4", "--whole-lr", "1e-4",
+             "--only", "full", "lora+emb+norms s2", "lora s2"]  # fmt: skip
+    shown = script("fine_tuning.py", *words, *swept)
+    assert shown.count("lora+emb+norms s2 lr=0.001 rank=4 whole_lr=0.0001") == 2 and "full lr=1e-05" in shown
+    assert [r["name"] for r in results(tmp_path / "results" / "fine_tuning.jsonl") if r["context"] == 40] == [
+        "base", "full", "lora s2", "lora+emb+norms s2", "lora s2", "lora+emb+norms s2", "full"]  # fmt: skip
     shown = script("fine_tuning.py", *words, "--study", "speed", "--lengths", "48", "96", "--law", "yarn")
     timed = [r for r in results(tmp_path / "results" / "fine_tuning.jsonl") if r["study"] == "speed"]
     assert [(r["context"], r["name"]) for r in timed] == [(n, name) for n in (48, 96) for name in ("full", "full s2")]
     assert all(r["step_s"] > 0 and r["law"] == "yarn" for r in timed) and "times faster" in shown
+
+
+def test_a_sweep_runs_each_way_once_for_what_concerns_it() -> None:
+    import fine_tuning
+
+    args = argparse.Namespace(study="long", context=64, only=[], lr=[1e-4, 1e-3], adapter_lr=[1e-3], rank=[2, 4],
+                              whole_lr=[None, 1e-4], replay=0.1)  # fmt: skip
+    found = [(way.name, *way.settings.values()) for way in fine_tuning.sweep(args, Path("texts"))]
+    assert len(found) == len(set(found)) == 2 * (2 + 2 + 4 + 4)  # full: rates; lora: ranks; with modules: times rates
+    args.only = ["full"]
+    assert [way.words for way in fine_tuning.sweep(args, Path("texts"))] == [
+        [f"optimizer={{kind: adamw, lr: {lr}, weight_decay: 0.01}}"] for lr in (1e-4, 1e-3)]  # fmt: skip
+    args.study, args.only = "sft", []
+    assert len(list(fine_tuning.sweep(args, Path("texts")))) == 4 * 2 + 4 * 2 + 4 + 2  # GaLore's rank is 4 or more
+
+
+def test_gaps_are_to_the_best_full_training(capsys) -> None:
+    from fine_tuning import summarise
+
+    losses = {("full", 1e-4): 4.1, ("full", 1e-3): 4.0, ("lora s2", 1e-3): 4.03}
+    summarise([{"study": "long", "device": "card", "steps": 2, "tokens_a_step": 8, "name": name, "text_loss": loss,
+                "settings": {"lr": lr}, "text_bits_per_byte": 1.5} for (name, lr), loss in losses.items()])  # fmt: skip
+    rows = [line.split()[:5] for line in capsys.readouterr().out.splitlines()[3:]]
+    assert rows == [["full", "lr=0.0001", "60.34", "+10.5%", "1.5000"],
+                    ["full", "lr=0.001", "54.60", "+0.0%", "1.5000"],
+                    ["lora", "s2", "lr=0.001", "56.26", "+3.0%"]]  # fmt: skip
 
 
 def test_the_earlier_model_computes_a_llama() -> None:

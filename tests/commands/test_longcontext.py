@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import warnings
 
 import numpy as np
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from babyllama.commands import train as verb
 from babyllama.commands.chat import ChatRecipe
@@ -16,15 +19,18 @@ from babyllama.commands.evaluate import EvaluateRecipe
 from babyllama.commands.evaluate import main as evaluate
 from babyllama.commands.generate import GenerateRecipe
 from babyllama.commands.generate import main as generate
-from babyllama.commands.longcontext import LongContextRecipe
+from babyllama.commands.longcontext import LongContextRecipe, draw, legible
 from babyllama.commands.longcontext import main as longcontext
+from babyllama.commands.merge import MergeRecipe
+from babyllama.commands.merge import main as merge
 from babyllama.commands.prepare import PrepareRecipe
 from babyllama.commands.prepare import main as prepare
 from babyllama.errors import InputError, Interrupted
 from babyllama.evals.longcontext import curve, losses, passkey, streaming
 from babyllama.load import load
 from babyllama.model.attention import ShiftedSparse, attend_sdpa
-from babyllama.model.laws import YarnRope
+from babyllama.model.checkpoint import save_model
+from babyllama.model.laws import DynamicNtkRope, LinearRope, YarnRope
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import BUNDLED, load_recipe
 
@@ -67,6 +73,24 @@ def extend(folder, name, *words):
     return train(folder, name, *start, "plan.steps=6", "plan.micro_batch_size=4", *words)
 
 
+def interrupted(monkeypatch, start, folder, out, *words):
+    """`start` a run, stop it in its third step, start it again."""
+    step, run, runs = verb.Watch.step, verb._run, []
+
+    def stop(self, number, *rest):
+        step(self, number, *rest)
+        if number == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verb.Watch, "step", stop)
+        patch.setattr(verb, "_run", lambda *args: runs.append(run(*args)) or runs[0])
+        with pytest.raises(Interrupted):
+            start(folder, out, *words)
+    runs[0].unlock()
+    return start(folder, out, *words)
+
+
 LAWS = {kind: f"{{kind: {kind}, factor: 4.0}}" for kind in ("linear", "ntk", "dynamic_ntk", "by_parts", "yarn")}
 LAWS["clex"] = "{kind: clex, max_t: 4}"
 
@@ -87,20 +111,7 @@ def test_clex_is_learned_bit_for_bit_after_an_interruption(place, tmp_path, monk
     words = [f"init.rope={LAWS['clex']}", "plan.context=16", "plan.recompute=true", "optimizer.kind=muon"]
     words += ["optimizer.lr=0.002"]
     whole = extend(place, tmp_path / "whole", *words)
-    step, run, runs = verb.Watch.step, verb._run, []
-
-    def stop(self, number, *rest):
-        step(self, number, *rest)
-        if number == 3:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(verb.Watch, "step", stop)
-        patch.setattr(verb, "_run", lambda *args: runs.append(run(*args)) or runs[0])
-        with pytest.raises(Interrupted):
-            extend(place, tmp_path / "cut", *words, "plan.log_every=1")
-    runs[0].unlock()
-    cut = extend(place, tmp_path / "cut", *words, "plan.log_every=1")
+    cut = interrupted(monkeypatch, extend, place, tmp_path / "cut", *words, "plan.log_every=1")
     first, second = (load_file(run / "model" / "model.safetensors") for run in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -138,6 +149,10 @@ def test_bad_extensions_are_one_line(place, tmp_path):
         (["init.rope={factor: 2.0}"], "kind must be given, one of none, linear"),
         (["init.rope={kind: none, factor: 2.0}"], "factor has no effect with kind none"),
         ([f"init.rope={LAWS['yarn']}", "plan.context=128"], "plan.context: 128 is above the model's 64 positions"),
+        (
+            [f"init.rope={LAWS['clex']}", "engine.kind=deepspeed"],
+            "rope.kind: clex learns in float32, which deepspeed does not mix with halves; use engine.kind=ddp or fsdp",
+        ),
         (["data.stretch=4"], "data.stretch: 4 × 16 trained tokens are above the model's 16 positions"),
         ([f"init.rope={LAWS['yarn']}", "attend.kind=shifted_sparse", "attend.group_size=3"], "multiple of 2"),
     ):
@@ -191,6 +206,21 @@ def test_the_verb(place, capsys):
             longcontext(load_recipe(LongContextRecipe, None, words))
 
 
+def test_a_figure_shows_no_boxes_in_place_of_hanzi(tmp_path):
+    """A run's name may be Chinese; where no font has hanzi, its number in the page's table stands for it."""
+    assert legible(["底座", "yarn", "v2-长文"], hanzi=False) == ["no. 1", "yarn", "no. 3"]
+    assert legible(["底座", "yarn"], hanzi=True) == ["底座", "yarn"]
+    keys = [{"length": n, "depth": d, "right": d, "nats": 1.0, "trials": 1} for n in (16, 32) for d in (0.0, 1.0)]
+    found = {"rope": {"kind": "none"}, "perplexity": {16: 9.0, 32: 99.0}, "by_position": [(16, 2.0), (32, 4.0)],
+             "passkey": keys}  # fmt: skip
+    result = {"trained_context": 16, "lengths": (16, 32), "scored": 8, "rows": 1, "contenders": {"底座": found}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of a missing glyph
+        draw(tmp_path / "figure.png", result)
+        draw(tmp_path / "bare.png", {**result, "contenders": {"base": {**found, "passkey": []}}})
+    assert (tmp_path / "figure.png").stat().st_size > (tmp_path / "bare.png").stat().st_size > 5000
+
+
 def test_all_lengths_score_the_same_targets(place):
     """Each loss against a pass over exactly that window, in one go."""
     model = load(place / "base", torch.device("cpu")).model
@@ -231,3 +261,99 @@ def test_streaming_is_the_full_pass_while_it_fits(place):
 def test_the_recipes_that_come_along(path):
     recipe = load_recipe(verb.TrainRecipe, str(path))
     assert recipe.init.rope.kind == path.stem or recipe.attend.kind == "shifted_sparse"
+
+
+# ── LongLoRA: a law and an adapter in one run ──────────────────────────────────────────────────────────────────────
+def longlora(folder, out, *words):
+    small = [f"out={out}", f"data.path={folder / 'data'}", f"init.path={folder / 'base'}", "init.rope.factor=4.0",
+             "adapter.rank=4", "attend.group_size=16", "plan.steps=6", "plan.micro_batch_size=4", "plan.accumulate=1",
+             "plan.validate_every=3", "device=cpu"]  # fmt: skip
+    verb.main(load_recipe(verb.TrainRecipe, "extend/longlora", [*small, *words]))
+    return out
+
+
+def stretched(folder, law):
+    """The oracle's base: the whole folder under another law, nothing trained."""
+    out = folder / f"stretched-{law.kind}"
+    if not out.exists():
+        loaded = load(folder / "base", torch.device("cpu"), "fp32", law)
+        out.mkdir()
+        save_model(loaded.model, out, loaded.tokenizer.bos_id, loaded.tokenizer.eos_id)
+        loaded.tokenizer.save(out)
+    return out
+
+
+CHOICES = {
+    "linear": (LinearRope(factor=4.0), []),
+    "yarn": (YarnRope(factor=4.0), ["adapter.kind=dora"]),
+    "dynamic_ntk": (DynamicNtkRope(factor=4.0), ["adapter.base=nf4"]),
+}
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_longlora_in_one_run_is_stretching_first(place, tmp_path, kind, tokens):
+    """Bit for bit what the same adapter learns on a base that was stretched, whole, beforehand."""
+    law, words = CHOICES[kind]
+    one = longlora(place, tmp_path / "one", f"init.rope={LAWS[kind]}", *words)
+    two = longlora(place, tmp_path / "two", f"init.path={stretched(place, law)}", "init.rope=null", *words)
+    ours, theirs = (load_file(run / "model" / "adapter_model.safetensors") for run in (one, two))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    merged, expected = load(one, torch.device("cpu")).model, load(two, torch.device("cpu")).model
+    assert merged.config == expected.config and merged.config.max_position_embeddings == 4 * L
+    assert torch.equal(merged(tokens), expected(tokens))
+    assert json.loads((one / "model" / "base.json").read_text("utf-8"))["rope"]["kind"] == kind
+    attached = load(one, torch.device("cpu"), attach=True).model
+    torch.testing.assert_close(attached(tokens), merged(tokens), rtol=1e-4, atol=5e-4)
+
+
+def test_longlora_through_every_verb(place, tmp_path, capsys, tokens):
+    run = longlora(place, tmp_path / "run")
+    bits = EvaluateRecipe, [f"data={place / 'data'}", "context=64", "device=cpu", "questions=0"]
+    evaluate(load_recipe(bits[0], None, [f"model={run}", *bits[1]]))
+    with pytest.raises(InputError, match="context: 64 is above the model's 16 positions"):  # a law of one's own
+        evaluate(load_recipe(bits[0], None, [f"model={run}", *bits[1], "rope.kind=none"]))
+    capsys.readouterr()
+    generate(load_recipe(GenerateRecipe, None, [f"model={run}", "prompt=春眠", "temperature=0", "device=cpu"]))
+    assert len(capsys.readouterr().out) > 20  # beyond the 16 tokens of the base
+    given = [f"model={run}", f"text={place / 'text.txt'}", "device=cpu", "depths=0", "documents=2"]
+    longcontext(load_recipe(LongContextRecipe, None, given))
+    result = json.loads((run / "evals" / "longcontext" / "result.json").read_text("utf-8"))
+    assert (result["trained_context"], result["contenders"]["run"]["rope"]["kind"]) == (L, "linear")
+    merge(load_recipe(MergeRecipe, None, [f"model={run}", f"out={tmp_path / 'merged'}"]))
+    model = load(run, torch.device("cpu")).model
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model", dtype=torch.float32)
+    torch.testing.assert_close(theirs(tokens).logits, model(tokens), rtol=1e-4, atol=1e-4)
+    assert theirs.config.max_position_embeddings == 4 * L
+    # PEFT opens the adapter; the law is the base's business there: on the stretched base it computes the same.
+    base = AutoModelForCausalLM.from_pretrained(stretched(place, LinearRope(factor=4.0)), dtype=torch.float32)
+    found = peft.PeftModel.from_pretrained(base, run / "model").eval()
+    torch.testing.assert_close(found(tokens).logits, model(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_goes_on_from_longlora_under_its_law(place, tmp_path, tokens):
+    first = longlora(place, tmp_path / "first")
+    second = longlora(place, tmp_path / "second", f"init.path={first}", "init.rope=null", "adapter.train=[]")
+    assert "rope" not in json.loads((second / "model" / "base.json").read_text("utf-8"))
+    assert load(second, torch.device("cpu")).model.config == load(first, torch.device("cpu")).model.config
+    whole = extend(place, tmp_path / "whole", f"init.path={first}", "plan.steps=1", "optimizer.lr=1.0e-12",
+                   "optimizer.weight_decay=0")  # fmt: skip
+    expected = load(first, torch.device("cpu")).model(tokens)
+    torch.testing.assert_close(load(whole, torch.device("cpu")).model(tokens), expected, rtol=0, atol=1e-4)
+
+
+def test_an_adapter_on_a_run_that_learned_clex(place, tmp_path):
+    """Where the refusal of CLEX beside an adapter sends people: the law is the base's, and stays as it is."""
+    base = extend(place, tmp_path / "clex", f"init.rope={LAWS['clex']}", "plan.context=32")
+    run = longlora(place, tmp_path / "run", f"init.path={base}", "init.rope=null", "plan.context=32")
+    model, before = load(run, torch.device("cpu")).model, load(base, torch.device("cpu")).model
+    assert model.config == before.config and torch.equal(model.rope.down, before.rope.down) and before.rope.down.any()
+    assert not torch.equal(model.embed_tokens.weight, before.embed_tokens.weight)
+
+
+def test_longlora_goes_on_bit_for_bit(place, tmp_path, monkeypatch):
+    whole = longlora(place, tmp_path / "whole", "plan.log_every=1")
+    cut = interrupted(monkeypatch, longlora, place, tmp_path / "cut", "plan.log_every=1")
+    first, second = (load_file(run / "model" / "adapter_model.safetensors") for run in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(InputError, match=r"init\.rope"):
+        longlora(place, cut, "init.rope.factor=2.0", "plan.context=32")

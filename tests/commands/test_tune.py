@@ -210,8 +210,11 @@ FAULTS = {
     "rank": (["train", "adapter.kind=lora", "adapter.rank=49"], "rank 49 is above the smaller side of"),
     "muon": (["train", "adapter.kind=lora", "optimizer.kind=muon"], "optimizer.kind: muon is for whole matrices"),
     "galore": (["train", "adapter.kind=dora", "optimizer.kind=galore"], "optimizer.kind: galore is for whole matrices"),
-    "rope": (["train", "adapter.kind=lora", "init.rope={kind: yarn, factor: 2}"],
-             "init.rope: an adapter keeps its base"),
+    "clex": (["train", "adapter.kind=lora", "init.rope={kind: clex, max_t: 2}"],
+             "init.rope.kind: clex has weights to learn, which adapter.kind=lora freezes"),
+    "damaged law": (["chat", "{}/bent"], "bent/base.json: rope.factor: input should be"),
+    "whole_lr": (["train", "adapter.kind=lora", "optimizer={kind: adamw, whole_lr: 0.001}"],
+                 "optimizer.whole_lr: is the rate of the modules of adapter.train, and it names none"),
     "new": (["train", "adapter.kind=lora", "init={kind: new}"], "adapter.kind: lora needs a trained base"),
     "lisa": (["train", "adapter.kind=lisa", "adapter.layers=3"], "adapter.layers: 3 is more than the model's 2"),
     "lisa deepspeed": (["train", "adapter.kind=lisa", "engine.kind=deepspeed", "optimizer.kind=adamw"],
@@ -229,11 +232,13 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_one_clear_line_and_exit_code_2(folder, tuned, name):
     if not (folder / "cut").exists():
-        for copy in ("cut", "lost"):
+        for copy in ("cut", "lost", "bent"):
             shutil.copytree(tuned["lora"] / "model", folder / copy)
         file = folder / "cut" / "adapter_model.safetensors"
         file.write_bytes(file.read_bytes()[:-99])
         (folder / "cut" / "base.json").write_text(json.dumps({"path": "../base/model"}))
+        bent = {"path": "../base/model", "rope": {"kind": "linear", "factor": "long"}}
+        (folder / "bent" / "base.json").write_text(json.dumps(bent))
         (folder / "lost" / "base.json").unlink()
         config = json.loads((folder / "lost" / "adapter_config.json").read_text())
         config["base_model_name_or_path"] = "somebody/llama"
@@ -260,4 +265,4 @@ def test_every_documented_training_is_a_recipe(file):
     found = [load_recipe(train.TrainRecipe, words[0], words[1:]) for words in commands]
     assert [(r.adapter.kind, r.optimizer.kind) for r in found] == [
         ("lora", "adamw"), ("dora", "adamw"), ("lora", "adamw"), ("lora", "adamw"), ("lisa", "adamw"),
-        ("full", "galore"), ("full", "adamw")]  # fmt: skip
+        ("full", "galore"), ("lora", "adamw"), ("full", "adamw")]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import Any
 
 import torch
 
-from babyllama.data.batches import IGNORE, Batch
-from babyllama.model.config import ModelConfig
+from babyllama.data.batches import IGNORE, Batch, Rows
+from babyllama.data.stretch import Stretched
+from babyllama.model.config import ModelConfig, extended
+from babyllama.model.laws import RopeConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.recipe import Recipe
 from babyllama.run import Run
@@ -61,12 +65,29 @@ class Silent:
         self.lines.append(text)
 
 
+class StopAt(Silent):
+    """Signals this process once a step is shown."""
+
+    def __init__(self, at: int, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.at, self.number = at, number
+
+    def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
+        if step == self.at:
+            os.kill(os.getpid(), self.number)
+
+
 def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch.dtype = torch.float32, steps: int = 12,
-                  kv_heads: int = 2, tie: bool = True, show: Silent | None = None, **plan: Any) -> Trainer:  # fmt: skip
+                  kv_heads: int = 2, tie: bool = True, rope: RopeConfig | None = None, show: Silent | None = None,
+                  **plan: Any) -> Trainer:  # fmt: skip
     config = ModelConfig(
         vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=kv_heads,
         max_position_embeddings=CONTEXT, tie_word_embeddings=tie)  # fmt: skip
+    stream: Rows = Formula()
+    if rope is not None:
+        config = extended(config, rope)
+        stream = Stretched(stream, CONTEXT, rope.stretch, CONTEXT, seed=1) if rope.stretch else stream
     model = Transformer(config)
     initialise(model, 0)
     adapter = plan.pop("adapter", Full())
@@ -77,10 +98,24 @@ def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch
     run = Run(out) if "world" in arguments and not arguments["world"].first else Run.create(out, "train", Nothing())
     plan = {"steps": steps, "micro_batch_size": 4, "log_every": 1, "save_every": 5, "validate_every": 4, **plan}
     return Trainer(
-        run, model, Formula(), objective, optimizer or AdamW(lr=1e-2), Cosine(),
+        run, model, stream, objective, optimizer or AdamW(lr=1e-2), Cosine(),
         Plan(**plan), steps, CONTEXT, torch.device("cpu"), dtype, show or Silent(), lambda _: {}, lambda _: [],
         **arguments,
     )  # fmt: skip
+
+
+def finished(out: Path, **kwargs: Any) -> Trainer:
+    """A small trainer that has trained, its run free for others."""
+    trainer = small_trainer(out, **kwargs)
+    trainer.train()
+    trainer.run.unlock()
+    return trainer
+
+
+def fingerprint(trainer: Trainer) -> tuple[dict[str, bytes], list[tuple[float, ...]]]:
+    """Every parameter's bytes, and the logged losses without the clock."""
+    bits = {n: p.detach().float().numpy().tobytes() for n, p in trainer.model.named_parameters()}
+    return bits, [(m["step"], m["loss"], m["norm"], m["lr"], m["tokens"]) for m in trainer.run.metrics()]
 
 
 if __name__ == "__main__":

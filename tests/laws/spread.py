@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import small_trainer
-from spread_training import CROSSED, RESUMED, StopAt, losses, settings
+from small_training import StopAt, small_trainer
+from spread_training import CROSSED, RESUMED, losses, settings
 
 from babyllama.errors import Interrupted
 
@@ -46,7 +46,9 @@ def spread_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _prepare(folder: Path) -> None:
     """What one process leaves for two."""
     for optimizer in ("adamw", "muon"):
-        trainer = small_trainer(folder / f"stopped-one-{optimizer}", show=StopAt(), **settings(optimizer, 4, **RESUMED))
+        trainer = small_trainer(
+            folder / f"stopped-one-{optimizer}", show=StopAt(4), **settings(optimizer, 4, **RESUMED)
+        )
         with pytest.raises(Interrupted):
             trainer.train()
         trainer.run.unlock()

@@ -15,7 +15,7 @@ from babyllama.model.lora import Dora, Lora
 from babyllama.model.transformer import Transformer
 from babyllama.train.lisa import Lisa
 from babyllama.train.objectives import NextToken
-from babyllama.train.optim import GaLore
+from babyllama.train.optim import AdamW, GaLore
 from babyllama.train.world import World
 
 # name → what differs from a full training with AdamW.
@@ -23,12 +23,16 @@ TUNED: dict[str, dict[str, Any]] = {
     "lora": {"adapter": Lora(rank=4, alpha=8)},
     "lora-untied-plus": {"adapter": Lora(rank=4, train=("embed_tokens", "lm_head", "norms")), "tie": False},
     "dora-plus": {"adapter": Dora(rank=4, train=("embed_tokens", "norms")), "kv_heads": 1, "recompute": True},
+    "two-rates": {
+        "adapter": Lora(rank=4, train=("embed_tokens", "norms")),
+        "optimizer": AdamW(lr=1e-2, eps=1e-3, whole_lr=1e-3),
+    },
     "qlora": {"adapter": Lora(rank=4, base="nf4")},
     "lisa": {"adapter": Lisa(layers=1, every=2)},
     "galore": {"optimizer": GaLore(lr=1e-2, rank=4, refresh=3, eps=1e-3)},
 }
 ENGINES = {"ddp": TUNED, "fsdp": {k: v for k, v in TUNED.items() if k != "galore"},
-           "zero2": {k: TUNED[k] for k in ("lora", "dora-plus", "qlora")},
+           "zero2": {k: TUNED[k] for k in ("lora", "dora-plus", "two-rates", "qlora")},
            "zero3": {k: TUNED[k] for k in ("lora", "dora-plus", "qlora")}}  # fmt: skip
 CASES = [(engine, name) for engine, names in ENGINES.items() for name in names]
 RESUMED = [

@@ -7,7 +7,9 @@ import torch
 from mishaps import poison
 from small_training import small_trainer
 from spread import Alone, Result, spread_results
-from spread_training import ALL, CURVES, HALVES, settings
+from spread_training import ALL, CLEX, CURVES, HALVES, settings
+
+from babyllama.train.deepspeed import computes_fp16
 
 ALONE: dict[str, Alone] = {}
 
@@ -43,12 +45,31 @@ def test_muon_on_rows_that_cannot_be_shared_equally(folder):
 def test_half_precision_is_the_one_that_was_asked_for(folder, tmp_path, engine, precision):
     """Fault 10: "bf16" that runs fp16 with the scaler off. Fault 21: the model that the loss calls is the plain one,
     within the engine's call, so its gradients are exchanged, or the curves would part."""
+    if engine.startswith("zero") and precision == "fp16" and not computes_fp16(torch.device("cpu")):
+        refused = (folder / f"{engine}-{precision}.refused").read_text()
+        assert refused.startswith("precision: fp16 is nothing that deepspeed computes on this cpu; use precision=bf16")
+        pytest.skip("DeepSpeed says that this CPU computes no fp16")
     result = Result(folder, f"{engine}-{precision}")
     assert result.said["seen"] == [[str(HALVES[precision]), "Transformer"]]
     assert result.said["scaled"] == (precision == "fp16") and (result.said["scale"] > 1) == (precision == "fp16")
     alone = Alone(tmp_path / "alone", dtype=HALVES[precision], **settings("adamw", 4))
     result.close_to(alone, 2e-3)
     assert {w.dtype for w in result.weights.values()} == {HALVES[precision]}
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_law_that_learns_does_so_in_float32(folder, tmp_path, engine):
+    """CLEX: the whole model in bf16 but it, whose frequencies at position 10⁴ would be off by radians."""
+    cases = {f"{engine}-adamw-clex": (torch.float32, 1e-4), f"{engine}-clex-bf16": (torch.bfloat16, 1e-2)}
+    for name, (dtype, most) in cases.items():
+        result = Result(folder, name)
+        alone = Alone(tmp_path / name, dtype=dtype, **settings("adamw", 4, rope=CLEX))
+        result.close_to(alone, 2e-6 if dtype == torch.float32 else 2e-3)
+        # Its gradients are small beside a large eps: what it learned is compared by its own size. It began at zero.
+        learned = alone.weights["rope.down"]
+        assert (result.weights["rope.down"] - learned).norm() < most * learned.norm()
+        if dtype == torch.bfloat16:
+            assert {n for n, w in result.weights.items() if w.dtype == torch.float32} == {"rope.up", "rope.down"}
 
 
 @pytest.mark.parametrize("engine", ALL)

@@ -1,6 +1,5 @@
 """Law 7: a run that was stopped anywhere, SIGKILL included, ends bit for bit as one that never was."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,36 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_training import Silent, small_trainer
+from small_training import Silent, StopAt, fingerprint, finished, small_trainer
 
 from babyllama.errors import InputError, Interrupted
 from babyllama.train.optim import AdamW, Muon
 
 CHILD = Path(__file__).with_name("small_training.py")
 OPTIMIZERS = {"adamw": AdamW(lr=1e-2), "muon": Muon()}
-
-
-def fingerprint(trainer):
-    """Every weight's bytes, and the logged losses without the clock."""
-    bits = {n: p.detach().float().numpy().tobytes() for n, p in trainer.model.named_parameters()}
-    return bits, [(m["step"], m["loss"], m["norm"], m["lr"], m["tokens"]) for m in trainer.run.metrics()]
-
-
-def finished(out, **kwargs):
-    trainer = small_trainer(out, **kwargs)
-    trainer.train()
-    trainer.run.unlock()
-    return trainer
-
-
-class StopAt(Silent):
-    def __init__(self, at, number):
-        super().__init__()
-        self.at, self.number = at, number
-
-    def step(self, step, steps, values):
-        if step == self.at:
-            os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_training import Silent, small_trainer
+from small_training import StopAt, fingerprint, finished, small_trainer
 from spread import ENVIRONMENT, TORCHRUN, Alone, Result
 from spread_training import settings
 from spread_tuning import CASES, RESUMED, TUNED, what
@@ -27,29 +26,6 @@ ONE = {
     "neftune": {"objective": NextToken(neftune=5.0)},
     "int8": {"adapter": Lora(rank=4, base="int8", train=("norms",))},
 }
-
-
-class StopAt(Silent):
-    def __init__(self, at):
-        super().__init__()
-        self.at = at
-
-    def step(self, step, steps, values):
-        if step == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def finished(out, **kwargs):
-    trainer = small_trainer(out, **kwargs)
-    trainer.train()
-    trainer.run.unlock()
-    return trainer
-
-
-def fingerprint(trainer):
-    """Every parameter's bytes, and the logged losses without the clock."""
-    bits = {n: p.detach().float().numpy().tobytes() for n, p in trainer.model.named_parameters()}
-    return bits, [(m["step"], m["loss"], m["norm"], m["lr"]) for m in trainer.run.metrics()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_training import Silent, small_trainer
 from spread import Alone, Result, spread_results
-from spread_training import CROSSED, RESUMED, WHOLE, losses, settings
+from spread_training import CROSSED, RESUMED, STOPPED, WHOLE, losses, settings
 
 from babyllama.train.state import read_state
 
@@ -16,7 +16,7 @@ def folder(tmp_path_factory):
     return spread_results(tmp_path_factory)
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", STOPPED)
 def test_stopped_and_continued_by_as_many(folder, name):
     """Bit for bit: curve and weights."""
     whole, stopped = Result(folder, f"whole-{name}"), Result(folder, f"stopped-{name}")

@@ -8,6 +8,7 @@ import torch
 from pydantic import TypeAdapter
 
 from babyllama.errors import InputError
+from babyllama.train.deepspeed import _config, _package
 from babyllama.train.engines import Ddp, DeepSpeed, Engine, Fsdp, Single
 from babyllama.train.optim import AdamW, Muon
 from babyllama.train.skeleton import Skeleton
@@ -60,10 +61,24 @@ def test_deepspeed_that_is_not_installed_is_one_clear_line(monkeypatch):
         DeepSpeed().check(1, AdamW())
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_deepspeed_on_a_cpu_without_fp16_is_one_clear_line(monkeypatch, tmp_path, able):
+    """DeepSpeed itself ends with a traceback there; everything else trains."""
+    accelerator = _package(torch.device("cpu")).accelerator.get_accelerator()
+    monkeypatch.setattr(type(accelerator), "is_fp16_supported", lambda _: able)
+    for dtype in (torch.float32, torch.bfloat16, *([torch.float16] if able else [])):
+        DeepSpeed().check_precision(torch.device("cpu"), dtype)
+    if not able:
+        trainer = small_trainer(tmp_path / "run", engine=DeepSpeed(), dtype=torch.float16)
+        with pytest.raises(
+            InputError, match=r"precision: fp16 .* this cpu; use precision=bf16 or fp32, or engine"
+        ) as e:
+            trainer.train()
+        assert "\n" not in str(e.value)
+
+
 def test_deepspeed_gets_no_schedule_of_its_own():
     """Fault 2: a scheduler whose highest rate stayed at 1.0, `betas` given twice, accumulation under another name."""
-    from babyllama.train.deepspeed import _config
-
     setting = Setting(torch.nn.ReLU(), None, AdamW(), World(), torch.device("cpu"), torch.bfloat16, 0.7, 16, False)  # type: ignore[arg-type]
     config = _config(setting, 2, True)
     assert not {"scheduler", "optimizer"} & set(config)

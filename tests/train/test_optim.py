@@ -3,6 +3,7 @@
 import pytest
 
 from babyllama.model.config import ModelConfig
+from babyllama.model.lora import Dora, attach
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.train.optim import AdamW, Cosine, Muon, Wsd
 
@@ -39,6 +40,21 @@ def test_adamw_decays_matrices_only():
     (optimizer,) = AdamW(weight_decay=0.1).build(model().named_parameters())
     for group in optimizer.param_groups:
         assert {p.ndim for p in group["params"]} == ({2} if group["weight_decay"] else {1})
+
+
+def test_what_an_adapter_trains_whole_may_have_a_rate_of_its_own():
+    made = model()
+    attach(made, Dora(rank=2, train=("embed_tokens", "norms")), seed=1)
+    trained = {name: p for name, p in made.named_parameters() if p.requires_grad}
+    for recipe in (AdamW(lr=1e-2, weight_decay=0.1), AdamW(lr=1e-2, weight_decay=0.1, whole_lr=1e-4)):
+        (optimizer,) = recipe.build(trained.items())
+        found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        assert found.keys() == {id(p) for p in trained.values()} and optimizer.param_groups[0]["lr"] == 1e-2
+        for name, parameter in trained.items():
+            rate = recipe.whole_lr or 1e-2
+            own = name == "embed_tokens.own.weight" or "norm" in name
+            assert found[id(parameter)]["lr"] == (rate if own else 1e-2), name
+            assert found[id(parameter)]["weight_decay"] == (0.1 if parameter.ndim == 2 else 0.0), name
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -19,8 +19,7 @@ from babyllama.atomic import write_atomic
 from babyllama.data.shards import Prepared
 from babyllama.errors import InputError, needs_extra
 from babyllama.evals.longcontext import by_length, long_rows, passkey, rows_of
-from babyllama.load import Loaded, load, model_folder, pick_device, pick_precision
-from babyllama.model.checkpoint import read_config
+from babyllama.load import Loaded, config_of, load, model_folder, pick_device, pick_precision
 from babyllama.model.laws import RopeConfig, law_of
 from babyllama.recipe import Recipe
 
@@ -60,7 +59,7 @@ class LongContextRecipe(Recipe):
 def main(recipe: LongContextRecipe) -> None:
     """Measure every contender, show the table, write result.json, figure.png and index.html."""
     console = Console(highlight=False)
-    trained = read_config(model_folder(recipe.model)).trained_context
+    trained = config_of(model_folder(recipe.model)).trained_context
     lengths = recipe.lengths or tuple(trained * times for times in (1, 2, 4, 8))
     scored = recipe.scored or max(1, lengths[0] // 2)
     if scored > lengths[0]:
@@ -165,33 +164,84 @@ def write(folder: Path, result: Json) -> None:
 def draw(file: Path, result: Json) -> None:
     """Perplexity by length, loss by position, and a passkey map of each contender."""
     try:
+        from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.font_manager import fontManager
     except ImportError:
         raise needs_extra("matplotlib", "report") from None
-    found, lengths = result["contenders"], result["lengths"]
-    maps = [name for name, values in found.items() if values["passkey"]]
+    installed = {font.name for font in fontManager.ttflist}
+    hanzi = [family for family in HANZI_FONTS if family in installed]
+    found = dict(zip(legible(list(result["contenders"]), bool(hanzi)), result["contenders"].values(), strict=True))
+    maps = {name: values["passkey"] for name, values in found.items() if values["passkey"]}
     columns = max(2, min(4, len(maps)))
-    figure = Figure(figsize=(4.2 * columns, 3.8 * (1 + -(-len(maps) // columns))), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(1 + -(-len(maps) // columns), columns)
-    by_length, by_position = figure.add_subplot(grid[0, : columns // 2]), figure.add_subplot(grid[0, columns // 2 :])
+    rows = 1 + -(-len(maps) // columns)
+    with rc_context({"font.family": ["DejaVu Sans", *hanzi]}):
+        figure = Figure(figsize=(4.2 * columns, 1.0 + 3.8 * rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.add_gridspec(rows, columns)
+        _draw_curves(figure, grid, found, result)
+        below = [figure.add_subplot(grid[1 + i // columns, i % columns]) for i in range(len(maps))]
+        for axes, (name, entries) in zip(below, maps.items(), strict=True):
+            _draw_passkeys(axes, name, entries, result)
+        if below:
+            figure.colorbar(below[0].images[0], ax=below, label="keys found", format="{x:.0%}", pad=0.01)
+        figure.savefig(file, dpi=130)
+
+
+HANZI_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "Source Han Sans CN", "Noto Sans SC", "PingFang SC",
+               "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+               "Noto Sans CJK JP")  # fmt: skip
+
+
+def legible(names: list[str], hanzi: bool) -> list[str]:
+    """Names for a figure: one that its fonts would show as boxes becomes its number in the page's table."""
+    western = [all(letter < "\u2e80" for letter in name) for name in names]
+    return [name if hanzi or western[i] else f"no. {i + 1}" for i, name in enumerate(names)]
+
+
+def _draw_curves(figure: Any, grid: Any, found: Json, result: Json) -> None:
+    """The upper row, and a legend above it."""
+    lengths, half = result["lengths"], grid.ncols // 2
+    by_length, by_position = figure.add_subplot(grid[0, :half]), figure.add_subplot(grid[0, half:])
     for name, values in found.items():
         by_length.plot(lengths, [values["perplexity"][n] for n in lengths], marker="o", markersize=4, label=name)
         by_position.plot(*zip(*values["by_position"], strict=True), linewidth=1.2)
-    by_length.set(xlabel="context, tokens", ylabel="perplexity, same targets", yscale="log")
+    by_length.set(xlabel="tokens before the last target", ylabel="perplexity", yscale="log",
+                  title=f"the same {result['scored']:,} targets after more text")  # fmt: skip
     by_length.set_xscale("log", base=2)
-    by_position.set(xlabel="position", ylabel="loss, nats a token")
+    by_length.set_xticks(lengths, [f"{n:,}" for n in lengths])
+    by_length.yaxis.set_major_formatter("{x:,.10g}")
+    if by_length.get_ylim()[1] < 30 * by_length.get_ylim()[0]:  # more of them would overlap
+        by_length.yaxis.set_minor_formatter("{x:,.3g}")
+    else:
+        by_length.yaxis.set_minor_formatter("")
+    by_length.tick_params(axis="y", which="both", labelsize=8)
+    by_position.set(xlabel="position", ylabel="loss, nats a token", title=f"all targets of {lengths[-1]:,} tokens")
+    by_position.xaxis.set_major_formatter("{x:,.0f}")
     for axes in (by_length, by_position):
-        axes.axvline(result["trained_context"], color="gray", linewidth=0.8, linestyle=":")
+        axes.axvline(result["trained_context"], color="gray", linewidth=1, linestyle=":")
+        axes.annotate(" trained", (result["trained_context"], 0.98), xycoords=("data", "axes fraction"), color="gray",
+                      fontsize=8, va="top")  # fmt: skip
         axes.grid(alpha=0.3)
-    by_length.legend(fontsize=8, frameon=False)
-    for number, name in enumerate(maps):
-        axes, entries = figure.add_subplot(grid[1 + number // columns, number % columns]), found[name]["passkey"]
-        depths = sorted({entry["depth"] for entry in entries})
-        right = {(entry["depth"], entry["length"]): entry["right"] for entry in entries}
-        axes.imshow([[right[d, n] for n in lengths] for d in depths], vmin=0, vmax=1, aspect="auto", cmap="RdYlGn")
-        axes.set_xticks(range(len(lengths)), [str(n) for n in lengths], fontsize=7)
-        axes.set_yticks(range(len(depths)), [f"{d:.0%}" for d in depths], fontsize=7)
-        axes.set_title(f"passkey: {name}", fontsize=9)
-    figure.savefig(file, dpi=130)
+    figure.legend(loc="outside upper center", ncols=min(8, len(found)), frameon=False)
+
+
+def _draw_passkeys(axes: Any, name: str, entries: list[Json], result: Json) -> None:
+    """A map: how often the key was found at each length (right: longer) and depth (below: nearer to the question)."""
+    lengths, depths = result["lengths"], sorted({entry["depth"] for entry in entries})
+    right = {(entry["depth"], entry["length"]): entry["right"] for entry in entries}
+    axes.imshow([[right[d, n] for n in lengths] for d in depths], vmin=0, vmax=1, aspect="auto", cmap="YlGnBu")
+    for row, depth in enumerate(depths):
+        for column, length in enumerate(lengths):
+            share = right[depth, length]
+            axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=8,
+                      color="white" if share > 0.6 else "black")  # fmt: skip
+    within = sum(length <= result["trained_context"] for length in lengths)
+    if 0 < within < len(lengths):
+        axes.axvline(within - 0.5, color="tab:red", linewidth=1.5, linestyle=":")
+    axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], fontsize=8)
+    axes.set_yticks(range(len(depths)), [f"{d:.0%}" for d in depths], fontsize=8)
+    axes.set_xlabel("context, tokens", fontsize=8)
+    axes.set_ylabel("the key's place in it", fontsize=8)
+    axes.set_title(f"passkey: {name}", fontsize=10)

@@ -34,7 +34,7 @@ from babyllama.model.adapters import BaseLink, claim_base, save_adapter
 from babyllama.model.attention import FullAttention, ShiftedSparse
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelChoice, ModelConfig
-from babyllama.model.laws import RopeConfig
+from babyllama.model.laws import ClexRope, RopeConfig
 from babyllama.model.lora import Lora
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.recipe import Recipe
@@ -103,10 +103,13 @@ class TrainRecipe(Recipe):
         if isinstance(self.objective, Distil):
             self.objective.check(isinstance(self.init, NewModel), self.compile)
         check(self.adapter, self.optimizer, self.engine.kind, isinstance(self.init, NewModel))
-        if isinstance(self.adapter, Lora) and isinstance(self.init, FromModel) and self.init.rope is not None:
-            # An adapter's folder has no place for a law: read back, it would compute with the base's.
-            raise InputError(f"init.rope: an adapter keeps its base's law; extend the base first, whole, then train "
-                             f"adapter.kind={self.adapter.kind} on it")  # fmt: skip
+        law = self.init.rope if isinstance(self.init, FromModel) else None
+        if isinstance(self.adapter, Lora) and isinstance(law, ClexRope):
+            # Its weights would stay as they start: an adapter freezes all that it does not train itself.
+            raise InputError(
+                f"init.rope.kind: clex has weights to learn, which adapter.kind={self.adapter.kind} freezes; "
+                "extend the base with adapter.kind=full first, or use another law, such as yarn"
+            )
         return self
 
 
@@ -159,10 +162,11 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     suits = device.type == "cuda" and not lisa and isinstance(recipe.objective, NextToken)
     compiled = suits and can_compile(device) if recipe.compile is None else recipe.compile
     recipe.engine.check(world.size, recipe.optimizer)  # before there is a run of this recipe
+    recipe.engine.check_precision(device, DTYPES[precision])
     recipe.plan.shares(world.size)
     watch = Watch(steps, shown=world.first)
 
-    base = _base(recipe)
+    base = _base(recipe, model.config)
 
     def export(trained: Transformer, folder: Path) -> None:
         if base is not None and isinstance(recipe.adapter, Lora):
@@ -252,11 +256,12 @@ def _stretched(recipe: TrainRecipe, config: ModelConfig, rows: Rows, context: in
     return Stretched(rows, config.trained_context, most, context, recipe.seed)
 
 
-def _base(recipe: TrainRecipe) -> BaseLink | None:
+def _base(recipe: TrainRecipe, config: ModelConfig) -> BaseLink | None:
     """What an adapter is trained on; None where whole models are saved."""
     if not (isinstance(recipe.adapter, Lora) and isinstance(recipe.init, FromModel)):
         return None
-    return BaseLink.to(model_folder(recipe.init.path), recipe.adapter.base)
+    law = None if recipe.init.rope is None else config.rope
+    return BaseLink.to(model_folder(recipe.init.path), recipe.adapter.base, law)
 
 
 def _stream(recipe: TrainRecipe, prepared: Prepared, context: int, tokenizer: Tokenizer) -> Stream | Mixed:

@@ -1,7 +1,8 @@
 """An adapter's folder, in PEFT's format, and the base that it belongs to.
 
     adapter_config.json  adapter_model.safetensors     as PEFT writes and reads them
-    base.json            where the base lies, the hash of its weights, how its blocks were kept (dense, nf4, int8)
+    base.json            where the base lies, the hash of its weights, how its blocks were kept (dense, nf4, int8), and
+                         the RoPE law by which the adapter was trained, where it is another than the base's
 
 Without base.json (a folder of PEFT's own) the base is adapter_config.json's and its hash is not known. Not here: the
 wrappers (lora.py), the order of assembly (load.py).
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from babyllama.atomic import write_atomic
 from babyllama.errors import InputError
+from babyllama.model.laws import RopeConfig, law_of
 from babyllama.model.lora import NORMS, WRAPPERS, Lora, LoraLinear, Trained, is_end, linears, train_whole, wrap
 from babyllama.model.nf4 import PACKED, Base
 from babyllama.model.surgery import dense_weight
@@ -52,16 +54,20 @@ def weights_hash(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class BaseLink:
-    """Which base an adapter belongs to. `hash` is None where nobody wrote it down."""
+    """Which base an adapter belongs to, and what was done to it first.
+
+    `hash` is None where nobody wrote it down; `rope` where the adapter goes by its base's own law.
+    """
 
     folder: Path
     hash: str | None
     packed: Base = "dense"
+    rope: RopeConfig | None = None
 
     @classmethod
-    def to(cls, folder: Path, packed: Base) -> BaseLink:
+    def to(cls, folder: Path, packed: Base, rope: RopeConfig | None = None) -> BaseLink:
         """The base in `folder` as it is now."""
-        return cls(folder, weights_hash(folder), packed)
+        return cls(folder, weights_hash(folder), packed, rope)
 
     def check(self, adapter: Path) -> None:
         """Raise InputError unless the base has the weights that the adapter was trained on."""
@@ -121,6 +127,8 @@ def save_adapter(model: nn.Module, folder: Path, adapter: Lora, base: BaseLink, 
         "use_dora": adapter.kind == "dora", "fan_in_fan_out": False, "init_lora_weights": True, "inference_mode": True,
     }  # fmt: skip
     link = {"path": os.path.relpath(base.folder.resolve(), folder.resolve()), "hash": base.hash, "packed": base.packed}
+    if base.rope is not None:
+        link["rope"] = base.rope.model_dump()
     write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     write_atomic(folder / BASE, json.dumps(link, indent=2) + "\n")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -137,10 +145,11 @@ def base_link(folder: Path) -> BaseLink:
     packed = link.get("packed", "dense")
     if packed != "dense" and packed not in PACKED:
         raise InputError(f"{folder / BASE}: packed is {packed!r}; it must be dense, {' or '.join(PACKED)}")
+    rope = law_of(link["rope"], str(folder / BASE)) if "rope" in link else None
     places = [folder / link["path"]] if "path" in link else []
     for place in (*places, Path(written)) if written else places:
         if place.is_dir():
-            return BaseLink(Path(os.path.normpath(place)), link.get("hash"), packed)
+            return BaseLink(Path(os.path.normpath(place)), link.get("hash"), packed, rope)
     raise InputError(
         f"{folder}: its base {written or '(not named)'} is not there; put it back, or give its path in {BASE}"
     )

@@ -145,6 +145,11 @@ class Trained(nn.Module):
         return functional_call(self.own, {"weight": weight}, (x,))
 
 
+def is_whole(name: str) -> bool:
+    """Whether a parameter is one of a module that an adapter trains whole."""
+    return name.endswith(".own.weight")
+
+
 WRAPPERS: dict[str, type[LoraLinear]] = {"lora": LoraLinear, "dora": DoraLinear}
 Adapted = (LoraLinear, Trained)
 

@@ -32,12 +32,23 @@ from babyllama.train.worker import Setting, Worker, check_masters
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def _library(setting: Setting) -> Any:
-    """The package, for this device, with its talk turned off, and its processes met."""
-    os.environ.setdefault("DS_ACCELERATOR", setting.device.type)  # read when it is imported
-    os.environ.setdefault("LOCAL_RANK", str(setting.world.local_rank))  # it insists, also without a launcher
+def _package(device: torch.device) -> Any:
+    """The package, for this device."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # read when it is imported
     import deepspeed
 
+    return deepspeed
+
+
+def computes_fp16(device: torch.device) -> bool:
+    """DeepSpeed's own word for it: of CPUs, those with instructions for it (AVX512-FP16, AMX-FP16)."""
+    return bool(_package(device).accelerator.get_accelerator().is_fp16_supported())
+
+
+def _library(setting: Setting) -> Any:
+    """The package with its talk turned off, and its processes met."""
+    os.environ.setdefault("LOCAL_RANK", str(setting.world.local_rank))  # it insists, also without a launcher
+    deepspeed = _package(setting.device)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # on a CPU it would compile C++ now; gloo will do

@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 
 from babyllama.errors import InputError, needs_extra
@@ -25,6 +26,9 @@ class _Engine(Recipe):
 
     def check(self, processes: int, optimizer: Optimizer) -> None:
         """Raise InputError when so many processes cannot train with this optimiser in this way."""
+
+    def check_precision(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise InputError when this device cannot train in `dtype` in this way."""
 
 
 class Single(_Engine):
@@ -94,8 +98,20 @@ class DeepSpeed(_Engine):
         if find_spec("deepspeed") is None:
             raise needs_extra("deepspeed", "deepspeed")
 
+    def check_precision(self, device: torch.device, dtype: torch.dtype) -> None:
+        if dtype != torch.float16:
+            return
+        from babyllama.train.deepspeed import computes_fp16
+
+        if not computes_fp16(device):
+            raise InputError(
+                f"precision: fp16 is nothing that deepspeed computes on this {device.type}; "
+                "use precision=bf16 or fp32, or engine.kind=ddp or fsdp"
+            )
+
     def __call__(self, setting: Setting) -> Worker:
         self.check(setting.world.size, setting.optimizer)
+        self.check_precision(setting.device, setting.dtype)
         from babyllama.train.deepspeed import Zero
 
         return Zero(setting, self.stage, self.offload == "cpu")

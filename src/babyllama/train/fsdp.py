@@ -185,3 +185,10 @@ def gather_rows(rows: Tensor, like: Tensor) -> tuple[Tensor, int]:
     all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its new name, its old one
     all_gather(found, padded, group=group)
     return found.unflatten(0, (size, -1)).transpose(0, 1).flatten(1, 2)[:, : like.shape[0]], rank * each
+
+
+def sum_over(mine: Tensor, like: Tensor) -> Tensor:
+    """The sum of a plain tensor over the ranks that share the rows of `like`, a DTensor."""
+    assert isinstance(like, DTensor)
+    dist.all_reduce(mine, group=like.device_mesh.get_group())
+    return mine

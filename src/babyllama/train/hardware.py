@@ -6,6 +6,7 @@ Not here: any choice of a recipe's values, any forecast (forecast.py).
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import shutil
@@ -99,16 +100,21 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return _measured_flops(device, dtype)
 
 
-def _measured_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 4) -> float:
-    a, b = (torch.randn(size, size, generator=torch.Generator().manual_seed(i)).to(device, dtype) for i in (0, 1))
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        for _ in range(repeats):
-            b = (a @ b) / size**0.5
-        b.sum().item()  # waits for the device
-        best = min(best, time.perf_counter() - started)
-    return repeats * 2 * size**3 / best
+@functools.cache  # a process that trains many models asks once
+def _measured_flops(device: torch.device, dtype: torch.dtype, largest: int = 1024, repeats: int = 4) -> float:
+    """Of growing square matrices, until products take long: many CPUs multiply fp16 a hundred times as slowly."""
+    best, size, seconds = 0.0, 128, 0.0
+    while size <= largest and seconds < 0.05:
+        a, b = (torch.randn(size, size, generator=torch.Generator().manual_seed(i)).to(device, dtype) for i in (0, 1))
+        for _ in range(3):
+            started = time.perf_counter()
+            for _ in range(repeats):
+                b = (a @ b) / size**0.5
+            b.sum().item()  # waits for the device
+            seconds = time.perf_counter() - started
+            best = max(best, repeats * 2 * size**3 / seconds)
+        size *= 2
+    return best
 
 
 def _measured_bandwidth(device: torch.device, mib: int = 128) -> float:

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from babyllama.model.lora import is_whole
 from babyllama.recipe import Recipe
 from babyllama.train.galore import GaloreAdamW
 from babyllama.train.muon import StackedMuon
@@ -59,28 +60,33 @@ class AdamW(Recipe):
 
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
+    whole_lr: float | None = Field(default=None, gt=0, description="of what adapter.train names; lr when absent")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
-        named = list(named)
-        groups = [
-            {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        return [_adamw([g for g in groups if g["params"]], self.lr, self.betas, self.eps)]
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in named:
+            groups.setdefault((is_whole(name), parameter.ndim >= 2), []).append(parameter)
+        return [_adamw([
+            {"params": groups[whole, matrix], "lr": self.whole_lr if whole and self.whole_lr else self.lr,
+             "weight_decay": self.weight_decay if matrix else 0.0}
+            for whole, matrix in sorted(groups, key=lambda kind: (kind[0], not kind[1]))
+        ], self.lr, self.betas, self.eps)]  # fmt: skip
 
 
 class Muon(Recipe):
     """Muon for the matrices inside the blocks, AdamW for embedding, head and norms.
 
-    Muon (K. Jordan 2024) steps along the orthogonalised momentum: all directions of a matrix learn at one speed.
+    Muon (K. Jordan 2024) steps along the orthogonalised momentum: all directions of a matrix learn at one speed; with
+    `beta2` all rows too (NorMuon, arXiv 2510.05491).
     """
 
     kind: Literal["muon"] = "muon"
     lr: float = Field(default=0.02, gt=0)
     momentum: float = Field(default=0.95, ge=0, lt=1)
+    beta2: float | None = Field(default=0.95, ge=0, lt=1, description="of each row's power; null is plain Muon")
     weight_decay: float = Field(default=0.0, ge=0)
     adam_lr: float = Field(default=3e-3, gt=0)
     adam_betas: tuple[float, float] = (0.9, 0.95)
@@ -88,7 +94,8 @@ class Muon(Recipe):
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
         matrices, others = _inside_and_out(named)
-        muon = StackedMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        muon = StackedMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+                           beta2=self.beta2)  # fmt: skip
         return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
 
 

@@ -66,6 +66,9 @@ def check(adapter: Adapter, optimizer: Optimizer, engine: str, new: bool) -> Non
     if isinstance(adapter, Lora) and optimizer.kind != "adamw":
         raise InputError(f"optimizer.kind: {optimizer.kind} is for whole matrices, not for {adapter.kind}'s factors; "
                          "use optimizer.kind=adamw")  # fmt: skip
+    if isinstance(optimizer, AdamW) and optimizer.whole_lr and not (isinstance(adapter, Lora) and adapter.train):
+        raise InputError("optimizer.whole_lr: is the rate of the modules of adapter.train, and it names none; "
+                         "use optimizer.lr, or give adapter.train")  # fmt: skip
     if isinstance(adapter, Lisa) and engine == "deepspeed":
         raise InputError("engine.kind: deepspeed cannot freeze blocks while it trains, as adapter.kind=lisa does; "
                          "use engine.kind=ddp or fsdp")  # fmt: skip

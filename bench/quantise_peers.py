@@ -83,6 +83,8 @@ def contenders(bits: Sequence[int], groups: Sequence[int | None], model: Transfo
             grid = settled(Gptq(bits=bit, group_size=size), model).model_dump(include={"bits", "group_size"})
             ours = [Gptq(**grid), Gptq(**grid, mse=False), Gptq(**grid, act_order=True),
                     Gptq(**grid, act_order=True, mse=False), Gptq(**grid, symmetric=True)]  # fmt: skip
+            if size is not None:
+                ours.append(Gptq(**grid, act_order="groups"))
             # Its default order is of groups, which whole rows have not got.
             plain: dict[str, Any] = {"act_group_aware": False} if size is None else {}
             theirs: list[dict[str, Any]] = [plain, {**plain, "sym": False}, {"sym": False, "desc_act": True},

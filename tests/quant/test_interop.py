@@ -18,7 +18,8 @@ from babyllama.quant.gptq import Gptq
 
 pytestmark = pytest.mark.slow
 METHODS = [Gptq(bits=bits) for bits in (8, 4, 3, 2)]
-METHODS += [Gptq(symmetric=True), Gptq(act_order=True), Gptq(group_size=None)]
+METHODS += [Gptq(symmetric=True), Gptq(act_order=True), Gptq(act_order="groups"), Gptq(group_size=None),
+            Gptq(group_size=None, act_order=True)]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def test_it_reads_ours(library, dense, method, tokens, tmp_path):
     assert (found - expected).norm() / expected.norm() < (3e-3 if awq else 1e-5)  # its AWQ multiplies in half precision
 
 
-@pytest.mark.parametrize("settings", [{"sym": True}, {"sym": False}, {"sym": False, "desc_act": True}], ids=str)
+@pytest.mark.parametrize("settings", [{"sym": True}, {"sym": False}, {"act_group_aware": True},
+                                      {"sym": False, "desc_act": True}], ids=str)  # fmt: skip
 def test_we_read_its(library, dense, settings, tokens, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it writes logs where it is
     base, folder = tmp_path / "base", tmp_path / "packed"

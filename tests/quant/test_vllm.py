@@ -21,7 +21,8 @@ from babyllama.quant.gptq import Gptq
 
 pytestmark = pytest.mark.slow
 READ = [Gptq(symmetric=True), Gptq(symmetric=True, bits=8), Gptq(symmetric=True, group_size=None),
-        Gptq(symmetric=True, act_order=True, static_groups=True), Awq(), Awq(group_size=None)]  # fmt: skip
+        Gptq(symmetric=True, act_order=True, static_groups=True), Gptq(symmetric=True, act_order="groups"),
+        Gptq(symmetric=True, act_order=True, group_size=None), Awq(), Awq(group_size=None)]  # fmt: skip
 REFUSED = {"sym=False": Gptq(), "desc_act=True": Gptq(symmetric=True, act_order=True),
            "bits=3": Gptq(symmetric=True, bits=3)}  # fmt: skip
 

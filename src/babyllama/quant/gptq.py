@@ -28,7 +28,7 @@ class Gptq(Method):
     kind: Literal["gptq"] = "gptq"
     mse: bool = Field(default=True, description="search a clipped range with less error, norm 2.4")
     damp: float = Field(default=0.01, gt=0, le=1, description="share of H's mean diagonal that is added to it")
-    act_order: bool | Literal["groups"] = Field(
+    act_order: Literal[False, True, "groups"] = Field(
         default=False, description="columns of large inputs first; groups: the model's groups, ordered inside too"
     )
     static_groups: bool = Field(default=False, description="scales from the unchanged matrix")
@@ -41,23 +41,24 @@ class Gptq(Method):
         return self
 
     def solve(self, weight: Tensor, inputs: Moments, name: str) -> Solution:
-        hessian, K = inputs.hessian, weight.shape[1]
-        order = self._order(hessian.diagonal()) if self.act_order else None
+        hessian, size = inputs.hessian, self.group_size or weight.shape[1]
+        order = self._order(hessian.diagonal())
+        own = self.act_order is not True or self.static_groups or self.group_size is None
+        group = (order if own else torch.arange(len(order))) // size
         static = self.fit(groups(weight, self.group_size)) if self.static_groups or self.group_size is None else None
-        if order is not None:
-            weight, hessian = weight[:, order], hessian[order][:, order]
-        own = order is not None and (self.static_groups or self.act_order == "groups" or self.group_size is None)
-        group = (order if own else torch.arange(K, device=weight.device)) // (self.group_size or K)
-        codes, scales = self._columns(weight.clone(), _factor(hessian, self.damp, name), group.tolist(), static)
+        factor = _factor(hessian[order][:, order], self.damp, name)
+        codes, scales = self._columns(weight[:, order], factor, group.tolist(), static)
         if own:
-            codes, order = codes[:, order.argsort()], None
-        return Solution(codes, *scales, self.bits, self.group_size, order)
+            codes = codes[:, order.argsort()]
+        return Solution(codes, *scales, self.bits, self.group_size, None if own else order)
 
     def _order(self, sizes: Tensor) -> Tensor:
         """Which input comes when, by their sizes; (K,) both."""
-        if self.act_order != "groups" or self.group_size is None:
-            return sizes.argsort(descending=True, stable=True)
         size, K = self.group_size, len(sizes)
+        if not self.act_order:
+            return torch.arange(K, device=sizes.device)
+        if self.act_order is True or size is None:
+            return sizes.argsort(descending=True, stable=True)
         inside = pad(sizes, (0, -K % size), value=-1.0).view(-1, size).sort(dim=1, descending=True, stable=True)
         largest = inside.values[:, 0]
         if K % size:

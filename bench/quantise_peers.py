@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import tempfile
 import time
@@ -78,6 +79,7 @@ def contenders(bits: Sequence[int], groups: Sequence[int | None], model: Transfo
     """GPTQ on equal grids: theirs as it comes (symmetric, columns in order inside groups), asymmetric, act-order, with
     a clip search; ours with the search and without. AWQ where all is 4 bits and grouped, the one layout of both."""
     found = []
+    outputs = math.gcd(*(module.out_features for block in model.layers for module in linears_of(block).values()))
     for bit in bits:
         for size in groups:
             grid = settled(Gptq(bits=bit, group_size=size), model).model_dump(include={"bits", "group_size"})
@@ -89,14 +91,15 @@ def contenders(bits: Sequence[int], groups: Sequence[int | None], model: Transfo
             plain: dict[str, Any] = {"act_group_aware": False} if size is None else {}
             theirs: list[dict[str, Any]] = [plain, {**plain, "sym": False}, {"sym": False, "desc_act": True},
                                             {**plain, "sym": False, "mse": 2.4}]  # fmt: skip
+            if bit == 3 and outputs % 32:  # its packer's fault ends the process
+                print("GPTQModel's 3 bits are left out: it packs only matrices whose outputs are a multiple of 32")
+                theirs = []
             if bit == 4 and size is not None:
                 ours.append(Awq(**grid))  # type: ignore[arg-type]
-                if all(
-                    module.out_features % 64 == 0 for block in model.layers for module in linears_of(block).values()
-                ):
-                    theirs.append({"method": "awq", "sym": False})
-                else:
+                if outputs % 64:
                     print("GPTQModel's AWQ is left out: it takes only matrices whose outputs are a multiple of 64")
+                else:
+                    theirs.append({"method": "awq", "sym": False})
             turns = itertools.chain.from_iterable(itertools.zip_longest(ours, theirs))
             found += [Contender(Grid(**grid), settings) for settings in turns if settings is not None]
     return found

@@ -10,9 +10,10 @@
 ROOT is a folder of `babyllama quickstart`: base/, corpus/ and, for the study `sft`, medical-chats/. Each way is a line
 of fine_tuning.jsonl, in a sweep (several rates or ranks) one for each combination that makes a difference to it; one
 whose line for the same base, device and settings is there is not run again. Nothing is compiled, so that step times
-compare. The study `long` stretches the base to --context, by position interpolation as LongLoRA does or by another
---law, and trains it on the texts, with full attention and with S²-Attn (its comparison), against the best full training
-with full attention; `speed` times one row a step of --lengths, both ways.
+compare. The study `long` stretches
+the base to --context, by YaRN or another --law (LongLoRA's paper: linear), and trains it on the texts, with full
+attention and with S²-Attn (its comparison), against the best full training with full attention; `speed` times one row a
+step of --lengths, both ways.
 """
 
 from __future__ import annotations
@@ -373,7 +374,7 @@ def main() -> None:
     parser.add_argument("--whole-lr", type=float, nargs="+", default=[None], help="of embeddings and norms beside "
                         "them; as the factors when absent")  # fmt: skip
     parser.add_argument("--replay", type=float, default=0.1, help="share of rows, in the ways with replay")
-    parser.add_argument("--law", choices=("linear", "ntk", "dynamic_ntk", "by_parts", "yarn"), default="linear")
+    parser.add_argument("--law", choices=("linear", "ntk", "dynamic_ntk", "by_parts", "yarn"), default="yarn")
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 32768], help="of the study `speed`, tokens")
     parser.add_argument("--questions", type=int, default=60, help="asked of each corpus, for F1; 0 asks nothing")
     parser.add_argument("--eval-tokens", type=int, default=200_000, help="measured of each corpus")

@@ -1,9 +1,9 @@
 """Bits per byte on held-out text against seconds of training: the earlier project's recipe and ours, on one data set.
 
     python bench/time_to_quality.py DATA --only earlier --seconds 240
-    python bench/time_to_quality.py DATA --only ours --rate 1.0e6 --candidates muon-64-0.02-0.003-{8,12,16}s
+    python bench/time_to_quality.py DATA --only ours --rate 0.93e6 --candidates muon-{8,12,16}s
     python bench/time_to_quality.py DATA --only ours --candidate '{name: try, optimizer: {kind: adamw}, steps: 250}'
-    python bench/time_to_quality.py --summary --plot curves.png
+    python bench/time_to_quality.py --summary --plot curves.png --candidates muon-{8,12,16}s
 
 DATA is a folder of `babyllama prepare`. Seconds are of training alone: validation stops the clock, and of the first
 WARM steps (compiling, first launches) only as much counts as later steps take; the rest is `compile_s`. Ours is a
@@ -81,26 +81,24 @@ class Candidate(Recipe):
                 parameter.mul_(0.0 if zero else self.spread)
 
 
-def _muon(seconds: float, rows: int, lr: float = 0.02, adam_lr: float = 3e-3, **more: Any) -> Candidate:
-    name = f"muon-{rows}-{lr:g}-{adam_lr:g}{''.join(f'-{key}' for key in more)}-{seconds:g}s"
-    return Candidate(name=name, optimizer=Muon(lr=lr, adam_lr=adam_lr), schedule=Wsd(warmup=0.01, decay=0.6),
-                     rows=rows, seconds=seconds, **more)  # fmt: skip
+def _ours(name: str, seconds: float, **more: Any) -> Candidate:
+    """What was found best for about 600 steps (docs/log.md, 2026-11-26); `more` changes Muon's settings."""
+    found = {"lr": 0.022, "momentum": 0.85, "beta2": 0.9, "weight_decay": 0.1, "adam_lr": 0.010,
+             "adam_betas": (0.85, 0.98)}  # fmt: skip
+    return Candidate(name=f"{name}-{seconds:g}s", optimizer=Muon(**{**found, **more}), rows=48, seconds=seconds,
+                     schedule=Wsd(warmup=0.01, decay=0.7), zero_outputs=True,
+                     objective=NextToken(fp8_head=torch.cuda.is_available()))  # fmt: skip
 
 
 TABLE = {
     candidate.name: candidate
     for candidate in (
-        *(_muon(seconds, 64) for seconds in (8, 12, 16, 24)),
-        *(_muon(seconds, 128) for seconds in (12, 16)),
-        _muon(12, 64, lr=0.03),
-        _muon(12, 64, lr=0.01),
-        _muon(12, 64, adam_lr=6e-3),
-        _muon(12, 64, zero_outputs=True),
-        _muon(12, 32),
-        Candidate(name="adamw-64-0.001-24s", optimizer=AdamW(lr=1e-3), schedule=Wsd(decay=0.6), rows=64, seconds=24),
+        *(_ours("muon", seconds) for seconds in (8, 12, 16, 24)),
+        _ours("muon-rows-uneven", 16, beta2=None, lr=0.014),
+        Candidate(name="adamw-24s", optimizer=AdamW(lr=1e-3), schedule=Wsd(decay=0.6), rows=64, seconds=24),
     )
 }
-DEFAULT = [f"muon-64-0.02-0.003-{seconds}s" for seconds in (8, 12, 16)]
+DEFAULT = [f"muon-{seconds}s" for seconds in (8, 12, 16)]
 
 
 # ── data ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -341,6 +339,7 @@ def plot(points: list[dict[str, Any]], file: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    import matplotlib.ticker
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     names = list(dict.fromkeys(point["name"] for point in points))
@@ -354,10 +353,13 @@ def plot(points: list[dict[str, Any]], file: Path) -> None:
                 panel.plot(curve[-1][key] * scale, curve[-1]["bits_per_byte"], "o", markersize=4,
                            color=panel.lines[-1].get_color())  # fmt: skip
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        panel.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("bits per byte, held-out text")
-    panels[1].legend(fontsize=7)
+    panels[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=150)
 
@@ -435,6 +437,7 @@ def main() -> None:
     points = comparable(lines(file))
     summarise(points)
     if args.plot:
+        points = [p for p in points if p["side"] == "earlier" or not args.candidates or p["name"] in args.candidates]
         plot(points, args.plot)
         print(f"{args.plot} is ready")
 

@@ -318,14 +318,14 @@ def test_longlora_through_every_verb(place, tmp_path, capsys, tokens):
     given = [f"model={run}", f"text={place / 'text.txt'}", "device=cpu", "depths=0", "documents=2"]
     longcontext(load_recipe(LongContextRecipe, None, given))
     result = json.loads((run / "evals" / "longcontext" / "result.json").read_text("utf-8"))
-    assert (result["trained_context"], result["contenders"]["run"]["rope"]["kind"]) == (L, "linear")
+    assert (result["trained_context"], result["contenders"]["run"]["rope"]["kind"]) == (L, "yarn")
     merge(load_recipe(MergeRecipe, None, [f"model={run}", f"out={tmp_path / 'merged'}"]))
     model = load(run, torch.device("cpu")).model
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model", dtype=torch.float32)
     torch.testing.assert_close(theirs(tokens).logits, model(tokens), rtol=1e-4, atol=1e-4)
     assert theirs.config.max_position_embeddings == 4 * L
     # PEFT opens the adapter; the law is the base's business there: on the stretched base it computes the same.
-    base = AutoModelForCausalLM.from_pretrained(stretched(place, LinearRope(factor=4.0)), dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(stretched(place, YarnRope(factor=4.0)), dtype=torch.float32)
     found = peft.PeftModel.from_pretrained(base, run / "model").eval()
     torch.testing.assert_close(found(tokens).logits, model(tokens), rtol=1e-4, atol=1e-4)
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,30 +68,56 @@ def kernels(args: argparse.Namespace, file: Path, device: torch.device) -> None:
         weight = torch.randn(width, width, device=device) / width**0.5
         packed = GroupedLinear.of(Grid(bits=args.kernel_bits, group_size=128).nearest(weight)).to(device)
         dense = packed.dense_weight()
-        half = dense.bfloat16()
+        copies = max(2, 2**28 // (width * width))  # of both matrices: together beyond any L2
+        packs, halves = [deepcopy(packed) for _ in range(copies)], [dense.bfloat16() for _ in range(copies)]
         best: dict[int, tuple[float, ours.Config]] = {}
         for rows in ROWS:
             x = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
             expected = x.float() @ dense.T
-            for config in ours.CONFIGS if rows in (1, 16) else [best[1][1], ours.pick(width, width)]:
-                y = ours.packed_product(x, *packed._packed, config)
+            arrived = torch.zeros(width, dtype=torch.int32, device=device)
+            for config in ours.CONFIGS if rows in (1, 16) else [best[1][1], ours.pick(width, width, rows)]:
+                for _ in range(2):  # the second time what the first one left behind
+                    y = ours.packed_product(x, *packed._packed, arrived, config)
                 error = float((y.float() - expected).norm() / expected.norm())
-                if error > 5e-3:
+                if error > 5e-3 or arrived.any():
                     raise SystemExit(f"{width} × {width}, {rows} rows, {config}: relative error {error:.1e}")
-                took = clock(lambda: ours.packed_product(x, *packed._packed, config))  # noqa: B023
+                took = clock(lambda: ours.packed_product(x, *packed._packed, arrived, config))  # noqa: B023
                 if rows not in best or took < best[rows][0]:
                     best[rows] = took, config
         for rows in ROWS:
             x = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
-            pairs = [(clock(lambda: torch.nn.functional.linear(x, half)),  # noqa: B023
-                      clock(lambda: ours.packed_product(x, *packed._packed, best[rows][1])),  # noqa: B023
+            arrived = torch.zeros(width, dtype=torch.int32, device=device)
+            pairs = [(clock(lambda: torch.nn.functional.linear(x, halves[0])),  # noqa: B023
+                      clock(lambda: ours.packed_product(x, *packed._packed, arrived, best[rows][1])),  # noqa: B023
                       clock(lambda: packed(x))) for _ in range(5)]  # noqa: B023  # fmt: skip
             torch_us, tuned, chosen = (statistics.median(pair[i] for pair in pairs) for i in range(3))
+            graphs = [captured_us([partial(torch.nn.functional.linear, x, half) for half in halves]),
+                      captured_us([partial(pack, x) for pack in packs])]  # fmt: skip
             append(file, {**facts(device), "kind": "kernel", "bits": args.kernel_bits, "width": width, "rows": rows,
                           "torch_bf16_us": torch_us, "best_us": tuned, "ours_us": chosen,
-                          "best": best[rows][1]._asdict()})  # fmt: skip
+                          "best": best[rows][1]._asdict(), "torch_bf16_captured_us": graphs[0],
+                          "ours_captured_us": graphs[1]})  # fmt: skip
             print(f"{width}² {rows:2} rows: bf16 {torch_us:.1f} µs, best {tuned:.1f} ({torch_us / tuned:.2f}×), "
-                  f"as picked {chosen:.1f} ({torch_us / chosen:.2f}×) {tuple(best[rows][1])}", flush=True)  # fmt: skip
+                  f"as picked {chosen:.1f} ({torch_us / chosen:.2f}×) {tuple(best[rows][1])}; in a CUDA graph "
+                  f"{graphs[0]:.1f}, {graphs[1]:.1f} ({graphs[0] / graphs[1]:.2f}×)", flush=True)  # fmt: skip
+
+
+def captured_us(calls: list[Any]) -> float:
+    """Microseconds of a call when all of them, each of its own weights, are one CUDA graph: as in decoding."""
+    for call in calls[:2]:
+        call()
+    graph, started, ended = torch.cuda.CUDAGraph(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    found = []
+    for _ in range(20):
+        started.record()
+        graph.replay()
+        ended.record()
+        ended.synchronize()
+        found.append(started.elapsed_time(ended) * 1e3 / len(calls))
+    return statistics.median(found)
 
 
 # ── methods ─────────────────────────────────────────────────────────────────────────────────────────────────────────

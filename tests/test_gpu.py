@@ -15,7 +15,9 @@ from babyllama.model.attention import KVCache
 from babyllama.quant.awq import Awq
 from babyllama.quant.calibrate import Ends, quantise
 from babyllama.quant.gptq import Gptq
+from babyllama.quant.grid import Grid
 from babyllama.quant.int8 import Int8
+from babyllama.quant.linear import GroupedLinear
 from babyllama.train.objectives import linear_cross_entropy
 from babyllama.train.optim import AdamW, Muon
 from conftest import sharp_model, tiny_config
@@ -183,3 +185,37 @@ def test_packed_weights_compute_as_on_the_cpu(variants, tokens, method):
     for few in (tokens[:1, :9], tokens):
         found = model(few.cuda()).float().cpu()
         torch.testing.assert_close(found, expected[: len(few), : few.shape[1]], atol=0.05, rtol=0.05)
+
+
+SHAPES = [(4, 128, 512, 256), (4, 512, 512, 256), (4, 256, 1024, 96), (4, 128, 384, 64), (4, 128, 640, 32),  # _four's
+          (4, 128, 512, 40), (4, 32, 344, 96), (4, 64, 1376, 48), (3, 128, 1376, 64), (2, 32, 344, 40),
+          (8, 128, 512, 64), (8, 1376, 1376, 344)]  # bits, group, inputs, outputs  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("bits", "group", "inputs", "outputs"), SHAPES)
+def test_the_packed_kernels_multiply_by_the_dense_weight(bits, group, inputs, outputs, dtype):
+    """Again and again the same bits, whatever was computed before; rows in the middle of a tensor too."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(outputs, inputs, generator=generator)
+    packed = GroupedLinear.of(Grid(bits=bits, group_size=group, short_group=True).nearest(weight)).cuda()
+    many = torch.randn(21, inputs, generator=generator).cuda().to(dtype)
+    for rows in (1, 5, 8, 9, 16):
+        x = many[5 : 5 + rows]
+        found, expected = packed(x), x.float() @ packed.dense_weight().T
+        assert float((found.float() - expected).norm() / expected.norm()) < 5e-3
+        assert torch.equal(found, packed(x))
+
+
+def test_every_setting_of_the_kernel_computes_the_same():
+    from babyllama.quant.kernels import CONFIGS, packed_product
+
+    weight = torch.randn(192, 2048, generator=torch.Generator().manual_seed(0))
+    packed = GroupedLinear.of(Grid(bits=4, group_size=256).nearest(weight)).cuda()
+    x = torch.randn(3, 2048, device="cuda", dtype=torch.bfloat16)
+    arrived = torch.zeros(192, dtype=torch.int32, device="cuda")
+    expected = x.float() @ packed.dense_weight().T
+    for config in CONFIGS:
+        found = packed_product(x, *packed._packed, arrived, config).float()
+        assert float((found - expected).norm() / expected.norm()) < 5e-3, config
+        assert not arrived.any()

@@ -45,6 +45,7 @@ class GroupedLinear(Unrounded):
         self.register_buffer("scales", torch.zeros(groups, out_features, dtype=torch.float16))
         self.register_buffer("order", torch.arange(in_features, dtype=torch.int32) if ordered else None)
         self._four: tuple[Tensor, int, Tensor] | None = None
+        self._arrived: Tensor | None = None
 
     @classmethod
     def of(cls, solution: Solution) -> Self:
@@ -91,7 +92,9 @@ class GroupedLinear(Unrounded):
             if x.is_cuda and self.on_gpu(x.dtype):
                 from babyllama.quant.kernels import packed_product
 
-                return packed_product(x.flatten(0, -2), *self._packed).view(*x.shape[:-1], -1)
+                if self._arrived is None:
+                    self._arrived = torch.zeros(self.out_features, dtype=torch.int32, device=x.device)
+                return packed_product(x.flatten(0, -2), *self._packed, self._arrived).view(*x.shape[:-1], -1)
             if x.device.type == "cpu" and self.on_cpu(x.dtype):
                 return self._four_bit_product(x)
         return unpacked_product(x, _dense, *self._packed)
@@ -122,7 +125,7 @@ class GroupedLinear(Unrounded):
         return y.view(*x.shape[:-1], -1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._four = None
+        self._four = self._arrived = None
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:

@@ -8,7 +8,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from babyllama.data.batches import Batch
-from babyllama.infer import decoder
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.model.attention import KVCache
@@ -16,7 +15,6 @@ from babyllama.quant.awq import Awq
 from babyllama.quant.calibrate import Ends, quantise
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Grid
-from babyllama.quant.int8 import Int8
 from babyllama.quant.linear import GroupedLinear
 from babyllama.train.objectives import linear_cross_entropy
 from babyllama.train.optim import AdamW, Muon
@@ -48,26 +46,6 @@ def test_engine_answers_as_on_the_cpu():
     greedy = Sampling(temperature=0.0)
     on_cpu = Engine(model, 67).generate(prompts, greedy, 20, {0})
     assert Engine(model.cuda(), 67).generate(prompts, greedy, 20, {0}) == on_cpu
-
-
-@pytest.mark.parametrize("method", [None, Gptq(group_size=32, short_group=True), Int8()], ids=str)
-def test_captured_decoding_answers_as_the_launched_one(monkeypatch, variants, tokens, method):
-    """Rows that end early, a batch that shrinks and graphs that outgrow their slots; all at once and as streams."""
-    model = sharp_model(variants.model_copy(update={"max_position_embeddings": 96})).requires_grad_(False)
-    if method is not None:
-        quantise(model, [Batch(tokens[:, :-1], tokens[:, 1:], None, None)], method)
-    model.cuda()
-    prompts, greedy = [[1, 2, 3], list(range(60)), [*range(30), *range(40)], [11, 12]], Sampling(temperature=0.0)
-
-    def answers(eager_steps):
-        monkeypatch.setattr(decoder, "EAGER_STEPS", eager_steps)
-        engine = Engine(model, 67)
-        return engine.generate(prompts, greedy), [list(engine.stream(prompt, greedy)) for prompt in prompts]
-
-    monkeypatch.setattr(decoder, "SLOTS", 32)
-    captured = answers(2)
-    assert captured == answers(1000)
-    assert list(map(len, captured[0])) == [93, 36, 26, 94]
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -2,8 +2,7 @@
 
 Every answer is made the same way: prefill the prompt into a key-value cache, then decode token by token through the
 model's one forward path. Row i of a batch and the same prompt alone give the same tokens (in float32).
-Not here: how a token is chosen (sampling.py), one step of decoding (decoder.py), the cache (model/attention.py),
-tokenizers.
+Not here: how a token is chosen (sampling.py), the cache (model/attention.py), tokenizers.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 from babyllama.errors import InputError
-from babyllama.infer.decoder import Decoder
 from babyllama.infer.sampling import NOT_FINITE, Sampling, uniforms
 from babyllama.model.attention import KVCache, SinkCache
 from babyllama.model.transformer import Transformer
@@ -100,9 +98,8 @@ class Engine:
                 del past.tokens[shared:]
                 self._grow(past, min(len(prompt) + room, self.context))
             seen, new = self._seen([prompt], sampling, stop), prompt[shared:]
-            decoder = self._decoder(past.cache)
             for step in range(room):
-                logits = self._extend(past, new, decoder)
+                logits = self._extend(past, new)
                 new = self._choose(sampling, logits, draws[step : step + 1], seen)
                 yield new[0]
                 if new[0] in stop:
@@ -111,19 +108,16 @@ class Engine:
             self._past = past
 
     @torch.inference_mode()
-    def _extend(self, past: _Past, tokens: list[int], decoder: Decoder) -> Tensor:
+    def _extend(self, past: _Past, tokens: list[int]) -> Tensor:
         """Feed `tokens` after what is in `past`; logits (1, V) of the last one."""
         if isinstance(past.cache, SinkCache):
             return self._extend_endless(past, past.cache, tokens)
         start, end = len(past.tokens), len(past.tokens) + len(tokens)
-        fed, positions = torch.tensor(tokens, device=self._device), torch.arange(start, end, device=self._device)
-        if len(tokens) == 1:
-            logits = decoder(fed, positions, end)
-        else:
-            past.cache.reserve(end)
-            logits = self._logits(self.model.hidden(fed[None], positions[None], cache=past.cache)[:, -1])
+        past.cache.reserve(end)
+        positions = torch.arange(start, end, device=self._device)[None]
+        hidden = self.model.hidden(torch.tensor([tokens], device=self._device), positions, cache=past.cache)
         past.tokens += tokens  # last: an interruption before it leaves `past` as it was
-        return logits
+        return self._logits(hidden[:, -1])
 
     def _extend_endless(self, past: _Past, cache: SinkCache, tokens: list[int]) -> Tensor:
         """The same in pieces: what fits at once, then as the cache allows."""
@@ -154,7 +148,6 @@ class Engine:
         logits, seen = self._prefill(prompts, cache), self._seen(prompts, sampling, stop)
         positions = torch.tensor(lengths, device=self._device)  # (B,): the slot of each row's next token
         rows = list(range(len(prompts)))  # which prompt each row of the batch answers
-        decoder = self._decoder(cache)
         for step in range(max(room)):
             chosen = self._choose(sampling, logits, draws[:, step], seen)
             alive = []
@@ -171,9 +164,9 @@ class Engine:
                 cache.keys, cache.values = cache.keys[:, kept], cache.values[:, kept]
                 positions, draws, seen = positions[kept], draws[kept], None if seen is None else seen[kept]
                 rows, chosen = [rows[row] for row in alive], [chosen[row] for row in alive]
-                decoder.forget()
-            tokens = torch.tensor(chosen, device=self._device)
-            logits = decoder(tokens, positions, min(max(lengths) + step + 1, cache.max_tokens))
+            cache.reserve(min(max(lengths) + step + 1, cache.max_tokens))
+            tokens = torch.tensor(chosen, device=self._device)[:, None]
+            logits = self._logits(self.model.hidden(tokens, positions[:, None], cache=cache)[:, 0])
             positions = (positions + 1).clamp(max=cache.max_tokens - 1)  # a finished row overwrites its own end
         return answers
 
@@ -186,13 +179,6 @@ class Engine:
         return self._logits(hidden[torch.arange(len(prompts), device=self._device), lengths - 1])
 
     # ── both ───────────────────────────────────────────────────────────────────────────────────────────────────
-    def _decoder(self, cache: KVCache) -> Decoder:
-        def step(tokens: Tensor, positions: Tensor) -> Tensor:
-            return self._logits(self.model.hidden(tokens[:, None], positions[:, None], cache=cache)[:, 0])
-
-        captures = self._device.type == "cuda" and self.model.rope.static and not isinstance(cache, SinkCache)
-        return Decoder(step, cache, captures)
-
     @property
     def _device(self) -> torch.device:
         return self.model.embed_tokens.weight.device

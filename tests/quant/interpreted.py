@@ -1,6 +1,6 @@
 """Run by test_kernels.py in a process of its own: the packed kernels in Triton's interpreter, on a CPU, in float16.
 
-It reads no assembler and has no bfloat16: what `_HALVES` says is said in Triton here, and bfloat16 is left to test_gpu.py.
+It reads no assembler and has no bfloat16: what `_HALVES` says is said in Triton here; test_gpu.py has the other one.
 """
 
 import os

@@ -9,10 +9,11 @@ import numpy
 import pytest
 
 INTERPRETED = Path(__file__).with_name("interpreted.py")
+NUMPY = tuple(map(int, numpy.__version__.split(".")[:2]))
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton, which PyTorch for CPUs does not bring")
-@pytest.mark.skipif(tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 4), reason="triton's interpreter needs numpy below 2.4")
+@pytest.mark.skipif(NUMPY >= (2, 4), reason="triton's interpreter needs numpy below 2.4")
 def test_they_multiply_by_the_dense_weight():
     done = subprocess.run([sys.executable, str(INTERPRETED)], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "all as the dense weight", done.stderr

@@ -102,7 +102,9 @@ class GroupedLinear(Unrounded):
     def on_gpu(self, dtype: torch.dtype) -> bool:
         """Whether the GPU's kernel computes this: a unit of words lies in one group."""
         fits = self.group_size % unit(self.bits)[0] == 0 or self.group_size >= self.in_features
-        return fits and dtype in (torch.bfloat16, torch.float16)
+        if dtype == torch.bfloat16:
+            return fits and torch.cuda.is_bf16_supported(including_emulation=False)
+        return fits and dtype == torch.float16
 
     def on_cpu(self, dtype: torch.dtype) -> bool:
         """Whether PyTorch's own product does; in other dtypes than bfloat16 it is slower than a dense one."""

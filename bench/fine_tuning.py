@@ -339,9 +339,9 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
     for axis, rows in zip(axes[0], studies, strict=True):
         sft = rows[0]["study"] == "sft"
         x, y = ("text_bits_per_byte", "chat_loss") if sft else ("step_s", "text_loss")
-        for r in rows:
-            axis.scatter(r[x], r[y])
-            axis.annotate(label(r), (r[x], r[y]), xytext=(5, 3), textcoords="offset points")
+        for number, r in enumerate(rows):
+            axis.scatter(r[x], r[y], color=f"C{number % 10}", marker="osD^"[number // 10 % 4], label=label(r))
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
         axis.set_xlabel("general text, bits per byte (right: forgotten)" if sft else "seconds a step")
         axis.set_ylabel("loss of held-out answers, nats" if sft else "loss of held-out text, nats")
         axis.set_title(f"{rows[0]['study']}: {rows[0]['steps']} steps, {rows[0]['device']}")

@@ -158,12 +158,18 @@ def plot(found: list[dict[str, Any]], file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for axes, phase in zip(figure.subplots(1, 2, sharey=True), ("zero_shot", "tuned"), strict=True):
+    titles = {"zero_shot": "without training", "tuned": "after the same steps of training"}
+    found = [line for line in found if line["phase"] in titles]
+    names = list(dict.fromkeys(line["name"] for line in found))
+    for axes, (phase, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
         for line in (line for line in found if line["phase"] == phase):
             points = sorted((int(n), math.exp(min(x, 20))) for n, x in line["loss"].items())
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=line["name"])
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=line["name"],
+                      color=f"C{names.index(line['name'])}")  # fmt: skip
+        lengths = sorted({int(n) for line in found for n in line["loss"]})
         axes.set_xscale("log", base=2)
-        axes.set(title=phase.replace("_", " "), xlabel="context, tokens", ylabel="perplexity", yscale="log")
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axes.set(title=title, xlabel="tokens of context", ylabel="perplexity", yscale="log")
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=7)

@@ -29,8 +29,7 @@ def linear_cross_entropy(
     Args:
         hidden: (N, C).  weight: (V, C).  targets: (N,) int64.
         chunk_rows: rows of logits held at a time; as many as suit the device when absent.
-        multiple: the vocabulary is padded to it with rows that get no probability. On a GPU 128: an odd V
-            (ChatGLM2's 64,793) cannot use the aligned tensor-core kernels.
+        multiple: the vocabulary is padded to it with rows that get no probability; as `aligned` when absent.
         fp8: multiply the logits in float8 (e4m3, one scale a tensor); the gradients' products stay as they are. For
             GPUs that have it (compute capability 8.9 and up).
 
@@ -38,17 +37,15 @@ def linear_cross_entropy(
         float32 scalar.
     """
     chunk_rows = chunk_rows or hardware.chunk_rows(_memory_gib(hidden.device))
-    multiple = multiple or (128 if hidden.is_cuda else 1)
     return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows, multiple, fp8)  # type: ignore[return-value]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, multiple: int, fp8: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, multiple: int | None, fp8: bool
     ) -> Tensor:
-        vocab = weight.shape[0]
-        padded = pad(weight, (0, 0, 0, -vocab % multiple)) if vocab % multiple else weight
+        vocab, padded = weight.shape[0], aligned(weight, multiple)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.empty_like(padded, dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -62,7 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(logits, padded, out=grad_hidden[rows])
             if grad_weight is not None:
-                _product_(grad_weight, logits.T, hidden[rows], add=start > 0)
+                product_(grad_weight, logits.T, hidden[rows], add=start > 0)
             del logits  # before the next product is made, or two chunks would be held
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[:vocab])
         ctx.dtypes = hidden.dtype, weight.dtype
@@ -72,10 +69,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         grad_hidden, grad_weight = ctx.saved_tensors
         to_hidden, to_weight = ctx.dtypes
-        return _scaled(grad_hidden, grads[0], to_hidden), _scaled(grad_weight, grads[0], to_weight), *[None] * 4
+        return scaled(grad_hidden, grads[0], to_hidden), scaled(grad_weight, grads[0], to_weight), *[None] * 4
 
 
-def _scaled(grad: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+def aligned(weight: Tensor, multiple: int | None = None) -> Tensor:
+    """A head (V, C) with rows of zeros up to a multiple of rows.
+
+    On a GPU of 128: an odd V (ChatGLM2's 64,793) cannot use the aligned tensor-core kernels, which are three times as
+    fast.
+    """
+    multiple = multiple or (128 if weight.is_cuda else 1)
+    more = -weight.shape[0] % multiple
+    return pad(weight, (0, 0, 0, more)) if more else weight
+
+
+def scaled(grad: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
     """grad · scale, rounded once, to `dtype`."""
     return None if grad is None else torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))
 
@@ -93,7 +101,7 @@ def _fp8_product(hidden: Tensor, weight: Tensor) -> Callable[[slice], Tensor]:
     )
 
 
-def _product_(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
+def product_(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
     """out = a · b, or += if `add`, in float32 of half-precision factors: on a GPU it adds up where it is made."""
     if not (out.is_cuda and a.dtype != out.dtype):
         out.copy_(out + a @ b if add else a @ b)

@@ -38,6 +38,20 @@ def test_another_dtype_leaves_the_weights_alone():
     assert module(torch.randn(2, 56).bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("outputs", [16, 37, 64])
+@pytest.mark.parametrize("group_size,inputs", [(32, 96), (64, 128), (128, 256), (256, 512), (512, 512), (None, 96)])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_few_rows_on_a_cpu_are_multiplied_packed(outputs, group_size, inputs, ordered):
+    """In bfloat16, by PyTorch's own product, which knows some groups and whole blocks of outputs only."""
+    module, dense = made(group_size=group_size, inputs=inputs, outputs=outputs, ordered=ordered)
+    assert module.on_cpu(torch.bfloat16)
+    for shape in ((1, inputs), (2, 3, inputs)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+        found, expected = module(x), x.float() @ dense.T
+        assert found.shape == expected.shape and found.dtype == torch.bfloat16
+        assert (found.float() - expected).norm() < 1e-2 * expected.norm()
+
+
 def test_autograd_keeps_packed_words_only():
     module, _ = made(inputs=128, outputs=64)
     kept = []

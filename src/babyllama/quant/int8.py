@@ -111,14 +111,16 @@ def mixed_product(x: Tensor, weight: Tensor, scales: Tensor, threshold: float | 
     """x (N, in) times the matrix of int8 weight (out, in), scales (out,) and kept columns → (N, out) in x's dtype."""
     if not x.shape[0]:
         return x.new_zeros(0, weight.shape[0])
-    beside = x.new_zeros(()) if kept is None else linear(x[:, kept_index], kept.to(x.dtype))
-    rest = x if kept_index is None else x.index_fill(1, kept_index.long(), 0.0)
+    beside, rest = x.new_zeros(()), x
+    if kept is not None and kept_index is not None and len(kept_index):
+        beside, rest = linear(x[:, kept_index], kept.to(x.dtype)), x.index_fill(1, kept_index.long(), 0.0)
     if threshold is not None:
         index, out = outliers(rest, threshold)
-        columns = rest[:, index]
-        few = (weight[:, index].float() * scales[:, None]).to(x.dtype)
-        beside = beside + linear(torch.where(out, columns, 0), few)
-        rest = rest.index_copy(1, index, torch.where(out, 0, columns))
+        if rest.is_cuda or out.any():  # a GPU is not asked: the host would wait
+            columns = rest[:, index]
+            few = (weight[:, index].float() * scales[:, None]).to(x.dtype)
+            beside = beside + linear(torch.where(out, columns, 0), few)
+            rest = rest.index_copy(1, index, torch.where(out, 0, columns))
     codes, steps = quantised_rows(rest)
     return (product(codes, weight).float() * steps * scales).to(x.dtype) + beside
 

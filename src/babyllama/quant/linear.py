@@ -10,13 +10,14 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from babyllama.model.surgery import Unrounded, unpacked_product
 from babyllama.quant.grid import Solution, group_index
 from babyllama.quant.packing import pack, unit, unpack, word_count
 
 FEW_ROWS = 16  # of decoding: the weights' way through memory is what costs, so they travel packed
-CPU_GROUPS = (128, 64, 32, 256)  # what PyTorch's own 4-bit product takes
+CPU_GROUPS, CPU_OUTPUTS = (128, 64, 32, 256), 16  # what PyTorch's own 4-bit product takes, and their multiple
 
 
 class GroupedLinear(Unrounded):
@@ -108,7 +109,7 @@ class GroupedLinear(Unrounded):
 
     def on_cpu(self, dtype: torch.dtype) -> bool:
         """Whether PyTorch's own product does; in other dtypes than bfloat16 it is slower than a dense one."""
-        return self.bits == 4 and dtype == torch.bfloat16 and self.out_features % 16 == 0 and bool(self._cpu_group)
+        return self.bits == 4 and dtype == torch.bfloat16 and bool(self._cpu_group)
 
     @property
     def _cpu_group(self) -> int | None:
@@ -116,15 +117,16 @@ class GroupedLinear(Unrounded):
         return next(sizes, None)
 
     def _four_bit_product(self, x: Tensor) -> Tensor:
-        """The packed words in the order that PyTorch's product wants are made once, beside ours."""
+        """The packed words in the order that PyTorch's product wants are made once, beside ours, outputs filled up."""
         if self._four is None:
-            size = self._cpu_group or 0
+            size, more = self._cpu_group or 0, -self.out_features % CPU_OUTPUTS
             scales = self.scales.float().repeat_interleave(self.group_size // size, 0)[: self.in_features // size]
             zeros = self.zeros.float().repeat_interleave(self.group_size // size, 0)[: self.in_features // size]
             both = torch.stack([scales, (8 - zeros) * scales], -1).to(x.dtype)
-            self._four = torch._convert_weight_to_int4pack_for_cpu(self.codes.int(), 1), size, both
+            codes = pad(self.codes, (0, 0, 0, more)).int()
+            self._four = torch._convert_weight_to_int4pack_for_cpu(codes, 1), size, pad(both, (0, 0, 0, more))
         y = torch._weight_int4pack_mm_for_cpu(x.flatten(0, -2).contiguous(), *self._four)
-        return y.view(*x.shape[:-1], -1)
+        return y[:, : self.out_features].view(*x.shape[:-1], -1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._four = self._arrived = None

@@ -170,14 +170,14 @@ def suits(outputs: int, inputs: int, bits: int, group_size: int) -> bool:
 
 
 def packed_product(x: Tensor, words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int, group_size: int,
-                   arrived: Tensor | None = None, config: Config | None = None) -> Tensor:  # fmt: skip
+                   arrived: Tensor, config: Config | None = None) -> Tensor:  # fmt: skip
     """x (rows ≤ 16, K) · packed (N, K)ᵀ → (rows, N): weights are read once and never written dense. Deterministic.
 
     `_four` rounds scales to x's dtype.
 
     Args:
         arrived: (N / 16 or more,) int32 zeros on x's device, which stay zeros: one for each matrix, so that products
-            of different matrices may run at once. Made anew when absent.
+            of different matrices may run at once.
     """
     x = x.contiguous()
     outputs = words.shape[1]
@@ -189,7 +189,6 @@ def packed_product(x: Tensor, words: Tensor, zeros: Tensor, scales: Tensor, inpu
     out, partial = torch.empty(rows, outputs, dtype=x.dtype, device=x.device), None
     if splits > 1:
         partial = torch.empty(splits, rows, outputs, device=x.device)
-        arrived = torch.zeros(outputs // 16, dtype=torch.int32, device=x.device) if arrived is None else arrived
     _four[(splits, outputs // n)](
         out, partial, arrived, x, words, zeros, scales, rows, outputs, inputs, segments // splits,
         group=segments if group_size >= inputs else group_size // SEGMENT, halves=HALVES[x.dtype], base=base, n=n,

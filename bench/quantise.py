@@ -23,6 +23,8 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 from record import RESULTS, append, facts, lines, synchronize, table
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from babyllama.commands.quantize import AnyMethod, held_bytes, label, tokens_per_second
 from babyllama.data.shards import Prepared
@@ -75,7 +77,7 @@ def kernels(args: argparse.Namespace, file: Path, device: torch.device) -> None:
             x = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
             expected = x.float() @ dense.T
             arrived = torch.zeros(width, dtype=torch.int32, device=device)
-            for config in ours.CONFIGS if rows in (1, 16) else [best[1][1], ours.pick(width, width, rows)]:
+            for config in ours.CONFIGS if rows in (1, 16) else [best[1][1], ours.pick(width, width)]:
                 for _ in range(2):  # the second time what the first one left behind
                     y = ours.packed_product(x, *packed._packed, arrived, config)
                 error = float((y.float() - expected).norm() / expected.norm())
@@ -91,15 +93,36 @@ def kernels(args: argparse.Namespace, file: Path, device: torch.device) -> None:
                       clock(lambda: ours.packed_product(x, *packed._packed, arrived, best[rows][1])),  # noqa: B023
                       clock(lambda: packed(x))) for _ in range(5)]  # noqa: B023  # fmt: skip
             torch_us, tuned, chosen = (statistics.median(pair[i] for pair in pairs) for i in range(3))
+            alone = [kernel_us(partial(torch.nn.functional.linear, x, halves[0])), kernel_us(partial(packed, x))]
             graphs = [captured_us([partial(torch.nn.functional.linear, x, half) for half in halves]),
                       captured_us([partial(pack, x) for pack in packs])]  # fmt: skip
             append(file, {**facts(device), "kind": "kernel", "bits": args.kernel_bits, "width": width, "rows": rows,
                           "torch_bf16_us": torch_us, "best_us": tuned, "ours_us": chosen,
                           "best": best[rows][1]._asdict(), "torch_bf16_captured_us": graphs[0],
-                          "ours_captured_us": graphs[1]})  # fmt: skip
+                          "ours_captured_us": graphs[1], "torch_bf16_kernel_us": alone[0],
+                          "ours_kernel_us": alone[1]})  # fmt: skip
             print(f"{width}² {rows:2} rows: bf16 {torch_us:.1f} µs, best {tuned:.1f} ({torch_us / tuned:.2f}×), "
-                  f"as picked {chosen:.1f} ({torch_us / chosen:.2f}×) {tuple(best[rows][1])}; in a CUDA graph "
+                  f"as picked {chosen:.1f} ({torch_us / chosen:.2f}×) {tuple(best[rows][1])}; the kernel alone "
+                  f"{alone[0]:.1f}, {alone[1]:.1f} ({alone[0] / alone[1]:.2f}×); in a CUDA graph "
                   f"{graphs[0]:.1f}, {graphs[1]:.1f} ({graphs[0] / graphs[1]:.2f}×)", flush=True)  # fmt: skip
+
+
+def kernel_us(call: Any) -> float:
+    """Microseconds from a kernel's start to its end, as the profiler has it: no launch, no event. L2 is cold."""
+    flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(30):
+            flush.zero_()
+            call()
+        torch.cuda.synchronize()
+    spans: list[float] = []
+    events = [event for event in seen.events() if event.device_type == DeviceType.CUDA]
+    for event in sorted(events, key=lambda event: event.time_range.start):
+        if "fill" in event.name.lower() or "memset" in event.name.lower():
+            spans.append(0.0)
+        else:
+            spans[-1] += event.time_range.elapsed_us()
+    return statistics.median(spans)
 
 
 def captured_us(calls: list[Any]) -> float:

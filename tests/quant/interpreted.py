@@ -19,13 +19,12 @@ SHAPES = [(4, 128, 512, 64), (4, 512, 512, 32), (4, 256, 1024, 64), (4, 128, 384
 
 
 def halves(_asm, _constraints, args, _dtype, _pure, _pack):
-    """(code + 2^m) − (zero + 2^m), times the scale, of codes i and i + 4."""
-    found, zero, scale = args
+    """(code + 2^m) − (zero + 2^m) of codes i and i + 4."""
+    found, zero = args
 
     def one(shift):
         code = (((found >> shift) & 15) | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)
-        less, times = (half.to(tl.int16).to(tl.float16, bitcast=True) for half in (zero, scale))
-        return ((code + less) * times).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        return (code + zero.to(tl.int16).to(tl.float16, bitcast=True)).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
 
     return one(0) | (one(16) << 16)
 

@@ -25,34 +25,60 @@ COLUMNS, PROGRAMS = (32, 64), 528  # of `_product`: 4 programs for each of an H1
 class Config(NamedTuple):
     """Of `_four`: columns of a program; splits of the inputs, a program each."""
 
-    columns: int = 32
-    splits: int = 4
-    warps: int = 2
+    columns: int = 64
+    splits: int = 8
     stages: int = 3
 
 
-CONFIGS = tuple(Config(columns, splits, columns // 16, stages)
-                for columns in (16, 32, 64) for splits in (2, 4, 8) for stages in (3, 4))  # fmt: skip
+CONFIGS = tuple(Config(columns, splits, stages) for columns in (32, 64) for splits in (4, 8) for stages in (2, 3, 4))
 
-# Codes i and i + 4 of a word (moved down by 4 · i) as a pair of halves: (code + 2^m) − (zero + 2^m), times the scale.
+# Codes i and i + 4 of a word (moved down by 4 · i) as a pair of halves: (code + 2^m) − (zero + 2^m), which is exact.
 # In one piece, since a compiler takes the halves apart, which is twice the work.
 _HALVES = """{{
-    .reg .b32 both, one, none;
+    .reg .b32 both, one;
     mov.b32 one, {one};
-    mov.b32 none, 0x80008000;
     lop3.b32 both, $1, 0x000F000F, {magic}, 0xEA;
-    fma.rn.{kind}x2 both, both, one, $2;
-    fma.rn.{kind}x2 $0, both, $3, none;
+    fma.rn.{kind}x2 $0, both, one, $2;
 }}"""
 HALVES = {torch.bfloat16: _HALVES.format(kind="bf16", one="0x3F803F80", magic="0x43004300"),
           torch.float16: _HALVES.format(kind="f16", one="0x3C003C00", magic="0x64006400")}  # fmt: skip
 
 
 @triton.jit
-def _pairs(halves, run: tl.constexpr):
-    """(n,) of 16 bits each → (n, run) int32 that hold each twice."""
-    bits = halves.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-    return tl.broadcast_to(((bits << 16) | bits)[:, None], [halves.shape[0], run])
+def _fragment(of, n: tl.constexpr, run: tl.constexpr):
+    """(n, run), rows in the order in which a thread that holds rows g and g + 8 of 16 has read neighbours."""
+    return tl.reshape(tl.permute(tl.reshape(of, [n // 16, 8, 2, run]), [0, 2, 1, 3]), [n, run])
+
+
+@triton.jit
+def _column(n: tl.constexpr):
+    """(n,): which column is a row of `_fragment`."""
+    row = tl.arange(0, n)
+    return row // 16 * 16 + row % 8 * 2 + row // 8 % 2
+
+
+@triton.jit
+def _left(words, zeros, halves: tl.constexpr, base: tl.constexpr, kind: tl.constexpr, n: tl.constexpr):
+    """Words (n, 16) at `words` and zeros (n,) at `zeros` → code − zero (n, 128), inputs as `_right` has them."""
+    run: tl.constexpr = 16
+    found = _fragment(tl.load(words), n, run)
+    less = (-base - tl.reshape(_fragment(tl.load(zeros), n, 1), [n]).to(tl.float32)).to(kind)
+    bits = less.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    less = tl.broadcast_to(((bits << 16) | bits)[:, None], [n, run])  # of 16 bits, twice
+    a = tl.inline_asm_elementwise(halves, "=r,r,r", [found, less], tl.int32, True, 1)
+    b = tl.inline_asm_elementwise(halves, "=r,r,r", [found >> 4, less], tl.int32, True, 1)
+    c = tl.inline_asm_elementwise(halves, "=r,r,r", [found >> 8, less], tl.int32, True, 1)
+    d = tl.inline_asm_elementwise(halves, "=r,r,r", [found >> 12, less], tl.int32, True, 1)
+    pairs = tl.join(tl.join(a, c), tl.join(b, d))  # (n, run, 2, 2): [i, j] is code 2·i + j and, above it, that + 4
+    low = pairs.to(tl.int16).to(kind, bitcast=True)
+    high = (pairs >> 16).to(tl.int16).to(kind, bitcast=True)
+    return tl.reshape(tl.join(low, high), [n, 8 * run])
+
+
+@triton.jit
+def _right(x, m: tl.constexpr):
+    """(128, m): of every eight inputs 0 4 1 5 2 6 3 7. Fewer values to move than the weights are."""
+    return tl.reshape(tl.permute(tl.reshape(x, [16, 2, 4, m]), [0, 2, 1, 3]), [128, m])
 
 
 @triton.jit
@@ -61,47 +87,52 @@ def _four(
     group: tl.constexpr, halves: tl.constexpr, base: tl.constexpr, n: tl.constexpr, m: tl.constexpr,
     splits: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
-    """Programs: (splits of the inputs, blocks of n columns), `each` segments of 128 inputs; a group is `group` of them.
+    """Programs: (splits of the inputs, blocks of 2·n columns). A split is `each` segments of 128, a group `group` of them.
 
-    Weights are the left operand, which comes from registers, so that they go from shared memory to tensor cores by way
-    of nothing but arithmetic. The program of a block that arrives last adds up all splits, always in the same order.
+    Weights are the left operand, which comes from registers: they go from memory to shared memory in 16 bytes a thread
+    and on to tensor cores by way of nothing but arithmetic. Two products share their rows of x. Scales are for sums and
+    are read a segment ahead. The program of a block that arrives last adds up all splits, always in the same order.
     """
-    run: tl.constexpr = 16
     kind: tl.constexpr = out.dtype.element_ty
     split, block = tl.program_id(0), tl.program_id(1)
-    column, token = block * n + tl.arange(0, n), tl.arange(0, m)
+    column, token = block * (2 * n) + tl.arange(0, n), tl.arange(0, m)
     live = (token < rows)[None, :]
-    place = token[None, :] * outputs + column[:, None]
     first = split * each
-    word = words + (first * run + tl.arange(0, run)[None, :]) * outputs + column[:, None]
-    value = x + token[None, :] * inputs + first * (8 * run) + tl.arange(0, 8 * run)[:, None]
+    word = words + (first * 16 + tl.arange(0, 16)[None, :]) * outputs + column[:, None]
+    value = x + token[None, :] * inputs + first * 128 + tl.arange(0, 128)[:, None]
     total = tl.zeros([n, m], tl.float32)
+    other = tl.zeros([n, m], tl.float32)  # of the n columns beside
+    scale = scales + column
+    s = tl.load(scale + first // group * outputs)
+    t = tl.load(scale + first // group * outputs + n)
     for segment in tl.range(0, each, num_stages=stages):
-        found = tl.load(word + segment * (run * outputs))
-        right = tl.load(value + segment * (8 * run), mask=live, other=0.0)
-        row = (first + segment) // group * outputs + column
-        z = _pairs((-base - tl.load(zeros + row).to(tl.float32)).to(kind), run)
-        s = _pairs(tl.load(scales + row).to(kind), run)
-        a = tl.inline_asm_elementwise(halves, "=r,r,r,r", [found, z, s], tl.int32, True, 1)
-        b = tl.inline_asm_elementwise(halves, "=r,r,r,r", [found >> 4, z, s], tl.int32, True, 1)
-        c = tl.inline_asm_elementwise(halves, "=r,r,r,r", [found >> 8, z, s], tl.int32, True, 1)
-        d = tl.inline_asm_elementwise(halves, "=r,r,r,r", [found >> 12, z, s], tl.int32, True, 1)
-        both = tl.join(tl.join(a, c), tl.join(b, d))  # (n, run, 2, 2): code 4·h + 2·i + j of a word is half h of [i, j]
-        low = both.to(tl.int16).to(kind, bitcast=True)
-        high = (both >> 16).to(tl.int16).to(kind, bitcast=True)
-        left = tl.reshape(tl.permute(tl.join(low, high), [0, 1, 4, 2, 3]), [n, 8 * run])
-        total = tl.dot(left, right, total)
-    if splits == 1:
-        tl.store(out + place, total.to(kind), mask=live)
-    else:
-        tl.store(partial + split * rows * outputs + place, total, mask=live)
+        zero = zeros + (first + segment) // group * outputs + column
+        here, there = s, t
+        after = (first + tl.minimum(segment + 1, each - 1)) // group * outputs
+        s, t = tl.load(scale + after), tl.load(scale + after + n)
+        found = word + segment * (16 * outputs)
+        right = _right(tl.load(value + segment * 128, mask=live, other=0.0), m)
+        part = tl.dot(_left(found, zero, halves, base, kind, n), right)
+        total += part * tl.reshape(_fragment(here, n, 1), [n]).to(tl.float32)[:, None]
+        part = tl.dot(_left(found + n, zero + n, halves, base, kind, n), right)
+        other += part * tl.reshape(_fragment(there, n, 1), [n]).to(tl.float32)[:, None]
+    place = out + token[None, :] * outputs + (block * (2 * n) + _column(n))[:, None]
+    if splits > 1:
+        size = tl.num_programs(1) * (2 * n * m)
+        share = partial + block * (2 * n * m) + tl.arange(0, n)[:, None] * m + token[None, :]
+        tl.store(share + split * size, total)
+        tl.store(share + split * size + n * m, other)
         tl.debug_barrier()  # every thread's share is written before this program counts
-        if tl.atomic_add(arrived + block, 1) == splits - 1:
-            total = tl.zeros([n, m], tl.float32)
-            for i in tl.static_range(splits):
-                total += tl.load(partial + i * rows * outputs + place, mask=live, other=0.0, cache_modifier=".cg")
-            tl.store(out + place, total.to(kind), mask=live)
-            tl.store(arrived + block, 0)
+        if tl.atomic_add(arrived + block, 1) < splits - 1:
+            return
+        total = tl.zeros([n, m], tl.float32)
+        other = tl.zeros([n, m], tl.float32)
+        for i in tl.static_range(splits):
+            total += tl.load(share + i * size, cache_modifier=".cg")
+            other += tl.load(share + i * size + n * m, cache_modifier=".cg")
+        tl.store(arrived + block, 0)
+    tl.store(place, total.to(kind), mask=live)
+    tl.store(place + n, other.to(kind), mask=live)
 
 
 @triton.jit
@@ -156,43 +187,41 @@ def _product(
     tl.store(out + target, total.to(out.dtype.element_ty), mask=(token < rows)[:, None] & inside[None, :])
 
 
-def pick(outputs: int, inputs: int, rows: int) -> Config:
+def pick(outputs: int, inputs: int) -> Config:
     """The setting of `_four` for a shape."""
     segments = inputs // SEGMENT
-    splits = next(splits for splits in (4, 2, 1) if segments % splits == 0)
-    return Config(splits=splits, stages=4 if rows <= 8 and outputs <= 4096 else 3)
+    splits = next(splits for splits in (8, 4, 2, 1) if segments % splits == 0)
+    return Config(columns=64 if outputs % 64 == 0 else 32, splits=splits)
 
 
 def suits(outputs: int, inputs: int, bits: int, group_size: int) -> bool:
     """Whether `_four` takes this matrix."""
     whole = group_size % SEGMENT == 0 or group_size >= inputs
-    return bits == 4 and whole and inputs % SEGMENT == 0 and outputs % Config().columns == 0
+    return bits == 4 and whole and inputs % SEGMENT == 0 and outputs % 32 == 0
 
 
 def packed_product(x: Tensor, words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int, group_size: int,
                    arrived: Tensor, config: Config | None = None) -> Tensor:  # fmt: skip
     """x (rows ≤ 16, K) · packed (N, K)ᵀ → (rows, N): weights are read once and never written dense. Deterministic.
 
-    `_four` rounds scales to x's dtype.
-
     Args:
-        arrived: (N / 16 or more,) int32 zeros on x's device, which stay zeros: one for each matrix, so that products
+        arrived: (N / 32 or more,) int32 zeros on x's device, which stay zeros: one for each matrix, so that products
             of different matrices may run at once.
     """
     x = x.contiguous()
     outputs = words.shape[1]
     if not suits(outputs, inputs, bits, group_size) or x.data_ptr() % 16:
         return _general_product(x, words, zeros, scales, inputs, bits, group_size)
-    rows = len(x)
-    n, splits, warps, stages = config or pick(outputs, inputs, rows)
-    segments, base = inputs // SEGMENT, 128.0 if x.dtype == torch.bfloat16 else 1024.0
+    rows, segments = len(x), inputs // SEGMENT
+    columns, splits, stages = config or pick(outputs, inputs)
+    m, blocks, base = 8 if rows <= 8 else ROWS, outputs // columns, 128.0 if x.dtype == torch.bfloat16 else 1024.0
     out, partial = torch.empty(rows, outputs, dtype=x.dtype, device=x.device), None
     if splits > 1:
-        partial = torch.empty(splits, rows, outputs, device=x.device)
-    _four[(splits, outputs // n)](
+        partial = torch.empty(splits * m * outputs, device=x.device)
+    _four[(splits, blocks)](
         out, partial, arrived, x, words, zeros, scales, rows, outputs, inputs, segments // splits,
-        group=segments if group_size >= inputs else group_size // SEGMENT, halves=HALVES[x.dtype], base=base, n=n,
-        m=8 if rows <= 8 else ROWS, splits=splits, stages=stages, num_warps=warps,
+        group=segments if group_size >= inputs else group_size // SEGMENT, halves=HALVES[x.dtype], base=base,
+        n=columns // 2, m=m, splits=splits, stages=stages, num_warps=columns // 32,
     )  # fmt: skip
     return out
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from babyllama.data.batches import Batch
+from babyllama.infer import decoder
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.model.attention import KVCache
@@ -15,6 +16,7 @@ from babyllama.quant.awq import Awq
 from babyllama.quant.calibrate import Ends, quantise
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Grid
+from babyllama.quant.int8 import Int8
 from babyllama.quant.linear import GroupedLinear
 from babyllama.train.objectives import linear_cross_entropy
 from babyllama.train.optim import AdamW, Muon
@@ -46,6 +48,30 @@ def test_engine_answers_as_on_the_cpu():
     greedy = Sampling(temperature=0.0)
     on_cpu = Engine(model, 67).generate(prompts, greedy, 20, {0})
     assert Engine(model.cuda(), 67).generate(prompts, greedy, 20, {0}) == on_cpu
+
+
+def answers_alike(model, monkeypatch):
+    """Rows that end early, a batch that shrinks and graphs that outgrow their slots; all at once and as streams."""
+    prompts, greedy = [[1, 2, 3], list(range(60)), [*range(30), *range(40)], [11, 12]], Sampling(temperature=0.0)
+    monkeypatch.setattr(decoder, "SLOTS", 32)
+    found = []
+    for eager_steps in (2, 1000):
+        monkeypatch.setattr(decoder, "EAGER_STEPS", eager_steps)
+        engine = Engine(model.requires_grad_(False).cuda(), 67)
+        found.append([engine.generate(prompts, greedy), [list(engine.stream(prompt, greedy)) for prompt in prompts]])
+    assert found[0] == found[1]
+    assert list(map(len, found[0][0])) == [93, 36, 26, 94]
+
+
+def test_captured_decoding_answers_as_the_launched_one(monkeypatch, variants):
+    answers_alike(sharp_model(variants.model_copy(update={"max_position_embeddings": 96})), monkeypatch)
+
+
+@pytest.mark.parametrize("method", [Gptq(group_size=32, short_group=True), Int8()], ids=str)
+def test_captured_decoding_of_packed_weights_too(monkeypatch, tokens, method):
+    model = sharp_model(tiny_config().model_copy(update={"max_position_embeddings": 96})).requires_grad_(False)
+    quantise(model, [Batch(tokens[:, :-1], tokens[:, 1:], None, None)], method)
+    answers_alike(model, monkeypatch)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -2,7 +2,8 @@
 
 Every answer is made the same way: prefill the prompt into a key-value cache, then decode token by token through the
 model's one forward path. Row i of a batch and the same prompt alone give the same tokens (in float32).
-Not here: how a token is chosen (sampling.py), the cache (model/attention.py), tokenizers.
+Not here: how a token is chosen (sampling.py), one step of decoding (decoder.py), the cache (model/attention.py),
+tokenizers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from babyllama.errors import InputError
+from babyllama.infer.decoder import Decoder
 from babyllama.infer.sampling import NOT_FINITE, Sampling, uniforms
 from babyllama.model.attention import KVCache, SinkCache
 from babyllama.model.transformer import Transformer
@@ -26,6 +28,7 @@ class _Past:
     """One conversation's tokens whose keys and values are in `cache`, at slot = position."""
 
     cache: KVCache
+    decoder: Decoder
     tokens: list[int] = field(default_factory=list)
 
 
@@ -88,7 +91,7 @@ class Engine:
     # ── one conversation ───────────────────────────────────────────────────────────────────────────────────────
     def _stream(self, prompt: list[int], sampling: Sampling, room: int, stop: frozenset[int],
                 draws: Tensor) -> Iterator[int]:  # fmt: skip
-        past, self._past = self._past or _Past(self._cache(1, 1)), None  # ours alone until the end
+        past, self._past = self._past or self._nothing(), None  # ours alone until the end
         try:
             shared = _shared_prefix(past.tokens, prompt[:-1])
             if isinstance(past.cache, SinkCache):
@@ -107,17 +110,24 @@ class Engine:
         finally:
             self._past = past
 
+    def _nothing(self) -> _Past:
+        cache = self._cache(1, 1)
+        return _Past(cache, self._decoder(cache))
+
     @torch.inference_mode()
     def _extend(self, past: _Past, tokens: list[int]) -> Tensor:
         """Feed `tokens` after what is in `past`; logits (1, V) of the last one."""
         if isinstance(past.cache, SinkCache):
             return self._extend_endless(past, past.cache, tokens)
         start, end = len(past.tokens), len(past.tokens) + len(tokens)
-        past.cache.reserve(end)
-        positions = torch.arange(start, end, device=self._device)[None]
-        hidden = self.model.hidden(torch.tensor([tokens], device=self._device), positions, cache=past.cache)
+        fed, positions = torch.tensor(tokens, device=self._device), torch.arange(start, end, device=self._device)
+        if len(tokens) == 1:
+            logits = past.decoder(fed, positions, end)
+        else:
+            past.cache.reserve(end)
+            logits = self._logits(self.model.hidden(fed[None], positions[None], cache=past.cache)[:, -1])
         past.tokens += tokens  # last: an interruption before it leaves `past` as it was
-        return self._logits(hidden[:, -1])
+        return logits
 
     def _extend_endless(self, past: _Past, cache: SinkCache, tokens: list[int]) -> Tensor:
         """The same in pieces: what fits at once, then as the cache allows."""
@@ -134,6 +144,7 @@ class Engine:
         kept, old = len(past.tokens), past.cache
         if end > old.max_tokens:
             past.cache = self._cache(1, min(self.context, max(end, 2 * old.max_tokens)))
+            past.decoder = self._decoder(past.cache)
             past.cache.keys[:, :, :, :kept] = old.keys[:, :, :, :kept]
             past.cache.values[:, :, :, :kept] = old.values[:, :, :, :kept]
         past.cache.used = kept
@@ -148,6 +159,7 @@ class Engine:
         logits, seen = self._prefill(prompts, cache), self._seen(prompts, sampling, stop)
         positions = torch.tensor(lengths, device=self._device)  # (B,): the slot of each row's next token
         rows = list(range(len(prompts)))  # which prompt each row of the batch answers
+        decoder = self._decoder(cache)
         for step in range(max(room)):
             chosen = self._choose(sampling, logits, draws[:, step], seen)
             alive = []
@@ -164,9 +176,9 @@ class Engine:
                 cache.keys, cache.values = cache.keys[:, kept], cache.values[:, kept]
                 positions, draws, seen = positions[kept], draws[kept], None if seen is None else seen[kept]
                 rows, chosen = [rows[row] for row in alive], [chosen[row] for row in alive]
-            cache.reserve(min(max(lengths) + step + 1, cache.max_tokens))
-            tokens = torch.tensor(chosen, device=self._device)[:, None]
-            logits = self._logits(self.model.hidden(tokens, positions[:, None], cache=cache)[:, 0])
+                decoder.forget()
+            tokens = torch.tensor(chosen, device=self._device)
+            logits = decoder(tokens, positions, min(max(lengths) + step + 1, cache.max_tokens))
             positions = (positions + 1).clamp(max=cache.max_tokens - 1)  # a finished row overwrites its own end
         return answers
 
@@ -179,6 +191,13 @@ class Engine:
         return self._logits(hidden[torch.arange(len(prompts), device=self._device), lengths - 1])
 
     # ── both ───────────────────────────────────────────────────────────────────────────────────────────────────
+    def _decoder(self, cache: KVCache) -> Decoder:
+        def step(tokens: Tensor, positions: Tensor) -> Tensor:
+            return self._logits(self.model.hidden(tokens[:, None], positions[:, None], cache=cache)[:, 0])
+
+        captures = self._device.type == "cuda" and self.model.rope.static and not isinstance(cache, SinkCache)
+        return Decoder(step, cache, captures)
+
     @property
     def _device(self) -> torch.device:
         return self.model.embed_tokens.weight.device

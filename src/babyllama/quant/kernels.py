@@ -87,7 +87,7 @@ def _four(
     group: tl.constexpr, halves: tl.constexpr, base: tl.constexpr, n: tl.constexpr, m: tl.constexpr,
     splits: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
-    """Programs: (splits of the inputs, blocks of 2·n columns). A split is `each` segments of 128, a group `group` of them.
+    """Programs: (splits of the inputs, blocks of 2·n columns). `each` segments of 128 inputs a split, `group` a group.
 
     Weights are the left operand, which comes from registers: they go from memory to shared memory in 16 bytes a thread
     and on to tensor cores by way of nothing but arithmetic. Two products share their rows of x. Scales are for sums and

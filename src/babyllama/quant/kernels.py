@@ -59,10 +59,10 @@ def _column(n: tl.constexpr):
 
 @triton.jit
 def _left(words, zeros, halves: tl.constexpr, base: tl.constexpr, kind: tl.constexpr, n: tl.constexpr):
-    """Words (n, 16) at `words` and zeros (n,) at `zeros` → code − zero (n, 128), inputs as `_right` has them."""
+    """Words (n, 16) and zeros (n,) → code − zero (n, 128), inputs as `_right` has them."""
     run: tl.constexpr = 16
-    found = _fragment(tl.load(words), n, run)
-    less = (-base - tl.reshape(_fragment(tl.load(zeros), n, 1), [n]).to(tl.float32)).to(kind)
+    found = _fragment(words, n, run)
+    less = (-base - tl.reshape(_fragment(zeros, n, 1), [n]).to(tl.float32)).to(kind)
     bits = less.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
     less = tl.broadcast_to(((bits << 16) | bits)[:, None], [n, run])  # of 16 bits, twice
     a = tl.inline_asm_elementwise(halves, "=r,r,r", [found, less], tl.int32, True, 1)
@@ -106,16 +106,15 @@ def _four(
     s = tl.load(scale + first // group * outputs)
     t = tl.load(scale + first // group * outputs + n)
     for segment in tl.range(0, each, num_stages=stages):
+        found, beside = tl.load(word + segment * (16 * outputs)), tl.load(word + segment * (16 * outputs) + n)
         zero = zeros + (first + segment) // group * outputs + column
-        here, there = s, t
+        left = _left(found, tl.load(zero), halves, base, kind, n)
+        more = _left(beside, tl.load(zero + n), halves, base, kind, n)
+        right = _right(tl.load(value + segment * 128, mask=live, other=0.0), m)
+        total += tl.dot(left, right) * tl.reshape(_fragment(s, n, 1), [n]).to(tl.float32)[:, None]
+        other += tl.dot(more, right) * tl.reshape(_fragment(t, n, 1), [n]).to(tl.float32)[:, None]
         after = (first + tl.minimum(segment + 1, each - 1)) // group * outputs
         s, t = tl.load(scale + after), tl.load(scale + after + n)
-        found = word + segment * (16 * outputs)
-        right = _right(tl.load(value + segment * 128, mask=live, other=0.0), m)
-        part = tl.dot(_left(found, zero, halves, base, kind, n), right)
-        total += part * tl.reshape(_fragment(here, n, 1), [n]).to(tl.float32)[:, None]
-        part = tl.dot(_left(found + n, zero + n, halves, base, kind, n), right)
-        other += part * tl.reshape(_fragment(there, n, 1), [n]).to(tl.float32)[:, None]
     place = out + token[None, :] * outputs + (block * (2 * n) + _column(n))[:, None]
     if splits > 1:
         size = tl.num_programs(1) * (2 * n * m)

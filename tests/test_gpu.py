@@ -59,6 +59,7 @@ def answers_alike(model, monkeypatch):
         monkeypatch.setattr(decoder, "EAGER_STEPS", eager_steps)
         engine = Engine(model.requires_grad_(False).cuda(), 67)
         found.append([engine.generate(prompts, greedy), [list(engine.stream(prompt, greedy)) for prompt in prompts]])
+        assert (engine._past.decoder.graph is not None) == (eager_steps == 2 and model.rope.static)
     assert found[0] == found[1]
     assert list(map(len, found[0][0])) == [93, 36, 26, 94]
 

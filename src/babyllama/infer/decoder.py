@@ -51,16 +51,21 @@ class Decoder:
             return self.step(tokens, positions)
         if self.graph is None:
             self._capture(tokens, positions)
+        if self.graph is None:
+            return self.step(tokens, positions)
         self.tokens.copy_(tokens)
         self.positions.copy_(positions)
-        self.graph.replay()  # type: ignore[union-attr]
+        self.graph.replay()
         return self.logits
 
     def _capture(self, tokens: Tensor, positions: Tensor) -> None:
-        """Record a step; this writes nothing."""
+        """Record a step; this writes nothing. Where it fails, for want of memory say, steps go on being launched."""
         self.cache.reserve(self.slots)
         self.tokens, self.positions = tokens.clone(), positions.clone()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.logits = self.step(self.tokens, self.positions)
-        self.graph = graph
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.logits = self.step(self.tokens, self.positions)
+            self.graph = graph
+        except RuntimeError:
+            self.captures = False

@@ -192,3 +192,17 @@ def test_broken_weights_are_reported():
     model.lm_head.weight[3, 3] = float("nan")
     with pytest.raises(InputError, match="not finite"):
         Engine(model, 67).generate([[1, 2]], GREEDY, 3)
+
+
+def test_an_answer_that_breaks_leaves_nothing_behind():
+    """Its slots hold NaN, which a mask does not undo where more slots are read than are in use."""
+    model = make_model()
+    model.embed_tokens.weight[13] = float("nan")
+    engine = Engine(model, 67)
+    list(engine.stream([1, 2, 3], GREEDY, 3))
+    with pytest.raises(InputError, match="not finite"):
+        list(engine.stream([1, 2, 3, 13], GREEDY, 3))
+    list(engine.stream([1, 2], GREEDY, 1))
+    assert engine._past is not None and all(
+        x.isfinite().all() for x in (engine._past.cache.keys, engine._past.cache.values)
+    )

@@ -92,7 +92,6 @@ class Engine:
     def _stream(self, prompt: list[int], sampling: Sampling, room: int, stop: frozenset[int],
                 draws: Tensor) -> Iterator[int]:  # fmt: skip
         past, self._past = self._past or self._nothing(), None  # ours alone until the end
-        kept: _Past | None = past
         try:
             shared = _shared_prefix(past.tokens, prompt[:-1])
             if isinstance(past.cache, SinkCache):
@@ -109,10 +108,10 @@ class Engine:
                 if new[0] in stop:
                     return
         except InputError:  # what is not finite stays in its slots, and a graph reads slots that are not in use
-            kept = None
+            past = self._nothing()
             raise
         finally:
-            self._past = kept
+            self._past = past
 
     def _nothing(self) -> _Past:
         cache = self._cache(1, 1)

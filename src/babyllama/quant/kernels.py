@@ -51,6 +51,12 @@ def _fragment(of, n: tl.constexpr, run: tl.constexpr):
 
 
 @triton.jit
+def _vector(of, n: tl.constexpr):
+    """(n,) in the order of `_fragment`."""
+    return tl.reshape(_fragment(of, n, 1), [n])
+
+
+@triton.jit
 def _column(n: tl.constexpr):
     """(n,): which column is a row of `_fragment`."""
     row = tl.arange(0, n)
@@ -62,7 +68,7 @@ def _left(words, zeros, halves: tl.constexpr, base: tl.constexpr, kind: tl.const
     """Words (n, 16) and zeros (n,) → code − zero (n, 128), inputs as `_right` has them."""
     run: tl.constexpr = 16
     found = _fragment(words, n, run)
-    less = (-base - tl.reshape(_fragment(zeros, n, 1), [n]).to(tl.float32)).to(kind)
+    less = (-base - _vector(zeros, n).to(tl.float32)).to(kind)
     bits = less.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
     less = tl.broadcast_to(((bits << 16) | bits)[:, None], [n, run])  # of 16 bits, twice
     a = tl.inline_asm_elementwise(halves, "=r,r,r", [found, less], tl.int32, True, 1)
@@ -111,8 +117,8 @@ def _four(
         left = _left(found, tl.load(zero), halves, base, kind, n)
         more = _left(beside, tl.load(zero + n), halves, base, kind, n)
         right = _right(tl.load(value + segment * 128, mask=live, other=0.0), m)
-        total += tl.dot(left, right) * tl.reshape(_fragment(s, n, 1), [n]).to(tl.float32)[:, None]
-        other += tl.dot(more, right) * tl.reshape(_fragment(t, n, 1), [n]).to(tl.float32)[:, None]
+        total += tl.dot(left, right) * _vector(s, n).to(tl.float32)[:, None]
+        other += tl.dot(more, right) * _vector(t, n).to(tl.float32)[:, None]
         after = (first + tl.minimum(segment + 1, each - 1)) // group * outputs
         s, t = tl.load(scale + after), tl.load(scale + after + n)
     place = out + token[None, :] * outputs + (block * (2 * n) + _column(n))[:, None]

@@ -1,7 +1,8 @@
 """Triton kernels of packed weights for few rows. Their twin is linear.py's dense product, the oracle and a CPU's way.
 
 Imported only where there is a GPU: Triton does not come with every PyTorch. `_four` is for what decoding mostly is, 4
-bits in groups of whole segments; `_product` takes all else. `pick` chooses by the measurements of bench/quantise.py.
+bits in groups of whole segments; it is written in Gluon, Triton's own language in which a program says what each thread
+holds. `_product` takes all else. `pick` chooses by the measurements of bench/quantise.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from babyllama.quant.packing import unit
 
@@ -19,18 +23,19 @@ RUN = 16  # units of words that a program takes at a time: the least inner dimen
 ROWS = 16  # as many rows of x; fewer are filled up
 MAGIC = {torch.bfloat16: (0x4300, 4), torch.float16: (0x6400, 8)}  # 2^m whose mantissa's low bits count in ones; bits
 SEGMENT = 8 * RUN  # inputs, of `_four`
+BLOCK = 32  # columns of a program of `_four`
+REGISTERS = 128  # of a thread of `_four`: 16 warps fit; without a limit the compiler saves them, and loads late
 COLUMNS, PROGRAMS = (32, 64), 528  # of `_product`: 4 programs for each of an H100's multiprocessors
 
 
 class Config(NamedTuple):
-    """Of `_four`: columns of a program; splits of the inputs, a program each."""
+    """Of `_four`: warps of a program, which share out the inputs; segments that each takes in a turn of its loop."""
 
-    columns: int = 64
-    splits: int = 8
-    stages: int = 3
+    warps: int = 16
+    unroll: int = 2
 
 
-CONFIGS = tuple(Config(columns, splits, stages) for columns in (32, 64) for splits in (4, 8) for stages in (2, 3, 4))
+CONFIGS = tuple(Config(warps, unroll) for warps in (4, 8, 16) for unroll in (1, 2, 4))
 
 # Codes i and i + 4 of a word (moved down by 4 · i) as a pair of halves: (code + 2^m) − (zero + 2^m), which is exact.
 # In one piece, since a compiler takes the halves apart, which is twice the work.
@@ -44,100 +49,128 @@ HALVES = {torch.bfloat16: _HALVES.format(kind="bf16", one="0x3F803F80", magic="0
           torch.float16: _HALVES.format(kind="f16", one="0x3C003C00", magic="0x64006400")}  # fmt: skip
 
 
-@triton.jit
-def _fragment(of, n: tl.constexpr, run: tl.constexpr):
-    """(n, run), rows in the order in which a thread that holds rows g and g + 8 of 16 has read neighbours."""
-    return tl.reshape(tl.permute(tl.reshape(of, [n // 16, 8, 2, run]), [0, 2, 1, 3]), [n, run])
+@gluon.constexpr_function
+def _bases(axis, *powers):
+    """Of a layout over three axes: how each bit of a register's, lane's or warp's number moves along one of them."""
+    return [[power if axis == other else 0 for other in range(3)] for power in powers]
 
 
-@triton.jit
-def _vector(of, n: tl.constexpr):
-    """(n,) in the order of `_fragment`."""
-    return tl.reshape(_fragment(of, n, 1), [n])
+@gluon.constexpr_function
+def _powers(n):
+    return [1 << bit for bit in range(n.bit_length() - 1)]
 
 
-@triton.jit
-def _column(n: tl.constexpr):
-    """(n,): which column is a row of `_fragment`."""
-    row = tl.arange(0, n)
-    return row // 16 * 16 + row % 8 * 2 + row // 8 % 2
+@gluon.constexpr_function
+def _words(warps):
+    """(warps, 16 units, 32 columns), a unit being a word's 8 inputs. Lane 4·g + t has columns 4·g + (0 1 2 3), which
+    are 16 bytes, of units t, t + 4, t + 8 and t + 12."""
+    return gl.DistributedLinearLayout(_bases(2, 1, 2) + _bases(1, 4, 8), _bases(1, 1, 2) + _bases(2, 4, 8, 16),
+                                      _bases(0, *_powers(warps)), [], [warps, 16, 32])  # fmt: skip
 
 
-@triton.jit
-def _left(words, zeros, halves: tl.constexpr, base: tl.constexpr, kind: tl.constexpr, n: tl.constexpr):
-    """Words (n, 16) and zeros (n,) → code − zero (n, 128), inputs as `_right` has them."""
-    run: tl.constexpr = 16
-    found = _fragment(words, n, run)
-    less = (-base - _vector(zeros, n).to(tl.float32)).to(kind)
-    bits = less.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-    less = tl.broadcast_to(((bits << 16) | bits)[:, None], [n, run])  # of 16 bits, twice
-    a = tl.inline_asm_elementwise(halves, "=r,r,r", [found, less], tl.int32, True, 1)
-    b = tl.inline_asm_elementwise(halves, "=r,r,r", [found >> 4, less], tl.int32, True, 1)
-    c = tl.inline_asm_elementwise(halves, "=r,r,r", [found >> 8, less], tl.int32, True, 1)
-    d = tl.inline_asm_elementwise(halves, "=r,r,r", [found >> 12, less], tl.int32, True, 1)
-    pairs = tl.join(tl.join(a, c), tl.join(b, d))  # (n, run, 2, 2): [i, j] is code 2·i + j and, above it, that + 4
-    low = pairs.to(tl.int16).to(kind, bitcast=True)
-    high = (pairs >> 16).to(tl.int16).to(kind, bitcast=True)
-    return tl.reshape(tl.join(low, high), [n, 8 * run])
+@gluon.constexpr_function
+def _inputs(warps, m):
+    """(warps, 128 inputs, m tokens). Lane 4·g + t has the inputs of the units it has words of, 16 bytes each, of
+    tokens g and g + 8."""
+    return gl.DistributedLinearLayout(_bases(1, 1, 2, 4, 32, 64) + _bases(2, *_powers(m)[3:]),
+                                      _bases(1, 8, 16) + _bases(2, 1, 2, 4), _bases(0, *_powers(warps)), [],
+                                      [warps, 128, m])  # fmt: skip
 
 
-@triton.jit
-def _right(x, m: tl.constexpr):
-    """(128, m): of every eight inputs 0 4 1 5 2 6 3 7. Fewer values to move than the weights are."""
-    return tl.reshape(tl.permute(tl.reshape(x, [16, 2, 4, m]), [0, 2, 1, 3]), [128, m])
+@gluon.constexpr_function
+def _shares(warps, m):
+    """(warps, m tokens, 32 columns): a thread has what all warps found of a column, a warp has tokens."""
+    tokens, number = _bases(1, *_powers(m)), len(_powers(warps))
+    return gl.DistributedLinearLayout(_bases(0, *_powers(warps)) + tokens[number:], _bases(2, 1, 2, 4, 8, 16),
+                                      (tokens + _bases(1, *[0] * number))[:number], [], [warps, m, 32])  # fmt: skip
 
 
-@triton.jit
-def _four(
-    out, partial, arrived, x, words, zeros, scales, rows, outputs, inputs, each,
-    group: tl.constexpr, halves: tl.constexpr, base: tl.constexpr, n: tl.constexpr, m: tl.constexpr,
-    splits: tl.constexpr, stages: tl.constexpr,
-):  # fmt: skip
-    """Programs: (splits of the inputs, blocks of 2·n columns). `each` segments of 128 inputs a split, `group` a group.
+@gluon.jit
+def _left(words, zeros, halves: gl.constexpr, base: gl.constexpr, kind: gl.constexpr, layout: gl.constexpr):
+    """Words (warps, 16, 32) and zeros (warps, 32) → code − zero (warps, 32 columns, 128 inputs).
 
-    Weights are the left operand, which comes from registers: they go from memory to shared memory in 16 bytes a thread
-    and on to tensor cores by way of nothing but arithmetic. Two products share their rows of x. Scales are for sums and
-    are read a segment ahead. The program of a block that arrives last adds up all splits, always in the same order.
+    Input 32·i + 8·t + (l, s, h as bits) of a segment is the product's 32·i + 16·s + 8·h + 2·t + l, and column
+    4·g + (c, r) is its row 16·c + 8·r + g: so each thread holds what its tensor core wants of it.
     """
-    kind: tl.constexpr = out.dtype.element_ty
-    split, block = tl.program_id(0), tl.program_id(1)
-    column, token = block * (2 * n) + tl.arange(0, n), tl.arange(0, m)
-    live = (token < rows)[None, :]
-    first = split * each
-    word = words + (first * 16 + tl.arange(0, 16)[None, :]) * outputs + column[:, None]
-    value = x + token[None, :] * inputs + first * 128 + tl.arange(0, 128)[:, None]
-    total = tl.zeros([n, m], tl.float32)
-    other = tl.zeros([n, m], tl.float32)  # of the n columns beside
-    scale = scales + column
-    s = tl.load(scale + first // group * outputs)
-    t = tl.load(scale + first // group * outputs + n)
-    for segment in tl.range(0, each, num_stages=stages):
-        found, beside = tl.load(word + segment * (16 * outputs)), tl.load(word + segment * (16 * outputs) + n)
-        zero = zeros + (first + segment) // group * outputs + column
-        left = _left(found, tl.load(zero), halves, base, kind, n)
-        more = _left(beside, tl.load(zero + n), halves, base, kind, n)
-        right = _right(tl.load(value + segment * 128, mask=live, other=0.0), m)
-        total += tl.dot(left, right) * _vector(s, n).to(tl.float32)[:, None]
-        other += tl.dot(more, right) * _vector(t, n).to(tl.float32)[:, None]
-        after = (first + tl.minimum(segment + 1, each - 1)) // group * outputs
-        s, t = tl.load(scale + after), tl.load(scale + after + n)
-    place = out + token[None, :] * outputs + (block * (2 * n) + _column(n))[:, None]
-    if splits > 1:
-        size = tl.num_programs(1) * (2 * n * m)
-        share = partial + block * (2 * n * m) + tl.arange(0, n)[:, None] * m + token[None, :]
-        tl.store(share + split * size, total)
-        tl.store(share + split * size + n * m, other)
-        tl.debug_barrier()  # every thread's share is written before this program counts
-        if tl.atomic_add(arrived + block, 1) < splits - 1:
-            return
-        total = tl.zeros([n, m], tl.float32)
-        other = tl.zeros([n, m], tl.float32)
-        for i in tl.static_range(splits):
-            total += tl.load(share + i * size, cache_modifier=".cg")
-            other += tl.load(share + i * size + n * m, cache_modifier=".cg")
-        tl.store(arrived + block, 0)
-    tl.store(place, total.to(kind), mask=live)
-    tl.store(place + n, other.to(kind), mask=live)
+    warps: gl.constexpr = words.shape[0]
+    less = (-base - zeros.to(gl.float32)).to(kind)
+    bits = less.to(gl.int16, bitcast=True).to(gl.int32) & 0xFFFF
+    words, less = gl.broadcast(words, ((bits << 16) | bits)[:, None, :])  # of 16 bits, twice
+    a = gl.inline_asm_elementwise(halves, "=r,r,r", [words, less], gl.int32, True, 1)
+    b = gl.inline_asm_elementwise(halves, "=r,r,r", [words >> 4, less], gl.int32, True, 1)
+    c = gl.inline_asm_elementwise(halves, "=r,r,r", [words >> 8, less], gl.int32, True, 1)
+    d = gl.inline_asm_elementwise(halves, "=r,r,r", [words >> 12, less], gl.int32, True, 1)
+    pairs = gl.join(gl.join(a, b), gl.join(c, d))  # (…, h, s): a pair is l = 0 and, above it, l = 1
+    low = pairs.to(gl.int16).to(kind, bitcast=True)
+    high = (pairs >> 16).to(gl.int16).to(kind, bitcast=True)
+    codes = gl.reshape(gl.join(low, high), [warps, 4, 4, 8, 2, 2, 2, 2, 2])  # warps, i, t, g, c, r, h, s, l
+    codes = gl.reshape(gl.permute(codes, [0, 4, 5, 3, 1, 7, 6, 2, 8]), [warps, 32, 128])
+    return gl.convert_layout(codes, gl.DotOperandLayout(0, layout, 2), assert_trivial=True)
+
+
+@gluon.jit
+def _right(x, layout: gl.constexpr):
+    """x (warps, 128, m) in the order of `_left`."""
+    warps: gl.constexpr = x.shape[0]
+    m: gl.constexpr = x.shape[2]
+    x = gl.reshape(x, [warps, 4, 4, 2, 2, 2, m])  # warps, i, t, l, s, h
+    x = gl.reshape(gl.permute(x, [0, 1, 4, 5, 2, 3, 6]), [warps, 128, m])
+    return gl.convert_layout(x, gl.DotOperandLayout(1, layout, 2), assert_trivial=True)
+
+
+@gluon.jit
+def _scale(scales, layout: gl.constexpr):
+    """Scales (warps, 32) → (warps, 32, 1), columns in the order of `_left`."""
+    warps: gl.constexpr = scales.shape[0]
+    scales = gl.reshape(gl.permute(gl.reshape(scales, [warps, 8, 2, 2]), [0, 2, 3, 1]), [warps, 32])
+    return gl.convert_layout(scales, gl.SliceLayout(2, layout), assert_trivial=True).to(gl.float32)[:, :, None]
+
+
+@gluon.jit
+def _four(
+    out, x, words, zeros, scales, rows, outputs, inputs, segments: gl.constexpr, group: gl.constexpr,
+    halves: gl.constexpr, base: gl.constexpr, m: gl.constexpr, warps: gl.constexpr, unroll: gl.constexpr,
+):  # fmt: skip
+    """A program has 32 columns, its warps share out the segments of 128 inputs, `group` of which are a group.
+
+    Words and x go from memory into the registers of the threads whose tensor cores want them: 16 bytes at a time, by
+    no shared memory, many asked for before the first is there. Scales are for sums. Only the warps' sums meet, in
+    shared memory, and are added up in always the same order.
+    """
+    kind: gl.constexpr = out.dtype.element_ty
+    product: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [warps, 1, 1], [1, 16, 8])
+    of_words: gl.constexpr = _words(warps)
+    of_groups: gl.constexpr = gl.SliceLayout(1, of_words)
+    of_inputs: gl.constexpr = _inputs(warps, m)
+    of_shares: gl.constexpr = _shares(warps, m)
+    of_out: gl.constexpr = gl.SliceLayout(0, of_shares)
+    block = gl.program_id(0) * 32
+    segment = gl.arange(0, warps, gl.SliceLayout(1, gl.SliceLayout(2, of_words)))[:, None, None]
+    unit = segment * 16 + gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, of_words)))[None, :, None]
+    word = unit * outputs + block + gl.arange(0, 32, gl.SliceLayout(0, gl.SliceLayout(1, of_words)))[None, None, :]
+    beside = gl.arange(0, warps, gl.SliceLayout(1, of_groups))[:, None]  # the same segment for zeros and scales
+    column = block + gl.arange(0, 32, gl.SliceLayout(0, of_groups))[None, :]
+    across = gl.arange(0, warps, gl.SliceLayout(1, gl.SliceLayout(2, of_inputs)))[:, None, None]  # and for x
+    token = gl.arange(0, m, gl.SliceLayout(0, gl.SliceLayout(1, of_inputs)))[None, None, :]
+    value = gl.arange(0, 128, gl.SliceLayout(0, gl.SliceLayout(2, of_inputs)))[None, :, None] + across * 128
+    value += token * inputs
+    total = gl.zeros([warps, 32, m], gl.float32, product)
+    for start in range(0, segments, unroll * warps):
+        for step in gl.static_range(unroll):
+            first = start + step * warps
+            found = gl.load(words + first * 16 * outputs + word, mask=first + segment < segments, other=0)
+            place = (first + beside) // group * outputs + column
+            zero = gl.load(zeros + place, mask=first + beside < segments, other=0)
+            scale = gl.load(scales + place, mask=first + beside < segments, other=0.0)
+            right = gl.load(x + first * 128 + value, mask=(first + across < segments) & (token < rows), other=0.0)
+            sums = mma_v2(_left(found, zero, halves, base, kind, product), _right(right, product),
+                          gl.zeros([warps, 32, m], gl.float32, product))  # fmt: skip
+            total += sums * _scale(scale, product)
+    shares = gl.permute(gl.reshape(total, [warps, 2, 2, 8, m]), [0, 4, 3, 1, 2])  # warps, m, g, c, r
+    whole = gl.sum(gl.convert_layout(gl.reshape(shares, [warps, m, 32]), of_shares), 0)
+    token = gl.arange(0, m, gl.SliceLayout(1, of_out))[:, None]
+    column = block + gl.arange(0, 32, gl.SliceLayout(0, of_out))[None, :]
+    gl.store(out + token * outputs + column, whole.to(kind), mask=token < rows)
 
 
 @triton.jit
@@ -193,40 +226,35 @@ def _product(
 
 
 def pick(outputs: int, inputs: int) -> Config:
-    """The setting of `_four` for a shape."""
+    """The setting of `_four` for a shape: small programs where there are many, for several share a multiprocessor."""
     segments = inputs // SEGMENT
-    splits = next(splits for splits in (8, 4, 2, 1) if segments % splits == 0)
-    return Config(columns=64 if outputs % 64 == 0 else 32, splits=splits)
+    warps = max(4, min(8 if outputs >= 8192 else 16, triton.next_power_of_2(segments)))
+    each = triton.cdiv(segments, warps)
+    return Config(warps, each if each <= 4 else 2)
 
 
 def suits(outputs: int, inputs: int, bits: int, group_size: int) -> bool:
     """Whether `_four` takes this matrix."""
     whole = group_size % SEGMENT == 0 or group_size >= inputs
-    return bits == 4 and whole and inputs % SEGMENT == 0 and outputs % 32 == 0
+    return bits == 4 and whole and inputs % SEGMENT == 0 and outputs % BLOCK == 0
 
 
 def packed_product(x: Tensor, words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int, group_size: int,
-                   arrived: Tensor, config: Config | None = None) -> Tensor:  # fmt: skip
-    """x (rows ≤ 16, K) · packed (N, K)ᵀ → (rows, N): weights are read once and never written dense. Deterministic.
-
-    Args:
-        arrived: (N / 32 or more,) int32 zeros on x's device, which stay zeros: one for each matrix, so that products
-            of different matrices may run at once.
-    """
+                   config: Config | None = None) -> Tensor:  # fmt: skip
+    """x (rows ≤ 16, K) · packed (N, K)ᵀ → (rows, N): weights are read once and never written dense. Deterministic."""
     x = x.contiguous()
     outputs = words.shape[1]
-    if not suits(outputs, inputs, bits, group_size) or x.data_ptr() % 16:
+    able = torch.cuda.get_device_capability(x.device) >= (8, 0)  # what tensor cores must be for `_four`
+    if not able or not suits(outputs, inputs, bits, group_size) or x.data_ptr() % 16:
         return _general_product(x, words, zeros, scales, inputs, bits, group_size)
     rows, segments = len(x), inputs // SEGMENT
-    columns, splits, stages = config or pick(outputs, inputs)
-    m, blocks, base = 8 if rows <= 8 else ROWS, outputs // columns, 128.0 if x.dtype == torch.bfloat16 else 1024.0
-    out, partial = torch.empty(rows, outputs, dtype=x.dtype, device=x.device), None
-    if splits > 1:
-        partial = torch.empty(splits * m * outputs, device=x.device)
-    _four[(splits, blocks)](
-        out, partial, arrived, x, words, zeros, scales, rows, outputs, inputs, segments // splits,
-        group=segments if group_size >= inputs else group_size // SEGMENT, halves=HALVES[x.dtype], base=base,
-        n=columns // 2, m=m, splits=splits, stages=stages, num_warps=columns // 32,
+    warps, unroll = config or pick(outputs, inputs)
+    out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    _four[(outputs // BLOCK,)](
+        out, x, words, zeros, scales, rows, outputs, inputs, segments,
+        group=segments if group_size >= inputs else group_size // SEGMENT, halves=HALVES[x.dtype],
+        base=128.0 if x.dtype == torch.bfloat16 else 1024.0, m=8 if rows <= 8 else ROWS, warps=warps,
+        unroll=unroll, num_warps=warps, maxnreg=REGISTERS,
     )  # fmt: skip
     return out
 

@@ -46,7 +46,6 @@ class GroupedLinear(Unrounded):
         self.register_buffer("scales", torch.zeros(groups, out_features, dtype=torch.float16))
         self.register_buffer("order", torch.arange(in_features, dtype=torch.int32) if ordered else None)
         self._four: tuple[Tensor, int, Tensor] | None = None
-        self._arrived: Tensor | None = None
 
     @classmethod
     def of(cls, solution: Solution) -> Self:
@@ -93,9 +92,7 @@ class GroupedLinear(Unrounded):
             if x.is_cuda and self.on_gpu(x.dtype):
                 from babyllama.quant.kernels import packed_product
 
-                if self._arrived is None:
-                    self._arrived = torch.zeros(self.out_features, dtype=torch.int32, device=x.device)
-                return packed_product(x.flatten(0, -2), *self._packed, self._arrived).view(*x.shape[:-1], -1)
+                return packed_product(x.flatten(0, -2), *self._packed).view(*x.shape[:-1], -1)
             if x.device.type == "cpu" and self.on_cpu(x.dtype):
                 return self._four_bit_product(x)
         return unpacked_product(x, _dense, *self._packed)
@@ -129,7 +126,7 @@ class GroupedLinear(Unrounded):
         return y[:, : self.out_features].view(*x.shape[:-1], -1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._four = self._arrived = None
+        self._four = None
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:

@@ -1,7 +1,7 @@
 """Run by test_kernels.py in a process of its own: the packed kernels in Triton's interpreter, on a CPU, in float16.
 
-It reads no assembler and has no bfloat16: what `_HALVES` says is said in Triton here; test_gpu.py has the other one. Nor
-has it Gluon: its kernel runs as Triton's, which is the same arithmetic without layouts. Those are a compiler's to check.
+It reads no assembler and has no bfloat16: what `_HALVES` says is said in Triton here; test_gpu.py has the other one.
+Nor has it Gluon: its kernel runs as Triton's, the same arithmetic without layouts, which are a compiler's to check.
 """
 
 import os

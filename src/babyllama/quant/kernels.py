@@ -1,7 +1,7 @@
 """Triton kernels of packed weights for few rows. Their twin is linear.py's dense product, the oracle and a CPU's way.
 
 Imported only where there is a GPU: Triton does not come with every PyTorch. `_four` is for what decoding mostly is, 4
-bits in groups of whole segments; it is written in Gluon, Triton's own language in which a program says what each thread
+bits in groups of 32, 64 or 128s; it is written in Gluon, Triton's own language in which a program says what each thread
 holds. `_product` takes all else. `pick` chooses by the measurements of bench/quantise.py.
 """
 
@@ -22,14 +22,13 @@ from babyllama.quant.packing import unit
 RUN = 16  # units of words that a program takes at a time: the least inner dimension of a tensor core's product
 ROWS = 16  # as many rows of x; fewer are filled up
 MAGIC = {torch.bfloat16: (0x4300, 4), torch.float16: (0x6400, 8)}  # 2^m whose mantissa's low bits count in ones; bits
-SEGMENT = 8 * RUN  # inputs, of `_four`
-BLOCK = 32  # columns of a program of `_four`
+SEGMENTS = (128, 64, 32)  # inputs that `_four` takes at a time
 REGISTERS = 128  # of a thread of `_four`: 16 warps fit; without a limit the compiler saves them, and loads late
 COLUMNS, PROGRAMS = (32, 64), 528  # of `_product`: 4 programs for each of an H100's multiprocessors
 
 
 class Config(NamedTuple):
-    """Of `_four`: warps of a program, which share out the inputs; segments that each takes in a turn of its loop."""
+    """Of `_four`: warps of a program, which share out the inputs; how many 128s each takes in a turn of its loop."""
 
     warps: int = 16
     unroll: int = 2
@@ -61,20 +60,21 @@ def _powers(n):
 
 
 @gluon.constexpr_function
-def _words(warps):
-    """(warps, 16 units, 32 columns), a unit being a word's 8 inputs. Lane 4·g + t has columns 4·g + (0 1 2 3), which
-    are 16 bytes, of units t, t + 4, t + 8 and t + 12."""
-    return gl.DistributedLinearLayout(_bases(2, 1, 2) + _bases(1, 4, 8), _bases(1, 1, 2) + _bases(2, 4, 8, 16),
-                                      _bases(0, *_powers(warps)), [], [warps, 16, 32])  # fmt: skip
+def _words(warps, units):
+    """(warps, units, 32 columns), a unit being a word's 8 inputs. Lane 4·g + t has columns 4·g + (0 1 2 3), which are
+    16 bytes, of units t, t + 4 and so on."""
+    return gl.DistributedLinearLayout(_bases(2, 1, 2) + _bases(1, *_powers(units)[2:]),
+                                      _bases(1, 1, 2) + _bases(2, 4, 8, 16), _bases(0, *_powers(warps)), [],
+                                      [warps, units, 32])  # fmt: skip
 
 
 @gluon.constexpr_function
-def _inputs(warps, m):
-    """(warps, 128 inputs, m tokens). Lane 4·g + t has the inputs of the units it has words of, 16 bytes each, of
-    tokens g and g + 8."""
-    return gl.DistributedLinearLayout(_bases(1, 1, 2, 4, 32, 64) + _bases(2, *_powers(m)[3:]),
+def _inputs(warps, units, m):
+    """(warps, inputs of the units, m tokens). Lane 4·g + t has the inputs of the units it has words of, 16 bytes each,
+    of tokens g and g + 8."""
+    return gl.DistributedLinearLayout(_bases(1, *_powers(8), *_powers(8 * units)[5:]) + _bases(2, *_powers(m)[3:]),
                                       _bases(1, 8, 16) + _bases(2, 1, 2, 4), _bases(0, *_powers(warps)), [],
-                                      [warps, 128, m])  # fmt: skip
+                                      [warps, 8 * units, m])  # fmt: skip
 
 
 @gluon.constexpr_function
@@ -87,12 +87,13 @@ def _shares(warps, m):
 
 @gluon.jit
 def _left(words, zeros, halves: gl.constexpr, base: gl.constexpr, kind: gl.constexpr, layout: gl.constexpr):
-    """Words (warps, 16, 32) and zeros (warps, 32) → code − zero (warps, 32 columns, 128 inputs).
+    """Words (warps, units, 32) and zeros (warps, 32) → code − zero (warps, 32 columns, inputs).
 
     Input 32·i + 8·t + (l, s, h as bits) of a segment is the product's 32·i + 16·s + 8·h + 2·t + l, and column
     4·g + (c, r) is its row 16·c + 8·r + g: so each thread holds what its tensor core wants of it.
     """
     warps: gl.constexpr = words.shape[0]
+    units: gl.constexpr = words.shape[1]
     less = (-base - zeros.to(gl.float32)).to(kind)
     bits = less.to(gl.int16, bitcast=True).to(gl.int32) & 0xFFFF
     words, less = gl.broadcast(words, ((bits << 16) | bits)[:, None, :])  # of 16 bits, twice
@@ -103,18 +104,19 @@ def _left(words, zeros, halves: gl.constexpr, base: gl.constexpr, kind: gl.const
     pairs = gl.join(gl.join(a, b), gl.join(c, d))  # (…, h, s): a pair is l = 0 and, above it, l = 1
     low = pairs.to(gl.int16).to(kind, bitcast=True)
     high = (pairs >> 16).to(gl.int16).to(kind, bitcast=True)
-    codes = gl.reshape(gl.join(low, high), [warps, 4, 4, 8, 2, 2, 2, 2, 2])  # warps, i, t, g, c, r, h, s, l
-    codes = gl.reshape(gl.permute(codes, [0, 4, 5, 3, 1, 7, 6, 2, 8]), [warps, 32, 128])
+    codes = gl.reshape(gl.join(low, high), [warps, units // 4, 4, 8, 2, 2, 2, 2, 2])  # warps, i, t, g, c, r, h, s, l
+    codes = gl.reshape(gl.permute(codes, [0, 4, 5, 3, 1, 7, 6, 2, 8]), [warps, 32, 8 * units])
     return gl.convert_layout(codes, gl.DotOperandLayout(0, layout, 2), assert_trivial=True)
 
 
 @gluon.jit
 def _right(x, layout: gl.constexpr):
-    """x (warps, 128, m) in the order of `_left`."""
+    """x (warps, inputs, m) in the order of `_left`."""
     warps: gl.constexpr = x.shape[0]
+    inputs: gl.constexpr = x.shape[1]
     m: gl.constexpr = x.shape[2]
-    x = gl.reshape(x, [warps, 4, 4, 2, 2, 2, m])  # warps, i, t, l, s, h
-    x = gl.reshape(gl.permute(x, [0, 1, 4, 5, 2, 3, 6]), [warps, 128, m])
+    x = gl.reshape(x, [warps, inputs // 32, 4, 2, 2, 2, m])  # warps, i, t, l, s, h
+    x = gl.reshape(gl.permute(x, [0, 1, 4, 5, 2, 3, 6]), [warps, inputs, m])
     return gl.convert_layout(x, gl.DotOperandLayout(1, layout, 2), assert_trivial=True)
 
 
@@ -128,10 +130,11 @@ def _scale(scales, layout: gl.constexpr):
 
 @gluon.jit
 def _four(
-    out, x, words, zeros, scales, rows, outputs, inputs, segments: gl.constexpr, group: gl.constexpr,
-    halves: gl.constexpr, base: gl.constexpr, m: gl.constexpr, warps: gl.constexpr, unroll: gl.constexpr,
+    out, x, words, zeros, scales, rows, outputs, inputs, units: gl.constexpr, segments: gl.constexpr,
+    group: gl.constexpr, halves: gl.constexpr, base: gl.constexpr, ragged: gl.constexpr, m: gl.constexpr,
+    warps: gl.constexpr, unroll: gl.constexpr,
 ):  # fmt: skip
-    """A program has 32 columns, its warps share out the segments of 128 inputs, `group` of which are a group.
+    """A program has 32 columns, its warps share out the segments of `units` words, `group` of which are a group.
 
     Words and x go from memory into the registers of the threads whose tensor cores want them: 16 bytes at a time, by
     no shared memory, many asked for before the first is there. Scales are for sums. Only the warps' sums meet, in
@@ -139,38 +142,42 @@ def _four(
     """
     kind: gl.constexpr = out.dtype.element_ty
     product: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [warps, 1, 1], [1, 16, 8])
-    of_words: gl.constexpr = _words(warps)
+    of_words: gl.constexpr = _words(warps, units)
     of_groups: gl.constexpr = gl.SliceLayout(1, of_words)
-    of_inputs: gl.constexpr = _inputs(warps, m)
+    of_inputs: gl.constexpr = _inputs(warps, units, m)
     of_shares: gl.constexpr = _shares(warps, m)
     of_out: gl.constexpr = gl.SliceLayout(0, of_shares)
     block = gl.program_id(0) * 32
     segment = gl.arange(0, warps, gl.SliceLayout(1, gl.SliceLayout(2, of_words)))[:, None, None]
-    unit = segment * 16 + gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, of_words)))[None, :, None]
-    word = unit * outputs + block + gl.arange(0, 32, gl.SliceLayout(0, gl.SliceLayout(1, of_words)))[None, None, :]
-    beside = gl.arange(0, warps, gl.SliceLayout(1, of_groups))[:, None]  # the same segment for zeros and scales
+    unit = segment * units + gl.arange(0, units, gl.SliceLayout(0, gl.SliceLayout(2, of_words)))[None, :, None]
+    column = block + gl.arange(0, 32, gl.SliceLayout(0, gl.SliceLayout(1, of_words)))[None, None, :]
+    word, inside = unit * outputs + column, column < outputs
+    beside = gl.arange(0, warps, gl.SliceLayout(1, of_groups))[:, None]  # the same segments for zeros and scales
     column = block + gl.arange(0, 32, gl.SliceLayout(0, of_groups))[None, :]
+    within = column < outputs
     across = gl.arange(0, warps, gl.SliceLayout(1, gl.SliceLayout(2, of_inputs)))[:, None, None]  # and for x
+    number = gl.arange(0, 8 * units, gl.SliceLayout(0, gl.SliceLayout(2, of_inputs)))[None, :, None]
     token = gl.arange(0, m, gl.SliceLayout(0, gl.SliceLayout(1, of_inputs)))[None, None, :]
-    value = gl.arange(0, 128, gl.SliceLayout(0, gl.SliceLayout(2, of_inputs)))[None, :, None] + across * 128
-    value += token * inputs
+    value = token * inputs + across * (8 * units) + number
     total = gl.zeros([warps, 32, m], gl.float32, product)
     for start in range(0, segments, unroll * warps):
         for step in gl.static_range(unroll):
             first = start + step * warps
-            found = gl.load(words + first * 16 * outputs + word, mask=first + segment < segments, other=0)
+            there, whole = first + segment < segments, first + beside < segments
+            if ragged:
+                there, whole = there & inside, whole & within
+            found = gl.load(words + first * units * outputs + word, mask=there, other=0)
             place = (first + beside) // group * outputs + column
-            zero = gl.load(zeros + place, mask=first + beside < segments, other=0)
-            scale = gl.load(scales + place, mask=first + beside < segments, other=0.0)
-            right = gl.load(x + first * 128 + value, mask=(first + across < segments) & (token < rows), other=0.0)
+            zero, scale = gl.load(zeros + place, mask=whole, other=0), gl.load(scales + place, mask=whole, other=0.0)
+            right = gl.load(x + first * 8 * units + value, mask=(first + across < segments) & (token < rows), other=0.0)
             sums = mma_v2(_left(found, zero, halves, base, kind, product), _right(right, product),
                           gl.zeros([warps, 32, m], gl.float32, product))  # fmt: skip
             total += sums * _scale(scale, product)
     shares = gl.permute(gl.reshape(total, [warps, 2, 2, 8, m]), [0, 4, 3, 1, 2])  # warps, m, g, c, r
-    whole = gl.sum(gl.convert_layout(gl.reshape(shares, [warps, m, 32]), of_shares), 0)
+    sums = gl.sum(gl.convert_layout(gl.reshape(shares, [warps, m, 32]), of_shares), 0)
     token = gl.arange(0, m, gl.SliceLayout(1, of_out))[:, None]
     column = block + gl.arange(0, 32, gl.SliceLayout(0, of_out))[None, :]
-    gl.store(out + token * outputs + column, whole.to(kind), mask=token < rows)
+    gl.store(out + token * outputs + column, sums.to(kind), mask=(token < rows) & (column < outputs))
 
 
 @triton.jit
@@ -227,34 +234,32 @@ def _product(
 
 def pick(outputs: int, inputs: int) -> Config:
     """The setting of `_four` for a shape: small programs where there are many, for several share a multiprocessor."""
-    segments = inputs // SEGMENT
-    warps = max(4, min(8 if outputs >= 8192 else 16, triton.next_power_of_2(segments)))
-    each = triton.cdiv(segments, warps)
+    most = triton.cdiv(inputs, 128)
+    warps = max(4, min(8 if outputs >= 8192 else 16, triton.next_power_of_2(most)))
+    each = triton.cdiv(most, warps)
     return Config(warps, each if each <= 4 else 2)
 
 
-def suits(outputs: int, inputs: int, bits: int, group_size: int) -> bool:
-    """Whether `_four` takes this matrix."""
-    whole = group_size % SEGMENT == 0 or group_size >= inputs
-    return bits == 4 and whole and inputs % SEGMENT == 0 and outputs % BLOCK == 0
+def segment(inputs: int, bits: int, group_size: int) -> int:
+    """Inputs that `_four` takes at a time from this matrix, all of one group; 0 if it does not take it."""
+    fits = (size for size in SEGMENTS if inputs % size == 0 and (group_size % size == 0 or group_size >= inputs))
+    return next(fits, 0) if bits == 4 else 0
 
 
 def packed_product(x: Tensor, words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int, group_size: int,
                    config: Config | None = None) -> Tensor:  # fmt: skip
     """x (rows ≤ 16, K) · packed (N, K)ᵀ → (rows, N): weights are read once and never written dense. Deterministic."""
     x = x.contiguous()
-    outputs = words.shape[1]
-    able = torch.cuda.get_device_capability(x.device) >= (8, 0)  # what tensor cores must be for `_four`
-    if not able or not suits(outputs, inputs, bits, group_size) or x.data_ptr() % 16:
+    rows, outputs, size = len(x), words.shape[1], segment(inputs, bits, group_size)
+    if not size or torch.cuda.get_device_capability(x.device) < (8, 0):  # what tensor cores must be for `_four`
         return _general_product(x, words, zeros, scales, inputs, bits, group_size)
-    rows, segments = len(x), inputs // SEGMENT
     warps, unroll = config or pick(outputs, inputs)
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
-    _four[(outputs // BLOCK,)](
-        out, x, words, zeros, scales, rows, outputs, inputs, segments,
-        group=segments if group_size >= inputs else group_size // SEGMENT, halves=HALVES[x.dtype],
-        base=128.0 if x.dtype == torch.bfloat16 else 1024.0, m=8 if rows <= 8 else ROWS, warps=warps,
-        unroll=unroll, num_warps=warps, maxnreg=REGISTERS,
+    _four[(triton.cdiv(outputs, 32),)](
+        out, x, words, zeros, scales, rows, outputs, inputs, units=size // 8, segments=inputs // size,
+        group=min(group_size, inputs) // size, halves=HALVES[x.dtype],
+        base=128.0 if x.dtype == torch.bfloat16 else 1024.0, ragged=outputs % 32 > 0, m=8 if rows <= 8 else ROWS,
+        warps=warps, unroll=unroll * 128 // size, num_warps=warps, maxnreg=REGISTERS,
     )  # fmt: skip
     return out
 

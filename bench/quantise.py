@@ -31,6 +31,7 @@ from babyllama.data.shards import Prepared
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
 from babyllama.load import default_device, model_folder, read_model
+from babyllama.model.bitnet import OneBitLinear
 from babyllama.model.checkpoint import read_config
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer, initialise
@@ -38,8 +39,9 @@ from babyllama.quant.awq import Awq
 from babyllama.quant.calibrate import Calibration, Ends, quantise, settled
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Grid
-from babyllama.quant.int8 import Int8
+from babyllama.quant.int8 import Int8, MixedInt8Linear, mixed_product
 from babyllama.quant.linear import GroupedLinear
+from babyllama.quant.onebit import PackedOneBitLinear, pack, start
 from babyllama.quant.rtn import Rtn
 from babyllama.train.validation import LossSums
 
@@ -61,7 +63,7 @@ def kernels(args: argparse.Namespace, file: Path, device: torch.device) -> None:
     """Correct first, then fast: the best setting of each shape, then against torch in turns. L2 is cold each time."""
     from babyllama.quant import kernels as ours
 
-    pairs: list[tuple[GroupedLinear, torch.Tensor]] = []
+    pairs: list[tuple[str, Any, torch.Tensor]] = []
     for width in args.widths:
         weight = torch.randn(width, width, device=device) / width**0.5
         packed = GroupedLinear.of(Grid(bits=args.kernel_bits, group_size=128).nearest(weight)).to(device)
@@ -95,15 +97,48 @@ def kernels(args: argparse.Namespace, file: Path, device: torch.device) -> None:
             print(f"{width}² {rows:2} rows: bf16 {torch_us:.1f} µs, best {tuned:.1f} ({torch_us / tuned:.2f}×), "
                   f"as picked {chosen:.1f} ({torch_us / chosen:.2f}×) {tuple(best[rows][1])}; in a CUDA graph "
                   f"{graphs[0]:.1f}, {graphs[1]:.1f} ({graphs[0] / graphs[1]:.2f}×)", flush=True)  # fmt: skip
-        pairs.append((packed, halves[0]))
-    for packed, half in pairs:  # last: who has been profiled once launches more slowly ever after
+        pairs.append((f"W{packed.bits}A16", packed, halves[0]))
+        for name, other in eight_and_one(dense):
+            others = [deepcopy(other) for _ in range(copies)]
+            for rows in ROWS:
+                x = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
+                launched = [launched_us(partial(torch.nn.functional.linear, x, halves[0])),
+                            launched_us(partial(other, x))]  # fmt: skip
+                graphs = [captured_us([partial(torch.nn.functional.linear, x, half) for half in halves]),
+                          captured_us([partial(one, x) for one in others])]  # fmt: skip
+                append(file, {**facts(device), "kind": "kernel", "name": name, "width": width, "rows": rows,
+                              "torch_bf16_us": launched[0], "ours_us": launched[1], "torch_bf16_captured_us": graphs[0],
+                              "ours_captured_us": graphs[1]})  # fmt: skip
+                print(f"{name} {width}² {rows:2} rows: bf16 {launched[0]:.1f} µs, ours {launched[1]:.1f} "
+                      f"({launched[0] / launched[1]:.2f}×); in a CUDA graph {graphs[0]:.1f}, {graphs[1]:.1f} "
+                      f"({graphs[0] / graphs[1]:.2f}×)", flush=True)  # fmt: skip
+            pairs.append((name, other, halves[0]))
+    for name, packed, half in pairs:  # last: who has been profiled once launches more slowly ever after
         for rows in ROWS:
             x = torch.randn(rows, packed.in_features, device=device, dtype=torch.bfloat16)
             alone = [kernel_us(partial(torch.nn.functional.linear, x, half)), kernel_us(partial(packed, x))]
-            append(file, {**facts(device), "kind": "kernel alone", "bits": packed.bits, "width": packed.in_features,
+            append(file, {**facts(device), "kind": "kernel alone", "name": name, "width": packed.in_features,
                           "rows": rows, "torch_bf16_us": alone[0], "ours_us": alone[1]})  # fmt: skip
-            print(f"{packed.in_features}² {rows:2} rows, the kernel alone: bf16 {alone[0]:.1f} µs, ours {alone[1]:.1f} "
-                  f"({alone[0] / alone[1]:.2f}×)", flush=True)  # fmt: skip
+            print(f"{name} {packed.in_features}² {rows:2} rows, kernels alone: bf16 {alone[0]:.1f} µs, "
+                  f"ours {alone[1]:.1f} ({alone[0] / alone[1]:.2f}×)", flush=True)  # fmt: skip
+
+
+def eight_and_one(dense: torch.Tensor) -> list[tuple[str, MixedInt8Linear | PackedOneBitLinear]]:
+    """The same matrix (N, K) in 8 bits and in 1, correct before they are timed."""
+    linear = torch.nn.Linear(dense.shape[1], dense.shape[0], bias=False, device=dense.device)
+    linear.weight = torch.nn.Parameter(dense, requires_grad=False)
+    signs = OneBitLinear(dense.shape[1], dense.shape[0]).to(dense.device).requires_grad_(False)
+    signs.weight.copy_(dense)
+    eight, one = MixedInt8Linear.from_linear(linear), PackedOneBitLinear.of(signs)
+    for rows in ROWS:
+        x = torch.randn(rows, dense.shape[1], device=dense.device, dtype=torch.bfloat16)
+        x[0, 7] = 30.0  # an outlier column
+        for module, expected in ((eight, mixed_product(x.double(), eight.weight, eight.scales, eight.threshold)),
+                                 (one, signs(x.float()))):  # fmt: skip
+            error = float((module(x) - expected).norm() / expected.norm())
+            if not error < 1e-2:
+                raise SystemExit(f"{type(module).__name__}, {rows} rows: relative error {error:.1e}")
+    return [("W8A8", eight), ("one bit", one)]
 
 
 def kernel_us(call: Any) -> float:
@@ -223,6 +258,10 @@ def decode(args: argparse.Namespace, file: Path, device: torch.device) -> None:
         if method:
             quantise(model, batches, settled(method, model), Ends(head="rtn", bits=4) if "head" in name else Ends())
         made[name] = model.bfloat16()
+    model = read_model(folder).to(device).float().eval().requires_grad_(False)
+    start(model)
+    pack(model)
+    made["one bit"] = model.bfloat16()  # its answers are nonsense, its speed is not: that takes no training
     speeds: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(3):
         for name, model in made.items():

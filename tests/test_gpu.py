@@ -1,10 +1,12 @@
 """What only a CUDA device can show. Run with: pytest -m gpu"""
 
+import copy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from babyllama.data.batches import Batch
@@ -12,12 +14,14 @@ from babyllama.infer import decoder
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.model.attention import KVCache
+from babyllama.model.bitnet import OneBitLinear
 from babyllama.quant.awq import Awq
 from babyllama.quant.calibrate import Ends, quantise
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Grid
-from babyllama.quant.int8 import Int8
+from babyllama.quant.int8 import Int8, MixedInt8Linear, mixed_product
 from babyllama.quant.linear import GroupedLinear
+from babyllama.quant.onebit import PackedOneBitLinear
 from babyllama.train.objectives import linear_cross_entropy
 from babyllama.train.optim import AdamW, Muon
 from conftest import sharp_model, tiny_config
@@ -212,6 +216,43 @@ def test_the_packed_kernels_multiply_by_the_dense_weight(bits, group, inputs, ou
         found, expected = packed(x), x.float() @ packed.dense_weight().T
         assert float((found.float() - expected).norm() / expected.norm()) < 5e-3
         assert torch.equal(found, packed(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(512, 512), (344, 40), (1376, 520), (4104, 72)])
+def test_eight_bits_with_outliers_are_the_plain_product(inputs, outputs, dtype):
+    """More outlier columns than a turn of the kernel takes, none, and columns that are kept in 16 bits."""
+    generator = torch.Generator().manual_seed(0)
+    dense = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(dense.weight, generator=generator)
+    for threshold, kept in ((6.0, None), (None, None), (6.0, torch.tensor([5, 9]))):
+        packed = MixedInt8Linear.from_linear(dense, threshold, kept)
+        held = [packed.weight, packed.scales, threshold, packed.kept, packed.kept_index]
+        packed = copy.deepcopy(packed).cuda()
+        for rows in (1, 5, 8, 9, 16):
+            x = torch.randn(rows, inputs, generator=generator).clamp(-5, 5)
+            x[0, 3 : 3 * (rows + 1) : 3] = x[-1, inputs - 7] = 40.0
+            x = x.to(dtype)
+            found, expected = packed(x.cuda()), mixed_product(x.double(), *held)
+            assert float((found.cpu() - expected).norm() / expected.norm()) < 5e-3, (threshold, rows)
+            assert torch.equal(found, packed(x.cuda()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(512, 512), (340, 40), (1376, 520), (4104, 72)])
+def test_one_bit_is_as_on_the_cpu(inputs, outputs, dtype):
+    generator = torch.Generator().manual_seed(0)
+    trained = OneBitLinear(inputs, outputs).requires_grad_(False)
+    for values in (trained.weight, trained.g, trained.h):
+        values.normal_(generator=generator)
+    packed = PackedOneBitLinear.of(trained)
+    expected_of = packed.double()
+    packed = copy.deepcopy(packed).cuda()
+    for rows in (1, 5, 8, 9, 16):
+        x = torch.randn(rows, inputs, generator=generator).to(dtype)
+        found, expected = packed(x.cuda()), expected_of(x.double())
+        assert float((found.cpu() - expected).norm() / expected.norm()) < 1e-2
+        assert torch.equal(found, packed(x.cuda()))
 
 
 def test_every_setting_of_the_kernel_computes_the_same():

@@ -15,7 +15,9 @@ from triton.experimental.gluon import language
 
 from babyllama.quant import kernels
 from babyllama.quant.grid import Grid
+from babyllama.quant.int8 import mixed_product, quantised_rows
 from babyllama.quant.linear import GroupedLinear
+from babyllama.quant.onebit import pack_signs
 
 SHAPES = [(4, 128, 512, 64), (4, 512, 512, 32), (4, 256, 1024, 64), (4, 128, 384, 32), (4, 128, 640, 40),
           (4, 128, 2688, 32), (4, 384, 9984, 32), (4, 64, 192, 30), (4, 32, 1376, 32), (4, 96, 96, 24),  # _four's
@@ -72,4 +74,21 @@ for bits, group, inputs, outputs in SHAPES:
         expected = x.float() @ packed.dense_weight().T
         error = float((found.float() - expected).norm() / expected.norm())
         assert error < 1e-3, (bits, group, inputs, outputs, rows, error)
+
+for inputs, outputs in ((128, 32), (344, 40), (1100, 24)):
+    for rows in (1, 5, 16):
+        x = torch.randn(rows, inputs, generator=generator)
+        x[0, 3] = x[-1, 77] = 40.0  # two outlier columns
+        x, weight = x.half(), torch.randn(outputs, inputs, generator=generator)
+        codes, scales = quantised_rows(weight)
+        for threshold in (6.0, None):
+            found = kernels.eight_bit_product(x, codes, scales[:, 0], threshold)
+            expected = mixed_product(x.double(), codes, scales[:, 0], threshold)
+            error = float((found.double() - expected).norm() / expected.norm())
+            assert error < 1e-3, (inputs, outputs, rows, threshold, error)
+        g, h = torch.rand(inputs, generator=generator).half(), torch.rand(outputs, generator=generator).half()
+        found = kernels.one_bit_product(x, g, pack_signs(weight < 0), h)
+        expected = (x * g).float() @ torch.where(weight < 0, -1.0, 1.0).T * h
+        error = float((found.float() - expected).norm() / expected.norm())
+        assert error < 1e-3, (inputs, outputs, rows, error)
 print("all as the dense weight")

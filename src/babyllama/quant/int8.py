@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from babyllama.model.surgery import Unrounded, dense_weight, replace_modules
+from babyllama.quant.linear import FEW_ROWS, kernels_take
 from babyllama.recipe import Recipe
 
 THRESHOLD = 6.0  # arXiv 2208.07339, section 3.2
 # Outlier columns of one product, the largest: a fixed number, so that the host need not wait to hear how many it is.
 # What reaches the threshold beyond it is rounded with the rest; the paper finds at most 7 in 13 billion parameters.
+# The kernel for few rows (kernels.py) takes all of them.
 MOST = 128
 STEPS = 127
 _ROWS, _SIDE = 17, 8  # what the GPU's integer product asks for: at least 17 rows, sides in multiples of 8
@@ -114,6 +116,10 @@ def mixed_product(x: Tensor, weight: Tensor, scales: Tensor, threshold: float | 
     beside, rest = x.new_zeros(()), x
     if kept is not None and kept_index is not None and len(kept_index):
         beside, rest = linear(x[:, kept_index], kept.to(x.dtype)), x.index_fill(1, kept_index.long(), 0.0)
+    if len(x) <= FEW_ROWS and kernels_take(x):
+        from babyllama.quant.kernels import eight_bit_product
+
+        return eight_bit_product(rest, weight, scales, threshold) + beside
     if threshold is not None:
         index, out = outliers(rest, threshold)
         if rest.is_cuda or out.any():  # a GPU is not asked: the host would wait

@@ -36,6 +36,18 @@ class Config(NamedTuple):
 
 CONFIGS = tuple(Config(warps, unroll) for warps in (4, 8, 16) for unroll in (1, 2, 4))
 
+
+class Block(NamedTuple):
+    """Of `_eight` and `_one`: columns of a program, what it takes of a column in one turn of its loop, turns ahead."""
+
+    columns: int = 16
+    run: int = 256
+    stages: int = 4
+
+
+EIGHT, ONE = Block(), Block(run=4)
+ROUND = tl.constexpr(1.5 * 2**23)  # plus and minus it a float32 is a whole number, the even one of two as near
+
 # Codes i and i + 4 of a word (moved down by 4 · i) as a pair of halves: (code + 2^m) − (zero + 2^m), which is exact.
 # In one piece, since a compiler takes the halves apart, which is twice the work.
 _HALVES = """{{
@@ -232,6 +244,90 @@ def _product(
     tl.store(out + target, total.to(out.dtype.element_ty), mask=(token < rows)[:, None] & inside[None, :])
 
 
+@triton.jit
+def _codes(codes, steps, spoiled, count, x, rows, inputs, threshold, m: tl.constexpr, run: tl.constexpr):
+    """Programs: rows of x, which become 8-bit integers and a step each, but for the columns that reach the threshold.
+
+    Those are 0 in the codes, and the first program lists them in `spoiled`, `count` of them.
+    """
+    row, token, lane = tl.program_id(0), tl.arange(0, m), tl.arange(0, run)
+    largest = tl.zeros([run], tl.float32)
+    for start in range(0, inputs, run):
+        k = start + lane
+        column = tl.load(x + token[:, None] * inputs + k[None, :],
+                         mask=(token < rows)[:, None] & (k < inputs)[None, :], other=0.0)  # fmt: skip
+        out = tl.max(tl.abs(column.to(tl.float32)), 0) >= threshold
+        value = tl.load(x + row * inputs + k, mask=k < inputs, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.where(out, 0.0, tl.abs(value)))
+    step = tl.div_rn(tl.max(largest, 0), 127.0)
+    tl.store(steps + row, step)
+    step = tl.where(step == 0, 1.0, step)
+    seen = 0
+    for start in range(0, inputs, run):
+        k = start + lane
+        column = tl.load(x + token[:, None] * inputs + k[None, :],
+                         mask=(token < rows)[:, None] & (k < inputs)[None, :], other=0.0)  # fmt: skip
+        out = tl.max(tl.abs(column.to(tl.float32)), 0) >= threshold
+        value = tl.load(x + row * inputs + k, mask=k < inputs, other=0.0).to(tl.float32)
+        whole = tl.div_rn(value, tl.zeros([run], tl.float32) + step) + ROUND - ROUND
+        tl.store(codes + row * inputs + k, tl.where(out, 0.0, whole).to(tl.int8), mask=k < inputs)
+        if row == 0:
+            tl.store(spoiled + seen + tl.cumsum(out.to(tl.int32), 0) - 1, k, mask=out)
+            seen += tl.sum(out.to(tl.int32), 0)
+    if row == 0:
+        tl.store(count, seen)
+
+
+@triton.jit
+def _eight(
+    out, codes, steps, spoiled, count, x, weight, scales, rows, outputs, inputs,
+    n: tl.constexpr, m: tl.constexpr, run: tl.constexpr, stages: tl.constexpr,
+):  # fmt: skip
+    """Programs: blocks of columns. Integers' products, then x itself by the integers of the columns it spoiled."""
+    column, token, lane = tl.program_id(0) * n + tl.arange(0, n), tl.arange(0, m), tl.arange(0, run)
+    kind: tl.constexpr = x.dtype.element_ty
+    inside, live = (column < outputs)[:, None], (token < rows)[None, :]
+    exact = tl.zeros([n, m], tl.int32)
+    for start in tl.range(0, inputs, run, num_stages=stages):
+        k = start + lane
+        left = tl.load(weight + column[:, None] * inputs + k[None, :], mask=inside & (k < inputs)[None, :], other=0)
+        right = tl.load(codes + token[None, :] * inputs + k[:, None], mask=live & (k < inputs)[:, None], other=0)
+        exact = tl.dot(left, right, exact, out_dtype=tl.int32)
+    total = exact.to(tl.float32) * tl.load(steps + token, mask=token < rows, other=0.0)[None, :]
+    end, few = tl.load(count), tl.arange(0, 16)
+    for start in range(0, end, 16):
+        k = tl.load(spoiled + start + few, mask=start + few < end, other=0)
+        there = start + few < end
+        left = tl.load(weight + column[:, None] * inputs + k[None, :], mask=inside & there[None, :], other=0).to(kind)
+        right = tl.load(x + token[None, :] * inputs + k[:, None], mask=live & there[:, None], other=0.0)
+        total += tl.dot(left, right)
+    total *= tl.load(scales + column, mask=column < outputs, other=0.0)[:, None]
+    tl.store(out + token[None, :] * outputs + column[:, None], total.to(kind), mask=inside & live)
+
+
+@triton.jit
+def _one(
+    out, x, g, signs, h, rows, outputs, inputs, words, one: tl.constexpr,
+    n: tl.constexpr, m: tl.constexpr, run: tl.constexpr, stages: tl.constexpr,
+):  # fmt: skip
+    """Programs: blocks of columns. Signs become ±1, x · g their partner; the sums are multiplied by h."""
+    column, token, lane = tl.program_id(0) * n + tl.arange(0, n), tl.arange(0, m), tl.arange(0, run)
+    kind: tl.constexpr = x.dtype.element_ty
+    inside, live = (column < outputs)[:, None], (token < rows)[None, :]
+    total = tl.zeros([n, m], tl.float32)
+    for start in tl.range(0, words, run, num_stages=stages):
+        word, k = start + lane, start * 32 + tl.arange(0, 32 * run)
+        found = tl.load(signs + column[:, None] * words + word[None, :], mask=inside & (word < words)[None, :], other=0)
+        bits = (found[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
+        left = tl.reshape(((bits << 15) | one).to(tl.int16).to(kind, bitcast=True), [n, 32 * run])
+        right = tl.load(x + token[:, None] * inputs + k[None, :],
+                        mask=(token < rows)[:, None] & (k < inputs)[None, :], other=0.0)  # fmt: skip
+        right *= tl.load(g + k, mask=k < inputs, other=0.0).to(kind)[None, :]
+        total = tl.dot(left, tl.trans(right), total)
+    total *= tl.load(h + column, mask=column < outputs, other=0.0).to(tl.float32)[:, None]
+    tl.store(out + token[None, :] * outputs + column[:, None], total.to(kind), mask=inside & live)
+
+
 def pick(outputs: int, inputs: int) -> Config:
     """The setting of `_four` for a shape: small programs where there are many, for several share a multiprocessor."""
     most = triton.cdiv(inputs, 128)
@@ -283,3 +379,33 @@ def _general_product(x: Tensor, words: Tensor, zeros: Tensor, scales: Tensor, in
         unit_words=unit_words, n=n, magic=magic, base=base, whole=whole, run=RUN, m=ROWS, stages=4, num_warps=4,
     )  # fmt: skip
     return out.sum(0, dtype=torch.float32).to(x.dtype) if splits > 1 else out[0]
+
+
+def eight_bit_product(x: Tensor, weight: Tensor, scales: Tensor, threshold: float | None, block: Block = EIGHT
+                      ) -> Tensor:  # fmt: skip
+    """x (rows ≤ 16, K) · (int8 weight (N, K) · scales (N,))ᵀ → (rows, N) by LLM.int8(): as int8.py's `mixed_product`,
+    without a limit on the outlier columns of x, and with their weights unrounded."""
+    x = x.contiguous()
+    (rows, inputs), outputs, m = x.shape, len(weight), 8 if len(x) <= 8 else ROWS
+    codes, steps = torch.empty_like(x, dtype=torch.int8), torch.empty(rows, device=x.device)
+    spoiled, count = (torch.empty(size, dtype=torch.int32, device=x.device) for size in (inputs, 1))
+    out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    _codes[(rows,)](codes, steps, spoiled, count, x, rows, inputs, threshold or float("inf"), m=m, run=512, num_warps=4)
+    _eight[(triton.cdiv(outputs, block.columns),)](
+        out, codes, steps, spoiled, count, x, weight, scales, rows, outputs, inputs, n=block.columns, m=m,
+        run=block.run, stages=block.stages, num_warps=block.columns // 16,
+    )  # fmt: skip
+    return out
+
+
+def one_bit_product(x: Tensor, g: Tensor, signs: Tensor, h: Tensor, block: Block = ONE) -> Tensor:
+    """(x ⊙ g) · signsᵀ ⊙ h: x (rows ≤ 16, K), g (K,), signs (N, ⌈K / 32⌉) int32 as `pack_signs` has them, h (N,) →
+    (rows, N)."""
+    x = x.contiguous()
+    (rows, inputs), (outputs, words) = x.shape, signs.shape
+    out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    _one[(triton.cdiv(outputs, block.columns),)](
+        out, x, g, signs, h, rows, outputs, inputs, words, one=0x3F80 if x.dtype == torch.bfloat16 else 0x3C00,
+        n=block.columns, m=8 if rows <= 8 else ROWS, run=block.run, stages=block.stages, num_warps=block.columns // 16,
+    )  # fmt: skip
+    return out

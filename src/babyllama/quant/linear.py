@@ -88,8 +88,8 @@ class GroupedLinear(Unrounded):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.order is None else x[..., self.order]
-        if x.numel() <= FEW_ROWS * self.in_features and not (x.requires_grad and torch.is_grad_enabled()):
-            if x.is_cuda and self.on_gpu(x.dtype):
+        if few_rows(x):
+            if kernels_take(x) and self.on_gpu:
                 from babyllama.quant.kernels import packed_product
 
                 return packed_product(x.flatten(0, -2), *self._packed).view(*x.shape[:-1], -1)
@@ -97,12 +97,10 @@ class GroupedLinear(Unrounded):
                 return self._four_bit_product(x)
         return unpacked_product(x, _dense, *self._packed)
 
-    def on_gpu(self, dtype: torch.dtype) -> bool:
-        """Whether the GPU's kernel computes this: a unit of words lies in one group."""
-        fits = self.group_size % unit(self.bits)[0] == 0 or self.group_size >= self.in_features
-        if dtype == torch.bfloat16:
-            return fits and torch.cuda.is_bf16_supported(including_emulation=False)
-        return fits and dtype == torch.float16
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the GPU's kernels compute this: a unit of words lies in one group."""
+        return self.group_size % unit(self.bits)[0] == 0 or self.group_size >= self.in_features
 
     def on_cpu(self, dtype: torch.dtype) -> bool:
         """Whether PyTorch's own product does; in other dtypes than bfloat16 it is slower than a dense one."""
@@ -131,6 +129,18 @@ class GroupedLinear(Unrounded):
 
     def extra_repr(self) -> str:
         return f"{self.in_features} → {self.out_features}, {self.bits} bits, groups of {self.group_size}"
+
+
+def few_rows(x: Tensor) -> bool:
+    """Whether x (…, K) is what decoding multiplies, for which kernels read packed weights. They have no gradients."""
+    return x.numel() <= FEW_ROWS * x.shape[-1] and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def kernels_take(x: Tensor) -> bool:
+    """Whether x is where kernels.py runs, in a dtype that it multiplies."""
+    if x.dtype == torch.bfloat16:
+        return x.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    return x.is_cuda and x.dtype == torch.float16
 
 
 def _dense(words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int, group_size: int) -> Tensor:

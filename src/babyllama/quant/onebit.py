@@ -17,6 +17,7 @@ from babyllama.errors import InputError
 from babyllama.model.bitnet import OneBitLinear, normed, place
 from babyllama.model.surgery import Unrounded, replace_modules, unpacked_product
 from babyllama.model.transformer import Transformer
+from babyllama.quant.linear import few_rows, kernels_take
 from babyllama.recipe import Recipe
 
 WORD = 32  # signs of one int32, input j of a word in bit j
@@ -108,6 +109,11 @@ class PackedOneBitLinear(Unrounded):
         return unpack_signs(self.signs, self.in_features) * torch.outer(self.h.float(), self.g.float())
 
     def forward(self, x: Tensor) -> Tensor:
+        if few_rows(x) and kernels_take(x):
+            from babyllama.quant.kernels import one_bit_product
+
+            found = one_bit_product(x.flatten(0, -2), self.g, self.signs, self.h)
+            return normed(found.view(*x.shape[:-1], -1))
         sums = unpacked_product(x * self.g.to(x.dtype), unpack_signs, self.signs, self.in_features)
         return normed(sums * self.h.to(x.dtype))
 

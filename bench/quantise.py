@@ -142,21 +142,17 @@ def eight_and_one(dense: torch.Tensor) -> list[tuple[str, MixedInt8Linear | Pack
 
 
 def kernel_us(call: Any) -> float:
-    """Microseconds from a kernel's start to its end, as the profiler has it: no launch, no event. L2 is cold."""
+    """Microseconds from kernels' starts to their ends, as the profiler has it: no launch, no event. L2 is cold."""
     flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         for _ in range(30):
             flush.zero_()
             call()
         torch.cuda.synchronize()
-    spans: list[float] = []
     events = [event for event in seen.events() if event.device_type == DeviceType.CUDA]
-    for event in sorted(events, key=lambda event: event.time_range.start):
-        if "fill" in event.name.lower() or "memset" in event.name.lower():
-            spans.append(0.0)
-        else:
-            spans[-1] += event.time_range.elapsed_us()
-    return statistics.median(spans)
+    took = [event.time_range.elapsed_us() for event in sorted(events, key=lambda event: event.time_range.start)]
+    each = len(took) // 30  # kernels of a turn, of which the first is the flush
+    return statistics.median(sum(took[turn + 1 : turn + each]) for turn in range(0, len(took), each))
 
 
 def launched_us(call: Any) -> float:

@@ -113,13 +113,14 @@ def mixed_product(x: Tensor, weight: Tensor, scales: Tensor, threshold: float | 
     """x (N, in) times the matrix of int8 weight (out, in), scales (out,) and kept columns → (N, out) in x's dtype."""
     if not x.shape[0]:
         return x.new_zeros(0, weight.shape[0])
-    beside, rest = x.new_zeros(()), x
     if kept is not None and kept_index is not None and len(kept_index):
-        beside, rest = linear(x[:, kept_index], kept.to(x.dtype)), x.index_fill(1, kept_index.long(), 0.0)
+        rest = x.index_fill(1, kept_index.long(), 0.0)
+        return mixed_product(rest, weight, scales, threshold) + linear(x[:, kept_index], kept.to(x.dtype))
     if len(x) <= FEW_ROWS and kernels_take(x):
         from babyllama.quant.kernels import eight_bit_product
 
-        return eight_bit_product(rest, weight, scales, threshold) + beside
+        return eight_bit_product(x, weight, scales, threshold)
+    beside, rest = x.new_zeros(()), x
     if threshold is not None:
         index, out = outliers(rest, threshold)
         if rest.is_cuda or out.any():  # a GPU is not asked: the host would wait

@@ -45,7 +45,7 @@ class Block(NamedTuple):
     stages: int = 4
 
 
-EIGHT, ONE = Block(), Block(run=4)
+EIGHT, ONE = Block(16, 512, 3), Block(16, 8, 3)
 ROUND = tl.constexpr(1.5 * 2**23)  # plus and minus it a float32 is a whole number, the even one of two as near
 
 # Codes i and i + 4 of a word (moved down by 4 · i) as a pair of halves: (code + 2^m) − (zero + 2^m), which is exact.

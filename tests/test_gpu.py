@@ -236,6 +236,8 @@ def test_eight_bits_with_outliers_are_the_plain_product(inputs, outputs, dtype):
             found, expected = packed(x.cuda()), mixed_product(x.double(), *held)
             assert float((found.cpu() - expected).norm() / expected.norm()) < 5e-3, (threshold, rows)
             assert torch.equal(found, packed(x.cuda()))
+            x[-1, 5] = torch.nan
+            assert packed(x.cuda())[-1].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

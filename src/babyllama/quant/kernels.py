@@ -1,8 +1,9 @@
-"""Triton kernels of packed weights for few rows. Their twin is linear.py's dense product, the oracle and a CPU's way.
+"""Triton kernels of packed weights for few rows. Their twins, oracles and a CPU's way, are in linear.py and its like.
 
 Imported only where there is a GPU: Triton does not come with every PyTorch. `_four` is for what decoding mostly is, 4
 bits in groups of 32, 64 or 128s; it is written in Gluon, Triton's own language in which a program says what each thread
-holds. `_product` takes all else. `pick` chooses by the measurements of bench/quantise.py.
+holds. `_product` takes all other codes in groups, `_eight` is for int8.py, `_one` for onebit.py. `pick` chooses by the
+measurements of bench/quantise.py.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ CONFIGS = tuple(Config(warps, unroll) for warps in (4, 8, 16) for unroll in (1, 
 class Block(NamedTuple):
     """Of `_eight` and `_one`: columns of a program, what it takes of a column in one turn of its loop, turns ahead."""
 
-    columns: int = 16
-    run: int = 256
-    stages: int = 4
+    columns: int
+    run: int
+    stages: int
 
 
 EIGHT, ONE = Block(16, 512, 3), Block(16, 8, 3)
@@ -248,10 +249,11 @@ def _product(
 def _codes(codes, steps, spoiled, count, x, rows, inputs, threshold, m: tl.constexpr, run: tl.constexpr):
     """Programs: rows of x, which become 8-bit integers and a step each, but for the columns that reach the threshold.
 
-    Those are 0 in the codes, and the first program lists them in `spoiled`, `count` of them.
+    Those are 0 in the codes, and the first program lists them in `spoiled`, `count` of them. A row with NaN has NaN for
+    its step.
     """
     row, token, lane = tl.program_id(0), tl.arange(0, m), tl.arange(0, run)
-    largest = tl.zeros([run], tl.float32)
+    largest, broken = tl.zeros([run], tl.float32), tl.zeros([run], tl.int32)
     for start in range(0, inputs, run):
         k = start + lane
         column = tl.load(x + token[:, None] * inputs + k[None, :],
@@ -259,7 +261,8 @@ def _codes(codes, steps, spoiled, count, x, rows, inputs, threshold, m: tl.const
         out = tl.max(tl.abs(column.to(tl.float32)), 0) >= threshold
         value = tl.load(x + row * inputs + k, mask=k < inputs, other=0.0).to(tl.float32)
         largest = tl.maximum(largest, tl.where(out, 0.0, tl.abs(value)))
-    step = tl.div_rn(tl.max(largest, 0), 127.0)
+        broken += (value != value).to(tl.int32)
+    step = tl.where(tl.sum(broken, 0) > 0, float("nan"), tl.div_rn(tl.max(largest, 0), 127.0))
     tl.store(steps + row, step)
     step = tl.where(step == 0, 1.0, step)
     seen = 0
@@ -347,7 +350,7 @@ def packed_product(x: Tensor, words: Tensor, zeros: Tensor, scales: Tensor, inpu
     """x (rows ≤ 16, K) · packed (N, K)ᵀ → (rows, N): weights are read once and never written dense. Deterministic."""
     x = x.contiguous()
     rows, outputs, size = len(x), words.shape[1], segment(inputs, bits, group_size)
-    if not size or torch.cuda.get_device_capability(x.device) < (8, 0):  # what tensor cores must be for `_four`
+    if not size:
         return _general_product(x, words, zeros, scales, inputs, bits, group_size)
     warps, unroll = config or pick(outputs, inputs)
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)

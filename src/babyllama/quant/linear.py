@@ -137,10 +137,9 @@ def few_rows(x: Tensor) -> bool:
 
 
 def kernels_take(x: Tensor) -> bool:
-    """Whether x is where kernels.py runs, in a dtype that it multiplies."""
-    if x.dtype == torch.bfloat16:
-        return x.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    return x.is_cuda and x.dtype == torch.float16
+    """Whether x is where kernels.py runs, in a dtype that it multiplies: tensor cores must be an Ampere's or later."""
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def _dense(words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int, group_size: int) -> Tensor:

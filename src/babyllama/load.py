@@ -23,6 +23,7 @@ from babyllama.model.transformer import Transformer
 from babyllama.quant.folder import is_packed, to_dense, unpacking
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.train.hardware import bf16_is_faster
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,9 +57,11 @@ def default_precision(device: torch.device) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def pick_precision(choice: Literal["auto"] | Precision, device: torch.device) -> Precision:
-    """``auto`` → what suits the device."""
-    return default_precision(device) if choice == "auto" else choice
+def pick_precision(choice: Literal["auto", "fast"] | Precision, device: torch.device) -> Precision:
+    """``auto`` → what suits the device; ``fast`` → that, but bf16 on a CPU whose instructions multiply it."""
+    if choice == "fast" and device.type == "cpu":
+        return "bf16" if bf16_is_faster(device) else "fp32"
+    return default_precision(device) if choice in ("auto", "fast") else choice
 
 
 def serving_precision(model: Transformer, device: torch.device) -> Precision:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from babyllama.errors import InputError
+from babyllama.load import pick_precision
 from babyllama.train import hardware
 from babyllama.train.hardware import CARDS, Card, find_card, peak_flops, this_card
 
@@ -79,3 +80,12 @@ def test_an_unknown_gpu_is_measured(monkeypatch):
     )
     monkeypatch.setattr(hardware, "_measured_bandwidth", lambda device: 150.0)
     assert this_card(torch.device("cuda")) == Card("Some GPU 9000", 7, 6, 150, bf16=False)
+
+
+@pytest.mark.parametrize(("rate", "precision"), [(2e9, "fp32"), (9e10, "fp32"), (4e11, "bf16")])
+def test_a_cpu_is_fast_in_what_it_multiplies(monkeypatch, rate, precision):
+    monkeypatch.setattr(hardware, "_measured_flops", lambda _, dtype: rate if dtype == torch.bfloat16 else 8e10)
+    assert pick_precision("fast", torch.device("cpu")) == precision
+    assert (
+        pick_precision("auto", torch.device("cpu")) == "fp32" and pick_precision("bf16", torch.device("cpu")) == "bf16"
+    )

@@ -90,7 +90,8 @@ class TrainRecipe(Recipe):
     samples: Samples = Samples()
     seed: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="fast: bf16 on a CPU too, if its instructions multiply it")  # fmt: skip
     compile: bool | None = Field(default=None, description="torch.compile; where it works and pays when absent")
 
     @model_validator(mode="after")

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from babyllama.train.hardware import bf16_is_faster
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton–Schulz iteration
 ITERATIONS = 5
 EPS = 1e-10  # beside the root of a row's power, which is about 1 / √columns
@@ -126,14 +128,16 @@ def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:
 def orthogonalise(matrices: Tensor, eps: float = 1e-7) -> Tensor:
     """(N, A, B) → (N, A, B) bf16: each U·S·Vᵀ becomes about U·Vᵀ, singular values within about 0.7 … 1.2.
 
-    Five quintic Newton–Schulz iterations in bf16 on the short side.
+    Five quintic Newton–Schulz iterations in bf16 on the short side; in float32 on a CPU that emulates bf16.
     """
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16()
+    if not x.is_cuda and not bf16_is_faster(x.device):
+        x = x.float()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).bfloat16()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from babyllama.model.surgery import Unrounded, dense_weight, replace_modules
-from babyllama.quant.linear import FEW_ROWS, kernels_take
+from babyllama.quant.linear import few_rows, kernels_take
 from babyllama.recipe import Recipe
 
 THRESHOLD = 6.0  # arXiv 2208.07339, section 3.2
@@ -116,7 +116,7 @@ def mixed_product(x: Tensor, weight: Tensor, scales: Tensor, threshold: float | 
     if kept is not None and kept_index is not None and len(kept_index):
         rest = x.index_fill(1, kept_index.long(), 0.0)
         return mixed_product(rest, weight, scales, threshold) + linear(x[:, kept_index], kept.to(x.dtype))
-    if len(x) <= FEW_ROWS and kernels_take(x):
+    if few_rows(x) and kernels_take(x):
         from babyllama.quant.kernels import eight_bit_product
 
         return eight_bit_product(x, weight, scales, threshold)

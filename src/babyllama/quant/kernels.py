@@ -246,6 +246,15 @@ def _product(
 
 
 @triton.jit
+def _inputs_of(row, x, k, token, rows, inputs, threshold):
+    """Inputs k of a row in float32, and whether any row's reaches the threshold."""
+    column = tl.load(x + token[:, None] * inputs + k[None, :],
+                     mask=(token < rows)[:, None] & (k < inputs)[None, :], other=0.0)  # fmt: skip
+    out = tl.max(tl.abs(column.to(tl.float32)), 0) >= threshold
+    return tl.load(x + row * inputs + k, mask=k < inputs, other=0.0).to(tl.float32), out
+
+
+@triton.jit
 def _codes(codes, steps, spoiled, count, x, rows, inputs, threshold, m: tl.constexpr, run: tl.constexpr):
     """Programs: rows of x, which become 8-bit integers and a step each, but for the columns that reach the threshold.
 
@@ -256,10 +265,7 @@ def _codes(codes, steps, spoiled, count, x, rows, inputs, threshold, m: tl.const
     largest, broken = tl.zeros([run], tl.float32), tl.zeros([run], tl.int32)
     for start in range(0, inputs, run):
         k = start + lane
-        column = tl.load(x + token[:, None] * inputs + k[None, :],
-                         mask=(token < rows)[:, None] & (k < inputs)[None, :], other=0.0)  # fmt: skip
-        out = tl.max(tl.abs(column.to(tl.float32)), 0) >= threshold
-        value = tl.load(x + row * inputs + k, mask=k < inputs, other=0.0).to(tl.float32)
+        value, out = _inputs_of(row, x, k, token, rows, inputs, threshold)
         largest = tl.maximum(largest, tl.where(out, 0.0, tl.abs(value)))
         broken += (value != value).to(tl.int32)
     step = tl.where(tl.sum(broken, 0) > 0, float("nan"), tl.div_rn(tl.max(largest, 0), 127.0))
@@ -268,10 +274,7 @@ def _codes(codes, steps, spoiled, count, x, rows, inputs, threshold, m: tl.const
     seen = 0
     for start in range(0, inputs, run):
         k = start + lane
-        column = tl.load(x + token[:, None] * inputs + k[None, :],
-                         mask=(token < rows)[:, None] & (k < inputs)[None, :], other=0.0)  # fmt: skip
-        out = tl.max(tl.abs(column.to(tl.float32)), 0) >= threshold
-        value = tl.load(x + row * inputs + k, mask=k < inputs, other=0.0).to(tl.float32)
+        value, out = _inputs_of(row, x, k, token, rows, inputs, threshold)
         whole = tl.div_rn(value, tl.zeros([run], tl.float32) + step) + ROUND - ROUND
         tl.store(codes + row * inputs + k, tl.where(out, 0.0, whole).to(tl.int8), mask=k < inputs)
         if row == 0:

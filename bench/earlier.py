@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention, silu
 
-from babyllama.data.batches import IGNORE, Batch
+from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.model.config import ModelConfig
 
 LR, FINAL_LR, WARMUP_STEPS, DECAY_STEPS = 3e-4, 3e-5, 1_000, 80_000

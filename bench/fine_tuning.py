@@ -37,7 +37,7 @@ from record import RESULTS, append, facts, forget, lines, surviving, table
 
 from babyllama.commands.train import TrainRecipe
 from babyllama.commands.train import main as train
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
 from babyllama.evals.answers import AnswerSums, ask, chat_questions, score
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine

@@ -29,10 +29,10 @@ from record import RESULTS, Peak, append, facts, forget, median_ratio, surviving
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from babyllama.data.batches import IGNORE
+from babyllama.data.streams.batches import IGNORE
+from babyllama.hardware import peak_flops
 from babyllama.load import default_device
-from babyllama.train.hardware import peak_flops
-from babyllama.train.objectives import linear_cross_entropy
+from babyllama.train.losses.objectives import linear_cross_entropy
 
 GATE = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
 IGNORED = 0.01  # share of the targets

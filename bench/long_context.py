@@ -22,7 +22,7 @@ from record import RESULTS, append, facts, forget, lines, surviving, table
 
 from babyllama.commands.train import TrainRecipe
 from babyllama.commands.train import main as train
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.evals.longcontext import by_length, long_rows, streaming
 from babyllama.load import default_device, load, model_folder

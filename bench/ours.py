@@ -11,17 +11,17 @@ from functools import cache
 
 import torch
 
-from babyllama.data.batches import Batch, Rows, Stream
-from babyllama.data.resident import Resident
+from babyllama.data.streams.batches import Batch, Rows, Stream
+from babyllama.data.streams.resident import Resident
 from babyllama.load import DTYPES, Precision, default_precision
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
-from babyllama.train.engines import Setting, Single, Worker
+from babyllama.train.engines.engines import Setting, Single, Worker
+from babyllama.train.engines.world import World
 from babyllama.train.guard import Watchman
-from babyllama.train.objectives import NextToken
-from babyllama.train.optim import Optimizer, Schedule
+from babyllama.train.losses.objectives import NextToken
+from babyllama.train.optimizers.optim import Optimizer, Schedule
 from babyllama.train.plan import Plan
-from babyllama.train.world import World
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from babyllama.commands.quantize import AnyMethod, held_bytes, label, tokens_per_second
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
 from babyllama.load import default_device, model_folder, read_model

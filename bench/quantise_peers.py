@@ -30,8 +30,8 @@ from quantise import perplexity
 from record import RESULTS, append, facts, lines, surviving, table, timed
 
 from babyllama.commands.quantize import AnyMethod, label, write
-from babyllama.data.batches import Batch
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.streams.batches import Batch
 from babyllama.load import default_device, model_folder, read_model, read_tokenizer
 from babyllama.model.transformer import Transformer
 from babyllama.quant.awq import Awq

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from babyllama.train.hardware import device_name
+from babyllama.hardware import device_name
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "cut-cross-entropy", "gptqmodel")

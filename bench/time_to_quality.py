@@ -36,14 +36,14 @@ from pydantic import Field, model_validator
 from record import RESULTS, append, facts, lines, surviving, synchronize, table, timed
 from torch import nn
 
-from babyllama.data.batches import Batch, DataRecipe, Stream, evaluation
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.streams.batches import Batch, DataRecipe, Stream, evaluation
 from babyllama.load import default_device
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe, validate
-from babyllama.train.objectives import NextToken
-from babyllama.train.optim import AdamW, Muon, Optimizer, Schedule, Wsd
+from babyllama.train.losses.objectives import NextToken
+from babyllama.train.optimizers.optim import AdamW, Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
 from babyllama.train.validation import evaluate_loss
 

@@ -30,11 +30,11 @@ from ours import our_stepper
 from record import RESULTS, Peak, append, facts, forget, median_ratio, surviving, synchronize, table, timed
 from torch import nn
 
-from babyllama.data.batches import Batch
+from babyllama.data.streams.batches import Batch
+from babyllama.hardware import peak_flops
 from babyllama.load import default_device
 from babyllama.model.config import ModelChoice, ModelConfig
-from babyllama.train.hardware import peak_flops
-from babyllama.train.optim import AdamW, Cosine, Muon
+from babyllama.train.optimizers.optim import AdamW, Cosine, Muon
 from babyllama.train.plan import Plan
 
 # Rows of 512 tokens (seed) and of 1,024 (base-218m) that 80 GB hold; the earlier project's seed batch is its own 32.

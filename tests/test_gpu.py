@@ -1,15 +1,14 @@
 """What only a CUDA device can show. Run with: pytest -m gpu"""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_training import small_trainer
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from babyllama.data.batches import Batch
+from babyllama.data.streams.batches import Batch
 from babyllama.infer import decoder
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
@@ -22,12 +21,9 @@ from babyllama.quant.grid import Grid
 from babyllama.quant.int8 import Int8, MixedInt8Linear, mixed_product
 from babyllama.quant.linear import GroupedLinear
 from babyllama.quant.onebit import PackedOneBitLinear
-from babyllama.train.objectives import linear_cross_entropy
-from babyllama.train.optim import AdamW, Muon
+from babyllama.train.losses.objectives import linear_cross_entropy
+from babyllama.train.optimizers.optim import AdamW, Muon
 from conftest import sharp_model, tiny_config
-
-sys.path.append(str(Path(__file__).parent / "laws"))
-from small_training import small_trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -133,7 +129,7 @@ def test_linear_cross_entropy_equals_the_full_one(dtype, bound):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_captured_update_equals_the_launched_one(tmp_path, monkeypatch, dtype, optimizer, accumulate):
-    from babyllama.train import captured
+    from babyllama.train.engines import captured
 
     graphs, curves = [], []
     for name, eager in (("captured", captured.EAGER_STEPS), ("launched", 10**9)):

@@ -4,16 +4,13 @@ import json
 import pickle
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
+from small import sentencepiece_model
 
 from babyllama.cli import app
-from babyllama.data import corpora, knowledge, packages
-
-sys.path.append(str(Path(__file__).parent / "tokenizer"))
-from small import sentencepiece_model
+from babyllama.data.sources import corpora, knowledge, packages
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from babyllama.errors import InputError
+from babyllama.hardware import bf16_is_faster
 from babyllama.model.adapters import base_link, is_adapter, load_adapter
 from babyllama.model.checkpoint import load_model, read_config
 from babyllama.model.config import ModelConfig, extended
@@ -23,7 +24,6 @@ from babyllama.model.transformer import Transformer
 from babyllama.quant.folder import is_packed, to_dense, unpacking
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.train.hardware import bf16_is_faster
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,7 +12,7 @@ import pytest
 
 from babyllama.commands import chat
 from babyllama.commands.chat import ChatRecipe
-from babyllama.data.shards import VERSION
+from babyllama.data.shards.shards import VERSION
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling

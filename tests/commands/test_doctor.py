@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from babyllama import cli
 from babyllama.commands import prepare, train
 from babyllama.commands.doctor import DoctorRecipe, main
-from babyllama.data.corpora import CorpusChoice
+from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
+from babyllama.foresight.doctor import CHECKS
 from babyllama.recipe import load_recipe
-from babyllama.train.doctor import CHECKS
 
 from .small_run import CHATS, messages_of, small_tokenizer
 

@@ -10,8 +10,8 @@ import torch
 
 from babyllama.commands import prepare
 from babyllama.commands.evaluate import EvaluateRecipe, main
-from babyllama.data.corpora import CorpusChoice
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
 from babyllama.evals.answers import Answer, AnswerSums, ask, character_f1, corpus_questions, prepared_questions, score
 from babyllama.infer.engine import Engine

@@ -10,10 +10,10 @@ import pytest
 from babyllama.commands import plan, prepare
 from babyllama.commands.plan import PlanRecipe, duration
 from babyllama.commands.train import TrainRecipe
-from babyllama.data.corpora import CorpusChoice
+from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
+from babyllama.hardware import Card
 from babyllama.recipe import load_recipe
-from babyllama.train.hardware import Card
 
 from .small_run import save_taught, small_tokenizer
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from babyllama.commands import evaluate, generate, merge, prepare, train
-from babyllama.data.corpora import CorpusChoice
+from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
 from babyllama.load import load
 from babyllama.model.lora import enabled

@@ -11,7 +11,7 @@ from typing import Any
 
 from babyllama.commands.prepare import PrepareRecipe
 from babyllama.commands.prepare import main as prepare
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
 from babyllama.recipe import load_recipe
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe

@@ -10,9 +10,9 @@ from small_training import Formula
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from babyllama.recipe import Recipe
-from babyllama.train.objectives import NextToken
+from babyllama.train.engines.worker import Replica
+from babyllama.train.losses.objectives import NextToken
 from babyllama.train.trainer import Trainer
-from babyllama.train.worker import Replica
 
 SEEN: list[tuple[str, str]] = []  # by Spying
 BUCKETS: list[int] = []  # by Counting

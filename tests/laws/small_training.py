@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from babyllama.data.batches import IGNORE, Batch, Rows
-from babyllama.data.stretch import Stretched
+from babyllama.data.streams.batches import IGNORE, Batch, Rows
+from babyllama.data.streams.stretch import Stretched
 from babyllama.model.config import ModelConfig, extended
 from babyllama.model.laws import RopeConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.recipe import Recipe
 from babyllama.run import Run
-from babyllama.train.objectives import NextToken
-from babyllama.train.optim import AdamW, Cosine, Muon, Optimizer
+from babyllama.train.losses.objectives import NextToken
+from babyllama.train.optimizers.optim import AdamW, Cosine, Muon, Optimizer
 from babyllama.train.plan import Plan
 from babyllama.train.trainer import Trainer
 from babyllama.train.tuning import Full, Lisa, put_on

@@ -21,10 +21,10 @@ from small_training import Silent, StopAt, small_trainer
 import babyllama.train.trainer
 from babyllama.errors import InputError, Interrupted
 from babyllama.model.laws import ClexRope
-from babyllama.train.engines import Ddp, DeepSpeed, Engine, Fsdp
-from babyllama.train.optim import AdamW, Muon
+from babyllama.train.engines.engines import Ddp, DeepSpeed, Engine, Fsdp
+from babyllama.train.engines.world import World
+from babyllama.train.optimizers.optim import AdamW, Muon
 from babyllama.train.trainer import Trainer
-from babyllama.train.world import World
 
 ENGINES: dict[str, Engine] = {
     "ddp": Ddp(),
@@ -182,7 +182,7 @@ def shapes(folder: Path, world: World) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-    from babyllama.train.muon import StackedMuon
+    from babyllama.train.optimizers.muon import StackedMuon
 
     mesh, generator = init_device_mesh("cpu", (world.size,)), torch.Generator().manual_seed(0)
     apart = 0.0

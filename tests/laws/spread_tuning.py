@@ -10,13 +10,13 @@ import torch
 from spread_training import settings, stopped, train
 
 import babyllama.train.trainer
-from babyllama.data.batches import Batch
+from babyllama.data.streams.batches import Batch
 from babyllama.model.lora import Dora, Lora
 from babyllama.model.transformer import Transformer
+from babyllama.train.engines.world import World
 from babyllama.train.lisa import Lisa
-from babyllama.train.objectives import NextToken
-from babyllama.train.optim import AdamW, GaLore
-from babyllama.train.world import World
+from babyllama.train.losses.objectives import NextToken
+from babyllama.train.optimizers.optim import AdamW, GaLore
 
 # name → what differs from a full training with AdamW.
 TUNED: dict[str, dict[str, Any]] = {

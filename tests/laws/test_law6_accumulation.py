@@ -5,7 +5,7 @@ import torch
 from small_training import Formula, small_trainer
 from torch.nn.functional import cross_entropy
 
-from babyllama.train.optim import AdamW, Muon
+from babyllama.train.optimizers.optim import AdamW, Muon
 
 
 def weights(trainer):

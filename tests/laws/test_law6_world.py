@@ -9,7 +9,7 @@ from small_training import small_trainer
 from spread import Alone, Result, spread_results
 from spread_training import ALL, CLEX, CURVES, HALVES, settings
 
-from babyllama.train.deepspeed import computes_fp16
+from babyllama.train.engines.deepspeed import computes_fp16
 
 ALONE: dict[str, Alone] = {}
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small_training import Silent, StopAt, fingerprint, finished, small_trainer
 
 from babyllama.errors import InputError, Interrupted
-from babyllama.train.optim import AdamW, Muon
+from babyllama.train.optimizers.optim import AdamW, Muon
 
 CHILD = Path(__file__).with_name("small_training.py")
 OPTIMIZERS = {"adamw": AdamW(lr=1e-2), "muon": Muon()}

@@ -18,7 +18,7 @@ from spread_tuning import CASES, RESUMED, TUNED, what
 from babyllama.errors import Interrupted
 from babyllama.model.lora import Lora
 from babyllama.train.lisa import Lisa
-from babyllama.train.objectives import NextToken
+from babyllama.train.losses.objectives import NextToken
 
 ONE = {
     **TUNED,

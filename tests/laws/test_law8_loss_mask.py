@@ -11,13 +11,13 @@ from torch.nn.functional import cross_entropy
 
 from babyllama.commands.prepare import PrepareRecipe
 from babyllama.commands.prepare import main as prepare
-from babyllama.data.batches import IGNORE, DataRecipe, Stream
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.streams.batches import IGNORE, DataRecipe, Stream
 from babyllama.model.config import ModelConfig
 from babyllama.recipe import load_recipe
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe
-from babyllama.train.objectives import NextToken
+from babyllama.train.losses.objectives import NextToken
 from conftest import sharp_model
 
 CHATS = [

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_run import messages_of, save_taught
 from transformers import AutoConfig
 
 from babyllama.commands import prepare, train
-from babyllama.data.corpora import CorpusChoice
+from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
 from babyllama.load import load
 from babyllama.model.bitnet import BitLinear, OneBitLinear, rounded_tokens, ternary
@@ -22,9 +21,6 @@ from babyllama.quant.onebit import pack
 from babyllama.recipe import load_recipe
 from babyllama.run import Run
 from conftest import sharp_model, tiny_config
-
-sys.path.append(str(Path(__file__).parents[1] / "commands"))
-from small_run import messages_of, save_taught
 
 CPU = torch.device("cpu")
 OTHERS = [(f"{i}乘一等于几？", f"等于{i}。") for i in range(20)]  # some are held out

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_data import prepared
 
-from babyllama.data.batches import IGNORE, Batch
+from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.errors import InputError
 from babyllama.quant.awq import Awq
 from babyllama.quant.calibrate import STAGES, Calibration, Ends, Layer, Report, check, quantise, settled, stored_bits
@@ -17,9 +16,6 @@ from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Grid
 from babyllama.quant.linear import GroupedLinear, PackedEmbedding
 from babyllama.quant.rtn import Moments, Rtn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from small_data import prepared
 
 METHODS = [
     Rtn(group_size=16, short_group=True),

@@ -9,7 +9,8 @@ from small import SMALL_TEXT, sentencepiece_model
 from transformers import AutoTokenizer
 
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import ROLES, SPECIAL_TOKENS, check_messages, render_chat
+from babyllama.tokenizer.chat import check_messages, render_chat
+from babyllama.tokenizer.special import ROLES, SPECIAL_TOKENS
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe
 

@@ -14,8 +14,8 @@ from small import SMALL_TEXT, sentencepiece_model
 from transformers import AutoTokenizer
 
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import SPECIAL_TOKENS
 from babyllama.tokenizer.chatglm2 import convert_sentencepiece
+from babyllama.tokenizer.special import SPECIAL_TOKENS
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small import SMALL_TEXT
 
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import SPECIAL_TOKENS
+from babyllama.tokenizer.special import SPECIAL_TOKENS
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import BYTE_TO_CHAR, train_bpe
 

@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_training import Formula, Silent, small_trainer
 from torch import nn
 
 from babyllama.errors import InputError, Interrupted
 from babyllama.train.guard import CALM_STEPS, FIRST_SCALE, LEAST_SCALE, Guard, Watchman
-from babyllama.train.muon import StackedMuon
-from babyllama.train.objectives import NextToken
-from babyllama.train.optim import AdamW, Muon
+from babyllama.train.losses.objectives import NextToken
+from babyllama.train.optimizers.muon import StackedMuon
+from babyllama.train.optimizers.optim import AdamW, Muon
 from babyllama.train.trainer import Diverged
-
-sys.path.append(str(Path(__file__).parents[1] / "laws"))
-from small_training import Formula, Silent, small_trainer
 
 CPU = torch.device("cpu")
 NAN, INF = float("nan"), float("inf")

@@ -3,30 +3,26 @@
 import errno
 import os
 import signal
-import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from small_training import Formula, Silent, small_trainer
 
-from babyllama.data.batches import IGNORE
+from babyllama.data.streams.batches import IGNORE
 from babyllama.errors import InputError, Interrupted
 from babyllama.load import load
 from babyllama.model.checkpoint import save_model
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.tokenizer.train import train_bpe
-from babyllama.train.objectives import NextToken
-from babyllama.train.optim import AdamW
+from babyllama.train.losses.objectives import NextToken
+from babyllama.train.optimizers.optim import AdamW
 from babyllama.train.plan import Plan
 from babyllama.train.trainer import Diverged
 from babyllama.train.validation import LossSums
-
-sys.path.append(str(Path(__file__).parents[1] / "laws"))
-from small_training import Formula, Silent, small_trainer
 
 
 class Poisoned(Formula):

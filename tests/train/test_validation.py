@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from babyllama.data.batches import IGNORE, Batch
+from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.train import validation

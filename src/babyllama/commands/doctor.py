@@ -16,16 +16,16 @@ from rich.table import Table
 
 from babyllama.atomic import write_atomic
 from babyllama.commands.train import FromModel, TrainRecipe, assemble
-from babyllama.data.batches import DataRecipe
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.streams.batches import DataRecipe
 from babyllama.errors import InputError
+from babyllama.foresight.doctor import Finding, diagnose
+from babyllama.foresight.evidence import Evidence, Rehearsal, Weights, masters, rehearse, stored, weights
 from babyllama.load import default_precision, model_folder, pick_device
 from babyllama.recipe import Recipe, load_recipe
 from babyllama.run import Run
-from babyllama.train.doctor import Finding, diagnose
-from babyllama.train.engines import Single
-from babyllama.train.evidence import Evidence, Rehearsal, Weights, masters, rehearse, stored, weights
-from babyllama.train.world import World
+from babyllama.train.engines.engines import Single
+from babyllama.train.engines.world import World
 
 STYLES = {"ok": "green", "fault": "bold red", "not applicable": "dim"}
 

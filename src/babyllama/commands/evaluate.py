@@ -15,8 +15,8 @@ from rich.progress import track
 from rich.table import Table
 
 from babyllama.atomic import write_atomic
-from babyllama.data.corpora import CorpusChoice
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
 from babyllama.evals.answers import Answer, AnswerSums, Question, ask, chat_questions, corpus_questions, score
 from babyllama.evals.bits import measure

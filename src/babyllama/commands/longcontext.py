@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from babyllama.atomic import write_atomic
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError, needs_extra
 from babyllama.evals.longcontext import by_length, long_rows, passkey, rows_of
 from babyllama.load import Loaded, config_of, load, model_folder, pick_device, pick_precision

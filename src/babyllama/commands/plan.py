@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from babyllama.atomic import write_atomic
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
+from babyllama.foresight.budget import Proposal, Terms, best, ladder, propose, usable_gib
+from babyllama.foresight.forecast import BYTES_PER_TOKEN, CONTEXT_GIB, GIB, memory, step_seconds
+from babyllama.hardware import Card, can_compile, find_card, this_card
 from babyllama.load import pick_device
 from babyllama.model.config import ModelChoice
 from babyllama.recipe import Recipe
-from babyllama.train.budget import Proposal, Terms, best, ladder, propose, usable_gib
-from babyllama.train.forecast import BYTES_PER_TOKEN, CONTEXT_GIB, GIB, memory, step_seconds
-from babyllama.train.hardware import Card, can_compile, find_card, this_card
 
 LAW_HOLDS = 2e7  # tokens
 BESIDE = 2  # models shown on either side of the chosen one

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from babyllama.atomic import write_atomic
-from babyllama.data.corpora import CorpusChoice, Source
-from babyllama.data.encode import Done, Plan, encode_corpora, write_manifest
+from babyllama.data.shards.encode import Done, Plan, encode_corpora, write_manifest
+from babyllama.data.sources.corpora import CorpusChoice, Source
 from babyllama.recipe import Recipe, dump_recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer

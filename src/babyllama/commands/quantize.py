@@ -17,11 +17,12 @@ from rich.table import Table
 
 from babyllama.atomic import write_atomic
 from babyllama.commands.samples import Samples, sampler
-from babyllama.data.batches import Batch
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError, needs_extra
 from babyllama.evals.answers import AnswerSums, ask, chat_questions, score
 from babyllama.evals.bits import measure
+from babyllama.hardware import device_name
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.load import (
@@ -46,7 +47,6 @@ from babyllama.quant.rtn import Rtn
 from babyllama.recipe import Recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.train.hardware import device_name
 from babyllama.train.validation import LossSums
 
 AnyMethod = Annotated[Rtn | Gptq | Awq | Int8 | PackSigns, Field(discriminator="kind")]

@@ -8,8 +8,8 @@ from babyllama.errors import InputError
 from babyllama.load import model_folder, read_model, read_tokenizer
 from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.train.distil import Distil
-from babyllama.train.objectives import NextToken, Objective
+from babyllama.train.losses.distil import Distil
+from babyllama.train.losses.objectives import NextToken, Objective
 
 
 def objective_of(choice: NextToken | Distil, model: Transformer, tokenizer: Tokenizer) -> Objective:

@@ -11,7 +11,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from babyllama.data.corpora import CorpusChoice, read_texts
+from babyllama.data.sources.corpora import CorpusChoice, read_texts
 from babyllama.errors import InputError, needs_extra
 from babyllama.recipe import Recipe
 from babyllama.run import Run

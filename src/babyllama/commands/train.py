@@ -13,13 +13,14 @@ from pydantic import Field, model_validator
 
 from babyllama.commands.samples import Samples, sampler
 from babyllama.commands.teacher import objective_of
-from babyllama.data.batches import DataRecipe, Rows, Stream
-from babyllama.data.replay import Mixed, Replay
-from babyllama.data.resident import Resident
-from babyllama.data.shards import Prepared
-from babyllama.data.stretch import Stretched
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.streams.batches import DataRecipe, Rows, Stream
+from babyllama.data.streams.replay import Mixed, Replay
+from babyllama.data.streams.resident import Resident
+from babyllama.data.streams.stretch import Stretched
 from babyllama.errors import InputError, Interrupted
 from babyllama.evals.bits import measure
+from babyllama.hardware import can_compile, device_name
 from babyllama.load import (
     DTYPES,
     Precision,
@@ -40,17 +41,16 @@ from babyllama.model.transformer import Transformer, initialise
 from babyllama.recipe import Recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.train.distil import Distil
-from babyllama.train.engines import Engine, Single
-from babyllama.train.hardware import can_compile, device_name
-from babyllama.train.objectives import NextToken
-from babyllama.train.optim import Muon, Optimizer, Schedule, Wsd
+from babyllama.train.engines.engines import Engine, Single
+from babyllama.train.engines.world import World
+from babyllama.train.losses.distil import Distil
+from babyllama.train.losses.objectives import NextToken
+from babyllama.train.optimizers.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
 from babyllama.train.trainer import Trainer
 from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, Lisa, OneBit, check, put_on
 from babyllama.train.validation import LossSums
 from babyllama.train.watch import Watch
-from babyllama.train.world import World
 
 
 class NewModel(Recipe):

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from babyllama.data.corpora import CorpusChoice, read_documents
-from babyllama.data.records import text_of
-from babyllama.data.shards import Prepared, TokenStore
+from babyllama.data.shards.shards import Prepared, TokenStore
+from babyllama.data.sources.corpora import CorpusChoice, read_documents
+from babyllama.data.sources.records import text_of
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling

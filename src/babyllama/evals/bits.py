@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from babyllama.data.batches import evaluation
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.streams.batches import evaluation
 from babyllama.model.transformer import Transformer
 from babyllama.train.validation import LossSums, evaluate_loss
 

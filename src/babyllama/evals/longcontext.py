@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from babyllama.data.shards import TokenStore
+from babyllama.data.shards.shards import TokenStore
 from babyllama.errors import InputError
 from babyllama.model.attention import SinkCache
 from babyllama.model.transformer import Transformer

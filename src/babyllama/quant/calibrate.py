@@ -16,8 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from babyllama.data.batches import IGNORE, Batch, DataRecipe, Stream
-from babyllama.data.shards import Prepared
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.streams.batches import IGNORE, Batch, DataRecipe, Stream
 from babyllama.errors import InputError
 from babyllama.model.attention import segment_mask
 from babyllama.model.surgery import dense_weight, replace_modules

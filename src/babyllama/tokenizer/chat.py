@@ -10,19 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 from babyllama.errors import InputError
-
-if TYPE_CHECKING:
-    from babyllama.tokenizer.tokenizer import Tokenizer
-
-ROLES = ("system", "user", "assistant", "tool")
-
-# The special tokens of every vocabulary made here, by the names that they have in each of them.
-BOS, EOS = "<s>", "</s>"
-ROLE_TOKENS = {role: f"<|{role}|>" for role in ROLES}
-SPECIAL_TOKENS = (BOS, EOS, *ROLE_TOKENS.values())
+from babyllama.tokenizer.special import ROLES
 
 # Which roles may follow which; "" is the start.
 _FOLLOWS = {
@@ -39,6 +30,15 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+class Vocabulary(Protocol):
+    """What rendering needs of a tokenizer."""
+
+    @property
+    def chat_template(self) -> str: ...
+    def special_id(self, name: str) -> int: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def check_messages(messages: Any) -> None:
         raise InputError("messages: there is only a system message; add a user message")
 
 
-def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> ChatTokens:
+def render_chat(tokenizer: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool = False) -> ChatTokens:
     """Messages → tokens by the tokenizer's template; `add_generation_prompt` ends where the next answer begins.
 
     Raises:
@@ -103,13 +103,12 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generatio
     check_messages(messages)
     if add_generation_prompt and messages[-1]["role"] == "assistant":
         raise InputError(f"messages[{len(messages) - 1}]: the last message is an answer already; end with user or tool")
-    special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, **tokenizer.role_ids}
     parts = list(TEMPLATES[tokenizer.chat_template].parts(messages, add_generation_prompt))
     texts = iter(tokenizer.encode_batch([part.text for part in parts if part.special is None]))
     tokens: list[int] = []
     mask: list[bool] = []
     for part in parts:
-        found = next(texts) if part.special is None else [special[part.special]]
+        found = next(texts) if part.special is None else [tokenizer.special_id(part.special)]
         tokens += found
         mask += [part.learned] * len(found)
     return ChatTokens(tokens, mask)

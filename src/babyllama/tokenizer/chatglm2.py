@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers
 
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import BOS, EOS, SPECIAL_TOKENS
+from babyllama.tokenizer.special import BOS, EOS, SPECIAL_TOKENS
 
 SPACE = "\u2581"  # ▁, how SentencePiece writes a blank
 

@@ -20,8 +20,9 @@ import xxhash
 
 from babyllama.atomic import write_atomic
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import BOS, EOS, ROLE_TOKENS, TEMPLATES
+from babyllama.tokenizer.chat import TEMPLATES
 from babyllama.tokenizer.chatglm2 import convert_sentencepiece
+from babyllama.tokenizer.special import BOS, EOS, ROLE_TOKENS
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +97,10 @@ class Tokenizer:
         ids = {role: self.backend.token_to_id(token) for role, token in ROLE_TOKENS.items()}
         found = {role: token for role, token in ids.items() if token is not None}
         return found if len(found) == len(ROLE_TOKENS) else {}
+
+    def special_id(self, name: str) -> int:
+        """The id of ``bos``, ``eos`` or a role."""
+        return {"bos": self.bos_id, "eos": self.eos_id, **self.role_ids}[name]
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

@@ -20,7 +20,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import SPECIAL_TOKENS
+from babyllama.tokenizer.special import SPECIAL_TOKENS
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 # No token reaches across these cuts. They are DeepSeek-V3's, which llama.cpp knows under the name "deepseek-v3", so

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from babyllama.data.order import permute
+from babyllama.data.streams.order import permute
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe
 

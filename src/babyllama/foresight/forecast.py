@@ -1,0 +1,277 @@
+"""What a training will need and bring, before it runs: memory, seconds, bits per byte. Pure arithmetic, no torch.
+
+Each term is written out, and every constant that a measurement can move is a named one below: recalibrate there;
+tests/train/test_budget.py holds the measured points. Not here: which size to choose (budget.py), what cards can do
+(hardware.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from babyllama.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from babyllama.hardware import Card
+
+GIB = 2**30
+
+# ── memory ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+CHUNKS_ALIVE = 1  # their gradient takes the logits' place, and each chunk is freed before the next
+CHUNKS_ALIVE_FP32 = 4  # the path without the kernel: logits, their exact copy, its exponentials, the gradient
+# × hidden_size, × intermediate_size: numbers a token that a block saves beside keys and values (see saved_bytes)
+SAVED, SAVED_EAGER, SAVED_EAGER_FP32 = (6, 2), (10, 4), (8, 4)
+OUTSIDE = 4  # × hidden_size numbers a token outside the blocks: embedding, final norm, the loss's gradient
+BACKWARD = 3  # × (hidden_size + intermediate_size) numbers a token while one block goes backward
+MUON_WORK = 24  # bytes for each number of the largest stack of equal matrices, while Muon orthogonalises it
+CONTEXT_GIB = 0.6  # what CUDA and its libraries take beside PyTorch's own allocations
+USABLE = 0.92  # share of a card that may be planned: the rest is fragmentation and the desktop
+
+# ── time ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+PRODUCTS = 0.75  # share of the peak that products inside the blocks reach
+HEAD_PRODUCTS = 0.80  # and the head's: 798 of an H100's 989 TFLOP/s on large ones
+NEWTON_SCHULZ = 0.40  # and Muon's, which are small
+BANDWIDTH = 0.85  # share of the data sheet's memory bandwidth that streaming kernels reach
+PASSES = 9.0  # how often each number that a compiled block saves crosses the memory bus, forward and backward
+EAGER_PASSES = 25.0
+RECOMPUTE = 4 / 3  # a second forward pass
+ADAM_BYTES = 52  # moved a parameter and step: norm, clip, moments, master, half-precision copy
+MUON_BYTES = 90
+LAUNCH_S = 6e-6
+LAUNCHES, EAGER_LAUNCHES = 40, 170  # kernels of one block, forward and backward
+LINK = 0.6  # share of the link's rate that an exchange of gradients reaches
+COMPILE_S = 40.0
+AROUND = 1.03  # validation, samples and saving on top of the steps
+
+# ── loss ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# L(N, D) = E + A / N^α + B / D^β nats a token: Hoffmann et al. (2203.15556), refitted by Besiroglu et al. (2404.10102).
+E, A, B, ALPHA, BETA = 1.8172, 482.01, 2085.43, 0.3478, 0.3658
+# What is left above E, against Chinchilla's: set by one run each, 512 × 8, 40 M tokens (30 M different ones) of mixed
+# Chinese text in ChatGLM2's ids: 1.633 bits per byte with Muon, 1.688 with AdamW. E itself stays: an anchor at one
+# small size says little about the limit, and shifting E instead would promise absurdly small losses to large models.
+REDUCIBLE = {"muon": 0.571, "adamw": 0.602}
+ANCHOR = (25_305_088, 40e6)  # parameters in the blocks, tokens
+BYTES_PER_TOKEN = 4.0  # of ChatGLM2's ids on that text
+REPEATS = 15.39  # R* of Muennighoff et al. (2305.16264, eq. 5): how fast repeated tokens lose their worth
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One training step, as a card sees it. `accumulate`: micro-batches of one process in one step."""
+
+    config: ModelConfig
+    context: int
+    micro_batch_size: int = 1
+    accumulate: int = 1
+    optimizer: Literal["muon", "adamw"] = "muon"
+    half: bool = True
+    compiled: bool = True
+    recompute: bool = False
+    gpus: int = 1
+    sharded: bool = False  # FSDP; else every process holds the whole state
+    chunk_rows: int = 8192  # of logits held at a time: hardware.chunk_rows
+
+    @property
+    def tokens(self) -> int:
+        """Of one micro-batch."""
+        return self.micro_batch_size * self.context
+
+    @property
+    def step_tokens(self) -> int:
+        """Of one optimiser step, over all GPUs."""
+        return self.tokens * self.accumulate * self.gpus
+
+    @property
+    def number_bytes(self) -> int:
+        return 2 if self.half else 4
+
+    @property
+    def padded_vocab(self) -> int:
+        """As the loss pads it on a GPU."""
+        return -(-self.config.vocab_size // 128) * 128 if self.half else self.config.vocab_size
+
+    @property
+    def saved_bytes(self) -> int:
+        """What one block keeps for its backward pass, bytes a token.
+
+        Compiled: the residual before each norm, both normed inputs, q, k, v, the attention's output and its
+        log-sum-exp; gate, up and their product. Eager keeps each norm's float32 input and half-precision middle too,
+        and silu(gate): exactly what autograd counts.
+        """
+        c = self.config
+        widths, ffn = SAVED if self.compiled else SAVED_EAGER if self.half else SAVED_EAGER_FP32
+        numbers = widths * c.hidden_size + 2 * kv_width(c) + ffn * c.intermediate_size
+        return numbers * self.number_bytes + 4 * c.num_attention_heads
+
+
+def kv_width(config: ModelConfig) -> int:
+    """Numbers in all keys of a token."""
+    return config.num_key_value_heads * config.head_dim
+
+
+def block_parameters(config: ModelConfig) -> int:
+    """Parameters without embedding, head and final norm: the N of the scaling law."""
+    heads = 1 if config.tie_word_embeddings else 2
+    return config.parameters - (heads * config.vocab_size + 1) * config.hidden_size
+
+
+# ── memory ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def memory(work: Workload) -> dict[str, float]:
+    """The terms of the fullest moment of a step, in bytes; their sum is what max_memory_allocated will say.
+
+    Three moments can be it: the loss or the first block's backward on top of all activations; the gradients' way up to
+    float32 at the end of the backward pass; the optimiser's step.
+    """
+    count, share = work.config.parameters, work.gpus if work.sharded else 1
+    inside = block_parameters(work.config) if work.optimizer == "muon" else 0
+    state = {"parameters": 4 * count / share, "moments": (8 * count - 4 * inside) / share}
+    full = 4 * count / share
+    held = full if work.accumulate > 1 or (work.gpus > 1 and not work.sharded) else 0.0  # DDP's buckets stay
+    copies = _copies(work) if work.half else 0
+    moments = (
+        {"half-precision copies": copies, "gradients": held, "activations": _activations(work),
+         "loss and backward": _loss(work)},
+        {"gradients": full + held, "gradients in half": 2 * count / share if work.half else 0},
+        {"gradients": full, "optimiser's work": _muon_work(work) / share if inside else 0},
+    )  # fmt: skip
+    return {**state, **max(moments, key=lambda terms: sum(terms.values()))}
+
+
+def memory_gib(work: Workload, on_gpu: bool = True) -> float:
+    """All of it, with what CUDA itself takes."""
+    return sum(memory(work).values()) / GIB + (CONTEXT_GIB if on_gpu else 0.0)
+
+
+def _copies(work: Workload) -> float:
+    if not work.sharded:
+        return 2 * work.config.parameters
+    per_layer = block_parameters(work.config) / work.config.num_hidden_layers
+    outside = work.config.parameters - block_parameters(work.config)
+    return 2 * (outside + min(2, work.config.num_hidden_layers) * per_layer)  # this block's and the next one's
+
+
+def _activations(work: Workload) -> float:
+    c = work.config
+    kept = c.num_hidden_layers * work.saved_bytes
+    if work.recompute:
+        kept = c.num_hidden_layers * c.hidden_size * work.number_bytes + work.saved_bytes
+    return work.tokens * (kept + OUTSIDE * c.hidden_size * work.number_bytes)
+
+
+def _loss(work: Workload) -> float:
+    """The larger of the chunked loss and the first block's backward; the first is over when the second begins."""
+    c, size = work.config, work.number_bytes
+    head = work.padded_vocab * c.hidden_size
+    alive = (CHUNKS_ALIVE if work.tokens > work.chunk_rows else 1) if work.half else CHUNKS_ALIVE_FP32
+    logits = alive * min(work.tokens, work.chunk_rows) * work.padded_vocab * size
+    padded = head * size if work.padded_vocab != c.vocab_size else 0
+    backward = work.tokens * BACKWARD * (c.hidden_size + c.intermediate_size) * size + head * (4 + size)
+    return padded + 4 * head + max(logits, backward)
+
+
+def _muon_work(work: Workload) -> float:
+    c = work.config
+    attention = 2 * c.hidden_size * (c.hidden_size + (kv_width(c) if kv_width(c) == c.hidden_size else 0))
+    return MUON_WORK * c.num_hidden_layers * max(attention, 2 * c.hidden_size * c.intermediate_size)
+
+
+# ── time ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def step_seconds(work: Workload, card: Card) -> dict[str, float]:
+    """The terms of one optimiser step, in seconds: products at their share of the peak, traffic at the bus's rate.
+
+    Narrow models are slow for their size because of the traffic, which grows with the width where products grow with
+    its square.
+    """
+    c, tokens = work.config, work.tokens * work.accumulate
+    peak, bus = card.tflops * 1e12, card.bandwidth * 1e9 * BANDWIDTH
+    again = RECOMPUTE if work.recompute else 1.0
+    inside = c.flops_per_token(work.context) - 6 * c.vocab_size * c.hidden_size
+    passes, launches = (PASSES, LAUNCHES) if work.compiled else (EAGER_PASSES, EAGER_LAUNCHES)
+    products = tokens * inside * again / (peak * PRODUCTS)
+    traffic = tokens * c.num_hidden_layers * work.saved_bytes * passes * again / bus
+    launched = 0 if card.is_cpu else work.accumulate * c.num_hidden_layers * launches * again * LAUNCH_S
+    logits = 2 * work.number_bytes * work.padded_vocab  # read once and written once by the kernel
+    head = tokens * (6 * work.padded_vocab * c.hidden_size / (peak * HEAD_PRODUCTS) + logits / bus)
+    return {
+        "blocks, products": products,
+        "blocks, memory traffic": traffic,
+        "waiting for launches": max(0.0, launched - products - traffic),
+        "head and loss": head,
+        "optimiser": _optimizer_seconds(work, peak, bus),
+        "exchange between GPUs": _exchange(work, card),
+    }
+
+
+def tokens_per_second(work: Workload, card: Card) -> float:
+    """Over all GPUs, while steps run."""
+    return work.step_tokens / sum(step_seconds(work, card).values())
+
+
+def _optimizer_seconds(work: Workload, peak: float, bus: float) -> float:
+    c, share = work.config, work.gpus if work.sharded else 1
+    inside = block_parameters(c) if work.optimizer == "muon" else 0
+    moved = ADAM_BYTES * (c.parameters - inside) + MUON_BYTES * inside
+    flops = 0.0
+    if inside:
+        kv = kv_width(c)
+        shapes = (
+            [(c.hidden_size, c.hidden_size)] * 2
+            + [(c.hidden_size, kv)] * 2
+            + [(c.hidden_size, c.intermediate_size)] * 3
+        )
+        for one, other in shapes:  # five iterations of X·Xᵀ, its square, and their product with X
+            short, long = min(one, other), max(one, other)
+            flops += 5 * (4 * short**2 * long + 2 * short**3) * c.num_hidden_layers
+    return moved / share / bus + flops / (peak * NEWTON_SCHULZ)
+
+
+def _exchange(work: Workload, card: Card) -> float:
+    """A ring's all-reduce of float32 gradients once a step; FSDP gathers twice and scatters once each micro-batch."""
+    if work.gpus == 1:
+        return 0.0
+    ring = (work.gpus - 1) / work.gpus * work.config.parameters / (card.link * 1e9 * LINK)
+    return ring * (2 + 2 + 4) * work.accumulate if work.sharded else ring * 2 * 4
+
+
+# ── loss ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def worth(tokens: float, unique: float | None) -> float:
+    """How many new tokens `tokens` are worth when only `unique` are different; None: all are.
+
+    Four epochs are worth nearly four; beyond about sixteen nothing is added (2305.16264, eq. 5).
+    """
+    if unique is None or tokens <= unique:
+        return tokens
+    repeats = tokens / unique - 1
+    return unique * (1 + REPEATS * (1 - math.exp(-repeats / REPEATS)))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Expected bits per byte on held-out text of the same kind. A rough forecast: `spread` is its ± share."""
+
+    bits_per_byte: float
+    spread: float
+    low: float = field(init=False)
+    high: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low", self.bits_per_byte * (1 - self.spread))
+        object.__setattr__(self, "high", self.bits_per_byte * (1 + self.spread))
+
+
+def expected_loss(config: ModelConfig, tokens: float, unique: float | None = None,
+                  bytes_per_token: float = BYTES_PER_TOKEN, optimizer: str = "muon") -> Loss:  # fmt: skip
+    """The scaling law at N block parameters and the worth of the tokens, as bits per byte.
+
+    Tokens enter by their bytes, so that vocabularies can be compared. The spread is 8 % at the anchor and 4 % more for
+    each tenfold of N or D away from it. Another kind of text is easily further off than that, and below some ten
+    million tokens no power law holds: the CPU quickstart (1.3 M in the blocks, 1.2 M tokens of easy text) is forecast
+    at about 4 and reaches 2.1.
+    """
+    inside = block_parameters(config)
+    seen = worth(tokens, unique) * bytes_per_token / BYTES_PER_TOKEN
+    nats = E + REDUCIBLE[optimizer] * (A / inside**ALPHA + B / seen**BETA)
+    away = abs(math.log10(inside / ANCHOR[0])) + abs(math.log10(seen / ANCHOR[1]))
+    return Loss(nats / math.log(2) / BYTES_PER_TOKEN, 0.08 + 0.04 * away)

@@ -1,0 +1,89 @@
+"""A process alone on a GPU: after a few steps the whole update becomes one CUDA graph, which one launch replays.
+
+A step of a small model is a few thousand launches; at 32 × 512 tokens the host took twice as long to make them as the
+GPU to run them. What changes from step to step lies in tensors that the graph reads: the batch, its number of targets,
+the schedule's factor. Not here: what an update is (worker.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from babyllama.data.streams.batches import Batch
+from babyllama.hardware import allowed_memory
+from babyllama.train.engines.worker import Setting, Worker
+from babyllama.train.guard import Watchman
+from babyllama.train.optimizers.optim import AdamW, Muon
+
+EAGER_STEPS = 3  # before the capture: they allocate what lives on, and measure the memory
+MEMORY_SHARE = 0.4  # of the device; the graph keeps its memory, so larger steps, where it gains least, go without
+
+
+class Captured(Worker):
+    """Worker whose learning rates are tensors and whose update is captured once its shapes have settled."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        for group, rate in self._groups():
+            group["lr"] = torch.tensor(rate, device=self.device)
+            group["capturable"] = True
+        self._forget()
+
+    @staticmethod
+    def suits(setting: Setting) -> bool:
+        """Whether every step is the same work: LISA and GaLore change theirs, some RoPE laws ask the host."""
+        plain = isinstance(setting.optimizer, AdamW | Muon) and setting.lisa is None and not setting.adapter
+        return setting.compiled and setting.device.type == "cuda" and plain and setting.model.rope.static
+
+    def _forget(self) -> None:
+        """Start over: a graph reads and writes the very tensors that were there when it was captured."""
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.settled, self.shapes = 0, []
+
+    def update(self, step: int, micro: Sequence[Batch], total: float, factor: float, watchman: Watchman) -> None:
+        """As in Worker."""
+        if not total:
+            return
+        micro = [batch.to(self.device) for batch in micro]
+        numbers = torch.tensor([total, factor]).pin_memory().to(self.device, non_blocking=True)
+        watchman.report(step, self._replay(micro, numbers, watchman))
+
+    def _replay(self, micro: list[Batch], numbers: Tensor, watchman: Watchman) -> Tensor:
+        shapes = [[part if part is None else part.shape for part in batch.parts] for batch in micro]
+        if self.graph is None:
+            self.settled = self.settled + 1 if shapes == self.shapes else 1
+            self.shapes = shapes
+            if self.settled > EAGER_STEPS and self._fits():
+                self._capture(micro, numbers, watchman)
+        if self.graph is None or shapes != self.shapes:
+            return self._advance(micro, numbers[0], numbers[1], watchman)
+        for mine, given in zip(self.micro, micro, strict=True):
+            for to, part in zip(mine.parts, given.parts, strict=True):
+                if to is not None and part is not None:
+                    to.copy_(part)
+        self.numbers.copy_(numbers)
+        self.graph.replay()
+        return self.figures
+
+    def _fits(self) -> bool:
+        return torch.cuda.max_memory_allocated(self.device) < MEMORY_SHARE * allowed_memory(self.device)
+
+    def _capture(self, micro: list[Batch], numbers: Tensor, watchman: Watchman) -> None:
+        """Record an update of batches of these shapes; records only, teaches nothing."""
+        self.micro, self.numbers = micro, numbers
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.figures = self._advance(self.micro, numbers[0], numbers[1], watchman)
+        self.graph = graph
+
+    def _set_rates(self, factor: float | Tensor) -> None:
+        for group, rate in self._groups():
+            group["lr"].copy_(factor * rate)
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """As in Worker."""
+        super().restore(tensors)
+        self._forget()

@@ -1,0 +1,120 @@
+"""Engines: how one training is spread over processes. A frozen value each; called, it makes this process's Worker.
+
+    engine: {kind: single | ddp | fsdp | deepspeed}
+
+What is trained does not depend on the engine: the global batch is the recipe's, its loss is summed over everything and
+divided once. Not here: the workers (worker.py, fsdp.py, deepspeed.py); the last two are imported when they are used.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from babyllama.errors import InputError, needs_extra
+from babyllama.recipe import Recipe
+from babyllama.train.engines.captured import Captured
+from babyllama.train.engines.worker import Replica, Setting, Worker
+from babyllama.train.optimizers.optim import Optimizer
+
+
+class _Engine(Recipe):
+    """What all have."""
+
+    def check(self, processes: int, optimizer: Optimizer) -> None:
+        """Raise InputError when so many processes cannot train with this optimiser in this way."""
+
+    def check_precision(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Raise InputError when this device cannot train in `dtype` in this way."""
+
+
+class Single(_Engine):
+    """One process, one device."""
+
+    kind: Literal["single"] = "single"
+
+    def check(self, processes: int, optimizer: Optimizer) -> None:
+        if processes > 1:
+            raise InputError(
+                f"engine.kind: single, but a launcher started {processes} processes; "
+                "use engine.kind=ddp (or fsdp, deepspeed)"
+            )
+
+    def __call__(self, setting: Setting) -> Worker:
+        self.check(setting.world.size, setting.optimizer)
+        return Captured(setting) if Captured.suits(setting) else Worker(setting)
+
+
+class Ddp(_Engine):
+    """PyTorch DistributedDataParallel: every rank holds the whole model; one exchange of gradients a step."""
+
+    kind: Literal["ddp"] = "ddp"
+
+    def __call__(self, setting: Setting) -> Worker:
+        return Replica(setting) if setting.world.size > 1 else Worker(setting)
+
+
+class Fsdp(_Engine):
+    """PyTorch FSDP2: every rank holds a part of the parameters, their gradients and moments (arXiv 2304.11277)."""
+
+    kind: Literal["fsdp"] = "fsdp"
+    reshard_after_forward: bool = Field(
+        default=True, description="true: gather a block's weights again for the backward pass, as ZeRO-3; "
+        "false: keep them until then, as ZeRO-2: more memory, a third less traffic"
+    )  # fmt: skip
+
+    def check(self, processes: int, optimizer: Optimizer) -> None:
+        if processes > 1 and optimizer.kind == "galore":
+            raise InputError(
+                "engine.kind: fsdp cannot spread galore, whose directions need whole matrices; "
+                "use engine.kind=ddp, or optimizer.kind=adamw or muon"
+            )
+
+    def __call__(self, setting: Setting) -> Worker:
+        if setting.world.size == 1:
+            return Worker(setting)
+        self.check(setting.world.size, setting.optimizer)
+        from babyllama.train.engines.fsdp import Sharded
+
+        return Sharded(setting, self.reshard_after_forward)
+
+
+class DeepSpeed(_Engine):
+    """DeepSpeed ZeRO (arXiv 1910.02054), AdamW only. One process may use it too, for `offload`."""
+
+    kind: Literal["deepspeed"] = "deepspeed"
+    stage: Literal[1, 2, 3] = Field(default=2, description="shared out: 1 the moments, 2 + gradients, 3 + parameters")
+    offload: Literal["none", "cpu"] = Field(default="none", description="where moments (at stage 3 parameters too) lie")
+
+    def check(self, processes: int, optimizer: Optimizer) -> None:
+        if optimizer.kind != "adamw":
+            raise InputError(
+                f"engine.kind: deepspeed cannot spread {optimizer.kind}, whose step needs whole matrices; "
+                "use optimizer.kind=adamw, or engine.kind=fsdp"
+            )
+        if find_spec("deepspeed") is None:
+            raise needs_extra("deepspeed", "deepspeed")
+
+    def check_precision(self, device: torch.device, dtype: torch.dtype) -> None:
+        if dtype != torch.float16:
+            return
+        from babyllama.train.engines.deepspeed import computes_fp16
+
+        if not computes_fp16(device):
+            raise InputError(
+                f"precision: fp16 is nothing that deepspeed computes on this {device.type}; "
+                "use precision=bf16 or fp32, or engine.kind=ddp or fsdp"
+            )
+
+    def __call__(self, setting: Setting) -> Worker:
+        self.check(setting.world.size, setting.optimizer)
+        self.check_precision(setting.device, setting.dtype)
+        from babyllama.train.engines.deepspeed import Zero
+
+        return Zero(setting, self.stage, self.offload == "cpu")
+
+
+Engine = Annotated[Single | Ddp | Fsdp | DeepSpeed, Field(discriminator="kind")]

@@ -1,0 +1,164 @@
+"""Fully sharded training (FSDP2): each rank holds the rows of every parameter, gradient and moment that are its own.
+
+Weights are gathered block by block where they are used, in the precision that computes; gradients are summed in float32
+and scattered. Checkpoints are written by all ranks, each its own rows. Imported only when several processes train with
+``engine.kind: fsdp``. Not here: the step itself (worker.py), the files (state.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from babyllama.model.transformer import Transformer
+from babyllama.run import Run
+from babyllama.train.engines.precision import Loss
+from babyllama.train.engines.skeleton import Skeleton
+from babyllama.train.engines.worker import Setting, Worker, freeze
+from babyllama.train.state import on_host, read_facts, read_shards, sharded, write_facts, write_shards
+
+
+class Sharded(Worker):
+    """One of many ranks, with its rows of everything. Parameters are DTensors of the names that they had."""
+
+    module: FSDPModule
+
+    def __init__(self, setting: Setting, reshard_after_forward: bool) -> None:
+        self._reshard = reshard_after_forward
+        self._savers = setting.world.second()
+        self._hosts = init_device_mesh("cpu", (setting.world.size,))
+        self._skeleton = Skeleton(setting.model)
+        super().__init__(setting)
+
+    def _prepare(self, loss: Loss) -> nn.Module:
+        precision = MixedPrecisionPolicy()
+        if self.setting.dtype != torch.float32:
+            precision = MixedPrecisionPolicy(param_dtype=self.setting.dtype, reduce_dtype=torch.float32)
+        freeze(self.model, self.setting.dtype)
+        mesh = self._hosts if self.device.type == "cpu" else init_device_mesh(self.device.type, (self.world.size,))
+        for block in self.model.layers:
+            if self.setting.compiled:
+                block.compile()
+            fully_shard(block, mesh=mesh, mp_policy=precision, reshard_after_forward=self._reshard)
+        if any(True for _ in self.model.rope.parameters()):  # a law that learns does so in float32
+            fully_shard(self.model.rope, mesh=mesh, reshard_after_forward=False)
+        # The root is the loss: it uses the head's weight, and only what is called is gathered.
+        fully_shard(loss, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+        for module in loss.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+        return loss
+
+    def _synchronising(self, last: bool) -> AbstractContextManager[None]:
+        self.module.set_is_last_backward(last)
+        self.module.set_requires_gradient_sync(last)
+        self.module.set_reshard_after_backward(last)  # in between, the weights stay for the next micro-batch
+        return nullcontext()
+
+    def _grads(self) -> list[Tensor]:
+        return [p.grad.to_local() for _, p in self.named if isinstance(p.grad, DTensor)]
+
+    def _norm(self) -> Tensor:
+        mine = torch.stack(torch._foreach_norm(self._grads()))
+        return self.world.reduce_(mine.square().sum()).sqrt()
+
+    # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
+    def snapshot(self) -> Transformer:
+        """As in Worker; the other ranks' copies have no weights."""
+
+        def gather(name: str) -> Tensor | None:
+            mine = self.model.get_parameter(name).detach().to(self.setting.copied(name))
+            assert isinstance(mine, DTensor)
+            whole = mine.full_tensor()
+            return whole if self.world.first else None
+
+        return self._skeleton.filled(gather, self.device)
+
+    def fingerprint(self) -> dict[str, int]:
+        """Nothing: every row lies on one rank only."""
+        return {}
+
+    # ── state ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def writer(self, run: Run, step: int, extra: dict[str, Tensor], facts: dict[str, Any], keep: int
+               ) -> Callable[[], None]:  # fmt: skip
+        """As in Worker, but all ranks write: in the folder that the first has made, which then seals it."""
+        tensors = {name: self._copied(tensor) for name, tensor in {**self.tensors(), **extra}.items()}
+        return lambda: _write_together(self._savers, run, step, tensors, facts, keep)
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, DTensor):
+            return on_host({"": tensor})[""]
+        return _rows(tensor.to_local().to("cpu", copy=True), self._hosts, tensor.shape)
+
+    def _stored(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """This rank's rows only, whichever engine and number of ranks wrote them."""
+        tensors = read_shards(folder, self._place) if sharded(folder) else self._slices(folder)
+        return tensors, read_facts(folder)
+
+    def _place(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+        """An empty tensor for a saved one: this rank's rows where they are shared out, else the whole."""
+        if not (size and name.startswith(("master.", "optimizer."))):
+            return torch.empty(size, dtype=dtype)
+        start, stop = self._span(size[0])
+        return _rows(torch.empty(stop - start, *size[1:], dtype=dtype), self._hosts, size)
+
+    def _slices(self, folder: Path) -> dict[str, Tensor]:
+        found = {}
+        with safe_open(folder / "state.safetensors", framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                view = file.get_slice(name)
+                size = torch.Size(view.get_shape())
+                if size and name.startswith(("master.", "optimizer.")):
+                    start, stop = self._span(size[0])
+                    found[name] = _rows(view[start:stop], self._hosts, size)
+                else:
+                    found[name] = file.get_tensor(name)
+        return found
+
+    def _span(self, rows: int) -> tuple[int, int]:
+        each = -(-rows // self.world.size)
+        return min(rows, self.world.rank * each), min(rows, (self.world.rank + 1) * each)
+
+    def _placed(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
+        assert isinstance(whole, DTensor) and isinstance(parameter, DTensor)
+        return _rows(whole.to_local().to(self.device, copy=True), parameter.device_mesh, whole.shape)
+
+
+def _rows(mine: Tensor, mesh: Any, size: torch.Size) -> DTensor:
+    """The DTensor of shape `size`, split by rows over `mesh`, of which `mine` are this rank's."""
+    stride = torch.empty(size, device="meta").stride()
+    return DTensor.from_local(mine, mesh, [Shard(0)], run_check=False, shape=size, stride=stride)
+
+
+def _write_together(savers: Any, run: Run, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int
+                    ) -> None:  # fmt: skip
+    """All ranks call it, in their saving threads. Raises on every rank when one could not write."""
+    if not savers.first:
+        folder = savers.agree(None)
+        if folder is not None:
+            write_shards(folder, tensors, savers.group)
+        return
+    told = False
+
+    def fill(folder: Path) -> None:
+        nonlocal told
+        told = True
+        savers.agree(folder)
+        write_shards(folder, tensors, savers.group)
+        write_facts(folder, facts)
+
+    try:
+        run.save_state(step, fill, keep=keep)
+    finally:
+        if not told:  # the others are waiting for a folder that could not be made
+            savers.agree(None)

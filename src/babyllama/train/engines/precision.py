@@ -1,0 +1,68 @@
+"""Half precision without half-precision parameters: float32 weights, copied down for each forward pass.
+
+The parameters that the optimiser owns stay float32, and so do their gradients, which add up over micro-batches without
+loss; the model computes with bf16 or fp16 copies that live from forward to backward. Explicit and small, where autocast
+decides op by op. Not here: the loss scale of fp16 (guard.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from babyllama.data.streams.batches import Batch
+from babyllama.model.rope import exact
+from babyllama.model.transformer import Transformer
+from babyllama.train.losses.objectives import Objective
+
+
+class Loss(nn.Module):
+    """A model and what it is trained for, as one module: batch → (summed loss, metrics).
+
+    The engines wrap it whole: their hooks then see every use of every weight, the head's included.
+    """
+
+    def __init__(self, model: Transformer, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.objective(self.model, batch)
+
+
+class InHalf(nn.Module):
+    """The same, computed with copies of the weights in `dtype`. Tied weights stay tied."""
+
+    def __init__(self, inner: Loss, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner, self.dtype = inner, dtype
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        # Frozen weights that are in half precision already stay where they are.
+        named = [(name, p) for name, p in self.inner.named_parameters()
+                 if not exact(name) and (p.requires_grad or p.dtype != self.dtype)]  # fmt: skip
+        names, weights = zip(*named, strict=True)
+        half = _Down.apply(self.dtype, *weights)
+        return functional_call(self.inner, dict(zip(names, half, strict=True)), (batch,))
+
+
+class _Down(torch.autograd.Function):
+    """All weights to half precision in one launch, and all gradients back up in one."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # a weight that was not used gets no gradient, not zeros
+        half = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+        torch._foreach_copy_(half, list(weights))
+        return tuple(half)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        given = [grad for grad in grads if grad is not None]
+        full = [torch.empty_like(grad, dtype=torch.float32) for grad in given]
+        torch._foreach_copy_(full, given)
+        found = iter(full)
+        return (None, *(None if grad is None else next(found) for grad in grads))

@@ -1,0 +1,322 @@
+"""One process's part of a training: the float32 parameters, their gradients and optimisers, one step at a time.
+
+`Worker` is a process alone and the base of the others; `Replica` is one of many with a whole copy each (DDP). Not here:
+which of them a recipe asks for (engines.py), shards (fsdp.py, deepspeed.py), the loop, which rows a rank reads
+(trainer.py), what ranks tell each other (world.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from babyllama.data.streams.batches import Batch
+from babyllama.errors import InputError
+from babyllama.model.attention import Attend, attend_sdpa
+from babyllama.model.rope import exact
+from babyllama.model.transformer import Attention, Transformer
+from babyllama.run import Run
+from babyllama.train.engines.precision import InHalf, Loss
+from babyllama.train.engines.world import World
+from babyllama.train.guard import Watchman
+from babyllama.train.lisa import Lisa
+from babyllama.train.losses.objectives import Objective
+from babyllama.train.optimizers.optim import Optimizer
+from babyllama.train.state import on_host, read_state, write_state
+
+
+class Setting:
+    """What every engine needs to begin; made once by the trainer."""
+
+    def __init__(self, model: Transformer, objective: Objective, optimizer: Optimizer, world: World,
+                 device: torch.device, dtype: torch.dtype, clip: float, accumulate: int, compiled: bool,
+                 attend: Attend = attend_sdpa, lisa: Lisa | None = None, seed: int = 1) -> None:  # fmt: skip
+        self.model, self.objective, self.optimizer, self.world = model, objective, optimizer, world
+        self.device, self.dtype, self.clip = device, dtype, clip
+        self.attend = attend  # while it trains; validation and samples attend in full
+        self.accumulate, self.compiled = accumulate, compiled  # accumulate: micro-batches of one rank in one step
+        self.lisa, self.seed = lisa, seed
+        trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+        self.adapter = trained if len(trained) < sum(1 for _ in model.parameters()) else frozenset()
+
+    def copied(self, name: str) -> torch.dtype:
+        """The dtype of a parameter in a copy of the model: what it computes in, but an adapter's float32."""
+        return torch.float32 if name in self.adapter or exact(name) else self.dtype
+
+
+class Worker:
+    """One process alone; the base of the others. `model` holds the float32 parameters.
+
+    Attributes:
+        named: (name, parameter) of what is trained, in the module tree's order.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.world, self.device = setting, setting.world, setting.device
+        self.model = setting.model
+        self.forward: Callable[..., Tensor] | None = None
+        self.module = self._prepare(Loss(self.model, setting.objective))
+        self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.optimizers = setting.optimizer.build(self.named)
+        self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+
+    def _prepare(self, loss: Loss) -> nn.Module:
+        """The model in its place, compiled or not, and the module around it that is called with a batch."""
+        freeze(self.model, self.setting.dtype)
+        self.model.to(self.device)
+        if self.setting.compiled:
+            self.forward = torch.compile(self.model.hidden)
+        return loss if self.setting.dtype == torch.float32 else InHalf(loss, self.setting.dtype)
+
+    # ── one step ───────────────────────────────────────────────────────────────────────────────────────────────
+    def update(self, step: int, micro: Sequence[Batch], total: float, factor: float, watchman: Watchman) -> None:
+        """One optimiser step, unless the watchman refuses it. Nothing here waits for the device.
+
+        Args:
+            micro: this rank's micro-batches, as many on every rank.
+            total: targets in the whole step, over all micro-batches and ranks. None: nothing happens.
+            factor: the schedule's multiplier of every learning rate.
+        """
+        self._wake(step)
+        if total:
+            watchman.report(step, self._advance(micro, total, factor, watchman))
+
+    def _advance(self, micro: Sequence[Batch], total: float | Tensor, factor: float | Tensor,
+                 watchman: Watchman) -> Tensor:  # fmt: skip
+        """All that an update does on the device; returns the watchman's figures of it."""
+        loss = self.world.reduce_(self.accumulate(micro, watchman.scale / total)) / total
+        norm = self._norm() / watchman.scale
+        ok, figures = watchman.judge(loss, norm)
+        shrink = (self.setting.clip / (norm + 1e-6)).clamp(max=1.0) / watchman.scale
+        torch._foreach_mul_(self._grads(), shrink)
+        self._set_rates(factor)
+        for optimizer in self.optimizers:
+            optimizer.found_inf = (~ok).float()  # type: ignore[attr-defined]  # the device's word for "leave it out"
+            optimizer.step()
+        self.zero_grad()
+        return figures
+
+    def _set_rates(self, factor: float | Tensor) -> None:
+        """Every learning rate: its recipe's times the schedule's factor."""
+        for group, rate in self._groups():
+            group["lr"] = rate * factor
+
+    def _groups(self) -> Iterator[tuple[dict[str, Any], float]]:
+        """Every optimiser's groups of parameters, each with its recipe's rate."""
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            yield from zip(optimizer.param_groups, rates, strict=True)
+
+    def _wake(self, step: int) -> None:
+        """With LISA: freeze all blocks but this step's, and forget the moments of those that fell asleep."""
+        lisa = self.setting.lisa
+        if lisa is None:
+            return
+        awake = lisa.awake(step - 1, len(self.model.layers), self.setting.seed)
+        if awake == self._awake:
+            return
+        self._awake = awake
+        asleep = lisa.freeze(self.model, awake)
+        for optimizer in self.optimizers:
+            for parameter in asleep:
+                optimizer.state.pop(parameter, None)
+        self._rewrap()
+
+    _awake: frozenset[int] | None = None
+
+    def _rewrap(self) -> None:
+        """After other parameters than before want a gradient."""
+
+    def accumulate(self, micro: Sequence[Batch], share: Tensor) -> Tensor:
+        """Add the gradients of `share` × each micro-batch's summed loss; returns this rank's summed loss."""
+        found = torch.zeros((), device=self.device)
+        with self._computing():
+            for number, batch in enumerate(micro, 1):
+                with self._synchronising(number == len(micro)):
+                    loss, _ = self.module(batch.to(self.device))
+                    (loss * (share * self._averaged)).backward()
+                found += loss.detach()
+        return found
+
+    _averaged = 1  # by how much the engine divides the sum of the ranks' gradients
+
+    def _synchronising(self, last: bool) -> AbstractContextManager[None]:
+        """Around a micro-batch: whether its gradients go to the other ranks at once."""
+        return nullcontext()
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Inside, the model computes through the compiled forward and the recipe's attention; validation and samples,
+        outside, stay eager and full."""
+        attentions: list[Attention] = [block.self_attn for block in self.model.layers]  # type: ignore[misc]
+        before = [attention.attend for attention in attentions]
+        for attention in attentions:
+            attention.attend = self.setting.attend
+        if self.forward is not None:
+            self.model.hidden = self.forward  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for attention, attend in zip(attentions, before, strict=True):
+                attention.attend = attend
+            if self.forward is not None:
+                del self.model.hidden
+
+    def _norm(self) -> Tensor:
+        """The global gradient's 2-norm, on every rank the same."""
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._grads())))
+
+    def _grads(self) -> list[Tensor]:
+        """What this rank holds of the gradients."""
+        return [p.grad for _, p in self.named if p.grad is not None]
+
+    def warm_up(self, micro: Sequence[Batch]) -> None:
+        """Compile, on a batch that teaches nothing."""
+        self.accumulate(micro[:1], torch.zeros((), device=self.device))
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for _, parameter in self.named:
+            parameter.grad = None
+
+    # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
+    def snapshot(self) -> Transformer:
+        """A copy of the whole model in the precision that it computes in, for validation, samples and saving; what an
+        adapter trains is in float32.
+
+        Every rank calls it; it is whole on the first.
+        """
+        copied = copy.deepcopy(self.model)
+        return copied if self.setting.adapter else copied.to(self.setting.dtype)
+
+    def fingerprint(self) -> dict[str, int]:
+        """Name → sum of the parameter's bits, of what every rank holds: equal where the parameters are."""
+        bits = {2: torch.int16, 4: torch.int32}
+        sums = [p.detach().view(bits[p.element_size()]).sum(dtype=torch.int64) for _, p in self.named]
+        return dict(zip((name for name, _ in self.named), torch.stack(sums).tolist(), strict=True))
+
+    # ── state ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def writer(self, run: Run, step: int, extra: dict[str, Tensor], facts: dict[str, Any], keep: int
+               ) -> Callable[[], None]:  # fmt: skip
+        """Copy what a checkpoint holds; the function returned writes it, in whatever thread. Every rank calls both."""
+        tensors = self._captured(extra)
+
+        def write() -> None:
+            if self.world.first:
+                run.save_state(step, lambda folder: write_state(folder, tensors, facts), keep=keep)
+
+        return write
+
+    def _captured(self, extra: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All tensors of a checkpoint, in the first rank's host memory."""
+        return on_host({**self.tensors(), **extra}) if self.world.first else {}
+
+    def read(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Put a checkpoint back, bit for bit; returns the extra tensors and the facts.
+
+        Raises:
+            InputError: it belongs to a model of other names or shapes.
+        """
+        tensors, facts = self._stored(folder)
+        try:
+            self.restore(tensors)
+        except KeyError as error:
+            raise InputError(f"{folder}: {error.args[0]}; the checkpoint is of another model") from None
+        return tensors, facts
+
+    def _stored(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint holds, as far as this rank needs it."""
+        return read_state(folder)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter and moment, whole: ``master.NAME``, ``optimizer.NAME.MOMENT``."""
+        found = {f"master.{name}": p.detach() for name, p in self.named}
+        for name, parameter, optimizer in self._owned():
+            for moment, value in optimizer.state.get(parameter, {}).items():
+                found[f"optimizer.{name}.{moment}"] = value
+        return found
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """The end of `tensors`. Raises KeyError, with words, for a model of other names or shapes."""
+        check_masters(tensors, {name: p.shape for name, p in self.named})
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                name, _, moment = rest.rpartition(".")
+                moments.setdefault(name, {})[moment] = tensor
+        with torch.no_grad():
+            for name, parameter in self.named:
+                parameter.copy_(self._placed(tensors[f"master.{name}"], parameter))
+        for name, parameter, optimizer in self._owned():
+            optimizer.state[parameter] = {
+                moment: self._placed(value, parameter) if value.ndim else value.to(self.device)
+                for moment, value in moments.get(name, {}).items()
+            }
+
+    def _owned(self) -> Iterator[tuple[str, nn.Parameter, torch.optim.Optimizer]]:
+        """(name, parameter, the optimiser that owns it)."""
+        owner = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for name, parameter in self.named:
+            yield name, parameter, owner[id(parameter)]
+
+    def _placed(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
+        """A whole tensor as this rank holds it beside `parameter`."""
+        return whole.to(self.device, copy=True)
+
+
+def freeze(model: nn.Module, dtype: torch.dtype) -> None:
+    """Frozen weights need no float32, for nobody changes them; a RoPE law's stay exact."""
+    for name, parameter in model.named_parameters():
+        if not (parameter.requires_grad or exact(name)):
+            parameter.data = parameter.data.to(dtype)
+
+
+def check_masters(tensors: Mapping[str, Tensor], sizes: Mapping[str, torch.Size]) -> None:
+    """Raise KeyError, with words, unless there is a ``master.NAME`` of the right shape for every name."""
+    for name, size in sizes.items():
+        saved = tensors.get(f"master.{name}")
+        if saved is None or saved.shape != size:
+            found = "is missing" if saved is None else f"has shape {list(saved.shape)}"
+            raise KeyError(f"{name} {found}, the model needs {list(size)}")
+
+
+class Replica(Worker):
+    """A whole copy of the model on each rank; DDP averages the gradients."""
+
+    module: DistributedDataParallel
+
+    def _prepare(self, loss: Loss) -> nn.Module:
+        self._averaged, self._settled = self.world.size, False
+        module = super()._prepare(loss)
+        if self.setting.lisa is not None:  # wrapped by each `_rewrap`, before the first step
+            self._inner = module
+            return module
+        return self._wrapped(module)
+
+    def _rewrap(self) -> None:
+        self.module, self._settled = self._wrapped(self._inner), False
+
+    def _wrapped(self, module: nn.Module) -> DistributedDataParallel:
+        buffers = [name for name, _ in module.named_buffers()]  # functions of the config: the same everywhere
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, buffers)
+        return DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+    def accumulate(self, micro: Sequence[Batch], share: Tensor) -> Tensor:
+        """As in Worker. DDP regroups its buckets after its first backward pass, which changes the order in which many
+        ranks' gradients add up: a first pass that counts for nothing lets resumed runs add as those never stopped."""
+        if not self._settled:
+            self._settled = True
+            super().accumulate(micro[:1], torch.zeros_like(share))
+            self.zero_grad()
+        return super().accumulate(micro, share)
+
+    def _synchronising(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext() if last else self.module.no_sync()

@@ -1,0 +1,142 @@
+"""Distillation: a model learns another's soft predictions and hidden states (OneBit, arXiv 2402.11295, section 3.3).
+
+Not here: who is taught (tuning.py), where the teacher lies (commands/train.py), the next token alone (objectives.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from babyllama.data.streams.batches import IGNORE, Batch
+from babyllama.errors import InputError
+from babyllama.model.transformer import Transformer
+from babyllama.recipe import Recipe
+from babyllama.train.losses.cross_entropy import aligned, product_, scaled
+
+CHUNK_ROWS = 1024  # tokens whose logits, the student's and the teacher's, exist at a time
+
+
+class Distil(Recipe):
+    """Cross-entropy to the teacher's probabilities + α · Σ over blocks of ‖t/‖t‖ − s/‖s‖‖², at every counted token.
+
+    t and s are what the same block of teacher and student puts out.
+    """
+
+    kind: Literal["distil"] = "distil"
+    alpha: float = Field(default=1.0, ge=0, description="α; 0: the teacher may have another width or depth")
+    teacher: Path | None = Field(default=None, description="with the same tokenizer; null: the init's model")
+
+    def check(self, new: bool, compiled: bool | None) -> None:
+        """Raise InputError for a new model without a teacher, and for a compiled one."""
+        if new and self.teacher is None:
+            raise InputError("objective.teacher: a new model has nobody to learn from; give a run or a folder")
+        if compiled:
+            raise InputError("compile: objective.kind=distil reads what each block puts out, which compiling hides; "
+                             "leave compile out")  # fmt: skip
+
+    def of(self, teacher: Transformer, student: Transformer) -> Taught:
+        """The objective. `teacher` becomes its own, and is frozen.
+
+        Raises:
+            InputError: the two do not fit.
+        """
+        theirs, ours = teacher.config, student.config
+        for key in ("vocab_size", *(("hidden_size", "num_hidden_layers") if self.alpha else ())):
+            if getattr(theirs, key) != getattr(ours, key):
+                remedy = "give another" if key == "vocab_size" else "give another, or objective.alpha=0"
+                raise InputError(f"objective.teacher: its {key} is {getattr(theirs, key)}, the student's "
+                                 f"{getattr(ours, key)}; {remedy}")  # fmt: skip
+        return Taught(self, teacher.eval().requires_grad_(False))
+
+
+@dataclass(frozen=True)
+class Taught:
+    """(model, batch) → (summed loss, {metric: sum}), as every objective. Holds the teacher, which moves to the batch's
+    device and the student's dtype."""
+
+    recipe: Distil
+    teacher: Transformer
+
+    def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        kept = batch.targets.flatten() != IGNORE  # (N,)
+        with torch.no_grad():
+            self.teacher.to(batch.tokens.device, model.embed_tokens.weight.dtype)
+            known, states = observed(self.teacher, batch)
+        hidden, own = observed(model, batch)
+        soft = soft_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, known.flatten(0, 1),
+                                  self.teacher.lm_head.weight, kept)  # fmt: skip
+        apart = torch.zeros((), device=kept.device)
+        if self.recipe.alpha:
+            apart = sum((difference(*pair, kept) for pair in zip(own, states, strict=True)), apart)
+        loss = soft + self.recipe.alpha * apart
+        return loss, {"loss": loss.detach(), "soft": soft.detach(), "apart": apart.detach()}
+
+
+def observed(model: Transformer, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    """The normed hidden states (B, T, C) and what each block puts out (B, T, C)."""
+    states: list[Tensor] = []
+    through = model.through
+
+    def noted(*arguments: object) -> Tensor:
+        states.append(through(*arguments))  # type: ignore[arg-type]
+        return states[-1]
+
+    model.through = noted
+    try:
+        return model.hidden(batch.tokens, batch.positions, batch.segments), states
+    finally:
+        model.through = through
+
+
+def difference(student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
+    """Σ over kept tokens of ‖t/‖t‖ − s/‖s‖‖²; states (B, T, C), kept (N,); float32."""
+    s, t = (normalize(states.flatten(0, 1).float(), dim=-1) for states in (student, teacher))
+    return ((t - s).square().sum(-1) * kept).sum()
+
+
+def soft_cross_entropy(hidden: Tensor, weight: Tensor, known: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
+    """Σ over kept tokens of −Σ_v p_v log q_v, p the teacher's softmax, q the student's; float32.
+
+    As cross_entropy.py's: logits are made a chunk at a time, each once, and their gradient, q − p, in their place.
+
+    Args:
+        hidden: (N, C) the student's.  weight: (V, C) its head.
+        known: (N, C') the teacher's.  teacher: (V, C') its head. Neither gets a gradient.
+        kept: (N,) bool.
+    """
+    return _SoftCrossEntropy.apply(hidden, weight, known, teacher, kept)  # type: ignore[return-value]
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, known: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
+        vocab, head, teacher = weight.shape[0], aligned(weight), aligned(teacher)
+        total = torch.zeros((), device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(hidden), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            p = (known[rows] @ teacher.T)[:, :vocab].softmax(-1, dtype=torch.float32)
+            logits = hidden[rows] @ head.T
+            log_q = logits[:, :vocab].log_softmax(-1, dtype=torch.float32)
+            total -= ((p * log_q).sum(-1) * kept[rows]).sum()
+            logits[:, :vocab], logits[:, vocab:] = log_q.exp_().sub_(p).mul_(kept[rows, None]), 0
+            if grad_hidden is not None:
+                torch.mm(logits, head, out=grad_hidden[rows])
+            if grad_weight is not None:
+                product_(grad_weight, logits.T, hidden[rows], add=start > 0)
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[:vocab])
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        own = [scaled(grad, grads[0], to) for grad, to in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return *own, None, None, None

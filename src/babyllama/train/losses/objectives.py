@@ -1,0 +1,55 @@
+"""Objectives: frozen callable values, (model, batch) → (loss summed over the batch's targets, {metric: sum}).
+
+Sums, not means: the trainer divides once, by the weight of the whole global batch, so that accumulation and world size
+cannot change the update. Not here: optimisers, any loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from babyllama.data.streams.batches import Batch
+from babyllama.model.transformer import Transformer
+from babyllama.recipe import Recipe
+from babyllama.train.losses.cross_entropy import linear_cross_entropy
+
+Objective = Callable[[Transformer, Batch], tuple[Tensor, dict[str, Tensor]]]
+
+
+class NextToken(Recipe):
+    """Cross-entropy of the next token. Pretraining counts every token, SFT those that the batch's targets keep."""
+
+    kind: Literal["next_token"] = "next_token"
+    fp8_head: bool = Field(default=False, description="logits in float8; RTX 40 series, H100 and newer")
+
+    neftune: float = Field(default=0.0, ge=0, description="α of NEFTune's noise, 5 to 15; for chats, 0: none")
+
+    def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        noisy = self._noisy(model, batch) if self.neftune and model.training else None
+        hidden = model.hidden(batch.tokens, batch.positions, batch.segments, embedded=noisy)  # (B, T, C)
+        loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, batch.targets.flatten(),
+                                    fp8=self.fp8_head)  # fmt: skip
+        return loss, {"loss": loss.detach()}
+
+    def _noisy(self, model: Transformer, batch: Batch) -> Tensor:
+        """Embeddings + U(−1, 1)·α/√(L·C), L the length of the token's own document (NEFTune, arXiv 2310.05914).
+
+        Drawn from the global generator, which the trainer seeds by (seed, step, rank).
+        """
+        x = model.embed_tokens(batch.tokens)  # (B, T, C)
+        noise = torch.rand(x.shape, device=x.device) * 2 - 1
+        return x + (noise * (self.neftune / (lengths(batch) * x.shape[-1]).sqrt()[..., None])).to(x.dtype)
+
+
+def lengths(batch: Batch) -> Tensor:
+    """(B, T) float32: how many tokens the document of each token has in its row."""
+    if batch.segments is None:
+        return torch.full(batch.tokens.shape, float(batch.tokens.shape[1]), device=batch.tokens.device)
+    counts = torch.zeros(batch.tokens.shape[0], batch.tokens.shape[1] + 1, device=batch.tokens.device)
+    ones = torch.ones(batch.tokens.shape, device=batch.tokens.device)
+    return counts.scatter_add_(1, batch.segments, ones).gather(1, batch.segments)

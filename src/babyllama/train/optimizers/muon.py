@@ -1,0 +1,143 @@
+"""Muon (K. Jordan 2024) for many matrices at once: those of one shape are orthogonalised as one stack.
+
+The update is torch.optim.Muon's, which walks over the matrices one by one: at 512 × 8 that is 840 products and a few
+thousand launches a step, here 45. With `beta2` it is NorMuon's (arXiv 2510.05491): orthogonalising evens out
+directions but not neurons, so each row is divided by the root of a running mean of its own squares. Not here: which
+parameters are matrices (optim.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from babyllama.hardware import bf16_is_faster
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton–Schulz iteration
+ITERATIONS = 5
+EPS = 1e-10  # beside the root of a row's power, which is about 1 / √columns
+
+
+class StackedMuon(torch.optim.Optimizer):
+    """Momentum with Nesterov's look-ahead, orthogonalised; rate lr · √max(1, rows / columns); decoupled decay.
+
+    Args:
+        beta2: of the running mean of each row's squares, which evens out the rows' steps; the step of the whole matrix
+            keeps its length. None: plain Muon.
+
+    Raises:
+        ValueError: a parameter that is no matrix.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float,
+                 beta2: float | None = None) -> None:  # fmt: skip
+        params = list(params)
+        for parameter in params:
+            if parameter.ndim != 2:
+                raise ValueError(f"Muon takes matrices only, got shape {list(parameter.shape)}")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "beta2": beta2})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every matrix that has a gradient. `closure` is not supported and must be None."""
+        for group in self.param_groups:
+            for same in _by_shape([p for p in group["params"] if p.grad is not None]):
+                self._step_stack(same, group)
+
+    def _step_stack(self, same: list[Tensor], group: dict[str, Any]) -> None:
+        momentum, beta2 = group["momentum"], group["beta2"]
+        grads = torch.stack([_here(p.grad) for p in same if p.grad is not None])
+        buffers = self._moments(same, "momentum_buffer", torch.zeros_like)
+        before = torch.stack(buffers)
+        after = before.lerp(grads, 1 - momentum)
+        updates = _orthogonal(grads.lerp(after, momentum), same[0]).to(grads.dtype)
+        moments = [(buffers, before, after)]
+        if beta2 is not None:
+            powers = self._moments(same, "row_power", lambda p: torch.zeros_like(p[:, :1]))
+            power, earlier = updates.square().mean(2, keepdim=True), torch.stack(powers)
+            running = earlier.lerp(power, 1 - beta2)
+            updates = updates * _evening(power, running, same[0])
+            moments.append((powers, earlier, running))
+        refused: Tensor | None = getattr(self, "found_inf", None)  # as in torch's fused AdamW: 1 leaves the step out
+        decay: float | Tensor = 1 - group["lr"] * group["weight_decay"]
+        if refused is not None:
+            taken = refused == 0
+            moments = [(held, old, torch.where(taken, new, old)) for held, old, new in moments]
+            updates, decay = torch.where(taken, updates, 0), torch.where(taken, decay, 1.0)
+        for held, _, new in moments:
+            torch._foreach_copy_(held, list(new.unbind()))
+        rows, columns = same[0].shape
+        same = [_here(p) for p in same]
+        if group["weight_decay"]:
+            torch._foreach_mul_(same, decay)
+        rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
+        if isinstance(rate, Tensor):  # on the device, where a CUDA graph reads it
+            updates, rate = updates * rate, 1.0
+        torch._foreach_add_(same, list(updates.unbind()), alpha=-rate)
+
+    def _moments(self, same: list[Tensor], name: str, begin: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """This rank's rows of a moment of each parameter; where there is none yet, what `begin` makes of it."""
+        for p in same:
+            if name not in self.state[p]:
+                self.state[p][name] = begin(p)
+        return [_here(self.state[p][name]) for p in same]
+
+
+def _evening(power: Tensor, running: Tensor, like: Tensor) -> Tensor:
+    """What each row's step is multiplied by: 1 / √running, then all rows of a matrix alike, so that its norm stays.
+
+    Args:
+        power, running: (N, rows of this rank, 1), the rows' mean squares now and over time.
+        like: a parameter, sharded or not as the rows are.
+    """
+    factor = 1 / (running.sqrt() + EPS)
+    both = torch.stack([power, power * factor.square()]).sum(2, keepdim=True)
+    if hasattr(like, "_local_tensor"):
+        from babyllama.train.optimizers.rows import sum_over
+
+        both = sum_over(both, like)
+    return factor * (both[0] / (both[1] + EPS**2)).sqrt()
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """The rows of a sharded tensor (a DTensor) that lie on this rank; a plain tensor as it is."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def _orthogonal(rows: Tensor, like: Tensor) -> Tensor:
+    """`orthogonalise` of matrices of which this rank holds some rows, as it does of the parameter `like`."""
+    if not hasattr(like, "_local_tensor"):
+        return orthogonalise(rows)
+    from babyllama.train.optimizers.rows import gather_rows
+
+    whole, start = gather_rows(rows.bfloat16(), like)
+    return orthogonalise(whole)[:, start : start + rows.shape[1]]
+
+
+def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:
+    shapes: dict[torch.Size, list[Tensor]] = {}
+    for parameter in parameters:
+        shapes.setdefault(parameter.shape, []).append(parameter)
+    return list(shapes.values())
+
+
+def orthogonalise(matrices: Tensor, eps: float = 1e-7) -> Tensor:
+    """(N, A, B) → (N, A, B) bf16: each U·S·Vᵀ becomes about U·Vᵀ, singular values within about 0.7 … 1.2.
+
+    Five quintic Newton–Schulz iterations in bf16 on the short side; in float32 on a CPU that emulates bf16.
+    """
+    a, b, c = COEFFICIENTS
+    x = matrices.bfloat16()
+    if not x.is_cuda and not bf16_is_faster(x.device):
+        x = x.float()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).bfloat16()

@@ -1,0 +1,143 @@
+"""Optimisers and schedules as frozen values.
+
+Not here: when to step (trainer.py), on whose gradients (engines.py), what is minimised (objectives.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from babyllama.model.lora import is_whole
+from babyllama.recipe import Recipe
+from babyllama.train.optimizers.galore import GaloreAdamW
+from babyllama.train.optimizers.muon import StackedMuon
+
+
+class Cosine(Recipe):
+    """Linear warm-up, then half a cosine down to `final` × lr."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup: float = Field(default=0.02, ge=0, lt=1, description="share of all steps")
+    final: float = Field(default=0.1, ge=0, le=1)
+
+    def __call__(self, step: int, steps: int) -> float:
+        """The multiplier of the learning rate at `step` (0 is the first) of `steps`."""
+        rising, progress = _warm(step, steps, self.warmup)
+        return rising * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Wsd(Recipe):
+    """Warm-up, stable, decay (arXiv 2404.06395): constant, then linear to `final` × lr over the last `decay` share."""
+
+    kind: Literal["wsd"] = "wsd"
+    warmup: float = Field(default=0.02, ge=0, lt=1, description="share of all steps")
+    decay: float = Field(default=0.5, gt=0, le=1, description="share of all steps")
+    final: float = Field(default=0.0, ge=0, le=1)
+
+    def __call__(self, step: int, steps: int) -> float:
+        rising, _ = _warm(step, steps, self.warmup)
+        falling = min(1.0, (steps - step) / (self.decay * steps))
+        return rising * (self.final + (1 - self.final) * falling)
+
+
+def _warm(step: int, steps: int, share: float) -> tuple[float, float]:
+    warmup = round(share * steps)
+    rising = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return rising, max(0.0, (step - warmup) / max(1, steps - warmup))
+
+
+Schedule = Annotated[Cosine | Wsd, Field(discriminator="kind")]
+
+
+class AdamW(Recipe):
+    """AdamW (arXiv 1711.05101); weight decay on matrices only, not on norms."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0)
+    whole_lr: float | None = Field(default=None, gt=0, description="of what adapter.train names; lr when absent")
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+
+    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in named:
+            groups.setdefault((is_whole(name), parameter.ndim >= 2), []).append(parameter)
+        return [_adamw([
+            {"params": groups[whole, matrix], "lr": self.whole_lr if whole and self.whole_lr else self.lr,
+             "weight_decay": self.weight_decay if matrix else 0.0}
+            for whole, matrix in sorted(groups, key=lambda kind: (kind[0], not kind[1]))
+        ], self.lr, self.betas, self.eps)]  # fmt: skip
+
+
+class Muon(Recipe):
+    """Muon for the matrices inside the blocks, AdamW for embedding, head and norms.
+
+    Muon (K. Jordan 2024) steps along the orthogonalised momentum: all directions of a matrix learn at one speed; with
+    `beta2` all rows too (NorMuon, arXiv 2510.05491).
+    """
+
+    kind: Literal["muon"] = "muon"
+    lr: float = Field(default=0.02, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    beta2: float | None = Field(default=0.95, ge=0, lt=1, description="of each row's power; null is plain Muon")
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_lr: float = Field(default=3e-3, gt=0)
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    adam_eps: float = Field(default=1e-8, gt=0)
+
+    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
+        matrices, others = _inside_and_out(named)
+        muon = StackedMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+                           beta2=self.beta2)  # fmt: skip
+        return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
+
+
+class GaLore(Recipe):
+    """AdamW in the gradient's leading directions for the matrices inside the blocks, AdamW for all else.
+
+    Its moments take rank / (shorter side) of AdamW's memory, plus the directions themselves. Matrices move at
+    lr × scale.
+    """
+
+    kind: Literal["galore"] = "galore"
+    lr: float = Field(default=1e-3, gt=0)
+    rank: int = Field(default=128, ge=1, description="a matrix that is no wider gets plain AdamW at lr × scale")
+    refresh: int = Field(default=200, ge=1, description="steps between singular value decompositions")
+    scale: float = Field(default=0.25, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
+        matrices, others = _inside_and_out(named)
+        galore = GaloreAdamW(matrices, self.lr, self.betas, self.eps, self.weight_decay, self.rank, self.refresh,
+                             self.scale)  # fmt: skip
+        return [galore, _adamw([{"params": others, "weight_decay": 0.0}], self.lr, self.betas, self.eps)]
+
+
+def in_block(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is a matrix inside a block, which Muon takes: not the embedding, the head, a norm or a RoPE law."""
+    return parameter.ndim == 2 and not name.startswith(("embed_tokens", "lm_head", "rope."))
+
+
+def _inside_and_out(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices inside the blocks, and all else."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in named:
+        (matrices if in_block(name, parameter) else others).append(parameter)
+    return matrices, others
+
+
+def _adamw(groups: list[dict], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+Optimizer = Annotated[AdamW | Muon | GaLore, Field(discriminator="kind")]

@@ -1,0 +1,91 @@
+"""The verb: what it writes and shows, how it fails, and that a kill costs at most the blobs in work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_data import CHATS, TEXTS, alive, prepared, recipe, save_tokenizer, until, write_lines
+
+from babyllama.commands.prepare import main as prepare
+from babyllama.data.shards.shards import Prepared
+from babyllama.errors import InputError
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+
+def test_shows_and_finishes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = prepared(tmp_path)
+    shown = capsys.readouterr().out
+    assert "text" in shown and "chat" in shown and f"{len(TEXTS) + len(CHATS)} documents" in shown
+    assert Tokenizer.load(tmp_path / "out").hash == found.manifest["tokenizer"]
+    prepared(tmp_path)
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_template(tmp_path: Path) -> None:
+    assert prepared(tmp_path, "template=bos").manifest["chat_template"] == "bos"
+
+
+def test_faults(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path / "tok")
+    text = str(write_lines(tmp_path / "a.jsonl", [{"text": "文"}]))
+    with pytest.raises(InputError, match="the label 'a' is there twice"):
+        recipe(tmp_path / "out", tokenizer, [{"path": text}, {"path": text}])
+    with pytest.raises(InputError, match="no such file"):
+        prepare(recipe(tmp_path / "out", tokenizer, [{"path": text + "x"}]))
+    assert not (tmp_path / "out").exists()
+    empty = str(write_lines(tmp_path / "empty.jsonl", [{"text": " "}]))
+    with pytest.raises(InputError, match=r"corpus empty: no document in .* \(1 empty or too long, 0 bad\)"):
+        prepare(recipe(tmp_path / "out", tokenizer, [{"path": empty}]))
+
+
+def test_skipping_continues_what_a_bad_record_stopped(tmp_path: Path) -> None:
+    tokenizer, path = save_tokenizer(tmp_path / "tok"), tmp_path / "a.jsonl"
+    path.write_text('{"text": "文"}\n{"text": \n{"text": "字"}\n', "utf-8")
+    with pytest.raises(InputError, match=r"a\.jsonl:2: not valid JSON.*on_bad=skip"):
+        prepare(recipe(tmp_path / "out", tokenizer, [{"path": str(path)}]))
+    prepare(recipe(tmp_path / "out", tokenizer, [{"path": str(path)}], "on_bad=skip", "workers=1"))
+    corpus = Prepared.open(tmp_path / "out").manifest["corpora"]["a"]
+    assert corpus["bad"] == 1 and sum(split["documents"] for split in corpus["splits"].values()) == 2
+    with pytest.raises(InputError, match="holds a run of another recipe"):
+        prepare(recipe(tmp_path / "out", tokenizer, [{"path": str(path)}], "validation=0.2"))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from small_data import recipe
+from babyllama.commands.prepare import main
+from babyllama.data.sources import readers
+if __name__ == "__main__":
+    readers.read_blobs.__defaults__ = ("auto", 40_000)
+    main(recipe(Path(sys.argv[1]), Path(sys.argv[2]), [{"path": sys.argv[3]}], "workers=2", "validation=0.1"))
+"""
+
+
+def test_killed_in_the_middle(tmp_path: Path) -> None:
+    """SIGKILL of the main process: no worker stays behind, and the second run gives the same bytes."""
+    program, tokenizer = tmp_path / "program.py", save_tokenizer(tmp_path / "tok")
+    program.write_text(PROGRAM)
+    path = write_lines(tmp_path / "text.jsonl", [{"text": f"{i}" + text} for i in range(30) for text in TEXTS])
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(program), str(out), str(tokenizer), str(path)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    killed = start(tmp_path / "killed")
+    records = tmp_path / "killed" / "shards" / "text"
+    until(lambda: len(list(records.glob("*.json"))) > 3 or killed.poll() is not None)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    until(lambda: not alive(killed.pid))
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    assert start(tmp_path / "killed").wait() == 0 and start(tmp_path / "whole").wait() == 0
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.suffix in (".bin", ".docs")
+                      or p.name == "manifest.json"} for name in ("killed", "whole"))  # fmt: skip
+    assert first == second and len(first) > 20

@@ -1,0 +1,209 @@
+"""The prepared folder: what is written is read back, whoever wrote it and however often it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_data import CHATS, TEXTS, prepared, write_lines
+
+from babyllama.data.shards import encode
+from babyllama.data.shards.encode import Plan, encode_corpora, write_manifest
+from babyllama.data.shards.shards import Prepared, TokenStore, token_dtype
+from babyllama.data.sources.corpora import CorpusChoice, Source
+from babyllama.data.sources.readers import read_blobs
+from babyllama.errors import InputError
+from babyllama.tokenizer.chat import render_chat
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizer, corpora and a prepared folder that the tests only read."""
+    path = tmp_path_factory.mktemp("shards")
+    prepared(path, "validation=0.1")
+    return path
+
+
+def source(path: Path, blob_bytes: int = 2000) -> Source:
+    """A source of many small blobs."""
+    opened = CorpusChoice(path=str(path)).open()
+    return replace(opened, blobs=lambda: read_blobs([path], blob_bytes=blob_bytes))
+
+
+def encoded(folder: Path, out: Path, workers: int = 1, blob_bytes: int = 2000) -> dict[str, bytes]:
+    """Both corpora in small blobs → every file's bytes."""
+    tokenizer = Tokenizer.load(folder / "tok")
+    plan = Plan(folder / "tok", tokenizer.chat_template, tokenizer.hash, 0.1)
+    sources = [source(folder / f"{name}.jsonl", blob_bytes) for name in ("text", "chat")]
+    write_manifest(out, sources, list(encode_corpora(sources, out, plan, workers)), plan)
+    return contents(out)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def documents(store: TokenStore) -> list[list[int]]:
+    offsets = store.document_offsets.tolist()
+    return [store.tokens(a, b).tolist() for a, b in pairwise(offsets)]
+
+
+def test_round_trip(folder: Path) -> None:
+    found, tokenizer = Prepared.open(folder / "out"), Tokenizer.load(folder / "out")
+    assert list(found.corpora) == ["text", "chat"]
+    expected = [[*tokenizer.encode(text), tokenizer.eos_id] for text in TEXTS]
+    stores = found.corpora["text"]
+    assert sorted(documents(stores["train"]) + documents(stores["val"])) == sorted(expected)
+    assert 0 < stores["val"].documents < 40
+    assert stores["train"].bytes + stores["val"].bytes == sum(len(text.encode()) for text in TEXTS)
+    rendered = [render_chat(tokenizer, chat["messages"]) for chat in CHATS]
+    chats = found.corpora["chat"]
+    assert sorted(documents(chats["train"]) + documents(chats["val"])) == sorted(chat.tokens for chat in rendered)
+    masks = sum(int(store.mask(0, len(store)).sum()) for store in chats.values())
+    assert masks == sum(sum(chat.mask) for chat in rendered)
+    assert sum(s.bytes for s in chats.values()) == sum(len(c["messages"][1]["content"].encode()) for c in CHATS)
+    assert found.eos == tokenizer.eos_id and found.manifest["chat_template"] == tokenizer.chat_template
+    found.check_tokenizer(tokenizer.hash)
+    with pytest.raises(InputError, match=rf"made with tokenizer {tokenizer.hash}, but the model's is abc"):
+        found.check_tokenizer("abc")
+    with pytest.raises(InputError, match="no corpus 'x'; it has text, chat"):
+        found.store("x", "train")
+
+
+def test_shards_are_one_array(folder: Path, tmp_path: Path) -> None:
+    """Reading over borders gives what one big shard would give (regression: only the first file was read)."""
+    encoded(folder, tmp_path / "many")
+    encoded(folder, tmp_path / "one", blob_bytes=1 << 20)
+    for label in ("text", "chat"):
+        many, one = (Prepared.open(tmp_path / name).store(label, "train") for name in ("many", "one"))
+        assert len(many.paths) > 3 and len(one.paths) == 1 and len(many) == len(one)
+        rng = np.random.default_rng(0)
+        for start, stop in np.sort(rng.integers(0, len(one) + 1, (50, 2))).tolist():
+            assert np.array_equal(many.tokens(start, stop), one.tokens(start, stop))
+            assert np.array_equal(many.mask(start, stop), one.mask(start, stop))
+        assert np.array_equal(many.document_offsets, one.document_offsets)
+        with pytest.raises(IndexError):
+            many.tokens(0, len(many) + 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=5), data=st.data())
+def test_any_slice_of_any_shards(tmp_path_factory: pytest.TempPathFactory, sizes: list[list[int]], data: Any) -> None:
+    out, tokens, paths, counts = tmp_path_factory.mktemp("s"), 0, [], []
+    for index, documents_of in enumerate(sizes):
+        path = out / f"train-{index:05d}.bin"
+        count = sum(documents_of)
+        np.arange(tokens, tokens + count, dtype="<u2").tofile(path)
+        np.array([(n, 1) for n in documents_of], "<u4").tofile(path.with_suffix(".docs"))
+        tokens, paths, counts = tokens + count, [*paths, path], [*counts, count]
+    store = TokenStore(tuple(paths), tuple(counts), "text", np.dtype("<u2"))
+    start = data.draw(st.integers(0, tokens))
+    stop = data.draw(st.integers(start, tokens))
+    assert store.tokens(start, stop).tolist() == list(range(start, stop))
+    assert len(store) == tokens and store.document_offsets[-1] == tokens
+    shutil.rmtree(out)
+
+
+def test_workers_do_not_matter(folder: Path, tmp_path: Path) -> None:
+    assert encoded(folder, tmp_path / "1", workers=1) == encoded(folder, tmp_path / "2", workers=2)
+
+
+def test_interrupted_then_continued(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = encoded(folder, tmp_path / "whole")
+    real, calls = encode.encode_blob, 0
+
+    def stops(job: encode.Job) -> encode.Done:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return real(job)
+
+    monkeypatch.setattr(encode, "encode_blob", stops)
+    with pytest.raises(KeyboardInterrupt):
+        encoded(folder, tmp_path / "cut")
+    with pytest.raises(InputError, match="prepare was interrupted; run the same command again"):
+        Prepared.open(tmp_path / "cut")
+    assert encoded(folder, tmp_path / "cut") == expected
+    blobs = sum(name.endswith(".json") for name in expected) - 1
+    assert calls == blobs + 1  # the four finished ones were not encoded again
+
+
+def test_changed_lines_are_encoded_again(folder: Path, tmp_path: Path) -> None:
+    """Continuing with another file leaves no trace of the first."""
+    for name in ("text", "chat"):
+        shutil.copy(folder / f"{name}.jsonl", tmp_path)
+    shutil.copytree(folder / "tok", tmp_path / "tok")
+    encoded(tmp_path, tmp_path / "out")
+    write_lines(tmp_path / "text.jsonl", [{"text": text} for text in TEXTS[40:]])
+    assert encoded(tmp_path, tmp_path / "out") == encoded(tmp_path, tmp_path / "fresh")
+
+
+def test_held_out_by_text_alone(folder: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "text.jsonl", [{"text": text} for text in reversed(TEXTS)])
+    shutil.copy(folder / "chat.jsonl", tmp_path)
+    shutil.copytree(folder / "tok", tmp_path / "tok")
+    encoded(folder, tmp_path / "a")
+    encoded(tmp_path, tmp_path / "b", blob_bytes=700)
+    held = [sorted(documents(Prepared.open(tmp_path / name).store("text", "val"))) for name in "ab"]
+    assert held[0] == held[1] != []
+
+
+def test_bad_line_comes_back_from_a_worker(folder: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    (tmp_path / "bad.jsonl").write_text("\n".join([*lines, "{broken", *lines]))
+    tokenizer = Tokenizer.load(folder / "tok")
+    plan = Plan(folder / "tok", tokenizer.chat_template, tokenizer.hash, 0.1)
+    with pytest.raises(InputError, match=rf"bad\.jsonl:{len(TEXTS) + 1}: not valid JSON"):
+        list(encode_corpora([source(tmp_path / "bad.jsonl")], tmp_path / "out", plan, 2))
+
+
+def test_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _: object) -> None:
+        raise InputError(f"{path}: the disk is full")
+
+    monkeypatch.setattr(encode, "write_atomic", full)
+    with pytest.raises(InputError, match="the disk is full"):
+        encoded(folder, tmp_path / "out")
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Iterator[Path]:
+    yield Path(shutil.copytree(folder / "out", tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["text/train-00000.bin", "text/train-00000.docs", "chat/train-00000.mask"])
+def test_truncated_and_missing_shards(copy: Path, name: str) -> None:
+    path = copy / "shards" / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=rf"{path.name}: has \d+ bytes instead of \d+"):
+        Prepared.open(copy)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{path.name}: is missing"):
+        Prepared.open(copy)
+
+
+def test_bad_manifests(copy: Path, tmp_path: Path) -> None:
+    manifest = copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
+    with pytest.raises(InputError, match="version 9, not 1"):
+        Prepared.open(copy)
+    manifest.write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        Prepared.open(copy)
+    with pytest.raises(InputError, match="no prepared data"):
+        Prepared.open(tmp_path)
+
+
+def test_dtype() -> None:
+    assert token_dtype(1 << 16) == np.dtype("<u2") and token_dtype((1 << 16) + 1) == np.dtype("<u4")

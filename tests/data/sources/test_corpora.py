@@ -1,0 +1,340 @@
+"""Chats of every published shape, the table of corpora, the embedded packages."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import sqlite3
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_data import write_lines
+
+from babyllama.data.sources import knowledge, packages
+from babyllama.data.sources.corpora import CORPORA, CorpusChoice, read_documents, read_texts
+from babyllama.data.sources.readers import pack_records
+from babyllama.data.sources.records import Shape, parse
+from babyllama.errors import InputError
+from babyllama.recipe import load_recipe
+from babyllama.tokenizer.chat import check_messages
+
+HISTORY = [["你好", "您好！"], ["几点了？", "三点。"]]
+PAIR = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]
+MOSS = {
+    "conversation_id": 1, "meta_instruction": "You are an AI assistant whose name is MOSS.\n", "num_turns": 1,
+    "chat": {"turn_1": {
+        "Human": "<|Human|>: 问<eoh>\n", "Inner Thoughts": "<|Inner Thoughts|>: None<eot>\n",
+        "Commands": "<|Commands|>: None<eoc>\n", "Tool Responses": "<|Results|>: None<eor>\n",
+        "MOSS": "<|MOSS|>: 答<sup><|1|></sup><eom>\n".replace("<sup><|1|></sup>", "")}},
+    "category": "Brainstorming",
+}  # fmt: skip
+
+
+def chats(*records: dict[str, Any], **shape: Any) -> list[Any]:
+    return [d for blob in pack_records(records, "test, record ") for d in parse(blob, Shape("chat", **shape)).documents]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "问", "input": "", "output": "答"},
+        {"instruction": "", "input": "问", "output": "答"},
+        {"instruction": "Human:问\nAssistant:", "input": "", "output": "答"},
+        {"messages": PAIR},
+        {"conversations": PAIR, "source": "x"},
+        {"id": "1", "conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]},
+        {"conversations": [{"from": "human", "value": "问"}, {"from": "assistant", "value": "答"}]},
+        {"conversation": [{"human": "问", "assistant": "答"}], "category": "Brainstorming"},
+        MOSS,
+    ],
+)
+def test_every_shape_is_the_same_chat(record: dict[str, Any]) -> None:
+    assert chats(record) == [PAIR]
+
+
+def test_alpaca_with_everything() -> None:
+    record = {"instruction": "翻译", "input": "hello", "output": "你好", "history": HISTORY, "system": "你是翻译。"}
+    (found,) = chats(record)
+    assert [m["role"] for m in found] == ["system", *["user", "assistant"] * 3]
+    assert [m["content"] for m in found] == [
+        "你是翻译。",
+        "你好",
+        "您好！",
+        "几点了？",
+        "三点。",
+        "翻译\nhello",
+        "你好",
+    ]
+
+
+def test_belle_turns() -> None:
+    (found,) = chats({"instruction": "Human:一\nAssistant:二\nHuman: 三\nAssistant:\n", "input": "", "output": "四"})
+    assert [m["content"] for m in found] == ["一", "二", "三", "四"]
+    (found,) = chats({"instruction": "解释 Human: 这个词", "input": "", "output": "人"})
+    assert found[0]["content"] == "解释 Human: 这个词"
+
+
+def test_order_is_mended() -> None:
+    roles = ["gpt", "human", "human", "gpt", "human"]
+    record = {"conversations": [{"from": role, "value": str(i)} for i, role in enumerate(roles)]}
+    assert chats(record) == [[{"role": "user", "content": "1\n2"}, {"role": "assistant", "content": "3"}]]
+    assert chats({"messages": PAIR[:1]}, {"instruction": "问", "output": " "}) == []
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["system", "human", "gpt", "tool"]), st.sampled_from(["", "甲", "乙"])), max_size=8
+    )
+)
+def test_what_comes_out_can_be_rendered(turns: list[tuple[str, str]]) -> None:
+    record = {"conversations": [{"from": role, "value": value} for role, value in turns]}
+    for found in chats(record, on_bad="skip"):
+        check_messages(found)
+        assert found[-1]["role"] == "assistant"
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "无"}, "no chat in it: keys are text"),
+        ({"messages": [{"role": "king", "content": "朕"}]}, "unknown role 'king'"),
+        ({"messages": [{"role": "user", "content": None}]}, "content must be text"),
+        ({"messages": ["x"]}, "a message must be an object"),
+        ({"instruction": "问", "output": 3}, "key 'output' must hold text"),
+        ({"instruction": "问", "output": "答", "history": [["一"]]}, "pairs of question and answer"),
+        ({"chat": {"turn_1": {"Human": "问"}}}, "must hold the texts Human and MOSS"),
+    ],
+)
+def test_bad_chats(record: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=r"test, record 1: .*on_bad=skip") as caught:
+        chats(record)
+    assert message in str(caught.value)
+
+
+def test_kinds_and_texts(tmp_path: Path) -> None:
+    chat, text = (
+        write_lines(tmp_path / "c.jsonl", [{"messages": PAIR}]),
+        write_lines(tmp_path / "t.jsonl", [{"text": "文"}]),
+    )
+    assert CorpusChoice(path=str(chat)).open().kind == "chat" and CorpusChoice(path=str(text)).open().kind == "text"
+    assert list(read_texts([CorpusChoice(path=str(p)) for p in (text, chat)])) == ["文", "问\n答"]
+    assert list(read_documents(CorpusChoice(path=str(chat), kind="text"))) == ["问\n答"]
+    write_lines(tmp_path / "e.jsonl", [{"text": ""}])
+    with pytest.raises(InputError, match="corpus e: no document"):
+        list(read_texts([CorpusChoice(path=str(tmp_path / "e.jsonl"))]))
+
+
+def test_cuts(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "t.jsonl", [{"text": "字" * n} for n in (9, 2, 8, 3, 4)])
+    assert list(read_documents(CorpusChoice(path=str(path), max_documents=3))) == ["字" * n for n in (9, 2, 8)]
+    assert list(read_documents(CorpusChoice(path=str(path), max_documents=2, max_characters=4))) == ["字" * 2, "字" * 3]
+
+
+@pytest.mark.parametrize(
+    ("given_keys", "message"),
+    [
+        ([], "give a name or a path"),
+        (["name=idiom"], "unknown corpus 'idiom'; known are everyday"),
+        (["name=idioms", "path=x"], "not both"),
+        (["name=baidubaike"], "cannot be fetched"),
+        (["path=x.jsonl", "label=a/b"], "plain folder name"),
+        (["path=x.jsonl", "feild=a"], "did you mean 'field'"),
+    ],
+)
+def test_bad_choices(given_keys: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe(CorpusChoice, None, given_keys)
+    assert message in str(caught.value)
+
+
+def test_baidubaike(tmp_path: Path) -> None:
+    record = {
+        "title": "红楼梦",
+        "summary": "小说。",
+        "sections": [{"title": "作者", "content": "曹雪芹。"}],
+        "tags": ["书"],
+        "url": "u",
+    }
+    path = write_lines(tmp_path / "563w_baidubaike.json", [record, {**record, "summary": None, "sections": []}])
+    choice = CorpusChoice(name="baidubaike", path=str(path))
+    assert list(read_documents(choice)) == ["红楼梦\n小说。\n作者\n曹雪芹。", "红楼梦"]
+    assert choice.stored_as == "baidubaike"
+
+
+def test_hub_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    published = {
+        "wikipedia-cn-20230720-filtered.json": json.dumps([{"completion": "昭通机场", "source": "wikipedia.zh2307"}]),
+        "pretrain/train_encyclopedia.json": '{"text": "疾病"}\n', "pretrain/medical_book_zh.json": '{"text": "书"}\n',
+        "finetune/train_zh_0.json": '{"instruction": "问", "input": "", "output": "答"}\n',
+    }  # fmt: skip
+
+    def download(repo: str, name: str, repo_type: str) -> str:
+        assert repo_type == "dataset" and "/" in repo
+        path = tmp_path / Path(name).name
+        path.write_text(published[name], "utf-8")
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    names = ["wikipedia_cn", "shibing624_medical_encyclopedia", "shibing624_medical_books", "shibing624_medical_sft"]
+    assert [list(read_documents(CorpusChoice(name=n))) for n in names] == [["昭通机场"], ["疾病"], ["书"], [PAIR]]
+
+    def offline(*_: object, **__: object) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("Cannot find the file\nlong explanation")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(InputError, match=r"cannot be fetched .*give its path instead") as caught:
+        CorpusChoice(name="wikipedia_cn").open()
+    assert "\n" not in str(caught.value)
+
+
+# ── embedded ───────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_everyday() -> None:
+    found = list(read_documents(CorpusChoice(name="everyday")))
+    assert len(found) > 120
+    for messages in found:
+        check_messages(messages)
+        assert all(m["content"] == m["content"].strip() and "\ufffd" not in m["content"] for m in messages)
+        assert all(m["content"][-1] in "。！？" for m in messages if m["role"] == "assistant")
+    answers = {m[0]["content"]: m[1]["content"] for m in found if isinstance(m, list)}
+    assert answers["你是谁？"] == "我是 babyllama，一个从零开始训练的中文小模型。"
+
+
+def wheel(member: str, content: bytes) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as handle:
+        handle.writestr(member, content)
+    return archive.getvalue()
+
+
+def sdist(member: str, content: bytes) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as handle:
+        entry = tarfile.TarInfo(member)
+        entry.size = len(content)
+        handle.addfile(entry, io.BytesIO(content))
+    return archive.getvalue()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with tiny archives in the published layout, under the hashes that they really have."""
+    monkeypatch.setenv("BABYLLAMA_CACHE", str(tmp_path))
+    idiom = {
+        "word": "画蛇添足", "pinyin": "huà shé tiān zú", "abbreviation": "hstz",
+        "explanation": "画蛇时给蛇添上脚。比喻做了多余的事。同多此一举”。",
+        "derivation": "《战国策·齐策二》蛇固无足，子安能为之足？”", "example": "何必～？★《水浒传》第一回",
+    }  # fmt: skip
+    database = tmp_path / "laws.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute(
+            "CREATE TABLE articles (id INTEGER, law_id, law_name, chapter, section, article_no, article_text, status)"
+        )
+        rows = [(1, "第一条", "为了甲。", "现行有效"), (2, "第二条", "旧文。", "已废止")]
+        insert = "INSERT INTO articles VALUES (?, 'a', '中华人民共和国甲法', '第一章 总则', NULL, ?, ?, ?)"
+        connection.executemany(insert, rows)
+    graph = {"糖尿病": {"常见症状": ["多饮", "多尿", "多尿症", "伴消瘦"], "就诊科室": ["内分泌科"], "ICD10": ["E14"]}}
+    contents = {
+        "IDIOMS": wheel(
+            packages.IDIOMS.member, json.dumps([idiom, {**idiom, "explanation": "无", "word": "无此"}]).encode()
+        ),
+        "SANGUO": wheel(packages.SANGUO.member, json.dumps(["第一回　桃园\n\n  \n\t话说天下大势。\n\n"]).encode()),
+        "LAWS": wheel(packages.LAWS.member, database.read_bytes()),
+        "MEDICAL": sdist(packages.MEDICAL.member, pickle.dumps(graph)),
+    }
+    for name, content in contents.items():
+        package = replace(getattr(packages, name), sha256=hashlib.sha256(content).hexdigest())
+        monkeypatch.setattr(packages, name, package)
+        (tmp_path / package.file).write_bytes(content)
+    return tmp_path
+
+
+def test_embedded_entries(cache: Path) -> None:
+    def found(name: str) -> list[Any]:
+        return list(read_documents(CorpusChoice(name=name)))
+
+    assert found("idioms") == [
+        "画蛇添足：画蛇时给蛇添上脚。比喻做了多余的事。同“多此一举”。\n"
+        "出自《战国策·齐策二》：“蛇固无足，子安能为之足？”\n例句：何必画蛇添足？（《水浒传》第一回）"
+    ]
+    assert (
+        found("idiom_qa")[0][1]["content"] == "“画蛇添足”的意思是：画蛇时给蛇添上脚。比喻做了多余的事。同“多此一举”。"
+    )
+    assert found("sanguo") == ["第一回 桃园\n话说天下大势。"]
+    assert found("laws") == ["中华人民共和国甲法\n第一章 总则\n第一条 为了甲。"]
+    assert [m[1]["content"] for m in found("law_qa")] == ["《甲法》第一条规定：为了甲。"]
+    assert found("medical_text") == ["糖尿病的常见症状有多饮、多尿，患者可到内分泌科就诊。"]
+    assert {m[1]["content"] for m in found("medical_qa")} == {
+        "糖尿病的常见症状有多饮、多尿。",
+        "糖尿病可以到内分泌科就诊。",
+    }
+    assert all(CORPORA[name].licence for name in CORPORA)
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, stderr: str) -> None:
+    class Failed:
+        returncode = 1
+
+        def __init__(self, command: list[str], **_: object) -> None:
+            self.stderr = stderr
+
+    monkeypatch.setattr(packages.subprocess, "run", Failed)
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("python: No module named pip", "pip is missing"),
+        (
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.",
+            "another file than the pinned one",
+        ),
+        (
+            "WARNING: x\nERROR: Could not find a version\nERROR: No matching distribution found",
+            "No matching distribution",
+        ),
+    ],
+)
+def test_download_faults(cache: Path, monkeypatch: pytest.MonkeyPatch, log: str, message: str) -> None:
+    (cache / packages.IDIOMS.file).write_bytes(b"damaged: fetched anew")
+    fake_pip(monkeypatch, log)
+    with pytest.raises(InputError) as caught:
+        list(knowledge.idioms())
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not [p for p in cache.iterdir() if p.is_dir()]
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('pickle ran code')",))
+
+
+def test_pickle_is_data_only() -> None:
+    good = {"甲": {"乙": ["丙", 1, 2.0, None, True]}}
+    assert packages.read_plain_pickle(pickle.dumps(good), "x") == good
+    for protocol in range(6):
+        with pytest.raises(InputError, match="x: refused, it is not plain data"):
+            packages.read_plain_pickle(pickle.dumps(Malicious(), protocol), "x")
+    with pytest.raises(InputError, match="more than 10"):
+        packages.read_plain_pickle(pickle.dumps(good), "x", max_bytes=10)
+    with pytest.raises(InputError, match="refused"):
+        packages.read_plain_pickle(b"\x80", "x")
+
+
+@pytest.mark.slow
+def test_real_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the user's own pip; needs a package index."""
+    monkeypatch.setenv("BABYLLAMA_CACHE", str(tmp_path))
+    counts = {name: sum(1 for _ in read_documents(CorpusChoice(name=name)))
+              for name, corpus in CORPORA.items() if corpus.records}  # fmt: skip
+    assert counts["sanguo"] == 120 and counts["laws"] == 352
+    assert counts["idioms"] > 30_000 and counts["law_qa"] > 20_000 and counts["medical_qa"] > 50_000

@@ -1,0 +1,91 @@
+"""The table of cards: lookup by what people type, device names, rates that MFU is measured against."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from babyllama import hardware
+from babyllama.errors import InputError
+from babyllama.hardware import CARDS, Card, find_card, peak_flops, this_card
+from babyllama.load import pick_precision
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "memory"),
+    [("RTX 3060", "RTX 3060", 12), ("3060 12G", "RTX 3060", 12), ("rtx3090", "RTX 3090", 24), ("4090", "RTX 4090", 24),
+     ("GeForce RTX 4060 Ti 16GB", "RTX 4060 Ti", 16), ("NVIDIA A100-SXM4-40GB", "A100", 40), ("a100", "A100", 80),
+     ("NVIDIA H100 80GB HBM3", "H100", 80), ("H100 PCIe", "H100 PCIe", 80), ("Tesla T4", "T4", 16),
+     ("RTX A6000", "A6000", 48), ("l40s", "L40S", 48), ("4070ti", "RTX 4070 Ti", 12)],
+)  # fmt: skip
+def test_a_card_by_what_people_call_it(typed, name, memory):
+    card = find_card(typed)
+    assert (card.name, card.memory_gib) == (name, memory)
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [("RTX 3066", "RTX 3060"), ("H10", "H100"), ("A101", "A100"), ("", "known: "), ("potato", "known")],
+)
+def test_an_unknown_card_is_one_line_with_its_neighbours(typed, near):
+    with pytest.raises(InputError, match="gpu: no card") as fault:
+        find_card(typed)
+    assert near in str(fault.value) and "\n" not in str(fault.value)
+
+
+def test_every_card_is_found_by_its_own_name():
+    for card in CARDS:
+        assert find_card(card.name) is card
+        assert card.tflops > 0 and card.memory_gib >= 8 and card.bandwidth > 100 and card.link > 0
+
+
+def test_a_longer_name_stands_before_the_shorter_one_in_it():
+    names = [card.name for card in CARDS]
+    for at, name in enumerate(names):
+        assert not any(earlier in name for earlier in names[:at])
+
+
+@pytest.mark.parametrize(
+    ("reported", "tflops"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA L40S", 362),
+     ("NVIDIA L4", 121), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10G", 125), ("NVIDIA RTX A6000", 155),
+     ("NVIDIA GeForce RTX 3060", 26), ("NVIDIA GeForce RTX 4070 Ti SUPER", 80), ("Tesla V100-SXM2-16GB", 125)],
+)  # fmt: skip
+def test_the_peak_of_a_reported_device(monkeypatch, reported, tflops):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: reported)
+    assert peak_flops(torch.device("cuda"), torch.bfloat16) == tflops * 1e12
+
+
+def test_a_known_device_has_its_own_memory(monkeypatch):
+    class Properties:
+        total_memory = 40 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    assert this_card(torch.device("cuda")) == Card("A100", 312, 40, 2039, 300)
+
+
+def test_a_cpu_is_measured():
+    card = this_card(torch.device("cpu"))
+    assert card.is_cpu and card.tflops > 1e-3 and card.memory_gib > 0.1 and card.bandwidth > 0.1
+    assert not any(c.is_cpu for c in CARDS)
+
+
+def test_an_unknown_gpu_is_measured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU 9000")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("P", (), {"total_memory": 6 * 2**30}))
+    monkeypatch.setattr(
+        hardware, "_measured_flops", lambda device, dtype, size=0: 7e12 if dtype == torch.float16 else 0
+    )
+    monkeypatch.setattr(hardware, "_measured_bandwidth", lambda device: 150.0)
+    assert this_card(torch.device("cuda")) == Card("Some GPU 9000", 7, 6, 150, bf16=False)
+
+
+@pytest.mark.parametrize(("rate", "precision"), [(2e9, "fp32"), (9e10, "fp32"), (4e11, "bf16")])
+def test_a_cpu_is_fast_in_what_it_multiplies(monkeypatch, rate, precision):
+    monkeypatch.setattr(hardware, "_measured_flops", lambda _, dtype: rate if dtype == torch.bfloat16 else 8e10)
+    assert pick_precision("fast", torch.device("cpu")) == precision
+    assert (
+        pick_precision("auto", torch.device("cpu")) == "fp32" and pick_precision("bf16", torch.device("cpu")) == "bf16"
+    )

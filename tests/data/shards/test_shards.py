@@ -207,3 +207,26 @@ def test_bad_manifests(copy: Path, tmp_path: Path) -> None:
 
 def test_dtype() -> None:
     assert token_dtype(1 << 16) == np.dtype("<u2") and token_dtype((1 << 16) + 1) == np.dtype("<u4")
+
+
+def test_hash_names_the_content(folder: Path, tmp_path: Path) -> None:
+    """Equal wherever the folder lies and whoever wrote the manifest; another with one other byte, border or mask."""
+    first = Prepared.open(folder / "out").hash
+    moved = Path(shutil.copytree(folder / "out", tmp_path / "moved"))
+    assert Prepared.open(moved).hash == first
+    manifest = json.loads((moved / "manifest.json").read_text("utf-8"))
+    for corpus in manifest["corpora"].values():
+        corpus["source"] = "elsewhere"
+        for split in corpus["splits"].values():
+            for shard in split["shards"]:
+                del shard["xxh3"]  # as folders of before the digests
+    (moved / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    assert Prepared.open(moved).hash == first
+    for name in ("text/train-00000.bin", "chat/train-00000.mask", "chat/val-00000.docs"):
+        path = moved / "shards" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])
+        assert Prepared.open(moved).hash != first, name
+        path.write_bytes(whole)
+    prepared(tmp_path, "validation=0.1", texts=TEXTS[1:])
+    assert Prepared.open(tmp_path / "out").hash != first

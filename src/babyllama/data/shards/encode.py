@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from babyllama.atomic import write_atomic
-from babyllama.data.shards.shards import SPLITS, VERSION, token_dtype
+from babyllama.data.shards.shards import SPLITS, VERSION, shard_digest, token_dtype
 from babyllama.data.shards.workers import spread
 from babyllama.data.sources.corpora import Source
 from babyllama.data.sources.readers import Blob
@@ -177,13 +177,14 @@ def _encode(tokenizer: Tokenizer, batch: list[Document]) -> Iterator[tuple[Docum
 def _write(job: Job, name: str, split: _Split) -> dict[str, Any]:
     path = job.record.with_name(f"{name}-{job.index:05d}.bin")
     tokens, rows = np.concatenate(split.tokens), np.array(split.rows, "<u4")
+    mask = np.concatenate(split.masks).tobytes() if split.masks else b""
     write_atomic(path, tokens.tobytes())
     write_atomic(path.with_suffix(".docs"), rows.tobytes())
-    if split.masks:
-        write_atomic(path.with_suffix(".mask"), np.concatenate(split.masks).tobytes())
+    if mask:
+        write_atomic(path.with_suffix(".mask"), mask)
     size = int(rows[:, 1].sum(dtype=np.int64))
     return {"name": path.name, "tokens": len(tokens), "documents": len(rows), "bytes": size,
-            "characters": split.characters}  # fmt: skip
+            "characters": split.characters, "xxh3": shard_digest(tokens.tobytes(), rows.tobytes(), mask)}  # fmt: skip
 
 
 def write_manifest(folder: Path, sources: list[Source], done: list[Done], plan: Plan) -> dict[str, Any]:

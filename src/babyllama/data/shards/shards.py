@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from babyllama.data.sources.records import Kind
 from babyllama.errors import InputError
@@ -32,6 +33,15 @@ SPLITS = ("train", "val")
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """The narrowest type for ids below `vocab_size`."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def shard_digest(tokens: bytes, documents: bytes, mask: bytes) -> str:
+    """32 hex digits of one shard's content: its .bin, .docs and .mask, the last empty for texts."""
+    digest = xxhash.xxh3_128()
+    for part in (tokens, documents, mask):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=256)  # each holds a file descriptor; a process may have 1,024
@@ -152,6 +162,34 @@ class Prepared:
     def eos(self) -> int:
         """The id of the end token."""
         return self.manifest["eos"]
+
+    @cached_property
+    def hash(self) -> str:
+        """32 hex digits of all that a training reads: tokens, borders, masks and their corpora; not the path.
+
+        A folder of before the manifest held the shards' digests is read once in full.
+        """
+        content = {
+            label: {
+                "kind": corpus["kind"],
+                **{
+                    split: [self._digest(label, shard) for shard in corpus["splits"][split]["shards"]]
+                    for split in SPLITS
+                },
+            }
+            for label, corpus in self.manifest["corpora"].items()
+        }
+        decides = {key: self.manifest[key] for key in ("version", "tokenizer", "eos", "dtype", "chat_template")}
+        return xxhash.xxh3_128_hexdigest(json.dumps({**decides, "corpora": content}).encode())
+
+    def _digest(self, label: str, shard: dict[str, Any]) -> str:
+        if "xxh3" in shard:
+            return shard["xxh3"]
+        path = self.path / "shards" / label / shard["name"]
+        mask = path.with_suffix(".mask")
+        return shard_digest(
+            path.read_bytes(), path.with_suffix(".docs").read_bytes(), mask.read_bytes() if mask.is_file() else b""
+        )
 
     @cached_property
     def corpora(self) -> dict[str, dict[str, TokenStore]]:

@@ -96,6 +96,37 @@ def test_dates_and_chinese_are_text(tmp_path):
     assert load(tmp_path, "\ufeffname: 带BOM\n").name == "带BOM"
 
 
+AS_TYPED = ['他说"好"', '"好"是什么意思', '"好" 和 "坏"', '"', "it's", "a: b # c", "", "null", "{x"]
+
+
+@pytest.mark.parametrize(("typed", "text"), [*((t, t) for t in AS_TYPED), ('"a: b"', "a: b"), ("'2024'", "2024")])
+def test_text_is_taken_as_it_is_typed(typed, text):
+    assert load_recipe(Example, None, [f"name={typed}"]).name == text
+
+
+class Places(Recipe):
+    out: Path
+    maybe: Path | None = Path("x")
+    many: tuple[Path, ...] = ()
+    corpora: tuple[Corpus, ...] = ()
+
+
+def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "r.yaml").write_text("out: ~/a\nmany: [~/b, c~, ./c/~]\ncorpora: [{path: ~/d}]\n", "utf-8")
+    got = load_recipe(Places, "~/r.yaml", ["maybe=~"])
+    assert (got.out, got.maybe, got.corpora[0].path) == (tmp_path / "a", tmp_path, tmp_path / "d")
+    assert got.many == (tmp_path / "b", Path("c~"), Path("c/~"))
+    assert load_recipe(Places, None, ["out=a", "maybe=null"]).maybe is None
+
+
+def test_paths_that_cannot_be_meant():
+    for typed, part in (("out=~nobody-is-called-so/x", "no home folder"), ("out=", "out: is empty; give a path")):
+        with pytest.raises(InputError, match=part):
+            load_recipe(Places, None, [typed])
+
+
 def test_list_items_by_index(tmp_path):
     text = "corpora: [{path: a}, {path: b, weight: 2.0}]\nprompts: [x, y]\n"
     got = load(tmp_path, text, "corpora.1.weight=3", "corpora.0.path=c", "prompts.1=z")

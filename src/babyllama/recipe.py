@@ -11,11 +11,12 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from babyllama.errors import InputError
 
@@ -26,6 +27,23 @@ class Recipe(BaseModel):
     """Base of every recipe and of every frozen value inside one: immutable, strict, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        """``~`` is the home folder in every path of every recipe."""
+        return _at_home(value)
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_at_home(item) for item in value)
+    if isinstance(value, Path):
+        try:
+            return value.expanduser()
+        except RuntimeError:
+            raise ValueError(f"there is no home folder {value.parts[0]}; give the whole path") from None
+    return value
 
 
 R = TypeVar("R", bound=Recipe)
@@ -88,7 +106,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def find_recipe(name: str) -> Path:
     """A path as given, or a recipe that comes with the package (``quickstart/pretrain``)."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file():
         return path
     bundled = BUNDLED / f"{name.removesuffix('.yaml')}.yaml"
@@ -137,9 +155,7 @@ def _apply(kind: type[BaseModel], data: dict[str, Any], override: str) -> None:
         else:
             node[part] = child
         node = child
-    # A text is taken as it stands (prompt=2024, prompt=a: b), unless it is quoted or null.
-    plain = not value.strip() or (_is_text(kind, path.split(".")) and value[0] not in "\"'" and value != "null")
-    parsed = value if plain else parse_yaml(value, f"override {path}")
+    parsed = _value(kind, path, value)
     if isinstance(node, list):
         _item(node, last, path)
         node[int(last)] = parsed
@@ -147,13 +163,33 @@ def _apply(kind: type[BaseModel], data: dict[str, Any], override: str) -> None:
         node[last] = parsed
 
 
-def _is_text(kind: type[BaseModel], path: Sequence[str]) -> bool:
-    """Whether every field that `path` may mean holds text or a path."""
+def _value(kind: type[BaseModel], path: str, text: str) -> Any:
+    """What was typed: YAML, except where the field is a text: then it is taken as it stands (``prompt=2024``).
+
+    A text is YAML only if all of it is quoted, or if it is ``null`` and the field can be that.
+    """
+    fields = _fields(kind, path.split("."))
+    texts = bool(fields) and all(field in (str, Path, str | None, Path | None) for field in fields)
+    if not text.strip():
+        if any(field in (Path, Path | None) for field in fields):
+            raise InputError(f"override {path}: is empty; give a path, or leave the key out")
+        return text
+    if not texts:
+        return parse_yaml(text, f"override {path}")
+    if text == "null" and all(field in (str | None, Path | None) for field in fields):
+        return None
+    if text[0] in "\"'" and text[-1] == text[0]:
+        with suppress(InputError):  # quoted words at both ends, such as "a" or "b", are no quoted text
+            return parse_yaml(text, path)
+    return text
+
+
+def _fields(kind: type[BaseModel], path: Sequence[str]) -> list[Any]:
+    """The types of every field that `path` may mean."""
     models = [kind]
     for part in path[:-1]:
         models = models if part.isdecimal() else [m for model in models for m in _models_in(_annotation(model, part))]
-    found = [a for a in (_annotation(model, path[-1]) for model in models) if a is not None]
-    return bool(found) and all(a in (str, Path, str | None, Path | None) for a in found)
+    return [a for a in (_annotation(model, path[-1]) for model in models) if a is not None]
 
 
 def _item(items: list[Any], part: str, path: str) -> Any:

@@ -118,15 +118,11 @@ class Run:
 
     def lock(self) -> None:
         """Hold the directory until this process ends, so that two commands cannot write one run."""
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
-            return
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _claim(handle)
         except OSError:
             os.close(handle)
             raise InputError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
@@ -217,6 +213,18 @@ class Run:
         for step, folder in self.states():
             if step > after:
                 shutil.rmtree(folder)
+
+
+def _claim(handle: int) -> None:
+    """Lock an open file for this process alone, until it is closed. Raises OSError when another has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _damage(folder: Path) -> str | None:

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
 from babyllama.errors import InputError
+from babyllama.interrupts import held
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -88,7 +89,8 @@ def _workers(work: Callable[[J], R], count: int) -> Iterator[list[Connection]]:
         for _ in range(count):
             mine, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(work, theirs), daemon=True)
-            process.start()
+            with held():  # it imports before it can ignore Ctrl-C itself
+                process.start()
             theirs.close()
             connections.append(mine)
             processes.append(process)
@@ -102,7 +104,7 @@ def _workers(work: Callable[[J], R], count: int) -> Iterator[list[Connection]]:
 
 def _serve(work: Callable[[J], R], connection: Connection) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle; Windows cannot hold it
     while True:
         try:
             job = connection.recv()

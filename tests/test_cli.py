@@ -1,0 +1,138 @@
+"""The entry: consoles that lack characters, pipes that close, Ctrl-C at any moment, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+POSIX = pytest.mark.skipif(os.name != "posix", reason="sends signals and closes pipes as POSIX does")
+HEAVY = ("torch", "numpy", "matplotlib", "tokenizers", "sentencepiece")
+
+
+def start(*words, code="from babyllama.cli import main; main()", **more):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
+    return subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env=environment, start_new_session=True)  # fmt: skip
+
+
+def ended(process, timeout=60):
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+# A verb whose import, or work, tells us that it has begun and then takes long.
+SLOW_IMPORT = """
+import importlib.util, sys
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("importing", flush=True)
+            import time; time.sleep(30)
+sys.meta_path.insert(0, Slow())
+from babyllama.cli import main; main()
+"""
+FALSE_ERROR = """
+import sys, types
+import babyllama.recipe as r
+class Value(r.Recipe): pass
+def main(recipe):
+    print("working", flush=True)
+    import time
+    try: time.sleep(30)
+    except KeyboardInterrupt: raise ImportError("cannot import name from partially initialized module") from None
+sys.modules["babyllama.commands.train"] = types.SimpleNamespace(TrainRecipe=Value, main=main)
+from babyllama.cli import main as entry; entry()
+"""
+
+
+@POSIX
+@pytest.mark.parametrize("code", [SLOW_IMPORT, FALSE_ERROR, FALSE_ERROR.replace("ImportError", "KeyboardInterrupt")])
+def test_ctrl_c_is_one_line_at_any_moment(code):
+    process = start("train", code=code)
+    process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    status, _, err = ended(process)
+    assert status == 130
+    assert err.decode().strip() == "babyllama: interrupted; the same command continues"
+
+
+@POSIX
+def test_ctrl_c_while_workers_start_and_work(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom babyllama.data.shards.workers import spread\ntime.sleep(0.5)\n"
+        "def work(job):\n    time.sleep(30)\n"
+    )
+    code = ("import sys, types, babyllama.recipe as r\n"
+            "class Value(r.Recipe): pass\n"
+            "def main(recipe):\n"
+            "    import slow\n    print('working', flush=True)\n"
+            "    list(slow.spread(slow.work, range(4), lambda job: None, 2))\n"
+            "if __name__ == '__main__':\n"
+            "    sys.modules['babyllama.commands.train'] = types.SimpleNamespace(TrainRecipe=Value, main=main)\n"
+            "    from babyllama.cli import main as entry; entry()\n")  # fmt: skip
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    for pause in (0.2, 1.5):  # while the workers import; while they work
+        process = subprocess.Popen([sys.executable, str(script), "train"], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+        process.stdout.readline()
+        time.sleep(pause)
+        os.killpg(process.pid, signal.SIGINT)
+        status, _, err = ended(process)
+        assert (status, err.decode().strip()) == (130, "babyllama: interrupted; the same command continues")
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "ascii", "cp1252"])
+@pytest.mark.parametrize("words", [["train", "--help"], ["recipes"], ["generate", "模型🦙", "prompt=x"]])
+def test_a_character_that_the_console_lacks_ends_nothing(encoding, words):
+    status, out, err = ended(start(*words, PYTHONIOENCODING=encoding))
+    assert b"Traceback" not in err
+    assert status == (2 if words[0] == "generate" else 0)
+    # Whatever was shown is text of that encoding; typer writes UTF-8 where it finds ASCII.
+    out.decode("utf-8" if encoding == "ascii" else encoding)
+    err.decode(encoding)
+
+
+@POSIX
+def test_a_closed_pipe_ends_quietly():
+    process = start("train", "--help", PYTHONUNBUFFERED="1")
+    process.stdout.close()
+    process.wait(60)
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_exit_codes_and_one_line():
+    assert ended(start())[0] == 0  # help
+    assert ended(start("--version"))[0] == 0
+    for words, part in (
+        (["trian"], "Did you mean 'train'?"),
+        (["train"], "out: "),
+        (["chat", "runs/none"], "runs/none"),
+    ):
+        status, out, err = ended(start(*words))
+        assert (status, out) == (2, b"")
+        lines = err.decode().splitlines()
+        assert all(line.startswith("babyllama: ") for line in lines)
+        assert any(part in line for line in lines)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["recipes"]])
+def test_help_imports_nothing_heavy(words):
+    code = ("import sys, json\nfrom babyllama.cli import main\ntry: main()\n"
+            f"except SystemExit: print(json.dumps([m for m in {HEAVY} if m in sys.modules]))")  # fmt: skip
+    _, out, _ = ended(start(*words, code=code))
+    assert json.loads(out.decode().splitlines()[-1]) == []
+
+
+def test_python_m_babyllama():
+    done = subprocess.run([sys.executable, "-m", "babyllama", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("babyllama ")
+    assert Path(done.args[0]).exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import subprocess
 import sys
@@ -10,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from babyllama.atomic import write_atomic, write_folder
+from babyllama.atomic import json_text, write_atomic, write_folder
 from babyllama.errors import InputError
 from babyllama.run import Run
 from test_run import Example, fill_with, one_line
@@ -194,3 +198,18 @@ def test_a_file_in_the_way(tmp_path):
         write_atomic(tmp_path / "file" / "run" / "note.txt", "x")
     one_line(error)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))  # fmt: skip
+def test_json_is_strict_and_only_what_it_cannot_say_is_lost(data):
+    said = json.loads(json_text(data), parse_constant=pytest.fail)
+
+    def lost(value):
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, dict):
+            return {key: lost(inner) for key, inner in value.items()}
+        return [lost(inner) for inner in value] if isinstance(value, list) else value
+
+    assert said == lost(data)

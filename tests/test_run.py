@@ -6,6 +6,7 @@ Kills and full disks are in test_run_atomic.py.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -117,6 +118,14 @@ def test_a_last_line_cut_anywhere_is_left_out(run):
 def test_text_with_line_separators_stays_one_line(run):
     run.log(1, text="a\u2028b\x85c\nd")
     assert run.metrics() == [{"step": 1, "text": "a\u2028b\x85c\nd"}]
+
+
+def test_what_is_no_number_is_null_in_the_file_and_nan_in_the_metrics(run):
+    run.log(1, kind="guard", loss=float("nan"), norm=float("inf"), bits_per_byte=None)
+    line = (run.path / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(line, parse_constant=pytest.fail)["norm"] is None
+    (found,) = [m for m in run.metrics() if m.get("kind") == "guard"]
+    assert math.isnan(found["loss"]) and math.isnan(found["norm"]) and found["bits_per_byte"] is None
 
 
 def test_rewind(run):

@@ -1,4 +1,4 @@
-"""Writing so that a kill at any instant leaves the old or the new, never a half: files, and whole folders.
+"""Writing so that a kill at any instant leaves the old or the new, never a half: files, JSON, and whole folders.
 
 A temporary name, fsync, rename. A full disk or a name that cannot be written is one clear line. Not here: what is
 written (run.py and its users).
@@ -7,12 +7,15 @@ written (run.py and its users).
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from babyllama.errors import InputError
 
@@ -80,6 +83,24 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         finally:
             partial.unlink(missing_ok=True)
         _fsync(path.parent)
+
+
+def json_text(data: Any, indent: int | None = None) -> str:
+    """`data` as JSON that every reader takes: NaN and the infinities, for which JSON has no words, become null."""
+    return json.dumps(_finite(data), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
+    """`json_text` and a line's end, as `write_atomic` writes."""
+    write_atomic(path, json_text(data, indent) + "\n")
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:

@@ -11,6 +11,7 @@ new file. Not here: what is inside ``model/`` and ``state/`` (the callers fill t
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -25,7 +26,7 @@ from typing import Any
 import xxhash
 import yaml
 
-from babyllama.atomic import disk_errors, recover_folder, write_atomic, write_folder
+from babyllama.atomic import disk_errors, json_text, recover_folder, write_atomic, write_folder, write_json
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe, dump_recipe, validate
 
@@ -77,7 +78,7 @@ class Run:
         run.lock()
         if not (path / "run.json").exists():
             write_atomic(path / "recipe.yaml", text)
-            write_atomic(path / "env.json", json.dumps(environment(), indent=1))
+            write_json(path / "env.json", environment())
             run._write_info({"verb": verb, "status": "started", "parent": str(parent) if parent else None,
                              "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "summary": {}})  # fmt: skip
         return run
@@ -148,7 +149,7 @@ class Run:
         return self.info["status"] == "finished"
 
     def _write_info(self, info: dict[str, Any]) -> None:
-        write_atomic(self.path / "run.json", json.dumps(info, ensure_ascii=False, indent=1))
+        write_json(self.path / "run.json", info)
 
     def finish(self, **summary: Any) -> None:
         """Mark the run as finished, with its figures; lets other processes use it."""
@@ -159,17 +160,18 @@ class Run:
     def log(self, step: int, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
         with disk_errors(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"step": step, **values}, ensure_ascii=False) + "\n")
+            handle.write(json_text({"step": step, **values}) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every logged line; a last line cut by a kill is left out."""
+        """Every logged line; a last line cut by a kill is left out. A loss or norm that was no number is NaN."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []
-        return [json.loads(line) for line in lines[:-1]]
+        found = [json.loads(line) for line in lines[:-1]]
+        return [{**m, **{key: math.nan for key in ("loss", "norm") if m.get(key, 0) is None}} for m in found]
 
     def rewind_metrics(self, step: int) -> None:
         """Forget what was logged after `step`: the resumed run will log it again."""
-        kept = [json.dumps(m, ensure_ascii=False) + "\n" for m in self.metrics() if m["step"] <= step]
+        kept = [json_text(m) + "\n" for m in self.metrics() if m["step"] <= step]
         write_atomic(self.path / "metrics.jsonl", "".join(kept))
 
     # ── states ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -182,7 +184,7 @@ class Run:
 
         def fill_and_seal(folder: Path) -> None:
             fill(folder)
-            write_atomic(folder / "files.json", json.dumps(_checksums(folder), indent=1))
+            write_json(folder / "files.json", _checksums(folder))
 
         write_folder(self.path / "state" / f"step-{step:07d}", fill_and_seal)
         for _, folder in self.states()[:-keep]:

@@ -155,6 +155,18 @@ def test_doras_magnitude_is_the_norm_of_the_loaded_weights(model, kept):
         torch.testing.assert_close(model.get_submodule(path).magnitude.double(), norm, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kept", BASES)
+def test_rows_of_zeros_have_no_direction_and_stay_finite(config, kept, tokens):
+    model = sharp_model(config)
+    model.layers[1].mlp.down_proj.weight[::2] = 0
+    pack(model, kept)
+    before = model(tokens)
+    attach(model, Dora(rank=2), seed=1)
+    assert torch.equal(model(tokens), before)
+    model(tokens).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize(
     "adapter,scale", [(Lora(rank=4, alpha=6), 1.5), (Lora(rank=4, alpha=6, scaling="sqrt_rank"), 3)]
 )

@@ -82,7 +82,7 @@ def test_peft_finds_the_base_by_itself(one, tokens):
     torch.testing.assert_close(found(tokens).logits, read_model(one, attach=True)(tokens), rtol=0, atol=1e-5)
 
 
-PEFTS = {
+PEFTS = {  # the first key of a pattern that fits counts, and PEFT saves keys sorted: ours are
     "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
     "regex": {"r": 4, "target_modules": r".*\.mlp\.(up|down)_proj"},
     "all": {"r": 4, "target_modules": "all-linear"},
@@ -90,6 +90,12 @@ PEFTS = {
     "rslora": {"r": 4, "target_modules": ["q_proj"], "use_rslora": True, "lora_alpha": 16},
     "patterns": {"r": 4, "target_modules": ["q_proj", "k_proj"], "rank_pattern": {"k_proj": 2},
                  "alpha_pattern": {"k_proj": 3}},
+    "expressions": {"r": 4, "target_modules": ["q_proj", "k_proj", "down_proj"], "rank_pattern": {r".*\.[01]\..*": 3},
+                    "alpha_pattern": {"[qk]_proj": 24, r"model\.layers\.1\..*_proj": 2, "q_proj": 1}},
+    "pissa": {"r": 4, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": "pissa", "lora_alpha": 12},
+    "olora": {"r": 4, "target_modules": ["k_proj", "up_proj"], "init_lora_weights": "olora"},
+    "pissa-more": {"r": 12, "target_modules": ["k_proj"], "init_lora_weights": "pissa", "use_dora": True,
+                   "use_rslora": True},
     "some-layers": {"r": 4, "target_modules": ["q_proj"], "layers_to_transform": [0, 2]},
     "whole": {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
     "embedding": {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
@@ -190,7 +196,13 @@ def test_truncated_weights_are_refused(one, keep):
 
 def test_missing_weights_are_refused(one):
     (one / "adapter_model.safetensors").unlink()
-    refused(one, "adapter_model.safetensors: not a whole safetensors file")
+    refused(one, "no adapter_model.safetensors$")
+
+
+def test_a_pickle_is_never_opened(one):
+    (one / "adapter_model.safetensors").unlink()
+    (one / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    refused(one, r"adapter_model\.bin is a pickle, which may run code: convert it to safetensors")
 
 
 @pytest.mark.parametrize("change,said", [
@@ -217,6 +229,9 @@ def test_tensors_that_do_not_fit_are_named(one, change, said):
     ({"bias": "all"}, "bias = 'all' is not supported"),
     ({"fan_in_fan_out": True}, "fan_in_fan_out = True is not supported"),
     ({"use_dora": True}, "missing .*magnitude"),
+    ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4': PEFT took a part out of the base that nobody kept"),
+    ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
+    ({"alpha_pattern": {"q_proj(": 3}}, r"alpha_pattern: 'q_proj\(' is not a regular expression"),
 ])  # fmt: skip
 def test_configs_that_we_do_not_compute_are_refused(one, values, said):
     edit(one, **values)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from babyllama.errors import InputError
 from babyllama.model.checkpoint import load_model, read_config, save_model
@@ -77,6 +78,19 @@ def test_tied_model_that_stores_its_head_twice(tmp_path):
     edit_weights(tmp_path, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))
     model = load_model(tmp_path)
     assert model.lm_head.weight is model.embed_tokens.weight
+
+
+def test_a_tied_model_with_a_head_of_its_own_computes_with_it_as_transformers_does(tmp_path, tokens):
+    save_model(sharp_model(tiny_config(tied=True)), tmp_path, bos_id=1, eos_id=2)
+    tied = load_model(tmp_path)
+    edit_weights(tmp_path, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].flip(0)}))
+    ours = load_model(tmp_path)
+    twin = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(ours(tokens), twin(tokens).logits, rtol=0, atol=2e-5)
+    assert (ours(tokens) - tied(tokens)).abs().max() > 0.1
+    (tmp_path / "again").mkdir()
+    save_model(ours, tmp_path / "again", bos_id=1, eos_id=2)
+    assert torch.equal(load_model(tmp_path / "again")(tokens), ours(tokens))
 
 
 @pytest.mark.parametrize("kept", [0, 4, 700, -1])

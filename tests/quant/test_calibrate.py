@@ -10,12 +10,16 @@ from small_data import prepared
 
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.errors import InputError
+from babyllama.model.surgery import dense_weight
 from babyllama.quant.awq import Awq
 from babyllama.quant.calibrate import STAGES, Calibration, Ends, Layer, Report, check, quantise, settled, stored_bits
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Grid
+from babyllama.quant.int8 import Int8
 from babyllama.quant.linear import GroupedLinear, PackedEmbedding
+from babyllama.quant.onebit import PackSigns, start
 from babyllama.quant.rtn import Moments, Rtn
+from conftest import sharp_model
 
 METHODS = [
     Rtn(group_size=16, short_group=True),
@@ -149,6 +153,18 @@ def test_calibration_pays(model, method):
     errors = [sum(float((m.hidden(b.tokens) - model.hidden(b.tokens)).square().sum()) for b in fresh)
               for m in (plain, made)]  # fmt: skip
     assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("method", [*METHODS, Int8(), PackSigns()], ids=lambda m: m.kind)
+def test_a_matrix_of_zeros_loses_nothing(config, tokens, method):
+    model = sharp_model(config)
+    model.layers[1].mlp.down_proj.weight.zero_()
+    if method.kind == "onebit":
+        start(model)
+    (layer,) = [f for f in quantise(model, batches(), method).layers if f.name == "layers.1.mlp.down_proj"]
+    assert layer.error == 0
+    assert model(tokens).isfinite().all()
+    assert not dense_weight(model.layers[1].mlp.down_proj).any()
 
 
 def test_stored_bits():

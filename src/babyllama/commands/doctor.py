@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from babyllama.atomic import write_atomic
+from babyllama.atomic import json_text, write_json
 from babyllama.commands.train import FromModel, TrainRecipe, assemble
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import DataRecipe
@@ -66,9 +65,9 @@ def main(recipe: DoctorRecipe) -> None:
         "findings": [{"check": f.check, **asdict(f)} for f in findings],
     }
     if recipe.out is not None:
-        write_atomic(recipe.out, json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+        write_json(recipe.out, report)
     if recipe.format == "json":
-        print(json.dumps(report, ensure_ascii=False, indent=1))
+        print(json_text(report, indent=1))
     else:
         _show(recipe.target, findings, console)
     if faults:

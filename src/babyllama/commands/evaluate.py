@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from babyllama.atomic import write_atomic
+from babyllama.atomic import write_json
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
@@ -77,7 +76,7 @@ def main(recipe: EvaluateRecipe) -> None:
         _show_samples(answers, console)
     result = {"recipe": recipe.model_dump(mode="json"), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
               "loss": losses, "answers": answers}  # fmt: skip
-    write_atomic(recipe.file, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+    write_json(recipe.file, result)
     console.print(f"written to {recipe.file}", markup=False, soft_wrap=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from babyllama.atomic import write_atomic
+from babyllama.atomic import write_atomic, write_json
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError, needs_extra
 from babyllama.evals.longcontext import by_length, long_rows, passkey, rows_of
@@ -155,7 +154,7 @@ def write(folder: Path, result: Json) -> None:
     """result.json, figure.png, and a page that holds both."""
     folder.mkdir(parents=True, exist_ok=True)
     draw(folder / "figure.png", result)
-    write_atomic(folder / "result.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+    write_json(folder / "result.json", result)
     image = base64.b64encode((folder / "figure.png").read_bytes()).decode()
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text("utf-8"))
     write_atomic(folder / "index.html", page.render(result=result, image=image))

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
-from babyllama.atomic import write_atomic
+from babyllama.atomic import json_text, write_atomic
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.foresight.budget import Proposal, Terms, best, ladder, propose, usable_gib
@@ -113,11 +113,11 @@ def main(recipe: PlanRecipe) -> None:
     figures = {**_figures(proposal, recipe, corpus), "command": command(train, recipe.gpus), "recipe": train,
                "others": [_brief(other) for _, other in found[1:]]}  # fmt: skip
     if recipe.format == "json":
-        print(json.dumps(figures, ensure_ascii=False, indent=1))
+        print(json_text(figures, indent=1))
     else:
         _show(found, figures, recipe)
     if recipe.out is not None:
-        text = yaml.safe_dump(train, sort_keys=False) if recipe.out.suffix == ".yaml" else json.dumps(figures, indent=1)
+        text = yaml.safe_dump(train, sort_keys=False) if recipe.out.suffix == ".yaml" else json_text(figures, indent=1)
         write_atomic(recipe.out, text.rstrip() + "\n")
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from babyllama.atomic import write_atomic
+from babyllama.atomic import write_json
 from babyllama.commands.samples import Samples, sampler
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import Batch
@@ -111,7 +111,7 @@ def main(recipe: QuantizeRecipe) -> None:
                   "device": device_name(device), "before": before, "after": found}  # fmt: skip
         if recipe.sweep:
             draw(run.path / "figure.png", result)
-        write_atomic(run.path / "report.json", json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+        write_json(run.path / "report.json", result)
         run.finish(**{key: found[-1][key] for key in ("name", "bits_per_weight", "perplexity", "bits_per_byte")})
     _show(json.loads((run.path / "report.json").read_text("utf-8")), console)
     made = f"{recipe.out}/figure.png" if recipe.sweep else f"{recipe.out}/model is ready: babyllama chat {recipe.out}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from babyllama.atomic import write_atomic
+from babyllama.atomic import write_json
 from babyllama.errors import InputError
+from babyllama.model.checkpoint import missing_weights
 from babyllama.model.laws import RopeConfig, law_of
 from babyllama.model.lora import NORMS, WRAPPERS, Lora, LoraLinear, Trained, is_end, linears, train_whole, wrap
 from babyllama.model.nf4 import PACKED, Base
+from babyllama.model.starts import LOST, STARTS, beside_whole
 from babyllama.model.surgery import dense_weight
 from babyllama.run import add_file
 
@@ -35,7 +38,8 @@ PREFIX = "base_model.model."
 SUFFIXES = {"lora_A.weight": "lora_A", "lora_B.weight": "lora_B", "lora_magnitude_vector": "magnitude"}
 # Keys of adapter_config.json under which PEFT computes something that we do not, unless they are empty.
 REFUSED = ("fan_in_fan_out", "lora_bias", "trainable_token_indices", "layer_replication", "target_parameters",
-           "alora_invocation_tokens", "arrow_config", "megatron_config")  # fmt: skip
+           "alora_invocation_tokens", "arrow_config", "megatron_config", "use_qalora", "use_bdlora", "velora_config",
+           "monteclora_config", "kasa_config")  # fmt: skip
 
 
 def is_adapter(folder: Path) -> bool:
@@ -88,7 +92,7 @@ def claim_base(run: Path, base: BaseLink, write: bool) -> None:
             raise InputError(f"{run}: began on a base with hash {began}, but {base.folder} has {base.hash}; "
                              "put that base back, or choose another out=…")  # fmt: skip
     elif write:
-        write_atomic(note, json.dumps({"path": str(base.folder), "hash": base.hash}, indent=2) + "\n")
+        write_json(note, {"path": str(base.folder), "hash": base.hash}, indent=2)
 
 
 def logical_name(path: str) -> str:
@@ -129,8 +133,8 @@ def save_adapter(model: nn.Module, folder: Path, adapter: Lora, base: BaseLink, 
     link = {"path": os.path.relpath(base.folder.resolve(), folder.resolve()), "hash": base.hash, "packed": base.packed}
     if base.rope is not None:
         link["rope"] = base.rope.model_dump()
-    write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-    write_atomic(folder / BASE, json.dumps(link, indent=2) + "\n")
+    write_json(folder / CONFIG, config, indent=2)
+    write_json(folder / BASE, link, indent=2)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
@@ -176,7 +180,12 @@ def load_adapter(model: nn.Module, folder: Path, name: str = "default") -> None:
     parts = _read(folder / WEIGHTS)
     factors = {path: p for path, p in parts.items() if "weight" not in p}
     _check(model, config, factors, folder)
-    sizes = {path: (len(p["lora_A"]), _scale(config, path, len(p["lora_A"]))) for path, p in factors.items()}
+    scales = {path: _scale(config, path, len(p["lora_A"])) for path, p in factors.items()}
+    if (start := str(config.get("init_lora_weights")).lower()) in STARTS:
+        for path, p in factors.items():
+            weight = dense_weight(model.get_submodule(path))
+            p["lora_B"], p["lora_A"] = beside_whole(start, weight, p["lora_B"], p["lora_A"], scales[path])
+    sizes = {path: (len(p["lora_A"]), scales[path]) for path, p in factors.items()}
     whole = {path: p["weight"] for path, p in parts.items() if "weight" in p}
     wrap(model, sizes, WRAPPERS["dora" if config.get("use_dora") else "lora"], 0.0, name)
     _train_whole(model, whole, name, folder)
@@ -191,6 +200,15 @@ def load_adapter(model: nn.Module, folder: Path, name: str = "default") -> None:
 def _refuse(config: dict[str, Any], where: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise InputError(f"{where}: peft_type is {config.get('peft_type')!r}; only 'LORA' (with DoRA) can be loaded")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(LOST):
+        raise InputError(f"{where}: init_lora_weights is {start!r}: PEFT took a part out of the base that nobody kept; "
+                         "save it with path_initial_model_for_weight_conversion=…, as a plain LoRA")  # fmt: skip
+    for key in config.get("alpha_pattern") or {}:
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise InputError(f"{where}: alpha_pattern: {key!r} is not a regular expression ({error})") from None
     used = [f"{key} = {config[key]!r}" for key in REFUSED if config.get(key)]
     if config.get("bias", "none") != "none":
         used.append(f"bias = {config['bias']!r}")
@@ -200,6 +218,8 @@ def _refuse(config: dict[str, Any], where: Path) -> None:
 
 def _read(file: Path) -> dict[str, dict[str, Tensor]]:
     """Our module name → its tensors by attribute; ``weight`` for a module that was trained whole."""
+    if not file.is_file():
+        raise missing_weights(file.parent, file.name)
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
@@ -217,8 +237,10 @@ def _read(file: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def _scale(config: dict[str, Any], path: str, rank: int) -> float:
-    patterns = config.get("alpha_pattern") or {}
-    alpha = next((value for end, value in patterns.items() if is_end(path, end)), config.get("lora_alpha", 8))
+    """s of a linear; the keys of alpha_pattern are regular expressions for the end of its name, the first that fits."""
+    name, patterns = f"model.{path}", config.get("alpha_pattern") or {}
+    fitting = [alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", name)]
+    alpha = fitting[0] if fitting else config.get("lora_alpha", 8)
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 

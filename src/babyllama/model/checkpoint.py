@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from babyllama.atomic import write_atomic
+from babyllama.atomic import write_json
 from babyllama.errors import InputError
 from babyllama.model.config import ModelConfig, extended, from_hugging_face, to_hugging_face
 from babyllama.model.laws import RopeConfig
@@ -54,9 +54,9 @@ def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packi
     config = to_hugging_face(model.config, bos_id, eos_id, dtype, own=packing is not None and packing.own)
     if packing:
         config["quantization_config"] = packing.settings
-    write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_json(folder / "config.json", config, indent=2)
     generation = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
-    write_atomic(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    write_json(folder / "generation_config.json", generation, indent=2)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -97,23 +97,16 @@ def load_model(folder: Path, rope: RopeConfig | None = None, unpacking: Unpackin
     Raises:
         InputError: a missing, unexpected or misshapen tensor (all are named), a truncated file, pickled weights only.
     """
-    stored = read_config(folder)
+    stored, found = read_config(folder), _read_tensors(folder)
+    if stored.tie_word_embeddings and "lm_head.weight" in found:
+        if _same(found["lm_head.weight"], found.get("embed_tokens.weight")):
+            del found["lm_head.weight"]
+        else:  # what a merge of a separately trained head leaves behind; transformers computes with that head too
+            stored = stored.model_copy(update={"tie_word_embeddings": False})
     config = stored if rope is None else extended(stored, rope)
     with torch.device("meta"):
         model = Transformer(config)
     model.rope = make_rope(config)  # its numbers come from the config, or stay as they start
-    found: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                names = {name: name.removeprefix("model.") for name in tensors.keys()}  # noqa: SIM118  (not a dict)
-                if foreign := [name for name, ours in names.items() if hugging_face_name(ours) != name]:
-                    raise InputError(f"{file}: unexpected {', '.join(foreign[:5])}; give a LlamaForCausalLM's folder")
-                found |= {ours: tensors.get_tensor(name) for name, ours in names.items()}
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file}: not a whole safetensors file ({error}); restore it from a backup") from None
-    if config.tie_word_embeddings:
-        found.pop("lm_head.weight", None)
     if config.rope != stored.rope:
         found = {name: tensor for name, tensor in found.items() if not exact(name)}
     if settings := quantization(folder):
@@ -136,6 +129,25 @@ def load_model(folder: Path, rope: RopeConfig | None = None, unpacking: Unpackin
     if config.tie_word_embeddings and "embed_tokens.weight" in found:
         model.lm_head.weight = model.embed_tokens.weight
     return model
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, by our names."""
+    found: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = {name: name.removeprefix("model.") for name in tensors.keys()}  # noqa: SIM118  (not a dict)
+                if foreign := [name for name, ours in names.items() if hugging_face_name(ours) != name]:
+                    raise InputError(f"{file}: unexpected {', '.join(foreign[:5])}; give a LlamaForCausalLM's folder")
+                found |= {ours: tensors.get_tensor(name) for name, ours in names.items()}
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: not a whole safetensors file ({error}); restore it from a backup") from None
+    return found
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.shape == other.shape and bool(torch.equal(one, other))
 
 
 def weights_dtype(folder: Path) -> torch.dtype:
@@ -161,9 +173,14 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pth")])
+    raise missing_weights(folder, "model.safetensors")
+
+
+def missing_weights(folder: Path, name: str) -> InputError:
+    """The error for weights that are not there, or there only as a pickle, which is never opened."""
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".pt", ".ckpt"))
     hint = f" ({pickled[0]} is a pickle, which may run code: convert it to safetensors first)" if pickled else ""
-    raise InputError(f"{folder}: no model.safetensors{hint}")
+    return InputError(f"{folder}: no {name}{hint}")
 
 
 def _check(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

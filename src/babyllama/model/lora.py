@@ -109,8 +109,10 @@ class DoraLinear(LoraLinear):
             return torch.linalg.vector_norm(super().dense_weight().float(), dim=1)
 
     def _gain(self, norm: Tensor) -> Tensor:
-        # The norm is rounded as the magnitude is, so that they cancel at the start in half precision too.
-        return self.magnitude / norm.to(self.magnitude.dtype)
+        # The norm is rounded as the magnitude is, so that they cancel at the start in half precision too. A row of
+        # zeros has no direction: it stays zero.
+        norm = norm.to(self.magnitude.dtype)
+        return self.magnitude / torch.where(norm == 0, 1.0, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.on:
@@ -172,6 +174,12 @@ def attach(model: nn.Module, adapter: Lora, seed: int, name: str = "default") ->
                 known = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path, _ in linears(model)))
                 raise InputError(f"adapter.{key}: {target!r} matches no linear in the blocks that is adapted; "
                                  f"they are {known}")  # fmt: skip
+    for path in chosen:
+        module, rank = model.get_submodule(path), adapter.rank_of(path)
+        rows, columns = module.out_features, module.in_features
+        if rank > min(rows, columns):  # type: ignore[operator, type-var]
+            raise InputError(f"adapter: rank {rank} is above the smaller side of {path} ({rows} × {columns}); "
+                             f"choose at most {min(rows, columns)}")  # type: ignore[type-var]  # fmt: skip
     wrap(model, {path: (adapter.rank_of(path), adapter.scale(adapter.rank_of(path))) for path in chosen},
          WRAPPERS[adapter.kind], adapter.dropout, name)  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
@@ -192,16 +200,7 @@ def linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def wrap(model: nn.Module, sizes: Mapping[str, tuple[int, float]], kind: type[LoraLinear], dropout: float, name: str
          ) -> None:  # fmt: skip
-    """Freeze everything and wrap the linears of `sizes`: name → (rank, scale). The factors are zero.
-
-    Raises:
-        InputError: a rank above a matrix's smaller side.
-    """
-    for path, (rank, _) in sizes.items():
-        rows, columns = dense_weight(model.get_submodule(path)).shape
-        if rank > min(rows, columns):
-            raise InputError(f"adapter: rank {rank} is above the smaller side of {path} ({rows} × {columns}); "
-                             f"choose at most {min(rows, columns)}")  # fmt: skip
+    """Freeze everything and wrap the linears of `sizes`: name → (rank, scale). The factors are zero."""
     model.requires_grad_(False)
     replace_modules(model, lambda path, _: path in sizes,
                     lambda path, module: kind(module, *sizes[path], dropout, name))  # fmt: skip

@@ -142,10 +142,10 @@ def _place(model: Transformer, batches: Sequence[Batch], method: Int8 | PackSign
     layers, names = [], method.place(model, run)
     for done, name in enumerate(names):
         module, weight = model.get_submodule(name), dense_weight(before[name]).float()
-        lost = (dense_weight(module) - weight).square().sum() / weight.square().sum()
+        lost = share((dense_weight(module) - weight).square().sum(), weight.square().sum())
         bits = 8 * sum(buffer.nbytes for buffer in module.buffers()) / weight.numel()
         now = time.perf_counter()
-        layers.append(Layer(name, weight.numel(), bits, float(lost), now - started))
+        layers.append(Layer(name, weight.numel(), bits, lost, now - started))
         started = now
         progress(done + 1, len(names), name)
     return Report(tuple(layers), sum(int(part.kept.sum()) for part in parts))
@@ -319,12 +319,16 @@ class _Walk:
         dense = solution.dense()
         lost, whole = ((part.square().sum() if hessian is None else output_error(part, hessian))
                        for part in (dense - rows, rows))  # fmt: skip
-        error = float(lost / whole.clamp(min=torch.finfo(torch.float32).tiny))
         weight.copy_(dense)
-        layer = Layer(full, weight.numel(), stored_bits(solution), error, time.perf_counter() - started)
+        layer = Layer(full, weight.numel(), stored_bits(solution), share(lost, whole), time.perf_counter() - started)
         self.layers.append(layer)
         self.progress(len(self.layers), self.total, full)
         return solution
+
+
+def share(lost: Tensor, whole: Tensor) -> float:
+    """lost / whole; of nothing, such as a matrix of zeros, nothing is lost: 0."""
+    return float(lost / whole.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def stored_bits(solution: Solution) -> float:

@@ -6,7 +6,6 @@ plainly on stdout with every remark on stderr. Not here: which model (commands/c
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from babyllama.atomic import write_atomic
+from babyllama.atomic import write_json
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
@@ -122,7 +121,7 @@ def _save(chat: Conversation, rest: str) -> str:
         raise InputError(f"/save {rest}: exists; choose another name")
     if not chat.turns:
         raise InputError("/save: there is nothing said yet")
-    write_atomic(path, json.dumps({"messages": chat.messages}, ensure_ascii=False) + "\n")
+    write_json(path, {"messages": chat.messages}, indent=None)
     return f"saved {len(chat.turns)} turns to {path}"
 
 

@@ -18,7 +18,7 @@ import sentencepiece
 import tokenizers
 import xxhash
 
-from babyllama.atomic import write_atomic
+from babyllama.atomic import write_atomic, write_json
 from babyllama.errors import InputError
 from babyllama.tokenizer.chat import TEMPLATES
 from babyllama.tokenizer.chatglm2 import convert_sentencepiece
@@ -175,7 +175,7 @@ class Tokenizer:
             "chat_template": TEMPLATES[self.chat_template].jinja,
         }
         write_atomic(folder / "tokenizer.json", self.backend.to_str())
-        write_atomic(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+        write_json(folder / "tokenizer_config.json", config, indent=2)
         if self.sentencepiece_model is not None:
             write_atomic(folder / "tokenizer.model", self.sentencepiece_model)
 

@@ -21,7 +21,7 @@ import xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from babyllama.atomic import write_atomic
+from babyllama.atomic import write_json
 
 
 def on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     """The half of `write_state` that is no tensor."""
-    write_atomic(folder / "state.json", json.dumps(facts, indent=1))
+    write_json(folder / "state.json", facts)
 
 
 def write_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -47,6 +47,23 @@ def law(x, weight):
     return torch.tensor(codes * step), torch.tensor(signs * gamma)
 
 
+def test_answering_makes_the_codes_once_and_again_after_a_change(monkeypatch):
+    """On a CPU without gradients; by the integers of the same formula."""
+    layer, x = layer_of(64, 33), torch.randn(2, 64, generator=generator(2))
+    made, formula = [], ternary
+    monkeypatch.setattr("babyllama.model.bitnet.ternary", lambda weight: made.append(1) or formula(weight))
+    for change in (lambda: layer.weight.mul_(-1), lambda: layer.weight.copy_(layer.weight.flip(0)),
+                   lambda: setattr(layer.weight, "data", layer.weight.data.roll(1, 0)), lambda: layer.bfloat16(),
+                   lambda: layer.load_state_dict({"weight": layer_of(64, 33).weight * 2})):  # fmt: skip
+        with torch.no_grad():
+            change()
+            rounded, matrix = law(x, layer.weight.float())
+            expected = rounded @ matrix.T
+            for _ in range(2):
+                assert (layer(x).double() - expected).norm() < 1e-2 * expected.norm()
+    assert len(made) == 5
+
+
 @pytest.mark.parametrize(("inputs", "outputs"), [(8, 5), (64, 33), (1000, 12)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_forward_is_the_papers_formula(inputs, outputs, dtype):

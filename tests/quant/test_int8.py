@@ -194,6 +194,19 @@ def test_kept_columns_are_halves_and_always_beside():
     assert torch.equal(other(x), kept(x))
 
 
+@pytest.mark.parametrize("columns", [None, [3, 40]])
+def test_few_rows_on_a_cpu_meet_eight_bits_as_they_are(monkeypatch, columns):
+    """In bfloat16 only the weights are rounded: outliers need no way of their own."""
+    layer, _ = made(96, 37)
+    kept = None if columns is None else torch.tensor(columns)
+    mixed = MixedInt8Linear.from_linear(layer, 6.0, kept)
+    x = torch.randn(2, 3, 96, generator=generator(2)).bfloat16()
+    x[..., 3] *= 20
+    monkeypatch.setattr(int8, "quantised_rows", None)
+    expected = x.float() @ mixed.dense_weight().T
+    assert (mixed(x).float() - expected).norm() < 5e-3 * expected.norm()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("sizes", SIZES)

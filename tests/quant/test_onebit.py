@@ -77,6 +77,17 @@ def test_forward_is_the_papers_formula_trained_and_packed(sizes):
     assert torch.equal(packed.dense_weight(), matrix)
 
 
+def test_few_rows_on_a_cpu_are_multiplied_packed(monkeypatch):
+    """In bfloat16 by PyTorch's own product of few bits; its signs follow the module's."""
+    packed = PackedOneBitLinear.of(layer_of(96, 37))
+    monkeypatch.setattr("babyllama.quant.onebit.unpacked_product", None)  # the slow way is not taken
+    x = torch.randn(2, 3, 96, generator=generator(7)).bfloat16()
+    for weight in (layer_of(96, 37).weight, -layer_of(96, 37).weight):
+        packed.signs = pack_signs(weight.signbit())
+        expected = law(x, weight, packed.g, packed.h)
+        assert (packed.to(torch.bfloat16)(x).double() - expected).norm() < 1e-2 * expected.norm()
+
+
 def test_gradients_are_straight_through():
     """Autograd's of the same law with sign(W) as a leaf: its gradient is W's."""
     layer = layer_of(40, 33)

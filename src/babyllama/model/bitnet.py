@@ -7,7 +7,7 @@ training can go on. Shapes: N rows of x, in, out. Not here: packed forms and the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,36 @@ class BitLinear(_Trained):
     The paper's LLaMA-like blocks: what goes in is normed by the block's RMSNorm, no norm is added here.
     """
 
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self._known: tuple[Tensor, int, Tensor, Tensor] | None = None
+
     def dense_weight(self) -> Tensor:
         """(out, in) float32: −s, 0 and s. The activations' rounding has no matrix."""
         codes, scale = ternary(self.weight)
         return codes * scale
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            codes, step = rounded_tokens(x.flatten(0, -2))
+            signs, scale = self.rounded()
+            y = torch._int_mm(codes, signs.T).float() * (step * scale)
+            return y.to(x.dtype).view(*x.shape[:-1], -1)
         return _TernaryProduct.apply(x, self.weight)  # type: ignore[return-value]
+
+    def rounded(self) -> tuple[Tensor, Tensor]:
+        """`ternary` of the weight, made once for as long as nobody changes it."""
+        weight = self.weight
+        if weight.is_inference():  # nobody counts its changes
+            return ternary(weight)
+        known = self._known
+        if known is None or known[0].data_ptr() != weight.data_ptr() or known[1] != weight._version:
+            self._known = known = weight.detach(), weight._version, *ternary(weight.detach())  # keeps its address taken
+        return known[2:]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._known = None
+        return super()._apply(fn, recurse)
 
 
 class _TernaryProduct(torch.autograd.Function):

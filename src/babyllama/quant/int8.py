@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from babyllama.model.surgery import Unrounded, dense_weight, replace_modules
-from babyllama.quant.linear import few_rows, kernels_take
+from babyllama.quant.linear import few_rows, kernels_take, on_cpu
 from babyllama.recipe import Recipe
 
 THRESHOLD = 6.0  # arXiv 2208.07339, section 3.2
@@ -113,6 +113,9 @@ def mixed_product(x: Tensor, weight: Tensor, scales: Tensor, threshold: float | 
     """x (N, in) times the matrix of int8 weight (out, in), scales (out,) and kept columns → (N, out) in x's dtype."""
     if not x.shape[0]:
         return x.new_zeros(0, weight.shape[0])
+    if few_rows(x) and on_cpu(x):  # the weights' eight bits are all that counts: x stays as it is, outliers or not
+        y = torch._weight_int8pack_mm(x.contiguous(), weight, scales.to(x.dtype))
+        return y if kept is None or kept_index is None else y + linear(x[:, kept_index], kept.to(x.dtype))
     if kept is not None and kept_index is not None and len(kept_index):
         rest = x.index_fill(1, kept_index.long(), 0.0)
         return mixed_product(rest, weight, scales, threshold) + linear(x[:, kept_index], kept.to(x.dtype))

@@ -10,14 +10,13 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from babyllama.model.surgery import Unrounded, unpacked_product
+from babyllama.quant.cpu import Nibbles, nibble_group
 from babyllama.quant.grid import Solution, group_index
 from babyllama.quant.packing import pack, unit, unpack, word_count
 
 FEW_ROWS = 16  # of decoding: the weights' way through memory is what costs, so they travel packed
-CPU_GROUPS, CPU_OUTPUTS = (128, 64, 32, 256), 16  # what PyTorch's own 4-bit product takes, and their multiple
 
 
 class GroupedLinear(Unrounded):
@@ -45,7 +44,7 @@ class GroupedLinear(Unrounded):
         self.register_buffer("zeros", torch.zeros(groups, out_features, dtype=torch.uint8))
         self.register_buffer("scales", torch.zeros(groups, out_features, dtype=torch.float16))
         self.register_buffer("order", torch.arange(in_features, dtype=torch.int32) if ordered else None)
-        self._four: tuple[Tensor, int, Tensor] | None = None
+        self._nibbles: Nibbles | None = None
 
     @classmethod
     def of(cls, solution: Solution) -> Self:
@@ -93,8 +92,8 @@ class GroupedLinear(Unrounded):
                 from babyllama.quant.kernels import packed_product
 
                 return packed_product(x.flatten(0, -2), *self._packed).view(*x.shape[:-1], -1)
-            if x.device.type == "cpu" and self.on_cpu(x.dtype):
-                return self._four_bit_product(x)
+            if on_cpu(x) and self.on_cpu:
+                return self.nibbles(x)
         return unpacked_product(x, _dense, *self._packed)
 
     @property
@@ -102,29 +101,21 @@ class GroupedLinear(Unrounded):
         """Whether the GPU's kernels compute this: a unit of words lies in one group."""
         return self.group_size % unit(self.bits)[0] == 0 or self.group_size >= self.in_features
 
-    def on_cpu(self, dtype: torch.dtype) -> bool:
-        """Whether PyTorch's own product does; in other dtypes than bfloat16 it is slower than a dense one."""
-        return self.bits == 4 and dtype == torch.bfloat16 and bool(self._cpu_group)
+    @property
+    def on_cpu(self) -> bool:
+        """Whether PyTorch's own product of few bits computes this."""
+        return nibble_group(self.in_features, self.group_size) is not None
 
     @property
-    def _cpu_group(self) -> int | None:
-        sizes = (size for size in CPU_GROUPS if self.group_size % size == 0 and self.in_features % size == 0)
-        return next(sizes, None)
-
-    def _four_bit_product(self, x: Tensor) -> Tensor:
-        """The packed words in the order that PyTorch's product wants are made once, beside ours, outputs filled up."""
-        if self._four is None:
-            size, more = self._cpu_group or 0, -self.out_features % CPU_OUTPUTS
-            scales = self.scales.float().repeat_interleave(self.group_size // size, 0)[: self.in_features // size]
-            zeros = self.zeros.float().repeat_interleave(self.group_size // size, 0)[: self.in_features // size]
-            both = torch.stack([scales, (8 - zeros) * scales], -1).to(x.dtype)
-            codes = pad(self.codes, (0, 0, 0, more)).int()
-            self._four = torch._convert_weight_to_int4pack_for_cpu(codes, 1), size, pad(both, (0, 0, 0, more))
-        y = torch._weight_int4pack_mm_for_cpu(x.flatten(0, -2).contiguous(), *self._four)
-        return y[:, : self.out_features].view(*x.shape[:-1], -1)
+    def nibbles(self) -> Nibbles:
+        """The same weights in the order of that product, made when it is first asked for."""
+        if self._nibbles is None:
+            size = nibble_group(self.in_features, self.group_size) or 0
+            self._nibbles = Nibbles(self.codes, self.scales, self.zeros, self.bits, self.group_size, size)
+        return self._nibbles
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._four = None
+        self._nibbles = None
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
@@ -140,6 +131,11 @@ def kernels_take(x: Tensor) -> bool:
     """Whether x is where kernels.py runs, in a dtype that it multiplies: tensor cores must be an Ampere's or later."""
     half = x.dtype in (torch.bfloat16, torch.float16)
     return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Whether x is where the operators of cpu.py run, in the one dtype in which they beat a dense product."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
 def _dense(words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int, group_size: int) -> Tensor:

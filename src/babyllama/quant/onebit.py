@@ -17,7 +17,8 @@ from babyllama.errors import InputError
 from babyllama.model.bitnet import OneBitLinear, normed, place
 from babyllama.model.surgery import Unrounded, replace_modules, unpacked_product
 from babyllama.model.transformer import Transformer
-from babyllama.quant.linear import few_rows, kernels_take
+from babyllama.quant.cpu import MIDDLE, Nibbles, nibble_group
+from babyllama.quant.linear import few_rows, kernels_take, on_cpu
 from babyllama.recipe import Recipe
 
 WORD = 32  # signs of one int32, input j of a word in bit j
@@ -94,6 +95,7 @@ class PackedOneBitLinear(Unrounded):
         self.register_buffer("signs", torch.zeros(out_features, -(-in_features // WORD), dtype=torch.int32))
         self.register_buffer("g", torch.zeros(in_features, dtype=torch.float16))
         self.register_buffer("h", torch.zeros(out_features, dtype=torch.float16))
+        self._nibbles: Nibbles | None = None
 
     @classmethod
     def of(cls, trained: OneBitLinear) -> Self:
@@ -114,8 +116,24 @@ class PackedOneBitLinear(Unrounded):
 
             found = one_bit_product(x.flatten(0, -2), self.g, self.signs, self.h)
             return normed(found.view(*x.shape[:-1], -1))
+        if few_rows(x) and on_cpu(x) and nibble_group(self.in_features, self.in_features):
+            return normed(self.nibbles(x * self.g.to(x.dtype)) * self.h.to(x.dtype))
         sums = unpacked_product(x * self.g.to(x.dtype), unpack_signs, self.signs, self.in_features)
         return normed(sums * self.h.to(x.dtype))
+
+    @property
+    def nibbles(self) -> Nibbles:
+        """The signs as ±1 for PyTorch's own product of few bits, made when it is first asked for."""
+        if self._nibbles is None:
+            codes = (MIDDLE + unpack_signs(self.signs, self.in_features)).to(torch.uint8)
+            ones = torch.ones(1, self.out_features)
+            size = nibble_group(self.in_features, self.in_features) or 0
+            self._nibbles = Nibbles(codes, ones, MIDDLE * ones, 4, self.in_features, size)
+        return self._nibbles
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._nibbles = None
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} → {self.out_features}, 1 bit"

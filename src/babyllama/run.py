@@ -202,7 +202,7 @@ class Run:
         """
         found = self.states()
         for step, folder in reversed(found):
-            fault = _damage(folder)
+            fault = damage(folder)
             if fault is None:
                 return step, folder
             warn(f"{folder}: {fault}; falling back to the checkpoint before it")
@@ -229,7 +229,8 @@ def _claim(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _damage(folder: Path) -> str | None:
+def damage(folder: Path) -> str | None:
+    """What is wrong with a state folder, by its checksums; None when it is whole."""
     try:
         expected = json.loads((folder / "files.json").read_text("utf-8"))
         actual = _checksums(folder)

@@ -17,8 +17,9 @@ from babyllama.errors import InputError
 from babyllama.foresight.doctor import CHECKS
 from babyllama.recipe import load_recipe
 
-from .small_run import CHATS, messages_of, small_tokenizer
+from .small_run import messages_of, small_tokenizer
 
+CHATS = [(f"{i}是第几个数？", f"是第{i}个数，很高兴见到你。") for i in range(60)]
 TEXTS = [f"第{i}篇：小小的语言模型很高兴。" + "一加一等于二。" * (i % 5 + 1) for i in range(120)]
 MODEL = ["init.model.preset=tiny", "init.model.hidden_size=32", "init.model.num_hidden_layers=1",
          "init.model.num_attention_heads=2", "init.model.num_key_value_heads=2"]  # fmt: skip
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("doctor")
     small_tokenizer().save(_made(folder / "tok"))
     kinds = {"texts": [{"text": text} for text in TEXTS],
-             "chats": [{"messages": messages_of(*chat)} for chat in CHATS * 10]}  # fmt: skip
+             "chats": [{"messages": messages_of(*chat)} for chat in CHATS]}  # fmt: skip
     for name, lines in kinds.items():
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
         prepare.main(prepare.PrepareRecipe(
@@ -80,7 +81,9 @@ def test_a_healthy_run(folder, tmp_path, capsys):
     faults, report = doctor(folder / "base", tmp_path)
     assert not faults and "healthy" in capsys.readouterr().out
     verdicts = {f["check"]: f["verdict"] for f in report["findings"]}
-    assert [name for name, verdict in verdicts.items() if verdict != "ok"] == ["ranks", "fp16 overflow"]
+    assert [name for name, verdict in verdicts.items() if verdict != "ok"] == [
+        "weight decay", "overfitting", "ranks", "fp16 overflow", "chat template", "long chats", "held out",
+        "validation", "RoPE"]  # fmt: skip
     assert "recorded loss × 1 " in next(f["evidence"] for f in report["findings"] if f["check"] == "accumulation")
     assert before == sorted(str(p) for p in (folder / "base").rglob("*") if ".lock" not in p.name)
 
@@ -114,8 +117,9 @@ def test_rounded_masters_and_drifted_ranks_in_a_run(folder, tmp_path):
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as handle:
         handle.write(json.dumps({"step": 12, "kind": "ranks", "fingerprints": ["0a", "0b"]}) + "\n")
     faults, _ = doctor(run, tmp_path, "steps=0", code=1)
-    assert list(faults) == ["ranks", "half-precision resume"]
-    assert "step-0000012: 100.00% are bf16 numbers" in faults["half-precision resume"]["evidence"]
+    assert list(faults) == ["ranks", "whole weights", "half-precision resume"]
+    assert faults["half-precision resume"]["where"].endswith("step-0000012")
+    assert "100.00% are bf16 numbers" in faults["half-precision resume"]["evidence"]
 
 
 def test_going_on_from_half_weights_over_the_same_data(folder, tmp_path):

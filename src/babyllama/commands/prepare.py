@@ -15,7 +15,10 @@ from rich.table import Table
 
 from babyllama.atomic import write_atomic
 from babyllama.data.shards.encode import Done, Plan, encode_corpora, write_manifest
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.shards.summary import summary
 from babyllama.data.sources.corpora import CorpusChoice, Source
+from babyllama.errors import InputError
 from babyllama.recipe import Recipe, dump_recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -44,19 +47,30 @@ class PrepareRecipe(Recipe):
 def main(recipe: PrepareRecipe) -> None:
     """Prepare, or go on preparing, the folder at ``recipe.out``."""
     console = Console(highlight=False)
+    kept = recipe.model_copy(update={"workers": None})  # decides nothing, so another number may continue
+    if (recipe.out / "run.json").is_file() and Run.open(recipe.out).finished:  # it needs its sources no more
+        Run.create(recipe.out, "prepare", kept).unlock()
+        console.print(f"{recipe.out} is finished; remove it or choose another out=…", markup=False, soft_wrap=True)
+        return
     tokenizer = Tokenizer.load(recipe.tokenizer)
     if recipe.template is not None:
         tokenizer = tokenizer.with_template(recipe.template)
-    sources = [choice.open(recipe.on_bad) for choice in recipe.corpora]
-    run = _run(recipe.model_copy(update={"workers": None}))  # decides nothing, so another number may continue
-    if run.finished:
-        console.print(f"{recipe.out} is finished; remove it or choose another out=…", markup=False, soft_wrap=True)
-        return
+    sources = [_trainable(choice.open(recipe.on_bad)) for choice in recipe.corpora]
+    run = _run(kept)
     try:
         _prepare(recipe, run, tokenizer, sources, console)
     finally:
         run.unlock()
     console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
+
+
+def _trainable(source: Source) -> Source:
+    if source.kind == "preference":
+        raise InputError(
+            f"corpus {source.label}: preference pairs (chosen, rejected) cannot be trained on yet; kind: chat takes "
+            "the chosen answers as chats and leaves the rejected ones out"
+        )
+    return source
 
 
 def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: list[Source], console: Console) -> None:
@@ -69,6 +83,8 @@ def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: lis
     splits = [split for corpus in manifest["corpora"].values() for split in corpus["splits"].values()]
     totals = {key: sum(split[key] for split in splits) for key in ("documents", "tokens")}
     _show(manifest, console)
+    for line in summary(Prepared.open(run.path), sources, tokenizer):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(f"{totals['documents']:,} documents, {totals['tokens']:,} tokens in {seconds:.1f} s")
     run.finish(seconds=round(seconds, 1), **totals)
 

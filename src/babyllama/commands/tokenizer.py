@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from babyllama.data.sources.corpora import CorpusChoice, read_texts
-from babyllama.errors import InputError, needs_extra
+from babyllama.data.sources.hub import HubFile, fetch
 from babyllama.recipe import Recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -26,6 +26,8 @@ EXAMPLES = (
 )
 SAMPLE_CHARACTERS = 500_000
 FETCHED = "THUDM/chatglm2-6b"
+CHATGLM2 = HubFile(FETCHED, "tokenizer.model", "model",
+                   sha256="e7dc4c393423b76e4373e5157ddc34803a0189ba96b21ddbb40269d31468a6f2")  # fmt: skip
 
 
 class TrainSource(Recipe):
@@ -108,16 +110,7 @@ def _sampled(texts: Iterator[str], sample: list[str]) -> Iterator[str]:
 
 
 def _fetch_chatglm2() -> Path:
-    remedy = "download its tokenizer.model elsewhere and give source.path=…"
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise InputError(f"{needs_extra('huggingface_hub', 'data')}; or {remedy}") from None
-    try:
-        return Path(hf_hub_download(FETCHED, "tokenizer.model"))
-    except Exception as error:  # offline, refused, not found: the package and its HTTP client raise many types
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{FETCHED}: cannot fetch tokenizer.model ({reason:.200}); {remedy}") from None
+    return fetch(CHATGLM2, "download its tokenizer.model elsewhere and give source.path=…").path
 
 
 def _show(tokenizer: Tokenizer, figures: dict[str, Any], measured_on: str, console: Console) -> None:

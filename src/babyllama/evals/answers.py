@@ -18,7 +18,7 @@ import xxhash
 
 from babyllama.data.shards.shards import Prepared, TokenStore
 from babyllama.data.sources.corpora import CorpusChoice, read_documents
-from babyllama.data.sources.records import text_of
+from babyllama.data.sources.documents import Chat
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
@@ -118,14 +118,13 @@ def corpus_questions(choice: CorpusChoice, count: int, tokenizer: Tokenizer) -> 
     Raises:
         InputError: the corpus holds texts, not chats, or nothing.
     """
-    picked = heapq.nsmallest(count, read_documents(choice), key=lambda d: xxhash.xxh3_64_intdigest(text_of(d).encode()))
+    picked = heapq.nsmallest(count, read_documents(choice), key=lambda d: xxhash.xxh3_64_intdigest(d.text.encode()))
     questions = []
-    for messages in picked:
-        if isinstance(messages, str):
-            raise InputError(f"corpus {choice.stored_as}: holds texts; only chats have questions and answers")
-        last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-        prompt = render_chat(tokenizer, messages[:last], add_generation_prompt=True).tokens
-        questions.append(Question(prompt, messages[last]["content"]))
+    for chat in picked:
+        if not isinstance(chat, Chat):
+            raise InputError(f"corpus {choice.stored_as}: holds {chat.kind}s; only chats have questions and answers")
+        prompt = render_chat(tokenizer, chat.messages[: chat.last_answer], add_generation_prompt=True).tokens
+        questions.append(Question(prompt, chat.messages[chat.last_answer]["content"]))
     if not questions:
         raise InputError(f"corpus {choice.stored_as}: no chat in it")
     return questions

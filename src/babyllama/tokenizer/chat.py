@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
 
 from babyllama.errors import InputError
 from babyllama.tokenizer.special import ROLES
@@ -26,10 +26,14 @@ _FOLLOWS = {
 
 
 class Message(TypedDict):
-    """One turn: `role` is one of `ROLES`, `content` is plain text and is used as it is, blanks included."""
+    """One turn: `role` is one of `ROLES`, `content` is plain text and is used as it is, blanks included.
+
+    ``learned: False`` keeps an answer out of the loss; all answers are learned without it.
+    """
 
     role: str
     content: str
+    learned: NotRequired[bool]
 
 
 class Vocabulary(Protocol):
@@ -116,11 +120,12 @@ def render_chat(tokenizer: Vocabulary, messages: Sequence[Message], add_generati
 
 def _role_parts(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Part]:
     for message in messages:
-        learned = message["role"] == "assistant"
+        answer = message["role"] == "assistant"
+        learned = answer and message.get("learned", True)
         yield Part(special=message["role"])
         yield Part(message["content"], learned=learned)
-        if learned:
-            yield Part(special="eos", learned=True)
+        if answer:
+            yield Part(special="eos", learned=learned)
     if add_generation_prompt:
         yield Part(special="assistant")
 
@@ -132,7 +137,8 @@ def _bos_parts(messages: Sequence[Message], add_generation_prompt: bool) -> Iter
             prompt.append(message["content"])
             continue
         yield from (Part("\n".join(prompt)), Part(special="bos"))
-        yield from (Part(message["content"], learned=True), Part(special="eos", learned=True))
+        learned = message.get("learned", True)
+        yield from (Part(message["content"], learned=learned), Part(special="eos", learned=learned))
         prompt = []
     if prompt:
         yield Part("\n".join(prompt))

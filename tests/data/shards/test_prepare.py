@@ -62,7 +62,7 @@ from small_data import recipe
 from babyllama.commands.prepare import main
 from babyllama.data.sources import readers
 if __name__ == "__main__":
-    readers.read_blobs.__defaults__ = ("auto", 40_000)
+    readers.read_blobs.__defaults__ = ("auto", 40_000, "utf-8")
     main(recipe(Path(sys.argv[1]), Path(sys.argv[2]), [{"path": sys.argv[3]}], "workers=2", "validation=0.1"))
 """
 

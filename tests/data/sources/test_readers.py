@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from babyllama.data.sources.documents import Text
 from babyllama.data.sources.readers import find_files, read_blobs
 from babyllama.data.sources.records import Parsed, Shape, parse
 from babyllama.errors import InputError
@@ -22,7 +23,7 @@ ANY_TEXT = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
 
 def documents(path: Path, blob_bytes: int = 1 << 20, shape: Shape | None = None, format: Any = "auto") -> list[Any]:
     shape = shape or Shape("text")
-    return [d for blob in read_blobs([path], format, blob_bytes) for d in parse(blob, shape).documents]
+    return [d.text for blob in read_blobs([path], format, blob_bytes) for d in parse(blob, shape).documents]
 
 
 def lines(texts: list[str]) -> bytes:
@@ -112,18 +113,19 @@ def test_blobs_cover_the_file_and_know_their_place(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"text": "ok"}\n{"text": \n', "a.jsonl:2: not valid JSON"),
-        ("a.jsonl", b'{"text": "ok"}\n\n{"text": "\xb0\xa1"}\n', "a.jsonl:3: not valid UTF-8; if it is GBK"),
+        ("a.jsonl", b'{"text": "ok"}\n\n{"text": "\xb0\xa1"}\n', "a.jsonl:3: not valid UTF-8, but it reads as GB18030"),
         ("a.jsonl", b'{"title": "t", "body": "b"}\n', "keys are title, body; name the one with the text in field"),
         ("a.jsonl", b'{"text": 3}\n', "key 'text' must hold text, not a int"),
-        ("a.jsonl", b"[1]\n", "not a list"),
+        ("a.jsonl", b'{"text": "ok"}\n[1]\n', "a.jsonl:2: a record is a JSON object, not a list"),
+        ("a.jsonl", b"[1]\n", "a.jsonl, record 1: a record is a JSON object, not a int"),
         ("a.json", b'[{"text": "a"}, {"text": ]', "a.json, record 2: not valid JSON"),
         ("a.json", b'[{"text": "a"}', "a.json, record 2: not valid JSON"),
         ("a.json", b'[{"text": "a"}, 3]', "a.json, record 2: a record is a JSON object"),
         ("a.jsonl.gz", gzip.compress(lines(TEXTS * 99))[:-20], "damaged or cut off"),
         ("a.jsonl.zst", b"no zstandard at all", "damaged or cut off"),
         ("a.parquet", b"no parquet", "damaged or no Parquet file"),
-        ("a.csv", b"text,n\na,1\nb\n", "a.csv:3: 1 fields, but the header has 2"),
-        ("a.txt", "国".encode("gbk"), "a.txt:1: not valid UTF-8"),
+        ("a.csv", b"text,n\na,1\nb\n", "a.csv, row 2: line 3: 1 fields, but the header has 2"),
+        ("a.txt", "国".encode("gbk"), "a.txt, document 1: line 1: not valid UTF-8, but it reads as GB18030"),
         ("a.xyz", b"", "the name does not tell the format"),
     ],
 )  # fmt: skip
@@ -146,7 +148,8 @@ def test_skip_counts(tmp_path: Path) -> None:
         b'{"text": "a"}\nbroken\n{"no": 1}\n{"text": " "}\n{"text": null}\n{"text": "b"}\n'
     )
     parsed = [parse(blob, Shape("text", on_bad="skip")) for blob in read_blobs([tmp_path / "a.jsonl"])]
-    assert parsed == [Parsed(["a", "b"], bad=2, dropped=2)]
+    first = f"{tmp_path}/a.jsonl:2: not valid JSON (Expecting value)"
+    assert parsed == [Parsed([Text("a"), Text("b")], bad=2, dropped=2, first_bad=first)]
 
 
 def test_find_files(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ interruption changes a byte. Not here: the format (shards.py), parsing (records.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -24,12 +25,13 @@ from babyllama.atomic import write_atomic
 from babyllama.data.shards.shards import SPLITS, VERSION, shard_digest, token_dtype
 from babyllama.data.shards.workers import spread
 from babyllama.data.sources.corpora import Source
+from babyllama.data.sources.documents import Document, Rendered, render_all
 from babyllama.data.sources.readers import Blob
-from babyllama.data.sources.records import Document, Shape, answers_of, parse, text_of
+from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 
+_READING = 2  # raised when the same lines become other documents, so that an interrupted run mixes no two readings
 _BATCH_CHARACTERS = 1 << 20  # encoded at a time: bounds the lists of ids in memory
 
 
@@ -61,7 +63,7 @@ class Job:
     @property
     def key(self) -> str:
         shape = asdict(replace(self.shape, on_bad="stop"))  # see `_finished`
-        decides = [VERSION, self.plan.hash, self.plan.template, self.plan.validation, shape]
+        decides = [VERSION, _READING, self.plan.hash, self.plan.template, self.plan.validation, shape]
         digest = xxhash.xxh3_128(json.dumps([*decides, self.blob.first]).encode())
         digest.update(self.blob.lines)
         return digest.hexdigest()
@@ -69,13 +71,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a blob; `splits` is {split: {name, tokens, documents, bytes, characters}}."""
+    """What became of a blob; `splits` is {split: {name, tokens, documents, bytes, characters, xxh3}}.
+
+    `notes` counts records by what was left out of them; `first_bad` is the first bad record's place and fault.
+    """
 
     label: str
     index: int
     position: int
     bad: int
     dropped: int
+    first_bad: str
+    notes: dict[str, int]
     splits: dict[str, dict[str, Any]]
 
 
@@ -129,17 +136,17 @@ def encode_blob(job: Job) -> Done:
     parsed = parse(job.blob, job.shape)
     splits = {name: _Split() for name in SPLITS}
     for batch in _batches(parsed.documents):
-        for document, tokens, mask in _encode(tokenizer, batch):
-            text = text_of(document)
+        for document, found in zip(batch, _encode(tokenizer, batch), strict=True):
+            text = document.text
             split = splits[_split_of(text, job.plan.validation)]
-            learned = [text] if isinstance(document, str) else answers_of(document)
-            split.tokens.append(np.asarray(tokens, np.uint32).astype(token_dtype(tokenizer.vocab_size)))
-            split.rows.append((len(tokens), sum(len(part.encode()) for part in learned)))
+            split.tokens.append(np.asarray(found.tokens, np.uint32).astype(token_dtype(tokenizer.vocab_size)))
+            split.rows.append((len(found.tokens), sum(len(part.encode()) for part in document.learned)))
             split.characters += len(text)
-            if mask is not None:
-                split.masks.append(np.asarray(mask, np.uint8))
+            if found.mask is not None:
+                split.masks.append(np.asarray(found.mask, np.uint8))
     written = {name: _write(job, name, split) for name, split in splits.items() if split.rows}
-    record = {"bad": parsed.bad, "dropped": parsed.dropped, "splits": written}
+    record = {"bad": parsed.bad, "dropped": parsed.dropped, "first_bad": parsed.first_bad,
+              "notes": dict(parsed.notes), "splits": written}  # fmt: skip
     write_atomic(job.record, json.dumps({"key": job.key, **record}))
     return Done(job.label, job.index, job.blob.position, **record)
 
@@ -153,7 +160,7 @@ def _batches(documents: list[Document]) -> Iterator[list[Document]]:
     batch, size = [], 0
     for document in documents:
         batch.append(document)
-        size += len(text_of(document))
+        size += len(document.text)
         if size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -161,17 +168,12 @@ def _batches(documents: list[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode(tokenizer: Tokenizer, batch: list[Document]) -> Iterator[tuple[Document, list[int], list[bool] | None]]:
-    texts = iter(tokenizer.encode_batch([document for document in batch if isinstance(document, str)]))
-    for document in batch:
-        if isinstance(document, str):
-            found, mask = [*next(texts), tokenizer.eos_id], None
-        else:
-            chat = render_chat(tokenizer, document)
-            found, mask = chat.tokens, chat.mask
-        if max(found) >= tokenizer.vocab_size:
-            raise InputError(f"the tokenizer gave id {max(found)}, but says it has {tokenizer.vocab_size}; damaged?")
-        yield document, found, mask
+def _encode(tokenizer: Tokenizer, batch: list[Document]) -> Iterator[Rendered]:
+    for found in render_all(batch, tokenizer):
+        if max(found.tokens) >= tokenizer.vocab_size:
+            highest = max(found.tokens)
+            raise InputError(f"the tokenizer gave id {highest}, but says it has {tokenizer.vocab_size}; damaged?")
+        yield found
 
 
 def _write(job: Job, name: str, split: _Split) -> dict[str, Any]:
@@ -221,9 +223,11 @@ def _corpus(source: Source, done: list[Done]) -> dict[str, Any]:
         totals = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens", "bytes", "characters")}
         splits[name] = {**totals, "shards": shards}
     bad, dropped = sum(d.bad for d in done), sum(d.dropped for d in done)
+    notes = sum((Counter(d.notes) for d in done), Counter[str]())
     if not any(split["documents"] for split in splits.values()):
         raise InputError(
             f"corpus {source.label}: no document in {source.source} ({dropped} empty or too long, {bad} bad)"
         )
     return {"kind": source.kind, "licence": source.licence, "source": source.source, "bad": bad, "dropped": dropped,
+            "first_bad": next((d.first_bad for d in done if d.first_bad), ""), "notes": dict(notes.most_common()),
             "splits": splits}  # fmt: skip

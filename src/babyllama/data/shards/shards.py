@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from babyllama.data.sources.records import Kind
+from babyllama.data.sources.documents import Kind
 from babyllama.errors import InputError
 
 VERSION = 1

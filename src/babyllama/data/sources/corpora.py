@@ -6,6 +6,7 @@ readers.py knows) or `records` (made from a package, see packages.py and knowled
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +19,11 @@ import xxhash
 from pydantic import Field, model_validator
 
 from babyllama.data.sources import knowledge
-from babyllama.data.sources.readers import Blob, Format, find_files, pack_records, read_blobs
-from babyllama.data.sources.records import Document, Kind, OnBad, Parsed, Shape, kind_of, parse, parse_lines, text_of
-from babyllama.errors import InputError, needs_extra
+from babyllama.data.sources.documents import Document, Kind
+from babyllama.data.sources.hub import HubFile, fetch
+from babyllama.data.sources.readers import Blob, Format, find_files, pack_records, passed_over, read_blobs
+from babyllama.data.sources.records import OnBad, Parsed, Shape, kind_of, parse, parse_lines
+from babyllama.errors import InputError
 from babyllama.recipe import Recipe
 
 
@@ -31,13 +34,16 @@ class Corpus:
     kind: Kind
     licence: str
     source: str
-    files: Callable[[], list[Path]] | None = None
+    files: tuple[HubFile, ...] = ()
     records: Callable[[], Iterable[dict[str, Any]]] | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A choice made ready to read: `blobs` starts over at each call; `size` is in bytes on disk where that is known."""
+    """A choice made ready to read: `blobs` starts over at each call; `size` is in bytes on disk where that is known.
+
+    `guessed`: the kind was told by the first record. `passed_over` names the files of a folder that are not read.
+    """
 
     label: str
     kind: Kind
@@ -46,6 +52,8 @@ class Source:
     shape: Shape
     size: int | None
     blobs: Callable[[], Iterator[Blob]]
+    guessed: bool = False
+    passed_over: tuple[str, ...] = ()
 
 
 class CorpusChoice(Recipe):
@@ -56,14 +64,17 @@ class CorpusChoice(Recipe):
     order, corpora made from packages are put in the order of a hash first, so a part of them is a fair sample.
     """
 
-    name: str | None = None
-    path: str | None = None
-    field: str | None = None
-    format: Format = "auto"
-    kind: Kind | None = None
-    label: str | None = None
-    max_documents: int | None = Field(None, ge=1)
-    max_characters: int | None = Field(None, ge=1)
+    name: str | None = Field(None, description="of a known corpus, such as idioms")
+    path: str | None = Field(None, description="a file, a folder or a glob of one's own")
+    field: str | None = Field(None, description="the key with the text; text, content or completion when absent")
+    format: Format = Field("auto", description="by the file's name when auto; a .txt file is one document, lines "
+                           "makes each of its lines one, blocks each run of lines between blank ones")  # fmt: skip
+    encoding: str = Field("utf-8", description="of the files: gb18030 (for GBK too), utf-16, …")
+    kind: Kind | None = Field(None, description="text, chat or preference; by the first record's keys when absent")
+    label: str | None = Field(None, description="its folder in the prepared data; the file's name when absent")
+    max_documents: int | None = Field(None, ge=1, description="keeps the first ones")
+    max_characters: int | None = Field(None, ge=1, description="leaves longer documents out; of a chat, the longest "
+                                       "answer counts")  # fmt: skip
 
     @model_validator(mode="after")
     def _check(self) -> CorpusChoice:
@@ -76,6 +87,10 @@ class CorpusChoice(Recipe):
             raise ValueError(f"give name or path, not both: {self.name!r} has its own files")
         if corpus and not (corpus.files or corpus.records) and self.path is None:
             raise ValueError(f"{self.name!r} cannot be fetched: download it from {corpus.source} and give its path")
+        try:
+            codecs.getincrementaldecoder(self.encoding)("surrogateescape").decode(b"", final=True).encode()
+        except (LookupError, AttributeError, TypeError, ValueError):
+            raise ValueError(f"encoding {self.encoding!r} is unknown; examples are utf-8, gb18030, utf-16") from None
         if not re.fullmatch(r"[\w.-]+", self.stored_as) or self.stored_as.startswith("."):
             raise ValueError(f"label {self.stored_as!r} must be a plain folder name; set label")
         return self
@@ -92,18 +107,26 @@ class CorpusChoice(Recipe):
     def open(self, on_bad: OnBad = "stop") -> Source:
         """Find or fetch the files. Raises InputError: no such file, offline, unknown format, nothing in it."""
         corpus = CORPORA.get(self.name or "") or Corpus(self.kind or "text", "not stated", self.path or "")
-        size = None
+        guessed, origin, encoding = self.kind is None and self.name is None, corpus.source, self._codec
+        size, files = None, list[Path]()
         if corpus.records is not None:
             blobs = partial(_made_blobs, corpus.records, self.name or "")
         else:
-            files = corpus.files() if corpus.files else find_files(self.path or "")
+            files, commits = _fetched(corpus.files) if corpus.files else (find_files(self.path or ""), set())
+            origin = f"{origin} at {', '.join(sorted(commits))}" if commits else origin
             size = sum(file.stat().st_size for file in files)
-            blobs = partial(read_blobs, files, self.format)
-        kind = self.kind or (corpus.kind if self.name else _kind(self.path or "", self.format, self.field))
-        shape = Shape(kind, self.field, self.max_characters, on_bad)
+            blobs = partial(read_blobs, files, self.format, encoding=encoding)
+        kind = self.kind or (_kind(files, self.format, self.field, encoding) if guessed else corpus.kind)
+        shape = Shape(kind, self.field, self.max_characters, on_bad, encoding)
         if self.max_documents is not None:
             blobs = partial(_first_documents, blobs, shape, self.max_documents)
-        return Source(self.stored_as, kind, corpus.licence, corpus.source, shape, size, blobs)
+        left = tuple(passed_over(self.path)) if self.path else ()
+        return Source(self.stored_as, kind, corpus.licence, origin, shape, size, blobs, guessed, left)
+
+    @property
+    def _codec(self) -> str:
+        name = codecs.lookup(self.encoding).name
+        return "utf-8" if name in ("utf-8", "utf-8-sig", "ascii") else name
 
 
 def read_documents(choice: CorpusChoice, on_bad: OnBad = "stop") -> Iterator[Document]:
@@ -123,14 +146,25 @@ def read_texts(choices: Iterable[CorpusChoice], on_bad: OnBad = "stop") -> Itera
         empty = True
         for document in read_documents(choice, on_bad):
             empty = False
-            yield text_of(document)
+            yield document.text
         if empty:
             raise InputError(f"corpus {choice.stored_as}: no document in {choice.path or choice.name}")
 
 
-def _kind(path: str, format: Format, field: str | None) -> Kind:
-    first = next(read_blobs(find_files(path), format, blob_bytes=1 << 16), None)
-    return kind_of(first, field) if first else "text"
+def _kind(files: list[Path], format: Format, field: str | None, encoding: str) -> Kind:
+    """Of the first record that can be read."""
+    blobs = read_blobs(files, format, blob_bytes=1 << 16, encoding=encoding)
+    for blob in blobs:
+        if kind := kind_of(blob, field):
+            return kind
+    return "text"
+
+
+def _fetched(files: tuple[HubFile, ...]) -> tuple[list[Path], set[str]]:
+    """The files with the commits that they came from."""
+    names = ", ".join(file.name for file in files)
+    found = [fetch(file, f"download {names} by hand and give its path instead of the name") for file in files]
+    return [file.path for file in found], {file.revision[:12] for file in found if file.revision}
 
 
 def _made_blobs(records: Callable[[], Iterable[dict[str, Any]]], name: str) -> Iterator[Blob]:
@@ -156,24 +190,8 @@ def _first_documents(blobs: Callable[[], Iterator[Blob]], shape: Shape, count: i
             return
 
 
-def _hub(repo: str, *names: str) -> Callable[[], list[Path]]:
-    """Files of a data set on the Hugging Face hub, through its own cache."""
-
-    def fetch() -> list[Path]:
-        try:
-            import huggingface_hub
-        except ImportError:
-            raise needs_extra("huggingface_hub", "data") from None
-        try:
-            return [Path(huggingface_hub.hf_hub_download(repo, name, repo_type="dataset")) for name in names]
-        except (OSError, ValueError) as error:  # every hub and network error is one of them
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:200]
-            raise InputError(
-                f"{repo}: cannot be fetched ({reason}); check the network, or download {', '.join(names)} by hand "
-                "and give its path instead of the name"
-            ) from None
-
-    return fetch
+def _hub(repo: str, *names: str) -> tuple[HubFile, ...]:
+    return tuple(HubFile(repo, name) for name in names)
 
 
 _MEDICAL = "shibing624/medical"

@@ -1,23 +1,37 @@
-"""The bytes of a corpus file, through its decompressor, faults as InputError. Not here: what the bytes mean."""
+"""The bytes of a corpus file as UTF-8, through its decompressor. Not here: what the bytes mean.
+
+Two kinds of fault: a file that is damaged as a whole (cut off, another encoding from its first byte) is an InputError;
+a part that cannot be read is passed on, as a line that says why (`Unreadable`), and is one bad record.
+"""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from babyllama.errors import InputError, needs_extra
 
 COMPRESSED = (".gz", ".zst")
 LINE_BYTES = 256 << 20  # no line and no record is longer
+_CHUNK = 1 << 17
+_UTF16 = {codecs.BOM_UTF16_LE: "FF FE", codecs.BOM_UTF16_BE: "FE FF"}
+_UNREADABLE = b"\x00!"
 
 
 class Bytes:
-    """A file read through its decompressor; `tell` is the position on disk. Damage becomes InputError."""
+    """A file read through its decompressor and turned into UTF-8; `tell` is the position on disk.
 
-    def __init__(self, path: Path) -> None:
+    Bytes that are no text in `encoding` are passed on as they are, so that they are one line's fault.
+
+    Raises:
+        InputError: cannot be opened; damaged or cut off; begins with UTF-16's byte order mark, unless that is given.
+    """
+
+    def __init__(self, path: Path, encoding: str = "utf-8") -> None:
         self.path = path
         try:
             self._raw = path.open("rb")
@@ -27,7 +41,15 @@ class Bytes:
         if path.suffix == ".gz":
             self._data = gzip.GzipFile(fileobj=self._raw)
         elif path.suffix == ".zst":
-            self._data = io.BufferedReader(_zstd(self._raw), 1 << 20)
+            self._data = io.BufferedReader(_Zstd(self._raw), 1 << 20)
+        mark = self._guard(self._data.peek, 2)[:2]
+        if encoding != "utf-8":
+            self._data = io.BufferedReader(_Recoded(self._data, encoding), 1 << 20)
+        elif mark in _UTF16:
+            self._raw.close()
+            raise InputError(
+                f"{path}: UTF-16, for it begins with the byte order mark {_UTF16[mark]}; say encoding: utf-16"
+            )
 
     def __enter__(self) -> Bytes:
         return self
@@ -38,6 +60,10 @@ class Bytes:
     def tell(self) -> int:
         return self._raw.tell()
 
+    def head(self, size: int) -> bytes:
+        """The first bytes without the byte order mark, for a look at what follows; they are read again later."""
+        return self._guard(self._data.read, size).removeprefix(codecs.BOM_UTF8)
+
     def read(self, size: int) -> bytes:
         return self._guard(self._data.read, size)
 
@@ -47,20 +73,104 @@ class Bytes:
     def _guard(self, read: Callable[[int], bytes], size: int) -> bytes:
         try:
             return read(size)
+        except InputError:
+            raise
         except Exception as error:  # zlib, zstandard and gzip each have their own
             if isinstance(error, MemoryError):
                 raise
             raise InputError(f"{self.path}: damaged or cut off ({error}); fetch it again") from None
 
 
-def _zstd(raw: IO[bytes]) -> Any:
+class _Pieces(io.RawIOBase):
+    """A raw stream out of a function that gives the next piece, of any length; b"" is the end."""
+
+    def __init__(self) -> None:
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            self._left = self._next()
+        count = min(len(self._left), len(buffer))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+    def _next(self) -> bytes:
+        raise NotImplementedError
+
+
+class _Zstd(_Pieces):
+    """Frames one after the other. A frame that does not end is an error, as it is for gzip."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        super().__init__()
+        try:
+            import zstandard
+        except ImportError:
+            raise needs_extra("zstandard", "data") from None
+        self._raw = raw
+        self._context = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self._frame: Any = None
+        self._rest = b""
+
+    def _next(self) -> bytes:
+        while True:
+            data = self._rest or self._raw.read(_CHUNK)
+            self._rest = b""
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the last frame has no end")
+                return b""
+            if self._frame is None:
+                self._frame = self._context.decompressobj()
+            found = self._frame.decompress(data)
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+            if found:
+                return found
+
+
+class _Recoded(_Pieces):
+    """Another encoding as UTF-8. What is no text in it comes out as it went in, which is no UTF-8 either."""
+
+    def __init__(self, raw: Any, encoding: str) -> None:
+        super().__init__()
+        self._raw = raw
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+
+    def _next(self) -> bytes:
+        while True:
+            data = self._raw.read(_CHUNK)
+            found = self._decoder.decode(data, final=not data).encode("utf-8", "surrogateescape")
+            if found or not data:
+                return found
+
+
+class Unreadable(NamedTuple):
+    """Stands in the place of a record that could not be read."""
+
+    reason: str
+
+    @property
+    def line(self) -> bytes:
+        """As a line of a blob."""
+        return _UNREADABLE + self.reason.replace("\n", " ").encode("utf-8", "replace")
+
+
+def reason_of(line: bytes) -> str | None:
+    """Why a record could not be read; None for a line that is no `Unreadable`."""
+    return line.removeprefix(_UNREADABLE).decode("utf-8", "replace") if line.startswith(_UNREADABLE) else None
+
+
+def bad_text(data: bytes, encoding: str = "utf-8") -> str:
+    """What to say about bytes that are no text in their encoding; another one is named, never guessed silently."""
+    if encoding != "utf-8":
+        return f"not valid {encoding}; give the right encoding, or mend it"
     try:
-        import zstandard
-    except ImportError:
-        raise needs_extra("zstandard", "data") from None
-    return zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(raw, read_across_frames=True)
-
-
-def not_utf8(where: str) -> InputError:
-    """The error for bytes in another encoding."""
-    return InputError(f"{where}: not valid UTF-8; if it is GBK, convert it: iconv -f GB18030 -t UTF-8 old > new")
+        data.decode("gb18030")
+    except UnicodeDecodeError:
+        return "not valid UTF-8 (nor GB18030); mend it, or say which encoding it is in: encoding: …"
+    return "not valid UTF-8, but it reads as GB18030 (GBK); if it is that, say encoding: gb18030"

@@ -1,14 +1,15 @@
 """Files of any supported format → blobs of JSON lines, in flat memory.
 
     .jsonl .ndjson       one JSON object a line                      plain, .gz or .zst; passed on untouched
-    .json                the same, or one array of objects           plain, .gz or .zst
+    .json                the same, or as arrays.py reads it          plain, .gz or .zst
     .parquet             one row a document                          needs babyllama[data]
     .csv .tsv            a header, one row a document                plain, .gz or .zst
     .txt                 one document, cut at line ends              plain, .gz or .zst
 
 A .txt file is taken as one long text such as a novel, whose blank lines part paragraphs; ``format: lines`` makes every
 line a document and ``format: blocks`` every run of lines between blank lines. All text is UTF-8, with or without a byte
-order mark. Not here: what the objects mean (records.py), which files there are (corpora.py).
+order mark, unless `encoding` says otherwise. What cannot be read of one record is passed on as such (files.py). Not
+here: what the objects mean (records.py), which files there are (corpora.py).
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import codecs
 import csv
 import glob
 import json
-import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from babyllama.data.sources.files import COMPRESSED, LINE_BYTES, Bytes, not_utf8
+from babyllama.data.sources.arrays import HEAD_BYTES, Form, form_of, items
+from babyllama.data.sources.files import COMPRESSED, LINE_BYTES, Bytes, Unreadable, bad_text
 from babyllama.errors import InputError, needs_extra
 
 BLOB_BYTES = 16 << 20
@@ -51,12 +54,15 @@ class Blob:
 
 
 def find_files(path: str) -> list[Path]:
-    """A file, every corpus file below a folder, or the matches of a glob, sorted. Raises InputError if none."""
+    """A file, every corpus file below a folder, or the matches of a glob, sorted. Raises InputError if none.
+
+    Of a folder, hidden files and folders are passed over (`passed_over` names them).
+    """
     given = Path(path).expanduser()
     if given.is_file():
         return [given]
     if given.is_dir():
-        found = sorted(p for p in given.rglob("*") if p.is_file() and _suffix(p) in _SUFFIXES)
+        found = sorted(p for p in given.rglob("*") if p.is_file() and not _hidden(p, given) and _suffix(p) in _SUFFIXES)
         wanted = " ".join(_SUFFIXES)
         if not found:
             raise InputError(f"{path}: no corpus file in this folder; known are {wanted}, plain, .gz or .zst")
@@ -68,11 +74,26 @@ def find_files(path: str) -> list[Path]:
     return found
 
 
-def read_blobs(files: Iterable[Path], format: Format = "auto", blob_bytes: int = BLOB_BYTES) -> Iterator[Blob]:
-    """All files in order. Raises InputError with file:line for what cannot be read."""
+def passed_over(path: str) -> list[str]:
+    """The files of a folder that `find_files` leaves out, relative to it, sorted; none where `path` is no folder."""
+    given = Path(path).expanduser()
+    if not given.is_dir():
+        return []
+    files = (p for p in given.rglob("*") if p.is_file() and (_hidden(p, given) or _suffix(p) not in _SUFFIXES))
+    return sorted(str(p.relative_to(given)) for p in files)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def read_blobs(
+    files: Iterable[Path], format: Format = "auto", blob_bytes: int = BLOB_BYTES, encoding: str = "utf-8"
+) -> Iterator[Blob]:
+    """All files in order. Raises InputError for a file that is damaged or of no known format."""
     before = 0
     for path in files:
-        for blob in _READERS[_format_of(path, format)](path, blob_bytes):
+        for blob in _reader_of(path, format, encoding)(path, blob_bytes, encoding):
             yield Blob(blob.where, blob.first, blob.lines, before + blob.position)
         before += path.stat().st_size
 
@@ -80,10 +101,10 @@ def read_blobs(files: Iterable[Path], format: Format = "auto", blob_bytes: int =
 def pack_records(
     records: Iterable[Any], where: str, blob_bytes: int = BLOB_BYTES, position: Callable[[], int] = lambda: 0
 ) -> Iterator[Blob]:
-    """Objects already read → blobs; their line numbers are record numbers."""
+    """Objects already read, or `Unreadable` → blobs; their line numbers are record numbers."""
     lines, size, first, number = [], 0, 1, 0
     for number, record in enumerate(records, start=1):
-        lines.append(json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"))
+        lines.append(record.line if isinstance(record, Unreadable) else _line(record))
         size += len(lines[-1]) + 1
         if size >= blob_bytes:
             yield Blob(where, first, b"\n".join(lines) + b"\n", position())
@@ -92,24 +113,36 @@ def pack_records(
         yield Blob(where, first, b"\n".join(lines) + b"\n", position())
 
 
+def _line(record: Any) -> bytes:
+    return json.dumps(record, ensure_ascii=False, default=_plain).encode("utf-8", "surrogatepass")
+
+
+def _plain(value: Any) -> str:
+    """Bytes are UTF-8 text, or become what records.py refuses as text; all else as Python writes it."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
 def _suffix(path: Path) -> str:
     return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix.lower()
 
 
-def _format_of(path: Path, format: Format) -> Format:
+_Reader = Callable[[Path, int, str], Iterator[Blob]]
+
+
+def _reader_of(path: Path, format: Format, encoding: str) -> _Reader:
     found = _SUFFIXES.get(_suffix(path)) if format == "auto" else format
     if found is None:
         known = ", ".join(name for name in Format.__args__ if name != "auto")
         raise InputError(f"{path}: the name does not tell the format; say format: one of {known}")
-    if found == "json":
-        with Bytes(path) as handle:
-            head = handle.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-        return "json" if head.startswith(b"[") else "jsonl"
-    return found
+    if found == "json" or (found == "jsonl" and format == "auto"):
+        with Bytes(path, encoding) as handle:
+            form = form_of(handle.head(HEAD_BYTES))
+        return _json_lines if form == "lines" else partial(_json_items, form)
+    return _READERS[found]
 
 
-def _json_lines(path: Path, blob_bytes: int) -> Iterator[Blob]:
-    with Bytes(path) as handle:
+def _json_lines(path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
+    with Bytes(path, encoding) as handle:
         first = 1
         while chunk := handle.read(blob_bytes):
             if not chunk.endswith(b"\n"):
@@ -122,46 +155,12 @@ def _json_lines(path: Path, blob_bytes: int) -> Iterator[Blob]:
             first += chunk.count(b"\n")
 
 
-def _json_array(path: Path, blob_bytes: int) -> Iterator[Blob]:
-    with Bytes(path) as handle:
-        yield from pack_records(_array_items(path, handle), f"{path}, record ", blob_bytes, handle.tell)
+def _json_items(form: Form, path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
+    with Bytes(path, encoding) as handle:
+        yield from pack_records(items(path, handle, form, encoding), f"{path}, record ", blob_bytes, handle.tell)
 
 
-def _array_items(path: Path, handle: Bytes) -> Iterator[Any]:
-    """The items of one array, a buffer of text at a time. Each failed attempt doubles what is read before the next."""
-    scan, decode = json.JSONDecoder().raw_decode, codecs.getincrementaldecoder("utf-8-sig")()
-    text, at, number, size, ended = "", 0, 0, 1 << 20, False
-    separator, closed = re.compile(r"\s*\[\s*(\])?"), False
-    while True:
-        found = separator.match(text, at)
-        item: Any = None
-        try:
-            if found and (closed := found[1] is not None):
-                break
-            if found is None or found.end() == len(text):
-                raise ValueError
-            item, end = scan(text, found.end())
-        except ValueError:
-            if ended or len(text) - at > LINE_BYTES:
-                break
-            data = handle.read(size)
-            text, at, ended, size = text[at:] + _decoded(decode, data, path, number), 0, not data, size * 2
-            continue
-        number, at, size = number + 1, end, 1 << 20
-        separator = re.compile(r"\s*(?:,\s*|(?=\]))(\])?")
-        yield item
-    if not closed:
-        raise InputError(f"{path}, record {number + 1}: not valid JSON in an array of objects; mend the file there")
-
-
-def _decoded(decoder: codecs.IncrementalDecoder, data: bytes, path: Path, number: int) -> str:
-    try:
-        return decoder.decode(data, final=not data)
-    except UnicodeDecodeError:
-        raise not_utf8(f"{path}, after record {number}") from None
-
-
-def _parquet(path: Path, blob_bytes: int) -> Iterator[Blob]:
+def _parquet(path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -174,6 +173,7 @@ def _parquet(path: Path, blob_bytes: int) -> Iterator[Blob]:
         try:
             file = pyarrow.parquet.ParquetFile(path)
             rows = max(file.metadata.num_rows, 1)
+            _check_columns(str(path), file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1024):
                 for record in batch.to_pylist():
                     row += 1
@@ -185,54 +185,93 @@ def _parquet(path: Path, blob_bytes: int) -> Iterator[Blob]:
     yield from pack_records(records(), f"{path}, row ", blob_bytes, lambda: size * row // rows)
 
 
-def _table(delimiter: str) -> Callable[[Path, int], Iterator[Blob]]:
-    def read(path: Path, blob_bytes: int) -> Iterator[Blob]:
-        with Bytes(path) as handle:
-            rows = csv.reader(_text_lines(path, handle), delimiter=delimiter, strict=True)
-            yield from pack_records(_rows(path, rows), f"{path}, row ", blob_bytes, handle.tell)
+def _check_columns(where: str, names: list[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{where}: the column {twice[0]!r} is there twice; rename one of them")
+
+
+def _table(delimiter: str) -> _Reader:
+    def read(path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
+        with Bytes(path, encoding) as handle:
+            rows = _rows(path, _Lines(handle, encoding), delimiter)
+            yield from pack_records(rows, f"{path}, row ", blob_bytes, handle.tell)
 
     return read
 
 
-def _rows(path: Path, rows: Any) -> Iterator[dict[str, str]]:
+class _Lines:
+    """Decoded lines with their line ends. One that is no text keeps its bytes as surrogates, and `bad` says why."""
+
+    def __init__(self, handle: Bytes, encoding: str) -> None:
+        self._handle, self._encoding = handle, encoding
+        self.number, self._bad = 0, ""
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._handle.readline():
+            self.number += 1
+            if self.number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                yield line.decode()
+            except UnicodeDecodeError:
+                self._bad = f"line {self.number}: {bad_text(line, self._encoding)}"
+                yield line.decode("utf-8", "surrogateescape")
+
+    def bad(self) -> str:
+        """What was wrong with a line since the last call; empty if nothing was."""
+        found, self._bad = self._bad, ""
+        return found
+
+
+def _rows(path: Path, lines: _Lines, delimiter: str) -> Iterator[dict[str, str] | Unreadable]:
     csv.field_size_limit(LINE_BYTES)
-    header: list[str] | None = None
-    try:
-        for row in rows:
-            if header is None:
-                header = row
-            elif row and len(row) != len(header):
-                raise InputError(f"{path}:{rows.line_num}: {len(row)} fields, but the header has {len(header)}")
-            elif row:
-                yield dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: not valid CSV: {error}") from None
-
-
-def _text_lines(path: Path, handle: Bytes) -> Iterator[str]:
-    """Decoded lines with their line ends."""
-    number = 0
-    while line := handle.readline():
-        number += 1
+    rows, header = csv.reader(iter(lines), delimiter=delimiter, strict=True), None
+    while True:
+        first = lines.number + 1
         try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
-            raise not_utf8(f"{path}:{number}") from None
+            row = next(rows, None)
+        except csv.Error as error:
+            if "unexpected end" in str(error):  # what follows the quotation mark is lost, so it is the file's fault
+                raise InputError(f"{path}:{first}: a quotation that begins here does not end; mend it") from None
+            yield Unreadable(f"line {first}: not valid CSV: {error}")
+            continue
+        bad = lines.bad()
+        if row is None:
+            return
+        if header is None:
+            if bad:
+                raise InputError(f"{path}: {bad}")
+            _check_columns(f"{path}:1", row)
+            header = row
+        elif bad:
+            yield Unreadable(bad)
+        elif row and len(row) != len(header):
+            yield Unreadable(f"line {first}: {len(row)} fields, but the header has {len(header)}")
+        elif row:
+            yield dict(zip(header, row, strict=True))
 
 
-def _text(cut: Callable[[Iterator[str]], Iterator[str]]) -> Callable[[Path, int], Iterator[Blob]]:
-    def read(path: Path, blob_bytes: int) -> Iterator[Blob]:
-        with Bytes(path) as handle:
-            lines = (line.rstrip("\r\n") for line in _text_lines(path, handle))
-            records = ({"text": text} for text in cut(lines))
+_Cut = Callable[[Iterator[str | Unreadable]], Iterator[str | Unreadable]]
+
+
+def _text(cut: _Cut) -> _Reader:
+    def read(path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
+        with Bytes(path, encoding) as handle:
+            lines = _Lines(handle, encoding)
+            parts = (Unreadable(bad) if (bad := lines.bad()) else line.rstrip("\r\n") for line in lines)
+            records = (part if isinstance(part, Unreadable) else {"text": part} for part in cut(parts))
             yield from pack_records(records, f"{path}, document ", blob_bytes, handle.tell)
 
     return read
 
 
-def _pieces(lines: Iterator[str]) -> Iterator[str]:
+def _pieces(lines: Iterator[str | Unreadable]) -> Iterator[str | Unreadable]:
     piece, size = [], 0
     for line in lines:
+        if isinstance(line, Unreadable):
+            yield line
+            continue
         piece.append(line)
         size += len(line.encode()) + 1
         if size >= _PIECE_BYTES:
@@ -242,10 +281,12 @@ def _pieces(lines: Iterator[str]) -> Iterator[str]:
         yield "\n".join(piece).strip("\n")
 
 
-def _blocks(lines: Iterator[str]) -> Iterator[str]:
+def _blocks(lines: Iterator[str | Unreadable]) -> Iterator[str | Unreadable]:
     block = []
     for line in lines:
-        if line.strip():
+        if isinstance(line, Unreadable):
+            yield line
+        elif line.strip():
             block.append(line)
         elif block:
             yield "\n".join(block)
@@ -254,7 +295,7 @@ def _blocks(lines: Iterator[str]) -> Iterator[str]:
         yield "\n".join(block)
 
 
-_READERS: dict[Format, Callable[[Path, int], Iterator[Blob]]] = {
-    "jsonl": _json_lines, "json": _json_array, "parquet": _parquet, "csv": _table(","), "tsv": _table("\t"),
+_READERS: dict[Format, _Reader] = {
+    "jsonl": _json_lines, "parquet": _parquet, "csv": _table(","), "tsv": _table("\t"),
     "txt": _text(_pieces), "lines": _text(iter), "blocks": _text(_blocks),
 }  # fmt: skip

@@ -1,52 +1,50 @@
-"""One JSON object → one document: a text, or a list of messages. All shapes are told apart by their keys.
+"""One line of JSON → one document. Chats and preference pairs are read by chats.py; here is what holds for all.
 
     text    text | content | completion (or the key `field`)                          most corpora
             title, summary, sections: [{title, content}]                              Baidu Baike, 5.63 million articles
-    chat    messages | conversations: [{role, content}]                               OpenAI and most others
-            conversations: [{from, value}]                                            ShareGPT, BELLE
-            instruction, output[, input, history, system]                             Alpaca, BELLE
-            instruction: "Human:…\\nAssistant:…\\nHuman:…\\nAssistant:", output          BELLE, several turns
-            conversation: [{human, assistant}]                                        MOSS
-            chat: {turn_1: {Human: "<|Human|>: …<eoh>", MOSS: "<|MOSS|>: …<eom>"}}    MOSS
+    chat    the forms of chats.py; or a list of messages by itself
 
-Chats are put in the order that every template can render: neighbours of one role are joined by a line break, answers
-before the first question and what follows the last answer are dropped. MOSS's ``meta_instruction`` is left out: it
-names another model and its plugins. Not here: files, lines, tokens.
+What is recognised is used; every key that is not read is named and counted in `Parsed.notes`. A bad record stops the
+work or, with ``on_bad: skip``, is counted: one policy for all formats, since the readers pass on what they could not
+read of a record as a line that says why (`Unreadable`). Not here: files, tokens.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from babyllama.data.sources.files import not_utf8
+from babyllama.data.sources.chats import (
+    BadRecord,
+    Notes,
+    Record,
+    is_chat,
+    is_message,
+    is_preference,
+    note_unread,
+    read_chat,
+    read_preference,
+)
+from babyllama.data.sources.documents import Document, Kind, Text
+from babyllama.data.sources.files import bad_text, reason_of
 from babyllama.data.sources.readers import Blob
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import Message
 
 try:
     from orjson import loads
 except ImportError:  # babyllama[data] is not installed
     from json import loads
 
-Kind = Literal["text", "chat"]
-Document = str | list[Message]
 OnBad = Literal["stop", "skip"]
 
 _TEXT_FIELDS = ("text", "content", "completion")
-_ROLES = {
-    "system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
-    "chatgpt": "assistant", "bot": "assistant", "tool": "tool", "observation": "tool",
-}  # fmt: skip
-_TURN = re.compile(r"(?:^|\n)\s*(Human|Assistant)[:：]")
-_MOSS_MARKS = re.compile(r"^\s*<\|(?:Human|MOSS)\|>[:：]\s*|<eo[hm]>\s*$|<sup><\|\d+\|></sup>")
-
-
-class BadRecord(ValueError):
-    """Why one record is no document; `parse` adds file and line."""
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # half a surrogate pair, but not a reader's
+_ARTICLE = {"title", "summary", "sections"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ class Shape:
     field: str | None = None
     max_characters: int | None = None
     on_bad: OnBad = "stop"
+    encoding: str = "utf-8"  # of the file, for a message that names the cause
 
 
 @dataclass
@@ -70,16 +69,8 @@ class Parsed:
     documents: list[Document] = field(default_factory=list)
     bad: int = 0
     dropped: int = 0
-
-
-def text_of(document: Document) -> str:
-    """A chat's text is the content of its messages, joined by line breaks."""
-    return document if isinstance(document, str) else "\n".join(message["content"] for message in document)
-
-
-def answers_of(messages: list[Message]) -> list[str]:
-    """What the model is to learn of a chat."""
-    return [message["content"] for message in messages if message["role"] == "assistant"]
+    first_bad: str = ""
+    notes: Notes = field(default_factory=Counter)
 
 
 def parse(blob: Blob, shape: Shape) -> Parsed:
@@ -95,89 +86,119 @@ def parse_lines(blob: Blob, shape: Shape, counts: Parsed) -> Iterator[tuple[byte
     """Every line with its document, or None where there is none; bad and dropped records are added to `counts`."""
     for number, line in enumerate(blob.lines.split(b"\n"), start=blob.first):
         document = None
-        if line.strip():
+        if line and not line.isspace():
             try:
-                document = _document(_record(line), shape)
+                document = _document(_record(line, shape.encoding), shape, counts.notes)
                 counts.dropped += document is None
             except BadRecord as error:
+                reason = f"{blob.where}{number}: {error}"
                 if shape.on_bad == "stop":
-                    remedy = "mend it, or leave such records out with on_bad=skip"
-                    raise InputError(f"{blob.where}{number}: {error}; {remedy}") from None
+                    raise InputError(f"{reason}; mend it, or leave such records out with on_bad=skip") from None
                 counts.bad += 1
+                counts.first_bad = counts.first_bad or reason
         yield line, document
 
 
-def kind_of(blob: Blob, field: str | None) -> Kind:
-    """The kind of the first record that can be read; text if there is none."""
+def kind_of(blob: Blob, field: str | None) -> Kind | None:
+    """The kind of the first record that can be read, told by its keys; None if there is none."""
     for line in blob.lines.split(b"\n"):
-        if line.strip():
+        if line and not line.isspace():
             try:
                 record = _record(line)
             except BadRecord:
                 continue
-            return "text" if _text_field(record, field) is not None or _messages(record) is None else "chat"
-    return "text"
+            if field is not None:
+                return "text"
+            return "preference" if is_preference(record) else "chat" if is_chat(record) else "text"
+    return None
 
 
-def _record(line: bytes) -> dict[str, Any]:
+def _record(line: bytes, encoding: str = "utf-8") -> Record:
+    fault = reason_of(line)
+    if fault is not None:
+        raise BadRecord(fault)
     try:
         record = loads(line)
-    except ValueError as error:
-        try:
-            line.decode()
-        except UnicodeDecodeError:
-            raise BadRecord(str(not_utf8("")).removeprefix(": ")) from None
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-        raise BadRecord(f"not valid JSON ({reason})") from None
+    except ValueError:
+        record = _second_try(line, encoding)
     if isinstance(record, str):
         return {"text": record}
+    if isinstance(record, list) and record and all(map(is_message, record)):
+        return {"messages": record}
+    if isinstance(record, list):
+        raise BadRecord("a record is a JSON object, not a list; if the file is one JSON array, say format: json")
     if not isinstance(record, dict):
         raise BadRecord(f"a record is a JSON object, not a {type(record).__name__}")
     return record
 
 
-def _document(record: dict[str, Any], shape: Shape) -> Document | None:
-    document: Document
-    if shape.kind == "chat":
-        messages = _messages(record)
-        if messages is None:
-            keys = ", ".join(record)
-            raise BadRecord(
-                f"no chat in it: keys are {keys}; known are messages, conversations, instruction and output"
-            )
-        document = _in_order(messages)
-        size = max((len(answer.strip()) for answer in answers_of(document)), default=0)
-    else:
-        document = _text(record, shape.field)
-        size = len(document) if document.strip() else 0
+def _second_try(line: bytes, encoding: str) -> Any:
+    """By Python's own parser, which takes what its writer writes: NaN, Infinity, numbers of any size."""
     try:
-        text_of(document).encode()
-    except UnicodeEncodeError:
+        return json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass"))
+    except UnicodeDecodeError:
+        raise BadRecord(bad_text(line, encoding)) from None
+    except RecursionError:
+        raise BadRecord("not valid JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise BadRecord(f"not valid JSON ({getattr(error, 'msg', error)})") from None
+
+
+def _document(record: Record, shape: Shape, notes: Notes) -> Document | None:
+    document = _READ[shape.kind](record, shape.field, notes)
+    try:
+        document.text.encode()
+    except UnicodeEncodeError as error:
+        if "\udc80" <= document.text[error.start] <= "\udcff":  # a reader kept bytes that it could not decode
+            kept = _HALF.sub("", document.text).encode("utf-8", "surrogateescape")
+            raise BadRecord(bad_text(kept, shape.encoding)) from None
         raise BadRecord("holds half a surrogate pair, which is no character") from None
-    return document if 0 < size <= (shape.max_characters or size) else None
+    size = document.size
+    if shape.max_characters is not None and size > shape.max_characters:
+        notes[f"longer than {shape.max_characters} characters"] += 1
+        return None
+    return document if size else None
 
 
-def _text_field(record: dict[str, Any], field: str | None) -> str | None:
-    """The key that holds the text."""
-    return next((key for key in ((field,) if field else _TEXT_FIELDS) if key in record), None)
+def _chat(record: Record, field: str | None, notes: Notes) -> Document:
+    if is_preference(record):
+        notes["rejected answers of preference pairs"] += 1
+        return read_preference(record, notes).preferred
+    chat = read_chat(record, notes)
+    if chat is None:
+        keys = ", ".join(record) or "none"
+        raise BadRecord(
+            f"no chat in it: keys are {keys}; known are messages, conversations, and pairs such as instruction and "
+            "output, question and answer, prompt and completion"
+        )
+    return chat
 
 
-def _text(record: dict[str, Any], field: str | None) -> str:
-    key = _text_field(record, field)
+def _preference(record: Record, field: str | None, notes: Notes) -> Document:
+    if not is_preference(record):
+        raise BadRecord(f"no preference pair in it: keys are {', '.join(record) or 'none'}, not chosen and rejected")
+    return read_preference(record, notes)
+
+
+def _text(record: Record, field: str | None, notes: Notes) -> Text:
+    key = next((key for key in ((field,) if field else _TEXT_FIELDS) if key in record), None)
     if key is not None:
         if record[key] is not None and not isinstance(record[key], str):
             raise BadRecord(f"key {key!r} must hold text, not a {type(record[key]).__name__}")
-        return record[key] or ""
+        if len(record) > 1:
+            note_unread(record, {key}, notes)
+        return Text((record[key] or "").removeprefix("\ufeff"))
     if field is None and isinstance(record.get("sections"), list) and "title" in record:
-        return "\n".join(_article(record)).replace("\r\n", "\n")
-    messages = _messages(record) if field is None else None
-    if messages is None:
+        note_unread(record, _ARTICLE, notes)
+        return Text("\n".join(_article(record)).replace("\r\n", "\n"))
+    chat = read_chat(record, notes) if field is None else None
+    if chat is None:
         wanted = repr(field) if field else " or ".join(map(repr, _TEXT_FIELDS))
         raise BadRecord(f"no key {wanted}: keys are {', '.join(record) or 'none'}; name the one with the text in field")
-    return text_of(messages)
+    return Text(chat.text)
 
 
-def _article(record: dict[str, Any]) -> Iterator[str]:
+def _article(record: Record) -> Iterator[str]:
     for part in (record, *record["sections"]):
         if not isinstance(part, dict):
             raise BadRecord(f"sections must hold objects with title and content, not a {type(part).__name__}")
@@ -186,87 +207,4 @@ def _article(record: dict[str, Any]) -> Iterator[str]:
                 yield str(part[key]).strip()
 
 
-def _messages(record: dict[str, Any]) -> list[Message] | None:
-    """The messages as they stand; None if the record is no chat."""
-    for key in ("messages", "conversations", "conversation"):
-        if isinstance(record.get(key), list):
-            return [message for turn in record[key] for message in _turn(turn)]
-    if isinstance(record.get("chat"), dict):
-        turns = record["chat"].values()
-        return [message for turn in turns for message in _pair(turn, "Human", "MOSS", _without_marks)]
-    if "instruction" in record and "output" in record:
-        return list(_alpaca(record))
-    return None
-
-
-def _without_marks(text: str) -> str:
-    return _MOSS_MARKS.sub("", text).strip()
-
-
-def _turn(turn: Any) -> Iterable[Message]:
-    if not isinstance(turn, dict):
-        raise BadRecord(f"a message must be an object with role and content, not a {type(turn).__name__}")
-    if "human" in turn and "assistant" in turn:
-        return _pair(turn, "human", "assistant", str.strip)
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if not isinstance(role, str) or role.lower() not in _ROLES:
-        raise BadRecord(f"unknown role {role!r:.40}; known are {', '.join(_ROLES)}")
-    if not isinstance(content, str):
-        raise BadRecord(f"a message's content must be text, got {content!r:.40}")
-    return [{"role": _ROLES[role.lower()], "content": content}]
-
-
-def _pair(turn: Any, user: str, assistant: str, clean: Callable[[str], str]) -> list[Message]:
-    if not isinstance(turn, dict) or not isinstance(turn.get(user), str) or not isinstance(turn.get(assistant), str):
-        raise BadRecord(f"a turn must hold the texts {user} and {assistant}, got {turn!r:.60}")
-    return [
-        {"role": "user", "content": clean(turn[user])},
-        {"role": "assistant", "content": clean(turn[assistant])},
-    ]
-
-
-def _alpaca(record: dict[str, Any]) -> Iterator[Message]:
-    instruction, output = record["instruction"], record["output"]
-    more, system = record.get("input") or "", record.get("system") or ""
-    for key, value in {"instruction": instruction, "output": output, "input": more, "system": system}.items():
-        if not isinstance(value, str):
-            raise BadRecord(f"key {key!r} must hold text, not a {type(value).__name__}")
-    if system.strip():
-        yield {"role": "system", "content": system}
-    for turn in record.get("history") or ():
-        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
-            raise BadRecord(f"history must hold pairs of question and answer, got {turn!r:.60}")
-        yield {"role": "user", "content": turn[0]}
-        yield {"role": "assistant", "content": turn[1]}
-    question = f"{instruction}\n{more}" if more.strip() and instruction.strip() else instruction or more
-    parts = _TURN.split(question)
-    if parts[-2:-1] == ["Assistant"] and not parts[-1].strip() and not parts[0].strip():
-        for speaker, content in zip(parts[1:-2:2], parts[2:-1:2], strict=True):
-            yield {"role": "user" if speaker == "Human" else "assistant", "content": content.strip()}
-    else:
-        yield {"role": "user", "content": question}
-    yield {"role": "assistant", "content": output}
-
-
-def _in_order(messages: list[Message]) -> list[Message]:
-    """Join neighbours of one role, drop empty ones, and what stands before the first question or after the last answer.
-
-    A system message in the middle, or a tool's without an answer before it, has no place in any template.
-    """
-    ordered: list[Message] = []
-    for message in messages:
-        role, content = message["role"], message["content"]
-        last = ordered[-1]["role"] if ordered else ""
-        if not content.strip() or (role in ("assistant", "tool") and last in ("", "system")):
-            continue
-        if role == last and role != "tool":
-            ordered[-1] = {"role": role, "content": f"{ordered[-1]['content']}\n{content}"}
-        elif (role == "system" and last) or (role == "tool" and last == "user"):
-            raise BadRecord(f"a {role} message cannot stand after {last}")
-        elif role == "user" and last == "tool":
-            raise BadRecord("a user message cannot stand after tool; an answer must come between")
-        else:
-            ordered.append({"role": role, "content": content})
-    while ordered and ordered[-1]["role"] != "assistant":
-        ordered.pop()
-    return ordered
+_READ = {"text": _text, "chat": _chat, "preference": _preference}

@@ -1,0 +1,75 @@
+"""A prepared folder in plain words: what was taken for what, what was left out, how long the chats are, a sample.
+
+Not here: tables, printing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from babyllama.data.shards.shards import Prepared, TokenStore
+from babyllama.data.sources.corpora import Source
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+_CONTEXTS = (256, 512, 1024, 2048, 4096)
+_SAMPLE_TOKENS = 200
+
+
+def summary(prepared: Prepared, sources: Sequence[Source], tokenizer: Tokenizer) -> Iterator[str]:
+    """Some lines for each corpus."""
+    for source in sources:
+        corpus, stores = prepared.manifest["corpora"][source.label], prepared.corpora[source.label]
+        told = "told by the first record; kind: … says otherwise" if source.guessed else "as given"
+        yield f"{source.label}: taken as {source.kind} ({told})"
+        yield from _left_out(source, corpus)
+        if not stores["val"].documents and prepared.manifest["validation"]:
+            yield "  nothing is held out: too few documents; evaluate and validation will have nothing to measure"
+        if source.kind == "chat":
+            yield from _lengths(stores)
+        yield f"  a sample{', what is learned in [[ ]]' if source.kind == 'chat' else ''}: {_sample(stores, tokenizer)}"
+
+
+def _left_out(source: Source, corpus: dict[str, Any]) -> Iterator[str]:
+    if source.passed_over:
+        shown = ", ".join(source.passed_over[:3]) + (", …" if len(source.passed_over) > 3 else "")
+        yield f"  files in the folder that were not read: {len(source.passed_over):,} ({shown})"
+    if corpus["bad"]:
+        yield f"  records that cannot be read, left out: {corpus['bad']:,} (the first: {corpus['first_bad']})"
+    if corpus["dropped"]:
+        yield f"  records without a text or an answer, or too long, left out: {corpus['dropped']:,}"
+    if corpus["notes"]:
+        notes = "; ".join(f"{what} ({count:,})" for what, count in corpus["notes"].items())
+        yield f"  not used, with the number of records: {notes}"
+
+
+def _lengths(stores: dict[str, TokenStore]) -> Iterator[str]:
+    lengths = np.concatenate([np.diff(store.document_offsets) for store in stores.values()])
+    shares = [(context, float((lengths - 1 > context).mean())) for context in _CONTEXTS]
+    longer = [f"{context:,}: {share:.1%}" for context, share in shares if share]
+    yield (
+        f"  tokens of a chat: half have up to {int(np.median(lengths)):,}, the longest {int(lengths.max()):,}"
+        + (f"; longer than a context of {', '.join(longer)} (training cuts these)" if longer else "")
+    )
+
+
+def _sample(stores: dict[str, TokenStore], tokenizer: Tokenizer) -> str:
+    """The first document, on one line."""
+    store = next(store for store in stores.values() if store.documents)
+    stop = int(store.document_offsets[1])
+    tokens = store.tokens(0, min(stop, _SAMPLE_TOKENS)).tolist()
+    text = (
+        _marked(tokens, store.mask(0, len(tokens)).tolist(), tokenizer)
+        if store.kind == "chat"
+        else (tokenizer.decode(tokens))
+    )
+    return " ".join(text.split()) + ("…" if len(tokens) < stop else "")
+
+
+def _marked(tokens: list[int], mask: list[bool], tokenizer: Tokenizer) -> str:
+    runs = groupby(zip(tokens, mask, strict=True), key=lambda pair: pair[1])
+    texts = ((learned, tokenizer.decode([token for token, _ in pairs], skip_special=False)) for learned, pairs in runs)
+    return "".join(f"[[{text}]]" if learned else text for learned, text in texts)

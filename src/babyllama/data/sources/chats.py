@@ -1,0 +1,293 @@
+"""One JSON object → the messages of a chat, or a pair of them; the forms are told apart by their keys.
+
+    messages | conversations | conversation: [{role | from, content | value}]      OpenAI, ShareGPT, BELLE, most others
+    conversation: [{human, assistant}]                                             MOSS
+    chat: {turn_1: {Human: "<|Human|>: …<eoh>", MOSS: "<|MOSS|>: …<eom>"}}         MOSS
+    instruction | question | query | prompt | input with                           Alpaca, BELLE, many others
+        output | response | answer | completion | target                           [input | context, history, system]
+    instruction: "Human:…\\nAssistant:…\\nHuman:…\\nAssistant:", output               BELLE, several turns
+    chosen, rejected[, a prompt in any form above]                                 preference pairs: DPO, HH-RLHF
+
+A message's content is text or a list of text parts; a call of a tool is written into the assistant's text as JSON, a
+line each. ``weight: 0`` (or ``loss: false``, ``train: false``) marks an answer that is not learned. Chats are put in
+the order that every template can render. What is not read, is named in `notes`. Not here: lines and files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from babyllama.data.sources.documents import Chat, Preference
+from babyllama.tokenizer.chat import Message
+
+Record = dict[str, Any]
+Notes = Counter[str]  # what was left out, in plain words → in how many records
+
+_MOST_NOTES = 50  # keys may be anything, even numbers
+_LISTS = ("messages", "conversations", "conversation")
+_QUESTIONS = ("instruction", "question", "query", "prompt", "input")
+_ANSWERS = ("output", "response", "answer", "completion", "target")
+_MORE = ("input", "context")
+_ROLES = {
+    "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
+    "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "function_call": "assistant",
+    "tool_call": "assistant", "tool": "tool", "observation": "tool", "function": "tool", "tool_response": "tool",
+}  # fmt: skip
+_TURN_KEYS = {
+    "role", "from", "content", "value", "weight", "loss", "train", "tool_calls", "function_call", "human", "assistant",
+}  # fmt: skip
+_TURN = re.compile(r"(?:^|\n)\s*(Human|Assistant)[:：]")
+_MOSS_MARKS = re.compile(r"^\s*<\|(?:Human|MOSS)\|>[:：]\s*|<eo[hm]>\s*$|<sup><\|\d+\|></sup>")
+
+
+class BadRecord(ValueError):
+    """Why one record is no document; `parse` adds file and line."""
+
+
+def is_chat(record: Record) -> bool:
+    """Whether its keys are those of a chat; whether it can be read, `read_chat` finds out."""
+    return _form(record) is not None
+
+
+def is_preference(record: Record) -> bool:
+    """Whether its keys are those of a preference pair."""
+    return record.get("chosen") is not None and record.get("rejected") is not None
+
+
+def is_message(value: object) -> bool:
+    """Whether it has the keys of one message."""
+    return isinstance(value, dict) and (
+        ("role" in value and ("content" in value or "tool_calls" in value)) or ("from" in value and "value" in value)
+    )
+
+
+def read_chat(record: Record, notes: Notes) -> Chat | None:
+    """The chat of a record, perhaps without messages; None if its keys are those of no chat.
+
+    Raises:
+        BadRecord: what is wrong with its messages.
+    """
+    form = _form(record)
+    if form is None:
+        return None
+    used: set[str] = set()
+    messages = list(form(record, used, notes))
+    note_unread(record, used, notes)
+    return Chat(tuple(_in_order(messages, notes)))
+
+
+def read_preference(record: Record, notes: Notes) -> Preference:
+    """The pair of a record for which `is_preference` holds. Raises BadRecord."""
+    used = {"chosen", "rejected"}
+    chosen, rejected = (_continuation(record[key], notes) for key in ("chosen", "rejected"))
+    prompt: list[Message] = []
+    key = next((k for k in (*_LISTS, *_QUESTIONS) if record.get(k) is not None), None)
+    if key is not None:
+        used.add(key)
+        prompt = _continuation(record[key], notes, "user")
+    system = _text_of(record, "system", used)
+    if system.strip():
+        prompt.insert(0, {"role": "system", "content": system})
+    while chosen and rejected and chosen[0] == rejected[0] and len(chosen) > 1 and len(rejected) > 1:
+        if key is None or chosen[0] not in prompt:
+            prompt.append(chosen[0])
+        chosen, rejected = chosen[1:], rejected[1:]
+    note_unread(record, used, notes)
+    for answer in (chosen, rejected):
+        whole = _in_order([*prompt, *answer], notes)
+        if not whole or not answer or answer[-1]["role"] != "assistant" or not answer[-1]["content"].strip():
+            raise BadRecord("a preference pair needs a question and two answers, in chosen and rejected")
+    return Preference(tuple(prompt), tuple(chosen), tuple(rejected))
+
+
+def note_unread(record: Record, used: set[str], notes: Notes, what: str = "key") -> None:
+    """Name the keys that hold something and were not read."""
+    for key in record.keys() - used:
+        if record[key] not in (None, "", "[]", [], {}):
+            name = f"{what} {key:.40}"
+            notes[name if name in notes or len(notes) < _MOST_NOTES else "other keys"] += 1
+
+
+def _form(record: Record) -> Callable[[Record, set[str], Notes], Iterable[Message]] | None:
+    if any(isinstance(record.get(key), list) for key in _LISTS):
+        return _turns
+    if isinstance(record.get("chat"), dict):
+        return _moss
+    answer = _first(record, _ANSWERS)
+    if answer and _first(record, _QUESTIONS):
+        return _pair
+    return None
+
+
+def _first(record: Record, keys: Iterable[str]) -> str | None:
+    return next((key for key in keys if record.get(key) is not None), None)
+
+
+def _turns(record: Record, used: set[str], notes: Notes) -> list[Message]:
+    key = next(key for key in _LISTS if isinstance(record.get(key), list))
+    used.add(key)
+    messages = [message for turn in record[key] for message in _turn(turn, notes)]
+    if not messages or messages[0]["role"] != "system":  # a second one stays unread, and is named
+        system = _text_of(record, "system", used)
+        if system.strip():
+            messages.insert(0, {"role": "system", "content": system})
+    return messages
+
+
+def _moss(record: Record, used: set[str], notes: Notes) -> Iterator[Message]:
+    used.add("chat")
+    for turn in record["chat"].values():
+        yield from _two(turn, "Human", "MOSS", _without_marks)
+        note_unread(turn, {"Human", "MOSS"}, notes, "turn key")
+
+
+def _without_marks(text: str) -> str:
+    return _MOSS_MARKS.sub("", text).strip()
+
+
+def _turn(turn: Any, notes: Notes) -> list[Message]:
+    if not isinstance(turn, dict):
+        raise BadRecord(f"a message must be an object with role and content, not a {type(turn).__name__}")
+    note_unread(turn, _TURN_KEYS, notes, "message key")
+    if "human" in turn and "assistant" in turn:
+        return _two(turn, "human", "assistant", str.strip)
+    role = turn.get("role", turn.get("from"))
+    if not isinstance(role, str) or role.lower() not in _ROLES:
+        raise BadRecord(f"unknown role {role!r:.40}; known are {', '.join(_ROLES)}")
+    message: Message = {"role": _ROLES[role.lower()], "content": _content(turn, notes)}
+    if message["role"] == "assistant" and not _is_learned(turn):
+        message["learned"] = False
+    return [message]
+
+
+def _is_learned(turn: Record) -> bool:
+    for key in ("weight", "loss", "train"):
+        value = turn.get(key)
+        if value is not None and value not in (0, 1):
+            raise BadRecord(f"{key} of a message must be 0 or 1, got {value!r:.40}")
+    return all(turn.get(key) in (None, 1) for key in ("weight", "loss", "train"))
+
+
+def _content(turn: Record, notes: Notes) -> str:
+    content = turn.get("content", turn.get("value"))
+    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
+    if isinstance(content, list):
+        content = "".join(map(_part, content))
+    if calls:
+        notes["tool calls, written as JSON into the answers"] += 1
+        content = "\n".join([*([content] if content else []), *map(_call, calls)])
+    if not isinstance(content, str):
+        raise BadRecord(f"a message's content must be text, got {content!r:.40}")
+    return content
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise BadRecord(f"a part of a message's content must be text, not {kind!r:.40}")
+
+
+def _call(call: Any) -> str:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRecord(f"a tool call must be an object with name and arguments, got {call!r:.60}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):  # else it is kept as the text that it is
+            arguments = json.loads(arguments)
+    return json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
+
+
+def _two(turn: Any, user: str, assistant: str, clean: Callable[[str], str]) -> list[Message]:
+    if not isinstance(turn, dict) or not isinstance(turn.get(user), str) or not isinstance(turn.get(assistant), str):
+        raise BadRecord(f"a turn must hold the texts {user} and {assistant}, got {turn!r:.60}")
+    return [
+        {"role": "user", "content": clean(turn[user])},
+        {"role": "assistant", "content": clean(turn[assistant])},
+    ]
+
+
+def _pair(record: Record, used: set[str], notes: Notes) -> Iterator[Message]:
+    asks, answers = _first(record, _QUESTIONS), _first(record, _ANSWERS)
+    assert asks and answers
+    question, answer = _text_of(record, asks, used), _text_of(record, answers, used)
+    extra = next((key for key in _MORE if key != asks and record.get(key) is not None), "input")
+    more = _text_of(record, extra, used) if extra != asks else ""
+    system = _text_of(record, "system", used)
+    if system.strip():
+        yield {"role": "system", "content": system}
+    used.add("history")
+    for turn in record.get("history") or ():
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            raise BadRecord(f"history must hold pairs of question and answer, got {turn!r:.60}")
+        yield {"role": "user", "content": turn[0]}
+        yield {"role": "assistant", "content": turn[1]}
+    question = f"{question}\n{more}" if more.strip() and question.strip() else question or more
+    parts = _TURN.split(question)
+    if parts[-2:-1] == ["Assistant"] and not parts[-1].strip() and not parts[0].strip():
+        for speaker, content in zip(parts[1:-2:2], parts[2:-1:2], strict=True):
+            yield {"role": "user" if speaker == "Human" else "assistant", "content": content.strip()}
+    else:
+        yield {"role": "user", "content": question}
+    yield {"role": "assistant", "content": answer}
+
+
+def _text_of(record: Record, key: str, used: set[str]) -> str:
+    used.add(key)
+    value = record.get(key)
+    if value is not None and not isinstance(value, str):
+        raise BadRecord(f"key {key!r} must hold text, not a {type(value).__name__}")
+    return value or ""
+
+
+def _continuation(value: Any, notes: Notes, role: str = "assistant") -> list[Message]:
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    turns = value if isinstance(value, list) else [value]
+    return [message for turn in turns for message in _turn(turn, notes)]
+
+
+def _in_order(messages: list[Message], notes: Notes) -> list[Message]:
+    """Join neighbours of one role, drop empty ones, and what stands before the first question or after the last answer.
+
+    A system message in the middle, or a tool's without an answer before it, has no place in any template.
+    """
+    ordered: list[Message] = []
+    early = 0
+    for message in messages:
+        role, content = message["role"], message["content"]
+        last = ordered[-1]["role"] if ordered else ""
+        if not content.strip():
+            continue
+        if role in ("assistant", "tool") and last in ("", "system"):
+            early += 1
+        elif role == last and role != "tool":
+            ordered[-1] = _joined(ordered[-1], message)
+        elif (role == "system" and last) or (role == "tool" and last == "user"):
+            raise BadRecord(f"a {role} message cannot stand after {last}")
+        elif role == "user" and last == "tool":
+            raise BadRecord("a user message cannot stand after tool; an answer must come between")
+        else:
+            ordered.append(message)
+    late = len(ordered)
+    while ordered and ordered[-1]["role"] != "assistant":
+        ordered.pop()
+    if ordered and early:
+        notes["answers before the first question"] += 1
+    if ordered and len(ordered) < late:
+        notes["messages after the last answer"] += 1
+    return ordered
+
+
+def _joined(first: Message, second: Message) -> Message:
+    if first.get("learned", True) != second.get("learned", True):
+        raise BadRecord("two answers in a row, of which only one is to be learned; put a question between")
+    return {**first, "content": f"{first['content']}\n{second['content']}"}

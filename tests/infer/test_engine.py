@@ -8,6 +8,7 @@ from transformers import LlamaForCausalLM
 
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine, finish_reason
+from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelConfig
@@ -182,9 +183,8 @@ def test_ending_is_no_repetition(engine):
     penalised = Sampling(temperature=0.0, repetition_penalty=1.0001)  # too weak to change any other choice
     assert engine.generate([[5, 9, 2]], penalised, 30, [end])[0] == cut
     harsh = Sampling(temperature=0.0, repetition_penalty=10.0)
-    rows = [[end, 3, 5], [4, 3, 5]]
-    seen = engine._seen(rows, harsh, {end})
-    assert seen.sum(-1).tolist() == [2, 3] and not seen[0, end]
+    seen = [engine.rows._seen(Request(row, harsh, stop={end})) for row in ([end, 3, 5], [4, 3, 5])]
+    assert [row.sum().item() for row in seen] == [2, 3] and not seen[0][end]
 
 
 def test_broken_weights_are_reported():
@@ -203,6 +203,4 @@ def test_an_answer_that_breaks_leaves_nothing_behind():
     with pytest.raises(InputError, match="not finite"):
         list(engine.stream([1, 2, 3, 13], GREEDY, 3))
     list(engine.stream([1, 2], GREEDY, 1))
-    assert engine._past is not None and all(
-        x.isfinite().all() for x in (engine._past.cache.keys, engine._past.cache.values)
-    )
+    assert engine.cache.keys.isfinite().all() and engine.cache.values.isfinite().all()

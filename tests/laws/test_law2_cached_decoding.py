@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from babyllama.model.attention import KVCache, attend_eager
+from babyllama.model.attention import attend_eager
+from babyllama.model.cache import KVCache
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise

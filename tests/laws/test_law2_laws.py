@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
-from babyllama.model.attention import KVCache, SinkCache
+from babyllama.model.cache import KVCache
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import extended
 from babyllama.model.laws import ByPartsRope, ClexRope, DynamicNtkRope, LinearRope, NtkRope, PlainRope, YarnRope
@@ -40,7 +40,7 @@ def make(law, original: int, layers: int = 3) -> Transformer:
 
 def cache_of(model, kind, rows=2, size=64):
     if kind == "sink":
-        return SinkCache(model.config, rows, size, "cpu", torch.float32, sinks=4)
+        return KVCache(model.config, rows, size, "cpu", torch.float32, sinks=4)
     return KVCache(model.config, rows, size, "cpu", torch.float32, kind == "rotated")
 
 
@@ -92,9 +92,7 @@ PROMPTS = [[5, 9, 2], [7], [11, 3, 3, 8, 60, 21, 4, 4, 9, 17, 2, 8, 8, 1], [1, 2
 @pytest.mark.parametrize("law", STATIC + DYNAMIC, ids=lambda law: law.kind)
 def test_a_row_alone_and_in_a_batch(law):
     """The trained context of 8 ends inside prompts and inside answers, at different steps of each row."""
-    engine = Engine(make(law, 8), 67)
-    if law.kind == "none":
-        engine.context = engine.window = 32
+    engine = Engine(make(law, 32 if law.kind == "none" else 8), 67)
     together = engine.generate(PROMPTS, GREEDY, 15)
     for prompt, answer in zip(PROMPTS, together, strict=True):
         assert engine.generate([prompt], GREEDY, 15) == [answer]
@@ -116,9 +114,9 @@ def test_twenty_contexts_in_constant_memory():
     engine = Engine(model, 67, sinks=4)
     answer = list(engine.stream([5, 9, 2], GREEDY, 640))
     assert len(answer) == 640
-    cache = engine._past.cache
-    assert isinstance(cache, SinkCache) and cache.keys.shape[3] == cache.used == 32
-    assert cache.used + cache.dropped == 3 + 639
+    cache = engine.cache
+    assert cache.keys.shape[1:4:2] == (1, 32)
+    assert 32 + cache.dropped.item() == 3 + 639
     more = list(engine.stream([5, 9, 2, *answer, 7, 7], GREEDY, 10))  # the next turn goes on from there
     assert len(more) == 10 and cache.keys.shape[3] == 32
     long = [i % 67 for i in range(300)]

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from babyllama.data.shards.shards import TokenStore
 from babyllama.errors import InputError
-from babyllama.model.attention import SinkCache
+from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -125,7 +125,7 @@ def passkey(model: Transformer, tokenizer: Tokenizer, haystacks: Tensor, length:
 def streaming(model: Transformer, tokens: Tensor, places: int, sinks: int) -> Tensor:
     """Nats of every target of (B, N + 1) tokens, read one by one through a cache of `places`; (B, N) float32."""
     weight = model.embed_tokens.weight
-    cache = SinkCache(model.config, len(tokens), places, weight.device, weight.dtype, sinks)
+    cache = KVCache(model.config, len(tokens), places, weight.device, weight.dtype, sinks=sinks)
     tokens, found = tokens.to(weight.device), []
     for place in range(tokens.shape[1] - 1):
         logits = model(tokens[:, place : place + 1], cache=cache)[:, 0].float()

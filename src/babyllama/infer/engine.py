@@ -1,35 +1,37 @@
-"""The engine: prompts of token ids in, answers of token ids out. No text, no template.
+"""The engine: requests of token ids in, tokens out, many at once. No text, no template.
 
-Every answer is made the same way: prefill the prompt into a key-value cache, then decode token by token through the
-model's one forward path. Row i of a batch and the same prompt alone give the same tokens (in float32).
-Not here: how a token is chosen (sampling.py), one step of decoding (decoder.py), the cache (model/attention.py),
-tokenizers.
+`add` puts a request in line, each `step` goes one token further with all that are at work, `remove` drops one: prompts
+are read in chunks beside the rows that decode, and what a prompt shares with an earlier text is not read again.
+`generate` and `stream` are clients of these three. A request gives the same tokens alone and in any company (in
+float32). One thread at a time. Not here: how a token is chosen (sampling.py), one step of decoding (step.py), which row
+a request gets (slots.py), the cache (model/cache.py), tokenizers.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from babyllama.errors import InputError
-from babyllama.infer.decoder import Decoder
-from babyllama.infer.sampling import NOT_FINITE, Sampling, uniforms
-from babyllama.model.attention import KVCache, SinkCache
+from babyllama.infer.request import Event, Request
+from babyllama.infer.rows import DRAWS, Rows, Sampled
+from babyllama.infer.sampling import NOT_FINITE, Sampling, Uses
+from babyllama.infer.slots import SMALLEST, Job, Slot, Slots
+from babyllama.infer.step import Captured, Launched, ModelForward, Step
+from babyllama.model.cache import KVCache
+from babyllama.model.lora import Adapted, only
 from babyllama.model.transformer import Transformer
 
-
-@dataclass
-class _Past:
-    """One conversation's tokens whose keys and values are in `cache`, at slot = position."""
-
-    cache: KVCache
-    decoder: Decoder
-    tokens: list[int] = field(default_factory=list)
+BESIDE, ALONE, LEAST = 512, 8192, 64  # prompt tokens a step: beside decoding, without, and at least of each prompt
+BROKEN = ("the model's logits are not finite: its weights are damaged, or precision=fp16 is too narrow for it; try "
+          "precision=fp32 or an earlier checkpoint")  # fmt: skip
 
 
 class Engine:
@@ -38,19 +40,90 @@ class Engine:
     Args:
         vocab_size: the tokenizer's; the model's rows beyond it are padding and are never drawn.
         sinks: above 0, text may go on without end: so many first tokens and the newest stay in the cache, the rest is
-            forgotten. Prompts are then answered one after the other.
+            forgotten.
+        slots: requests at work at the same time; the others wait in line.
+        make_step: (model, rows, cache) → how decoding is computed; called for each adapter that is in use.
 
     Raises:
         InputError: more sinks than a context has room for.
     """
 
-    def __init__(self, model: Transformer, vocab_size: int, sinks: int = 0) -> None:
+    def __init__(self, model: Transformer, vocab_size: int, sinks: int = 0, slots: int = 256,
+                 make_step: Callable[[Transformer, Rows, KVCache], Step] | None = None) -> None:  # fmt: skip
         self.model, self.vocab_size, self.sinks = model, vocab_size, sinks
         self.window = model.config.max_position_embeddings
         if 2 * sinks > self.window:
             raise InputError(f"sinks: {sinks} must be at most half of the model's context of {self.window}")
         self.context = sys.maxsize if sinks else self.window
-        self._past: _Past | None = None  # of the last `stream`
+        weight, static = model.embed_tokens.weight, model.rope.static
+        self.cache = KVCache(model.config, 1, min(SMALLEST, self.window), weight.device, weight.dtype, static, sinks,
+                             self.window)  # fmt: skip
+        self.rows = Rows(vocab_size, 1, weight.device)
+        trained = sys.maxsize if static or sinks else model.config.rope.trained  # type: ignore[union-attr]
+        self.slots = Slots(self.cache, self.rows, slots, self.window, trained)
+        self.make_step = make_step or default_step
+        self._steps: dict[str | None, Step] = {}  # by adapter
+        self._groups: list[tuple[str | None, list[Slot], Uses]] = []  # rows that decode, in their order
+        self._wrappers: list[Any] = []  # of the model's adapters
+        self._waiting: deque[Job] = deque()
+        self._ended: list[Event] = []  # not told yet
+        self._mail: dict[int, deque[Event]] = {}  # of requests whose events `stream` and `generate` want
+        self._ids = itertools.count()
+
+    # ── requests ───────────────────────────────────────────────────────────────────────────────────────────────
+    def add(self, request: Request) -> int:
+        """Put a request in line; the id that its events carry.
+
+        Raises:
+            InputError: an empty prompt, one that leaves no room for an answer, a token that the model does not have,
+                an adapter that is not there.
+        """
+        room = self._room(request.prompt, request.max_tokens)
+        if not 0 <= min(request.prompt) <= max(request.prompt) < self.model.config.vocab_size:
+            raise InputError(f"the prompt holds a token id outside 0 … {self.model.config.vocab_size - 1}")
+        if request.adapter is not None:
+            self._wrappers = [module for module in self.model.modules() if isinstance(module, Adapted)]
+            names = sorted({module.name for module in self._wrappers})
+            if request.adapter not in names:
+                raise InputError(f"adapter {request.adapter!r} is not attached to this model; "
+                                 f"there are: {', '.join(names) or 'none'}")  # fmt: skip
+        unknown = [token for token in request.sampling.logit_bias if token >= self.vocab_size]
+        if unknown:
+            raise InputError(f"logit_bias: token {unknown[0]} is outside the vocabulary of {self.vocab_size}")
+        job = Job(next(self._ids), request, room)
+        if room > 0:
+            self._waiting.append(job)
+        else:
+            self._ended.append(Event(job.id, None, finish="length"))
+        return job.id
+
+    def remove(self, id: int) -> bool:
+        """Drop a request, whose "cancelled" comes with the next step; False where it has ended already."""
+        found = self._drop(id)
+        if found:
+            self._ended.append(Event(id, None, finish="cancelled"))
+        return found
+
+    def step(self) -> list[Event]:
+        """One step with every request that has a row: its next token, or the next piece of its prompt.
+
+        Events of requests that `stream` or `generate` wait for go there.
+        """
+        self._advance()
+        ended, self._ended = self._ended, []
+        events: deque[Event] = deque()
+        for event in ended:
+            self._mail.get(event.id, events).append(event)
+        return list(events)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._waiting or self._ended or self.slots.active)
+
+    def trim(self, keep: int = 0) -> None:
+        """Give memory back: forget all earlier texts but the `keep` newest."""
+        self.slots.trim(keep)
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, max_tokens: int | None = None,
                  stop: Collection[int] = (), seeds: Sequence[int] | None = None) -> list[list[int]]:  # fmt: skip
@@ -65,151 +138,226 @@ class Engine:
         Raises:
             InputError: an empty prompt, one that leaves no room for an answer, logits that are not finite.
         """
-        if not prompts:
-            return []
-        room = [self._room(prompt, max_tokens) for prompt in prompts]
         seeds = seeds or range(sampling.seed, sampling.seed + len(prompts))
-        if self.sinks:
-            return [list(self.stream(p, sampling, max_tokens, stop, s)) for p, s in zip(prompts, seeds, strict=True)]
-        draws = torch.stack([uniforms(seed, max(room)) for seed in seeds]).to(self._device)  # (B, max(room))
-        return self._generate(prompts, sampling, room, frozenset(stop), draws)
+        stop, ids = frozenset(stop), list[int]()
+        try:
+            for prompt, seed in zip(prompts, seeds, strict=True):
+                ids.append(self._ask(Request(prompt, sampling, max_tokens, stop, seed)))
+            return [list(self._answer(id)) for id in ids]
+        finally:
+            for id in ids:
+                self._forget(id)
 
     def stream(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int | None = None,
                stop: Collection[int] = (), seed: int | None = None) -> Iterator[int]:  # fmt: skip
         """The tokens of one answer as they come; the same ones as `generate` with this seed (sampling.seed).
 
-        The cache of the last stream is kept: what this prompt shares with that conversation is not computed again.
         The iterator may be left at any token; streams may overlap.
 
         Raises:
             InputError: as `generate`, before the first token.
         """
-        room = self._room(prompt, max_tokens)
-        draws = uniforms(sampling.seed if seed is None else seed, room).to(self._device)
-        return self._stream(list(prompt), sampling, room, frozenset(stop), draws)
+        request = Request(prompt, sampling, max_tokens, frozenset(stop), seed)
+        self._room(prompt, max_tokens)
+        return self._tokens(request)
 
-    # ── one conversation ───────────────────────────────────────────────────────────────────────────────────────
-    def _stream(self, prompt: list[int], sampling: Sampling, room: int, stop: frozenset[int],
-                draws: Tensor) -> Iterator[int]:  # fmt: skip
-        past, self._past = self._past or self._nothing(), None  # ours alone until the end
+    def _tokens(self, request: Request) -> Iterator[int]:
+        with closing(self.events(request)) as events:
+            yield from (event.token for event in events if event.token is not None)
+
+    def events(self, request: Request) -> Generator[Event, None, None]:
+        """The events of one request as they come; leaving the iterator drops the request.
+
+        Raises:
+            InputError: as `add`, at the first event; logits that are not finite.
+        """
+        id = self._ask(request)
         try:
-            shared = _shared_prefix(past.tokens, prompt[:-1])
-            if isinstance(past.cache, SinkCache):
-                shared = past.cache.rewind(len(past.tokens), shared)
-                del past.tokens[shared:]
-            else:
-                del past.tokens[shared:]
-                self._grow(past, min(len(prompt) + room, self.context))
-            seen, new = self._seen([prompt], sampling, stop), prompt[shared:]
-            for step in range(room):
-                logits = self._extend(past, new)
-                new = self._choose(sampling, logits, draws[step : step + 1], seen)
-                yield new[0]
-                if new[0] in stop:
-                    return
-        except InputError:  # what is not finite stays in its slots, and a graph reads slots that are not in use
-            past = self._nothing()
-            raise
+            yield from self._events(id)
         finally:
-            self._past = past
+            self._forget(id)
 
-    def _nothing(self) -> _Past:
-        cache = self._cache(1, 1)
-        return _Past(cache, self._decoder(cache))
+    # ── clients ────────────────────────────────────────────────────────────────────────────────────────────────
+    def _ask(self, request: Request) -> int:
+        id = self.add(request)
+        self._mail[id] = deque()
+        return id
 
-    @torch.inference_mode()
-    def _extend(self, past: _Past, tokens: list[int]) -> Tensor:
-        """Feed `tokens` after what is in `past`; logits (1, V) of the last one."""
-        if isinstance(past.cache, SinkCache):
-            return self._extend_endless(past, past.cache, tokens)
-        start, end = len(past.tokens), len(past.tokens) + len(tokens)
-        fed, positions = torch.tensor(tokens, device=self._device), torch.arange(start, end, device=self._device)
-        if len(tokens) == 1:
-            logits = past.decoder(fed, positions, end)
-        else:
-            past.cache.reserve(end)
-            logits = self._logits(self.model.hidden(fed[None], positions[None], cache=past.cache)[:, -1])
-        past.tokens += tokens  # last: an interruption before it leaves `past` as it was
-        return logits
-
-    def _extend_endless(self, past: _Past, cache: SinkCache, tokens: list[int]) -> Tensor:
-        """The same in pieces: what fits at once, then as the cache allows."""
+    def _events(self, id: int) -> Iterator[Event]:
+        mail = self._mail[id]
         while True:
-            count = max(cache.max_tokens - cache.used, cache.piece)
-            piece, tokens = tokens[:count], tokens[count:]
-            hidden = self.model.hidden(torch.tensor([piece], device=self._device), cache=cache)
-            past.tokens += piece
-            if not tokens:
-                return self._logits(hidden[:, -1])
+            while not mail:
+                others = self.step()
+                self._ended += others  # who asks for them will
+            event = mail.popleft()
+            if event.error is not None:
+                raise InputError(event.error)
+            yield event
+            if event.finish is not None:
+                return
 
-    def _grow(self, past: _Past, end: int) -> None:
-        """Make room for `end` tokens, at least doubling; forget the slots that `past.tokens` does not cover."""
-        kept, old = len(past.tokens), past.cache
-        if end > old.max_tokens:
-            past.cache = self._cache(1, min(self.context, max(end, 2 * old.max_tokens)))
-            past.decoder = self._decoder(past.cache)
-            past.cache.keys[:, :, :, :kept] = old.keys[:, :, :, :kept]
-            past.cache.values[:, :, :, :kept] = old.values[:, :, :, :kept]
-        past.cache.used = kept
+    def _answer(self, id: int) -> Iterator[int]:
+        return (event.token for event in self._events(id) if event.token is not None)
 
-    # ── a batch ────────────────────────────────────────────────────────────────────────────────────────────────
+    def _forget(self, id: int) -> None:
+        self._mail.pop(id, None)
+        self._drop(id)
+
+    def _drop(self, id: int) -> bool:
+        for job in self._waiting:
+            if job.id == id:
+                self._waiting.remove(job)
+                return True
+        for slot in self.slots.active:
+            if slot.job is not None and slot.job.id == id:
+                self.slots.release(slot)
+                return True
+        return False
+
+    # ── one step ───────────────────────────────────────────────────────────────────────────────────────────────
     @torch.inference_mode()
-    def _generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, room: list[int], stop: frozenset[int],
-                  draws: Tensor) -> list[list[int]]:  # fmt: skip
-        answers: list[list[int]] = [[] for _ in prompts]
-        lengths = [len(prompt) for prompt in prompts]
-        cache = self._cache(len(prompts), max(length + more for length, more in zip(lengths, room, strict=True)))
-        logits, seen = self._prefill(prompts, cache), self._seen(prompts, sampling, stop)
-        positions = torch.tensor(lengths, device=self._device)  # (B,): the slot of each row's next token
-        rows = list(range(len(prompts)))  # which prompt each row of the batch answers
-        decoder = self._decoder(cache)
-        for step in range(max(room)):
-            chosen = self._choose(sampling, logits, draws[:, step], seen)
-            alive = []
-            for row, (index, token) in enumerate(zip(rows, chosen, strict=True)):
-                answer = answers[index]
-                if len(answer) < room[index] and (not answer or answer[-1] not in stop):
-                    answer.append(token)
-                    if len(answer) < room[index] and token not in stop:
-                        alive.append(row)
-            if not alive:
-                break
-            if 2 * len(alive) <= len(rows):  # drop finished rows, seldom enough that the copying is cheap
-                kept = torch.tensor(alive, device=self._device)
-                cache.keys, cache.values = cache.keys[:, kept], cache.values[:, kept]
-                positions, draws, seen = positions[kept], draws[kept], None if seen is None else seen[kept]
-                rows, chosen = [rows[row] for row in alive], [chosen[row] for row in alive]
-                decoder.forget()
-            tokens = torch.tensor(chosen, device=self._device)
-            logits = decoder(tokens, positions, min(max(lengths) + step + 1, cache.max_tokens))
-            positions = (positions + 1).clamp(max=cache.max_tokens - 1)  # a finished row overwrites its own end
-        return answers
+    def _advance(self) -> None:
+        """Give rows to who waits, decode, read prompts; what comes of it goes to `_ended`."""
+        while self._waiting and self.slots.admit(self._waiting[0]):
+            self._waiting.popleft()
+        if self.slots.arrange():
+            sides = itertools.groupby((s for s in self.slots.active if s.decoding), key=_adapter)
+            self._groups = [(adapter, slots := list(side), _uses(slots)) for adapter, side in sides]
+        try:
+            active = self.slots.active
+            decoding = sum(len(group) for _, group, _ in self._groups)
+            for row, slot in enumerate(active):
+                self._prepare(row, slot)
+            made = [*self._decode(decoding < len(active)), *self._read(active[decoding:], decoding)]
+            for slots, sampled in made:
+                self._note(slots, sampled)
+        except BaseException:  # an interruption: the device may have gone further than the lists here say
+            for slot in self.slots.active:
+                slot.placed = False
+            raise
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-        """Logits (B, V) after the last token of every prompt. Prompts are padded on the right with token 0."""
-        longest = max(map(len, prompts))
-        tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=self._device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
-        hidden = self.model.hidden(tokens, cache=cache, lengths=lengths)  # (B, T, C)
-        return self._logits(hidden[torch.arange(len(prompts), device=self._device), lengths - 1])
+    def _prepare(self, row: int, slot: Slot) -> None:
+        """Tell the device what it does not know yet: a new job, random numbers, which tokens a mask allows."""
+        job = slot.job
+        assert job is not None
+        if not slot.placed:
+            job.drawn = self.rows.place(row, job.request, job.answer)
+            slot.placed = True
+        elif job.given + DRAWS // 2 >= job.drawn:
+            job.drawn = self.rows.refill(row, job.request, job.drawn, DRAWS // 2)
+        if job.request.mask is not None:
+            self.rows.allow(row, job.request.mask)
 
-    # ── both ───────────────────────────────────────────────────────────────────────────────────────────────────
-    def _decoder(self, cache: KVCache) -> Decoder:
-        def step(tokens: Tensor, positions: Tensor) -> Tensor:
-            return self._logits(self.model.hidden(tokens[:, None], positions[:, None], cache=cache)[:, 0])
+    def _decode(self, others: bool) -> list[tuple[list[Slot], Sampled]]:
+        """A step of every adapter's rows, which are side by side. `others`: there is more to do than decoding."""
+        made, first = [], 0
+        self.rows.live.fill_(sum(len(group) for _, group, _ in self._groups))
+        for adapter, group, uses in self._groups:
+            if adapter not in self._steps:
+                self._steps[adapter] = self.make_step(self.model, self.rows, self.cache)
+            step, single = self._steps[adapter], others or uses.mask
+            left = (slot.job.room - slot.job.given for slot in group if slot.job is not None)
+            limit = 1 if single or step.most == 1 else min(step.most, *left)
+            end = max(len(slot.tokens) for slot in group) + limit
+            self.slots.reserve(end)
+            with self._adapted(adapter):
+                made.append((group, step(slice(first, first + len(group)), end, uses, limit)))
+            first += len(group)
+        return made
 
-        captures = self._device.type == "cuda" and self.model.rope.static and not isinstance(cache, SinkCache)
-        return Decoder(step, cache, captures)
+    def _read(self, slots: list[Slot], first: int) -> list[tuple[list[Slot], Sampled]]:
+        """The next piece of prompts, an equal share of each, and the first token where a prompt ends.
 
+        Args:
+            slots: those that read, in order of arrival; their rows begin at `first`, after those that decode.
+        """
+        if not slots:
+            return []
+        budget = BESIDE if first else ALONE
+        share = max(LEAST, budget // len(slots))
+        group = list(itertools.takewhile(lambda s: s.adapter == slots[0].adapter, slots[: budget // share]))
+        pieces = [self._piece(slot, share) for slot in (group[:1] if self.sinks else group)]  # sinks: no padding
+        group, longest = group[: len(pieces)], max(map(len, pieces))
+        end = max(len(slot.tokens) for slot in group) + longest
+        self.slots.reserve(end)
+        # Padded by tokens of the piece, so that what follows a row is as sound as the row.
+        tokens = torch.tensor([piece + piece[-1:] * (longest - len(piece)) for piece in pieces], device=self._device)
+        facts = [(len(s.tokens), min(len(s.job.request.prompt), self.window)) for s in group if s.job is not None]
+        starts, lengths = torch.tensor(facts, device=self._device).unbind(1)
+        numbers = starts[:, None] + torch.arange(longest, device=self._device)
+        if not self.sinks:
+            numbers = numbers.clamp(max=self.cache.max_tokens - 1)  # padding; no prompt has a token there
+        cache = self.cache.part(slice(first, first + len(group)), min(end, self.cache.max_tokens))
+        with self._adapted(group[0].adapter):
+            hidden = self.model.hidden(tokens, cache.positions(numbers), cache=cache, lengths=lengths)
+            return self._first_tokens(group, pieces, hidden, first)
+
+    def _first_tokens(self, group: list[Slot], pieces: list[list[int]], hidden: Tensor, first: int
+                      ) -> list[tuple[list[Slot], Sampled]]:  # fmt: skip
+        """Note what was read; hidden states (B, T, C) → the first tokens of answers whose prompts end here."""
+        ended = []
+        for row, (slot, piece) in enumerate(zip(group, pieces, strict=True)):
+            assert slot.job is not None
+            self.slots.read(slot, piece, len(slot.job.request.prompt))
+            if len(slot.tokens) == len(slot.job.request.prompt):
+                ended.append(row)
+        if not ended:
+            return []
+        rows = torch.tensor(ended, device=self._device)
+        last = torch.tensor([len(pieces[row]) - 1 for row in ended], device=self._device)
+        logits = self.model.lm_head(hidden[rows, last])[:, : self.vocab_size]
+        slots = [group[row] for row in ended]
+        return [(slots, self.rows.choose(rows + first, logits, _uses(slots)))]
+
+    def _piece(self, slot: Slot, share: int) -> list[int]:
+        """The prompt's next tokens. With sinks: up to the window, then as its cache allows, whoever else is there."""
+        assert slot.job is not None
+        start = len(slot.tokens)
+        if self.sinks:
+            share = min(share, self.window - start) if start < self.window else self.cache.piece
+        return list(slot.job.request.prompt[start : start + share])
+
+    def _note(self, slots: list[Slot], sampled: Sampled) -> None:
+        """Tokens that came, (n, B), to the texts that they belong to; this waits for the device."""
+        tokens = sampled.tokens.tolist()
+        told = None
+        if sampled.logprobs is not None and sampled.top is not None and sampled.top_logprobs is not None:
+            told = sampled.logprobs.tolist(), sampled.top.tolist(), sampled.top_logprobs.tolist()
+        for i, column in itertools.product(range(len(tokens)), range(len(slots))):
+            slot, logprob, top = slots[column], None, ()
+            if slot.job is None:  # it ended in an earlier one of the n steps
+                continue
+            wanted = slot.job.request.logprobs
+            if told is not None and wanted is not None:
+                logprob = told[0][i][column]
+                top = tuple(zip(told[1][i][column][:wanted], told[2][i][column][:wanted], strict=True))
+            self._ended.append(self._token(slot, slot.job, tokens[i][column], logprob, top))
+
+    def _token(self, slot: Slot, job: Job, token: int, logprob: float | None, top: tuple) -> Event:
+        """One more token of an answer."""
+        if slot.decoding:
+            self.slots.read(slot, job.known[-1:], len(job.known))
+        else:
+            self.slots.stale = True
+        if token == NOT_FINITE:
+            self.slots.release(slot, broken=True)
+            return Event(job.id, None, finish="error", error=BROKEN)
+        job.known.append(token)
+        if job.request.mask is not None:
+            job.request.mask.accept(token)
+        finish = "stop" if token in job.stop else "length" if job.given == job.room else None
+        if finish is not None:
+            self.slots.release(slot)
+        return Event(job.id, token, logprob, top, finish)
+
+    # ── facts ──────────────────────────────────────────────────────────────────────────────────────────────────
     @property
     def _device(self) -> torch.device:
-        return self.model.embed_tokens.weight.device
+        return self.rows.device
 
-    def _cache(self, batch: int, max_tokens: int) -> KVCache:
-        dtype, rotated = self.model.embed_tokens.weight.dtype, self.model.rope.static
-        if self.sinks:
-            return SinkCache(self.model.config, batch, self.window, self._device, dtype, self.sinks)
-        return KVCache(self.model.config, batch, max_tokens, self._device, dtype, rotated)
+    def _adapted(self, name: str | None) -> AbstractContextManager[None]:
+        """Inside, only the adapter `name` is on; None: as it is."""
+        return nullcontext() if name is None else only(self._wrappers, name)
 
     def _room(self, prompt: Sequence[int], max_tokens: int | None) -> int:
         """How many tokens the answer may have."""
@@ -223,40 +371,23 @@ class Engine:
                              f"shorten the prompt to at most {self.context - 1} tokens")  # fmt: skip
         return left if max_tokens is None else min(left, max_tokens)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """(B, C) → (B, vocab_size)."""
-        return self.model.lm_head(hidden)[:, : self.vocab_size]
 
-    def _seen(self, prompts: Sequence[Sequence[int]], sampling: Sampling, stop: Collection[int]) -> Tensor | None:
-        """(B, V) bool: the tokens of each prompt that the penalty shuns. None where the sampling does not ask.
-
-        Stop tokens are left out, unlike in transformers: a chat is full of them, and ending is no repetition.
-        """
-        if sampling.repetition_penalty == 1:
-            return None
-        seen = torch.zeros(len(prompts), self.vocab_size, dtype=torch.bool)
-        for row, prompt in zip(seen, prompts, strict=True):
-            row[torch.tensor(prompt)] = True
-        seen[:, torch.tensor(sorted(stop), dtype=torch.long)] = False
-        return seen.to(self._device)
-
-    @torch.inference_mode()
-    def _choose(self, sampling: Sampling, logits: Tensor, draws: Tensor, seen: Tensor | None) -> list[int]:
-        """The next token of every row; `seen` learns them."""
-        tokens = sampling(logits, draws, seen)
-        chosen = tokens.tolist()
-        if NOT_FINITE in chosen:
-            raise InputError("the model's logits are not finite: its weights are damaged, or precision=fp16 is too "
-                             "narrow for it; try precision=fp32 or an earlier checkpoint")  # fmt: skip
-        if seen is not None:
-            seen[torch.arange(len(chosen), device=seen.device), tokens] = True
-        return chosen
+def _adapter(slot: Slot) -> str | None:
+    return slot.adapter
 
 
-def _shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common from the start."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+def _uses(slots: Sequence[Slot]) -> Uses:
+    """What any of the rows asks for."""
+    requests = [slot.job.request for slot in slots if slot.job is not None]
+    logprobs = max((r.logprobs for r in requests if r.logprobs is not None), default=None)
+    return Uses.of([r.sampling for r in requests], any(r.mask is not None for r in requests), logprobs)
+
+
+def default_step(model: Transformer, rows: Rows, cache: KVCache) -> Step:
+    """The model's forward pass and sampling; as CUDA graphs on a GPU, where a step asks the host nothing."""
+    step = Launched(ModelForward(model, rows, cache), rows)
+    captures = rows.device.type == "cuda" and model.rope.static and not cache.sinks
+    return Captured(step, rows, cache) if captures else step
 
 
 def finish_reason(answer: Sequence[int], stop: Collection[int]) -> Literal["stop", "length"]:

@@ -1,8 +1,8 @@
-"""Attend functions and the key-value cache.
+"""Attend functions.
 
 An attend function maps queries (B, H, T, D), keys and values (B, K, S, D) and a mask to (B, H, T, D). `mask` is a
 boolean (B, 1, T, S), True where a query may look, or None for "causal over a square" (T = S, nothing cached).
-Not here: projections, RoPE's formulas.
+Not here: projections, RoPE's formulas, what is cached (cache.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from babyllama.model.config import ModelConfig
 from babyllama.recipe import Recipe
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -97,98 +96,3 @@ def segment_mask(segments: Tensor) -> Tensor:
     T = segments.shape[1]
     same = segments[:, None, :, None] == segments[:, None, None, :]
     return same & torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
-
-
-class KVCache:
-    """Keys and values of every layer, at slot = position: rows of different length share one batch.
-
-    A slot that a row has not reached yet holds garbage which the mask hides (key position > query position), so
-    right-padded prompts need no other bookkeeping: decoding overwrites the padding.
-
-    Args:
-        rotated: True keeps keys after RoPE (static laws: nothing to redo). False keeps them before it, and every
-            read rotates them anew, which laws whose frequencies change with the length need.
-    """
-
-    def __init__(self, config: ModelConfig, batch: int, max_tokens: int, device: torch.device | str,
-                 dtype: torch.dtype, rotated: bool = True) -> None:  # fmt: skip
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, max_tokens, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.max_tokens, self.rotated = max_tokens, rotated
-        self.used = 0  # slots that any row has written: what attention has to read
-
-    def reserve(self, end: int) -> None:
-        """Announce that slots below `end` are about to be written. Raises ValueError beyond max_tokens."""
-        if end > self.max_tokens:
-            raise ValueError(f"the cache holds {self.max_tokens} tokens, {end} are asked for")
-        self.used = max(self.used, end)
-
-    def append(self, count: int) -> int:
-        """Make room for `count` tokens after those in use; the slot of the first of them."""
-        start = self.used
-        self.reserve(start + count)
-        return start
-
-    def mask(self, positions: Tensor) -> Tensor:
-        """positions (B, T) → (B, 1, T, used): a query sees the slots at or before its own position."""
-        slots = torch.arange(self.used, device=positions.device)
-        return slots[None, None, None, :] <= positions[:, None, :, None]
-
-    def key_positions(self, device: torch.device) -> Tensor:
-        """(1, used): the position that each slot stands for."""
-        return torch.arange(self.used, device=device)[None]
-
-    def update(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, D) at positions (B, T); return all used slots, (B, K, used, D) each."""
-        rows = torch.arange(k.shape[0], device=k.device)[:, None]
-        self.keys[layer][rows, :, positions] = k.transpose(1, 2)
-        self.values[layer][rows, :, positions] = v.transpose(1, 2)
-        return self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]
-
-
-class SinkCache(KVCache):
-    """Constant memory for text without end: the first tokens and the newest ones (StreamingLLM, arXiv 2309.17453).
-
-    Keys are kept before RoPE, and a token's position is its place in the cache, so no position is beyond the trained
-    ones. Rows go in step. While everything fits it is a `KVCache`.
-
-    Args:
-        max_tokens: places, the sinks among them.
-        sinks: first tokens that stay for good; attention rests on them, and without them the loss explodes.
-    """
-
-    def __init__(self, config: ModelConfig, batch: int, max_tokens: int, device: torch.device | str,
-                 dtype: torch.dtype, sinks: int = 4) -> None:  # fmt: skip
-        super().__init__(config, batch, max_tokens, device, dtype, rotated=False)
-        self.sinks, self.dropped = sinks, 0  # dropped: tokens that are gone
-
-    @property
-    def piece(self) -> int:
-        """Tokens to feed at a time beyond the first `max_tokens`: each still sees three quarters of the window."""
-        return max(1, (self.max_tokens - self.sinks) // 4)
-
-    def rewind(self, kept: int, wanted: int) -> int:
-        """Keep `wanted` of the `kept` tokens that were read; how many are kept: 0 where the others are gone."""
-        if self.dropped and wanted - self.dropped <= self.sinks:
-            wanted = self.dropped = 0
-        self.used = min(wanted, kept) - self.dropped
-        return wanted
-
-    def append(self, count: int) -> int:
-        """Drop the oldest tokens after the sinks until `count` more fit; the slot of the first of them.
-
-        Raises:
-            ValueError: more tokens at once than there are places beside the sinks and one earlier token.
-        """
-        gone = self.used + count - self.max_tokens
-        if gone > 0:
-            if gone > self.used - self.sinks:
-                raise ValueError(f"the cache has {self.max_tokens - self.sinks} places beside its sinks, "
-                                 f"{count} tokens are fed at once")  # fmt: skip
-            for kept in (self.keys, self.values):
-                window = kept[:, :, :, self.sinks + gone : self.used].clone()
-                kept[:, :, :, self.sinks : self.used - gone] = window
-            self.used -= gone
-            self.dropped += gone
-        return super().append(count)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
@@ -252,6 +252,19 @@ def enabled(model: nn.Module, on: bool, name: str | None = None) -> Iterator[Non
     finally:
         for module, was in before:
             module.on = was
+
+
+@contextmanager
+def only(wrappers: Sequence[nn.Module], name: str) -> Iterator[None]:
+    """Inside, of these wrappers those of the adapter `name` are on and all others off; then as before."""
+    before = [wrapper.on for wrapper in wrappers]
+    try:
+        for wrapper in wrappers:
+            wrapper.on = wrapper.name == name  # type: ignore[assignment]
+        yield
+    finally:
+        for wrapper, was in zip(wrappers, before, strict=True):
+            wrapper.on = was
 
 
 # ── merging ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,8 +16,9 @@ from torch.func import functional_call
 from torch.nn.functional import linear, rms_norm, silu
 from torch.utils.checkpoint import checkpoint
 
-from babyllama.model.attention import Attend, KVCache, attend_sdpa, segment_mask
+from babyllama.model.attention import Attend, attend_sdpa, segment_mask
 from babyllama.model.bitnet import place
+from babyllama.model.cache import KVCache
 from babyllama.model.clex import Clex
 from babyllama.model.config import ModelConfig
 from babyllama.model.fused import rotate_joined, swiglu_down

@@ -1,0 +1,67 @@
+"""What is asked of the engine and what it tells: values without behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from babyllama.infer.sampling import Sampling
+
+Finish = Literal["stop", "length", "cancelled", "error"]
+
+
+DEFAULT = Sampling()
+
+
+class TokenMask(Protocol):
+    """Which tokens may come next, by a grammar for example. Each request has its own."""
+
+    def fill(self, words: Tensor) -> None:
+        """Write which are allowed to `words` (⌈V / 32⌉,) int32 on the CPU: token v is bit v mod 32 of word v // 32."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The token that came."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to be answered.
+
+    Args:
+        prompt: token ids, at least one.
+        max_tokens: of the answer; None: as far as the model's context goes.
+        stop: ids that end an answer; the one that comes is its last token.
+        seed: of the draws; sampling.seed when absent.
+        logprobs: how many of the likeliest tokens to tell beside each token, with their log-probabilities by the model
+            itself (before penalties, bias, temperature and cuts); 0: of the token alone, None: nothing.
+        adapter: the name of the only adapter that is on; None: the model as it is.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling = DEFAULT
+    max_tokens: int | None = None
+    stop: Collection[int] = frozenset()
+    seed: int | None = None
+    logprobs: int | None = None
+    adapter: str | None = None
+    mask: TokenMask | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One token of one answer, or its end without one ("cancelled", "error": then `token` is None).
+
+    The token that ends an answer comes with `finish`: "stop" (it is one of the stop ids) or "length".
+    """
+
+    id: int
+    token: int | None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()  # (token, log-probability), the likeliest first
+    finish: Finish | None = None
+    error: str | None = None

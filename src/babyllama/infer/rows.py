@@ -1,0 +1,173 @@
+"""What a step reads and writes of every row beside its keys and values: tensors on the device, of fixed shapes.
+
+So a step asks the host nothing, and a CUDA graph can replay it: the token to feed, its position, the sampling rules,
+the random numbers and how far they are used up. Row r of these and row r of the cache belong together.
+Not here: which request has which row (engine.py), what the rules mean (sampling.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from babyllama.infer.request import Request, TokenMask
+from babyllama.infer.sampling import Uses, choose, uniforms
+
+DRAWS = 512  # numbers of a row's stream that are there at a time, in a ring; half of them are renewed at once
+TABLES = ("seen", "counts", "bias", "mask")
+
+
+@dataclass
+class Sampled:
+    """Tokens of n steps, (n, B) int64, on the device; NOT_FINITE where a row has none.
+
+    Attributes:
+        logprobs: (n, B) float32.
+        top, top_logprobs: (n, B, K), the likeliest tokens first. All three None where no row asks.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor | None = None
+    top: Tensor | None = None
+    top_logprobs: Tensor | None = None
+
+
+class Rows:
+    """The state of `count` rows.
+
+    Attributes:
+        token, position: (rows,) int64, what a row feeds next and the number of that token in its text.
+        counter: (rows,) int64, tokens of its answer so far.
+        draws: (rows, DRAWS) float64; number i of a row's stream is in column i mod DRAWS.
+        rules: (rows, 7) float32, see `sampling.scores`.
+        seen, counts, bias, mask: (rows, V), see there; None until a request asks. The mask is packed: (rows, ⌈V/32⌉).
+        live: (1,) int64: rows from this one on are not decoding, and what a step does to them is undone.
+        version: changes when the tensors are other ones than before.
+    """
+
+    def __init__(self, vocab_size: int, count: int, device: torch.device) -> None:
+        self.vocab_size, self.count, self.device, self.version = vocab_size, count, device, 0
+        self.live = torch.zeros(1, dtype=torch.int64, device=device)
+        self.seen = self.counts = self.bias = self.mask = None
+        self.resize([], count)
+
+    def resize(self, kept: Sequence[int], count: int) -> None:
+        """Another number of rows. The old rows `kept` become the first ones."""
+        old = dict(vars(self))
+        self.count, self.index = count, torch.arange(count, device=self.device)
+        self.token, self.position, self.counter = (torch.zeros_like(self.index) for _ in range(3))
+        self.draws = torch.zeros(count, DRAWS, dtype=torch.float64, device=self.device)
+        self.rules = torch.zeros(count, 7, device=self.device)
+        for name in TABLES:
+            if old[name] is not None:
+                setattr(self, name, self._table(name))
+        for name in self._names() if kept else ():
+            getattr(self, name)[: len(kept)] = old[name][list(kept)]
+        self.version += 1
+
+    def _table(self, name: str) -> Tensor:
+        if name == "mask":
+            return torch.full((self.count, -(-self.vocab_size // 32)), -1, dtype=torch.int32, device=self.device)
+        dtype = torch.bool if name == "seen" else torch.float32
+        return torch.zeros(self.count, self.vocab_size, dtype=dtype, device=self.device)
+
+    def _names(self) -> list[str]:
+        tables = [name for name in TABLES if getattr(self, name) is not None]
+        return ["token", "position", "counter", "draws", "rules", *tables]
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchange two rows."""
+        for name in self._names():
+            tensor = getattr(self, name)
+            tensor[[one, other]] = tensor[[other, one]]
+
+    def place(self, row: int, request: Request, answer: Sequence[int]) -> int:
+        """Give the row to a request whose answer so far is `answer`, often empty; how many numbers are drawn."""
+        sampling, given = request.sampling, len(answer)
+        self.token[row], self.counter[row] = answer[-1] if answer else 0, given
+        self.position[row] = len(request.prompt) + given - 1
+        self.rules[row] = sampling.rules()[0]
+        uses = Uses.of([sampling], request.mask is not None)
+        needed = {"seen": uses.penalties, "counts": uses.penalties, "bias": uses.bias, "mask": uses.mask}
+        for name in TABLES:
+            if needed[name] and getattr(self, name) is None:
+                setattr(self, name, self._table(name))
+                self.version += 1
+        if self.seen is not None and self.counts is not None and uses.penalties:
+            self.seen[row], self.counts[row] = self._seen(request), self._counts(answer)
+        if self.bias is not None:
+            self.bias[row] = 0
+            for token, bias in sampling.logit_bias.items():
+                self.bias[row, token] = bias
+        if self.mask is not None:
+            self.mask[row] = -1
+        return self.refill(row, request, given // 256 * 256, DRAWS)
+
+    def refill(self, row: int, request: Request, start: int, count: int) -> int:
+        """Put `count` numbers of the request's stream, from `start` on, in their columns; how many are drawn."""
+        if request.sampling.temperature > 0:
+            seed = request.sampling.seed if request.seed is None else request.seed
+            columns = torch.arange(start, start + count, device=self.device) % DRAWS
+            self.draws[row, columns] = uniforms(seed, count, start).to(self.device)
+        return start + count
+
+    def allow(self, row: int, mask: TokenMask) -> None:
+        """Ask which tokens may come next."""
+        words = torch.zeros(-(-self.vocab_size // 32), dtype=torch.int32)
+        mask.fill(words)
+        if self.mask is not None:
+            self.mask[row] = words.to(self.device)
+
+    def rest(self, row: int, token: int, position: int) -> None:
+        """What an idle row feeds in a graph that computes it too: harmless to what it holds."""
+        self.token[row], self.position[row] = token, position
+
+    def _seen(self, request: Request) -> Tensor:
+        """(V,) bool: the prompt's tokens. Not stop tokens, unlike in transformers: a chat is full of them, and
+        ending is no repetition."""
+        seen = torch.zeros(self.vocab_size, dtype=torch.bool)
+        ids = set(request.prompt) - set(request.stop)
+        seen[torch.tensor([i for i in ids if i < self.vocab_size], dtype=torch.long)] = True
+        return seen
+
+    def _counts(self, answer: Sequence[int]) -> Tensor:
+        return torch.bincount(torch.tensor(answer, dtype=torch.long), minlength=self.vocab_size).float()
+
+    def choose(self, which: slice | Tensor, logits: Tensor, uses: Uses) -> Sampled:
+        """Logits (B, V) of some rows → their next tokens, which they feed next. Asks the host nothing.
+
+        Args:
+            which: a slice of rows, or their numbers (B,).
+        """
+        rows, counter = self.index[which], self.counter[which]
+        draws = self.draws[which].gather(1, (counter % DRAWS)[:, None])[:, 0]
+        state = {name: None if (table := getattr(self, name)) is None else table[which] for name in TABLES[:3]}
+        allowed = self._allowed(which) if uses.mask else None
+        tokens = choose(logits, self.rules[which], draws, uses, allowed=allowed, **state)
+        fed = tokens.clamp(min=0)
+        live = rows < self.live if isinstance(which, slice) else torch.ones_like(rows, dtype=torch.bool)
+        self.token[which] = torch.where(live, fed, self.token[which])
+        self.counter[which] += live
+        self.position[which] += live
+        if uses.penalties and self.counts is not None:
+            self.counts.index_put_((rows, fed), live.float(), accumulate=True)
+        return self._told(tokens, logits, uses)
+
+    def _allowed(self, which: slice | Tensor) -> Tensor | None:
+        """(B, V) bool of the packed mask."""
+        if self.mask is None:
+            return None
+        bits = torch.arange(32, dtype=torch.int32, device=self.device)
+        return ((self.mask[which][..., None] >> bits) & 1).bool().flatten(1)[:, : self.vocab_size]
+
+    @staticmethod
+    def _told(tokens: Tensor, logits: Tensor, uses: Uses) -> Sampled:
+        if uses.logprobs is None:
+            return Sampled(tokens[None])
+        logprobs = logits.float().log_softmax(-1)
+        top = logprobs.topk(min(uses.logprobs, logprobs.shape[-1]))
+        chosen = logprobs.gather(-1, tokens.clamp(min=0)[:, None])[:, 0]
+        return Sampled(tokens[None], chosen[None], top.indices[None], top.values[None])

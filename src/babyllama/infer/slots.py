@@ -1,0 +1,208 @@
+"""Which request has which row of the cache: the longest prefix that is already there, room, and order.
+
+Invariant after `arrange`: rows that decode come first (those of one adapter side by side), then those that still read
+their prompts, in order of arrival, then idle ones; so every step works on a slice. Idle rows keep their tokens until
+the row is needed. Not here: when a request gets a row (engine.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from babyllama.infer.request import Request
+from babyllama.infer.rows import Rows
+from babyllama.model.cache import KVCache
+
+SMALLEST = 64  # slots that a cache has at least; then twice as many each time
+KEPT = 8  # idle conversations for which a cache grows before the oldest is given up
+
+
+@dataclass
+class Job:
+    """A request at work: `known` is its prompt and the answer so far. `room`: tokens that the answer may have."""
+
+    id: int
+    request: Request
+    room: int
+    known: list[int] = field(init=False)
+    stop: frozenset[int] = field(init=False)
+    drawn: int = 0  # random numbers that are on the device
+
+    def __post_init__(self) -> None:
+        self.known, self.stop = list(self.request.prompt), frozenset(self.request.stop)
+
+    @property
+    def answer(self) -> list[int]:
+        return self.known[len(self.request.prompt) :]
+
+    @property
+    def given(self) -> int:
+        """Tokens of the answer."""
+        return len(self.known) - len(self.request.prompt)
+
+
+@dataclass(eq=False)
+class Slot:
+    """A row of the cache: the tokens whose keys and values it holds.
+
+    `plain`: so many of them were read while the text was within the trained context, so that they are what any text
+    that begins with them would have. `dropped`: so many are gone again, after the sinks.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    adapter: str | None = None
+    plain: int = 0
+    dropped: int = 0
+    job: Job | None = None
+    last: int = 0  # when it was last in use
+    placed: bool = False  # whether the device knows the job
+
+    @property
+    def decoding(self) -> bool:
+        return self.job is not None and self.job.given > 0
+
+
+class Slots:
+    """All rows. `trained`: tokens within which a law that goes by the length leaves the frequencies as they are."""
+
+    def __init__(self, cache: KVCache, rows: Rows, most: int, context: int, trained: int = sys.maxsize) -> None:
+        self.cache, self.rows, self.most, self.context, self.trained = cache, rows, most, context, trained
+        self.all = [Slot() for _ in range(rows.count)]
+        self.clock, self.stale = 0, False  # stale: the rows may be out of order
+
+    @property
+    def active(self) -> list[Slot]:
+        return [slot for slot in self.all if slot.job is not None]
+
+    # ── getting and giving up a row ────────────────────────────────────────────────────────────────────────────
+    def admit(self, job: Job) -> bool:
+        """Give the job a row with as much of its prompt as any row holds; False where all are in use."""
+        idle = [slot for slot in self.all if slot.job is None]
+        if not idle and len(self.all) == self.most:
+            return False
+        best = max(self.all, key=lambda slot: (self._shared(slot, job), slot.job is None, slot.last))
+        shared, slot = self._shared(best, job), best
+        if best.job is not None or not shared or 2 * shared < len(best.tokens):
+            slot = self._free(idle)
+        if slot is not best:
+            self._restart(slot)
+            shared = 0 if self.cache.sinks else shared  # a ring that has turned has no prefix to copy
+            if shared:
+                self.cache.copy(self.all.index(best), self.all.index(slot), shared)
+                slot.plain = best.plain
+        elif not shared:
+            self._restart(slot)
+        slot.tokens, slot.plain = list(job.known[:shared]), min(slot.plain, shared)
+        slot.adapter, slot.job, slot.placed, self.stale = job.request.adapter, job, False, True
+        self.reserve(len(job.known) + 1)
+        return True
+
+    @torch.inference_mode()
+    def release(self, slot: Slot, broken: bool = False) -> None:
+        """The job is done; a broken row forgets its tokens."""
+        row = self.all.index(slot)
+        self.clock += 1
+        slot.job, slot.last, slot.placed, self.stale = None, self.clock, False, True
+        if broken:
+            self.cache.wipe(row)
+            slot.tokens, slot.plain, slot.dropped = [], 0, 0
+        self.rows.rest(row, slot.tokens[-1] if slot.tokens else 0, len(slot.tokens))
+
+    def read(self, slot: Slot, tokens: Sequence[int], length: int) -> None:
+        """The row has read these too, as part of a text of `length` tokens."""
+        plain = slot.plain == len(slot.tokens) and length <= self.trained
+        slot.tokens += tokens
+        slot.plain = len(slot.tokens) if plain else slot.plain
+        if self.cache.sinks:
+            slot.dropped = max(slot.dropped, len(slot.tokens) - self.cache.window)
+
+    def _shared(self, slot: Slot, job: Job) -> int:
+        """How many tokens of the prompt, but the last, the row holds in a form that serves."""
+        if slot.adapter != job.request.adapter:
+            return 0
+        known = job.known[:-1]
+        shared = min(shared_prefix(slot.tokens, known), slot.plain if len(job.known) <= self.trained else 0)
+        if slot.dropped and shared - slot.dropped <= self.cache.sinks:
+            return 0
+        return shared
+
+    def _free(self, idle: list[Slot]) -> Slot:
+        """An empty row, a new one, or the one that was idle longest."""
+        empty = next((slot for slot in idle if not slot.tokens), None)
+        if empty is not None:
+            return empty
+        if len(idle) < KEPT and len(self.all) < self.most:
+            self._resize(min(self.most, 2 * len(self.all)), self.cache.max_tokens)
+            return next(slot for slot in self.all if slot.job is None and not slot.tokens)
+        return min(idle, key=lambda slot: slot.last)
+
+    def _restart(self, slot: Slot) -> None:
+        slot.tokens, slot.plain, slot.dropped = [], 0, 0
+        if self.cache.sinks:
+            self.cache.dropped[self.all.index(slot)] = 0
+
+    # ── room ───────────────────────────────────────────────────────────────────────────────────────────────────
+    def reserve(self, end: int) -> None:
+        """Slots for `end` tokens in every row."""
+        if min(end, self.context) > self.cache.max_tokens:
+            self._resize(len(self.all), min(self.context, _power(end)))
+
+    @torch.inference_mode()
+    def trim(self, keep: int = 0) -> None:
+        """Forget all idle rows but the `keep` newest, and give their memory back."""
+        idle = sorted((s for s in self.all if s.job is None and s.tokens), key=lambda s: s.last, reverse=True)
+        for slot in idle[keep:]:
+            self._restart(slot)
+        held = [slot for slot in self.all if slot.job is not None or slot.tokens]
+        longest = max((max(len(s.tokens), len(s.job.known) if s.job else 0) for s in held), default=0) + 1
+        rows, slots = 1 << max(len(held) - 1, 0).bit_length(), min(self.context, _power(longest))
+        if rows < len(self.all) or slots < self.cache.max_tokens:
+            self._resize(min(rows, len(self.all)), min(slots, self.cache.max_tokens), held)
+
+    def _resize(self, rows: int, max_tokens: int, held: list[Slot] | None = None) -> None:
+        held = self.all if held is None else held
+        kept = [self.all.index(slot) for slot in held]
+        self.cache.resize(kept, rows, max_tokens)
+        if rows != len(self.all) or len(held) != len(self.all):
+            self.rows.resize(kept, rows)
+        self.all = [*held, *(Slot() for _ in range(rows - len(held)))]
+
+    # ── order ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def arrange(self) -> bool:
+        """Exchange as few rows as the invariant needs; whether anything may have changed since the last time."""
+        if not self.stale:
+            return False
+        self.stale = False
+        wanted = sorted(map(_class, self.all))
+        for row, kind in enumerate(wanted):
+            if _class(self.all[row]) == kind:
+                continue
+            fitting = [r for r in range(row + 1, len(wanted)) if _class(self.all[r]) == kind != wanted[r]]
+            other = next((r for r in fitting if wanted[r] == _class(self.all[row])), fitting[-1])
+            one, two = self.all[row], self.all[other]
+            self.cache.swap(row, other, (len(one.tokens), len(two.tokens)))
+            self.rows.swap(row, other)
+            self.all[row], self.all[other] = two, one
+        return True
+
+
+def _class(slot: Slot) -> tuple[int, str, int]:
+    """The order of rows."""
+    if slot.job is None:
+        return 2, "", 0
+    adapter = slot.adapter or ""
+    return (0, adapter, 0) if slot.decoding else (1, "", slot.job.id)
+
+
+def _power(count: int) -> int:
+    return max(SMALLEST, 1 << (count - 1).bit_length())
+
+
+def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common from the start."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

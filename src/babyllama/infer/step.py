@@ -1,0 +1,122 @@
+"""One more token for rows that decode: what a faster way to compute it replaces.
+
+`Forward` is the least to bring along: one forward pass. Who also samples by himself, or makes several tokens at once,
+brings a whole `Step`. On a GPU `Captured` records steps as CUDA graphs, which are kept as long as the engine.
+Not here: prompts, which rows there are, when an answer ends (engine.py).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from babyllama.infer.rows import Rows, Sampled
+from babyllama.infer.sampling import Uses
+from babyllama.model.cache import KVCache
+from babyllama.model.transformer import Transformer
+
+EAGER_STEPS = 16  # before a capture, which takes as long as about so many: short answers go without
+SLOTS = 256  # that a graph reads at least; then twice as many each time
+
+
+class Forward(Protocol):
+    """rows.token and rows.position of the rows `which` → logits (B, V) of the tokens after them.
+
+    Keys and values go to the same rows of the cache, whose slots below `end` are all that need be read; `end` is
+    above every position.
+    """
+
+    def __call__(self, which: slice, end: int) -> Tensor: ...
+
+
+class Step(Protocol):
+    """At least 1 and at most `limit` tokens for every row of `which`; `rows` and `cache` are as after those steps.
+
+    As `Rows.choose` does it, the last token is in rows.token, and position and counter are as many further: but only
+    of rows below rows.live. Nothing waits for the device.
+
+    Attributes:
+        most: the largest `limit` that is of use.
+    """
+
+    most: int
+
+    def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled: ...
+
+
+class ModelForward:
+    """The model's own forward pass."""
+
+    def __init__(self, model: Transformer, rows: Rows, cache: KVCache) -> None:
+        self.model, self.rows, self.cache = model, rows, cache
+
+    def __call__(self, which: slice, end: int) -> Tensor:
+        cache = self.cache.part(which, end)
+        positions = cache.positions(self.rows.position[which][:, None])
+        hidden = self.model.hidden(self.rows.token[which][:, None], positions, cache=cache)
+        return self.model.lm_head(hidden[:, 0])[:, : self.rows.vocab_size]
+
+
+class Launched:
+    """A forward pass, then sampling."""
+
+    most = 1
+
+    def __init__(self, forward: Forward, rows: Rows) -> None:
+        self.forward, self.rows = forward, rows
+
+    def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
+        return self.rows.choose(which, self.forward(which, end), uses)
+
+
+class Captured:
+    """A step as a CUDA graph for each bucket: numbers of rows and of slots are powers of two, and what is beyond those
+    in use is masked.
+
+    A step of the same shapes is launched before it is recorded, since recording must neither compile nor load a
+    kernel. Where recording fails, for want of memory say, steps go on being launched.
+    """
+
+    def __init__(self, step: Step, rows: Rows, cache: KVCache) -> None:
+        self.step, self.rows, self.cache, self.most = step, rows, cache, 1
+        self.graphs: dict[tuple[int, int, Uses], tuple[torch.cuda.CUDAGraph, Sampled] | None] = {}
+        self.versions, self.taken, self.captures = (0, 0), 0, True
+
+    def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
+        self.taken += 1
+        if not self.captures or self.taken <= EAGER_STEPS or which.start != 0:
+            return self.step(which, end, uses, limit)
+        if self.versions != (self.rows.version, self.cache.version):  # the graphs read tensors that are gone
+            self.graphs, self.versions = {}, (self.rows.version, self.cache.version)
+        count = min(self.rows.count, 1 << (which.stop - 1).bit_length())
+        slots = min(self.cache.max_tokens, max(SLOTS, 1 << (end - 1).bit_length()))
+        key = count, slots, uses
+        if key not in self.graphs:
+            self.graphs[key] = None
+            return self.step(which, end, uses, limit)
+        if self.graphs[key] is None:
+            self._capture(key)
+        found = self.graphs[key]
+        if found is None:
+            return self.step(which, end, uses, limit)
+        found[0].replay()
+        return _first(found[1], which.stop)
+
+    def _capture(self, key: tuple[int, int, Uses]) -> None:
+        """This computes nothing."""
+        count, slots, uses = key
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                sampled = self.step(slice(0, count), slots, uses, 1)
+            self.graphs[key] = graph, sampled
+        except RuntimeError:
+            self.captures = False
+
+
+def _first(sampled: Sampled, count: int) -> Sampled:
+    """Of the first `count` rows."""
+    parts = sampled.tokens, sampled.logprobs, sampled.top, sampled.top_logprobs
+    return Sampled(*(None if part is None else part[:, :count] for part in parts))  # type: ignore[arg-type]

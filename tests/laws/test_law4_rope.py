@@ -203,12 +203,12 @@ def test_clex_learns_and_its_table_is_never_stale():
 def test_the_operators_gradient_is_the_formulas():
     generator = torch.Generator().manual_seed(0)
     positions = torch.randint(50, (3, 5), generator=generator)
-    for shape in ((4,), (3, 4)):
+    for shape in ((4,), (3, 4), (3, 5, 4)):
         frequencies = torch.rand(shape, generator=generator, dtype=torch.float32).requires_grad_(True)
         weights = torch.randn(2, 3, 1, 5, 8, generator=generator)
         cos, sin = torch.ops.babyllama.rotations(positions, frequencies, 1.0)
         got = torch.autograd.grad((cos * weights[0] + sin * weights[1]).sum(), frequencies)[0]
-        angles = positions[:, None, :, None] * frequencies.view(-1, 1, 1, 4)
+        angles = positions[:, None, :, None] * frequencies.view(-1, 1, 5 if len(shape) == 3 else 1, 4)
         angles = torch.cat((angles, angles), -1)
         wanted = torch.autograd.grad((angles.cos() * weights[0] + angles.sin() * weights[1]).sum(), frequencies)[0]
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-3)

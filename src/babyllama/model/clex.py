@@ -17,7 +17,7 @@ from babyllama.model.rope import Rope
 
 
 class Clex(Rope):
-    """θ(t), t = ⌈length / L⌉ of each row, at most max_t. At t = 1 it is plain RoPE, always.
+    """θ(t), t = ⌈length / L⌉ of each sequence, at most max_t. At t = 1 it is plain RoPE, always.
 
     With z = log θ:  dz/dt = down · SiLU(up · (z + log θ^ntk(t))) + ∂_t log θ^ntk(t)  (eq. 12 to 14). Solved for
     u = z − log θ^ntk, which starts at 0: the second term then is exact and only the learned one is integrated.
@@ -36,7 +36,7 @@ class Clex(Rope):
         self._solved: tuple[tuple[Tensor, int, Tensor, int], Tensor] | None = None
 
     def at(self, lengths: Tensor) -> Tensor:
-        """Lengths (B,) → θ(t) (B, D/2)."""
+        """Lengths (…) → θ(t) (…, D/2)."""
         t = (-(-lengths // self.config.trained)).clamp(1, self.config.max_t)
         table: Tensor = self.table()  # type: ignore[assignment]
         return table[t - 1]

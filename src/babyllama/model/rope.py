@@ -118,8 +118,8 @@ class Rope(nn.Module):
         """The rotations.
 
         Args:
-            lengths: (B,) tokens of each row's whole sequence, for laws that go by it; by default a row's last
-                position + 1.
+            lengths: (B,) tokens of each row's whole sequence, or (B, T) of each token's, for laws that go by it; by
+                default a row's last position + 1.
         """
         if self.static:
             return rotations(positions, self.frequencies, self.scale)
@@ -127,8 +127,17 @@ class Rope(nn.Module):
         return rotations(positions, self.at(lengths), self.scale)
 
     def at(self, lengths: Tensor) -> Tensor:
-        """Lengths (B,) → frequencies (B, D/2)."""
-        return self.frequencies.expand(len(lengths), -1)
+        """Lengths (…) → frequencies (…, D/2)."""
+        return self.frequencies.expand(*lengths.shape, -1)
+
+
+def spans(positions: Tensor, segments: Tensor) -> Tensor:
+    """Positions (B or 1, T) and document numbers (B, T) → how many positions each token's document spans, (B, T)."""
+    B, T = segments.shape
+    positions = positions.expand(B, T)
+    nothing = positions.new_zeros(B, T + 1)
+    first, last = (nothing.scatter_reduce(1, segments, positions, way, include_self=False) for way in ("amin", "amax"))
+    return (last - first).gather(1, segments) + 1
 
 
 class DynamicNtk(Rope):
@@ -139,21 +148,28 @@ class DynamicNtk(Rope):
     def at(self, lengths: Tensor) -> Tensor:
         """s(l) = max(1, α·l/L − (α − 1)); θ_i·s^(−2i/(D−2)), which is b'^(−2i/D). Plain, to the bit, up to L."""
         factor, trained = self.config.factor, self.config.trained
-        s = (factor * lengths.double() / trained - (factor - 1)).clamp(min=1)  # (B,)
+        s = (factor * lengths.double() / trained - (factor - 1)).clamp(min=1)[..., None]  # (…, 1)
         base = self.config.base * s ** (self.head_dim / (self.head_dim - 2))
         powers = torch.arange(0, self.head_dim, 2, device=lengths.device, dtype=torch.float64) / self.head_dim
-        grown = (1.0 / base[:, None] ** powers).float()
-        return torch.where(s[:, None] > 1, grown, self.frequencies)
+        grown = (1.0 / base**powers).float()
+        return torch.where(s > 1, grown, self.frequencies)
+
+
+def _by_place(frequencies: Tensor) -> Tensor:
+    """(D/2,), (B, D/2) or (B, T, D/2) → (B or 1, 1, T or 1, D/2)."""
+    if frequencies.ndim == 3:
+        return frequencies[:, None]
+    return frequencies.view(-1, 1, 1, frequencies.shape[-1])
 
 
 @torch.library.custom_op("babyllama::rotations", mutates_args=())
 def rotations(positions: Tensor, frequencies: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """positions (B, T), frequencies (D/2,) or (B, D/2) → scale · cos, scale · sin (B, 1, T, D).
+    """positions (B, T), frequencies (D/2,), (B, D/2) or (B, T, D/2) → scale · cos, scale · sin (B, 1, T, D).
 
     An operator of its own, so that a compiler computes them once: left to itself it fuses the cosines into every use,
     for every head of every layer, which took 5 % of a training step.
     """
-    angles = positions[:, None, :, None].float() * frequencies.view(-1, 1, 1, frequencies.shape[-1])  # (B, 1, T, D/2)
+    angles = positions[:, None, :, None].float() * _by_place(frequencies)  # (B, 1, T, D/2)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * scale, angles.sin() * scale
 
@@ -161,7 +177,7 @@ def rotations(positions: Tensor, frequencies: Tensor, scale: float = 1.0) -> tup
 @rotations.register_fake
 def _(positions: Tensor, frequencies: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     B, T = positions.shape
-    if frequencies.ndim == 2:
+    if frequencies.ndim > 1:
         B = max(B, frequencies.shape[0])
     shape = B, 1, T, 2 * frequencies.shape[-1]
     return frequencies.new_empty(shape), frequencies.new_empty(shape)
@@ -174,17 +190,13 @@ def _rotations_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: t
 
 
 def _rotations_backward(ctx: Any, cos_grad: Tensor, sin_grad: Tensor) -> tuple[None, Tensor | None, None]:
-    """d cos = −sin · position · dθ, d sin = cos · position · dθ; summed over places, and rows where they share θ."""
+    """d cos = −sin · position · dθ, d sin = cos · position · dθ; summed over the places and rows that share θ."""
     positions, frequencies, cos, sin = ctx.saved_tensors
     if not ctx.learned:
         return None, None, None
     slope = (sin_grad * cos - cos_grad * sin) * positions[:, None, :, None]  # (B, 1, T, D)
-    first, second = slope.sum((1, 2)).chunk(2, dim=-1)
-    return (
-        None,
-        (first + second).sum_to_size(frequencies.view(-1, frequencies.shape[-1]).shape).view_as(frequencies),
-        None,
-    )
+    first, second = slope.chunk(2, dim=-1)
+    return None, (first + second).sum_to_size(_by_place(frequencies).shape).view_as(frequencies), None
 
 
 rotations.register_autograd(_rotations_backward, setup_context=_rotations_context)

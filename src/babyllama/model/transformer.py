@@ -22,7 +22,7 @@ from babyllama.model.cache import KVCache
 from babyllama.model.clex import Clex
 from babyllama.model.config import ModelConfig
 from babyllama.model.fused import rotate_joined, swiglu_down
-from babyllama.model.rope import DynamicNtk, Rope, exact, rotate
+from babyllama.model.rope import DynamicNtk, Rope, exact, rotate, spans
 
 
 class RMSNorm(nn.Module):
@@ -73,12 +73,13 @@ class Attention(nn.Module):
 
 
 class Angles:
-    """The rotations of one forward pass, computed once for all layers."""
+    """The rotations of one forward pass, computed once for all layers; the arguments are those of `hidden`."""
 
-    def __init__(self, rope: Rope, positions: Tensor, cache: KVCache | None, lengths: Tensor | None) -> None:
+    def __init__(self, rope: Rope, positions: Tensor, segments: Tensor | None = None, cache: KVCache | None = None,
+                 lengths: Tensor | None = None) -> None:  # fmt: skip
         self.positions = positions
         if lengths is None and not rope.static:
-            lengths = positions.amax(-1) + 1
+            lengths = positions.amax(-1) + 1 if segments is None else spans(positions, segments)
         self.query = rope(positions, lengths)
         self.key = self.query
         if cache is not None and not cache.rotated:
@@ -178,7 +179,7 @@ class Transformer(nn.Module):
             segments: (B, T) document numbers; tokens see only their own document. Not together with a cache.
             cache: read and extended in place; prefill, chunks and single tokens all come this way.
             lengths: (B,) tokens of each row's sequence where padding follows them; only laws whose frequencies change
-                with the length ask. A row's last position + 1 when absent.
+                with the length ask. When absent, what each document spans, or a row's last position + 1.
             embedded: (B, T, C) that goes in instead of the tokens' embeddings.
         """
         if positions is None:
@@ -190,7 +191,7 @@ class Transformer(nn.Module):
             mask = cache.mask(positions)
         elif segments is not None:
             mask = segment_mask(segments)
-        angles = Angles(self.rope, positions, cache, lengths)
+        angles = Angles(self.rope, positions, segments, cache, lengths)
         x = self.embed_tokens(tokens) if embedded is None else embedded
         for block in self.layers:
             x = self.through(block, x, angles, mask, cache)  # type: ignore[arg-type]

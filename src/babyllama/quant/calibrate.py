@@ -210,7 +210,7 @@ class _Part:
         positions = batch.positions
         if positions is None:
             positions = torch.arange(batch.tokens.shape[1], device=self.x.device)[None]
-        self._angles, self._segments = Angles(model.rope, positions, None, None), batch.segments
+        self._angles, self._segments = Angles(model.rope, positions, batch.segments), batch.segments
         counts = (batch.targets != IGNORE).int().flip(1).cumsum(1).flip(1)
         self.kept = counts > 0  # (B, T); behind a row's last target there is padding
 

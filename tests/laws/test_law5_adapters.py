@@ -84,6 +84,34 @@ def test_merged_is_attached(based, adapter, tokens):
         assert torch.equal(based(tokens), attached)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["lora-sqrt-ranks", "lora-plus", "dora", "dora-plus"])
+def test_in_half_precision(config, tokens, name, dtype):
+    """Start, off and merge of nothing to the bit; then what is computed is the float32 model's up to rounding."""
+    model = sharp_model(config).to(dtype)
+    before, weights = model(tokens), [p.clone() for p in model.parameters()]
+    attach(model, ADAPTERS[name], seed=1)
+    assert torch.equal(model(tokens), before)
+    nothing = copy.deepcopy(model)
+    merge(nothing)
+    assert all(map(torch.equal, nothing.parameters(), weights))
+    stir(model, size=0.03)
+    exact = copy.deepcopy(model).float()
+    merge(exact)
+    wanted, step = exact(tokens), 2.0 ** -(7 if dtype == torch.bfloat16 else 10)
+    plain = sharp_model(config).to(dtype)  # how far rounding alone takes a model without an adapter
+    noise = (plain(tokens).float() - copy.deepcopy(plain).float()(tokens)).norm() / wanted.norm()
+    attached = model(tokens)
+    assert torch.equal(attached, model(tokens)) and (attached.float() - wanted).norm() < 4 * noise * wanted.norm()
+    with enabled(model, False):
+        assert torch.equal(model(tokens), before)
+    merge(model)
+    for mine, float32 in zip(model.parameters(), exact.parameters(), strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine.float(), float32, rtol=step, atol=1e-6)
+    assert (model(tokens).float() - wanted).norm() < 4 * noise * wanted.norm()
+
+
 def test_tied_stays_tied(variants, tokens):
     model = sharp_model(variants)
     attach(model, Lora(rank=4, train=("embed_tokens",)), seed=1)

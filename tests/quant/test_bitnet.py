@@ -78,6 +78,14 @@ def test_forward_is_the_papers_formula(inputs, outputs, dtype):
     assert not layer(x)[0, 3].any()
 
 
+def test_sums_of_a_thousand_full_codes_fit_float16():
+    """1,000 codes of 127 are 127,000, beyond float16's 65,504: sums must be kept smaller."""
+    layer = layer_of(1000, 3)
+    layer.weight.data = torch.full((3, 1000), 0.01)
+    found = layer.half()(torch.ones(2, 1000, dtype=torch.float16))
+    torch.testing.assert_close(found.float(), torch.full((2, 3), 10.0), rtol=2e-3, atol=0)
+
+
 def test_codes():
     codes, scale = ternary(torch.tensor([[0.4, -0.6, 2.0, -0.1, 0.9, -2.0]]))
     assert scale.item() == pytest.approx(1.0) and codes.tolist() == [[0, -1, 1, 0, 1, -1]]

@@ -27,7 +27,7 @@ from babyllama.atomic import write_json
 from babyllama.errors import InputError
 from babyllama.model.checkpoint import missing_weights
 from babyllama.model.laws import RopeConfig, law_of
-from babyllama.model.lora import NORMS, WRAPPERS, Lora, LoraLinear, Trained, is_end, linears, train_whole, wrap
+from babyllama.model.lora import NORMS, WRAPPERS, Lora, LoraLinear, Trained, is_end, is_tied, linears, train_whole, wrap
 from babyllama.model.nf4 import PACKED, Base
 from babyllama.model.starts import LOST, STARTS, beside_whole
 from babyllama.model.surgery import dense_weight
@@ -278,7 +278,7 @@ def _train_whole(model: nn.Module, whole: dict[str, Tensor], name: str, folder: 
                              f"{'no such module' if shape is None else list(shape)}")  # fmt: skip
     ends = [path for path in ("embed_tokens", "lm_head") if path in whole]
     apart = len(ends) == 1 or (len(ends) == 2 and not torch.equal(whole["embed_tokens"], whole["lm_head"]))
-    if apart and model.lm_head.weight is model.embed_tokens.weight:  # type: ignore[union-attr]
+    if apart and is_tied(model):
         model.config = model.config.model_copy(update={"tie_word_embeddings": False})  # type: ignore[operator, union-attr]
         model.lm_head.weight = nn.Parameter(model.embed_tokens.weight.detach().clone(), requires_grad=False)  # type: ignore[operator, union-attr]
     train_whole(model, (*ends, *(path for path in whole if path not in ends)), name)

@@ -69,8 +69,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float = 0.0, name: str = "default") -> None:
         super().__init__()
         self.base, self.rank, self.scale, self.dropout, self.name, self.on = base, rank, scale, dropout, name, True
-        self.in_features: int = base.in_features  # type: ignore[assignment]
-        self.out_features: int = base.out_features  # type: ignore[assignment]
+        self.out_features, self.in_features = dense_weight(base).shape
         device = dense_weight(base).device
         self.lora_A = nn.Parameter(torch.zeros(rank, self.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
@@ -174,14 +173,13 @@ def attach(model: nn.Module, adapter: Lora, seed: int, name: str = "default") ->
                 known = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path, _ in linears(model)))
                 raise InputError(f"adapter.{key}: {target!r} matches no linear in the blocks that is adapted; "
                                  f"they are {known}")  # fmt: skip
-    for path in chosen:
-        module, rank = model.get_submodule(path), adapter.rank_of(path)
-        rows, columns = module.out_features, module.in_features
-        if rank > min(rows, columns):  # type: ignore[operator, type-var]
+    sizes = {path: (adapter.rank_of(path), adapter.scale(adapter.rank_of(path))) for path in chosen}
+    for path, (rank, _) in sizes.items():
+        rows, columns = dense_weight(model.get_submodule(path)).shape
+        if rank > min(rows, columns):
             raise InputError(f"adapter: rank {rank} is above the smaller side of {path} ({rows} × {columns}); "
-                             f"choose at most {min(rows, columns)}")  # type: ignore[type-var]  # fmt: skip
-    wrap(model, {path: (adapter.rank_of(path), adapter.scale(adapter.rank_of(path))) for path in chosen},
-         WRAPPERS[adapter.kind], adapter.dropout, name)  # fmt: skip
+                             f"choose at most {min(rows, columns)}")  # fmt: skip
+    wrap(model, sizes, WRAPPERS[adapter.kind], adapter.dropout, name)
     generator = torch.Generator().manual_seed(seed)
     for path in chosen:
         model.get_submodule(path).initialise(generator)  # type: ignore[operator]
@@ -213,7 +211,7 @@ def train_whole(model: nn.Module, extras: Collection[str], name: str = "default"
     Raises:
         InputError: a tied head without its embedding.
     """
-    tied = model.lm_head.weight is model.embed_tokens.weight  # type: ignore[union-attr]
+    tied = is_tied(model)
     if tied and "lm_head" in extras and "embed_tokens" not in extras:
         raise InputError("adapter.train: lm_head is tied to embed_tokens here; give embed_tokens, which trains both")
     chosen = {*extras, *(["lm_head"] if tied and "embed_tokens" in extras else [])}
@@ -227,9 +225,7 @@ def train_whole(model: nn.Module, extras: Collection[str], name: str = "default"
 
 
 def _trained(base: nn.Module, name: str) -> Trained:
-    own = copy.deepcopy(base)
-    while isinstance(own, Trained):
-        own = own.own
+    own = copy.deepcopy(_in_use(base))
     own.weight = nn.Parameter(base.weight.detach().float().clone())  # type: ignore[operator, union-attr]
     return Trained(base, own, name)
 
@@ -276,16 +272,13 @@ def merge(model: nn.Module) -> dict[str, nn.Module]:
     Returns:
         What was replaced, for `unmerge`.
     """
-    dtype, kept = base_dtype(model), {}
-    tied = model.lm_head.weight is model.embed_tokens.weight  # type: ignore[union-attr]
+    dtype, tied, kept = base_dtype(model), is_tied(model), {}
 
     def plain(path: str, module: nn.Module) -> nn.Module:
         kept[path] = module
         if isinstance(module, LoraLinear):
             return plain_linear(dense_weight(module), dtype)
-        while isinstance(module, Trained):
-            module = module.own if module.on else module.base
-        module = copy.copy(module)  # its weight stays where it is
+        module = copy.copy(_in_use(module))  # its weight stays where it is
         weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)  # type: ignore[operator, union-attr]
         module._parameters = {**module._parameters, "weight": weight}
         return module
@@ -294,6 +287,17 @@ def merge(model: nn.Module) -> dict[str, nn.Module]:
     if tied:
         model.lm_head.weight = model.embed_tokens.weight  # type: ignore[union-attr]
     return kept
+
+
+def _in_use(module: nn.Module) -> nn.Module:
+    while isinstance(module, Trained):
+        module = module.own if module.on else module.base
+    return module
+
+
+def is_tied(model: nn.Module) -> bool:
+    """Whether embedding and head are one parameter, under wrappers too, whose `weight` may be a copy of it."""
+    return _in_use(model.lm_head).weight is _in_use(model.embed_tokens).weight  # type: ignore[arg-type]
 
 
 def base_dtype(model: nn.Module) -> torch.dtype:
@@ -305,5 +309,5 @@ def base_dtype(model: nn.Module) -> torch.dtype:
 
 
 def unmerge(model: nn.Module, kept: dict[str, nn.Module]) -> None:
-    """The end of `merge`, to the bit."""
+    """Undo `merge`, to the bit."""
     replace_modules(model, lambda path, _: path in kept, lambda path, _: kept[path])

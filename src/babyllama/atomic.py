@@ -115,7 +115,10 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         partial.mkdir(parents=True)
         try:
             fill(partial)
+            mode = partial.stat().st_mode & 0o666  # what the umask gives; safetensors gives less
             for path in sorted(partial.rglob("*")):
+                if path.is_file():
+                    path.chmod(mode)
                 _fsync(path)
             _fsync(partial)
             if folder.exists():

@@ -139,7 +139,11 @@ def load(path: Path, device: torch.device | None = None, precision: Precision | 
 def check_vocabulary(model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
     """Raise InputError when the tokenizer makes ids that the model has no embedding for."""
     if tokenizer.vocab_size > model.config.vocab_size:
+        rows = model.config.vocab_size
+        extra = [repr(tokenizer.backend.id_to_token(i)) for i in range(rows, tokenizer.vocab_size)]
+        named = f": {', '.join(extra[:3])}{', …' if len(extra) > 3 else ''}"
         raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, config.json's vocab_size is "
-            f"{model.config.vocab_size}; they belong to different models"
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model has rows for {rows} (vocab_size in "
+            f"config.json){named} came with the tokenizer alone; take the tokenizer of this model, or give the model "
+            f"rows with transformers: model.resize_token_embeddings({tokenizer.vocab_size}), then save_pretrained"
         )

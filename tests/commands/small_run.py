@@ -64,6 +64,6 @@ def save_taught(folder: Path) -> Path:
     """The taught model as a Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = small_tokenizer()
-    save_model(taught_model(), folder, tokenizer.bos_id, tokenizer.eos_id)
+    save_model(taught_model(), folder, **tokenizer.config_ids)
     tokenizer.save(folder)
     return folder

@@ -104,7 +104,7 @@ def test_control_characters_never_reach_the_terminal():
         def stream(self, *_):
             return iter(small_tokenizer().encode("\x1b[2J\x07好\n\t吧\x7f\x9b"))
 
-    text = "".join(stream_text(Escaping(), small_tokenizer(), [1], GREEDY, None, ()))  # type: ignore[arg-type]
+    text = "".join(stream_text(Escaping(), small_tokenizer(), [1], GREEDY, None))  # type: ignore[arg-type]
     assert text == "[2J好\n\t吧"
 
 
@@ -147,7 +147,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(typed, capsys, monkeypatch)
     typed(KeyboardInterrupt, CHATS[0][0], CHATS[1][0])
     terminal.talk(talk)
     shown = capsys.readouterr().out
-    assert "(Ctrl-D leaves)" in shown and "(stopped)" in shown and CHATS[1][1] in shown
+    assert "(Ctrl-D exits)" in shown and "(stopped)" in shown and CHATS[1][1] in shown
     assert CHATS[0][1].startswith(talk.turns[0][1]) and talk.turns[0][1] != CHATS[0][1]
     assert len(talk.turns) == 2
 

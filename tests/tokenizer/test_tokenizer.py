@@ -14,7 +14,7 @@ from small import SMALL_TEXT, sentencepiece_model
 from transformers import AutoTokenizer
 
 from babyllama.errors import InputError
-from babyllama.tokenizer.chatglm2 import convert_sentencepiece
+from babyllama.tokenizer.from_sentencepiece import convert_sentencepiece
 from babyllama.tokenizer.special import SPECIAL_TOKENS
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe
@@ -118,7 +118,9 @@ def test_transformers_gives_these_ids(theirs, tokenizer: Tokenizer, text: str) -
 
 def test_transformers_knows_the_special_tokens(theirs, tokenizer: Tokenizer) -> None:
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (
-        tokenizer.bos_id, tokenizer.eos_id, tokenizer.eos_id)  # fmt: skip
+        tokenizer.eos_id, tokenizer.eos_id, tokenizer.pad_id)  # fmt: skip
+    assert theirs.pad_token in ("<s>", "<unk>") and theirs.padding_side == "left"
+    assert {t.content for t in theirs.added_tokens_decoder.values() if t.special} == set(tokenizer.markers)
     assert len(theirs) == tokenizer.vocab_size
     for role, token in tokenizer.role_ids.items():
         assert theirs.convert_tokens_to_ids(f"<|{role}|>") == token

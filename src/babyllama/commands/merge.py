@@ -37,7 +37,7 @@ def main(recipe: MergeRecipe) -> None:
         model.to(_base_dtype(folder) if recipe.precision == "base" else DTYPES[recipe.precision])
 
         def fill(target: Path) -> None:
-            save_model(model, target, tokenizer.bos_id, tokenizer.eos_id)
+            save_model(model, target, **tokenizer.config_ids)
             tokenizer.save(target)
 
         run.save_model(fill)

@@ -204,7 +204,7 @@ def size_of(folder: Path) -> int:
 
 def write(model: Transformer, tokenizer: Tokenizer, method: str, folder: Path) -> None:
     """A folder of the packed weights, in the layout that suits them."""
-    save_model(model, folder, tokenizer.bos_id, tokenizer.eos_id, packing_of(model, method))
+    save_model(model, folder, packing=packing_of(model, method), **tokenizer.config_ids)
     tokenizer.save(folder)
 
 

@@ -32,11 +32,11 @@ def sampler(samples: Samples, tokenizer: Tokenizer) -> Callable[[Transformer], I
         if samples.chat:
             asked = [render_chat(tokenizer, [{"role": "user", "content": p}], True).tokens for p in samples.prompts]
         else:
-            # A text starts after the end token of the one before it, in training as here.
-            asked = [[tokenizer.eos_id, *tokenizer.encode(p)] for p in samples.prompts]
+            asked = [[*tokenizer.start_ids, *tokenizer.encode(p)] for p in samples.prompts]
         answers = Generator(model, tokenizer.vocab_size).generate(
-            asked, samples.sampling, samples.max_tokens, {tokenizer.eos_id}
+            asked, samples.sampling, samples.max_tokens, tokenizer.stop_ids
         )
-        yield from zip(samples.prompts, map(tokenizer.decode, answers), strict=True)
+        texts = map(tokenizer.decode, answers) if samples.chat else map(tokenizer.continuation, asked, answers)
+        yield from zip(samples.prompts, texts, strict=True)
 
     return sample

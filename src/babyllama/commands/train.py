@@ -173,7 +173,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         if base is not None and isinstance(recipe.adapter, Lora):
             save_adapter(trained, folder, recipe.adapter, base)
         else:
-            save_model(trained, folder, tokenizer.bos_id, tokenizer.eos_id)
+            save_model(trained, folder, **tokenizer.config_ids)
         tokenizer.save(folder)
 
     resident = Resident.of(stream, context, device) if device.type == "cuda" and isinstance(stream, Stream) else None

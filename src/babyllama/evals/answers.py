@@ -97,9 +97,10 @@ def prepared_questions(store: TokenStore, count: int, tokenizer: Tokenizer) -> l
     for document in picked.tolist():
         start, stop = store.document_offsets[document : document + 2].tolist()
         tokens, learned = store.tokens(start, stop).tolist(), store.mask(start, stop)
-        earlier = np.flatnonzero(~learned)
+        last = int(np.flatnonzero(learned)[-1]) + 1 if learned.any() else len(tokens)  # a template may end in a blank
+        earlier = np.flatnonzero(~learned[:last])
         first = int(earlier[-1]) + 1 if len(earlier) else 0  # of the last answer
-        questions.append(Question(tokens[:first], tokenizer.decode(tokens[first:])))
+        questions.append(Question(tokens[:first], tokenizer.decode(tokens[first:last])))
     return questions
 
 
@@ -133,16 +134,15 @@ def corpus_questions(choice: CorpusChoice, count: int, tokenizer: Tokenizer) -> 
 def ask(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], max_tokens: int,
         rows: int) -> Iterator[Answer]:  # fmt: skip
     """Greedy answers, `rows` questions at a time, short prompts first. What leaves no room to answer is passed over."""
-    stop = {tokenizer.eos_id, *tokenizer.special_ids}
     fitting = sorted((q for q in questions if len(q.prompt) < engine.context), key=lambda q: len(q.prompt))
     for start in range(0, len(fitting), rows):
         batch = fitting[start : start + rows]
-        found = engine.generate([q.prompt for q in batch], Sampling(temperature=0.0), max_tokens, stop)
+        found = engine.generate([q.prompt for q in batch], Sampling(temperature=0.0), max_tokens, tokenizer.stop_ids)
         for question, tokens in zip(batch, found, strict=True):
             yield Answer(
                 question=tokenizer.decode(question.prompt),
                 answer=tokenizer.decode(tokens),
                 reference=question.reference,
                 tokens=len(tokens),
-                ended=tokens[-1] == tokenizer.eos_id,
+                ended=tokens[-1] in tokenizer.stop_ids,
             )

@@ -46,16 +46,22 @@ def hugging_face_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packing: Packing | None = None) -> None:
-    """Write config.json and model.safetensors into an existing folder, in the parameters' own dtype."""
+def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packing: Packing | None = None,
+               pad_id: int | None = None) -> None:  # fmt: skip
+    """Write config.json, generation_config.json and model.safetensors into an existing folder.
+
+    The weights are written in the parameters' own dtype; without a `pad_id` the end token fills batches.
+    """
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **(packing.tensors if packing else {})}
     weights = {hugging_face_name(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    config = to_hugging_face(model.config, bos_id, eos_id, dtype, own=packing is not None and packing.own)
+    config = to_hugging_face(
+        model.config, bos_id, eos_id, dtype, own=packing is not None and packing.own, pad_id=pad_id
+    )
     if packing:
         config["quantization_config"] = packing.settings
     write_json(folder / "config.json", config, indent=2)
-    generation = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
+    generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     write_json(folder / "generation_config.json", generation, indent=2)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 

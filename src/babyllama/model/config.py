@@ -177,8 +177,8 @@ def _changed(config: ModelConfig, rope: RopeConfig, longest: int) -> dict[str, A
     return {**config.model_dump(), "rope": rope.model_dump(), "max_position_embeddings": longest}
 
 
-def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, stock: bool = False, own: bool = False
-                    ) -> dict[str, Any]:  # fmt: skip
+def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, stock: bool = False, own: bool = False,
+                    pad_id: int | None = None) -> dict[str, Any]:  # fmt: skip
     """``config.json`` of a LlamaForCausalLM; with other than dense weights of a model_type that only we know.
 
     Every law but plain RoPE is also written in our own words, under ``babyllama``. One that transformers cannot
@@ -219,7 +219,7 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
         **ours,
         "bos_token_id": bos_id,
         "eos_token_id": eos_id,
-        "pad_token_id": eos_id,
+        "pad_token_id": eos_id if pad_id is None else pad_id,
         "dtype": dtype,
         "torch_dtype": dtype,  # the name that readers before transformers 5 know
     }

@@ -7,7 +7,7 @@ plainly on stdout with every remark on stderr. Not here: which model (commands/c
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,13 +28,16 @@ HELP = """\
 /system TEXT    set the system message; without TEXT, remove it
 /seed N         start the random draws anew from N
 /save FILE      write the conversation as one line of a chat corpus (.jsonl)
-/quit           leave, as Ctrl-D does; Ctrl-C stops an answer"""
+/quit           exit, as Ctrl-D does; Ctrl-C stops an answer"""
 
 
 def stream_text(engine: Engine, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling, max_tokens: int | None,
-                stop: Collection[int], seed: int | None = None) -> Iterator[str]:  # fmt: skip
-    """The answer's text in pieces of whole characters, without control characters and without the stop token."""
-    text = tokenizer.stream()
+                seed: int | None = None, after: Sequence[int] = ()) -> Iterator[str]:  # fmt: skip
+    """The answer's text in pieces of whole characters, without control characters and without the stop token.
+
+    `after` are the tokens of a text that the answer continues, so that a blank between the two is kept.
+    """
+    text, stop = tokenizer.stream(after), tokenizer.stop_ids
     for token in engine.stream(prompt, sampling, max_tokens, stop, seed):
         if token not in stop and (piece := text.push(token).translate(_CONTROL)):
             yield piece
@@ -43,29 +46,45 @@ def stream_text(engine: Engine, tokenizer: Tokenizer, prompt: list[int], samplin
 
 
 class Conversation:
-    """Questions and answers so far. Answer k since the last `seed` draws with seed + k, so a chat can be repeated."""
+    """Questions and answers so far. Answer k since the last `seed` draws with seed + k, so a chat can be repeated.
+
+    `memory`: how many of the latest turns the model sees beside a new question; None is as many as fit.
+    """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, sampling: Sampling, max_tokens: int = 512,
-                 system: str = "") -> None:  # fmt: skip
+                 system: str = "", memory: int | None = None) -> None:  # fmt: skip
         self.engine, self.tokenizer, self.sampling, self.max_tokens = engine, tokenizer, sampling, max_tokens
-        self.system, self.seed = system, sampling.seed
+        self.system, self.seed, self.memory = system, sampling.seed, memory
         self.turns: list[tuple[str, str]] = []
 
     @property
     def messages(self) -> list[Message]:
+        """All that was said."""
+        return self._said(self.turns)
+
+    def _said(self, turns: Sequence[tuple[str, str]]) -> list[Message]:
         found: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        for question, answer in self.turns:
+        for question, answer in turns:
             found.append({"role": "user", "content": question})
             found.append({"role": "assistant", "content": answer})
         return found
 
     def prompt(self, question: str) -> list[int]:
-        """The tokens of the whole conversation and `question`, as training rendered them."""
+        """The tokens of the turns that the model sees and of `question`, as training rendered them."""
+        seen = self.turns if self.memory is None else self.turns[len(self.turns) - min(self.memory, len(self.turns)) :]
+        return self._prompt(seen, question)
+
+    def _prompt(self, turns: Sequence[tuple[str, str]], question: str) -> list[int]:
         asked: Message = {"role": "user", "content": question}
-        return render_chat(self.tokenizer, [*self.messages, asked], add_generation_prompt=True).tokens
+        return render_chat(self.tokenizer, [*self._said(turns), asked], add_generation_prompt=True).tokens
 
     def make_room(self, question: str) -> int:
-        """Drop the oldest turns until a quarter of the context (or max_tokens) is left to answer; how many went."""
+        """Drop the oldest turns until a quarter of the context (or max_tokens) is left to answer; how many went.
+
+        None are dropped for a question that does not fit even alone: it will be refused.
+        """
+        if len(self._prompt([], question)) >= self.engine.context:
+            return 0
         wanted, dropped = min(self.max_tokens, self.engine.context // 4), 0
         while self.turns and len(self.prompt(question)) + wanted > self.engine.context:
             del self.turns[0]
@@ -79,11 +98,10 @@ class Conversation:
             InputError: the question does not fit the context even alone.
         """
         said: list[str] = []
-        stop = {self.tokenizer.eos_id, *self.tokenizer.special_ids}  # an answer holds no special token
         seed, self.seed = self.seed, self.seed + 1
         try:
             for piece in stream_text(self.engine, self.tokenizer, self.prompt(question), self.sampling,
-                                     self.max_tokens, stop, seed):  # fmt: skip
+                                     self.max_tokens, seed):  # fmt: skip
                 said.append(piece)
                 yield piece
         finally:
@@ -143,7 +161,7 @@ def talk(chat: Conversation, remarks: tuple[str, ...] = ()) -> None:
     """Read, answer, repeat, until the input ends or ``/quit``. `remarks` are shown first."""
     interactive = sys.stdin.isatty()
     answers, notes = Console(highlight=False), Console(stderr=not interactive, highlight=False, style="dim")
-    for remark in (*remarks, *(("/help lists the commands; Ctrl-D leaves",) if interactive else ())):
+    for remark in (*remarks, *(("/help lists the commands; Ctrl-D exits",) if interactive else ())):
         notes.print(remark, markup=False, soft_wrap=True)
     for line in _typed(notes) if interactive else sys.stdin:
         line = line.strip()
@@ -174,7 +192,7 @@ def _typed(notes: Console) -> Iterator[str]:
             notes.print()
             return
         except KeyboardInterrupt:
-            notes.print("\n(Ctrl-D leaves)")
+            notes.print("\n(Ctrl-D exits)")
 
 
 def _answer(chat: Conversation, question: str, answers: Console, notes: Console) -> None:

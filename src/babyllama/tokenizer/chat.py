@@ -1,7 +1,8 @@
-"""The one chat template: messages → tokens and the mask that the loss covers.
+"""Chats → tokens and the mask that the loss covers: the one way in, and the two built-in templates.
 
-Training, serving and evaluation all render through here, so that a prompt always ends as it did in training. Each
-template exists twice, as `parts` (what this project runs) and as Jinja (what other programs read from
+Training, serving and evaluation all render through here, so that a prompt always ends as it did in training. A chat
+template is named by a word, ``roles`` or ``bos``, or is the Jinja text that a foreign folder brings (jinja.py). Each
+built-in one exists twice, as `parts` (what this project runs) and as Jinja (what other programs read from
 tokenizer_config.json); the tests hold the two to identical ids. Content is never parsed for special tokens: a user
 who types ``</s>`` or ``<|assistant|>`` gets ordinary text. Not here: truncation, padding, batching.
 """
@@ -10,47 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
+from typing import NamedTuple
+
+import xxhash
 
 from babyllama.errors import InputError
-from babyllama.tokenizer.special import ROLES
+from babyllama.tokenizer.jinja import JinjaTemplate
+from babyllama.tokenizer.messages import ChatTokens, Message, Template, Vocabulary, check_messages
+from babyllama.tokenizer.special import BOS
 
-# Which roles may follow which; "" is the start.
-_FOLLOWS = {
-    "": ("system", "user"),
-    "system": ("user",),
-    "user": ("assistant",),
-    "assistant": ("user", "tool"),
-    "tool": ("assistant", "tool"),
-}
-
-
-class Message(TypedDict):
-    """One turn: `role` is one of `ROLES`, `content` is plain text and is used as it is, blanks included.
-
-    ``learned: False`` keeps an answer out of the loss; all answers are learned without it.
-    """
-
-    role: str
-    content: str
-    learned: NotRequired[bool]
-
-
-class Vocabulary(Protocol):
-    """What rendering needs of a tokenizer."""
-
-    @property
-    def chat_template(self) -> str: ...
-    def special_id(self, name: str) -> int: ...
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
-
-
-@dataclass(frozen=True)
-class ChatTokens:
-    """A rendered chat. `mask` is as long as `tokens` and True on the assistant's text and its end token only."""
-
-    tokens: list[int]
-    mask: list[bool]
+__all__ = ["TEMPLATES", "ChatTokens", "Message", "check_messages", "name_of", "render_chat", "template_of"]
 
 
 class Part(NamedTuple):
@@ -63,59 +33,63 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """`parts(messages, add_generation_prompt)` and the Jinja text that says the same."""
+    """`parts(messages, add_generation_prompt)` and the Jinja text that says the same.
+
+    `earlier` are hashes of the Jinja texts that former versions wrote into folders for the same template.
+    """
 
     parts: Callable[[Sequence[Message], bool], Iterator[Part]]
     jinja: str
+    earlier: frozenset[str]
 
+    def jinja_for(self, opening: str) -> str:
+        """The Jinja text for a vocabulary where `opening` opens an answer of the template bos."""
+        return self.jinja.replace(f"'{BOS}'", f"'{opening}'")
 
-def check_messages(messages: Any) -> None:
-    """Refuse what no template can render sensibly.
-
-    The order is [system] user assistant (user | tool… ) assistant …; a chat may end after any of them but system.
-
-    Raises:
-        InputError: not a list of messages, empty, unknown role, content that is not text, roles out of order.
-    """
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise InputError(f"messages: must be a list with at least one message, got {messages!r:.80}")
-    before = ""
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise InputError(f"messages[{index}]: must have the keys role and content, got {message!r:.80}")
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            raise InputError(f"messages[{index}].role: {role!r:.80} is unknown; choose one of {', '.join(ROLES)}")
-        if not isinstance(content, str):
-            raise InputError(f"messages[{index}].content: must be text, got {content!r:.80}")
-        if role not in _FOLLOWS[before]:
-            place = f"after {before}" if before else "at the start"
-            raise InputError(
-                f"messages[{index}].role: {role} cannot stand {place}; {' or '.join(_FOLLOWS[before])} can"
-            )
-        before = role
-    if before == "system":
-        raise InputError("messages: there is only a system message; add a user message")
+    def render(self, vocabulary: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool) -> ChatTokens:
+        """Texts and special tokens one after the other, each text encoded by itself."""
+        parts = list(self.parts(messages, add_generation_prompt))
+        texts = iter(vocabulary.encode_batch([part.text for part in parts if part.special is None]))
+        tokens: list[int] = []
+        mask: list[bool] = []
+        for part in parts:
+            found = next(texts) if part.special is None else [vocabulary.special_id(part.special)]
+            tokens += found
+            mask += [part.learned] * len(found)
+        return ChatTokens(tokens, mask)
 
 
 def render_chat(tokenizer: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool = False) -> ChatTokens:
     """Messages → tokens by the tokenizer's template; `add_generation_prompt` ends where the next answer begins.
 
     Raises:
-        InputError: as `check_messages`; or an answer is asked for after an answer.
+        InputError: as `check_messages`; or an answer is asked for after an answer; or the folder's own template is
+            broken or refuses them.
     """
     check_messages(messages)
     if add_generation_prompt and messages[-1]["role"] == "assistant":
         raise InputError(f"messages[{len(messages) - 1}]: the last message is an answer already; end with user or tool")
-    parts = list(TEMPLATES[tokenizer.chat_template].parts(messages, add_generation_prompt))
-    texts = iter(tokenizer.encode_batch([part.text for part in parts if part.special is None]))
-    tokens: list[int] = []
-    mask: list[bool] = []
-    for part in parts:
-        found = next(texts) if part.special is None else [tokenizer.special_id(part.special)]
-        tokens += found
-        mask += [part.learned] * len(found)
-    return ChatTokens(tokens, mask)
+    return template_of(tokenizer.chat_template).render(tokenizer, messages, add_generation_prompt)
+
+
+def template_of(name: str) -> Template:
+    """A built-in template by its name, else the Jinja text itself as a template. Raises InputError for neither."""
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    if "{" not in name:
+        raise InputError(f"chat template {name!r} is unknown; choose one of {', '.join(TEMPLATES)}, or give Jinja text")
+    return JinjaTemplate(name)
+
+
+def name_of(jinja: str) -> str:
+    """The name of the built-in template with this Jinja text, of any version; the text itself for a foreign one."""
+    digest = _digest(jinja)
+    known = (name for name, t in TEMPLATES.items() if digest == _digest(t.jinja) or digest in t.earlier)
+    return next(known, jinja)
+
+
+def _digest(jinja: str) -> str:
+    return xxhash.xxh3_64_hexdigest(jinja.strip().encode())
 
 
 def _role_parts(messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[Part]:
@@ -148,7 +122,21 @@ def _bos_parts(messages: Sequence[Message], add_generation_prompt: bool) -> Iter
 
 # "-" on every tag strips the template's own line breaks; what an expression prints is never stripped. The tag
 # `generation` marks for transformers what `ChatTokens.mask` marks here.
-_ROLES_JINJA = """\
+_REFUSALS = """\
+{%- if tools -%}{{- raise_exception('This chat template knows no tools.') -}}{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}
+{{- raise_exception('This chat template knows the roles system, user, assistant and tool.') -}}
+{%- endif -%}
+{%- if message['content'] is not string or message['tool_calls'] -%}
+{{- raise_exception('This chat template renders content that is text, nothing else.') -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+_ROLES_JINJA = (
+    _REFUSALS
+    + """\
 {%- for message in messages -%}
 {{- '<|' + message['role'] + '|>' -}}
 {%- if message['role'] == 'assistant' -%}
@@ -159,23 +147,27 @@ _ROLES_JINJA = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
+)
 
-_BOS_JINJA = """\
+_BOS_JINJA = (
+    _REFUSALS
+    + """\
 {%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
-{{- bos_token -}}
+{{- '<s>' -}}
 {%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
 {%- else -%}
 {%- if not loop.first and loop.previtem['role'] != 'assistant' -%}{{- '\\n' -}}{%- endif -%}
 {{- message['content'] -}}
 {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- bos_token -}}{%- endif -%}
+{%- if add_generation_prompt -%}{{- '<s>' -}}{%- endif -%}
 """
+)
 
 TEMPLATES: dict[str, ChatTemplate] = {
     # <|system|>…<|user|>…<|assistant|>answer</s>
-    "roles": ChatTemplate(_role_parts, _ROLES_JINJA),
+    "roles": ChatTemplate(_role_parts, _ROLES_JINJA, frozenset({"ba6566d1bffbbbc8"})),
     # prompt<s>answer</s>, the earlier project's form: what is not an answer is joined by line breaks to one prompt.
-    "bos": ChatTemplate(_bos_parts, _BOS_JINJA),
+    "bos": ChatTemplate(_bos_parts, _BOS_JINJA, frozenset({"1242a67a913c668c"})),
 }

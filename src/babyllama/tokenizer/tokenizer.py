@@ -1,18 +1,18 @@
 """Text ↔ tokens: one class for every vocabulary.
 
 tokenizer.json is the truth. ChatGLM2's SentencePiece model is converted to it exactly and stays beside it as the fast
-way to encode, with identical ids. Not here: learning a vocabulary (train.py), chats (chat.py), files of tokens.
+way to encode, with identical ids. Not here: learning a vocabulary (train.py), chats (chat.py), the files of a folder
+(folder.py), files of tokens.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import sentencepiece
 import tokenizers
@@ -20,58 +20,61 @@ import xxhash
 
 from babyllama.atomic import write_atomic, write_json
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import TEMPLATES
-from babyllama.tokenizer.chatglm2 import convert_sentencepiece
+from babyllama.tokenizer.chat import TEMPLATES, template_of
+from babyllama.tokenizer.folder import added_tokens, pad_for, read_folder
+from babyllama.tokenizer.jinja import JinjaTemplate
+from babyllama.tokenizer.markers import RenderedEncoder, free_character, markers_of, without, written_markers
 from babyllama.tokenizer.special import BOS, EOS, ROLE_TOKENS
+from babyllama.tokenizer.stream import TextStream
+
+
+class ConfigIds(TypedDict):
+    """The special tokens that config.json names."""
+
+    bos_id: int
+    eos_id: int
+    pad_id: int
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A vocabulary, the names of its special tokens and its chat template.
 
-    `encode` adds nothing and never makes a special token out of text; special tokens come from the ids below.
+    `encode` adds nothing and never makes a marker out of text (see markers.py); special tokens come from the ids below.
     """
 
     backend: tokenizers.Tokenizer
     bos_token: str = BOS
     eos_token: str = EOS
-    chat_template: str = "roles"  # a key of chat.TEMPLATES
+    chat_template: str = "roles"  # a key of chat.TEMPLATES, or Jinja text
     sentencepiece_model: bytes | None = None  # encodes faster, to the same ids
+    adds_bos: bool = False  # a text begins with bos; else after the eos of the text before it
+    own_pad: str | None = None  # the folder's
 
     def __post_init__(self) -> None:
         self.backend.encode_special_tokens = True  # a special token written in a text stays text
         self.backend.no_padding()
         self.backend.no_truncation()
-        if self.chat_template not in TEMPLATES:
-            raise InputError(f"chat template {self.chat_template!r} is unknown; choose one of {', '.join(TEMPLATES)}")
+        template_of(self.chat_template)
         if self.chat_template == "roles" and not self.role_ids:
             names = " ".join(ROLE_TOKENS.values())
             raise InputError(f"chat template 'roles' needs the tokens {names}, which this vocabulary lacks; use 'bos'")
 
-    def __reduce__(self) -> tuple[Any, ...]:  # the backend forgets encode_special_tokens when pickled
+    def __reduce__(self) -> tuple[Any, ...]:  # what is cached stays behind
         fields = (self.bos_token, self.eos_token, self.chat_template, self.sentencepiece_model)
-        return type(self), (self.backend, *fields)
+        return type(self), (self.backend, *fields, self.adds_bos, self.own_pad)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """From a run, a Hugging Face folder, or a SentencePiece BPE model (ChatGLM2's tokenizer.model).
+        """From a run, a Hugging Face folder, or a SentencePiece BPE model (ChatGLM2's or LLaMA's tokenizer.model).
 
-        A folder is searched before its ``model/``. A vocabulary of no known chat template gets "roles" if it has the
-        role tokens and "bos" otherwise.
+        A folder is searched before its ``model/``. One without a chat template gets "roles" if it has the role tokens
+        and "bos" otherwise.
 
         Raises:
             InputError: no tokenizer there, a damaged file, or a SentencePiece model that has no exact conversion.
         """
-        path = Path(path)
-        if path.is_file() and path.name != "tokenizer.json":
-            return _from_sentencepiece(path)
-        for folder in (path.parent,) if path.is_file() else (path, path / "model"):
-            if (folder / "tokenizer.json").is_file():
-                return _from_folder(folder)
-            if (folder / "tokenizer.model").is_file():
-                return _from_sentencepiece(folder / "tokenizer.model")
-        what = "has neither tokenizer.json nor tokenizer.model" if path.exists() else "does not exist"
-        raise InputError(f"{path}: {what}; make a tokenizer with: babyllama tokenizer out={path}")
+        return cls(*read_folder(Path(path)))
 
     def with_template(self, name: str) -> Tokenizer:
         """The same vocabulary with another chat template. Raises InputError if it is unknown or cannot work."""
@@ -85,11 +88,24 @@ class Tokenizer:
 
     @cached_property
     def bos_id(self) -> int:
+        """The token that is called bos; what a text begins with is `start_ids`."""
         return self._id(self.bos_token)
 
     @cached_property
     def eos_id(self) -> int:
         return self._id(self.eos_token)
+
+    @property
+    def start_ids(self) -> list[int]:
+        """What stands before a text, as in training: bos where the vocabulary adds it, else the end token."""
+        return [self.bos_id if self.adds_bos else self.eos_id]
+
+    @cached_property
+    def pad_id(self) -> int:
+        """What other programs may fill batches with: not the end token, unless there is nothing else."""
+        start = self.bos_token if self.adds_bos else self.eos_token
+        pad = self.own_pad or pad_for(self.backend, self.chat_template, {start, self.eos_token})
+        return self.eos_id if pad is None else self._id(pad)
 
     @cached_property
     def role_ids(self) -> dict[str, int]:
@@ -98,13 +114,56 @@ class Tokenizer:
         found = {role: token for role, token in ids.items() if token is not None}
         return found if len(found) == len(ROLE_TOKENS) else {}
 
+    @property
+    def config_ids(self) -> ConfigIds:
+        """What config.json says of a model with this tokenizer; its bos is the one of `save`."""
+        return {"bos_id": self._id(self._written_bos), "eos_id": self.eos_id, "pad_id": self.pad_id}
+
+    @property
+    def _written_bos(self) -> str:
+        """The folder's bos_token: with a built-in template the token that a text begins after."""
+        return self.bos_token if self.adds_bos or self.chat_template not in TEMPLATES else self.eos_token
+
     def special_id(self, name: str) -> int:
         """The id of ``bos``, ``eos`` or a role."""
         return {"bos": self.bos_id, "eos": self.eos_id, **self.role_ids}[name]
 
-    @cached_property
+    @property
     def special_ids(self) -> frozenset[int]:
-        return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
+        """No text: what is called special, and what the chat template writes after an answer."""
+        return self._special_ids
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        found = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        template = template_of(self.chat_template)
+        end = template.ends(self) if isinstance(template, JinjaTemplate) else None
+        return frozenset(found | {self.bos_id, self.eos_id} | ({self._id(end)} if end else set()))
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """What ends an answer or a text: any special token, since neither holds one."""
+        return self.special_ids
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Special tokens by the names that chat templates use."""
+        pad = {"pad_token": self.own_pad} if self.own_pad else {}
+        return {"bos_token": self.bos_token, "eos_token": self.eos_token, **pad}
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """The tokens that no text may become."""
+        return self._markers
+
+    @cached_property
+    def _markers(self) -> frozenset[str]:
+        return markers_of(self.backend)
+
+    @property
+    def added(self) -> frozenset[str]:
+        """All added tokens."""
+        return frozenset(token.content for token in self.backend.get_added_tokens_decoder().values())
 
     @cached_property
     def hash(self) -> str:
@@ -120,12 +179,16 @@ class Tokenizer:
         return found
 
     # ── text ↔ tokens ──────────────────────────────────────────────────────────────────────────────────────────
+    @cached_property
+    def _encoder(self) -> tokenizers.Tokenizer:
+        return without(self.backend, self.markers)
+
     def encode(self, text: str) -> list[int]:
         """The ids of one text; a long list of texts is faster in `encode_batch`. Raises InputError as that does."""
         try:
             if self._sentencepiece is not None:
                 return self._sentencepiece.encode(text)
-            return self.backend.encode(text, add_special_tokens=False).ids
+            return self._encoder.encode(text, add_special_tokens=False).ids
         except (TypeError, RuntimeError):
             _check_unicode(text)
             raise
@@ -140,19 +203,36 @@ class Tokenizer:
         try:
             if self._sentencepiece is not None:
                 return self._sentencepiece.encode(texts, num_threads=1)
-            return [found.ids for found in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+            return [found.ids for found in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
         except (TypeError, RuntimeError):
             for text in texts:
                 _check_unicode(text)
             raise
 
+    def encode_rendered(
+        self, text: str, contents: Sequence[tuple[int, int]], written: str
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """What the template `written` wrote → ids and where each comes from; markers in `contents` stay text."""
+        _check_unicode(text)
+        return self._rendered_encoder(written, free_character(text))(text, contents)
+
+    @lru_cache(maxsize=4)  # noqa: B019  (tokenizers are few and live as long as the program)
+    def _rendered_encoder(self, written: str, lead: str) -> RenderedEncoder:
+        return RenderedEncoder(self.backend, written_markers(self, written), lead)
+
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """Ids outside the vocabulary are left out; bytes that make no character become U+FFFD."""
-        return self.backend.decode([int(token) for token in tokens], skip_special_tokens=skip_special)
+        kept = [int(token) for token in tokens if not (skip_special and int(token) in self.special_ids)]
+        return self.backend.decode(kept, skip_special_tokens=skip_special)
 
-    def stream(self) -> TextStream:
-        """Decode token by token, special tokens skipped."""
-        return TextStream(self)
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        """Decode token by token, special tokens skipped; `after` is the text that is continued."""
+        return TextStream(self, after)
+
+    def continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """The text that `tokens` add to that of `prompt`, a blank between them included."""
+        before = self.decode(prompt)
+        return self.decode([*prompt, *tokens])[len(before) :]
 
     @cached_property
     def _sentencepiece(self) -> sentencepiece.SentencePieceProcessor | None:
@@ -162,59 +242,28 @@ class Tokenizer:
 
     # ── files ──────────────────────────────────────────────────────────────────────────────────────────────────
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and, when there is one, tokenizer.model."""
+        """Write tokenizer.json, tokenizer_config.json and, when there is one, tokenizer.model.
+
+        With a built-in template the token that texts begin after is called bos there, so that programs which put bos
+        in front of a text ask the model what it knows.
+        """
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self.bos_token,
+            "bos_token": self._written_bos,
             "eos_token": self.eos_token,
-            "pad_token": self.eos_token,
-            "add_bos_token": False,
+            "pad_token": self.backend.id_to_token(self.pad_id),
+            "padding_side": "left",  # an answer is generated at the right end of a row
+            "add_bos_token": self.adds_bos,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
             "model_max_length": 10**30,  # transformers' way to say: ask the model
-            "chat_template": TEMPLATES[self.chat_template].jinja,
+            "added_tokens_decoder": added_tokens(self.backend),
+            "chat_template": template_of(self.chat_template).jinja_for(self.bos_token),
         }
         write_atomic(folder / "tokenizer.json", self.backend.to_str())
         write_json(folder / "tokenizer_config.json", config, indent=2)
         if self.sentencepiece_model is not None:
             write_atomic(folder / "tokenizer.model", self.sentencepiece_model)
-
-
-class TextStream:
-    """Tokens → text as they come: the pushes and the flush together are `decode` of all the tokens.
-
-    Text is held back while the next token could still change it: an unfinished character, or a run of SentencePiece
-    byte tokens, which stands or falls as a whole. A few tokens already given out stay as context, since a decoder may
-    treat the very first blank specially.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._context: list[int] = []
-        self._pending: list[int] = []
-
-    def push(self, token: int) -> str:
-        """The text that became certain; often empty."""
-        token = int(token)
-        name = self._tokenizer.backend.id_to_token(token)
-        if name is None or token in self._tokenizer.special_ids:
-            return ""
-        self._pending.append(token)
-        text = self._pending_text()
-        if not text or text.endswith("\ufffd") or re.fullmatch("<0x[0-9A-Fa-f]{2}>", name):
-            return ""
-        self._context, self._pending = self._pending, []
-        return text
-
-    def flush(self) -> str:
-        """What is left, unfinished bytes as U+FFFD; the stream starts anew after it."""
-        text = self._pending_text()
-        self._context, self._pending = [], []
-        return text
-
-    def _pending_text(self) -> str:
-        before = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode(self._context + self._pending)[len(before) :]
 
 
 def _check_unicode(text: str) -> None:
@@ -225,60 +274,3 @@ def _check_unicode(text: str) -> None:
         raise InputError(
             f"text holds half a surrogate pair (U+{code:04X} at character {error.start}); remove it"
         ) from None
-
-
-def _from_folder(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    try:
-        backend = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
-    except Exception as error:  # tokenizers raises bare Exceptions
-        raise InputError(f"{path}: not a readable tokenizer ({error}); fetch or make it again") from None
-    config = _read_config(folder / "tokenizer_config.json")
-    eos = _token_name(config.get("eos_token"), folder) or EOS
-    bos = _token_name(config.get("bos_token"), folder) or (BOS if backend.token_to_id(BOS) is not None else eos)
-    for name in (bos, eos):
-        if backend.token_to_id(name) is None:
-            raise InputError(
-                f"{folder}/tokenizer_config.json: bos_token or eos_token {name!r} is not in tokenizer.json"
-            )
-    has_roles = all(backend.token_to_id(token) is not None for token in ROLE_TOKENS.values())
-    named = [name for name, template in TEMPLATES.items() if template.jinja == config.get("chat_template")]
-    default = "roles" if has_roles else "bos"
-    return Tokenizer(backend, bos, eos, (*named, default)[0], _same_sentencepiece(folder, backend))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    template = path.with_name("chat_template.jinja")  # where transformers puts it when it saves a tokenizer again
-    if isinstance(config, dict) and template.is_file():
-        config["chat_template"] = template.read_text("utf-8")
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(config).__name__}")
-    return config
-
-
-def _token_name(value: Any, folder: Path) -> str | None:
-    name = value.get("content") if isinstance(value, dict) else value  # older files write the whole AddedToken
-    if name is not None and not isinstance(name, str):
-        raise InputError(f"{folder}/tokenizer_config.json: a token must be a string, got {value!r:.80}")
-    return name
-
-
-def _same_sentencepiece(folder: Path, backend: tokenizers.Tokenizer) -> bytes | None:
-    """The tokenizer.model of `folder`, if it gives exactly the ids of `backend`."""
-    path = folder / "tokenizer.model"
-    try:
-        model = path.read_bytes()
-        return model if convert_sentencepiece(model, str(path)).to_str() == backend.to_str() else None
-    except (OSError, InputError):
-        return None
-
-
-def _from_sentencepiece(path: Path) -> Tokenizer:
-    model = path.read_bytes()
-    return Tokenizer(convert_sentencepiece(model, str(path)), sentencepiece_model=model)

@@ -1,4 +1,4 @@
-"""A SentencePiece BPE model (ChatGLM2's) → tokenizer.json, to identical ids.
+"""A SentencePiece BPE model (ChatGLM2's, LLaMA's) → tokenizer.json, to identical ids.
 
 What has no exact counterpart is refused. Not here: encoding, reading or writing files.
 """
@@ -10,13 +10,13 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers
 
 from babyllama.errors import InputError
-from babyllama.tokenizer.special import BOS, EOS, SPECIAL_TOKENS
+from babyllama.tokenizer.special import BOS, EOS
 
 SPACE = "\u2581"  # ▁, how SentencePiece writes a blank
 
 
 def convert_sentencepiece(model: bytes, where: str) -> tokenizers.Tokenizer:
-    """The model with the four role tokens appended; `where` names it in errors.
+    """The model's pieces, its unknown, bos and eos marked special; `where` names it in errors.
 
     SentencePiece joins the neighbours whose union has the best score; BPE here joins the pair with the lowest rank.
     So each split of each piece into two pieces is a merge, ranked by the score of the whole.
@@ -39,9 +39,13 @@ def convert_sentencepiece(model: bytes, where: str) -> tokenizers.Tokenizer:
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(back)
-    names = (unknown, *SPECIAL_TOKENS)
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    add_special(backend, [unknown, BOS, EOS])
     return backend
+
+
+def add_special(backend: tokenizers.Tokenizer, names: list[str]) -> None:
+    """Mark `names` as special; those that are no piece yet get the next ids."""
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
 
 
 def _merges(source: sentencepiece.SentencePieceProcessor, pieces: dict[str, int]) -> list[tuple[str, str]]:

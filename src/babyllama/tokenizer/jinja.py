@@ -1,0 +1,192 @@
+"""A folder's own chat template, as transformers renders it, with one difference: contents never become markers.
+
+A template is a program that writes text, and its text and the contents reach the tokenizer as one string. So the chat
+is rendered twice, with its contents and with a stand-in for each; comparing the two tells which characters are
+content. In those no token such as ``<|im_start|>`` is looked for. Not here: the two built-in templates (chat.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from babyllama.errors import InputError
+from babyllama.tokenizer.markers import free_character, written_markers
+from babyllama.tokenizer.messages import ChatTokens, Message, Vocabulary
+
+if TYPE_CHECKING:
+    from jinja2 import Template as Compiled
+
+_PROBE: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+# What stands for the marks of a generation block while rendering; the lead character is added in front.
+_OPEN, _CLOSE = "\u3400", "\u3401"
+
+
+class _Rendered(NamedTuple):
+    """The text and the spans of its generation blocks."""
+
+    text: str
+    generated: list[tuple[int, int]]
+
+
+class _Refused(Exception):
+    """The template called raise_exception."""
+
+
+@dataclass(frozen=True)
+class JinjaTemplate:
+    """The template whose text is `jinja`."""
+
+    jinja: str
+
+    def jinja_for(self, opening: str) -> str:
+        """The text itself."""
+        return self.jinja
+
+    def render(self, vocabulary: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool) -> ChatTokens:
+        """Messages → transformers' ids of them, where no content holds a marker; there it stays text.
+
+        An answer is learned with the token that ends it, or what the template's generation blocks say.
+
+        Raises:
+            InputError: the template is broken or refuses the messages; or it rewrites contents and one of them holds
+                a marker, or it is not a prompt (where the answers lie cannot be told then).
+        """
+        lead = free_character("".join([self.jinja, *(message["content"] for message in messages)]))
+        rendered = self._text(vocabulary, messages, add_generation_prompt, lead)
+        found = self._contents(vocabulary, messages, add_generation_prompt, lead, rendered.text)
+        if found is None:
+            _check_harmless(vocabulary, messages, self.jinja)
+            told = rendered.generated and all(message.get("learned", True) for message in messages)
+            if not add_generation_prompt and not told:
+                raise InputError("the chat template rewrites what the messages say, so which tokens are the answers "
+                                 "cannot be told; choose a built-in one: template=bos")  # fmt: skip
+        spans = [(start, stop) for start, stop, _ in found or ()]
+        tokens, offsets = vocabulary.encode_rendered(rendered.text, spans, self.jinja)
+        answers = [(a, b, messages[i].get("learned", True)) for a, b, i in found or () if _is_answer(messages[i])]
+        learned = rendered.generated or [(a, _end(vocabulary, rendered.text, b, self.jinja)) for a, b, _ in answers]
+        left_out = [(a, b) for a, b, wanted in answers if not wanted]
+        learned = [(a, b) for a, b in learned if not any(a <= c and d <= b for c, d in left_out)]
+        return ChatTokens(tokens, [any(a <= start < stop <= b for a, b in learned) for start, stop in offsets])
+
+    def ends(self, vocabulary: Vocabulary) -> str | None:
+        """The marker that this template writes after an answer; None where there is none or it cannot be told."""
+        try:
+            lead = free_character(self.jinja)
+            text = self._text(vocabulary, _PROBE, False, lead).text
+            found = self._contents(vocabulary, _PROBE, False, lead, text) or []
+        except InputError:  # said in full when a chat is rendered
+            return None
+        stop = next((stop for _, stop, index in found if index == 1), len(text))
+        return text[stop : _end(vocabulary, text, stop, self.jinja)].strip() or None
+
+    def _text(self, vocabulary: Vocabulary, messages: Sequence[Message], prompt: bool, lead: str) -> _Rendered:
+        given = {"tools": None, "documents": None, "add_generation_prompt": prompt, "lead": lead, **vocabulary.names}
+        try:
+            written = _compiled(self.jinja).render(
+                messages=[{"role": m["role"], "content": m["content"]} for m in messages], **given
+            )
+        except InputError:
+            raise
+        except _Refused as error:
+            raise InputError(f"the chat template refuses these messages: {error}") from None
+        except Exception as error:  # a template is a program: it may fail in any way
+            raise InputError(f"the chat template fails: {type(error).__name__}: {error}; mend it in "
+                             "tokenizer_config.json or chat_template.jinja") from None  # fmt: skip
+        text, generated, start = "", list[tuple[int, int]](), 0
+        for piece in re.split(f"({lead}[{_OPEN}{_CLOSE}])", written):
+            if piece == lead + _OPEN:
+                start = len(text)
+            elif piece == lead + _CLOSE:
+                generated.append((start, len(text)))
+            else:
+                text += piece
+        return _Rendered(text, generated)
+
+    def _contents(
+        self, vocabulary: Vocabulary, messages: Sequence[Message], prompt: bool, lead: str, text: str
+    ) -> list[tuple[int, int, int]] | None:
+        """(start, stop, message) of every content in `text`, stripped or not; None where it is not there as it is."""
+        stand_ins = [{**message, "content": f"{lead}{chr(0x4E00 + i)}"} for i, message in enumerate(messages)]
+        try:
+            frame = self._text(vocabulary, stand_ins, prompt, lead).text  # type: ignore[arg-type]
+        except InputError:  # it looks into the contents
+            return None
+        pattern, order = "", list[int]()
+        for piece in re.split(f"({lead}.)", frame, flags=re.DOTALL):
+            if piece.startswith(lead):
+                order.append(ord(piece[1]) - 0x4E00)
+                content = messages[order[-1]]["content"]
+                forms = dict.fromkeys([content, content.strip(), content.rstrip(), content.lstrip()])
+                pattern += f"({'|'.join(map(re.escape, forms))})"
+            else:
+                pattern += re.escape(piece)
+        match = re.fullmatch(pattern, text)
+        return match and [(*match.span(k), index) for k, index in enumerate(order, 1)]
+
+
+def _is_answer(message: Message) -> bool:
+    return message["role"] == "assistant"
+
+
+def _end(vocabulary: Vocabulary, text: str, stop: int, written: str) -> int:
+    """Where the marker that follows an answer ends; `stop` itself where none does."""
+    names = sorted(written_markers(vocabulary, written), key=len, reverse=True)
+    match = re.compile(rf"\s*(?:{'|'.join(map(re.escape, names))})").match(text, stop) if names else None
+    return match.end() if match else stop
+
+
+def _check_harmless(vocabulary: Vocabulary, messages: Sequence[Message], written: str) -> None:
+    """Raise InputError where a content holds a marker, or an end of one that the text beside it could complete."""
+    for name in written_markers(vocabulary, written):
+        for i, message in enumerate(messages):
+            content = message["content"]
+            cut = any(content.endswith(name[:k]) or content.startswith(name[k:]) for k in range(2, len(name)))
+            if name in content or cut:
+                raise InputError(f"messages[{i}].content: holds {name} or a part of it, which this model's chat "
+                                 "template would turn into a marker; take it out of the text")  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def _compiled(text: str) -> Compiled:
+    """As transformers compiles it: sandboxed, blocks trimmed, with loop controls and the generation block."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012  (jinja2's own way to name them)
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            call = self.call_method("_marked", [nodes.Name("lead", "load")])
+            return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+        def _marked(self, lead: str, caller: Any) -> str:
+            return f"{lead}{_OPEN}{caller()}{lead}{_CLOSE}"
+
+    def refuse(message: str) -> None:
+        raise _Refused(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
+               sort_keys: bool = False) -> str:  # fmt: skip
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(text)
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise InputError(f"the chat template is not valid Jinja{f' (line {line})' if line else ''}: {error}; mend it "
+                         "in tokenizer_config.json or chat_template.jinja") from None  # fmt: skip

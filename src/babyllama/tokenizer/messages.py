@@ -1,0 +1,94 @@
+"""Messages: what a chat is, which orders of roles make sense, and what a rendered one looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NotRequired, Protocol, TypedDict
+
+from babyllama.errors import InputError
+from babyllama.tokenizer.special import ROLES
+
+# Which roles may follow which; "" is the start.
+_FOLLOWS = {
+    "": ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
+
+
+class Message(TypedDict):
+    """One turn: `role` is one of `ROLES`, `content` is plain text and is used as it is, blanks included.
+
+    ``learned: False`` keeps an answer out of the loss; all answers are learned without it.
+    """
+
+    role: str
+    content: str
+    learned: NotRequired[bool]
+
+
+@dataclass(frozen=True)
+class ChatTokens:
+    """A rendered chat. `mask` is as long as `tokens` and True on the assistant's text and what ends it only."""
+
+    tokens: list[int]
+    mask: list[bool]
+
+
+class Vocabulary(Protocol):
+    """What rendering needs of a tokenizer."""
+
+    @property
+    def chat_template(self) -> str: ...
+    @property
+    def names(self) -> dict[str, str]: ...
+    @property
+    def markers(self) -> frozenset[str]: ...
+    @property
+    def added(self) -> frozenset[str]: ...
+    def special_id(self, name: str) -> int: ...
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode_rendered(
+        self, text: str, contents: Sequence[tuple[int, int]], written: str
+    ) -> tuple[list[int], list[tuple[int, int]]]: ...
+
+
+class Template(Protocol):
+    """How messages become tokens; `jinja_for` says the same to other programs."""
+
+    def jinja_for(self, opening: str) -> str: ...
+    def render(
+        self, vocabulary: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool
+    ) -> ChatTokens: ...
+
+
+def check_messages(messages: Any) -> None:
+    """Refuse what no template can render sensibly.
+
+    The order is [system] user assistant (user | tool… ) assistant …; a chat may end after any of them but system.
+
+    Raises:
+        InputError: not a list of messages, empty, unknown role, content that is not text, roles out of order.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise InputError(f"messages: must be a list with at least one message, got {messages!r:.80}")
+    before = ""
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise InputError(f"messages[{index}]: must have the keys role and content, got {message!r:.80}")
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise InputError(f"messages[{index}].role: {role!r:.80} is unknown; choose one of {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise InputError(f"messages[{index}].content: must be text, got {content!r:.80}")
+        if role not in _FOLLOWS[before]:
+            place = f"after {before}" if before else "at the start"
+            raise InputError(
+                f"messages[{index}].role: {role} cannot stand {place}; {' or '.join(_FOLLOWS[before])} can"
+            )
+        before = role
+    if before == "system":
+        raise InputError("messages: there is only a system message; add a user message")

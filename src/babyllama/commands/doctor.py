@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from babyllama.atomic import json_text, write_json
+from babyllama.commands.parent import parent_of, restarted, templates, turned
 from babyllama.commands.train import FromModel, NewModel, TrainRecipe, assemble
 from babyllama.data.shards.shards import Prepared
-from babyllama.data.streams.batches import Batch, DataRecipe, Stream
+from babyllama.data.streams.batches import Batch, Stream
 from babyllama.errors import InputError
 from babyllama.foresight.checks.finding import Finding
 from babyllama.foresight.corpus import SAMPLE, sampled, survey
@@ -104,7 +105,8 @@ def _gather(recipe: DoctorRecipe, run: Run | None, training: TrainRecipe, consol
         found = replace(found, eos=prepared.eos, documents_per_token=_documents_per_token(prepared),
                         corpora=survey(prepared, tokenizer, context, tuple(training.data.weights or ())))  # fmt: skip
     found = replace(found, states=masters(run, used) if run else (), models=_folders(run, training, used),
-                    restarted=_restarted(training), templates=_templates(training, prepared))  # fmt: skip
+                    restarted=restarted(training), templates=templates(training, prepared),
+                    turned=turned(run, training))  # fmt: skip
     if not recipe.steps or any(weights.broken for weights in found.models[-1:] if not run):
         return found if run is None else replace(found, **_saved(run, training, device, None))
     with console.status("rehearsing") as status:
@@ -178,7 +180,7 @@ def _saved(run: Run, training: TrainRecipe, device: torch.device, trainer: Train
         step, folder = states[-1]
         model = put_masters(trainer.model, folder)
         kept.append(_again(run, training, model, str(folder), step, device))
-    parent = _parent(training)
+    parent = parent_of(training)
     if parent is not None:
         before, recipe, folder = parent
         kept.append(_again(before, recipe, read_model(folder), str(folder), before.info["summary"]["steps"], device))
@@ -201,31 +203,6 @@ def _again(run: Run, training: TrainRecipe, model: Transformer, where: str, step
     return again(model, where, run.metrics(), step, training.plan, context, prepared, labels, rows)
 
 
-def _parent(training: TrainRecipe) -> tuple[Run, TrainRecipe, Path] | None:
-    """The finished train run whose model a training starts from, its recipe, and its model folder."""
-    if not isinstance(training.init, FromModel):
-        return None
-    with suppress(InputError):
-        folder = model_folder(training.init.path)
-        for place in (folder, folder.parent):
-            if (place / "run.json").is_file() and Run(place).info["verb"] == "train" and Run(place).finished:
-                return Run(place), load_recipe(TrainRecipe, str(place / "recipe.yaml")), folder
-    return None
-
-
-def _templates(training: TrainRecipe, prepared: Prepared | None) -> tuple[str, ...]:
-    """The chat templates that the parent learned and that the data follow; nothing where either has no chats."""
-    parent = _parent(training)
-    if parent is None or prepared is None:
-        return ()
-    try:
-        both = (Prepared.open(parent[1].data.path), prepared)
-    except InputError:
-        return ()
-    chats = all(any(s["train"].kind == "chat" for s in data.corpora.values()) for data in both)
-    return tuple(data.manifest["chat_template"] for data in both) if chats else ()
-
-
 def _ropes(training: TrainRecipe, trainer: Trainer) -> tuple[float, float] | None:
     """The first rows' loss under the init's own RoPE and under the recipe's, at the length that it was trained for."""
     if not isinstance(training.init, FromModel) or training.init.rope is None:
@@ -243,18 +220,6 @@ def _ropes(training: TrainRecipe, trainer: Trainer) -> tuple[float, float] | Non
 def _documents_per_token(prepared: Prepared) -> float:
     stores = [splits["train"] for splits in prepared.corpora.values()]
     return sum(store.documents for store in stores) / max(1, sum(len(store) for store in stores))
-
-
-def _restarted(training: TrainRecipe) -> Weights | None:
-    """The weights that a training starts from, when they are those of a run over the very same data."""
-    parent = _parent(training)
-    if parent is None or _resolved(parent[1].data) != _resolved(training.data):
-        return None
-    return folder_weights(parent[2])
-
-
-def _resolved(data: DataRecipe) -> DataRecipe:
-    return data.model_copy(update={"path": data.path.resolve()})
 
 
 # ── the report ─────────────────────────────────────────────────────────────────────────────────────────────────────

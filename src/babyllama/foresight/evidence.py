@@ -81,7 +81,7 @@ class Rehearsal:
     diverged: str = ""  # what the trainer said when it gave up
     gain: Gain | None = None
     trial: Gain | None = None  # the same rows at the optimiser's default rates; taken when `gain` is small
-    shrunk: float = 1.0  # the median matrix's norm at the end, as a share of that at the start
+    growth: float = 1.0  # the median matrix's norm at the end, as a share of that at the start
     still: tuple[str, ...] = ()  # parameters that ought to learn and did not change by one bit
 
 
@@ -161,6 +161,15 @@ class Apart:
     worst: str  # the tensor that differs most
 
 
+@dataclass(frozen=True)
+class Turned:
+    """A model folder whose config.json names another RoPE than its run was trained with."""
+
+    where: str
+    trained: str
+    found: str
+
+
 # ── all of it ──────────────────────────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
 class Setting:
@@ -191,4 +200,5 @@ class Evidence:
     models: tuple[Weights, ...] = ()  # the run's model/, and the one that it starts from
     kept: tuple[Kept, ...] = ()
     apart: Apart | None = None
+    turned: tuple[Turned, ...] = ()
     templates: tuple[str, ...] = ()  # of the chats that the init learned, and of these data's

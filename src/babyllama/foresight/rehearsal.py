@@ -118,7 +118,7 @@ class _Moves:
             return ()
         return tuple(name for name, p in self.start.items() if torch.equal(self.before[name].cpu(), p))
 
-    def shrunk(self) -> float:
+    def growth(self) -> float:
         """The median matrix's norm now, as a share of that at the start; of matrices that were not zero."""
         shares = [(self.before[name].norm().cpu() / norm).item() for name, p in self.start.items()
                   if p.ndim >= 2 and (norm := p.norm()) > 0]  # fmt: skip
@@ -171,15 +171,15 @@ def rehearse(trainer: Trainer, steps: int, eos: int | None = None, tell: Callabl
     moves, counted = _Moves(trainer, adam, tell), _Counted(trainer.stream, steps * rows, eos)
     lines, diverged = _take(trainer, moves, counted)
     taken, gain, trial = len(moves.ratios), None, None
-    found = (moves.moved, tuple(moves.ratios), moves.shrunk(), (*frozen, *moves.still()))
+    found = (moves.moved, tuple(moves.ratios), moves.growth(), (*frozen, *moves.still()))
     if reference is not None and taken and not diverged:
         path = sum(trainer.schedule(step, trainer.steps) for step in range(taken))
         gain = Gain(reference.loss, _loss(trainer, first), taken, path)
         if gain.nats < SMALL * reference.loss:
             moves.put_back()
             trial = _trial(trainer, first, reference.loss, min(steps, TRIAL))
-    moved, ratios, shrunk, still = found
-    return Rehearsal(lines, counted.tally, reference, moved, ratios, diverged, gain, trial, shrunk, still)
+    moved, ratios, growth, still = found
+    return Rehearsal(lines, counted.tally, reference, moved, ratios, diverged, gain, trial, growth, still)
 
 
 def _take(trainer: Trainer, show: Any, stream: Rows) -> tuple[tuple[dict[str, Any], ...], str]:

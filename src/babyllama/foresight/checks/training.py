@@ -29,8 +29,30 @@ def learning_rate(evidence: Evidence) -> Finding:
                        rates(evidence.setting))  # fmt: skip
     if not shown:
         return nothing("no step with a loss")
+    if outgrown := _outgrown(evidence):
+        return Finding("fault", outgrown, remedy, rates(evidence.setting))
     return Finding("ok", shown + (f", a step changes the weights by {median(ratios):.2g} of themselves"
                                   if ratios else ""))  # fmt: skip
+
+
+OUTGROWN = 5.0  # times its norm that a matrix gains in a rehearsal without learning more than frequencies
+
+
+def _outgrown(evidence: Evidence) -> str:
+    """Weights that grow many times over while the loss stands at what the tokens' frequencies give."""
+    rehearsal, floor = evidence.rehearsal, _floor(evidence)
+    if rehearsal is None or rehearsal.gain is None or floor is None or rehearsal.growth < OUTGROWN:
+        return ""
+    if rehearsal.gain.after < 0.97 * floor:
+        return ""
+    return (f"in {rehearsal.gain.steps} steps the weights grow to {rehearsal.growth:.1f} times their norm, and the "
+            f"loss stands at {rehearsal.gain.after:.3f}; the tokens' frequencies alone give {floor:.3f}")  # fmt: skip
+
+
+def _floor(evidence: Evidence) -> float | None:
+    """The largest entropy of single tokens in the texts that a new model learns: where learning begins."""
+    entropies = [corpus.entropy for corpus in evidence.corpora if corpus.chats is None]
+    return max(entropies) if entropies and evidence.setting is not None and evidence.setting.new else None
 
 
 def _exploded(lines: Sequence[Line], diverged: str, scaled: bool) -> str:
@@ -56,6 +78,7 @@ def _many(lines: Sequence[Line]) -> float:
 
 # ── does it get anywhere? ──────────────────────────────────────────────────────────────────────────────────────────
 NOTABLE = 0.05  # nats that the default rates must gain before their word counts
+LONG = 200  # steps, after which a model knows more than frequencies
 SHARE = 0.1  # of what the default rates gain in twenty steps: the least that a whole training must promise
 
 
@@ -64,18 +87,17 @@ def progress(evidence: Evidence) -> Finding:
     setting, rehearsal = evidence.setting, evidence.rehearsal
     if learning_rate(evidence).verdict == "fault":
         return nothing(LATER)
-    if (fault := _learned_nothing(evidence)) is not None:
-        return fault
+    recorded = _learned_nothing(evidence)
     if rehearsal is None or rehearsal.gain is None or setting is None:
-        return nothing("no rehearsal that came to its end")
+        return recorded or nothing("no rehearsal that came to its end")
     gain, trial = rehearsal.gain, rehearsal.trial
     shown = f"the first step's rows {gain.before:.3f} → {gain.after:.3f} in {gain.steps} steps"
     if trial is None or trial.nats < max(NOTABLE, 0.02 * trial.before):
-        return Finding("ok", shown)
+        return recorded or Finding("ok", shown)
     whole = gain.nats * sum(_factors(setting)) / max(gain.path, 1e-12)
     shown += f", {trial.before:.3f} → {trial.after:.3f} in {trial.steps} at the optimiser's default rates"
     if whole > SHARE * trial.nats:
-        return Finding("ok", shown)
+        return recorded or Finding("ok", shown)
     return Finding("fault", shown, *_why_it_stands(setting, rehearsal))
 
 
@@ -96,15 +118,15 @@ def _why_it_stands(setting: Setting, rehearsal: Rehearsal) -> tuple[str, str]:
 def _learned_nothing(evidence: Evidence) -> Finding | None:
     """A new model whose record ends about where it began, far above what the tokens' frequencies give."""
     losses = [m["loss"] for m in trained(evidence.recorded) if math.isfinite(m["loss"])]
-    floors = [corpus.entropy for corpus in evidence.corpora if corpus.chats is None]
-    if evidence.setting is None or not evidence.setting.new or len(losses) < 6 or not floors:
+    floor = _floor(evidence)
+    if len(losses) < 6 or floor is None or losses[0] - floor < 0.5:
         return None
-    start, end, floor = losses[0], fmean(losses[-(len(losses) // 3) :]), max(floors)
-    if start - floor < 0.5 or start - end > 0.1 * (start - floor):
+    start, end, steps = losses[0], fmean(losses[-(len(losses) // 3) :]), evidence.recorded[-1]["step"]
+    if start - end > 0.1 * (start - floor) and (steps < LONG or end < 0.98 * floor):
         return None
-    return Finding("fault", f"recorded: loss {start:.3f} → {end:.3f} in {evidence.recorded[-1]['step']} steps; the "
-                   f"tokens' frequencies alone give {floor:.3f}", "raise the learning rate; doctor with steps=50 says "
-                   "how much the default rates gain", rates(evidence.setting))  # fmt: skip
+    return Finding("fault", f"recorded: loss {start:.3f} → {end:.3f} in {steps:,} steps; the tokens' "
+                   f"frequencies alone give {floor:.3f}", "set the optimiser's default learning rate; where that is "
+                   "what it has, look at the data", rates(evidence.setting))  # fmt: skip
 
 
 def _factors(setting: Setting) -> list[float]:
@@ -140,8 +162,8 @@ def weight_decay(evidence: Evidence) -> Finding:
     memory = 1 / (setting.optimizer.lr * decay)
     shown = f"the weights forget in {memory:,.0f} steps"
     if rehearsal is not None and rehearsal.ratios:
-        shown += f"; after {len(rehearsal.ratios)} their norm is {rehearsal.shrunk:.2f} of what it was"
-    if memory >= FORGETS and (rehearsal is None or rehearsal.shrunk > 0.5):
+        shown += f"; after {len(rehearsal.ratios)} their norm is {rehearsal.growth:.2f} of what it was"
+    if memory >= FORGETS and (rehearsal is None or rehearsal.growth > 0.5):
         return Finding("ok", shown)
     return Finding("fault", shown, "set optimizer.weight_decay=0.1 or lower",
                    f"optimizer.weight_decay={decay:g}")  # fmt: skip

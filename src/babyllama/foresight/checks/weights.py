@@ -83,6 +83,13 @@ def checkpoint(evidence: Evidence) -> Finding:
 def rope(evidence: Evidence) -> Finding:
     """Another RoPE scaling must leave most of what the model knows: judged at the length that it was trained for."""
     setting = evidence.setting
+    for turned in evidence.turned:
+        return Finding(
+            "fault",
+            f"config.json says {turned.found}, the weights were trained with {turned.trained}",
+            "put back what they were trained with; for a longer context give init.rope",
+            turned.where,
+        )
     if setting is None or setting.rope is None:
         return nothing("no other RoPE scaling")
     own, given = setting.rope

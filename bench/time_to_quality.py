@@ -37,7 +37,8 @@ from record import RESULTS, append, facts, lines, surviving, synchronize, table,
 from torch import nn
 
 from babyllama.data.shards.shards import Prepared
-from babyllama.data.streams.batches import Batch, DataRecipe, Stream, evaluation
+from babyllama.data.streams.batches import Batch, DataRecipe, Stream
+from babyllama.data.streams.evaluation import evaluation
 from babyllama.load import default_device
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer

@@ -47,6 +47,10 @@ class EvaluateRecipe(Recipe):
     def _something(self) -> EvaluateRecipe:
         if self.data is None and not self.questions_from:
             raise ValueError("give data (a prepared folder), or questions_from (chat corpora), or both")
+        labels = [choice.stored_as for choice in self.questions_from]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"questions_from: the label {twice[0]!r} is there twice; give one of them another label")
         return self
 
     @property
@@ -74,6 +78,11 @@ def main(recipe: EvaluateRecipe) -> None:
     if answers:
         console.print(_answer_table(answers))
         _show_samples(answers, console)
+    for label in recipe.corpora or tuple(prepared.corpora if prepared else ()):
+        if prepared and not prepared.store(label, recipe.split).documents:
+            fault = f"{label}: no document in the {recipe.split} split, so nothing of it was measured; "
+            console.print(fault + "prepare it with a larger validation=…, or take split=train", markup=False,
+                          soft_wrap=True)  # fmt: skip
     result = {"recipe": recipe.model_dump(mode="json"), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
               "loss": losses, "answers": answers}  # fmt: skip
     write_json(recipe.file, result)

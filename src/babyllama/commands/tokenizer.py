@@ -81,6 +81,11 @@ def main(recipe: TokenizerRecipe) -> None:
     tokens = sum(map(len, tokenizer.encode_batch(texts)))
     figures["characters_per_token"] = round(sum(map(len, texts)) / max(1, tokens), 3)
     run.finish(seconds=round(time.perf_counter() - started, 1), **figures)
+    asked = recipe.source.vocab_size if isinstance(recipe.source, TrainSource) else 0
+    if tokenizer.vocab_size < asked:
+        console.print(
+            f"{tokenizer.vocab_size:,} tokens instead of the {asked:,} asked for: no other pair occurs often "
+            "enough in the text (source.min_frequency); give more text", markup=False, soft_wrap=True)  # fmt: skip
     _show(tokenizer, figures, "the text it learned from" if sample else "the examples below", console)
     console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
 

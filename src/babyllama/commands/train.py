@@ -15,6 +15,7 @@ from babyllama.commands.samples import Samples, sampler
 from babyllama.commands.teacher import objective_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import DataRecipe, Rows, Stream
+from babyllama.data.streams.remarks import remarks
 from babyllama.data.streams.replay import Mixed, Replay
 from babyllama.data.streams.resident import Resident
 from babyllama.data.streams.stretch import Stretched
@@ -190,7 +191,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
 
 
 def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
-    trainer, watch, _, stream, export, precision = assemble(recipe, world, device)
+    trainer, watch, prepared, stream, export, precision = assemble(recipe, world, device)
     run, model = trainer.run, trainer.model
     with watch:
         if run.finished:
@@ -203,6 +204,8 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
                    f"steps × {rows} rows × {context} tokens = {tokens:,} tokens "
                    f"({tokens / max(1, stream.rows * context):.1f} epochs), {precision}, "
                    f"{_hardware(recipe, world, device)}{', compiled' if trainer.compile else ''}")  # fmt: skip
+        for line in remarks(prepared, stream.new if isinstance(stream, Mixed) else stream, context):
+            watch.line(line)
         figures = trainer.train()
         final = trainer.worker.snapshot()
         if world.first:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from babyllama.data.shards.shards import Prepared
-from babyllama.data.streams.batches import evaluation
+from babyllama.data.streams.evaluation import evaluation
 from babyllama.model.transformer import Transformer
 from babyllama.train.validation import LossSums, evaluate_loss
 

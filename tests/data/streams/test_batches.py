@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from small_data import prepared
 
 from babyllama.data.shards.shards import Prepared, TokenStore
-from babyllama.data.streams.batches import IGNORE, Batch, DataRecipe, Packed, Stream, Windows, evaluation
+from babyllama.data.streams.batches import IGNORE, Batch, DataRecipe, Packed, Stream, Windows
+from babyllama.data.streams.evaluation import evaluation
 from babyllama.data.streams.order import BLOCK, block_counts, permute
 from babyllama.data.streams.packing import pack
 from babyllama.errors import InputError

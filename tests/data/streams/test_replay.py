@@ -56,7 +56,7 @@ def test_rows_are_the_streams_own_whatever_the_batch(streams):
 
 def test_a_plain_stream_beside_chats_is_one_document_a_row(streams):
     new, old = streams
-    plain = Stream(_prepared(old), "train", DataRecipe(path=_prepared(old).path), 32, 2)
+    plain = Stream(_prepared(old), "train", DataRecipe(path=_prepared(old).path, packing="stream"), 32, 2)
     assert plain.batch(0, 1).segments is None
     mixed = Mixed(new, plain, 0.5, seed=1)
     batch = mixed.batch(0, 20)

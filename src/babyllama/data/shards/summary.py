@@ -16,7 +16,7 @@ from babyllama.data.sources.corpora import Source
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 _CONTEXTS = (256, 512, 1024, 2048, 4096)
-_SAMPLE_TOKENS = 200
+_SAMPLE_TOKENS = 5000  # of a document; longer ones are cut there
 
 
 def summary(prepared: Prepared, sources: Sequence[Source], tokenizer: Tokenizer) -> Iterator[str]:
@@ -57,19 +57,18 @@ def _lengths(stores: dict[str, TokenStore]) -> Iterator[str]:
 
 
 def _sample(stores: dict[str, TokenStore], tokenizer: Tokenizer) -> str:
-    """The first document, on one line."""
+    """The first document on one line, the middle of its long stretches left out."""
     store = next(store for store in stores.values() if store.documents)
-    stop = int(store.document_offsets[1])
-    tokens = store.tokens(0, min(stop, _SAMPLE_TOKENS)).tolist()
-    text = (
-        _marked(tokens, store.mask(0, len(tokens)).tolist(), tokenizer)
-        if store.kind == "chat"
-        else (tokenizer.decode(tokens))
-    )
-    return " ".join(text.split()) + ("…" if len(tokens) < stop else "")
+    stop = min(int(store.document_offsets[1]), _SAMPLE_TOKENS)
+    tokens, mask = store.tokens(0, stop).tolist(), store.mask(0, stop).tolist()
+    marks = store.kind == "chat"
+    parts = []
+    for learned, pairs in groupby(zip(tokens, mask, strict=True), key=lambda pair: pair[1]):
+        text = _shortened(tokenizer.decode([token for token, _ in pairs], skip_special=not marks))
+        parts.append(f"[[{text}]]" if marks and learned else text)
+    return "".join(parts)
 
 
-def _marked(tokens: list[int], mask: list[bool], tokenizer: Tokenizer) -> str:
-    runs = groupby(zip(tokens, mask, strict=True), key=lambda pair: pair[1])
-    texts = ((learned, tokenizer.decode([token for token, _ in pairs], skip_special=False)) for learned, pairs in runs)
-    return "".join(f"[[{text}]]" if learned else text for learned, text in texts)
+def _shortened(text: str, start: int = 80, end: int = 40) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= start + end else f"{line[:start]}…{line[-end:]}"

@@ -79,8 +79,8 @@ def passed_over(path: str) -> list[str]:
     given = Path(path).expanduser()
     if not given.is_dir():
         return []
-    files = (p for p in given.rglob("*") if p.is_file() and (_hidden(p, given) or _suffix(p) not in _SUFFIXES))
-    return sorted(str(p.relative_to(given)) for p in files)
+    left = (p for p in given.rglob("*") if p.is_file() and (_hidden(p, given) or _suffix(p) not in _SUFFIXES))
+    return sorted(str(p.relative_to(given)) for p in left)
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -242,8 +242,7 @@ def _rows(path: Path, lines: _Lines, delimiter: str) -> Iterator[dict[str, str] 
         if header is None:
             if bad:
                 raise InputError(f"{path}: {bad}")
-            _check_columns(f"{path}:1", row)
-            header = row
+            _check_columns(f"{path}:1", header := row)
         elif bad:
             yield Unreadable(bad)
         elif row and len(row) != len(header):

@@ -6,7 +6,6 @@ shuffled anew each epoch. Not here: the loss, the loop, devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,13 +69,14 @@ class Rows(Protocol):
 class DataRecipe(Recipe):
     """What a run reads. Without `weights` every corpus is read whole, every token once an epoch.
 
-    ``stream`` cuts all documents, one after the other, into rows; ``documents`` packs whole ones into rows, which is
-    the way for chats. `separate_documents` lets no token of a streamed row see another document.
+    ``stream`` cuts all documents, one after the other, into rows; ``documents`` packs whole ones into rows. The default
+    is documents for chats and stream for texts. `separate_documents` lets no token of a streamed row see another.
     """
 
     path: Path
     weights: dict[str, float] | None = None
-    packing: Literal["stream", "documents"] = "stream"
+    packing: Literal["auto", "stream", "documents"] = Field(
+        default="auto", description="auto: documents for chats, stream for texts")  # fmt: skip
     separate_documents: bool = Field(False, description="for stream; documents are always separate")
     stretch: int | None = Field(default=None, ge=1, description="spread each row's positions at random over up to so "
                                 "many trained contexts; CLEX's max_t when absent, 1 is off")  # fmt: skip
@@ -172,9 +172,15 @@ def _padded(values: np.ndarray, length: int, filler: int) -> np.ndarray:
 
 
 def collated(rows: list[Row]) -> Batch:
-    """Rows → a batch."""
+    """Rows → a batch. Where one of them keeps its documents apart, a row of one stretch is one document."""
+    if any(row.segments is not None for row in rows):
+        rows = [row if row.segments is not None else _as_document(row) for row in rows]
     columns = [None if column[0] is None else torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
     return Batch(*columns)  # type: ignore[arg-type]
+
+
+def _as_document(row: Row) -> Row:
+    return row._replace(positions=np.arange(len(row.tokens)), segments=np.zeros(len(row.tokens), np.int64))
 
 
 class Stream:
@@ -193,6 +199,7 @@ class Stream:
         if len(empty) == len(stores) or (recipe.weights and empty):
             raise InputError(f"{prepared.path}: the {split} split of {empty[0]} is empty; prepare more or drop it")
         self._seed = seed
+        self.labels = labels
         self.corpora: list[Windows | Packed] = [
             _rows_of(store, recipe, context, prepared.eos, seed) for store in stores.values()
         ]
@@ -252,48 +259,6 @@ class Stream:
 
 
 def _rows_of(store: TokenStore, recipe: DataRecipe, context: int, eos: int, seed: int) -> Windows | Packed:
-    if recipe.packing == "documents":
+    if recipe.packing == "documents" or (recipe.packing == "auto" and store.kind == "chat"):
         return Packed(store, pack(store, context, seed), eos)
     return Windows(store, context, eos, recipe.separate_documents)
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Some first documents of one split, in order: `batches` to sum a loss over, `bytes` to divide it by."""
-
-    rows_of: Windows | Packed
-    rows: int
-    documents: int
-
-    @property
-    def bytes(self) -> int:
-        """UTF-8 bytes of exactly the documents in `batches`; of a chat, those of its answers."""
-        return int(self.rows_of.store.document_bytes[: self.documents].sum())
-
-    @property
-    def batches(self) -> Iterator[Batch]:
-        """From the start at each use; the last batch may have fewer rows."""
-        for first in range(0, self.rows_of.rows, self.rows):
-            yield collated([self.rows_of.row(r) for r in range(first, min(first + self.rows, self.rows_of.rows))])
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.batches
-
-
-def evaluation(
-    prepared: Prepared, label: str, split: str, context: int, rows: int, max_tokens: int | None = None
-) -> Evaluation:
-    """One split of one corpus, unshuffled: texts as a stream, chats as whole documents.
-
-    Args:
-        rows: of a batch.
-        max_tokens: takes as many whole documents as fit in it, but at least one. An empty split has no batches.
-    """
-    store = prepared.store(label, split)
-    offsets = store.document_offsets
-    documents = store.documents
-    if max_tokens is not None and documents:
-        documents = max(1, int(np.searchsorted(offsets, max_tokens, "right")) - 1)
-    if store.kind == "text":
-        return Evaluation(Windows(store, context, prepared.eos, stop=int(offsets[documents])), rows, documents)
-    return Evaluation(Packed(store, pack(store, context, 0, documents), prepared.eos), rows, documents)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from babyllama.data.streams.batches import Batch, Row, Stream, collated
+from babyllama.data.streams.batches import Batch, Stream, collated
 from babyllama.data.streams.order import BLOCK, block_counts, permute
 from babyllama.recipe import Recipe
 
@@ -17,7 +17,7 @@ SALT = -4
 
 
 class Replay(Recipe):
-    """`share` of all rows come from the prepared folder `path`, cut as a stream, with every document apart."""
+    """`share` of all rows come from the prepared folder `path`, packed as by default, with every document apart."""
 
     path: Path
     share: float = Field(default=0.1, gt=0, lt=1, description="of the rows of each thousand; at least a thousandth")
@@ -51,9 +51,9 @@ class Mixed:
 
     def batch(self, first_row: int, count: int) -> Batch:
         """Rows first_row … first_row + count − 1 of the endless order."""
-        rows = [(self.new if new else self.replay).row(number) for new, number in self.places(first_row, count)]
-        apart = any(row.segments is not None for row in rows)
-        return collated([_apart(row) if apart else row for row in rows])
+        return collated(
+            [(self.new if new else self.replay).row(number) for new, number in self.places(first_row, count)]
+        )
 
     def places(self, first_row: int, count: int) -> list[tuple[bool, int]]:
         """The same rows as (whether it is new, its number in its stream)."""
@@ -63,10 +63,3 @@ class Mixed:
             new = place < size
             found.append((new, block * size + place if new else block * (BLOCK - size) + place - size))
         return found
-
-
-def _apart(row: Row) -> Row:
-    """A row of one stretch, said as a row of one document."""
-    if row.segments is not None:
-        return row
-    return row._replace(positions=np.arange(len(row.tokens)), segments=np.zeros(len(row.tokens), np.int64))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 
 from babyllama.model.config import Weights
-from babyllama.model.surgery import replace_modules
+from babyllama.model.surgery import FewBits, replace_modules
 
 LARGEST = 127  # code of an activation
 EPS = 1e-5  # of OneBit's LayerNorm
@@ -67,6 +67,12 @@ class BitLinear(_Trained):
             y = torch._int_mm(codes, signs.T).float() * (step * scale)
             return y.to(x.dtype).view(*x.shape[:-1], -1)
         return _TernaryProduct.apply(x, self.weight)  # type: ignore[return-value]
+
+    def few_bits(self) -> FewBits:
+        """−1, 0 and 1 times one scale, for inputs rounded token by token."""
+        signs, scale = self.rounded()
+        scales = scale.expand(1, self.out_features)
+        return FewBits((signs + 1).to(torch.uint8), scales, torch.ones_like(scales), 2, self.in_features, rounds=True)
 
     def rounded(self) -> tuple[Tensor, Tensor]:
         """`ternary` of the weight, made once for as long as nobody changes it."""

@@ -8,11 +8,35 @@ their product, and buffers that no change of dtype rounds. Not here: any of them
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+
+@dataclass(frozen=True)
+class FewBits:
+    """What a module of few bits computes, as plain numbers; its own `few_bits()` says so to who multiplies elsewhere.
+
+    y = normed(W · rounded(before ⊙ x[order])) + kept · x[kept_index], W = scales · (codes − zeros) by groups of inputs.
+
+    codes: (N, K) uint8.  scales, zeros: (G, N).  order: (K,).  before: (K,).  kept: (N, M), kept_index: (M,).
+    rounds: BitNet's activations, 255 steps a token.  normed: OneBit's LayerNorm.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+    bits: int
+    group_size: int
+    order: Tensor | None = None
+    before: Tensor | None = None
+    kept_index: Tensor | None = None
+    kept: Tensor | None = None
+    rounds: bool = False
+    normed: bool = False
 
 
 def replace_modules(model: nn.Module, pick: Callable[[str, nn.Module], bool],

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from babyllama.model.surgery import Unrounded, dense_weight, replace_modules
+from babyllama.model.surgery import FewBits, Unrounded, dense_weight, replace_modules
 from babyllama.quant.linear import few_rows, kernels_take, on_cpu
 from babyllama.recipe import Recipe
 
@@ -73,6 +73,12 @@ class MixedInt8Linear(Unrounded):
     def dense_weight(self) -> Tensor:
         """(out, in) float32."""
         return _dense(self.weight, self.scales, self.kept, self.kept_index)
+
+    def few_bits(self) -> FewBits:
+        """The weights' eight bits, by which few rows are multiplied on a CPU: x stays as it is."""
+        codes = (self.weight.to(torch.int16) + 128).to(torch.uint8)
+        return FewBits(codes, self.scales[None], torch.full_like(self.scales, 128.0)[None], 8, self.in_features,
+                       kept_index=self.kept_index, kept=self.kept)  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         return _Product.apply(x, self.weight, self.scales, self.kept, self.kept_index, self.threshold)  # type: ignore[return-value]

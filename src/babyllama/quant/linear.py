@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from babyllama.model.surgery import Unrounded, unpacked_product
+from babyllama.model.surgery import FewBits, Unrounded, unpacked_product
 from babyllama.quant.cpu import Nibbles, nibble_group
 from babyllama.quant.grid import Solution, group_index
 from babyllama.quant.packing import pack, unit, unpack, word_count
@@ -70,6 +70,10 @@ class GroupedLinear(Unrounded):
     def dense_weight(self) -> Tensor:
         """(out, in) float32: the oracle of every product."""
         return self._in_the_models_order(_dense(*self._packed))
+
+    def few_bits(self) -> FewBits:
+        """The matrix by its codes."""
+        return FewBits(self.codes, self.scales, self.zeros, self.bits, self.group_size, order=self.order)
 
     def rows(self, index: Tensor) -> Tensor:
         """Rows of the dense weight: index (…) → (…, in) float32."""

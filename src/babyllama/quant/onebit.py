@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from babyllama.errors import InputError
 from babyllama.model.bitnet import OneBitLinear, normed, place
-from babyllama.model.surgery import Unrounded, replace_modules, unpacked_product
+from babyllama.model.surgery import FewBits, Unrounded, replace_modules, unpacked_product
 from babyllama.model.transformer import Transformer
 from babyllama.quant.cpu import MIDDLE, Nibbles, nibble_group
 from babyllama.quant.linear import few_rows, kernels_take, on_cpu
@@ -120,6 +120,13 @@ class PackedOneBitLinear(Unrounded):
             return normed(self.nibbles(x * self.g.to(x.dtype)) * self.h.to(x.dtype))
         sums = unpacked_product(x * self.g.to(x.dtype), unpack_signs, self.signs, self.in_features)
         return normed(sums * self.h.to(x.dtype))
+
+    def few_bits(self) -> FewBits:
+        """Signs as ±1, h as the scale of their rows."""
+        codes = (1 + unpack_signs(self.signs, self.in_features)).to(torch.uint8)
+        return FewBits(
+            codes, self.h[None], torch.ones_like(self.h)[None], 2, self.in_features, before=self.g, normed=True
+        )
 
     @property
     def nibbles(self) -> Nibbles:

@@ -1,0 +1,475 @@
+// One token of a LLaMA-2 for a few rows, on a CPU: all layers in one call, in float32, whatever the weights are held in.
+// native.py compiles this file where it runs and fills the structs, whose fields it repeats in the same order.
+//
+// A step is a sequence of phases, each shared out over the threads in chunks that whoever is free takes next, with a
+// barrier behind. The residual stream is each thread's own: all add the same numbers, so nobody waits to read it.
+// Shapes: B rows, C hidden_size, F intermediate_size, H heads, K key-value heads, D head_dim, V vocabulary.
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// ── vectors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * W)));
+typedef int32_t Ints __attribute__((vector_size(4 * W)));
+
+struct BFloat { uint16_t bits; };
+struct Half { uint16_t bits; };
+
+inline Ints widened(const uint16_t* p) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+#else
+    Ints v;
+    for (int i = 0; i < W; i++) v[i] = p[i];
+    return v;
+#endif
+}
+inline Ints widened(const uint8_t* p) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+    Ints v;
+    for (int i = 0; i < W; i++) v[i] = p[i];
+    return v;
+#endif
+}
+inline Ints widened(const int8_t* p) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+    Ints v;
+    for (int i = 0; i < W; i++) v[i] = p[i];
+    return v;
+#endif
+}
+
+inline Floats load(const float* p) { Floats v; memcpy(&v, p, sizeof v); return v; }
+inline Floats load(const int8_t* p) { return __builtin_convertvector(widened(p), Floats); }
+inline Floats load(const BFloat* p) { return (Floats)(widened(&p->bits) << 16); }
+inline float value(float v) { return v; }
+inline float value(BFloat v) { uint32_t bits = (uint32_t)v.bits << 16; float f; memcpy(&f, &bits, 4); return f; }
+inline float value(Half v) {
+    uint32_t sign = (uint32_t)(v.bits & 0x8000) << 16, rest = v.bits & 0x7fff, bits;
+    if (rest >= 0x7c00) bits = 0x7f800000 | (rest & 0x3ff) << 13;
+    else if (rest >= 0x400) bits = (rest << 13) + 0x38000000;
+    else { float small = (float)rest * 0x1p-24f; memcpy(&bits, &small, 4); }
+    bits |= sign;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+inline Floats load(const Half* p) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__) && defined(__AVX2__)
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+    Floats v;
+    for (int i = 0; i < W; i++) v[i] = value(p[i]);
+    return v;
+#endif
+}
+inline void put(float* p, float v) { *p = v; }
+inline void put(BFloat* p, float v) {  // to the nearest, ties to even
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    p->bits = v != v ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline void put(Half* p, float v) {
+    uint32_t bits, sign;
+    memcpy(&bits, &v, 4);
+    sign = bits >> 16 & 0x8000, bits &= 0x7fffffff;
+    if (bits >= 0x47800000) p->bits = (uint16_t)(sign | (bits > 0x7f800000 ? 0x7e00 : 0x7c00));
+    else if (bits < 0x38800000) {
+        float shifted;
+        memcpy(&shifted, &bits, 4);
+        p->bits = (uint16_t)(sign | (uint32_t)nearbyintf(shifted * 0x1p24f));
+    } else p->bits = (uint16_t)(sign | (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+
+inline float sum(Floats v) {
+    float s[W], total = 0;
+    memcpy(s, &v, sizeof v);
+    for (int i = 0; i < W; i++) total += s[i];
+    return total;
+}
+
+inline float exponential(float x) {  // Cephes' expf without its branches: compilers make vectors of it
+    x = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
+    float n = nearbyintf(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f, p = p * r + 8.3334519073e-3f, p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f, p = p * r + 5.0000001201e-1f, p = p * r * r + r + 1.f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+}  // namespace
+
+// ── what native.py fills ────────────────────────────────────────────────────────────────────────────────────────────
+enum Kind : int64_t { FLOAT, BFLOAT, HALF, EIGHT, FOUR };
+
+struct Matrix {  // y = normed(W · round(before ⊙ x[order])) + kept · x[kept_index], W = scale · code + shift by groups
+    int64_t kind, outputs, inputs, padded, group, groups;  // padded: inputs that a row of codes has
+    const void* data;
+    const float *scales, *shifts;  // (outputs, groups)
+    const int32_t* order;          // (inputs,) or null
+    const float* before;           // (inputs,) or null
+    const int32_t* kept_index;     // (kept_count,)
+    const float* kept;             // (outputs, kept_count)
+    int64_t kept_count, rounds, normed;
+};
+struct Layer { const float *first_norm, *second_norm; Matrix q, k, v, o, gate, up, down; };
+struct Model {
+    int64_t layers, width, inner, heads, kv_heads, head_dim;
+    float eps;
+    const Layer* layer;
+    const float *norm, *cos, *sin;  // (C,); (positions, D)
+    Matrix embedding, head;
+};
+struct Call {
+    int64_t rows, threads, dtype, layer_stride, row_stride, head_stride, slot_stride;  // strides in elements
+    const int64_t *tokens, *positions, *places;  // (B,); places: the cache's row of each
+    void *keys, *values;
+    float* logits;  // (B, V)
+};
+
+namespace {
+
+// ── products ────────────────────────────────────────────────────────────────────────────────────────────────────────
+struct Inputs { const float *x, *sums; int64_t stride, groups; };  // rows of x as a matrix wants them; sums of groups
+
+template <class T, int R>
+void dense(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
+    for (int64_t n = from; n < to; n++) {
+        const T* w = (const T*)m.data + n * m.inputs;
+        Floats total[R] = {};
+        int64_t k = 0;
+        for (; k + W <= m.inputs; k += W) {
+            Floats weight = load(w + k);
+            for (int r = 0; r < R; r++) total[r] += weight * load(in.x + r * in.stride + k);
+        }
+        for (int r = 0; r < R; r++) {
+            float rest = sum(total[r]);
+            for (int64_t j = k; j < m.inputs; j++) rest += value(w[j]) * in.x[r * in.stride + j];
+            y[r * stride + n] = rest;
+        }
+    }
+}
+
+template <int R>
+inline void shifted(const Matrix& m, Inputs in, const Floats* total, float* y, int64_t stride, int64_t n) {
+    const float* shift = m.shifts + n * m.groups;
+    for (int r = 0; r < R; r++) {
+        float rest = 0;
+        for (int64_t g = 0; g < m.groups; g++) rest += shift[g] * in.sums[r * in.groups + g];
+        y[r * stride + n] = sum(total[r]) + rest;
+    }
+}
+
+template <int R>
+void eight(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
+    for (int64_t n = from; n < to; n++) {
+        const int8_t* w = (const int8_t*)m.data + n * m.padded;
+        Floats total[R] = {};
+        for (int64_t g = 0; g < m.groups; g++) {
+            Floats part[R] = {};
+            int64_t end = g + 1 < m.groups ? (g + 1) * m.group : m.padded;
+            for (int64_t k = g * m.group; k < end; k += W) {
+                Floats weight = load(w + k);
+                for (int r = 0; r < R; r++) part[r] += weight * load(in.x + r * in.stride + k);
+            }
+            float scale = m.scales[n * m.groups + g];
+            for (int r = 0; r < R; r++) total[r] += part[r] * scale;
+        }
+        shifted<R>(m, in, total, y, stride, n);
+    }
+}
+
+template <int R>
+void four(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
+    for (int64_t n = from; n < to; n++) {
+        const uint8_t* w = (const uint8_t*)m.data + n * m.padded / 2;
+        Floats total[R] = {};
+        for (int64_t g = 0; g < m.groups; g++) {
+            Floats part[R] = {};
+            int64_t end = g + 1 < m.groups ? (g + 1) * m.group : m.padded;
+            for (int64_t k = g * m.group; k < end; k += 32)  // 16 bytes: codes 0 … 15 below, 16 … 31 above
+                for (int i = 0; i < 16; i += W) {
+                    Ints pair = widened(w + k / 2 + i);
+                    Floats low = __builtin_convertvector(pair & 15, Floats), high = __builtin_convertvector(pair >> 4, Floats);
+                    for (int r = 0; r < R; r++) {
+                        const float* x = in.x + r * in.stride + k + i;
+                        part[r] += low * load(x) + high * load(x + 16);
+                    }
+                }
+            float scale = m.scales[n * m.groups + g];
+            for (int r = 0; r < R; r++) total[r] += part[r] * scale;
+        }
+        shifted<R>(m, in, total, y, stride, n);
+    }
+}
+
+template <int R>
+void product(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
+    switch (m.kind) {
+        case FLOAT: return dense<float, R>(m, in, y, stride, from, to);
+        case BFLOAT: return dense<BFloat, R>(m, in, y, stride, from, to);
+        case HALF: return dense<Half, R>(m, in, y, stride, from, to);
+        case EIGHT: return eight<R>(m, in, y, stride, from, to);
+        default: return four<R>(m, in, y, stride, from, to);
+    }
+}
+
+void row_of(const Matrix& m, int64_t n, float* out) {  // dequantised, in the model's order of inputs
+    for (int64_t k = 0; k < m.inputs; k++) {
+        float v;
+        if (m.kind == FLOAT) v = ((const float*)m.data)[n * m.inputs + k];
+        else if (m.kind == BFLOAT) v = value(((const BFloat*)m.data)[n * m.inputs + k]);
+        else if (m.kind == HALF) v = value(((const Half*)m.data)[n * m.inputs + k]);
+        else {
+            int64_t g = k / m.group < m.groups ? k / m.group : m.groups - 1, place = n * m.padded + k;
+            float code = m.kind == EIGHT ? ((const int8_t*)m.data)[place]
+                       : ((const uint8_t*)m.data)[n * m.padded / 2 + k / 32 * 16 + k % 16] >> (k % 32 / 16 * 4) & 15;
+            v = m.scales[n * m.groups + g] * code + m.shifts[n * m.groups + g];
+        }
+        out[m.order ? m.order[k] : k] = v;
+    }
+}
+
+// ── threads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+struct Team {
+    int size = 1;
+    std::atomic<int> arrived{0}, turn{0};
+    std::vector<std::atomic<int64_t>> taken;  // of each phase: how much of it has been given out
+    explicit Team(size_t phases) : taken(phases) {}
+
+    void wait() {  // a few microseconds of spinning, then others may have the core
+        int now = turn.load(std::memory_order_acquire);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+            arrived.store(0, std::memory_order_relaxed);
+            turn.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; turn.load(std::memory_order_acquire) == now; spins++) {
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+            if (spins > 4000) std::this_thread::yield();
+        }
+    }
+};
+
+struct Worker {  // one thread's way through a step
+    const Model& model;
+    const Call& call;
+    Team& team;
+    int64_t phase = 0;
+    std::vector<float> x, normed, changed, sums, scores;
+
+    Worker(const Model& m, const Call& c, Team& t) : model(m), call(c), team(t) {}
+
+    template <class F>
+    void shared(int64_t count, int64_t chunk, F work) {  // work(from, to) over all of count, then a barrier
+        std::atomic<int64_t>& taken = team.taken[phase++];
+        for (int64_t from; (from = taken.fetch_add(chunk, std::memory_order_relaxed)) < count;)
+            work(from, from + chunk < count ? from + chunk : count);
+        team.wait();
+    }
+
+    void norm(const float* weight) {  // RMSNorm of x → normed
+        int64_t C = model.width;
+        for (int64_t b = 0; b < call.rows; b++) {
+            const float* in = &x[b * C];
+            float total = 0;
+            for (int64_t i = 0; i < C; i++) total += in[i] * in[i];
+            float scale = 1.f / sqrtf(total / C + model.eps);
+            for (int64_t i = 0; i < C; i++) normed[b * C + i] = in[i] * scale * weight[i];
+        }
+    }
+
+    Inputs prepared(const Matrix& m, const float* in) {  // `in` (B, inputs) as the matrix wants it
+        if (m.kind <= HALF && !m.order && !m.before && !m.rounds) return {in, nullptr, m.inputs, 0};
+        for (int64_t b = 0; b < call.rows; b++) {
+            const float* source = in + b * m.inputs;
+            float *to = &changed[b * m.padded], *sum = &sums[b * m.groups], largest = 0;
+            for (int64_t k = 0; k < m.inputs; k++) to[k] = source[m.order ? m.order[k] : k];
+            if (m.before) for (int64_t k = 0; k < m.inputs; k++) to[k] *= m.before[k];
+            if (m.rounds) {
+                for (int64_t k = 0; k < m.inputs; k++) largest = fmaxf(largest, fabsf(to[k]));
+                float step = largest / 127;
+                if (step > 0) for (int64_t k = 0; k < m.inputs; k++) to[k] = nearbyintf(to[k] / step) * step;
+            }
+            for (int64_t k = m.inputs; k < m.padded; k++) to[k] = 0;
+            for (int64_t g = 0; g < m.groups; g++) {
+                int64_t end = g + 1 < m.groups ? (g + 1) * m.group : m.padded;
+                float total = 0;
+                for (int64_t k = g * m.group; k < end; k++) total += to[k];
+                sum[g] = total;
+            }
+        }
+        return {changed.data(), sums.data(), m.padded, m.groups};
+    }
+
+    void linear(const Matrix& m, const float* in, float* out) {  // out (B, outputs), complete behind the barrier
+        Inputs given = prepared(m, in);
+        int64_t N = m.outputs, share = (N / (team.size * 6) + 15) / 16 * 16;
+        shared(N, share < 16 ? 16 : share, [&](int64_t from, int64_t to) {
+            for (int64_t b = 0; b < call.rows;) {
+                Inputs now = given;
+                now.x += b * given.stride, now.sums += b * given.groups;
+                int64_t left = call.rows - b;
+                if (left >= 4) product<4>(m, now, out + b * N, N, from, to), b += 4;
+                else if (left >= 2) product<2>(m, now, out + b * N, N, from, to), b += 2;
+                else product<1>(m, now, out + b * N, N, from, to), b++;
+            }
+            if (m.kept_count)
+                for (int64_t b = 0; b < call.rows; b++)
+                    for (int64_t n = from; n < to; n++)
+                        for (int64_t i = 0; i < m.kept_count; i++)
+                            out[b * N + n] += m.kept[n * m.kept_count + i] * in[b * m.inputs + m.kept_index[i]];
+        });
+        if (m.normed) layer_norm(out, N);
+    }
+
+    void layer_norm(float* out, int64_t N) {  // OneBit's, over all outputs
+        shared(call.rows, 1, [&](int64_t b, int64_t) {
+            float *y = out + b * N, mean = 0, square = 0;
+            for (int64_t n = 0; n < N; n++) mean += y[n];
+            mean /= N;
+            for (int64_t n = 0; n < N; n++) square += (y[n] - mean) * (y[n] - mean);
+            float scale = 1.f / sqrtf(square / N + 1e-5f);
+            for (int64_t n = 0; n < N; n++) y[n] = (y[n] - mean) * scale;
+        });
+    }
+
+    void turn(float* head, int64_t position) {  // RoPE, pairing i with i + D/2
+        int64_t half = model.head_dim / 2;
+        const float *cos = model.cos + position * model.head_dim, *sin = model.sin + position * model.head_dim;
+        for (int64_t i = 0; i < half; i++) {
+            float a = head[i], b = head[i + half];
+            head[i] = a * cos[i] - b * sin[i];
+            head[i + half] = b * cos[i + half] + a * sin[i + half];
+        }
+    }
+
+    template <class T>
+    void attention(int64_t layer, float* q, float* k, float* v, float* out) {
+        int64_t D = model.head_dim, H = model.heads, K = model.kv_heads, pairs = call.rows * K;
+        T *keys = (T*)call.keys + layer * call.layer_stride, *values = (T*)call.values + layer * call.layer_stride;
+        auto place = [&](int64_t b, int64_t head) { return call.places[b] * call.row_stride + head * call.head_stride; };
+        shared(pairs, (pairs + team.size - 1) / team.size, [&](int64_t from, int64_t to) {
+            for (int64_t i = from; i < to; i++) {
+                int64_t b = i / K, slot = place(b, i % K) + call.positions[b] * call.slot_stride;
+                turn(k + i * D, call.positions[b]);
+                for (int64_t d = 0; d < D; d++) put(keys + slot + d, k[i * D + d]), put(values + slot + d, v[i * D + d]);
+            }
+        });
+        shared(call.rows * H, 1, [&](int64_t i, int64_t) {
+            int64_t b = i / H, position = call.positions[b], base = place(b, i % H / (H / K));
+            turn(q + i * D, position);
+            attend(q + i * D, keys + base, values + base, position + 1, out + i * D);
+        });
+    }
+
+    template <class T>
+    void attend(const float* q, const T* keys, const T* values, int64_t slots, float* out) {
+        int64_t D = model.head_dim;
+        if ((int64_t)scores.size() < slots) scores.resize(slots + slots / 2);
+        float scale = 1.f / sqrtf((float)D), largest = -INFINITY, total = 0;
+        for (int64_t s = 0; s < slots; s++) {
+            const T* key = keys + s * call.slot_stride;
+            Floats part = {};
+            int64_t d = 0;
+            for (; d + W <= D; d += W) part += load(q + d) * load(key + d);
+            float score = sum(part);
+            for (; d < D; d++) score += q[d] * value(key[d]);
+            scores[s] = score * scale;
+            largest = fmaxf(largest, scores[s]);
+        }
+        for (int64_t s = 0; s < slots; s++) scores[s] = exponential(scores[s] - largest);
+        for (int64_t s = 0; s < slots; s++) total += scores[s];
+        for (int64_t d = 0; d < D; d++) out[d] = 0;
+        for (int64_t s = 0; s < slots; s++) {
+            const T* line = values + s * call.slot_stride;
+            float weight = scores[s] / total;
+            for (int64_t d = 0; d < D; d++) out[d] += weight * value(line[d]);
+        }
+    }
+
+    void add(const float* more) {
+        for (size_t i = 0; i < x.size(); i++) x[i] += more[i];
+    }
+
+    void run(float* q, float* k, float* v, float* attended, float* back, float* gate, float* up) {
+        int64_t C = model.width, F = model.inner, B = call.rows;
+        int64_t widest = ((C > F ? C : F) + 63) / 32 * 32;
+        x.resize(B * C), normed.resize(B * C), changed.resize(B * widest), sums.resize(B * widest);
+        for (int64_t b = 0; b < B; b++) row_of(model.embedding, call.tokens[b], &x[b * C]);
+        for (int64_t i = 0; i < model.layers; i++) {
+            const Layer& layer = model.layer[i];
+            norm(layer.first_norm);
+            linear(layer.q, normed.data(), q), linear(layer.k, normed.data(), k), linear(layer.v, normed.data(), v);
+            if (call.dtype == FLOAT) attention<float>(i, q, k, v, attended);
+            else if (call.dtype == BFLOAT) attention<BFloat>(i, q, k, v, attended);
+            else attention<Half>(i, q, k, v, attended);
+            linear(layer.o, attended, back);
+            add(back), norm(layer.second_norm);
+            linear(layer.gate, normed.data(), gate), linear(layer.up, normed.data(), up);
+            shared(B * F, 256, [&](int64_t from, int64_t to) {
+                for (int64_t j = from; j < to; j++) gate[j] = gate[j] / (1.f + exponential(-gate[j])) * up[j];
+            });
+            linear(layer.down, gate, back);
+            add(back);
+        }
+        norm(model.norm);
+        linear(model.head, normed.data(), call.logits);
+    }
+};
+
+}  // namespace
+
+extern "C" void babyllama_step(const Model* model, const Call* call) {
+    int64_t B = call->rows, C = model->width, F = model->inner, KD = model->kv_heads * model->head_dim;
+    std::vector<float> shared(B * (4 * C + 2 * KD + 2 * F));
+    float *q = shared.data(), *attended = q + B * C, *back = attended + B * C, *k = back + B * C, *v = k + B * KD,
+          *gate = v + B * KD, *up = gate + B * F;
+    Team team(32 * model->layers + 8);
+#ifdef _OPENMP
+#pragma omp parallel num_threads((int)call->threads)
+    {
+#pragma omp single
+        team.size = omp_get_num_threads();  // an implicit barrier follows
+        Worker(*model, *call, team).run(q, k, v, attended, back, gate, up);
+    }
+#else
+    Worker(*model, *call, team).run(q, k, v, attended, back, gate, up);
+#endif
+}

@@ -1,0 +1,259 @@
+"""Decoding on a CPU by one call for a whole token: native.cpp, compiled where it runs, over the model's own weights.
+
+The compiled file lies in the user's cache folder, named by everything it depends on, and is made once. Where there is
+no compiler, or the model holds something that is not known here, PyTorch's path goes on: it is the oracle too.
+Not here: prompts (the model's own forward pass), sampling.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from babyllama.model.attention import KVCache, attend_sdpa
+from babyllama.model.surgery import FewBits
+from babyllama.model.transformer import Transformer
+
+SOURCE = Path(__file__).with_name("native.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math",
+         "-fno-math-errno")  # fmt: skip
+# The threads are PyTorch's own, whose OpenMP is already loaded; a compiler's own comes second, one thread last.
+THREADS = (("-fopenmp", "-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc"), ("-fopenmp",), ())
+CPUS = ("-march=native",), ("-mcpu=native",), ()
+MOST_ROWS = 8  # of a batch; with more, products of matrices are faster
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+EIGHT, FOUR, UNIT = 3, 4, 32  # UNIT: codes of a row are filled up to a multiple
+
+
+# ── compiling ───────────────────────────────────────────────────────────────────────────────────────────────────────
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled file, made where it is not there yet; None, and a note once, where it cannot be."""
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    file = cache_folder() / f"native-{_fingerprint(compiler)}.so"
+    reason = "no C++ compiler (c++, g++ or clang++) is installed"
+    if not file.exists() and compiler:
+        reason = compiled(compiler, file)
+    try:
+        found = ctypes.CDLL(str(file))
+        found.babyllama_step.argtypes, found.babyllama_step.restype = (c_void_p, c_void_p), None
+        return found
+    except OSError as error:
+        what = reason or str(error)
+        print(f"note: decoding goes by PyTorch's operators, about half as fast on a CPU: {what}", file=sys.stderr)
+        return None
+
+
+def compiled(compiler: str, file: Path) -> str | None:
+    """Write `file`, whole or not at all; why not. Several processes may do so at once."""
+    last = ""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            made = Path(folder) / "native.so"
+            for threads in THREADS:
+                for cpu in CPUS:
+                    command = [compiler, *FLAGS, *cpu, str(SOURCE), "-o", str(made), *threads]
+                    done = subprocess.run(command, capture_output=True, text=True, check=False)
+                    if done.returncode == 0 and _loads(made):
+                        made.replace(file)
+                        return None
+                    last = (done.stderr.strip().splitlines() or ["the compiled file does not load"])[0]
+    except OSError as error:
+        last = str(error)
+    return f"{compiler}: {last}"
+
+
+def _loads(file: Path) -> bool:
+    """Whether this process can load it."""
+    try:
+        ctypes.CDLL(str(file), mode=os.RTLD_NOW)
+    except OSError:
+        return False
+    return True
+
+
+def cache_folder() -> Path:
+    """Of the user: XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "babyllama"
+
+
+def _fingerprint(compiler: str | None) -> str:
+    """Of the source, how it is compiled, by and for what."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text("utf-8", "replace").split("\n\n")[0].splitlines() if cpu.exists() else []
+    kept = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
+    parts = SOURCE.read_text("utf-8"), FLAGS, THREADS, CPUS, compiler, platform.platform(), torch.__version__, kept
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+# ── native.cpp's structs ────────────────────────────────────────────────────────────────────────────────────────────
+class _Matrix(Structure):
+    _fields_ = [*((name, c_int64) for name in ("kind", "outputs", "inputs", "padded", "group", "groups")),
+                *((name, c_void_p) for name in ("data", "scales", "shifts", "order", "before", "kept_index", "kept")),
+                *((name, c_int64) for name in ("kept_count", "rounds", "normed"))]  # fmt: skip
+
+
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class _Layer(Structure):
+    _fields_ = [("first_norm", c_void_p), ("second_norm", c_void_p), *((name, _Matrix) for name in LINEARS)]
+
+
+class _Model(Structure):
+    _fields_ = [*((name, c_int64) for name in ("layers", "width", "inner", "heads", "kv_heads", "head_dim")),
+                ("eps", c_float), ("layer", POINTER(_Layer)), ("norm", c_void_p), ("cos", c_void_p), ("sin", c_void_p),
+                ("embedding", _Matrix), ("head", _Matrix)]  # fmt: skip
+
+
+class _Call(Structure):
+    _fields_ = [*((name, c_int64) for name in ("rows", "threads", "dtype", "layer_stride", "row_stride", "head_stride",
+                                               "slot_stride")),
+                *((name, c_void_p) for name in ("tokens", "positions", "places", "keys", "values", "logits"))]
+
+
+# ── a model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+class Native:
+    """A model whose tokens native.cpp computes. Dense weights are read where they lie, packed ones in its own order.
+
+    Raises:
+        TypeError: the model has a part that is not known here.
+    """
+
+    def __init__(self, model: Transformer, step: Any) -> None:
+        self.step_, self.rope, self.config = step, model.rope, model.config
+        self.held: list[Any] = []  # what pointers lead to
+        self.matrices: dict[int, _Matrix] = {}
+        self.cos = self.sin = torch.empty(0)
+        self.layers = (_Layer * len(model.layers))()
+        for layer, block in zip(self.layers, model.layers, strict=True):
+            attention, mlp = block.self_attn, block.mlp
+            if attention.attend is not attend_sdpa:  # type: ignore[union-attr]
+                raise TypeError("another attention")
+            layer.first_norm = self._numbers(block.input_layernorm.weight)  # type: ignore[union-attr]
+            layer.second_norm = self._numbers(block.post_attention_layernorm.weight)  # type: ignore[union-attr]
+            for name in LINEARS:
+                setattr(layer, name, self._matrix(getattr(attention if name in "qkvo" else mlp, f"{name}_proj")))
+        config = self.config
+        self.model = _Model(len(model.layers), config.hidden_size, config.intermediate_size, config.num_attention_heads,
+                            config.num_key_value_heads, config.head_dim, config.rms_norm_eps, self.layers,
+                            self._numbers(model.norm.weight), None, None)  # fmt: skip
+        self.model.embedding, self.model.head = self._matrix(model.embed_tokens), self._matrix(model.lm_head)
+
+    def step(self, tokens: Tensor, positions: Tensor, cache: KVCache, places: Tensor | None = None) -> Tensor:
+        """One token for every row; the cache's slots at `positions` are written.
+
+        Args:
+            tokens, positions: (B,) int64.
+            places: (B,) int64, the cache's row of each; 0 … B−1 when absent.
+
+        Returns:
+            (B, V) float32.
+        """
+        B, keys = len(tokens), cache.keys
+        tokens, positions = tokens.contiguous(), positions.contiguous()
+        places = torch.arange(B) if places is None else places
+        self._angles(cache.max_tokens)
+        logits = torch.empty(B, self.config.vocab_size)
+        layer, row, head, slot, _ = keys.stride()
+        call = _Call(B, torch.get_num_threads(), KINDS[keys.dtype], layer, row, head, slot, tokens.data_ptr(),
+                     positions.data_ptr(), places.data_ptr(), keys.data_ptr(), cache.values.data_ptr(),
+                     logits.data_ptr())  # fmt: skip
+        self.step_(ctypes.addressof(self.model), ctypes.addressof(call))
+        return logits
+
+    def _angles(self, end: int) -> None:
+        """Tables of cos and sin for positions below `end`."""
+        if len(self.cos) < end:
+            cos, sin = self.rope(torch.arange(max(end, 2 * len(self.cos)))[None])
+            self.cos, self.sin = cos[0, 0].contiguous(), sin[0, 0].contiguous()
+            self.model.cos, self.model.sin = self.cos.data_ptr(), self.sin.data_ptr()
+
+    def _numbers(self, values: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
+        """The address of these numbers in that dtype."""
+        if values is None:
+            return None
+        self.held.append(values.detach().to(dtype).contiguous())
+        return self.held[-1].data_ptr()
+
+    def _matrix(self, module: Any) -> _Matrix:
+        """What a linear, an embedding or what stands in for one is to native.cpp; the same module twice is one."""
+        module = getattr(module, "packed", module)  # an embedding that reads a packed matrix
+        key = id(module)
+        if key not in self.matrices:
+            if type(module) in (nn.Linear, nn.Embedding) and getattr(module, "bias", None) is None:
+                weight = module.weight.detach()
+                if weight.dtype not in KINDS or not weight.is_contiguous():
+                    raise TypeError(f"weights of {weight.dtype}")
+                self.held.append(weight)
+                self.matrices[key] = _Matrix(KINDS[weight.dtype], *weight.shape, data=weight.data_ptr())
+                self.matrices[key].padded = weight.shape[1]
+            elif hasattr(module, "few_bits"):
+                self.matrices[key] = self._packed(module.few_bits())
+            else:
+                raise TypeError(type(module).__name__)
+        return self.matrices[key]
+
+    def _packed(self, form: FewBits) -> _Matrix:
+        """Codes in whole units; those of four bits and less, in whole groups of units, two to a byte."""
+        (outputs, inputs), groups = form.codes.shape, form.scales.shape[0]
+        four = form.bits <= 4 and (groups == 1 or form.group_size % UNIT == 0)
+        codes = nn.functional.pad(form.codes, (0, -inputs % UNIT))
+        scales, zeros = form.scales.T.float(), form.zeros.T.float()
+        if four:
+            low, high = codes.unflatten(1, (-1, 2, UNIT // 2)).unbind(2)
+            data = (low | high << 4).contiguous()
+        else:  # in signed bytes around the middle of their grid, so that little cancels
+            middle = 1 << (form.bits - 1)
+            data, zeros = (codes.to(torch.int16) - middle).to(torch.int8), zeros - middle
+        self.held.append(data)
+        kept = None if form.kept is None or not form.kept.shape[1] else form.kept
+        return _Matrix(FOUR if four else EIGHT, outputs, inputs, codes.shape[1], form.group_size, groups,
+                       data.data_ptr(), self._numbers(scales), self._numbers(-zeros * scales),
+                       self._numbers(form.order, torch.int32), self._numbers(form.before),
+                       self._numbers(None if kept is None else form.kept_index, torch.int32), self._numbers(kept),
+                       0 if kept is None else kept.shape[1], form.rounds, form.normed)  # fmt: skip
+
+
+_KNOWN: WeakKeyDictionary[Transformer, tuple[Any, Native | None]] = WeakKeyDictionary()
+
+
+def native(model: Transformer) -> Native | None:
+    """The model's `Native`, made anew after its weights or modules changed; None where PyTorch's path has to do."""
+    if model.norm.weight.device.type != "cpu" or not model.rope.static:
+        return None
+    found = library()
+    if found is None:
+        return None
+    state = tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+                  for tensor in (*model.parameters(), *model.buffers()))  # fmt: skip
+    state = state, tuple(map(id, model.modules()))
+    known = _KNOWN.get(model)
+    if known is None or known[0] != state:
+        try:
+            made = Native(model, found.babyllama_step)
+        except TypeError:
+            made = None
+        _KNOWN[model] = known = state, made
+    return known[1]
+
+
+def takes(cache: KVCache, rows: int) -> bool:
+    """Whether a step over this cache is `Native.step`'s to make."""
+    return type(cache) is KVCache and cache.rotated and rows <= MOST_ROWS and cache.keys.stride(4) == 1

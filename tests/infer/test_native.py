@@ -1,0 +1,210 @@
+"""The compiled step against the model's forward pass in float32: weights of every kind, heads, RoPE laws, batches."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from babyllama.infer import native as module
+from babyllama.infer.native import library, native
+from babyllama.model.attention import KVCache
+from babyllama.model.config import ModelConfig
+from babyllama.model.lora import LoraLinear
+from babyllama.model.nf4 import plain_linear
+from babyllama.model.surgery import replace_modules
+from babyllama.model.transformer import Transformer
+from babyllama.quant.grid import Grid
+from babyllama.quant.int8 import MixedInt8Linear
+from babyllama.quant.linear import GroupedLinear, PackedEmbedding
+from babyllama.quant.onebit import pack, start
+from conftest import sharp_model, tiny_config
+
+needs_compiler = pytest.mark.skipif(library() is None, reason="needs a C++ compiler")
+LAWS = [{"kind": "none"}, {"kind": "linear", "factor": 4}, {"kind": "ntk", "factor": 4},
+        {"kind": "by_parts", "factor": 4}, {"kind": "yarn", "factor": 4}]  # fmt: skip
+
+
+def decoded(model: Transformer, step, dtype=torch.float32, rows=3, count=9):
+    """Logits (count, rows, V) of random tokens, row r beginning r positions later, and the cache."""
+    tokens = torch.randint(67, (rows, count + rows), generator=torch.Generator().manual_seed(5))
+    cache = KVCache(model.config, rows, 64, "cpu", dtype)
+    found = []
+    with torch.inference_mode():
+        cache.reserve(rows)
+        for row in range(rows):  # what stands before
+            for layer in range(model.config.num_hidden_layers):
+                generator = torch.Generator().manual_seed(row + layer)
+                for part in (cache.keys, cache.values):
+                    part[layer, row, :, :row] = torch.randn(part[layer, row, :, :row].shape, generator=generator)
+        for i in range(count):
+            positions = torch.arange(rows) + i
+            cache.reserve(rows + i)
+            found.append(step(tokens[:, i], positions, cache))
+    return torch.stack(found), cache
+
+
+def compare(model: Transformer, bound=2e-5, dtype=torch.float32, rows=3):
+    """Its own weights, exactly, in float32 is what the compiled step has to compute."""
+    oracle = copy.deepcopy(model).float()
+    made = native(model)
+    assert made is not None
+    found, cache = decoded(model, made.step, dtype, rows)
+    expected, other = decoded(
+        oracle, lambda t, p, c: oracle.lm_head(oracle.hidden(t[:, None], p[:, None], cache=c))[:, 0], rows=rows
+    )
+    assert (found - expected).norm() < bound * expected.norm()
+    assert (cache.keys.float() - other.keys).norm() < bound * other.keys.norm()
+    assert (cache.values.float() - other.values).norm() < bound * other.values.norm()
+    return found
+
+
+def packed(model: Transformer, make, ends=False) -> Transformer:
+    """`make(weight (N, K)) → module` in the place of the blocks' matrices, and of a tied embedding and head."""
+    replace_modules(model, lambda name, m: name.startswith("layers.") and isinstance(m, torch.nn.Linear),
+                    lambda _, m: make(m.weight))  # type: ignore[arg-type]  # fmt: skip
+    if ends:
+        table = make(model.lm_head.weight)
+        model.lm_head, model.embed_tokens = table, PackedEmbedding(table, torch.bfloat16)  # type: ignore[assignment]
+    return model
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_variant_and_dtype_of_weights(variants, dtype):
+    compare(sharp_model(variants).to(dtype))
+
+
+@needs_compiler
+@pytest.mark.parametrize("law", LAWS, ids=[law["kind"] for law in LAWS])
+def test_every_law_of_fixed_frequencies(law):
+    config = ModelConfig.model_validate({**tiny_config().model_dump(exclude={"rope"}), "rope": law})
+    compare(sharp_model(config))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cache_of_half_precision(dtype):
+    """Keys and values are rounded to its nearest numbers, in both directions."""
+    model = sharp_model(tiny_config())
+    compare(model, {torch.bfloat16: 1e-2, torch.float16: 1e-3}[dtype], dtype)
+    _, cache = decoded(model, native(model).step, torch.float32, count=1)  # type: ignore[union-attr]
+    _, half = decoded(model, native(model).step, dtype, count=1)  # type: ignore[union-attr]
+    assert torch.equal(half.keys[0], cache.keys[0].to(dtype)) and torch.equal(half.values[0], cache.values[0].to(dtype))
+
+
+@needs_compiler
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [16, 32, None])
+@pytest.mark.parametrize("ends", [False, True])
+def test_packed_groups(bits, group_size, ends):
+    """Inputs of 32 and 56: groups that are whole and a short last one; rows of 32 codes and of 64."""
+    grid = Grid(bits=bits, group_size=group_size, short_group=True)
+    compare(packed(sharp_model(tiny_config()), lambda w: GroupedLinear.of(grid.nearest(w)), ends).bfloat16())
+
+
+@needs_compiler
+@pytest.mark.parametrize("bits", [4, 8])
+def test_inputs_in_another_order(bits):
+    def made(weight):
+        order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(bits))
+        solution = Grid(bits=bits, group_size=32, short_group=True).nearest(weight[:, order])
+        return GroupedLinear.of(solution._replace(order=order))
+
+    compare(packed(sharp_model(tiny_config()), made, ends=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("columns", [None, [3, 20]])
+def test_rows_of_int8(columns):
+    """What few rows meet on a CPU: the weights' eight bits, x as it is; the oracle multiplies `dense_weight`."""
+    kept = None if columns is None else torch.tensor(columns)
+
+    def made(weight):
+        return MixedInt8Linear.from_linear(plain_linear(weight, torch.float32), 6.0, kept)
+
+    model = packed(sharp_model(tiny_config()), made)
+    plain = copy.deepcopy(model)
+    replace_modules(plain, lambda _, m: isinstance(m, MixedInt8Linear),
+                    lambda _, m: plain_linear(m.dense_weight(), torch.float32))  # type: ignore[operator]  # fmt: skip
+    torch.testing.assert_close(decoded(model, native(model).step)[0], compare(plain), rtol=1e-4, atol=1e-4)  # type: ignore[union-attr]
+
+
+@needs_compiler
+def test_one_bit_and_its_layer_norm():
+    model = sharp_model(tiny_config())
+    start(model)
+    pack(model)
+    compare(model.bfloat16())
+
+
+@needs_compiler
+def test_ternary_rounds_what_goes_in():
+    config = tiny_config().model_copy(update={"weights": "ternary"})
+    compare(sharp_model(config), rows=1)
+
+
+@needs_compiler
+def test_batches_and_threads_change_nothing_but_rounding():
+    model = sharp_model(tiny_config())
+    for rows in (1, 2, 5, 8):
+        compare(model, rows=rows)
+    one = decoded(model, native(model).step)[0]  # type: ignore[union-attr]
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(decoded(model, native(model).step)[0], one)  # type: ignore[union-attr]
+    finally:
+        torch.set_num_threads(1)
+
+
+@needs_compiler
+def test_not_a_number_goes_through_to_the_logits():
+    model = sharp_model(tiny_config())
+    with torch.no_grad():
+        model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan  # type: ignore[index, union-attr]
+    assert decoded(model, native(model).step)[0].isnan().all()  # type: ignore[union-attr]
+
+
+@needs_compiler
+def test_weights_that_change_are_read_anew():
+    model = sharp_model(tiny_config())
+    first = native(model)
+    assert native(model) is first
+    compare(packed(model, lambda w: GroupedLinear.of(Grid(group_size=32, short_group=True).nearest(w))))
+    with torch.no_grad():
+        model.norm.weight *= 2
+    compare(model)
+    model.load_state_dict({k: v for k, v in model.state_dict().items() if "norm" not in k}, strict=False)
+    compare(model.bfloat16())
+
+
+@needs_compiler
+def test_what_it_does_not_know_is_left_to_pytorch():
+    config = tiny_config()
+    adapted = sharp_model(config)
+    adapted.layers[0].mlp.up_proj = LoraLinear(adapted.layers[0].mlp.up_proj, 2, 1.0)  # type: ignore[index, union-attr]
+    assert native(adapted) is None
+    dynamic = {**config.model_dump(exclude={"rope"}), "rope": {"kind": "dynamic_ntk", "factor": 2}}
+    assert native(sharp_model(ModelConfig.model_validate(dynamic))) is None
+    plain = sharp_model(config)
+    plain.layers[0].self_attn.attend = lambda *args: args[0]  # type: ignore[union-attr]
+    assert native(plain) is None
+
+
+def test_without_a_compiler_a_note_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    assert library.__wrapped__() is None
+    assert "no C++ compiler" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_what_does_not_compile_leaves_nothing_behind(monkeypatch, tmp_path, capsys):
+    broken = tmp_path / "broken.cpp"
+    broken.write_text("int main( {", "utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "SOURCE", broken)
+    if not any(map(module.shutil.which, module.COMPILERS)):
+        pytest.skip("needs a C++ compiler")
+    assert library.__wrapped__() is None
+    assert "error" in capsys.readouterr().err and not list((tmp_path / "cache" / "babyllama").iterdir())

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from babyllama.infer import native as module
+from babyllama.infer.engine import Engine
 from babyllama.infer.native import library, native
-from babyllama.model.attention import KVCache
+from babyllama.infer.sampling import Sampling
+from babyllama.infer.step import Launched, ModelForward
+from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelConfig
 from babyllama.model.lora import LoraLinear
 from babyllama.model.nf4 import plain_linear
@@ -187,6 +190,9 @@ def test_what_it_does_not_know_is_left_to_pytorch():
     assert native(adapted) is None
     dynamic = {**config.model_dump(exclude={"rope"}), "rope": {"kind": "dynamic_ntk", "factor": 2}}
     assert native(sharp_model(ModelConfig.model_validate(dynamic))) is None
+    watched, seen = sharp_model(config), []
+    watched.layers[1].register_forward_hook(lambda *args: seen.append(1))  # type: ignore[union-attr]
+    assert native(watched) is None
     plain = sharp_model(config)
     plain.layers[0].self_attn.attend = lambda *args: args[0]  # type: ignore[union-attr]
     assert native(plain) is None
@@ -208,3 +214,19 @@ def test_what_does_not_compile_leaves_nothing_behind(monkeypatch, tmp_path, caps
         pytest.skip("needs a C++ compiler")
     assert library.__wrapped__() is None
     assert "error" in capsys.readouterr().err and not list((tmp_path / "cache" / "babyllama").iterdir())
+
+
+@needs_compiler
+@pytest.mark.parametrize("bits", [None, 4])
+def test_the_engine_answers_as_by_pytorch(bits):
+    """Rows that come, end and change places; more of them than the compiled step takes."""
+    model = sharp_model(tiny_config())
+    if bits:
+        packed(model, lambda w: GroupedLinear.of(Grid(bits=bits, group_size=32, short_group=True).nearest(w)), True)
+        model.embed_tokens.like = model.embed_tokens.like.float()  # type: ignore[union-attr]
+    prompts = [[i + 1, 2 * i + 3] + [5] * i for i in range(module.MOST_ROWS + 3)]
+    engine = Engine(model, 67)
+    other = Engine(model, 67, make_step=lambda m, rows, cache: Launched(ModelForward(m, rows, cache), rows))
+    for some in (prompts[:1], prompts[:4], prompts):
+        for sampling in (Sampling(temperature=0.0), Sampling(temperature=1.0)):
+            assert engine.generate(some, sampling, 20, {0}) == other.generate(some, sampling, 20, {0})

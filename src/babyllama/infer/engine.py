@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from babyllama.errors import InputError
+from babyllama.infer.native import NativeForward
 from babyllama.infer.request import Event, Request
 from babyllama.infer.rows import DRAWS, Rows, Sampled
 from babyllama.infer.sampling import NOT_FINITE, Sampling, Uses
@@ -384,7 +385,9 @@ def _uses(slots: Sequence[Slot]) -> Uses:
 
 
 def default_step(model: Transformer, rows: Rows, cache: KVCache) -> Step:
-    """The model's forward pass and sampling; as CUDA graphs on a GPU, where a step asks the host nothing."""
+    """The model's forward pass, on a CPU compiled, and sampling; CUDA graphs where a step asks the host nothing."""
+    if rows.device.type == "cpu":
+        return Launched(NativeForward(model, rows, cache), rows)
     step = Launched(ModelForward(model, rows, cache), rows)
     captures = rows.device.type == "cuda" and model.rope.static and not cache.sinks
     return Captured(step, rows, cache) if captures else step

@@ -1,5 +1,6 @@
 // One token of a LLaMA-2 for a few rows, on a CPU: all layers in one call, in float32, whatever the weights are held in.
-// native.py compiles this file where it runs and fills the structs, whose fields it repeats in the same order.
+// native.py compiles this file where it runs and fills the structs, whose fields it repeats in the same order. It is one
+// file, beyond our usual length, so that one call of a compiler without any setting makes it.
 //
 // A step is a sequence of phases, each shared out over the threads in chunks that whoever is free takes next, with a
 // barrier behind. The residual stream is each thread's own: all add the same numbers, so nobody waits to read it.

@@ -24,7 +24,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from babyllama.model.attention import KVCache, attend_sdpa
+from babyllama.infer.rows import Rows
+from babyllama.infer.step import ModelForward
+from babyllama.model.attention import attend_sdpa
+from babyllama.model.cache import KVCache
 from babyllama.model.surgery import FewBits
 from babyllama.model.transformer import Transformer
 
@@ -123,9 +126,13 @@ class _Model(Structure):
 
 
 class _Call(Structure):
-    _fields_ = [*((name, c_int64) for name in ("rows", "threads", "dtype", "layer_stride", "row_stride", "head_stride",
-                                               "slot_stride")),
-                *((name, c_void_p) for name in ("tokens", "positions", "places", "keys", "values", "logits"))]
+    _fields_ = [
+        *(
+            (name, c_int64)
+            for name in ("rows", "threads", "dtype", "layer_stride", "row_stride", "head_stride", "slot_stride")
+        ),
+        *((name, c_void_p) for name in ("tokens", "positions", "places", "keys", "values", "logits")),
+    ]
 
 
 # ── a model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -236,7 +243,7 @@ _KNOWN: WeakKeyDictionary[Transformer, tuple[Any, Native | None]] = WeakKeyDicti
 
 def native(model: Transformer) -> Native | None:
     """The model's `Native`, made anew after its weights or modules changed; None where PyTorch's path has to do."""
-    if model.norm.weight.device.type != "cpu" or not model.rope.static:
+    if model.norm.weight.device.type != "cpu" or not model.rope.static or any(map(_watched, model.modules())):
         return None
     found = library()
     if found is None:
@@ -254,6 +261,25 @@ def native(model: Transformer) -> Native | None:
     return known[1]
 
 
-def takes(cache: KVCache, rows: int) -> bool:
-    """Whether a step over this cache is `Native.step`'s to make."""
-    return type(cache) is KVCache and cache.rotated and rows <= MOST_ROWS and cache.keys.stride(4) == 1
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody wants to see or change what this module computes: a hook, another method of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or {"forward", "hidden"} & vars(module).keys())
+
+
+class NativeForward:
+    """A step's forward pass (step.Forward) on a CPU: compiled where that can be, else the model's own."""
+
+    def __init__(self, model: Transformer, rows: Rows, cache: KVCache) -> None:
+        self.other, self.end = ModelForward(model, rows, cache), 0
+        self.native: Native | None = None
+
+    def __call__(self, which: slice, end: int) -> Tensor:
+        other = self.other
+        if end != self.end + 1:  # not the token after the last one: others may have changed the model in between
+            self.native = native(other.model)
+        self.end = end
+        cache, rows = other.cache, other.rows
+        if self.native is None or not cache.rotated or which.stop - which.start > MOST_ROWS:
+            return other(which, end)
+        found = self.native.step(rows.token[which], rows.position[which], cache, rows.index[which])
+        return found[:, : rows.vocab_size]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_training import CONTEXT, VOCAB, small_trainer
+from small_training import CONTEXT, VOCAB, Formula, small_trainer
 
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.errors import InputError
@@ -274,6 +274,31 @@ def every_third(batch):
 @pytest.mark.parametrize("bend", [masked, nearly_masked, every_third])
 def test_mask(tmp_path, bend):
     assert faults(examine(trainer_for(tmp_path, Bent(Chats(), bend)), 20)) == ["mask"]
+
+
+def test_rows_of_nothing_but_padding(tmp_path):
+    def half(batch):
+        blank = batch.tokens[:, :1] % 2 == 0
+        return replace(batch, targets=batch.targets.where(~blank, IGNORE))
+
+    trainer = trainer_for(tmp_path, Bent(Formula(), half))
+    findings = diagnose(Evidence(2, False, rehearsal=rehearse(trainer, 10)))  # noise, which no end token orders
+    assert faults(findings) == ["mask"]
+    assert "rows have no target" in next(f.evidence for f in findings if f.check == "mask")
+
+
+def test_frozen(tmp_path):
+    """A block that wants no gradient, and one whose gradient never comes."""
+    trainer = trainer_for(tmp_path)
+    trainer.model.layers[1].requires_grad_(False)
+    found = rehearse(trainer, 10, EOS, everything=True)
+    assert found.still and all(name.startswith("layers.1.") for name in found.still)
+    assert faults(diagnose(Evidence(2, False, EOS, rehearsal=found))) == ["frozen"]
+    trainer = trainer_for(tmp_path / "cut")
+    trainer.model.layers[1].self_attn.o_proj.weight.register_hook(torch.zeros_like)
+    trainer.optimizer = AdamW(lr=1e-2, weight_decay=0.0)
+    assert rehearse(trainer, 10, EOS, everything=True).still == ("layers.1.self_attn.o_proj.weight",)
+    assert not rehearse(trainer_for(tmp_path / "healthy"), 10, EOS, everything=True).still
 
 
 def test_mask_in_what_was_recorded():

@@ -62,7 +62,15 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
     ) or stream
     worker: Worker = Single()(
         Setting(
-            model, objective or NextToken(), optimizer, World(), device, dtype, plan.clip, plan.accumulate, compiled
+            model=model,
+            objective=objective or NextToken(),
+            optimizer=optimizer,
+            world=World(),
+            device=device,
+            dtype=dtype,
+            clip=plan.clip,
+            micro_batches=plan.accumulate,
+            compiled=compiled,
         )
     )
     watchman = Watchman(plan.guard, device, dtype == torch.float16)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -21,6 +21,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from babyllama.errors import InputError
 
 BUNDLED = Path(__file__).parent / "recipes"
+
+T = TypeVar("T")
+
+
+class _Changeable:
+    """Marks a field in its annotation."""
+
+
+Changeable = Annotated[T, _Changeable()]
+"""A field that does not decide what a run makes: a run may be continued with another value of it."""
 
 
 class Recipe(BaseModel):
@@ -33,6 +43,19 @@ class Recipe(BaseModel):
     def _home(cls, value: Any) -> Any:
         """``~`` is the home folder in every path of every recipe."""
         return _at_home(value)
+
+    def identity(self) -> dict[str, Any]:
+        """Dotted key → value of all that decides what a run makes: every field that is not `Changeable`."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if any(isinstance(mark, _Changeable) for mark in field.metadata):
+                continue
+            if isinstance(value, Recipe):
+                found |= {f"{name}.{key}": inner for key, inner in value.identity().items()}
+            else:
+                found[name] = value
+        return found
 
 
 def _at_home(value: Any) -> Any:

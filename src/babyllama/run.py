@@ -17,18 +17,16 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import xxhash
-import yaml
 
 from babyllama.atomic import disk_errors, json_text, recover_folder, write_atomic, write_folder, write_json
 from babyllama.errors import InputError
-from babyllama.recipe import Recipe, dump_recipe, validate
+from babyllama.recipe import R, Recipe, dump_recipe, parse_yaml, validate
 
 _FIRST = {".lock", "recipe.yaml", "env.json"}  # what `Run.create` writes before run.json
 
@@ -62,8 +60,13 @@ class Run:
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, path: Path, verb: str, recipe: Recipe, parent: Path | None = None) -> Run:
-        """Make the directory, or continue it when it holds the same verb and an equal recipe.
+    def create(cls, path: Path, verb: str, recipe: Recipe, parent: Path | None = None,
+               inputs: Mapping[str, str] | None = None) -> Run:  # fmt: skip
+        """Make the directory, or continue it when it holds the same verb and a recipe of the same identity.
+
+        Args:
+            inputs: key → what its value stands for: the hash of what lies at a path, what ``auto`` became. These are
+                compared in place of the values, so that a path may change, but not what is found there.
 
         Raises:
             InputError: the directory holds something else, another recipe (the keys that differ are named), or is
@@ -72,7 +75,7 @@ class Run:
         run = cls(path)
         text = dump_recipe(recipe)
         if (path / "run.json").exists():
-            run._check_same(verb, recipe)
+            run._check_same(verb, recipe, inputs or {})
         elif path.exists() and not (path.is_dir() and all(_of_create(p) for p in path.iterdir())):
             raise InputError(f"{path}: exists and is not a run; choose another out=… or move it away")
         run.lock()
@@ -80,7 +83,8 @@ class Run:
             write_atomic(path / "recipe.yaml", text)
             write_json(path / "env.json", environment())
             run._write_info({"verb": verb, "status": "started", "parent": str(parent) if parent else None,
-                             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "summary": {}})  # fmt: skip
+                             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "inputs": {**(inputs or {})},
+                             "summary": {}})  # fmt: skip
         return run
 
     @classmethod
@@ -105,17 +109,42 @@ class Run:
                 recover_folder(old.with_name(old.name[1:].removesuffix(".old")))
             self.unlock()
 
-    def _check_same(self, verb: str, recipe: Recipe) -> None:
+    def _check_same(self, verb: str, recipe: Recipe, inputs: Mapping[str, str]) -> None:
         if self.info["verb"] != verb:
             raise InputError(f"{self.path}: holds a {self.info['verb']} run; choose another out=… for {verb}")
-        data = yaml.safe_load((self.path / "recipe.yaml").read_text("utf-8"))
-        with suppress(InputError):  # keys that came with a later version have their defaults
-            data = yaml.safe_load(dump_recipe(validate(type(recipe), data, str(self.path))))
-        old, new = _flat(data), _flat(yaml.safe_load(dump_recipe(recipe)))
-        changed = [f"{k}: {old.get(k)!r} → {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k)]
+        old, new, known = self.recipe(type(recipe)).identity(), recipe.identity(), self.inputs
+        changed = []
+        for key in {**old, **new, **known}:
+            if key in known and key in inputs:
+                if known[key] != inputs[key]:
+                    changed.append(
+                        f"{key}: {new.get(key)} is not what the run began with ({known[key]} → {inputs[key]})"
+                    )
+            elif _plain(old.get(key)) != _plain(new.get(key)):
+                changed.append(f"{key}: {_plain(old.get(key))!r} → {_plain(new.get(key))!r}")
         if changed:
             raise InputError(f"{self.path}: holds a run of another recipe ({'; '.join(changed[:4])}"
                              f"{'; …' if len(changed) > 4 else ''}); choose another out=… or remove it")  # fmt: skip
+
+    def recipe(self, kind: type[R]) -> R:
+        """The recipe that it was last continued with; keys that came with a later version have their defaults."""
+        where = self.path / "recipe.yaml"
+        return validate(kind, parse_yaml(where.read_text("utf-8"), str(where)), str(where))
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """See `create`; empty for a run of an earlier version."""
+        return self.info.get("inputs", {})
+
+    def renew(self, recipe: Recipe, parent: Path | None, inputs: Mapping[str, str]) -> None:
+        """Note the recipe that an unfinished run is continued with, and where its parent is now."""
+        write_atomic(self.path / "recipe.yaml", dump_recipe(recipe))
+        self._write_info({**self.info, "parent": str(parent) if parent else None, "inputs": {**inputs, **self.inputs}})
+
+    def reopen(self, step: int) -> None:
+        """Go back to the state of `step`, to be trained on from there to another end."""
+        self.drop_states(after=step)
+        self._write_info({**self.info, "status": "started", "summary": {}})
 
     def lock(self) -> None:
         """Hold the directory until this process ends, so that two commands cannot write one run."""
@@ -179,16 +208,17 @@ class Run:
         """Swap in a new ``model/``, written by `fill`."""
         write_folder(self.model, fill)
 
-    def save_state(self, step: int, fill: Callable[[Path], None], keep: int = 2) -> None:
-        """Write ``state/step-NNNNNNN``, then drop all but the `keep` newest."""
+    def save_state(self, step: int, fill: Callable[[Path], None], keep: int = 2, branch: int = 0) -> None:
+        """Write ``state/step-NNNNNNN``, then drop all but the `keep` newest and that of step `branch`."""
 
         def fill_and_seal(folder: Path) -> None:
             fill(folder)
             write_json(folder / "files.json", _checksums(folder))
 
         write_folder(self.path / "state" / f"step-{step:07d}", fill_and_seal)
-        for _, folder in self.states()[:-keep]:
-            shutil.rmtree(folder, ignore_errors=True)
+        for old, folder in self.states()[:-keep]:
+            if old != branch:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def states(self) -> list[tuple[int, Path]]:
         """(step, folder) of every state, oldest first, whole or not."""
@@ -240,12 +270,11 @@ def damage(folder: Path) -> str | None:
     return f"truncated or changed: {', '.join(sorted(wrong))}" if wrong else None
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(data, dict) and data:
-        return {
-            k: v for key, item in data.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()
-        }
-    return {prefix: data}
+def _plain(value: Any) -> Any:
+    """A recipe's value as it is compared and shown: a path is the place that it names, however it is written."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value.resolve()) if isinstance(value, Path) else value
 
 
 def environment() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_training import CONTEXT, VOCAB, Formula, small_trainer
+from small_training import CONTEXT, VOCAB, By, Formula, small_trainer
 
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.errors import InputError
@@ -147,8 +147,8 @@ class MultipliesRate(Worker):
 
 
 class ScalesGradients(Worker):
-    def accumulate(self, micro, share):
-        return super().accumulate(micro, share / len(micro))
+    def add_gradients(self, micro, share):
+        return super().add_gradients(micro, share / len(micro))
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
@@ -164,7 +164,7 @@ def test_accumulation_in_muon_and_in_the_objective(tmp_path):
     trainer.engine = MultipliesRate
     assert faults(examine(trainer, 8)) == ["accumulation"]
     trainer = trainer_for(tmp_path / "objective")
-    trainer.objective = lambda model, batch: (NextToken()(model, batch)[0] / 2, {})
+    trainer.objective = By(lambda model, batch: (NextToken()(model, batch)[0] / 2, {}))
     assert faults(examine(trainer, 8)) == ["accumulation"]
 
 
@@ -232,7 +232,7 @@ def overflowing(model, batch):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_overflow(tmp_path, accumulate):
     trainer = trainer_for(tmp_path, dtype=torch.float16, accumulate=accumulate)
-    trainer.objective = overflowing
+    trainer.objective = By(overflowing)
     assert faults(examine(trainer, 40)) == ["fp16 overflow"]
 
 

@@ -10,7 +10,7 @@ from small_training import Formula
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from babyllama.recipe import Recipe
-from babyllama.train.engines.worker import Replica
+from babyllama.train.engines.replica import Replica
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.trainer import Trainer
 
@@ -18,7 +18,7 @@ SEEN: list[tuple[str, str]] = []  # by Spying
 BUCKETS: list[int] = []  # by Counting
 
 
-class Spying(Recipe):
+class Spying(NextToken):
     """NextToken that notes what the model computes in, and what it is."""
 
     def __call__(self, model: Any, batch: Any) -> Any:
@@ -42,6 +42,9 @@ class Nan(Recipe):
     def __call__(self, model: Any, batch: Any) -> Any:
         loss, sums = NextToken()(model, batch)
         return loss * (float("nan") if self.stream.bad else 1.0), sums
+
+    def weight(self, batch: Any) -> float:
+        return batch.weight
 
 
 def poison(trainer: Trainer) -> Trainer:

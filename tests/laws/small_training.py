@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,19 @@ class Formula:
         return torch.Generator().manual_seed(row)
 
 
+@dataclass(frozen=True)
+class By:
+    """An objective that is computed by a function; what its sums count for is NextToken's."""
+
+    compute: Callable[[Transformer, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+    def __call__(self, model: Transformer, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.compute(model, batch)
+
+    def weight(self, batch: Batch) -> float:
+        return batch.weight
+
+
 class Silent:
     """Collects what would be shown."""
 
@@ -92,15 +107,17 @@ def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch
     initialise(model, 0)
     adapter = plan.pop("adapter", Full())
     put_on(model, adapter, seed=1)
-    arguments = {key: plan.pop(key) for key in ("engine", "world", "export", "objective", "seed") if key in plan}
+    arguments = {
+        key: plan.pop(key) for key in ("engine", "world", "export", "objective", "seed", "schedule") if key in plan
+    }
     objective = arguments.pop("objective", NextToken())
     arguments["lisa"] = adapter if isinstance(adapter, Lisa) else None
     run = Run(out) if "world" in arguments and not arguments["world"].first else Run.create(out, "train", Nothing())
     plan = {"steps": steps, "micro_batch_size": 4, "log_every": 1, "save_every": 5, "validate_every": 4, **plan}
     return Trainer(
-        run, model, stream, objective, optimizer or AdamW(lr=1e-2), Cosine(),
-        Plan(**plan), steps, CONTEXT, torch.device("cpu"), dtype, show or Silent(), lambda _: {}, lambda _: [],
-        **arguments,
+        run=run, model=model, stream=stream, objective=objective, optimizer=optimizer or AdamW(lr=1e-2),
+        plan=Plan(**plan), steps=steps, context=CONTEXT, device=torch.device("cpu"), dtype=dtype,
+        show=show or Silent(), validate=lambda _: {}, sample=lambda _: [], **{"schedule": Cosine(), **arguments},
     )  # fmt: skip
 
 

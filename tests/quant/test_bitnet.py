@@ -20,6 +20,7 @@ from babyllama.model.config import ModelChoice, to_hugging_face
 from babyllama.quant.onebit import pack
 from babyllama.recipe import load_recipe
 from babyllama.run import Run
+from babyllama.train.checkpoints import Checkpoints
 from conftest import sharp_model, tiny_config
 
 CPU = torch.device("cpu")
@@ -189,16 +190,16 @@ def test_it_learns_and_its_run_loads(trained, folder):
 
 def test_a_resumed_training_is_the_same_to_the_bit(trained, folder, monkeypatch):
     way, path = trained
-    seen = train.Trainer._save
+    seen = Checkpoints.save
 
-    def stop_after(self, step):
-        seen(self, step)
+    def stop_after(self, step, progress):
+        seen(self, step, progress)
         if step == 40:
-            self.saver.wait()
-            self.run.unlock()
+            self.wait()
+            self._run.unlock()
             raise RuntimeError("cut")
 
-    monkeypatch.setattr(train.Trainer, "_save", stop_after)
+    monkeypatch.setattr(Checkpoints, "save", stop_after)
     with pytest.raises(RuntimeError, match="cut"):
         run(folder, f"{way}-again", way)
     monkeypatch.undo()

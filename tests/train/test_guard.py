@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_training import Formula, Silent, small_trainer
+from small_training import By, Formula, Silent, small_trainer
 from torch import nn
 
 from babyllama.errors import InputError, Interrupted
@@ -30,7 +30,9 @@ def watchman(scaled=False, **guard):
 
 
 def admit(man, loss, norm=1.0, step=1):
-    return bool(man.admit(step, torch.tensor(loss), torch.tensor(norm)))
+    ok, figures = man.judge(torch.tensor(loss), torch.tensor(norm))
+    man.report(step, figures)
+    return bool(ok)
 
 
 # ── the watchman ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -165,7 +167,7 @@ def poisoned_at(step, factor=NAN):
         loss, sums = NextToken()(model, batch)
         return loss * (factor if len(calls) == step else 1.0), sums
 
-    return objective
+    return By(objective)
 
 
 def lines_of(trainer, kind):
@@ -224,7 +226,7 @@ class BadRows(Formula):
 def rewinding(out, stream, show=None, **kwargs):
     guard = {"action": "rewind", "patience": 3}
     trainer = small_trainer(out, guard=guard, show=show, **{"steps": 16, **kwargs})
-    trainer.stream, trainer.objective = stream, stream.objective
+    trainer.stream, trainer.objective = stream, By(stream.objective)
     return trainer
 
 
@@ -255,7 +257,7 @@ def test_three_rewinds_and_it_is_over(tmp_path):
     trainer = rewinding(tmp_path / "run", stream)
     with pytest.raises(Diverged, match="the checkpoint of step 5 is good"):
         trainer.train()
-    assert trainer.rewinds == 3 and len(stream.asked) == 10 + 3 * 3
+    assert trainer.progress.rewinds == 3 and len(stream.asked) == 10 + 3 * 3
     assert all(t.isfinite().all() for t in load_file(tmp_path / "run/state/step-0000005/state.safetensors").values()
                if t.is_floating_point())  # fmt: skip
 
@@ -288,7 +290,7 @@ def test_resume_around_a_rewind_is_bit_for_bit(tmp_path, at, times, number, dtyp
     def end(trainer):
         tensors = trainer.worker.tensors()
         figures = [(m["step"], m["loss"], m["norm"], m["tokens"]) for m in trainer.run.metrics()]
-        return {name: t.numpy().tobytes() for name, t in tensors.items()}, figures, trainer.rewinds
+        return {name: t.numpy().tobytes() for name, t in tensors.items()}, figures, trainer.progress.rewinds
 
     whole = rewinding(tmp_path / "whole", BadRows(EIGHT_TO_TEN), dtype=dtype, optimizer=Muon())
     whole.train()
@@ -297,12 +299,12 @@ def test_resume_around_a_rewind_is_bit_for_bit(tmp_path, at, times, number, dtyp
     )
     with pytest.raises(Interrupted if number else RuntimeError):
         stopped.train()
-    stopped.saver.wait()
+    stopped.checkpoints.wait()
     stopped.run.unlock()
     again = rewinding(tmp_path / "run", BadRows(EIGHT_TO_TEN), dtype=dtype, optimizer=Muon())
     again.train()
     assert end(again) == end(whole)
-    assert again.rewinds == 1
+    assert again.progress.rewinds == 1
 
 
 def test_a_checkpoint_of_another_version_is_one_clear_line():

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from babyllama.atomic import json_text, write_json
 from babyllama.commands.parent import parent_of, restarted, templates, turned
-from babyllama.commands.train import FromModel, NewModel, TrainRecipe, assemble
+from babyllama.commands.train import assemble
+from babyllama.commands.train_recipe import FromModel, NewModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import Batch, Stream
 from babyllama.errors import InputError

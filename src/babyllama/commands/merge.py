@@ -13,7 +13,7 @@ from babyllama.errors import InputError
 from babyllama.load import DTYPES, check_vocabulary, model_folder, read_model, read_tokenizer
 from babyllama.model.adapters import base_link, is_adapter
 from babyllama.model.checkpoint import save_model, weights_dtype
-from babyllama.recipe import Recipe
+from babyllama.recipe import Changeable, Recipe
 from babyllama.run import Run
 
 
@@ -21,7 +21,7 @@ class MergeRecipe(Recipe):
     """The verb's recipe. Computed in float32; an adapter that was trained on a packed base keeps what packing lost."""
 
     model: Path = Field(description="an adapter: a run, or a folder of PEFT's")
-    out: Path = Field(description="the run to make")
+    out: Changeable[Path] = Field(description="the run to make")
     precision: Literal["base", "fp32", "bf16", "fp16"] = Field(default="base", description="base: as its files are")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from babyllama.commands.train import FromModel, NewModel, TrainRecipe
+from babyllama.commands.train_recipe import FromModel, NewModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import DataRecipe
 from babyllama.errors import InputError

@@ -19,7 +19,7 @@ from babyllama.data.shards.shards import Prepared
 from babyllama.data.shards.summary import summary
 from babyllama.data.sources.corpora import CorpusChoice, Source
 from babyllama.errors import InputError
-from babyllama.recipe import Recipe, dump_recipe
+from babyllama.recipe import Changeable, Recipe, dump_recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ from babyllama.tokenizer.tokenizer import Tokenizer
 class PrepareRecipe(Recipe):
     """The verb's recipe; every key can be overridden on the command line."""
 
-    out: Path
+    out: Changeable[Path]
     tokenizer: Path = Field(description="a tokenizer run, a Hugging Face folder or a tokenizer.model")
     corpora: tuple[CorpusChoice, ...] = Field(min_length=1)
     validation: float = Field(0.01, ge=0, le=0.5, description="share of the documents that is held out")

@@ -44,7 +44,7 @@ from babyllama.quant.gptq import Gptq
 from babyllama.quant.int8 import Int8
 from babyllama.quant.onebit import PackSigns
 from babyllama.quant.rtn import Rtn
-from babyllama.recipe import Recipe
+from babyllama.recipe import Changeable, Recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.validation import LossSums
@@ -58,7 +58,7 @@ class QuantizeRecipe(Recipe):
 
     model: Path = Field(description="a run or a Hugging Face LLaMA folder")
     data: Path = Field(description="a prepared folder")
-    out: Path = Field(description="the run to make")
+    out: Changeable[Path] = Field(description="the run to make")
     method: AnyMethod = Gptq()
     sweep: tuple[AnyMethod, ...] = Field(default=(), description="methods to compare instead; no model is kept")
     calibration: Calibration = Calibration()
@@ -174,7 +174,7 @@ def measured(recipe: QuantizeRecipe, model: Transformer, tokenizer: Tokenizer, p
     questions = [question for _, some in chat_questions(prepared, labels, "val", recipe.questions, tokenizer)
                  for question in some]  # fmt: skip
     scores = sum(map(score, ask(engine, tokenizer, questions, recipe.sample_tokens, recipe.rows)), AnswerSums())
-    samples = sampler(Samples(prompts=recipe.prompts, max_tokens=recipe.sample_tokens), tokenizer)
+    samples = sampler(Samples(prompts=recipe.prompts, max_tokens=recipe.sample_tokens), tokenizer, context)
     return {"held_bytes": held, **whole.figures, "corpora": {name: sums.figures for name, sums in losses.items()},
             "answers": scores.figures if scores.asked else None,
             "samples": dict(samples(model)),

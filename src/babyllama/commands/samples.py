@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from pydantic import Field
 
+from babyllama.errors import InputError
 from babyllama.infer.engine import Engine as Generator
 from babyllama.infer.sampling import Sampling
 from babyllama.model.transformer import Transformer
@@ -23,16 +24,29 @@ class Samples(Recipe):
     sampling: Sampling = Sampling(temperature=0.0)
 
 
-def sampler(samples: Samples, tokenizer: Tokenizer) -> Callable[[Transformer], Iterator[tuple[str, str]]]:
-    """model → (prompt, what follows) of each prompt."""
+def sampler(
+    samples: Samples, tokenizer: Tokenizer, positions: int
+) -> Callable[[Transformer], Iterator[tuple[str, str]]]:
+    """model → (prompt, what follows) of each prompt.
+
+    Args:
+        positions: of the model.
+
+    Raises:
+        InputError: a prompt that leaves no position for an answer.
+    """
+    if samples.chat:
+        asked = [render_chat(tokenizer, [{"role": "user", "content": p}], True).tokens for p in samples.prompts]
+    else:
+        asked = [[*tokenizer.start_ids, *tokenizer.encode(p)] for p in samples.prompts]
+    for number, (prompt, tokens) in enumerate(zip(samples.prompts, asked, strict=True)):
+        if len(tokens) >= positions:
+            raise InputError(f"samples.prompts.{number}: {prompt[:20]!r}… has {len(tokens)} tokens, the model "
+                             f"{positions} positions, which leaves none for an answer; shorten it")  # fmt: skip
 
     def sample(model: Transformer) -> Iterator[tuple[str, str]]:
         if not samples.prompts:
             return
-        if samples.chat:
-            asked = [render_chat(tokenizer, [{"role": "user", "content": p}], True).tokens for p in samples.prompts]
-        else:
-            asked = [[*tokenizer.start_ids, *tokenizer.encode(p)] for p in samples.prompts]
         answers = Generator(model, tokenizer.vocab_size).generate(
             asked, samples.sampling, samples.max_tokens, tokenizer.stop_ids
         )

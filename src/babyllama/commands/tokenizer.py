@@ -13,7 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from babyllama.data.sources.corpora import CorpusChoice, read_texts
 from babyllama.data.sources.hub import HubFile, fetch
-from babyllama.recipe import Recipe
+from babyllama.recipe import Changeable, Recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe
@@ -57,7 +57,7 @@ class FolderSource(Recipe):
 class TokenizerRecipe(Recipe):
     """The verb's recipe; every key can be overridden on the command line."""
 
-    out: Path
+    out: Changeable[Path]
     source: Annotated[TrainSource | ChatGlm2Source | FolderSource, Field(discriminator="kind")]
     chat_template: Literal["roles", "bos"] | None = Field(None, description="the vocabulary's own when absent")
 

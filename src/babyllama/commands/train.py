@@ -6,17 +6,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
-from pydantic import Field, model_validator
 
-from babyllama.commands.samples import Samples, sampler
+from babyllama.commands.continuing import inputs_of, open_run, settled
+from babyllama.commands.samples import sampler
 from babyllama.commands.teacher import objective_of
+from babyllama.commands.train_recipe import FromModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import DataRecipe, Rows, Stream
 from babyllama.data.streams.remarks import remarks
-from babyllama.data.streams.replay import Mixed, Replay
+from babyllama.data.streams.replay import Mixed
 from babyllama.data.streams.resident import Resident
 from babyllama.data.streams.stretch import Stretched
 from babyllama.errors import InputError, Interrupted
@@ -28,91 +29,21 @@ from babyllama.load import (
     check_vocabulary,
     model_folder,
     pick_device,
-    pick_precision,
     read_model,
     read_tokenizer,
 )
 from babyllama.model.adapters import BaseLink, claim_base, save_adapter
-from babyllama.model.attention import FullAttention, ShiftedSparse
 from babyllama.model.checkpoint import save_model
-from babyllama.model.config import ModelChoice, ModelConfig
-from babyllama.model.laws import ClexRope, RopeConfig
+from babyllama.model.config import ModelConfig
 from babyllama.model.lora import Lora
 from babyllama.model.transformer import Transformer, initialise
-from babyllama.recipe import Recipe
-from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.train.engines.engines import Engine, Single
 from babyllama.train.engines.world import World
-from babyllama.train.losses.distil import Distil
 from babyllama.train.losses.objectives import NextToken
-from babyllama.train.optimizers.optim import Muon, Optimizer, Schedule, Wsd
-from babyllama.train.plan import Plan
 from babyllama.train.trainer import Trainer
-from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, Lisa, OneBit, check, put_on
+from babyllama.train.tuning import Full, Lisa, put_on
 from babyllama.train.validation import LossSums
 from babyllama.train.watch import Watch
-
-
-class NewModel(Recipe):
-    """Start from random weights."""
-
-    kind: Literal["new"] = "new"
-    model: ModelChoice = ModelChoice(preset="tiny")
-    tokenizer: Path | None = Field(default=None, description="a tokenizer run; the prepared data's own when absent")
-
-
-class FromModel(Recipe):
-    """Start from the model of a run or of a Hugging Face LLaMA folder."""
-
-    kind: Literal["from"] = "from"
-    path: Path
-    rope: RopeConfig | None = Field(default=None, description="another law, to train for a longer context")
-
-
-class TrainRecipe(Recipe):
-    """The verb's recipe; every key can be overridden on the command line."""
-
-    out: Path
-    data: DataRecipe
-    replay: Replay | None = Field(default=None, description="rows of earlier data between the new, against forgetting")
-    init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
-    objective: Annotated[NextToken | Distil, Field(discriminator="kind")] = Field(
-        default=NextToken(), description="adapter.kind=onebit's is distil"
-    )
-    attend: Annotated[FullAttention | ShiftedSparse, Field(discriminator="kind")] = Field(
-        default=FullAttention(), description="while it trains; validation, samples and chats attend in full"
-    )
-    adapter: Adapter = Field(default=Full(), description="what is trained; lora and dora save an adapter")
-    engine: Engine = Single()
-    optimizer: Optimizer = Field(default=Muon(), description="an adapter's is adamw, lr 0.001, without decay")
-    schedule: Schedule = Wsd()
-    plan: Plan
-    samples: Samples = Samples()
-    seed: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="fast: bf16 on a CPU too, if its instructions multiply it")  # fmt: skip
-    compile: bool | None = Field(default=None, description="torch.compile; where it works and pays when absent")
-
-    @model_validator(mode="after")
-    def _choices_fit(self) -> Self:
-        if isinstance(self.adapter, Lora) and "optimizer" not in self.model_fields_set:
-            # A default that hangs on another field; nobody has the recipe yet.
-            object.__setattr__(self, "optimizer", ADAPTER_OPTIMIZER)
-        if isinstance(self.adapter, OneBit) and "objective" not in self.model_fields_set:
-            object.__setattr__(self, "objective", Distil())
-        if isinstance(self.objective, Distil):
-            self.objective.check(isinstance(self.init, NewModel), self.compile)
-        check(self.adapter, self.optimizer, self.engine.kind, isinstance(self.init, NewModel))
-        law = self.init.rope if isinstance(self.init, FromModel) else None
-        if isinstance(self.adapter, Lora) and isinstance(law, ClexRope):
-            # Its weights would stay as they start: an adapter freezes all that it does not train itself.
-            raise InputError(
-                f"init.rope.kind: clex has weights to learn, which adapter.kind={self.adapter.kind} freezes; "
-                "extend the base with adapter.kind=full first, or use another law, such as yarn"
-            )
-        return self
 
 
 def main(recipe: TrainRecipe) -> None:
@@ -159,7 +90,8 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     put_on(model, recipe.adapter, recipe.seed)
     stream = _stream(recipe, prepared, context, tokenizer)
     steps = recipe.plan.total_steps(stream.rows, context)
-    precision = pick_precision(recipe.precision, device)
+    made = settled(recipe, world, device)
+    precision: Precision = made.precision  # type: ignore[assignment]
     lisa = recipe.adapter if isinstance(recipe.adapter, Lisa) else None  # each of its draws would be compiled anew
     suits = device.type == "cuda" and not lisa and isinstance(recipe.objective, NextToken)
     compiled = suits and can_compile(device) if recipe.compile is None else recipe.compile
@@ -179,13 +111,16 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
 
     resident = Resident.of(stream, context, device) if device.type == "cuda" and isinstance(stream, Stream) else None
     rows = _stretched(recipe, model.config, resident or stream, context)
-    run = _run(recipe, world)
+    sample = sampler(recipe.samples, tokenizer, model.config.max_position_embeddings)
+    inputs = inputs_of(made, prepared, tokenizer.hash) if world.first else {}
+    run = open_run(recipe, world, inputs, stream.rows, context)
     if base is not None:
         claim_base(run.path, base, world.first)
     trainer = Trainer(
-        run, model, rows, objective, recipe.optimizer, recipe.schedule,
-        recipe.plan, steps, context, device, DTYPES[precision], watch, _validator(recipe, prepared, context),
-        sampler(recipe.samples, tokenizer), export, compiled, recipe.engine, world, recipe.attend, lisa, recipe.seed,
+        run=run, model=model, stream=rows, objective=objective, optimizer=made.optimizer, schedule=recipe.schedule,
+        plan=recipe.plan, steps=steps, context=context, device=device, dtype=DTYPES[precision], show=watch,
+        validate=_validator(recipe, prepared, context), sample=sample, export=export, compile=compiled,
+        engine=recipe.engine, world=world, attend=recipe.attend, lisa=lisa, seed=recipe.seed,
     )  # fmt: skip
     return Assembled(trainer, watch, prepared, stream, export, precision)
 
@@ -213,17 +148,6 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
             run.finish(parameters=model.config.parameters, trained_parameters=trained, precision=precision,
                        device=device_name(device), processes=world.size, **figures)  # fmt: skip
         watch.line(f"{recipe.out}/model is ready: babyllama chat {recipe.out}")
-
-
-def _run(recipe: TrainRecipe, world: World) -> Run:
-    """The run directory, made and locked by the first rank; the others only read it."""
-    parent = recipe.init.path if isinstance(recipe.init, FromModel) else None
-    if world.first:
-        run = Run.create(recipe.out, "train", recipe, parent)
-        world.wait()
-        return run
-    world.wait()
-    return Run(recipe.out)
 
 
 def _part(recipe: TrainRecipe, trained: int) -> str:

@@ -1,7 +1,7 @@
 """The guard: which steps are taken. A loss that is no number or that jumps must not reach the weights.
 
-It decides on the device, so the host never waits for a step; the host reads the verdicts a few steps later. float16's
-loss scale lives here too: an overflow is a verdict like the others. Not here: what then happens (trainer.py).
+It decides on the device, so the host never waits for a step; the host reads the outcomes a few steps later. float16's
+loss scale lives here too: an overflow is an outcome like the others. Not here: what then happens (trainer.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Guard(Recipe):
     settle: int = Field(default=100, ge=1, description="good steps before a jump can be told")
 
 
-class Verdict(NamedTuple):
+class Outcome(NamedTuple):
     """What the host learns of one step."""
 
     step: int
@@ -45,6 +45,7 @@ class Verdict(NamedTuple):
     norm: float
     bad: bool  # left out, and no mere overflow
     skipped: int  # steps left out so far, overflows included
+    metrics: tuple[float, ...] = ()  # what else the objective measured, in its order
 
 
 class Watchman:
@@ -59,21 +60,15 @@ class Watchman:
         self.scale = number(FIRST_SCALE if scaled else 1.0)
         self.calm, self.good, self.skipped = number(0), number(0), number(0)
         self.mean, self.variance = number(0), number(0)
-        self.verdicts: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+        self.outcomes: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
 
-    def admit(self, step: int, loss: Tensor, norm: Tensor) -> Tensor:
-        """Judge a step and report it: whether it may be taken, a boolean scalar on the device."""
-        ok, figures = self.judge(loss, norm)
-        self.report(step, figures)
-        return ok
-
-    def judge(self, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(self, loss: Tensor, norm: Tensor, metrics: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Whether a step may be taken, the same on every rank, and the figures for `report`.
 
         All of it happens on the device, in place, so that a CUDA graph can hold it.
 
         Args:
-            loss: mean over the global batch.  norm: of the global gradient, unscaled.
+            loss: mean over the global batch.  norm: of the global gradient, unscaled.  metrics: (M,), to be passed on.
         """
         loss, norm = loss.detach().float(), norm.detach().float()
         finite = loss.isfinite() & norm.isfinite()
@@ -83,7 +78,8 @@ class Watchman:
         if self.scaled:
             self._rescale(overflow)
         self.skipped += (~ok).float()
-        return ok, torch.stack([loss, norm, (~ok & ~overflow).float(), self.skipped])
+        figures = torch.stack([loss, norm, (~ok & ~overflow).float(), self.skipped])
+        return ok, figures if metrics is None else torch.cat([figures, metrics.float()])
 
     def bears(self, loss: Tensor) -> Tensor:
         """Whether a step of this mean loss may be taken, as far as the loss tells: a boolean scalar."""
@@ -108,26 +104,26 @@ class Watchman:
     def report(self, step: int, figures: Tensor) -> None:
         """Send a step's figures to the host, which reads them when they have come."""
         if not figures.is_cuda:
-            self.verdicts.append((step, figures, None))
+            self.outcomes.append((step, figures, None))
             return
         host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
         host.copy_(figures, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
-        self.verdicts.append((step, host, done))
+        self.outcomes.append((step, host, done))
 
-    def read(self, wait: bool = False) -> list[Verdict]:
-        """The verdicts that have come in since the last call; with `wait`, of every step so far."""
+    def read(self, wait: bool = False) -> list[Outcome]:
+        """The outcomes that have come in since the last call; with `wait`, of every step so far."""
         found = []
-        while self.verdicts:
-            step, figures, done = self.verdicts[0]
+        while self.outcomes:
+            step, figures, done = self.outcomes[0]
             if done is not None:
                 if not wait and not done.query():
                     break
                 done.synchronize()
-            self.verdicts.popleft()
-            loss, norm, bad, skipped = figures.tolist()
-            found.append(Verdict(step, loss, norm, bool(bad), int(skipped)))
+            self.outcomes.popleft()
+            loss, norm, bad, skipped, *metrics = figures.tolist()
+            found.append(Outcome(step, loss, norm, bool(bad), int(skipped), tuple(metrics)))
         return found
 
     @property
@@ -136,7 +132,7 @@ class Watchman:
         return {name: getattr(self, name) for name in ("scale", "calm", "good", "skipped", "mean", "variance")}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take the state back, from ``guard.NAME``. Verdicts that nobody read are forgotten."""
+        """Take the state back, from ``guard.NAME``. Outcomes that nobody read are forgotten."""
         missing = [name for name in self.state if f"guard.{name}" not in state]
         if missing:
             raise InputError(
@@ -144,4 +140,4 @@ class Watchman:
             )
         for name in self.state:
             getattr(self, name).copy_(state[f"guard.{name}"])
-        self.verdicts.clear()
+        self.outcomes.clear()

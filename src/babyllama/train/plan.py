@@ -6,36 +6,46 @@ Not here: the loop that follows it (trainer.py), the verb that proposes one (com
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from babyllama.errors import InputError
-from babyllama.recipe import Recipe
+from babyllama.recipe import Changeable, Recipe
 from babyllama.train.guard import Guard
 
 
 class Plan(Recipe):
     """How long and in what portions to train. Give exactly one of steps, epochs, tokens.
 
-    A step reads micro_batch_size × accumulate rows, however many processes share them out.
+    A step reads micro_batch_size × accumulate rows, however many processes share them out. How they are cut may change
+    while a run is continued, their number not. Whether its length may, the schedule says.
     """
 
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    tokens: int | None = Field(default=None, ge=1)
+    steps: Changeable[int | None] = Field(default=None, ge=1)
+    epochs: Changeable[float | None] = Field(default=None, gt=0)
+    tokens: Changeable[int | None] = Field(default=None, ge=1)
     context: int | None = Field(default=None, ge=2, description="tokens a row; the model's longest when absent")
-    micro_batch_size: int = Field(default=32, ge=1, description="rows in one forward pass")
-    accumulate: int = Field(default=1, ge=1, description="forward passes in one optimiser step, over all processes")
+    micro_batch_size: Changeable[int] = Field(default=32, ge=1, description="rows in one forward pass")
+    accumulate: Changeable[int] = Field(
+        default=1, ge=1, description="forward passes in one optimiser step, over all processes"
+    )
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
-    recompute: bool = Field(default=False, description="activation checkpointing: a third more time, far less memory")
+    recompute: Changeable[bool] = Field(
+        default=False, description="activation checkpointing: a third more time, far less memory"
+    )
     guard: Guard = Guard()
-    log_every: int = Field(default=10, ge=1, description="steps")
-    validate_every: int = Field(default=250, ge=1, description="steps")
-    validation_tokens: int = Field(default=65_536, ge=1, description="read at most, of each corpus")
-    sample_every: int = Field(default=250, ge=1, description="steps")
-    save_every: int = Field(default=250, ge=1, description="steps")
-    keep: int = Field(default=2, ge=2, description="checkpoints; two, so that a damaged one has another before it")
-    keep_best: bool = Field(default=True, description="keep the model of the lowest validation loss in best/")
+    log_every: Changeable[int] = Field(default=10, ge=1, description="steps")
+    validate_every: Changeable[int] = Field(default=250, ge=1, description="steps")
+    validation_tokens: Changeable[int] = Field(default=65_536, ge=1, description="read at most, of each corpus")
+    sample_every: Changeable[int] = Field(default=250, ge=1, description="steps")
+    save_every: Changeable[int] = Field(default=250, ge=1, description="steps")
+    keep: Changeable[int] = Field(
+        default=2, ge=2, description="checkpoints; two, so that a damaged one has another before it"
+    )
+    keep_best: Changeable[bool] = Field(
+        default=True, description="keep the model of the lowest validation loss in best/"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Plan:
@@ -48,6 +58,10 @@ class Plan(Recipe):
         """Rows in one optimiser step."""
         return self.micro_batch_size * self.accumulate
 
+    def identity(self) -> dict[str, Any]:
+        """As every recipe's, and how many rows a step reads."""
+        return {**super().identity(), "rows": self.rows}
+
     def total_steps(self, rows_in_epoch: int, context: int) -> int:
         if self.steps is not None:
             return self.steps
@@ -56,7 +70,8 @@ class Plan(Recipe):
         return max(1, math.ceil((self.tokens or 0) / (self.rows * context)))
 
     def shares(self, size: int) -> list[int]:
-        """Rows of each micro-batch of one of `size` processes: equal ones, none above micro_batch_size.
+        """Rows of each micro-batch of one of `size` processes, the same on every one: as few micro-batches as
+        micro_batch_size allows, of sizes that differ by one row at most.
 
         Raises:
             InputError: the rows of a step cannot be shared out equally.
@@ -67,5 +82,5 @@ class Plan(Recipe):
                 f"processes; choose a multiple of {size}"
             )
         mine = self.rows // size
-        pieces = next(n for n in range(-(-mine // self.micro_batch_size), mine + 1) if mine % n == 0)
-        return [mine // pieces] * pieces
+        pieces = -(-mine // self.micro_batch_size)
+        return [mine // pieces + (number < mine % pieces) for number in range(pieces)]

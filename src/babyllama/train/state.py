@@ -1,6 +1,6 @@
-"""Resume state on disk: what a worker, the guard and the random generators need to go on ↔ a folder.
+"""Resume state on disk: what a worker and the guard need to go on ↔ a folder.
 
-    state.safetensors   float32 masters, optimiser moments, guard, generators      state.json   step, tokens seen, …
+    state.safetensors   float32 masters, optimiser moments, guard      state.json   step, tokens seen, …
     *.distcp .metadata  in place of state.safetensors: the same tensors in the parts that the ranks held (torch DCP)
 
 Written in the background: `Saver` copies nothing itself and holds one write at a time. Not here: the folder's
@@ -27,22 +27,6 @@ from babyllama.atomic import write_json
 def on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies in the host's memory, which training goes on without touching."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-
-
-def generators() -> dict[str, Tensor]:
-    """The states of this process's random generators."""
-    found = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found
-
-
-def set_generators(states: dict[str, Tensor]) -> None:
-    """The end of `generators`."""
-    if "cpu" in states:
-        torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -10,8 +10,9 @@ from spread_training import losses, settings
 from babyllama.errors import InputError
 from babyllama.train.engines.deepspeed import _config, _package
 from babyllama.train.engines.engines import Ddp, DeepSpeed, Engine, Fsdp, Single
+from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.skeleton import Skeleton
-from babyllama.train.engines.worker import Setting, Worker
+from babyllama.train.engines.worker import Worker
 from babyllama.train.engines.world import World
 from babyllama.train.optimizers.optim import AdamW, Muon
 
@@ -74,7 +75,8 @@ def test_deepspeed_on_a_cpu_without_fp16_is_one_clear_line(monkeypatch, tmp_path
 
 def test_deepspeed_gets_no_schedule_of_its_own():
     """Fault 2: a scheduler whose highest rate stayed at 1.0, `betas` given twice, accumulation under another name."""
-    setting = Setting(torch.nn.ReLU(), None, AdamW(), World(), torch.device("cpu"), torch.bfloat16, 0.7, 16, False)  # type: ignore[arg-type]
+    setting = Setting(model=torch.nn.ReLU(), objective=None, optimizer=AdamW(), world=World(), clip=0.7,  # type: ignore[arg-type]
+                      device=torch.device("cpu"), dtype=torch.bfloat16, micro_batches=16, compiled=False)  # fmt: skip
     config = _config(setting, 2, True)
     assert not {"scheduler", "optimizer"} & set(config)
     assert config["gradient_accumulation_steps"] == 16 and config["gradient_clipping"] == 0.7

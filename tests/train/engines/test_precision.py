@@ -9,15 +9,15 @@ from torch import nn
 from torch.func import functional_call
 
 from babyllama.model.transformer import Transformer, recompute
-from babyllama.train.engines.precision import InHalf, Loss
+from babyllama.train.engines.precision import InHalf, LossModule
 from babyllama.train.losses.objectives import NextToken
 
 HALVES = [torch.bfloat16, torch.float16]
 
 
-def small_loss(tmp_path, tie=True, objective=None) -> Loss:
+def small_loss(tmp_path, tie=True, objective=None) -> LossModule:
     model: Transformer = small_trainer(tmp_path / "run", tie=tie).model
-    return Loss(model, objective or NextToken())
+    return LossModule(model, objective or NextToken())
 
 
 def gradients(loss):

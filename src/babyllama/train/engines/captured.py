@@ -14,7 +14,8 @@ from torch import Tensor
 
 from babyllama.data.streams.batches import Batch
 from babyllama.hardware import allowed_memory
-from babyllama.train.engines.worker import Setting, Worker
+from babyllama.train.engines.setting import Setting
+from babyllama.train.engines.worker import Worker
 from babyllama.train.guard import Watchman
 from babyllama.train.optimizers.optim import AdamW, Muon
 

@@ -23,9 +23,10 @@ from torch.nn.functional import pad
 
 from babyllama.data.streams.batches import Batch
 from babyllama.model.transformer import Transformer
-from babyllama.train.engines.precision import Loss
+from babyllama.train.engines.precision import LossModule
+from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.skeleton import Skeleton
-from babyllama.train.engines.worker import Setting, Worker, check_masters
+from babyllama.train.engines.worker import Worker, check_masters
 from babyllama.train.guard import Watchman
 from babyllama.train.state import on_host
 
@@ -78,7 +79,7 @@ class Zero(Worker):
         self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.optimizers = setting.optimizer.build(self.named)
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
-        loss = Loss(self.model, setting.objective)
+        loss = LossModule(self.model, setting.objective)
         if stage == 3:  # the loss itself uses the head's weight
             library.zero.register_external_parameter(loss, self.model.lm_head.weight)
         with redirect_stdout(io.StringIO()):  # it prints tables of memory
@@ -102,20 +103,21 @@ class Zero(Worker):
             self.module.optimizer.override_loss_scale(watchman.scale.item())
         for group, rate in zip(self.module.optimizer.param_groups, self.rates[0], strict=True):
             group["lr"] = rate * factor
-        found, bears = torch.zeros((), device=self.device), True
+        found, bears = torch.zeros(1, device=self.device), True
         with self._computing():
             for number, batch in enumerate(micro, 1):
-                loss, _ = self.module(batch.to(self.device))
-                found += loss.detach()
+                loss, metrics = self.module(batch.to(self.device))
+                found = found + self._measured(loss, metrics)
                 if number == len(micro):
                     found = self.world.reduce_(found) / total
-                    bears = bool(watchman.bears(found))
+                    bears = bool(watchman.bears(found[0]))
                 # DeepSpeed averages over the ranks, and must not divide by the micro-batches.
                 scale = self.world.size / total if bears else float("nan")
                 self.module.backward(loss * scale, scale_wrt_gas=False)
                 self.module.step()
         norm = float(self.module.get_global_grad_norm()) if self.module.was_step_applied() else float("nan")
-        watchman.admit(step, found, torch.tensor(norm if bears else 0.0, device=self.device))
+        _, figures = watchman.judge(found[0], torch.tensor(norm if bears else 0.0, device=self.device), found[1:])
+        watchman.report(step, figures)
 
     def warm_up(self, micro: Sequence[Batch]) -> None:
         """Nothing: DeepSpeed counts every backward pass, so the first step compiles."""
@@ -224,7 +226,7 @@ def _config(setting: Setting, stage: int, offload: bool) -> dict[str, Any]:
             zero["offload_param"] = place
     return {
         "train_micro_batch_size_per_gpu": 1,  # of no effect: the trainer cuts the batches
-        "gradient_accumulation_steps": setting.accumulate,
+        "gradient_accumulation_steps": setting.micro_batches,
         "gradient_clipping": setting.clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

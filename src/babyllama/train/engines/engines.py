@@ -17,7 +17,9 @@ from pydantic import Field
 from babyllama.errors import InputError, needs_extra
 from babyllama.recipe import Recipe
 from babyllama.train.engines.captured import Captured
-from babyllama.train.engines.worker import Replica, Setting, Worker
+from babyllama.train.engines.replica import Replica
+from babyllama.train.engines.setting import Setting
+from babyllama.train.engines.worker import Worker
 from babyllama.train.optimizers.optim import Optimizer
 
 

@@ -7,6 +7,7 @@ and scattered. Checkpoints are written by all ranks, each its own rows. Imported
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,11 +20,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from babyllama.atomic import disk_errors
 from babyllama.model.transformer import Transformer
-from babyllama.run import Run
-from babyllama.train.engines.precision import Loss
+from babyllama.train.engines.precision import LossModule
+from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.skeleton import Skeleton
-from babyllama.train.engines.worker import Setting, Worker, freeze
+from babyllama.train.engines.worker import Save, Worker, freeze
+from babyllama.train.engines.world import World
 from babyllama.train.state import on_host, read_facts, read_shards, sharded, write_facts, write_shards
 
 
@@ -39,7 +42,7 @@ class Sharded(Worker):
         self._skeleton = Skeleton(setting.model)
         super().__init__(setting)
 
-    def _prepare(self, loss: Loss) -> nn.Module:
+    def _prepare(self, loss: LossModule) -> nn.Module:
         precision = MixedPrecisionPolicy()
         if self.setting.dtype != torch.float32:
             precision = MixedPrecisionPolicy(param_dtype=self.setting.dtype, reduce_dtype=torch.float32)
@@ -89,11 +92,11 @@ class Sharded(Worker):
         return {}
 
     # ── state ──────────────────────────────────────────────────────────────────────────────────────────────────
-    def writer(self, run: Run, step: int, extra: dict[str, Tensor], facts: dict[str, Any], keep: int
-               ) -> Callable[[], None]:  # fmt: skip
+    def writer(self, save: Save, extra: dict[str, Tensor], facts: dict[str, Any]) -> Callable[[], None]:
         """As in Worker, but all ranks write: in the folder that the first has made, which then seals it."""
         tensors = {name: self._copied(tensor) for name, tensor in {**self.tensors(), **extra}.items()}
-        return lambda: _write_together(self._savers, run, step, tensors, facts, keep)
+        facts = copy.deepcopy(facts)
+        return lambda: _write_together(self._savers, save, tensors, facts)
 
     def _copied(self, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, DTensor):
@@ -140,13 +143,12 @@ def _rows(mine: Tensor, mesh: Any, size: torch.Size) -> DTensor:
     return DTensor.from_local(mine, mesh, [Shard(0)], run_check=False, shape=size, stride=stride)
 
 
-def _write_together(savers: Any, run: Run, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], keep: int
-                    ) -> None:  # fmt: skip
+def _write_together(savers: World, save: Save, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """All ranks call it, in their saving threads. Raises on every rank when one could not write."""
     if not savers.first:
         folder = savers.agree(None)
         if folder is not None:
-            write_shards(folder, tensors, savers.group)
+            _write_shards(folder, tensors, savers)
         return
     told = False
 
@@ -154,11 +156,25 @@ def _write_together(savers: Any, run: Run, step: int, tensors: dict[str, Tensor]
         nonlocal told
         told = True
         savers.agree(folder)
-        write_shards(folder, tensors, savers.group)
+        _write_shards(folder, tensors, savers)
         write_facts(folder, facts)
 
     try:
-        run.save_state(step, fill, keep=keep)
+        save(fill)
     finally:
         if not told:  # the others are waiting for a folder that could not be made
             savers.agree(None)
+
+
+def _write_shards(folder: Path, tensors: dict[str, Tensor], savers: World) -> None:
+    """This rank's part of a checkpoint. A rank's full disk is one line; torch wraps it in a CheckpointException."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        write_shards(folder, tensors, savers.group)
+    except CheckpointException as error:
+        for cause, _ in error.failures.values():
+            with disk_errors(folder):
+                if isinstance(cause, Exception):
+                    raise cause from None
+        raise

@@ -19,7 +19,7 @@ from babyllama.model.transformer import Transformer
 from babyllama.train.losses.objectives import Objective
 
 
-class Loss(nn.Module):
+class LossModule(nn.Module):
     """A model and what it is trained for, as one module: batch → (summed loss, metrics).
 
     The engines wrap it whole: their hooks then see every use of every weight, the head's included.
@@ -36,7 +36,7 @@ class Loss(nn.Module):
 class InHalf(nn.Module):
     """The same, computed with copies of the weights in `dtype`. Tied weights stay tied."""
 
-    def __init__(self, inner: Loss, dtype: torch.dtype) -> None:
+    def __init__(self, inner: LossModule, dtype: torch.dtype) -> None:
         super().__init__()
         self.inner, self.dtype = inner, dtype
 

@@ -1,8 +1,8 @@
 """One process's part of a training: the float32 parameters, their gradients and optimisers, one step at a time.
 
-`Worker` is a process alone and the base of the others; `Replica` is one of many with a whole copy each (DDP). Not here:
-which of them a recipe asks for (engines.py), shards (fsdp.py, deepspeed.py), the loop, which rows a rank reads
-(trainer.py), what ranks tell each other (world.py).
+`Worker` is a process alone and the base of the others. Not here: which of them a recipe asks for (engines.py), copies
+and shards (replica.py, fsdp.py, deepspeed.py), the loop, which rows a rank reads (trainer.py), what ranks tell each
+other (world.py).
 """
 
 from __future__ import annotations
@@ -15,40 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError
-from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.rope import exact
 from babyllama.model.transformer import Attention, Transformer
-from babyllama.run import Run
-from babyllama.train.engines.precision import InHalf, Loss
-from babyllama.train.engines.world import World
+from babyllama.train.engines.precision import InHalf, LossModule
+from babyllama.train.engines.setting import Setting
 from babyllama.train.guard import Watchman
-from babyllama.train.lisa import Lisa
-from babyllama.train.losses.objectives import Objective
-from babyllama.train.optimizers.optim import Optimizer
 from babyllama.train.state import on_host, read_state, write_state
 
-
-class Setting:
-    """What every engine needs to begin; made once by the trainer."""
-
-    def __init__(self, model: Transformer, objective: Objective, optimizer: Optimizer, world: World,
-                 device: torch.device, dtype: torch.dtype, clip: float, accumulate: int, compiled: bool,
-                 attend: Attend = attend_sdpa, lisa: Lisa | None = None, seed: int = 1) -> None:  # fmt: skip
-        self.model, self.objective, self.optimizer, self.world = model, objective, optimizer, world
-        self.device, self.dtype, self.clip = device, dtype, clip
-        self.attend = attend  # while it trains; validation and samples attend in full
-        self.accumulate, self.compiled = accumulate, compiled  # accumulate: micro-batches of one rank in one step
-        self.lisa, self.seed = lisa, seed
-        trained = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
-        self.adapter = trained if len(trained) < sum(1 for _ in model.parameters()) else frozenset()
-
-    def copied(self, name: str) -> torch.dtype:
-        """The dtype of a parameter in a copy of the model: what it computes in, but an adapter's float32."""
-        return torch.float32 if name in self.adapter or exact(name) else self.dtype
+Save = Callable[[Callable[[Path], None]], None]  # (what fills an empty folder) → the folder is in its place
 
 
 class Worker:
@@ -62,12 +39,12 @@ class Worker:
         self.setting, self.world, self.device = setting, setting.world, setting.device
         self.model = setting.model
         self.forward: Callable[..., Tensor] | None = None
-        self.module = self._prepare(Loss(self.model, setting.objective))
+        self.module = self._prepare(LossModule(self.model, setting.objective))
         self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.optimizers = setting.optimizer.build(self.named)
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
 
-    def _prepare(self, loss: Loss) -> nn.Module:
+    def _prepare(self, loss: LossModule) -> nn.Module:
         """The model in its place, compiled or not, and the module around it that is called with a batch."""
         freeze(self.model, self.setting.dtype)
         self.model.to(self.device)
@@ -91,9 +68,9 @@ class Worker:
     def _advance(self, micro: Sequence[Batch], total: float | Tensor, factor: float | Tensor,
                  watchman: Watchman) -> Tensor:  # fmt: skip
         """All that an update does on the device; returns the watchman's figures of it."""
-        loss = self.world.reduce_(self.accumulate(micro, watchman.scale / total)) / total
+        loss, *metrics = (self.world.reduce_(self.add_gradients(micro, watchman.scale / total)) / total).unbind()
         norm = self._norm() / watchman.scale
-        ok, figures = watchman.judge(loss, norm)
+        ok, figures = watchman.judge(loss, norm, torch.stack(metrics) if metrics else None)
         shrink = (self.setting.clip / (norm + 1e-6)).clamp(max=1.0) / watchman.scale
         torch._foreach_mul_(self._grads(), shrink)
         self._set_rates(factor)
@@ -133,16 +110,27 @@ class Worker:
     def _rewrap(self) -> None:
         """After other parameters than before want a gradient."""
 
-    def accumulate(self, micro: Sequence[Batch], share: Tensor) -> Tensor:
-        """Add the gradients of `share` × each micro-batch's summed loss; returns this rank's summed loss."""
-        found = torch.zeros((), device=self.device)
+    def add_gradients(self, micro: Sequence[Batch], share: Tensor) -> Tensor:
+        """Add the gradients of `share` × each micro-batch's summed loss.
+
+        Returns:
+            (1 + M,): this rank's sums of the loss and of the objective's metrics.
+        """
+        found = torch.zeros(1, device=self.device)
         with self._computing():
             for number, batch in enumerate(micro, 1):
                 with self._synchronising(number == len(micro)):
-                    loss, _ = self.module(batch.to(self.device))
+                    loss, metrics = self.module(batch.to(self.device))
                     (loss * (share * self._averaged)).backward()
-                found += loss.detach()
+                found = found + self._measured(loss, metrics)
         return found
+
+    metrics: tuple[str, ...] = ()  # what the objective measures besides its loss, known from the first step on
+
+    def _measured(self, loss: Tensor, metrics: dict[str, Tensor]) -> Tensor:
+        """(1 + M,): a micro-batch's summed loss and metrics."""
+        self.metrics = tuple(metrics)
+        return torch.stack([loss.detach(), *metrics.values()])
 
     _averaged = 1  # by how much the engine divides the sum of the ranks' gradients
 
@@ -177,8 +165,9 @@ class Worker:
         return [p.grad for _, p in self.named if p.grad is not None]
 
     def warm_up(self, micro: Sequence[Batch]) -> None:
-        """Compile, on a batch that teaches nothing."""
-        self.accumulate(micro[:1], torch.zeros((), device=self.device))
+        """Compile, on a batch of each size, which teach nothing."""
+        for batch in {len(batch.tokens): batch for batch in micro}.values():
+            self.add_gradients([batch], torch.zeros((), device=self.device))
         self.zero_grad()
 
     def zero_grad(self) -> None:
@@ -203,14 +192,17 @@ class Worker:
         return dict(zip((name for name, _ in self.named), torch.stack(sums).tolist(), strict=True))
 
     # ── state ──────────────────────────────────────────────────────────────────────────────────────────────────
-    def writer(self, run: Run, step: int, extra: dict[str, Tensor], facts: dict[str, Any], keep: int
-               ) -> Callable[[], None]:  # fmt: skip
-        """Copy what a checkpoint holds; the function returned writes it, in whatever thread. Every rank calls both."""
-        tensors = self._captured(extra)
+    def writer(self, save: Save, extra: dict[str, Tensor], facts: dict[str, Any]) -> Callable[[], None]:
+        """Copy what a checkpoint holds; the function returned writes it, in whatever thread. Every rank calls both.
+
+        Args:
+            save: makes the folder on the first rank, as Run.save_state.
+        """
+        tensors, facts = self._captured(extra), copy.deepcopy(facts)
 
         def write() -> None:
             if self.world.first:
-                run.save_state(step, lambda folder: write_state(folder, tensors, facts), keep=keep)
+                save(lambda folder: write_state(folder, tensors, facts))
 
         return write
 
@@ -244,7 +236,7 @@ class Worker:
         return found
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """The end of `tensors`. Raises KeyError, with words, for a model of other names or shapes."""
+        """Inverse of `tensors`. Raises KeyError, with words, for a model of other names or shapes."""
         check_masters(tensors, {name: p.shape for name, p in self.named})
         moments: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
@@ -286,37 +278,3 @@ def check_masters(tensors: Mapping[str, Tensor], sizes: Mapping[str, torch.Size]
         if saved is None or saved.shape != size:
             found = "is missing" if saved is None else f"has shape {list(saved.shape)}"
             raise KeyError(f"{name} {found}, the model needs {list(size)}")
-
-
-class Replica(Worker):
-    """A whole copy of the model on each rank; DDP averages the gradients."""
-
-    module: DistributedDataParallel
-
-    def _prepare(self, loss: Loss) -> nn.Module:
-        self._averaged, self._settled = self.world.size, False
-        module = super()._prepare(loss)
-        if self.setting.lisa is not None:  # wrapped by each `_rewrap`, before the first step
-            self._inner = module
-            return module
-        return self._wrapped(module)
-
-    def _rewrap(self) -> None:
-        self.module, self._settled = self._wrapped(self._inner), False
-
-    def _wrapped(self, module: nn.Module) -> DistributedDataParallel:
-        buffers = [name for name, _ in module.named_buffers()]  # functions of the config: the same everywhere
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, buffers)
-        return DistributedDataParallel(module, gradient_as_bucket_view=True)
-
-    def accumulate(self, micro: Sequence[Batch], share: Tensor) -> Tensor:
-        """As in Worker. DDP regroups its buckets after its first backward pass, which changes the order in which many
-        ranks' gradients add up: a first pass that counts for nothing lets resumed runs add as those never stopped."""
-        if not self._settled:
-            self._settled = True
-            super().accumulate(micro[:1], torch.zeros_like(share))
-            self.zero_grad()
-        return super().accumulate(micro, share)
-
-    def _synchronising(self, last: bool) -> AbstractContextManager[None]:
-        return nullcontext() if last else self.module.no_sync()

@@ -58,8 +58,8 @@ class Distil(Recipe):
 
 @dataclass(frozen=True)
 class Taught:
-    """(model, batch) → (summed loss, {metric: sum}), as every objective. Holds the teacher, which moves to the batch's
-    device and the student's dtype."""
+    """An objective; its metrics are the two parts of its loss: `soft`, and `apart` before α. Holds the teacher, which
+    moves to the batch's device and the student's dtype."""
 
     recipe: Distil
     teacher: Transformer
@@ -76,7 +76,11 @@ class Taught:
         if self.recipe.alpha:
             apart = sum((difference(*pair, kept) for pair in zip(own, states, strict=True)), apart)
         loss = soft + self.recipe.alpha * apart
-        return loss, {"loss": loss.detach(), "soft": soft.detach(), "apart": apart.detach()}
+        return loss, {"soft": soft.detach(), "apart": apart.detach()}
+
+    def weight(self, batch: Batch) -> float:
+        """Its targets."""
+        return batch.weight
 
 
 def observed(model: Transformer, batch: Batch) -> tuple[Tensor, list[Tensor]]:

@@ -1,13 +1,12 @@
-"""Objectives: frozen callable values, (model, batch) → (loss summed over the batch's targets, {metric: sum}).
+"""Objectives: frozen callable values, (model, batch) → (summed loss, {metric: sum}).
 
 Sums, not means: the trainer divides once, by the weight of the whole global batch, so that accumulation and world size
-cannot change the update. Not here: optimisers, any loop.
+cannot change the update. The metrics are summed and divided alike, and logged. Not here: optimisers, any loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -18,7 +17,18 @@ from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe
 from babyllama.train.losses.cross_entropy import linear_cross_entropy
 
-Objective = Callable[[Transformer, Batch], tuple[Tensor, dict[str, Tensor]]]
+
+class Objective(Protocol):
+    """What a training minimises."""
+
+    def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and what else is measured, as sums: float32 scalars, the metrics without a gradient and of the same
+        names at each call."""
+        ...
+
+    def weight(self, batch: Batch) -> float:
+        """What its sums over this batch count for: the loss is Σ sums / Σ weights over the whole step."""
+        ...
 
 
 class NextToken(Recipe):
@@ -34,7 +44,11 @@ class NextToken(Recipe):
         hidden = model.hidden(batch.tokens, batch.positions, batch.segments, embedded=noisy)  # (B, T, C)
         loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, batch.targets.flatten(),
                                     fp8=self.fp8_head)  # fmt: skip
-        return loss, {"loss": loss.detach()}
+        return loss, {}
+
+    def weight(self, batch: Batch) -> float:
+        """Its targets."""
+        return batch.weight
 
     def _noisy(self, model: Transformer, batch: Batch) -> Tensor:
         """Embeddings + U(−1, 1)·α/√(L·C), L the length of the token's own document (NEFTune, arXiv 2310.05914).

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from babyllama.hardware import bf16_is_faster
-
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton–Schulz iteration
 ITERATIONS = 5
 EPS = 1e-10  # beside the root of a row's power, which is about 1 / √columns
@@ -28,18 +26,20 @@ class StackedMuon(torch.optim.Optimizer):
     Args:
         beta2: of the running mean of each row's squares, which evens out the rows' steps; the step of the whole matrix
             keeps its length. None: plain Muon.
+        dtype: of the products that orthogonalise.
 
     Raises:
         ValueError: a parameter that is no matrix.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float,
-                 beta2: float | None = None) -> None:  # fmt: skip
+                 beta2: float | None = None, dtype: torch.dtype = torch.bfloat16) -> None:  # fmt: skip
         params = list(params)
         for parameter in params:
             if parameter.ndim != 2:
                 raise ValueError(f"Muon takes matrices only, got shape {list(parameter.shape)}")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "beta2": beta2})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -54,7 +54,7 @@ class StackedMuon(torch.optim.Optimizer):
         buffers = self._moments(same, "momentum_buffer", torch.zeros_like)
         before = torch.stack(buffers)
         after = before.lerp(grads, 1 - momentum)
-        updates = _orthogonal(grads.lerp(after, momentum), same[0]).to(grads.dtype)
+        updates = _orthogonal(grads.lerp(after, momentum), same[0], self._dtype).to(grads.dtype)
         moments = [(buffers, before, after)]
         if beta2 is not None:
             powers = self._moments(same, "row_power", lambda p: torch.zeros_like(p[:, :1]))
@@ -108,14 +108,14 @@ def _here(tensor: Tensor) -> Tensor:
     return getattr(tensor, "_local_tensor", tensor)
 
 
-def _orthogonal(rows: Tensor, like: Tensor) -> Tensor:
+def _orthogonal(rows: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     """`orthogonalise` of matrices of which this rank holds some rows, as it does of the parameter `like`."""
     if not hasattr(like, "_local_tensor"):
-        return orthogonalise(rows)
+        return orthogonalise(rows, dtype)
     from babyllama.train.optimizers.rows import gather_rows
 
     whole, start = gather_rows(rows.bfloat16(), like)
-    return orthogonalise(whole)[:, start : start + rows.shape[1]]
+    return orthogonalise(whole, dtype)[:, start : start + rows.shape[1]]
 
 
 def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:
@@ -125,15 +125,13 @@ def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:
     return list(shapes.values())
 
 
-def orthogonalise(matrices: Tensor, eps: float = 1e-7) -> Tensor:
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, eps: float = 1e-7) -> Tensor:
     """(N, A, B) → (N, A, B) bf16: each U·S·Vᵀ becomes about U·Vᵀ, singular values within about 0.7 … 1.2.
 
-    Five quintic Newton–Schulz iterations in bf16 on the short side; in float32 on a CPU that emulates bf16.
+    Five quintic Newton–Schulz iterations on the short side, of the matrices rounded to bf16, in `dtype`.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16()
-    if not x.is_cuda and not bf16_is_faster(x.device):
-        x = x.float()
+    x = matrices.bfloat16().to(dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from babyllama.hardware import bf16_is_faster
 from babyllama.model.lora import is_whole
 from babyllama.recipe import Recipe
 from babyllama.train.optimizers.galore import GaloreAdamW
@@ -31,6 +32,14 @@ class Cosine(Recipe):
         rising, progress = _warm(step, steps, self.warmup)
         return rising * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
+    def branch(self, steps: int) -> int:
+        """None: where it ends is felt from the first step on."""
+        return 0
+
+    def branches(self, step: int, steps: int) -> bool:
+        """Never."""
+        return False
+
 
 class Wsd(Recipe):
     """Warm-up, stable, decay (arXiv 2404.06395): constant, then linear to `final` × lr over the last `decay` share."""
@@ -44,6 +53,14 @@ class Wsd(Recipe):
         rising, _ = _warm(step, steps, self.warmup)
         falling = min(1.0, (steps - step) / (self.decay * steps))
         return rising * (self.final + (1 - self.final) * falling)
+
+    def branch(self, steps: int) -> int:
+        """After how many steps the decay begins; 0: with the first. Up to there the length is not felt."""
+        return math.floor((1 - self.decay) * steps)
+
+    def branches(self, step: int, steps: int) -> bool:
+        """Whether a training that has taken `step` steps at the full rate may go on as one of `steps` steps."""
+        return round(self.warmup * steps) <= step <= self.branch(steps)
 
 
 def _warm(step: int, steps: int, share: float) -> tuple[float, float]:
@@ -87,6 +104,9 @@ class Muon(Recipe):
     lr: float = Field(default=0.02, gt=0)
     momentum: float = Field(default=0.95, ge=0, lt=1)
     beta2: float | None = Field(default=0.95, ge=0, lt=1, description="of each row's power; null is plain Muon")
+    rounding: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto", description="of the products that orthogonalise; auto: bf16, but fp32 on a CPU that emulates it"
+    )
     weight_decay: float = Field(default=0.0, ge=0)
     adam_lr: float = Field(default=3e-3, gt=0)
     adam_betas: tuple[float, float] = (0.9, 0.95)
@@ -94,9 +114,18 @@ class Muon(Recipe):
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
         matrices, others = _inside_and_out(named)
+        device = matrices[0].device if matrices else torch.device("cpu")
+        dtype = torch.float32 if self.settled(device).rounding == "fp32" else torch.bfloat16
         muon = StackedMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
-                           beta2=self.beta2)  # fmt: skip
+                           beta2=self.beta2, dtype=dtype)  # fmt: skip
         return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
+
+    def settled(self, device: torch.device) -> Muon:
+        """The same with `rounding` chosen for a device. On a CPU a stopwatch chooses: a run asks once and notes it."""
+        if self.rounding != "auto":
+            return self
+        fast = device.type != "cpu" or bf16_is_faster(device)
+        return self.model_copy(update={"rounding": "bf16" if fast else "fp32"})
 
 
 class GaLore(Recipe):

@@ -1,0 +1,93 @@
+"""What the verb train can be told.
+
+Not here: how it is put together (train.py), as what a run may go on (continuing.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from babyllama.commands.samples import Samples
+from babyllama.data.streams.batches import DataRecipe
+from babyllama.data.streams.replay import Replay
+from babyllama.errors import InputError
+from babyllama.model.attention import FullAttention, ShiftedSparse
+from babyllama.model.config import ModelChoice
+from babyllama.model.laws import ClexRope, RopeConfig
+from babyllama.model.lora import Lora
+from babyllama.recipe import Changeable, Recipe
+from babyllama.train.engines.engines import Engine, Single
+from babyllama.train.losses.distil import Distil
+from babyllama.train.losses.objectives import NextToken
+from babyllama.train.optimizers.optim import Muon, Optimizer, Schedule, Wsd
+from babyllama.train.plan import Plan
+from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, OneBit, check
+
+
+class NewModel(Recipe):
+    """Start from random weights."""
+
+    kind: Literal["new"] = "new"
+    model: ModelChoice = ModelChoice(preset="tiny")
+    tokenizer: Path | None = Field(default=None, description="a tokenizer run; the prepared data's own when absent")
+
+
+class FromModel(Recipe):
+    """Start from the model of a run or of a Hugging Face LLaMA folder."""
+
+    kind: Literal["from"] = "from"
+    path: Path
+    rope: RopeConfig | None = Field(default=None, description="another law, to train for a longer context")
+
+
+class TrainRecipe(Recipe):
+    """The verb's recipe; every key can be overridden on the command line.
+
+    What is not `Changeable` decides what is learnt, and stays while a run is continued.
+    """
+
+    out: Changeable[Path]
+    data: DataRecipe
+    replay: Replay | None = Field(default=None, description="rows of earlier data between the new, against forgetting")
+    init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
+    objective: Annotated[NextToken | Distil, Field(discriminator="kind")] = Field(
+        default=NextToken(), description="adapter.kind=onebit's is distil"
+    )
+    attend: Annotated[FullAttention | ShiftedSparse, Field(discriminator="kind")] = Field(
+        default=FullAttention(), description="while it trains; validation, samples and chats attend in full"
+    )
+    adapter: Adapter = Field(default=Full(), description="what is trained; lora and dora save an adapter")
+    engine: Changeable[Engine] = Single()
+    optimizer: Optimizer = Field(default=Muon(), description="an adapter's is adamw, lr 0.001, without decay")
+    schedule: Schedule = Wsd()
+    plan: Plan
+    samples: Changeable[Samples] = Samples()
+    seed: int = 1
+    device: Changeable[Literal["auto", "cpu", "cuda"]] = "auto"
+    precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="fast: bf16 on a CPU too, if its instructions multiply it")  # fmt: skip
+    compile: Changeable[bool | None] = Field(
+        default=None, description="torch.compile; where it works and pays when absent"
+    )
+
+    @model_validator(mode="after")
+    def _choices_fit(self) -> Self:
+        if isinstance(self.adapter, Lora) and "optimizer" not in self.model_fields_set:
+            # A default that hangs on another field; nobody has the recipe yet.
+            object.__setattr__(self, "optimizer", ADAPTER_OPTIMIZER)
+        if isinstance(self.adapter, OneBit) and "objective" not in self.model_fields_set:
+            object.__setattr__(self, "objective", Distil())
+        if isinstance(self.objective, Distil):
+            self.objective.check(isinstance(self.init, NewModel), self.compile)
+        check(self.adapter, self.optimizer, self.engine.kind, isinstance(self.init, NewModel))
+        law = self.init.rope if isinstance(self.init, FromModel) else None
+        if isinstance(self.adapter, Lora) and isinstance(law, ClexRope):
+            # Its weights would stay as they start: an adapter freezes all that it does not train itself.
+            raise InputError(
+                f"init.rope.kind: clex has weights to learn, which adapter.kind={self.adapter.kind} freezes; "
+                "extend the base with adapter.kind=full first, or use another law, such as yarn"
+            )
+        return self

@@ -104,7 +104,7 @@ class Rows:
                 self.bias[row, token] = bias
         if self.mask is not None:
             self.mask[row] = -1
-        return self.refill(row, request, given // 256 * 256, DRAWS)
+        return self.refill(row, request, given // (DRAWS // 2) * (DRAWS // 2), DRAWS)
 
     def refill(self, row: int, request: Request, start: int, count: int) -> int:
         """Put `count` numbers of the request's stream, from `start` on, in their columns; how many are drawn."""

@@ -1,0 +1,311 @@
+"""A request gives the same tokens alone and in any company.
+
+Whatever arrives when, shares prefixes, is dropped in between, in whatever chunks prompts are read and however few rows
+there are: every answer equals the one that a fresh engine gives alone, and greedy ones equal transformers'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
+
+from babyllama.errors import InputError
+from babyllama.infer import engine as engine_module
+from babyllama.infer import rows
+from babyllama.infer.engine import Engine
+from babyllama.infer.request import Event, Request
+from babyllama.infer.sampling import Sampling
+from babyllama.model.config import extended
+from babyllama.model.laws import ClexRope, DynamicNtkRope
+from babyllama.model.lora import Lora, LoraLinear, attach, enabled, switch
+from babyllama.model.transformer import make_rope
+from conftest import sharp_model, tiny_config, transformers_twin
+
+ROOTS = ([5, 9, 2, 11, 3, 3, 8, 60, 21, 4, 4, 9, 17, 2, 30, 31], [7, 7, 7], [1])
+SAMPLINGS = (
+    Sampling(temperature=0.0),
+    Sampling(temperature=0.0),
+    Sampling(temperature=0.9),
+    Sampling(temperature=1.3, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.2),
+    Sampling(temperature=0.0, presence_penalty=1.5, frequency_penalty=0.7, logit_bias={3: 4.0, 8: -100.0}),
+)
+MODELS = ("mha", "gqa", "clex", "dynamic_ntk", "sinks", "adapters")
+
+
+@cache
+def model_of(kind: str):
+    model = sharp_model(tiny_config(kv_heads=4 if kind == "mha" else 2))
+    if kind in ("clex", "dynamic_ntk"):  # a trained context of 16 ends inside prompts and answers
+        law = ClexRope(max_t=4) if kind == "clex" else DynamicNtkRope(factor=4.0)
+        model = sharp_model(tiny_config().model_copy(update={"max_position_embeddings": 16}))
+        model.config = extended(model.config, law)
+        model.rope = make_rope(model.config).requires_grad_(False)
+        for parameter in model.rope.parameters():
+            parameter += 0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    if kind == "adapters":
+        for seed, name in enumerate(("one", "two")):
+            attach(model, Lora(rank=4, targets=("q_proj", "down_proj")), seed, name)
+        for i, module in enumerate(m for m in model.modules() if isinstance(m, LoraLinear)):
+            module.lora_B.data.normal_(generator=torch.Generator().manual_seed(i)).mul_(0.5)
+        switch(model.requires_grad_(False).eval(), False)
+    return model
+
+
+def make_engine(kind: str, slots: int = 256) -> Engine:
+    model = model_of(kind)
+    if kind == "sinks":
+        model = sharp_model(tiny_config().model_copy(update={"max_position_embeddings": 24}))
+    return Engine(model, 67, sinks=4 if kind == "sinks" else 0, slots=slots)
+
+
+@cache
+def alone(kind: str, prompt: tuple[int, ...], sampling: int, seed: int, count: int, adapter: str | None) -> list[int]:
+    request = Request(prompt, SAMPLINGS[sampling], count, {0, 13}, seed, adapter=adapter)
+    return [event.token for event in make_engine(kind).events(request)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request, when it comes and after how many of its tokens it is dropped."""
+
+    root: int
+    cut: int
+    more: tuple[int, ...]
+    sampling: int
+    seed: int
+    count: int
+    arrival: int
+    dropped: int | None
+    adapter: str | None
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return (*ROOTS[self.root][: max(1, self.cut)], *self.more)
+
+
+plans = st.lists(
+    st.builds(
+        Plan, root=st.integers(0, 2), cut=st.integers(1, 16), more=st.lists(st.integers(0, 66), max_size=6).map(tuple),
+        sampling=st.integers(0, len(SAMPLINGS) - 1), seed=st.integers(0, 3), count=st.integers(1, 20),
+        arrival=st.integers(0, 12), dropped=st.none() | st.integers(0, 8),
+        adapter=st.sampled_from([None, "one", "two"]),
+    ), min_size=1, max_size=7,
+)  # fmt: skip
+
+
+def play(engine: Engine, planned: list[Plan]) -> tuple[dict[int, list[int]], dict[int, str]]:
+    """Number of the plan → tokens, and how it ended."""
+    ids: dict[int, int] = {}
+    tokens: dict[int, list[int]] = {i: [] for i in range(len(planned))}
+    ends: dict[int, str] = {}
+    for now in range(500):
+        for i, plan in enumerate(planned):
+            if plan.arrival == now:
+                request = Request(plan.prompt, SAMPLINGS[plan.sampling], plan.count, {0, 13}, plan.seed,
+                                  adapter=plan.adapter)  # fmt: skip
+                ids[engine.add(request)] = i
+        for event in engine.step():
+            i = ids[event.id]
+            assert i not in ends
+            tokens[i] += [] if event.token is None else [event.token]
+            if event.finish is not None:
+                ends[i] = event.finish
+            elif planned[i].dropped is not None and len(tokens[i]) > planned[i].dropped:
+                assert engine.remove(event.id) and not engine.remove(event.id)
+        if len(ends) == len(planned):
+            return tokens, ends
+    raise AssertionError(f"not ended after 500 steps: {ends}")
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(planned=plans, slots=st.sampled_from([1, 2, 3, 256]), least=st.sampled_from([1, 3, 64]))
+def test_alone_and_in_company(kind, planned, slots, least):
+    if kind != "adapters":
+        planned = [replace(plan, adapter=None) for plan in planned]
+    engine = make_engine(kind, slots)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "LEAST", least)
+        patch.setattr(engine_module, "BESIDE", 2 * least)
+        patch.setattr(engine_module, "ALONE", 4 * least)
+        tokens, ends = play(engine, planned)
+    for i, plan in enumerate(planned):
+        expected = alone(kind, plan.prompt, plan.sampling, plan.seed, plan.count, plan.adapter)
+        if ends[i] == "cancelled":
+            assert tokens[i] == expected[: len(tokens[i])]
+        else:
+            assert tokens[i] == expected
+            assert ends[i] == ("stop" if expected[-1] in (0, 13) else "length")
+    assert not engine.busy
+
+
+@pytest.mark.parametrize("kind", ["mha", "gqa"])
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(planned=plans)
+def test_greedy_is_transformers(kind, planned):
+    planned = [replace(plan, sampling=0, adapter=None, dropped=None) for plan in planned]
+    tokens, _ = play(make_engine(kind, 3), planned)
+    twin = twin_of(kind)
+    for i, plan in enumerate(planned):
+        said = twin.generate(torch.tensor([plan.prompt]), max_new_tokens=plan.count, do_sample=False,
+                             eos_token_id=[0, 13], pad_token_id=0)  # fmt: skip
+        assert tokens[i] == said[0, len(plan.prompt) :].tolist()
+
+
+@cache
+def twin_of(kind: str) -> LlamaForCausalLM:
+    return transformers_twin(model_of(kind))
+
+
+def test_an_adapter_by_name_is_the_model_with_only_it():
+    model = model_of("adapters")
+    said = {}
+    for name in (None, "one", "two"):
+        said[name] = alone("adapters", (5, 9, 2), 0, 0, 20, name)
+        with enabled(model, True, name) if name else enabled(model, False):
+            assert Engine(model, 67).generate([[5, 9, 2]], SAMPLINGS[0], 20, {0, 13}) == [said[name]]
+    assert len(set(map(tuple, said.values()))) == 3
+    with pytest.raises(InputError, match="adapter 'three' is not attached to this model; there are: one, two"):
+        make_engine("adapters").add(Request([1], adapter="three"))
+    with pytest.raises(InputError, match="there are: none"):
+        make_engine("gqa").add(Request([1], adapter="three"))
+
+
+def fed_tokens(engine: Engine, patch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of what each forward pass is given."""
+    shapes: list[tuple[int, ...]] = []
+    hidden = engine.model.hidden
+
+    def counting(tokens, *args, **kwargs):
+        shapes.append(tuple(tokens.shape))
+        return hidden(tokens, *args, **kwargs)
+
+    patch.setattr(engine.model, "hidden", counting)
+    return shapes
+
+
+def test_several_conversations_are_kept(monkeypatch):
+    engine = make_engine("gqa")
+    first = [list(engine.stream(list(root), SAMPLINGS[0], 5)) for root in ROOTS]
+    shapes = fed_tokens(engine, monkeypatch)
+    for root, said in zip(ROOTS, first, strict=True):
+        list(engine.stream([*root, *said, 40, 41], SAMPLINGS[0], 1))
+    assert shapes == [(1, 3)] * 3
+    shapes.clear()  # while one answer goes on, another begins with the same text
+    running = engine.stream([*ROOTS[0], 50, 51], SAMPLINGS[0], 9)
+    next(running)
+    list(engine.stream([*ROOTS[0], 50, 51, 52], SAMPLINGS[0], 1))
+    assert (1, 1) in shapes and shapes[0] == (1, 2) and max(shape[1] for shape in shapes) == 2
+
+
+@pytest.mark.parametrize("kind", ["clex", "dynamic_ntk"])
+def test_what_a_longer_text_has_changed_is_read_again(kind, monkeypatch):
+    """A law by the length: keys of deeper layers that were read beyond the trained context are no other text's."""
+    engine, turn = make_engine(kind), list(ROOTS[0][:8])
+    for count in (3, 20, 3):  # the second answer ends beyond the 16 trained tokens
+        fresh = list(make_engine(kind).stream(turn, SAMPLINGS[0], count))
+        shapes = fed_tokens(engine, monkeypatch)
+        assert list(engine.stream(turn, SAMPLINGS[0], count)) == fresh
+        monkeypatch.undo()
+        assert shapes[0] == (1, {8: 8, 13: 3, 35: 35}[len(turn)])
+        turn += [*fresh, 40, 41]
+
+
+def test_a_long_prompt_starves_nobody(monkeypatch):
+    """Short prompts that come after a long one answer before it; running answers go on at every step."""
+    monkeypatch.setattr(engine_module, "LEAST", 2)
+    monkeypatch.setattr(engine_module, "BESIDE", 4)
+    engine = make_engine("gqa")
+    running = engine.add(Request([1], max_tokens=60))
+    engine.step()
+    long = engine.add(Request([3] * 50, max_tokens=2))
+    short = engine.add(Request([4, 5], max_tokens=2))
+    first: dict[int, int] = {}
+    for now in range(30):
+        events = engine.step()
+        assert running in {event.id for event in events}
+        for event in events:
+            first.setdefault(event.id, now)
+    assert first[short] <= 2 < first[long]
+
+
+def test_rows_are_given_in_order_of_arrival():
+    engine = make_engine("gqa", slots=2)
+    ids = [engine.add(Request([i + 1], SAMPLINGS[0], 3)) for i in range(6)]
+    done: list[Event] = []
+    while engine.busy:
+        done += [event for event in engine.step() if event.finish]
+    assert [event.id for event in done] == ids
+
+
+def test_broken_logits_end_one_request_alone():
+    model = sharp_model(tiny_config(tied=False))
+    model.embed_tokens.weight[13] = float("nan")
+    engine = Engine(model, 67)
+    good, bad = engine.add(Request([1, 2, 3], SAMPLINGS[0], 12)), engine.add(Request([4, 13], SAMPLINGS[0], 12))
+    events = [event for _ in range(14) for event in engine.step()]
+    assert [e.token for e in events if e.id == good] == Engine(model, 67).generate([[1, 2, 3]], SAMPLINGS[0], 12)[0]
+    (error,) = (e for e in events if e.id == bad)
+    assert error.finish == "error" and error.token is None and "not finite" in (error.error or "")
+
+
+def test_memory_is_given_back():
+    engine = make_engine("gqa")
+    engine.generate([[i % 67] * 20 for i in range(40)], SAMPLINGS[0], 30)
+    big = engine.cache.keys.numel()
+    engine.trim(keep=1)
+    assert engine.cache.keys.shape[1] == 1 and engine.cache.keys.numel() * 20 < big
+    shapes = [slot.tokens for slot in engine.slots.all]
+    running = engine.stream([*shapes[0], 5], SAMPLINGS[0], 10)
+    begun = [next(running)]
+    engine.trim()  # in the middle of an answer
+    fresh = make_engine("gqa").stream([*shapes[0], 5], SAMPLINGS[0], 10)
+    assert begun + list(running) == list(fresh)
+
+
+def test_random_numbers_are_renewed(monkeypatch):
+    """However many are on the device at a time, also of an answer that an interruption has made start anew there."""
+    expected = make_engine("gqa").generate([[1], [2]], SAMPLINGS[2], 60)
+    monkeypatch.setattr(rows, "DRAWS", 16)
+    monkeypatch.setattr(engine_module, "DRAWS", 16)
+    engine = make_engine("gqa")
+    streams = [engine.stream([i + 1], SAMPLINGS[2], 60, seed=i) for i in range(2)]
+    found = [[next(stream) for _ in range(29)] for stream in streams]
+    forward, engine.model.hidden = engine.model.hidden, None
+    with pytest.raises(TypeError):
+        next(engine.events(Request([1])))
+    engine.model.hidden = forward
+    assert [some + list(stream) for some, stream in zip(found, streams, strict=True)] == expected
+
+
+def test_log_probabilities():
+    engine, prompt = make_engine("gqa"), [5, 9, 2]
+    told = Request(prompt, Sampling(temperature=0.8, top_k=5, frequency_penalty=0.5), 6, seed=3, logprobs=4)
+    plain = engine.add(replace(told, logprobs=None))
+    id = engine.add(told)
+    events = [event for _ in range(7) for event in engine.step()]
+    tokens = [event.token for event in events if event.id == id]
+    assert tokens == [event.token for event in events if event.id == plain]
+    assert all(event.logprob is None and event.top == () for event in events if event.id == plain)
+    logits = engine.model(torch.tensor([[*prompt, *tokens]]))[0, 2:-1].double().log_softmax(-1)
+    for event, row in zip((e for e in events if e.id == id), logits, strict=True):
+        assert event.logprob == pytest.approx(row[event.token].item(), abs=1e-4)
+        best = row.topk(4)
+        assert [token for token, _ in event.top] == best.indices.tolist()
+        assert [value for _, value in event.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_what_cannot_be_asked():
+    engine = make_engine("gqa")
+    with pytest.raises(InputError, match="token id outside 0 … 66"):
+        engine.add(Request([67]))
+    with pytest.raises(InputError, match="logit_bias: token 67 is outside the vocabulary of 67"):
+        engine.add(Request([1], Sampling(logit_bias={67: 1.0})))
+    id = engine.add(Request([1], max_tokens=0))
+    assert engine.step() == [Event(id, None, finish="length")] and not engine.busy

@@ -1,0 +1,52 @@
+"""Text in pieces and stop strings, against str.find on the whole text."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_run import CHATS, small_tokenizer, taught_model
+
+from babyllama.infer.engine import Engine
+from babyllama.infer.request import Event, Request
+from babyllama.infer.sampling import Sampling
+from babyllama.infer.text import Text, pieces
+from babyllama.tokenizer.chat import render_chat
+
+ALPHABET = "ab，。你😀 "
+
+
+def fed(text: str, stop: list[str], finish: str = "length") -> tuple[list[str], Text]:
+    tokenizer = small_tokenizer()
+    tokens, found = tokenizer.encode(text), Text(tokenizer, stop)
+    events = [Event(0, token) for token in tokens]
+    events.append(Event(0, tokenizer.eos_id, finish="stop") if finish == "stop" else Event(0, None, finish="cancelled"))
+    return [found.feed(event) for event in events], found
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text(ALPHABET, max_size=14), st.lists(st.text(ALPHABET, min_size=1, max_size=4), max_size=3))
+def test_the_text_ends_before_the_first_stop_string(text, stop):
+    parts, found = fed(text, stop)
+    ends = [at for word in stop if (at := text.find(word)) >= 0]
+    assert "".join(parts) == text[: min(ends, default=len(text))]
+    assert found.finish == ("stop" if ends else "cancelled")
+    if ends:
+        assert found.matched in stop and text.startswith(found.matched, min(ends))
+
+
+def test_nothing_is_held_back_that_cannot_begin_a_stop_string():
+    parts, _ = fed("ababab", ["zab"])
+    assert parts[-1] == "" and "".join(parts[:-1]) == "ababab"
+    parts, found = fed("ab", ["bbb"], finish="stop")
+    assert "".join(parts) == "ab" and found.finish == "stop" and found.matched is None
+
+
+def test_a_stop_string_frees_the_row():
+    question, answer = CHATS[0]
+    tokenizer = small_tokenizer()
+    engine = Engine(taught_model(), tokenizer.vocab_size)
+    prompt = render_chat(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True).tokens
+    request = Request(prompt, Sampling(temperature=0.0), 40, {tokenizer.eos_id})
+    assert "".join(pieces(engine, tokenizer, request)) == answer
+    assert "".join(pieces(engine, tokenizer, request, ["高兴"])) == answer[: answer.index("高兴")]
+    assert not engine.busy

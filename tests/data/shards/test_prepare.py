@@ -39,7 +39,7 @@ def test_faults(tmp_path: Path) -> None:
         prepare(recipe(tmp_path / "out", tokenizer, [{"path": text + "x"}]))
     assert not (tmp_path / "out").exists()
     empty = str(write_lines(tmp_path / "empty.jsonl", [{"text": " "}]))
-    with pytest.raises(InputError, match=r"corpus empty: no document in .* \(1 empty or too long, 0 bad\)"):
+    with pytest.raises(InputError, match=r"corpus empty: no document in .* \(1 too long or with nothing to learn, 0"):
         prepare(recipe(tmp_path / "out", tokenizer, [{"path": empty}]))
 
 

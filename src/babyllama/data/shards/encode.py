@@ -226,7 +226,8 @@ def _corpus(source: Source, done: list[Done]) -> dict[str, Any]:
     notes = sum((Counter(d.notes) for d in done), Counter[str]())
     if not any(split["documents"] for split in splits.values()):
         raise InputError(
-            f"corpus {source.label}: no document in {source.source} ({dropped} empty or too long, {bad} bad)"
+            f"corpus {source.label}: no document in {source.source} ({dropped} too long or with nothing to learn, "
+            f"{bad} bad{'; not used: ' if notes else ''}{', '.join(notes)})"
         )
     return {"kind": source.kind, "licence": source.licence, "source": source.source, "bad": bad, "dropped": dropped,
             "first_bad": next((d.first_bad for d in done if d.first_bad), ""), "notes": dict(notes.most_common()),

@@ -188,6 +188,8 @@ def items(path: Path, handle: Bytes, form: Form, encoding: str = "utf-8") -> Ite
                 raise ValueError
         if form == "wrapped":
             _rest_of_object(path, buffer)
+    except InputError:
+        raise
     except ValueError:
         raise InputError(
             f"{path}, record {number + 1}: not valid JSON in an array of objects; mend the file there"

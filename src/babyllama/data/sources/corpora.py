@@ -42,7 +42,8 @@ class Corpus:
 class Source:
     """A choice made ready to read: `blobs` starts over at each call; `size` is in bytes on disk where that is known.
 
-    `guessed`: the kind was told by the first record. `passed_over` names the files of a folder that are not read.
+    `guessed`: the kind was told by the first record. `passed_over` names the files of a folder that are not read,
+    and `hint` says what the user may have meant.
     """
 
     label: str
@@ -54,6 +55,7 @@ class Source:
     blobs: Callable[[], Iterator[Blob]]
     guessed: bool = False
     passed_over: tuple[str, ...] = ()
+    hint: str = ""
 
 
 class CorpusChoice(Recipe):
@@ -88,8 +90,8 @@ class CorpusChoice(Recipe):
         if corpus and not (corpus.files or corpus.records) and self.path is None:
             raise ValueError(f"{self.name!r} cannot be fetched: download it from {corpus.source} and give its path")
         try:
-            codecs.getincrementaldecoder(self.encoding)("surrogateescape").decode(b"", final=True).encode()
-        except (LookupError, AttributeError, TypeError, ValueError):
+            "".encode(self.encoding)  # refuses codecs that are not of text, too
+        except (LookupError, ValueError):
             raise ValueError(f"encoding {self.encoding!r} is unknown; examples are utf-8, gb18030, utf-16") from None
         if not re.fullmatch(r"[\w.-]+", self.stored_as) or self.stored_as.startswith("."):
             raise ValueError(f"label {self.stored_as!r} must be a plain folder name; set label")
@@ -121,7 +123,9 @@ class CorpusChoice(Recipe):
         if self.max_documents is not None:
             blobs = partial(_first_documents, blobs, shape, self.max_documents)
         left = tuple(passed_over(self.path)) if self.path else ()
-        return Source(self.stored_as, kind, corpus.licence, origin, shape, size, blobs, guessed, left)
+        whole = self.format == "auto" and any(".txt" in file.suffixes for file in files)
+        hint = "a .txt file is one document; format: lines makes each of its lines one" if whole else ""
+        return Source(self.stored_as, kind, corpus.licence, origin, shape, size, blobs, guessed, left, hint)
 
     @property
     def _codec(self) -> str:

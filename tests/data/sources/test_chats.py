@@ -1,0 +1,161 @@
+"""What is recognised of a chat is used, what is not is named: keys that people use, and anything at all."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from babyllama.data.sources.chats import BadRecord, read_chat, read_preference
+from babyllama.data.sources.documents import Chat, Preference, Text
+from babyllama.data.sources.readers import Blob
+from babyllama.data.sources.records import Shape, kind_of, parse
+from babyllama.errors import InputError
+from babyllama.tokenizer.chat import check_messages
+
+ASK, ANSWER = {"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}
+
+
+def blob(*records: Any) -> Blob:
+    return Blob("a.jsonl:", 1, "\n".join(json.dumps(r, ensure_ascii=False) for r in records).encode(), 0)
+
+
+def read(record: Any, kind: Any = "chat") -> tuple[Any, dict[str, int]]:
+    """The one document of a record, and what was not used."""
+    parsed = parse(blob(record), Shape(kind))
+    (document,) = parsed.documents
+    return document, dict(parsed.notes)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"question": "问", "answer": "答"},
+        {"query": "问", "response": "答"},
+        {"prompt": "问", "completion": "答"},
+        {"prompt": "问", "response": "答"},
+        {"input": "问", "output": "答"},
+        {"instruction": "问", "context": "", "response": "答"},
+        {"instruction": "问", "input": None, "target": "答"},
+        {"instruction": "问", "output": "答", "text": None},
+        [ASK, ANSWER],
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "问"}]}, {**ANSWER, "tool_calls": None}]},
+    ],
+)
+def test_usual_keys_are_the_same_chat(record: Any) -> None:
+    assert kind_of(blob(record), None) == "chat"
+    assert read(record) == (Chat((ASK, ANSWER)), {})
+
+
+def test_what_stands_beside_is_named() -> None:
+    record = {"instruction": "问", "output": "答", "text": "### 问 ### 答", "tools": "[]", "id": 7, "tags": []}
+    assert kind_of(blob(record), None) == "chat" and kind_of(blob(record), "text") == "text"
+    assert read(record) == (Chat((ASK, ANSWER)), {"key text": 1, "key id": 1})
+    answer = {**ANSWER, "reasoning_content": "想", "name": ""}
+    assert read({"messages": [ASK, answer], "tools": [{}]})[1] == {"key tools": 1, "message key reasoning_content": 1}
+    assert read({"title": "题", "content": "文"}, "text") == (Text("文"), {"key title": 1})
+    assert read({"conversations": [ANSWER, ASK, ANSWER, ASK]})[1] == {
+        "answers before the first question": 1, "messages after the last answer": 1,
+    }  # fmt: skip
+
+
+def test_system_beside_the_messages() -> None:
+    system = {"role": "system", "content": "你是诗人。"}
+    assert read({"system": "你是诗人。", "messages": [ASK, ANSWER]}) == (Chat((system, ASK, ANSWER)), {})
+    found, notes = read({"system": "别的", "messages": [system, ASK, ANSWER]})
+    assert found == Chat((system, ASK, ANSWER)) and notes == {"key system": 1}
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"loss": False}, {"train": False}])
+def test_answers_that_are_not_learned(mark: dict[str, Any]) -> None:
+    found, _ = read({"messages": [ASK, {**ANSWER, **mark}, ASK, {**ANSWER, "weight": 1, "content": "又答"}]})
+    assert found.learned == ("又答",) and found.size == 2 and found.text == "问\n答\n问\n又答"
+    assert parse(blob({"messages": [ASK, {**ANSWER, **mark}]}), Shape("chat")).dropped == 1
+    with pytest.raises(BadRecord, match=r"must be 0 or 1, got 0\.5"):
+        read_chat({"messages": [ASK, {**ANSWER, "weight": 0.5}]}, Counter())
+
+
+def test_tool_calls_are_answers() -> None:
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "天气", "arguments": '{"a": 1}'}}],
+    }
+    result = {"role": "tool", "content": "晴", "tool_call_id": "1"}
+    found, notes = read({"messages": [ASK, call, result, ANSWER]})
+    assert found.learned == ('{"name": "天气", "arguments": {"a": 1}}', "答")
+    assert notes["tool calls, written as JSON into the answers"] == 1
+    turns = [("human", "问"), ("function_call", "{}"), ("observation", "晴"), ("gpt", "答")]
+    found, _ = read({"conversations": [{"from": who, "value": text} for who, text in turns]})
+    assert [m["role"] for m in found.messages] == ["user", "assistant", "tool", "assistant"]
+    assert found.learned == ("{}", "答")
+
+
+PAIRS = [
+    {"prompt": "问", "chosen": "答", "rejected": "不"},
+    {"messages": [ASK], "chosen": ANSWER, "rejected": {"role": "assistant", "content": "不"}},
+    {"chosen": [ASK, ANSWER], "rejected": [ASK, {"role": "assistant", "content": "不"}]},
+    {"prompt": [ASK], "chosen": [ASK, ANSWER], "rejected": [ASK, {"role": "assistant", "content": "不"}]},
+]
+
+
+@pytest.mark.parametrize("record", PAIRS)
+def test_preference_pairs(record: dict[str, Any]) -> None:
+    assert kind_of(blob(record), None) == "preference"
+    found, notes = read(record, "preference")
+    assert found == Preference((ASK,), (ANSWER,), ({"role": "assistant", "content": "不"},)) and not notes
+    assert found.learned == ("答",) and found.other.learned == ("不",)
+    assert read(record) == (Chat((ASK, ANSWER)), {"rejected answers of preference pairs": 1})
+    with pytest.raises(BadRecord, match="a question and two answers"):
+        read_preference({**record, "rejected": ""}, Counter())
+
+
+def test_the_longest_answer_counts() -> None:
+    """Of a chat the longest answer, not its text and not its questions, is held against `max_characters`."""
+    long = {"messages": [{"role": "user", "content": "问" * 50}, ANSWER, ASK, {**ANSWER, "content": "答" * 9}]}
+    assert len(parse(blob(long), Shape("chat", max_characters=9)).documents) == 1
+    parsed = parse(blob(long), Shape("chat", max_characters=8))
+    assert not parsed.documents and parsed.dropped == 1 and parsed.notes["longer than 8 characters"] == 1
+
+
+KEYS = st.sampled_from(
+    [
+        *("messages", "conversations", "conversation", "chat", "role", "from", "content", "value", "system", "human"),
+        *("assistant", "weight", "instruction", "input", "output", "history", "prompt", "chosen", "rejected", "text"),
+        *("title", "sections", "tool_calls", "function_call", "name", "arguments", "type"),
+    ]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.floats() | st.sampled_from(["", "问", "user", "gpt", "text"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(record=VALUES, kind=st.sampled_from(["text", "chat", "preference"]))
+def test_any_record_is_a_document_or_bad(record: Any, kind: Any) -> None:
+    """Never a traceback; what comes out can be rendered, and skipping leaves out exactly what stopping names."""
+    kind_of(blob(record), None)
+    parsed = parse(blob(record), Shape(kind, on_bad="skip"))
+    assert len(parsed.documents) + parsed.bad + parsed.dropped == 1
+    for document in parsed.documents:
+        assert document.size and document.learned
+        if isinstance(document, Chat):
+            check_messages(document.messages)
+        if isinstance(document, Preference):
+            check_messages(document.preferred.messages)
+            check_messages(document.other.messages)
+    if parsed.bad:
+        with pytest.raises(InputError, match=r"^a\.jsonl:1: .*on_bad=skip$"):
+            parse(blob(record), Shape(kind))
+
+
+@given(line=st.binary(max_size=60).filter(lambda b: b"\n" not in b))
+def test_any_bytes_are_a_document_or_bad(line: bytes) -> None:
+    parsed = parse(Blob("a:", 1, line, 0), Shape("text", on_bad="skip"))
+    assert len(parsed.documents) + parsed.bad + parsed.dropped == bool(line.strip())

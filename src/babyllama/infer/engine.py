@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from babyllama.errors import InputError
+from babyllama.infer.fused import FusedStep, suits
 from babyllama.infer.native import NativeForward
 from babyllama.infer.request import Event, Request
 from babyllama.infer.rows import DRAWS, Rows, Sampled
@@ -385,12 +386,15 @@ def _uses(slots: Sequence[Slot]) -> Uses:
 
 
 def default_step(model: Transformer, rows: Rows, cache: KVCache) -> Step:
-    """The model's forward pass, on a CPU compiled, and sampling; CUDA graphs where a step asks the host nothing."""
+    """The forward pass, compiled on a CPU, and sampling; on a GPU fused kernels where they compute this model, and
+    CUDA graphs where a step asks the host nothing."""
     if rows.device.type == "cpu":
         return Launched(NativeForward(model, rows, cache), rows)
     step = Launched(ModelForward(model, rows, cache), rows)
-    captures = rows.device.type == "cuda" and model.rope.static and not cache.sinks
-    return Captured(step, rows, cache) if captures else step
+    if rows.device.type != "cuda" or not model.rope.static or cache.sinks:
+        return step
+    captured = Captured(step, rows, cache)
+    return FusedStep(model, rows, cache, captured) if suits(model, cache) else captured
 
 
 def finish_reason(answer: Sequence[int], stop: Collection[int]) -> Literal["stop", "length"]:

@@ -1,0 +1,281 @@
+"""Decoding on a GPU without the host: five kernels a layer, the head, the next token; several steps are one graph.
+
+It computes what the model's forward path computes, with the sums and the residual stream in float32, and draws as
+sampling.py does. What it does not compute (adapters, packed weights, float32, penalties, masks, log-probabilities) goes
+the model's own way. Not here: the kernels (kernels.py), prompts, when an answer ends (engine.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from babyllama.infer.rows import DRAWS, Rows, Sampled
+from babyllama.infer.sampling import Uses
+from babyllama.infer.step import Step
+from babyllama.model.cache import KVCache
+from babyllama.model.transformer import Attention, RMSNorm, SwiGLU, Transformer
+
+CANDIDATES = 2048  # tokens of a row that are sorted; where more may be drawn, the row is searched instead
+SORTED = 256  # the same for most rows
+PROGRAMS = 132  # that a GPU of this kind runs at a time: as many shares of the slots as bring attention there
+ONE, SOME = 1, 32  # rows up to which the first, the second of `TILES` is faster
+
+
+class Tiles(NamedTuple):
+    """What one program takes, and how it is compiled.
+
+    Attributes:
+        pairs, add, widen, predict: outputs: pairs of a head, of a projection, of the MLP, of the head.
+        rows: of the batch, on tensor cores; 0: all, one after the other.
+        inputs, head_inputs: of a product at a time; 0: all.
+        splits: shares of a row's slots at most; slots: of a share at a time.
+    """
+
+    pairs: int
+    add: int
+    widen: int
+    predict: int
+    rows: int = 0
+    inputs: int = 0
+    head_inputs: int = 0
+    splits: int = 1
+    slots: int = 64
+    warps: int = 4
+    head_warps: int = 4
+    stages: int = 1
+
+
+# As measured on an H200: docs/log.md.
+TILES = (Tiles(4, 4, 8, 16, splits=8, warps=2),
+         Tiles(16, 16, 16, 128, rows=32, inputs=128, head_inputs=64, splits=8, stages=4),
+         Tiles(32, 32, 32, 128, rows=64, inputs=64, head_inputs=32, head_warps=8, stages=4))  # fmt: skip
+
+
+def tiles_for(rows: int) -> Tiles:
+    """By the number of rows."""
+    if rows <= ONE:
+        return TILES[0]
+    return TILES[1]._replace(rows=16 if rows <= 16 else 32) if rows <= SOME else TILES[2]
+
+
+def suits(model: Transformer, cache: KVCache) -> bool:
+    """Whether the kernels compute this model: 16 bits on a GPU of Ampere or later, plain matrices, static RoPE."""
+    weight = model.embed_tokens.weight
+    if not (weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)) or cache.sinks or not cache.rotated:
+        return False
+    if torch.cuda.get_device_capability(weight.device) < (8, 0):
+        return False
+    return all(map(_plain, model.layers)) and type(model.lm_head) is nn.Linear and type(model.norm) is RMSNorm
+
+
+def _plain(block: Any) -> bool:
+    attention, mlp = block.self_attn, block.mlp
+    if type(attention) is not Attention or type(mlp) is not SwiGLU:
+        return False
+    linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
+               mlp.gate_proj, mlp.up_proj, mlp.down_proj)  # fmt: skip
+    return all(type(linear) is nn.Linear and linear.bias is None for linear in linears)
+
+
+class FusedStep:
+    """A `Step` by the kernels; `other` takes what they do not compute. Graphs are kept by rows, steps and kind."""
+
+    most = 16
+
+    def __init__(self, model: Transformer, rows: Rows, cache: KVCache, other: Step) -> None:
+        self.model, self.rows, self.cache, self.other = model, rows, cache, other
+        self.versions = (0, 0)
+        self.decoders: dict[int, Decoder] = {}
+
+    def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
+        if uses.penalties or uses.bias or uses.mask or uses.logprobs is not None or which.start != 0:
+            return self.other(which, end, uses, 1)
+        if self.versions != (self.rows.version, self.cache.version):  # the graphs read tensors that are gone
+            self.decoders, self.versions = {}, (self.rows.version, self.cache.version)
+        count = min(self.rows.count, 1 << (which.stop - 1).bit_length())
+        if count not in self.decoders:
+            self.decoders[count] = Decoder(self.model, self.rows, self.cache, count)
+        steps = 1 << (min(limit, self.most).bit_length() - 1)
+        return Sampled(self.decoders[count](steps, uses.drawn)[:, : which.stop])
+
+
+@dataclass(eq=False)
+class Decoder:
+    """The first `count` rows, all of them whether they decode or not."""
+
+    model: Transformer
+    rows: Rows
+    cache: KVCache
+    count: int
+    tiles: Tiles | None = None  # by the number of rows when absent
+
+    def __post_init__(self) -> None:
+        weight = self.model.embed_tokens.weight
+        config, B = self.model.config, self.count
+        self.device, self.dtype, self.V = weight.device, weight.dtype, self.rows.vocab_size
+        self.plan = plan = self.tiles or tiles_for(B)
+        self.few = plan.rows == 0
+        wanted = max(1, PROGRAMS // (B * config.num_key_value_heads))
+        self.splits = min(plan.splits, 1 << (wanted.bit_length() - 1))
+        self.blocks = -(-self.V // plan.predict)
+        # Programs that wait hold room: with one row that costs less than starting late.
+        self.early = self.few and torch.cuda.get_device_capability(weight.device) >= (9, 0)
+        self.graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+
+        C, F, D, H = config.hidden_size, config.intermediate_size, config.head_dim, config.num_attention_heads
+        self.x, self.y, self.h = empty(B, C), empty(B, C, dtype=self.dtype), empty(B, F, dtype=self.dtype)
+        self.parts = 1 if self.few else _power(-(-C // plan.add))
+        self.squares = torch.zeros(B, self.parts, device=self.device)
+        self.cos, self.sin = empty(B, D // 2), empty(B, D // 2)
+        self.q, self.attended = empty(B, H, D, dtype=self.dtype), empty(B, C, dtype=self.dtype)
+        self.split = empty(B, self.splits, C) if self.splits > 1 else self.attended
+        self.peaks, self.sums = empty(B, self.splits, H), empty(B, self.splits, H)
+        self.logits, self.places = empty(B, self.V), empty(B, self.blocks, dtype=torch.int32)
+        self.best, self.masses = empty(B, self.blocks), empty(B, self.blocks)
+        self.tops, self.totals, self.floors = empty(B), empty(B), empty(B)
+        self.counts, self.keys = empty(B, dtype=torch.int32), empty(B, CANDIDATES, dtype=torch.int64)
+
+    def __call__(self, steps: int, drawn: bool) -> Tensor:
+        """`steps` more tokens of every row, (steps, B) int64, −1 where the logits are not finite.
+
+        Launched the first time, since recording must neither compile nor load a kernel, and recorded at the second.
+        """
+        key = steps, drawn
+        if key not in self.graphs:
+            self.graphs[key] = None
+            return self.launch(steps, drawn)
+        found = self.graphs[key] or self._record(key)
+        if found is None:
+            return self.launch(steps, drawn)
+        found[0].replay()
+        return found[1]
+
+    def _record(self, key: tuple[int, bool]) -> tuple[torch.cuda.CUDAGraph, Tensor] | None:
+        """This computes nothing. Where it fails, for want of memory say, steps go on being launched."""
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                chosen = self.launch(*key)
+            self.graphs[key] = graph, chosen
+        except RuntimeError:
+            return None
+        return self.graphs[key]
+
+    def launch(self, steps: int, drawn: bool) -> Tensor:
+        """The kernels of so many steps."""
+        from babyllama.infer import kernels
+
+        chosen = torch.empty(steps, self.count, dtype=torch.int64, device=self.device)
+        stream, sizes = self._stream()
+        self._launch(kernels.begin, (self.count,), self.rows.token, self.rows.position, *stream, **sizes)
+        for step in range(steps):
+            self._hidden()
+            self._predict()
+            (self._draw if drawn else self._likeliest)(step, chosen)
+        return chosen
+
+    # ── one step ───────────────────────────────────────────────────────────────────────────────────────────────
+    def _launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
+        more = {"launch_pdl": True} if self.early else {}
+        kernel[grid](*args, EARLY=self.early, **meta, **more)
+
+    def _grid(self, outputs: int) -> tuple[int, int]:
+        return outputs, 1 if self.few else -(-self.count // self.plan.rows)
+
+    def _meta(self, k: int, head: bool = False) -> dict[str, Any]:
+        """How a product over `k` inputs is shared out."""
+        plan = self.plan
+        limit = plan.head_inputs if head else plan.inputs
+        return {"TILE": min(_power(k), limit) if limit else _power(k), "ROWS": plan.rows or self.count,
+                "FEW": self.few, "PARTS": self.parts, "num_warps": plan.head_warps if head else plan.warps,
+                "num_stages": plan.stages}  # fmt: skip
+
+    def _hidden(self) -> None:
+        from babyllama.infer import kernels
+
+        config, B, plan = self.model.config, self.count, self.plan
+        C, F, D = config.hidden_size, config.intermediate_size, config.head_dim
+        H, K, slots = config.num_attention_heads, config.num_key_value_heads, self.cache.keys.shape[3]
+        blocks: list[Any] = list(self.model.layers)
+        half, norms = D // 2, [*(block.input_layernorm.weight for block in blocks), self.model.norm.weight]
+        pairs = min(plan.pairs, _power(half)) if self.few else max(16, min(plan.pairs, _power(half)))
+        stream, shape = (self.x, self.y, self.squares), {"C": C, "D": D, "H": H}
+        grid = self._grid(-(-C // plan.add))
+        for number, block in enumerate(blocks):
+            attention, mlp, second = block.self_attn, block.mlp, block.post_attention_layernorm.weight
+            keys, values = self.cache.keys[number], self.cache.values[number]
+            self._launch(kernels.project, self._grid((H + 2 * K) * -(-half // pairs)), *stream, norms[number],
+                         attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight, self.cos, self.sin,
+                         self.rows.position, self.q, keys, values, B, slots, config.rms_norm_eps, **shape, K=K, P=pairs,
+                         **self._meta(C))  # fmt: skip
+            self._launch(kernels.attend, (B, K, self.splits), self.q, keys, values, self.rows.position, self.split,
+                         self.peaks, self.sums, slots, D**-0.5, D=D, H=H, K=K, G=max(16, _power(H // K)),
+                         WIDTH=max(16, _power(D)), STEP=plan.slots, SPLITS=self.splits, num_warps=4,
+                         num_stages=2)  # fmt: skip
+            splits = self.splits
+            if splits > 1 and not self.few:
+                self._launch(kernels.join, (B, -(-C // 512)), self.split, self.peaks, self.sums, self.attended, k=C,
+                             D=D, H=H, TILE=min(512, _power(C)), SPLITS=splits)  # fmt: skip
+                splits = 1
+            self._launch(kernels.add, grid, self.split if splits > 1 else self.attended, self.peaks, self.sums,
+                         attention.o_proj.weight, self.x, second, self.y, self.squares, B, k=C, **shape, R=plan.add,
+                         SPLITS=splits, **self._meta(C))  # fmt: skip
+            self._launch(kernels.widen, self._grid(-(-F // plan.widen)), *stream, second, mlp.gate_proj.weight,
+                         mlp.up_proj.weight, self.h, B, config.rms_norm_eps, C=C, F=F, R=plan.widen,
+                         **self._meta(C))  # fmt: skip
+            self._launch(kernels.add, grid, self.h, self.peaks, self.sums, mlp.down_proj.weight, self.x,
+                         norms[number + 1], self.y, self.squares, B, k=F, **shape, R=plan.add, SPLITS=1,
+                         **self._meta(F))  # fmt: skip
+
+    def _predict(self) -> None:
+        from babyllama.infer import kernels
+
+        config = self.model.config
+        self._launch(kernels.predict, self._grid(self.blocks), self.x, self.y, self.squares, self.model.norm.weight,
+                     self.model.lm_head.weight, self.rows.rules, self.logits, self.best, self.places, self.masses,
+                     self.count, self.V, config.rms_norm_eps, self.blocks, C=config.hidden_size, R=self.plan.predict,
+                     **self._meta(config.hidden_size, head=True))  # fmt: skip
+
+    def _stream(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a step begins with, and its sizes."""
+        rope, C, half = self.model.rope, self.model.config.hidden_size, self.cos.shape[1]
+        first: Any = self.model.layers[0]
+        stream = (self.model.embed_tokens.weight, self.x, first.input_layernorm.weight, self.y, self.squares,
+                  rope.frequencies, rope.scale, self.cos, self.sin)  # fmt: skip
+        return stream, {"C": C, "TILE": _power(C), "HALF": half, "PAIRS": _power(half), "PARTS": self.parts}
+
+    def _after(self, step: int, chosen: Tensor) -> tuple[Any, ...]:
+        rows = self.rows
+        return (rows.token, rows.position, rows.counter, rows.live, chosen, step, self.count,
+                self.cache.keys.shape[3] - 1, *self._stream()[0])  # fmt: skip
+
+    def _likeliest(self, step: int, chosen: Tensor) -> None:
+        from babyllama.infer import kernels
+
+        self._launch(kernels.greedy, (self.count,), self.best, self.places, self.masses, self.blocks,
+                     *self._after(step, chosen), **self._stream()[1], N=_power(self.blocks))  # fmt: skip
+
+    def _draw(self, step: int, chosen: Tensor) -> None:
+        from babyllama.infer import kernels
+
+        B, N, rules = self.count, _power(self.blocks), self.rows.rules
+        self._launch(kernels.bound, (B,), self.best, self.masses, self.blocks, rules, B, self.tops, self.totals,
+                     self.floors, self.counts, N=N, num_warps=8)  # fmt: skip
+        self._launch(kernels.collect, (B, -(-self.V // 1024)), self.logits, self.tops, self.floors, rules, B,
+                     self.counts, self.keys, self.V, CAP=CANDIDATES, R=1024)  # fmt: skip
+        self._launch(kernels.choose, (B,), self.logits, self.best, self.places, self.masses, self.blocks, self.tops,
+                     self.totals, self.floors, self.counts, self.keys, rules, self.rows.draws, DRAWS, self.V,
+                     *self._after(step, chosen), **self._stream()[1], SMALL=min(SORTED, CANDIDATES), CAP=CANDIDATES,
+                     CHUNK=4096, N=N, R=self.plan.predict, num_warps=4)  # fmt: skip
+
+
+def _power(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,586 @@
+"""Triton kernels of one decoding step: five a layer, one for the head. Their oracle is the model's own forward path.
+
+Shapes: B rows of the batch, C hidden_size, H query heads, K key-value heads, D head_dim, F intermediate_size,
+V vocabulary, S slots of the cache. The residual stream is float32; weights, cache and products are of half precision,
+sums in float32. Two ways to multiply, by the batch: `FEW` rows one after the other beside a tile of weights that stays
+in registers, or tensor cores over tiles. A kernel that may start before the one ahead of it has ended (programmatic
+dependent launch, `EARLY`) loads its first weights, then waits. Imported only where there is a GPU.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra import cuda
+
+
+@triton.jit
+def _wait(EARLY: tl.constexpr):
+    """Let the next kernel start, and wait for all before this one."""
+    if EARLY:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
+
+
+@triton.jit
+def _weights(w, rows, columns, n, k):
+    """Rows `rows` (R,) and columns `columns` (T,) of a matrix (n, k), zero beyond it."""
+    inside = (rows[:, None] < n) & (columns[None, :] < k)
+    return tl.load(w + rows[:, None].to(tl.int64) * k + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _turned(a, b, cos, sin, rows, pairs, B, half):
+    """Both halves (rows, pairs) of a head's vectors, rotated by the angles (B, half) of each row's place."""
+    inside = (rows[:, None] < B) & (pairs[None, :] < half)
+    at = rows[:, None] * half + pairs[None, :]
+    c, s = tl.load(cos + at, mask=inside, other=1.0), tl.load(sin + at, mask=inside, other=0.0)
+    return a * c - b * s, b * c + a * s
+
+
+@triton.jit
+def _keep(first, second, rows, pairs, kind, head, positions, q, keys, values, B, D, slots,
+          H: tl.constexpr, K: tl.constexpr):  # fmt: skip
+    """Write both halves (rows, pairs) of one head's vector: a query to q (B, H, D), the others to their slot."""
+    half = D // 2
+    inside = (rows[:, None] < B) & (pairs[None, :] < half)
+    slot = tl.load(positions + rows, mask=rows < B, other=0).to(tl.int64)
+    if kind == 0:
+        at = q + (rows[:, None].to(tl.int64) * H + head) * D + pairs[None, :]
+    else:
+        cache = keys if kind == 1 else values
+        at = cache + ((rows[:, None].to(tl.int64) * K + head) * slots + slot[:, None]) * D + pairs[None, :]
+    tl.store(at, first.to(q.dtype.element_ty), mask=inside)
+    tl.store(at + half, second.to(q.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _factor(squares, rows, B, eps, C: tl.constexpr, PARTS: tl.constexpr):
+    """1 / rms of each row of x, whose Σ x² lies in `squares` (B, PARTS) by parts."""
+    parts = tl.arange(0, PARTS)
+    found = tl.load(squares + rows[:, None] * PARTS + parts[None, :], mask=(rows < B)[:, None], other=0.0)
+    return tl.rsqrt(tl.sum(found, 1) / C + eps)[:, None]
+
+
+@triton.jit
+def _pair(y, squares, first, second, lower, upper, rows, B, n, eps, C: tl.constexpr, R: tl.constexpr,
+          TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+    """norm(x) times the rows `lower` of one matrix (n, C) and `upper` of another: (ROWS, R) float32 each.
+
+    y is x times the norm's weight, in half precision; the norm's factor multiplies the sums.
+    """
+    a, b = tl.zeros((ROWS, R), tl.float32), tl.zeros((ROWS, R), tl.float32)
+    for start in range(0, C, TILE):
+        at = start + tl.arange(0, TILE)
+        inside = (rows[:, None] < B) & (at[None, :] < C)
+        value = tl.load(y + rows[:, None] * C + at[None, :], mask=inside, other=0.0)
+        a = tl.dot(value, _weights(first, lower, at, n, C).T, a)
+        b = tl.dot(value, _weights(second, upper, at, n, C).T, b)
+    factor = _factor(squares, rows, B, eps, C, PARTS)
+    return a * factor, b * factor
+
+
+@triton.jit
+def project(x, y, squares, norm, wq, wk, wv, cos, sin, positions, q, keys, values, B, slots, eps, C: tl.constexpr,
+            D: tl.constexpr, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr,
+            ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+    """x (B, C) → norm → q, rotated; k, rotated, and v into the cache. A program has P pairs (i, i + D/2) of a head.
+
+    keys, values: (B, K, slots, D) of the layer. cos, sin: (B, D/2).
+    """
+    half: tl.constexpr = D // 2
+    parts: tl.constexpr = (half + P - 1) // P
+    which, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    kind = tl.where(which < H, 0, tl.where(which < H + K, 1, 2))
+    head = tl.where(which < H, which, tl.where(which < H + K, which - H, which - H - K))
+    w = wq
+    if kind == 1:
+        w = wk
+    if kind == 2:
+        w = wv
+    w += head.to(tl.int64) * D * C
+    pairs = part * P + tl.arange(0, P)
+    lower, upper = tl.where(pairs < half, pairs, D), tl.where(pairs < half, pairs + half, D)
+    if FEW:
+        columns = tl.arange(0, TILE)
+        first, second = _weights(w, lower, columns, D, C), _weights(w, upper, columns, D, C)
+        gain = tl.load(norm + columns, mask=columns < C, other=0.0).to(tl.float32)
+        _wait(EARLY)
+        for row in tl.static_range(ROWS):
+            value = tl.load(x + row * C + columns, mask=columns < C, other=0.0)
+            value = value * tl.rsqrt(tl.sum(value * value) / C + eps) * gain
+            a = tl.sum(first.to(tl.float32) * value[None, :], 1)[None, :]
+            b = tl.sum(second.to(tl.float32) * value[None, :], 1)[None, :]
+            rows = row + tl.arange(0, 1)
+            if kind < 2:
+                a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
+            _keep(a, b, rows, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
+    else:
+        _wait(EARLY)
+        rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        a, b = _pair(y, squares, w, w, lower, upper, rows, B, D, eps, C, P, TILE, ROWS, PARTS)
+        if kind < 2:
+            a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
+        _keep(a, b, rows, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
+
+
+@triton.jit
+def attend(q, keys, values, positions, out, peaks, sums, slots, scale, D: tl.constexpr, H: tl.constexpr,
+           K: tl.constexpr, G: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
+           EARLY: tl.constexpr):  # fmt: skip
+    """One token's attention over the slots up to its own. A program has a row's key head and a share of the slots.
+
+    Args:
+        out: (B, H·D), or with SPLITS float32 (B, SPLITS, H·D), not yet divided; then peaks and sums (B, SPLITS, H).
+    """
+    _wait(EARLY)
+    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    group: tl.constexpr = H // K
+    end = tl.load(positions + row).to(tl.int32) + 1
+    share = (end + SPLITS * STEP - 1) // (SPLITS * STEP) * STEP
+    first, last = split * share, tl.minimum(end, (split + 1) * share)
+    heads, width, steps = tl.arange(0, G), tl.arange(0, WIDTH), tl.arange(0, STEP)
+    inside = (heads[:, None] < group) & (width[None, :] < D)
+    place = (row.to(tl.int64) * H + head * group + heads[:, None]) * D + width[None, :]
+    query = tl.load(q + place, mask=inside, other=0.0)
+    base = (row.to(tl.int64) * K + head) * slots * D
+    peak = tl.full((G,), float("-inf"), tl.float32)
+    total, found = tl.zeros((G,), tl.float32), tl.zeros((G, WIDTH), tl.float32)
+    for start in range(first, last, STEP):
+        at = start + steps
+        there = (at[:, None] < last) & (width[None, :] < D)
+        where = base + at[:, None] * D + width[None, :]
+        key = tl.load(keys + where, mask=there, other=0.0)
+        scores = tl.where(at[None, :] < last, tl.dot(query, key.T) * scale, float("-inf"))
+        higher = tl.maximum(peak, tl.max(scores, 1))
+        weights, shrink = tl.exp(scores - higher[:, None]), tl.exp(peak - higher)
+        value = tl.load(values + where, mask=there, other=0.0)
+        found = tl.dot(weights.to(value.dtype), value, found * shrink[:, None])
+        total, peak = total * shrink + tl.sum(weights, 1), higher
+    if SPLITS == 1:
+        tl.store(out + place, (found / total[:, None]).to(out.dtype.element_ty), mask=inside)
+    else:
+        at = (row * SPLITS + split) * H + head * group + heads
+        tl.store(out + at[:, None] * D + width[None, :], found, mask=inside)
+        tl.store(peaks + at, peak, mask=heads < group)
+        tl.store(sums + at, total, mask=heads < group)
+
+
+@triton.jit
+def _joined(a, peaks, sums, row, columns, k, D: tl.constexpr, H: tl.constexpr, SPLITS: tl.constexpr):
+    """Row `row` of what `attend` left, its splits put together: (len(columns),) float32."""
+    if SPLITS == 1:
+        return tl.load(a + row * k + columns, mask=columns < k, other=0.0).to(tl.float32)
+    splits = tl.arange(0, SPLITS)
+    inside = (columns[None, :] < k) & (splits[:, None] < SPLITS)
+    at = (row * SPLITS + splits[:, None]) * H + columns[None, :] // D
+    peak = tl.load(peaks + at, mask=inside, other=float("-inf"))
+    weight = tl.where(inside, tl.exp(peak - tl.max(peak, 0)[None, :]), 0.0)
+    total = tl.sum(weight * tl.load(sums + at, mask=inside, other=0.0), 0)
+    parts = tl.load(a + (row * SPLITS + splits[:, None]) * k + columns[None, :], mask=inside, other=0.0)
+    return tl.where(columns < k, tl.sum(weight * parts, 0) / total, 0.0)
+
+
+@triton.jit
+def join(a, peaks, sums, out, k: tl.constexpr, D: tl.constexpr, H: tl.constexpr, TILE: tl.constexpr,
+         SPLITS: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+    """The splits that `attend` left → out (B, k)."""
+    _wait(EARLY)
+    row, columns = tl.program_id(0), tl.program_id(1) * TILE + tl.arange(0, TILE)
+    found = _joined(a, peaks, sums, row, columns, k, D, H, SPLITS)
+    tl.store(out + row * k + columns, found.to(out.dtype.element_ty), mask=columns < k)
+
+
+@triton.jit
+def add(a, peaks, sums, w, x, norm, y, squares, B, k: tl.constexpr, C: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
+        R: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
+        FEW: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+    """x (B, C) += a (B, k) · w (C, k)ᵀ: the ends of attention (its splits put together) and of the MLP.
+
+    For tensor cores it also leaves what the next norm needs: y = x · norm's weight, and Σ x² of its columns.
+    """
+    part = tl.program_id(0)
+    outputs, columns = part * R + tl.arange(0, R), tl.arange(0, TILE)
+    if FEW:
+        weights = _weights(w, outputs, columns, C, k)
+        _wait(EARLY)
+        for row in tl.static_range(ROWS):
+            value = _joined(a, peaks, sums, row, columns, k, D, H, SPLITS)
+            found = tl.sum(weights.to(tl.float32) * value[None, :], 1)
+            at = x + row * C + outputs
+            tl.store(at, tl.load(at, mask=outputs < C, other=0.0) + found, mask=outputs < C)
+    else:
+        _wait(EARLY)
+        rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        found = tl.zeros((ROWS, R), tl.float32)
+        for start in range(0, k, TILE):
+            at = start + columns
+            inside = (rows[:, None] < B) & (at[None, :] < k)
+            value = tl.load(a + rows[:, None] * k + at[None, :], mask=inside, other=0.0)
+            found = tl.dot(value, _weights(w, outputs, at, C, k).T, found)
+        at, inside = rows[:, None] * C + outputs[None, :], (rows[:, None] < B) & (outputs[None, :] < C)
+        found += tl.load(x + at, mask=inside, other=0.0)
+        tl.store(x + at, found, mask=inside)
+        gain = tl.load(norm + outputs, mask=outputs < C, other=0.0).to(tl.float32)
+        tl.store(y + at, (found * gain[None, :]).to(y.dtype.element_ty), mask=inside)
+        tl.store(squares + rows * PARTS + part, tl.sum(tl.where(inside, found * found, 0.0), 1), mask=rows < B)
+
+
+@triton.jit
+def widen(x, y, squares, norm, gate, up, h, B, eps, C: tl.constexpr, F: tl.constexpr, R: tl.constexpr,
+          TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr,
+          EARLY: tl.constexpr):  # fmt: skip
+    """x (B, C) → norm → h (B, F) = silu(x · gateᵀ) · (x · upᵀ)."""
+    outputs, columns = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, TILE)
+    if FEW:
+        gates, ups = _weights(gate, outputs, columns, F, C), _weights(up, outputs, columns, F, C)
+        gain = tl.load(norm + columns, mask=columns < C, other=0.0).to(tl.float32)
+        _wait(EARLY)
+        for row in tl.static_range(ROWS):
+            value = tl.load(x + row * C + columns, mask=columns < C, other=0.0)
+            value = value * tl.rsqrt(tl.sum(value * value) / C + eps) * gain
+            a = tl.sum(gates.to(tl.float32) * value[None, :], 1)
+            b = tl.sum(ups.to(tl.float32) * value[None, :], 1)
+            tl.store(h + row * F + outputs, (a * tl.sigmoid(a) * b).to(h.dtype.element_ty), mask=outputs < F)
+    else:
+        _wait(EARLY)
+        rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        a, b = _pair(y, squares, gate, up, outputs, outputs, rows, B, F, eps, C, R, TILE, ROWS, PARTS)
+        inside = (rows[:, None] < B) & (outputs[None, :] < F)
+        tl.store(h + rows[:, None] * F + outputs[None, :], (a * tl.sigmoid(a) * b).to(h.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _cold(rules, rows, B):
+    """1 / temperature of some rows; 1 where that is 0, which is greedy."""
+    heat = tl.load(rules + rows * 7, mask=rows < B, other=1.0)
+    return tl.where(heat > 0, 1 / tl.where(heat > 0, heat, 1.0), 1.0)
+
+
+@triton.jit
+def _summary(scores, outputs, V, row, block, cold, best, places, masses, blocks):
+    """Of scores (R,) of one row: the largest, the first place that has it, Σ exp((score − largest) · cold), where NaN
+    shows too."""
+    scores = tl.where(outputs < V, scores, float("-inf"))
+    top = tl.max(scores, 0)
+    place = tl.min(tl.where(scores == top, outputs, 2147483647), 0)
+    at = row * blocks + block
+    tl.store(best + at, top)
+    tl.store(places + at, place)
+    tl.store(masses + at, tl.sum(tl.exp((scores - top) * cold), 0))
+
+
+@triton.jit
+def predict(x, y, squares, norm, w, rules, logits, best, places, masses, B, V, eps, blocks, C: tl.constexpr,
+            R: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr,
+            EARLY: tl.constexpr):  # fmt: skip
+    """x (B, C) → norm → logits (B, V) float32, and each block of R logits in short: (B, blocks)."""
+    block = tl.program_id(0)
+    outputs, columns = block * R + tl.arange(0, R), tl.arange(0, TILE)
+    if FEW:
+        weights = _weights(w, outputs, columns, V, C)
+        gain = tl.load(norm + columns, mask=columns < C, other=0.0).to(tl.float32)
+        _wait(EARLY)
+        for row in tl.static_range(ROWS):
+            value = tl.load(x + row * C + columns, mask=columns < C, other=0.0)
+            value = value * tl.rsqrt(tl.sum(value * value) / C + eps) * gain
+            found = tl.sum(weights.to(tl.float32) * value[None, :], 1)
+            tl.store(logits + row * V + outputs, found, mask=outputs < V)
+            _summary(found, outputs, V, row, block, _cold(rules, row, B), best, places, masses, blocks)
+    else:
+        _wait(EARLY)
+        rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        found = tl.zeros((ROWS, R), tl.float32)
+        for start in range(0, C, TILE):
+            at = start + columns
+            inside = (rows[:, None] < B) & (at[None, :] < C)
+            value = tl.load(y + rows[:, None] * C + at[None, :], mask=inside, other=0.0)
+            found = tl.dot(value, _weights(w, outputs, at, V, C).T, found)
+        found = found * _factor(squares, rows, B, eps, C, PARTS)
+        inside = (rows[:, None] < B) & (outputs[None, :] < V)
+        tl.store(logits + rows[:, None].to(tl.int64) * V + outputs[None, :], found, mask=inside)
+        found = tl.where(outputs[None, :] < V, found, float("-inf"))
+        top = tl.max(found, 1)
+        place = tl.min(tl.where(found == top[:, None], outputs[None, :], 2147483647), 1)
+        at = rows.to(tl.int64) * blocks + block
+        tl.store(best + at, top, mask=rows < B)
+        tl.store(places + at, place, mask=rows < B)
+        mass = tl.exp((found - top[:, None]) * _cold(rules, rows, B)[:, None])
+        tl.store(masses + at, tl.sum(mass, 1), mask=rows < B)
+
+
+@triton.jit
+def _enter(token, position, row, embedding, x, norm, y, squares, frequencies, scale, cos, sin, C: tl.constexpr,
+           TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+    """What a step begins with: a token's embedding, as `add` would leave it, and the angles of its place."""
+    pairs = tl.arange(0, PAIRS)
+    angle = position.to(tl.float32) * tl.load(frequencies + pairs, mask=pairs < HALF, other=0.0)
+    tl.store(cos + row * HALF + pairs, tl.cos(angle) * scale, mask=pairs < HALF)
+    tl.store(sin + row * HALF + pairs, tl.sin(angle) * scale, mask=pairs < HALF)
+    columns = tl.arange(0, TILE)
+    found = tl.load(embedding + token * C + columns, mask=columns < C, other=0.0).to(tl.float32)
+    gain = tl.load(norm + columns, mask=columns < C, other=0.0).to(tl.float32)
+    tl.store(x + row * C + columns, found, mask=columns < C)
+    tl.store(y + row * C + columns, (found * gain).to(y.dtype.element_ty), mask=columns < C)
+    parts = tl.arange(0, PARTS)
+    tl.store(squares + row * PARTS + parts, tl.where(parts == 0, tl.sum(found * found), 0.0))
+
+
+@triton.jit
+def begin(tokens, positions, embedding, x, norm, y, squares, frequencies, scale, cos, sin, C: tl.constexpr,
+          TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
+          EARLY: tl.constexpr):  # fmt: skip
+    """The first of several steps: whatever came before, the rows' tokens and places say all."""
+    _wait(EARLY)
+    row = tl.program_id(0)
+    _enter(tl.load(tokens + row), tl.load(positions + row), row, embedding, x, norm, y, squares, frequencies, scale,
+           cos, sin, C, TILE, HALF, PAIRS, PARTS)  # fmt: skip
+
+
+@triton.jit
+def _next(token, row, tokens, positions, counters, live, chosen, step, B, last, embedding, x, norm, y, squares,
+          frequencies, scale, cos, sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
+          PARTS: tl.constexpr):  # fmt: skip
+    """Note a row's token, −1 for none, and begin its next step; rows from `live` on stay as they are."""
+    tl.store(chosen + step * B + row, token)
+    if row < tl.load(live):
+        position = tl.minimum(tl.load(positions + row) + 1, last)
+        token = tl.maximum(token, 0)
+        tl.store(tokens + row, token)
+        tl.store(positions + row, position)
+        tl.store(counters + row, tl.load(counters + row) + 1)
+        _enter(token, position, row, embedding, x, norm, y, squares, frequencies, scale, cos, sin, C, TILE, HALF,
+               PAIRS, PARTS)  # fmt: skip
+
+
+@triton.jit
+def _finite(top, mass):
+    return (top > float("-inf")) & (top < float("inf")) & (mass < float("inf"))  # NaN is not below anything
+
+
+@triton.jit
+def _likeliest(best, places, masses, blocks, row, N: tl.constexpr):
+    block = tl.arange(0, N)
+    at = row.to(tl.int64) * blocks + block
+    found = tl.load(best + at, mask=block < blocks, other=float("-inf"))
+    mass = tl.sum(tl.load(masses + at, mask=block < blocks, other=0.0), 0)
+    top = tl.max(found, 0)
+    token = tl.min(tl.where(found == top, tl.load(places + at, mask=block < blocks, other=2147483647), 2147483647), 0)
+    return tl.where(_finite(top, mass), token, -1)
+
+
+@triton.jit
+def greedy(best, places, masses, blocks, tokens, positions, counters, live, chosen, step, B, last, embedding, x, norm,
+           y, squares, frequencies, scale, cos, sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr,
+           PAIRS: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+    """The likeliest token of each row, the first of equals; N ≥ blocks."""
+    _wait(EARLY)
+    row = tl.program_id(0)
+    token = _likeliest(best, places, masses, blocks, row, N)
+    _next(token.to(tl.int64), row, tokens, positions, counters, live, chosen, step, B, last, embedding, x, norm, y,
+          squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS)  # fmt: skip
+
+
+@triton.jit
+def bound(best, masses, blocks, rules, B, tops, totals, floors, counts, N: tl.constexpr, EARLY: tl.constexpr):
+    """Of each row: its largest logit, and a score below which no cut can lie (tokens below it are never drawn).
+
+    Scores are (logit − largest) · cold. The blocks' best are some of the tokens: where so many of them, or so much of
+    the mass, lie above a score, the k-th token and the end of the nucleus do too.
+    """
+    _wait(EARLY)
+    row, block = tl.program_id(0), tl.arange(0, N)
+    at = row.to(tl.int64) * blocks + block
+    found = tl.load(best + at, mask=block < blocks, other=float("-inf"))
+    top = tl.max(found, 0)
+    scores = (found - top) * _cold(rules, row, B)
+    weights = tl.exp(scores)
+    total = tl.sum(tl.load(masses + at, mask=block < blocks, other=0.0) * weights, 0)
+    k, p, floor = tl.load(rules + row * 7 + 1).to(tl.int32), tl.load(rules + row * 7 + 2), tl.load(rules + row * 7 + 3)
+    wanted = p * total
+    low_k, low_p, width_k, width_p = -64.0, -64.0, 64.0, 64.0
+    if k > 0:
+        for _ in range(8):
+            width_k /= 2
+            enough = tl.sum((scores >= low_k + width_k).to(tl.int32), 0) >= k
+            low_k = tl.where(enough, low_k + width_k, low_k)
+    elif p < 1.0:  # with top-k there are few enough
+        for _ in range(8):
+            width_p /= 2
+            enough = tl.sum(tl.where(scores >= low_p + width_p, weights, 0.0), 0) >= wanted
+            low_p = tl.where(enough, low_p + width_p, low_p)
+    floor = tl.where((k > 0) & (low_k > -64.0), tl.maximum(floor, low_k), floor)
+    floor = tl.where((p < 1.0) & (low_p > -64.0), tl.maximum(floor, low_p), floor)
+    tl.store(tops + row, tl.where(_finite(top, total), top, float("nan")))
+    tl.store(totals + row, total)
+    floor = tl.where(tl.load(rules + row * 7) == 0, float("inf"), floor)  # greedy: no candidates
+    tl.store(floors + row, floor)
+    tl.store(counts + row, 0)
+
+
+@triton.jit
+def _key(score, place):
+    """Scores ≤ 0 and their places as numbers: the order of the scores, of equal ones the first place last."""
+    bits = score.to(tl.int32, bitcast=True)  # of what is below zero: the smaller, the larger
+    order = tl.where(bits < 0, -(bits & 0x7FFFFFFF), 0).to(tl.int64)
+    return (order << 32) | (2147483647 - place).to(tl.int64)
+
+
+@triton.jit
+def collect(logits, tops, floors, rules, B, counts, keys, V, CAP: tl.constexpr, R: tl.constexpr, EARLY: tl.constexpr):
+    """The tokens of each row that no cut surely leaves out, as `_key`s (B, CAP) in any order; counts how many."""
+    _wait(EARLY)
+    row = tl.program_id(0)
+    places = tl.program_id(1) * R + tl.arange(0, R)
+    found = tl.load(logits + row.to(tl.int64) * V + places, mask=places < V, other=float("-inf"))
+    scores = (found - tl.load(tops + row)) * _cold(rules, row, B)
+    kept = (scores >= tl.load(floors + row)) & (places < V)
+    many = tl.sum(kept.to(tl.int32), 0)
+    if many > 0:
+        at = tl.atomic_add(counts + row, many) + tl.cumsum(kept.to(tl.int32), 0) - 1
+        tl.store(keys + row * CAP + at, _key(scores, places), mask=kept & (at < CAP))
+
+
+@triton.jit
+def _score(keys):
+    """Inverse of `_key`: the scores."""
+    order = (keys >> 32).to(tl.int32)
+    return tl.where(order < 0, (-order) | -2147483648, 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _mass_above(logits, top, cold, floor, V, CHUNK: tl.constexpr):
+    """How many tokens of a row score at least `floor`, and their mass."""
+    many, mass = tl.zeros((CHUNK,), tl.int32), tl.zeros((CHUNK,), tl.float32)
+    for start in range(0, V, CHUNK):
+        places = start + tl.arange(0, CHUNK)
+        scores = (tl.load(logits + places, mask=places < V, other=float("-inf")) - top) * cold
+        kept = (scores >= floor) & (places < V)
+        many += kept.to(tl.int32)
+        mass += tl.where(kept, tl.exp(scores), 0.0)
+    return tl.sum(many, 0), tl.sum(mass, 0)
+
+
+@triton.jit
+def _cut(logits, top, cold, k, p, floor, V, CHUNK: tl.constexpr):
+    """The cut of a row of which too many tokens are left to sort: by halving, over the bits of a float."""
+    low, high = tl.full((), -2147483647 - 1, tl.int32), tl.full((), 0, tl.int32)
+    if k > 0:
+        for _ in range(32):
+            middle = (low.to(tl.int64) + high.to(tl.int64) + 1).to(tl.int64) >> 1
+            many, _mass = _mass_above(logits, top, cold, _score(middle << 32), V, CHUNK)
+            low = tl.where(many >= k, middle, low).to(tl.int32)
+            high = tl.where(many >= k, high, middle - 1).to(tl.int32)
+        floor = tl.maximum(floor, _score(low.to(tl.int64) << 32))
+    if p < 1.0:
+        kept = tl.where(k > 0, _score(low.to(tl.int64) << 32), float("-inf"))
+        _many, total = _mass_above(logits, top, cold, kept, V, CHUNK)
+        low, high = tl.full((), -2147483647 - 1, tl.int32), tl.full((), 0, tl.int32)
+        for _ in range(32):
+            middle = (low.to(tl.int64) + high.to(tl.int64) + 1).to(tl.int64) >> 1
+            _many, mass = _mass_above(logits, top, cold, tl.maximum(_score(middle << 32), kept), V, CHUNK)
+            enough = mass >= p * total
+            low = tl.where(enough, middle, low).to(tl.int32)
+            high = tl.where(enough, high, middle - 1).to(tl.int32)
+        floor = tl.maximum(floor, _score(low.to(tl.int64) << 32))
+    return floor
+
+
+@triton.jit
+def _drawn(logits, top, cold, floor, draw, V, CHUNK: tl.constexpr):
+    """The token of a row at which the mass of those that score at least `floor`, in order of place, passes `draw`."""
+    total = tl.zeros((), tl.float64)
+    for start in range(0, V, CHUNK):
+        places = start + tl.arange(0, CHUNK)
+        scores = (tl.load(logits + places, mask=places < V, other=float("-inf")) - top) * cold
+        total += tl.sum(tl.where((scores >= floor) & (places < V), tl.exp(scores), 0.0).to(tl.float64), 0)
+    target, token, before = draw * total, tl.full((), -1, tl.int32), tl.zeros((), tl.float64)
+    for start in range(0, V, CHUNK):
+        places = start + tl.arange(0, CHUNK)
+        scores = (tl.load(logits + places, mask=places < V, other=float("-inf")) - top) * cold
+        masses = tl.where((scores >= floor) & (places < V), tl.exp(scores), 0.0).to(tl.float64)
+        running = before + tl.cumsum(masses, 0)
+        first = tl.min(tl.where((running > target) & (masses > 0), places, 2147483647), 0)
+        token = tl.where((token < 0) & (first < 2147483647), first, token)
+        before += tl.sum(masses, 0)
+    return token
+
+
+@triton.jit
+def _sorted(keys, many, k, p, least, total, draw, V, N: tl.constexpr):
+    """The next token of a row whose candidates are few enough to be sorted: `many` ≤ N."""
+    order = tl.arange(0, N)
+    found = tl.load(keys + order, mask=order < many, other=-9223372036854775807)
+    found = tl.sort(found, descending=True)
+    scores = tl.where(order < many, _score(found), float("-inf"))
+    floor = least
+    if k > 0:
+        floor = tl.maximum(floor, tl.min(tl.where((order < k) & (order < many), scores, 0.0), 0))
+        scores = tl.where(scores >= floor, scores, float("-inf"))
+    shares = tl.exp(scores).to(tl.float64)
+    if p < 1.0:
+        wanted = p * total.to(tl.float64)
+        if k > 0:  # otherwise the whole row counts, also what is no candidate
+            wanted = p * tl.sum(shares, 0)
+        kept = tl.maximum(tl.sum((tl.cumsum(shares, 0) - shares < wanted).to(tl.int32), 0), 1)
+        floor = tl.maximum(floor, tl.min(tl.where(order < kept, scores, 0.0), 0))
+    shares = tl.where(scores >= floor, shares, 0.0)
+    places = 2147483647 - (found & 0xFFFFFFFF).to(tl.int32)
+    target = draw * tl.sum(shares, 0)
+    low, high = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32) + V - 1  # the first place up to which it passes
+    while low < high:
+        middle = (low + high) // 2
+        passed = tl.sum(tl.where(places <= middle, shares, 0.0), 0) > target
+        low, high = tl.where(passed, low, middle + 1), tl.where(passed, middle, high)
+    return low
+
+
+@triton.jit
+def _anything(logits, best, masses, blocks, top, cold, draw, V, N: tl.constexpr, R: tl.constexpr):
+    """The token that `draw` means where nothing is cut off: first its block of R, then its place in it."""
+    block = tl.arange(0, N)
+    weights = tl.exp((tl.load(best + block, mask=block < blocks, other=float("-inf")) - top) * cold)
+    weights = (tl.load(masses + block, mask=block < blocks, other=0.0) * weights).to(tl.float64)
+    running = tl.cumsum(weights, 0)
+    target = draw * tl.sum(weights, 0)
+    found = tl.minimum(tl.sum((running <= target).to(tl.int32), 0), blocks - 1)
+    target -= tl.sum(tl.where(block < found, weights, 0.0), 0)
+    places = found * R + tl.arange(0, R)
+    scores = (tl.load(logits + places, mask=places < V, other=float("-inf")) - top) * cold
+    inside = tl.where(places < V, tl.exp(scores), 0.0).to(tl.float64)
+    at = tl.sum((tl.cumsum(inside, 0) <= target).to(tl.int32), 0)
+    return tl.minimum(found * R + tl.minimum(at, R - 1), V - 1)
+
+
+@triton.jit
+def choose(logits, best, places, masses, blocks, tops, totals, floors, counts, keys, rules, draws, width, V, tokens,
+           positions, counters, live, chosen, step, B, last, embedding, x, norm, y, squares, frequencies, scale, cos,
+           sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
+           SMALL: tl.constexpr, CAP: tl.constexpr, CHUNK: tl.constexpr, N: tl.constexpr, R: tl.constexpr,
+           EARLY: tl.constexpr):  # fmt: skip
+    """The next token of each row: top-k, top-p, min-p as sampling.py defines them, one draw, in order of place.
+
+    Args:
+        draws: float64 (B, width), uniform on [0, 1), a ring; the row's next is number counters[row].
+    """
+    _wait(EARLY)
+    row = tl.program_id(0)
+    top, heat, many = tl.load(tops + row), _cold(rules, row, B), tl.load(counts + row)
+    k, p, least = tl.load(rules + row * 7 + 1).to(tl.int32), tl.load(rules + row * 7 + 2), tl.load(rules + row * 7 + 3)
+    draw = tl.load(draws + row.to(tl.int64) * width + tl.load(counters + row) % width)
+    here = logits + row.to(tl.int64) * V
+    token = tl.full((), -1, tl.int32)
+    if tl.load(rules + row * 7) == 0:
+        token = _likeliest(best, places, masses, blocks, row, N)
+    elif top == top:
+        if many <= SMALL:
+            token = _sorted(keys + row * CAP, many, k, p, least, tl.load(totals + row), draw, V, SMALL)
+        elif many <= CAP:
+            token = _sorted(keys + row * CAP, many, k, p, least, tl.load(totals + row), draw, V, CAP)
+        elif (k <= 0) & (p >= 1.0) & (least == float("-inf")):
+            at = row.to(tl.int64) * blocks
+            token = _anything(here, best + at, masses + at, blocks, top, heat, draw, V, N, R)
+        else:
+            token = _drawn(here, top, heat, _cut(here, top, heat, k, p, least, V, CHUNK), draw, V, CHUNK)
+    _next(token.to(tl.int64), row, tokens, positions, counters, live, chosen, step, B, last, embedding, x, norm, y,
+          squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS)  # fmt: skip

@@ -167,86 +167,103 @@ namespace {
 // ── products ────────────────────────────────────────────────────────────────────────────────────────────────────────
 struct Inputs { const float *x, *sums; int64_t stride, groups; };  // rows of x as a matrix wants them; sums of groups
 
-template <class T, int R>
+// Of N outputs and R rows of x at a time: the ones share what is read of x, the others what is made of the weights. The
+// hardware follows one output's weights from memory too late, above all where a core computes beside it: they are asked
+// for AHEAD bytes before.
+constexpr int AHEAD = 4096;
+inline void ask_for(const void* p) { __builtin_prefetch((const char*)p + AHEAD); }
+
+template <class T, int R, int N>
 void dense(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
-    for (int64_t n = from; n < to; n++) {
+    for (int64_t n = from; n < to; n += N) {
         const T* w = (const T*)m.data + n * m.inputs;
-        Floats total[R] = {};
+        Floats total[R][N] = {};
         int64_t k = 0;
-        for (; k + W <= m.inputs; k += W) {
-            Floats weight = load(w + k);
-            for (int r = 0; r < R; r++) total[r] += weight * load(in.x + r * in.stride + k);
-        }
-        for (int r = 0; r < R; r++) {
-            float rest = sum(total[r]);
-            for (int64_t j = k; j < m.inputs; j++) rest += value(w[j]) * in.x[r * in.stride + j];
-            y[r * stride + n] = rest;
-        }
-    }
-}
-
-template <int R>
-inline void shifted(const Matrix& m, Inputs in, const Floats* total, float* y, int64_t stride, int64_t n) {
-    const float* shift = m.shifts + n * m.groups;
-    for (int r = 0; r < R; r++) {
-        float rest = 0;
-        for (int64_t g = 0; g < m.groups; g++) rest += shift[g] * in.sums[r * in.groups + g];
-        y[r * stride + n] = sum(total[r]) + rest;
-    }
-}
-
-template <int R>
-void eight(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
-    for (int64_t n = from; n < to; n++) {
-        const int8_t* w = (const int8_t*)m.data + n * m.padded;
-        Floats total[R] = {};
-        for (int64_t g = 0; g < m.groups; g++) {
-            Floats part[R] = {};
-            int64_t end = g + 1 < m.groups ? (g + 1) * m.group : m.padded;
-            for (int64_t k = g * m.group; k < end; k += W) {
-                Floats weight = load(w + k);
-                for (int r = 0; r < R; r++) part[r] += weight * load(in.x + r * in.stride + k);
+        for (; k + W <= m.inputs; k += W)
+            for (int j = 0; j < N; j++) {
+                const T* place = w + j * m.inputs + k;
+                ask_for(place);
+                Floats weight = load(place);
+                for (int r = 0; r < R; r++) total[r][j] += weight * load(in.x + r * in.stride + k);
             }
-            float scale = m.scales[n * m.groups + g];
-            for (int r = 0; r < R; r++) total[r] += part[r] * scale;
-        }
-        shifted<R>(m, in, total, y, stride, n);
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < N; j++) {
+                float rest = sum(total[r][j]);
+                for (int64_t i = k; i < m.inputs; i++) rest += value(w[j * m.inputs + i]) * in.x[r * in.stride + i];
+                y[r * stride + n + j] = rest;
+            }
     }
 }
 
-template <int R>
-void four(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
-    for (int64_t n = from; n < to; n++) {
-        const uint8_t* w = (const uint8_t*)m.data + n * m.padded / 2;
-        Floats total[R] = {};
+struct Eight {  // signed bytes
+    static const uint8_t* row(const Matrix& m, int64_t n) { return (const uint8_t*)m.data + n * m.padded; }
+    template <int R>
+    static void add(const uint8_t* codes, int64_t k, const float* x, int64_t stride, Floats* part) {  // UNIT codes
+        for (int i = 0; i < 16; i += W) {
+            Floats weight = load((const int8_t*)codes + k + i);
+            for (int r = 0; r < R; r++) part[r] += weight * load(x + r * stride + k + i);
+        }
+    }
+    static constexpr int UNIT = 16, BYTES = 16;
+};
+struct Four {  // 16 bytes: codes 0 … 15 in the lower halves, 16 … 31 in the upper ones
+    static const uint8_t* row(const Matrix& m, int64_t n) { return (const uint8_t*)m.data + n * m.padded / 2; }
+    template <int R>
+    static void add(const uint8_t* codes, int64_t k, const float* x, int64_t stride, Floats* part) {
+        for (int i = 0; i < 16; i += W) {
+            Ints pair = widened(codes + k / 2 + i);
+            Floats low = __builtin_convertvector(pair & 15, Floats), high = __builtin_convertvector(pair >> 4, Floats);
+            for (int r = 0; r < R; r++) {
+                part[r] += low * load(x + r * stride + k + i);
+                part[r] += high * load(x + r * stride + k + i + 16);
+            }
+        }
+    }
+    static constexpr int UNIT = 32, BYTES = 16;
+};
+
+template <class Codes, int R, int N>
+void grouped(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
+    for (int64_t n = from; n < to; n += N) {
+        Floats total[N][R] = {};
         for (int64_t g = 0; g < m.groups; g++) {
-            Floats part[R] = {};
+            Floats part[N][R] = {};
             int64_t end = g + 1 < m.groups ? (g + 1) * m.group : m.padded;
-            for (int64_t k = g * m.group; k < end; k += 32)  // 16 bytes: codes 0 … 15 below, 16 … 31 above
-                for (int i = 0; i < 16; i += W) {
-                    Ints pair = widened(w + k / 2 + i);
-                    Floats low = __builtin_convertvector(pair & 15, Floats), high = __builtin_convertvector(pair >> 4, Floats);
-                    for (int r = 0; r < R; r++) {
-                        const float* x = in.x + r * in.stride + k + i;
-                        part[r] += low * load(x) + high * load(x + 16);
-                    }
+            for (int64_t k = g * m.group; k < end; k += Codes::UNIT)
+                for (int j = 0; j < N; j++) {
+                    const uint8_t* codes = Codes::row(m, n + j);
+                    ask_for(codes + k * Codes::BYTES / Codes::UNIT);
+                    Codes::template add<R>(codes, k, in.x, in.stride, part[j]);
                 }
-            float scale = m.scales[n * m.groups + g];
-            for (int r = 0; r < R; r++) total[r] += part[r] * scale;
+            for (int j = 0; j < N; j++)
+                for (int r = 0; r < R; r++) total[j][r] += part[j][r] * m.scales[(n + j) * m.groups + g];
         }
-        shifted<R>(m, in, total, y, stride, n);
+        for (int j = 0; j < N; j++)
+            for (int r = 0; r < R; r++) {
+                const float *shift = m.shifts + (n + j) * m.groups, *sums = in.sums + r * in.groups;
+                float rest = 0;
+                for (int64_t g = 0; g < m.groups; g++) rest += shift[g] * sums[g];
+                y[r * stride + n + j] = sum(total[j][r]) + rest;
+            }
     }
 }
 
-template <int R>
+template <int R, int N>
 void product(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
     switch (m.kind) {
-        case FLOAT: return dense<float, R>(m, in, y, stride, from, to);
-        case BFLOAT: return dense<BFloat, R>(m, in, y, stride, from, to);
-        case HALF: return dense<Half, R>(m, in, y, stride, from, to);
-        case EIGHT: return eight<R>(m, in, y, stride, from, to);
-        default: return four<R>(m, in, y, stride, from, to);
+        case FLOAT: return dense<float, R, N>(m, in, y, stride, from, to);
+        case BFLOAT: return dense<BFloat, R, N>(m, in, y, stride, from, to);
+        case HALF: return dense<Half, R, N>(m, in, y, stride, from, to);
+        case EIGHT: return grouped<Eight, R, N>(m, in, y, stride, from, to);
+        default: return grouped<Four, R, N>(m, in, y, stride, from, to);
     }
+}
+template <int R>
+void product(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
+    constexpr int N = 4 / R;
+    int64_t whole = from + (to - from) / N * N;
+    product<R, N>(m, in, y, stride, from, whole);
+    if (whole < to) product<R, 1>(m, in, y, stride, whole, to);
 }
 
 void row_of(const Matrix& m, int64_t n, float* out) {  // dequantised, in the model's order of inputs

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,16 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         finally:
             partial.unlink(missing_ok=True)
         _fsync(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError now if the file `path` could not be written after hours of work; its folder is made."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def json_text(data: Any, indent: int | None = None) -> str:

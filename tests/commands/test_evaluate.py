@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import xxhash
 
 from babyllama.commands import prepare
 from babyllama.commands.evaluate import EvaluateRecipe, main
@@ -14,6 +15,7 @@ from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
 from babyllama.evals.answers import Answer, AnswerSums, ask, character_f1, corpus_questions, prepared_questions, score
+from babyllama.evals.provenance import provenance
 from babyllama.infer.engine import Engine
 from babyllama.recipe import load_recipe
 from babyllama.tokenizer.chat import render_chat
@@ -142,6 +144,101 @@ def test_batches_of_questions_change_no_answer(folder):
     assert one == many
 
 
+def test_the_template_is_that_of_the_prepared_data(folder, tmp_path, monkeypatch):
+    """Also for questions that come from elsewhere: the model's own folder may name another."""
+    asked, other = [], "bos"
+    prepare.main(prepare.PrepareRecipe(
+        out=tmp_path / "data", tokenizer=folder / "run" / "model", validation=0.0, workers=1, template=other,
+        corpora=(CorpusChoice(path=str(folder / "chats.jsonl")),)))  # fmt: skip
+    monkeypatch.setattr("babyllama.commands.evaluate.ask", lambda _, __, questions, *___: asked.append(questions) or ())
+    evaluate(folder, f"data={tmp_path}/data", f"questions_from=[{{path: {folder}/chats.jsonl}}]", "loss_tokens=1",
+             f"out={tmp_path}/bos.json")  # fmt: skip
+    tokenizer = small_tokenizer()
+    mine, expected = ([render_chat(t, messages_of(*chat)[:1], True).tokens for chat in CHATS]
+                      for t in (tokenizer, tokenizer.with_template(other)))  # fmt: skip
+    assert len(asked) == 2
+    for prompts in ([question.prompt for question in questions] for questions in asked):
+        assert all(prompt in prompts for prompt in expected) and not any(prompt in prompts for prompt in mine)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("babyllama.commands.evaluate.load", lambda *_: pytest.fail("it has begun"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/here\.json: cannot write here .*; choose another out="):
+        evaluate(folder, f"out={tmp_path}/file/here.json")
+
+
+# ── what a model has seen ───────────────────────────────────────────────────────────────────────────────────────────
+def a_run(path, parent=None, data=None, verb="train", context=None, replay=None):
+    """A run's facts without its model."""
+    path.mkdir()
+    start = {"kind": "new"} if parent is None else {"kind": "from", "path": str(parent)}
+    recipe = {"init": start, "data": {"path": str(data)}, "plan": {"context": context},
+              "replay": replay and {"path": str(replay)}}  # fmt: skip
+    (path / "recipe.yaml").write_text(json.dumps(recipe if verb == "train" else {}))
+    (path / "run.json").write_text(json.dumps({"verb": verb, "parent": parent and str(parent)}))
+    return path
+
+
+def some_data(path, validation, source):
+    path.mkdir()
+    corpora = {"c": {"kind": "text", "source": str(source), "splits": {}}}
+    (path / "manifest.json").write_text(
+        json.dumps({"version": 1, "dtype": "uint16", "validation": validation, "corpora": corpora})
+    )
+    return path
+
+
+def hashed(low, high):
+    """A text whose hash lies between two shares of all."""
+    return next(t for t in map(str, range(10_000)) if low <= xxhash.xxh3_64_intdigest(t.encode()) / 2**64 < high)
+
+
+def test_held_out_is_what_no_training_of_the_model_or_its_ancestors_saw(tmp_path):
+    mine, other = tmp_path / "mine.jsonl", tmp_path / "other.jsonl"
+    wide, narrow, much = (some_data(tmp_path / n, v, mine) for n, v in (("wide", 0.2), ("narrow", 0.1), ("much", 0.5)))
+    base = a_run(tmp_path / "base", data=wide, context=32)
+    tuned = a_run(tmp_path / "tuned", base, narrow, context=16)
+    packed = a_run(tmp_path / "packed", tuned / "model", verb="quantize")
+    replayed = a_run(tmp_path / "replayed", base, wide, replay=narrow)
+    assert [provenance(run).context for run in (base, tuned, packed, replayed)] == [32, 16, 16, None]
+    assert [provenance(run).held_out for run in (base, tuned, packed, replayed)] == [0.2, 0.1, 0.1, 0.1]
+    held = [[provenance(run).of_split(Prepared.open(data), split) for data in (wide, narrow, much)
+             for split in ("val", "train")] for run in (base, packed)]  # fmt: skip
+    unknown = ["unknown", "unknown"]
+    assert held[0] == ["held out", "trained on", "held out", "unknown", *unknown]
+    assert held[1] == ["unknown", "trained on", "held out", "trained on", *unknown]
+    texts = [hashed(0, 0.1), hashed(0.1, 0.2), hashed(0.2, 1)]
+    choices = CorpusChoice(path=str(mine)), CorpusChoice(path=str(other))
+    for choice, beyond in zip(choices, ("trained on", "unknown"), strict=True):
+        assert [provenance(base).of_text(t, choice) for t in texts] == ["held out", "held out", beyond]
+        assert [provenance(tuned).of_text(t, choice) for t in texts] == ["held out", beyond, beyond]
+
+
+def test_a_past_that_is_not_known_is_said_so(tmp_path):
+    data = some_data(tmp_path / "data", 0.2, "x")
+    foreign = a_run(tmp_path / "foreign", tmp_path / "nowhere", data)
+    gone = a_run(tmp_path / "gone", data=tmp_path / "removed")
+    for model in (foreign, gone, tmp_path):
+        assert provenance(model).held_out is None
+        assert provenance(model).of_split(Prepared.open(data), "val") == "unknown"
+        assert provenance(model).of_text(hashed(0, 0.1), CorpusChoice(path="y")) == "unknown"
+    assert provenance(foreign).of_split(Prepared.open(data), "train") == "trained on"
+
+
+def test_context_and_documents_are_said(folder, capsys):
+    found = evaluate(folder, "questions=0", "context=32")
+    assert (found["context"], found["trained_context"], found["documents"]) == (32, 96, "unknown")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "rows of 32 tokens, but the model was trained on rows of 96" in shown
+    assert "train split, unknown whether trained on" in shown
+    a_run(folder / "trained", data=folder / "data", context=48)
+    save_taught(folder / "trained" / "model")
+    found = evaluate(folder, f"model={folder}/trained", "questions=0")
+    assert (found["context"], found["trained_context"], found["documents"]) == (48, 48, "trained on")
+    assert "rows of 48 tokens, as in training" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("answer", "reference", "expected"),
     [("你好", "你好", 1.0), ("好 你\n", "你好", 1.0), ("你你", "你好", 0.5), ("你", "你好吗", 0.5), ("是", "否", 0.0),
@@ -162,6 +259,7 @@ def test_scores_add_up():
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [(["corpora=[nothing]"], "no corpus 'nothing'"), (["context=4000"], "above the model's 96 positions"),
+     (["split=val"], "no document is held out; prepare more"),
      (["questions_from=[{path: TEXTS}]"], "only chats have questions"), (["name=../x"], "name"), (["rows=0"], "rows")],
 )  # fmt: skip
 def test_faults(folder, overrides, fault):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +14,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from babyllama.atomic import write_json
+from babyllama.atomic import check_writable, write_json
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
 from babyllama.evals.answers import Answer, AnswerSums, Question, ask, chat_questions, corpus_questions, score
 from babyllama.evals.bits import measure
+from babyllama.evals.provenance import Provenance, Standing, provenance
 from babyllama.infer.engine import Engine
 from babyllama.load import Loaded, load, pick_device, pick_precision
 from babyllama.model.laws import RopeConfig
@@ -26,7 +28,7 @@ from babyllama.recipe import Recipe
 
 
 class EvaluateRecipe(Recipe):
-    """The verb's recipe. Of `data`, every corpus is measured and every chat corpus asked, on held-out documents."""
+    """The verb's recipe. Of `data`, every corpus is measured and every chat corpus asked."""
 
     model: Path = Field(description="a run or a Hugging Face LLaMA folder")
     data: Path | None = Field(default=None, description="a prepared folder")
@@ -36,9 +38,10 @@ class EvaluateRecipe(Recipe):
     questions: int = Field(default=50, ge=0, description="asked of each chat corpus; 0 asks nothing")
     answer_tokens: int = Field(default=256, ge=1, description="the longest answer")
     loss_tokens: int | None = Field(default=200_000, ge=1, description="measured of each corpus; null takes all")
-    context: int | None = Field(default=None, ge=2, description="tokens of a row; the model's when absent")
+    context: int | None = Field(default=None, ge=2, description="tokens of a row; default: as in training")
     rows: int = Field(default=16, ge=1, description="rows of a batch")
     name: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$", description="of the file in evals/")
+    out: Path | None = Field(default=None, description="the JSON file to write; default: in the model's evals/")
     rope: RopeConfig | None = Field(default=None, description="another law, for a longer context")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -56,6 +59,8 @@ class EvaluateRecipe(Recipe):
     @property
     def file(self) -> Path:
         """Where the result goes."""
+        if self.out is not None:
+            return self.out
         default = f"{self.data.resolve().name}-{self.split}" if self.data else "questions"
         return self.model / "evals" / f"{self.name or default}.json"
 
@@ -63,53 +68,75 @@ class EvaluateRecipe(Recipe):
 def main(recipe: EvaluateRecipe) -> None:
     """Measure, ask, show, and write one JSON file."""
     console = Console(highlight=False)
+    check_writable(recipe.file)
     device = pick_device(recipe.device)
     loaded = load(recipe.model, device, pick_precision(recipe.precision, device), recipe.rope)
-    prepared = None
+    history, prepared = provenance(recipe.model), None
     if recipe.data is not None:
         prepared = Prepared.open(recipe.data)
         prepared.check_tokenizer(loaded.tokenizer.hash)
         loaded = Loaded(loaded.model, loaded.tokenizer.with_template(prepared.manifest["chat_template"]), loaded.folder)
-    losses = dict(_losses(recipe, loaded, prepared, console)) if prepared else {}
-    answers = {label: _answers(recipe, loaded, label, questions, console)
-               for label, questions in _questions(recipe, loaded, prepared)}  # fmt: skip
-    if losses:
-        console.print(_loss_table(losses, recipe.split))
-    if answers:
-        console.print(_answer_table(answers))
-        _show_samples(answers, console)
-    for label in recipe.corpora or tuple(prepared.corpora if prepared else ()):
-        if prepared and not prepared.store(label, recipe.split).documents:
-            fault = f"{label}: no document in the {recipe.split} split, so nothing of it was measured; "
-            console.print(fault + "prepare it with a larger validation=…, or take split=train", markup=False,
-                          soft_wrap=True)  # fmt: skip
+        _check_split(recipe, prepared, console)
+    context, trained = _contexts(recipe, loaded, history)
+    losses = dict(_losses(recipe, loaded, prepared, context, console)) if prepared else {}
+    answers = {label: {**_answers(recipe, loaded, label, questions, console), "documents": standing}
+               for label, questions, standing in _questions(recipe, loaded, prepared, history)}  # fmt: skip
+    documents = history.of_split(prepared, recipe.split) if prepared else None
+    _show(recipe, losses, answers, documents, (context, trained), console)
     result = {"recipe": recipe.model_dump(mode="json"), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+              "context": context, "trained_context": trained, "documents": documents,
               "loss": losses, "answers": answers}  # fmt: skip
     write_json(recipe.file, result)
     console.print(f"written to {recipe.file}", markup=False, soft_wrap=True)
 
 
-def _losses(recipe: EvaluateRecipe, loaded: Loaded, prepared: Prepared,
-            console: Console) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
-    most = loaded.model.config.max_position_embeddings
-    context = recipe.context or most
+def _check_split(recipe: EvaluateRecipe, prepared: Prepared, console: Console) -> None:
+    """Name the corpora that have nothing in the split. Raises InputError when that is all there is to do."""
+    labels = recipe.corpora or tuple(prepared.corpora)
+    empty = [label for label in labels if not prepared.store(label, recipe.split).documents]
+    nothing = "no document is held out" if recipe.split == "val" else "the train split is empty"
+    if len(empty) == len(labels) and not recipe.questions_from:
+        raise InputError(f"{recipe.data}: {nothing}; prepare more, or with a larger validation=…, or measure what was "
+                         "trained on with split=train")  # fmt: skip
+    if empty:
+        console.print(f"{', '.join(empty)}: {nothing}, not measured", markup=False, soft_wrap=True)
+
+
+def _contexts(recipe: EvaluateRecipe, loaded: Loaded, history: Provenance) -> tuple[int, int]:
+    """Tokens of a row, here and in training.
+
+    Raises:
+        InputError: more than the model has positions.
+    """
+    config = loaded.model.config
+    most = config.max_position_embeddings
+    trained = history.context or (most if recipe.rope is None else config.trained_context)
+    context = recipe.context or (trained if recipe.rope is None else most)
     if context > most:
         raise InputError(f"context: {context} is above the model's {most} positions")
+    return context, trained
+
+
+def _losses(recipe: EvaluateRecipe, loaded: Loaded, prepared: Prepared, context: int,
+            console: Console) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
     labels = recipe.corpora or tuple(prepared.corpora)
     found = measure(loaded.model, prepared, labels, recipe.split, context, recipe.rows, recipe.loss_tokens)
     for label, sums in track(found, "measuring", len(labels), console=console, disable=not console.is_terminal):
         yield label, sums.figures
 
 
-def _questions(recipe: EvaluateRecipe, loaded: Loaded,
-               prepared: Prepared | None) -> Iterator[tuple[str, list[Question]]]:  # fmt: skip
+def _questions(recipe: EvaluateRecipe, loaded: Loaded, prepared: Prepared | None, history: Provenance
+               ) -> Iterator[tuple[str, list[Question], dict[Standing, int]]]:  # fmt: skip
+    """(corpus, what to ask, how many of these documents the model's training saw or did not)."""
     if not recipe.questions:
         return
     if prepared is not None:
         labels = recipe.corpora or tuple(prepared.corpora)
-        yield from chat_questions(prepared, labels, recipe.split, recipe.questions, loaded.tokenizer)
+        for label, asked in chat_questions(prepared, labels, recipe.split, recipe.questions, loaded.tokenizer):
+            yield label, asked, {history.of_split(prepared, recipe.split): len(asked)}
     for choice in recipe.questions_from:
-        yield f"{choice.stored_as} (corpus)", corpus_questions(choice, recipe.questions, loaded.tokenizer)
+        asked = corpus_questions(choice, recipe.questions, loaded.tokenizer)
+        yield f"{choice.stored_as} (corpus)", asked, Counter(history.of_text(q.text or "", choice) for q in asked)
 
 
 def _answers(recipe: EvaluateRecipe, loaded: Loaded, label: str, questions: list[Question],
@@ -123,8 +150,28 @@ def _answers(recipe: EvaluateRecipe, loaded: Loaded, label: str, questions: list
             "answers": [{**asdict(answer), "f1": score(answer).f1} for answer in answers]}  # fmt: skip
 
 
-def _loss_table(losses: dict[str, dict[str, Any]], split: str) -> Table:
-    table = Table("corpus", "tokens", "loss (nats)", "perplexity", "bits/byte", "accuracy", title=f"loss, {split}")
+def _show(recipe: EvaluateRecipe, losses: dict[str, Any], answers: dict[str, Any], documents: Standing | None,
+          contexts: tuple[int, int], console: Console) -> None:  # fmt: skip
+    context, trained = contexts
+    if losses:
+        console.print(_loss_table(losses, f"{recipe.split} split, {_WORDS[documents or 'unknown']}"))
+        console.print(f"rows of {context} tokens, " + ("as in training" if context == trained else
+                      f"but the model was trained on rows of {trained}: figures of other rows differ"),
+                      soft_wrap=True)  # fmt: skip
+    if answers:
+        console.print(_answer_table(answers))
+        _show_samples(answers, console)
+
+
+_WORDS: dict[Standing, str] = {
+    "held out": "held out from all training",
+    "trained on": "trained on",
+    "unknown": "unknown whether trained on",
+}
+
+
+def _loss_table(losses: dict[str, dict[str, Any]], what: str) -> Table:
+    table = Table("corpus", "tokens", "loss (nats)", "perplexity", "bits/byte", "accuracy", title=f"loss, {what}")
     for label, figures in losses.items():
         bits = figures["bits_per_byte"]
         table.add_row(label, f"{figures['tokens']:,}", f"{figures['loss']:.4f}", f"{figures['perplexity']:.2f}",
@@ -133,14 +180,19 @@ def _loss_table(losses: dict[str, dict[str, Any]], split: str) -> Table:
 
 
 def _answer_table(answers: dict[str, dict[str, Any]]) -> Table:
-    table = Table("corpus", "asked", "exact", "character F1", "ended", "characters (reference)",
+    table = Table("corpus", "asked", "exact", "character F1", "ended", "characters (reference)", "documents",
                   title="answers, greedy")  # fmt: skip
     for label, figures in answers.items():
         if figures["asked"]:
             length = f"{figures['characters']:.0f} ({figures['reference_characters']:.0f})"
             table.add_row(label, str(figures["asked"]), f"{figures['exact']:.1%}", f"{figures['f1']:.1%}",
-                          f"{figures['ended']:.1%}", length)  # fmt: skip
+                          f"{figures['ended']:.1%}", length, _counted(figures["documents"]))  # fmt: skip
     return table
+
+
+def _counted(standing: dict[Standing, int]) -> str:
+    """Such as ``held out``, or ``12 held out, 38 trained on``."""
+    return ", ".join(name if len(standing) == 1 else f"{count} {name}" for name, count in standing.items())
 
 
 def _show_samples(answers: dict[str, dict[str, Any]], console: Console, count: int = 3) -> None:

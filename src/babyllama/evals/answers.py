@@ -1,6 +1,6 @@
 """Answers: the model is asked greedily, in the template it was trained with, and compared with the reference.
 
-Questions come from the chats of a prepared folder (so the validation split was never trained on) or of any corpus.
+Questions come from the chats of a prepared folder or of any corpus; which of them a training saw, provenance.py says.
 What is asked is the last answer of a chat, after everything before it. Sums and counts; whoever reports divides.
 Not here: the engine, templates.
 """
@@ -28,10 +28,14 @@ from babyllama.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Question:
-    """`prompt` ends where the answer begins, exactly as in training; `reference` is the answer's text."""
+    """`prompt` ends where the answer begins, exactly as in training; `reference` is the answer's text.
+
+    `text` is the whole document's, by which `prepare` holds it out; None for one that is prepared.
+    """
 
     prompt: list[int]
     reference: str
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def chat_questions(prepared: Prepared, labels: Iterable[str], split: str, count:
 
 
 def corpus_questions(choice: CorpusChoice, count: int, tokenizer: Tokenizer) -> list[Question]:
-    """`count` chats of a corpus: those whose text has the smallest hash, which are the ones that `prepare` holds out.
+    """`count` chats of a corpus: those whose text has the smallest hash; `prepare` holds out such first.
 
     Raises:
         InputError: the corpus holds texts, not chats, or nothing.
@@ -125,7 +129,7 @@ def corpus_questions(choice: CorpusChoice, count: int, tokenizer: Tokenizer) -> 
         if not isinstance(chat, Chat):
             raise InputError(f"corpus {choice.stored_as}: holds {chat.kind}s; only chats have questions and answers")
         prompt = render_chat(tokenizer, chat.messages[: chat.last_answer], add_generation_prompt=True).tokens
-        questions.append(Question(prompt, chat.messages[chat.last_answer]["content"]))
+        questions.append(Question(prompt, chat.messages[chat.last_answer]["content"], chat.text))
     if not questions:
         raise InputError(f"corpus {choice.stored_as}: no chat in it")
     return questions

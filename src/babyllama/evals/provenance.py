@@ -1,0 +1,86 @@
+"""What a model was trained on, as far as its runs say: which documents are held out from it, and its context.
+
+`prepare` holds a document out by the hash of its text alone, below a share of all hashes: so one threshold says for
+every corpus that a training did not see a text. A model's is the least of those of its training and of all its
+ancestors'. Not here: which documents are measured (bits.py, answers.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import xxhash
+import yaml
+
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.sources.corpora import CorpusChoice
+from babyllama.errors import InputError
+from babyllama.run import Run
+
+Standing = Literal["held out", "trained on", "unknown"]
+
+
+class Provenance(NamedTuple):
+    """folders: prepared data of all its trainings.  sources: what those were made from: files, names of corpora.
+    held_out: the share of all texts, by hash, that none of them saw; None where some training is not known.
+    context: plan.context of its last training; None where that was the model's whole context, or is not known.
+    """
+
+    folders: frozenset[Path]
+    sources: frozenset[str]
+    held_out: float | None
+    context: int | None
+
+    def of_split(self, prepared: Prepared, split: str) -> Standing:
+        """How all documents of a prepared split stand to the model; "unknown" where they are of both kinds."""
+        if split == "val" and self.held_out is not None and prepared.manifest["validation"] <= self.held_out:
+            return "held out"
+        return "trained on" if split == "train" and prepared.path.resolve() in self.folders else "unknown"
+
+    def of_text(self, text: str, choice: CorpusChoice) -> Standing:
+        """How one text of a corpus stands to it."""
+        if self.held_out is not None and xxhash.xxh3_64_intdigest(text.encode()) < self.held_out * 2.0**64:
+            return "held out"
+        return "trained on" if _source(choice.path or choice.stored_as) in self.sources else "unknown"
+
+
+def provenance(model: Path) -> Provenance:
+    """Of a run and its ancestors; of any other folder nothing is known."""
+    data: list[Prepared | None] = []  # None: not known, or no longer there
+    context, at = None, model
+    while True:
+        run = next((place for place in (at, at.parent) if (place / "run.json").is_file()), None)
+        if run is None:  # some other program's model
+            return _from([*data, None], context)
+        info, recipe = Run(run).info, yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
+        if info["verb"] == "train":
+            context = context if data else recipe["plan"].get("context")
+            data += [_prepared(Path(recipe[part]["path"])) for part in ("data", "replay") if recipe.get(part)]
+            if recipe["init"]["kind"] == "new":
+                return _from(data, context)
+        if info["parent"] is None or len(data) > 1000:  # parents in a circle have no end
+            return _from([*data, None], context)
+        at = Path(info["parent"])
+
+
+def _prepared(folder: Path) -> Prepared | None:
+    try:
+        return Prepared.open(folder)
+    except InputError:
+        return None
+
+
+def _from(data: list[Prepared | None], context: int | None) -> Provenance:
+    known = [prepared for prepared in data if prepared is not None]
+    corpora = [pair for prepared in known for pair in prepared.manifest["corpora"].items()]
+    return Provenance(
+        folders=frozenset(prepared.path.resolve() for prepared in known),
+        sources=frozenset(_source(name) for label, corpus in corpora for name in (label, corpus["source"])),
+        held_out=min(prepared.manifest["validation"] for prepared in known) if len(known) == len(data) else None,
+        context=context,
+    )
+
+
+def _source(name: str | Path) -> str:
+    return str(Path(name).expanduser().resolve())

@@ -8,7 +8,7 @@ import torch
 from babyllama import hardware
 from babyllama.errors import InputError
 from babyllama.hardware import CARDS, Card, find_card, peak_flops, this_card
-from babyllama.load import pick_precision
+from babyllama.load import pick_device, pick_precision
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,51 @@ def test_a_longer_name_stands_before_the_shorter_one_in_it():
 @pytest.mark.parametrize(
     ("reported", "tflops"),
     [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA L40S", 362),
-     ("NVIDIA L4", 121), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10G", 125), ("NVIDIA RTX A6000", 155),
+     ("NVIDIA L4", 121), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10", 125), ("NVIDIA RTX A6000", 155),
      ("NVIDIA GeForce RTX 3060", 26), ("NVIDIA GeForce RTX 4070 Ti SUPER", 80), ("Tesla V100-SXM2-16GB", 125)],
 )  # fmt: skip
 def test_the_peak_of_a_reported_device(monkeypatch, reported, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: reported)
     assert peak_flops(torch.device("cuda"), torch.bfloat16) == tflops * 1e12
+
+
+@pytest.mark.parametrize(
+    "reported",
+    ["NVIDIA RTX A1000", "NVIDIA RTX A1000 6GB Laptop GPU", "NVIDIA GeForce RTX 3060 Laptop GPU", "NVIDIA A10G",
+     "NVIDIA H100 NVL", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "NVIDIA GH200 480GB", "NVIDIA T400", "Some GPU 9000"],
+)  # fmt: skip
+def test_a_card_that_is_not_in_the_table_has_no_peak(monkeypatch, reported):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: reported)
+    assert peak_flops(torch.device("cuda"), torch.bfloat16) is peak_flops(torch.device("cuda"), torch.float32) is None
+
+
+def test_float32_has_a_peak_of_its_own(monkeypatch):
+    gpu, reported = torch.device("cuda"), ["NVIDIA A100-SXM4-80GB"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: reported[0])
+    assert peak_flops(gpu, torch.float32) == 19.5e12
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert peak_flops(gpu, torch.float32) == 156e12  # TF32
+    reported[0] = "Tesla T4"  # neither bf16 nor TF32
+    assert peak_flops(gpu, torch.float32) == 8.1e12 and peak_flops(gpu, torch.float16) == 65e12
+    assert peak_flops(gpu, torch.bfloat16) is None
+    assert set(hardware.FLOAT32) == {card.name for card in CARDS}
+    assert all(hardware.FLOAT32[card.name] <= card.tflops for card in CARDS)
+    assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
+
+
+def test_a_utilisation_above_one_is_none():
+    assert hardware.utilisation(3e12, 12e12) == 0.25
+    assert hardware.utilisation(3e12, None) is hardware.utilisation(21e12, 1e12) is None
+
+
+def test_other_accelerators_by_their_names(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("xpu"))
+    assert pick_device("xpu") == torch.device("xpu")
+    with pytest.raises(InputError, match="device: mps is asked for, but PyTorch finds xpu; use device=cpu"):
+        pick_device("mps")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    with pytest.raises(InputError, match="PyTorch finds no accelerator"):
+        pick_device("npu")
 
 
 def test_a_known_device_has_its_own_memory(monkeypatch):

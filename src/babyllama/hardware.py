@@ -12,10 +12,15 @@ import re
 import shutil
 import time
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from babyllama.errors import InputError
+
+# auto: a CUDA (or ROCm) GPU, else the CPU. Others are PyTorch's accelerators by their own names; only cuda and cpu were
+# ever run here.
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps", "xpu", "npu"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Card:
 
 
 # Dense bf16 (fp16 on cards without bf16) tensor-core peaks with float32 accumulation; from the vendors' data sheets. A
-# card's name is the first that its device name contains, so longer names stand before the shorter ones in them.
+# card's name is the first that its device name contains as whole words, so longer names stand before the shorter ones
+# in them.
 CARDS: tuple[Card, ...] = (
     Card("H200", 989, 141, 4800, 450), Card("H100 PCIe", 756, 80, 2000), Card("H100", 989, 80, 3350, 450),
     Card("A100", 312, 80, 2039, 300), Card("A800", 312, 80, 2039, 200), Card("L40S", 362, 48, 864),
@@ -49,6 +55,16 @@ CARDS: tuple[Card, ...] = (
     Card("RTX 4060", 30, 8, 272, 16), Card("RTX 3090", 71, 24, 936), Card("RTX 3080", 60, 10, 760),
     Card("RTX 3070", 41, 8, 448), Card("RTX 3060", 26, 12, 360), Card("RTX 2080 Ti", 54, 11, 616, 16, bf16=False),
 )  # fmt: skip
+
+
+# TFLOP/s in float32 without TF32, which PyTorch does not use unless it is told to; from the same data sheets.
+FLOAT32: dict[str, float] = {
+    "H200": 67, "H100 PCIe": 51, "H100": 67, "A100": 19.5, "A800": 19.5, "L40S": 91.6, "L40": 90.5, "L4": 30.3,
+    "A10": 31.2, "A6000": 38.7, "V100": 15.7, "T4": 8.1, "RTX 5090": 104.8, "RTX 4090": 82.6, "RTX 4080": 48.7,
+    "RTX 4070 Ti": 40.1, "RTX 4070": 29.1, "RTX 4060 Ti": 22.1, "RTX 4060": 15.1, "RTX 3090": 35.6, "RTX 3080": 29.8,
+    "RTX 3070": 20.3, "RTX 3060": 12.7, "RTX 2080 Ti": 13.4,
+}  # fmt: skip
+SLICES = ("Laptop", "Max-Q", "Mobile", "MIG", "NVL")  # parts or relatives of a card, with other peaks
 
 
 def find_card(name: str) -> Card:
@@ -88,16 +104,35 @@ def this_card(device: torch.device) -> Card:
 
 
 def _known(device_name: str) -> Card | None:
-    return next((card for card in CARDS if card.name in device_name), None)
+    """Whole words only: an RTX A1000 is no A100."""
+    if _has(device_name, *SLICES):
+        return None
+    return next((card for card in CARDS if _has(device_name, card.name)), None)
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s that a perfect program would reach: the data sheet's for a known GPU, else a measured matrix product."""
-    if device.type == "cuda":
-        known = _known(torch.cuda.get_device_name(device))
-        if known is not None:
-            return known.tflops * 1e12
-    return _measured_flops(device, dtype)
+def _has(device_name: str, *words: str) -> bool:
+    return any(re.search(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", device_name) for word in words)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that a perfect program would reach: a known GPU's data sheet, a CPU's measured float32 product, else None.
+
+    On a GPU float32 has a peak of its own; where PyTorch may use TF32 for it, half of bf16's.
+    """
+    if device.type == "cpu":
+        return _measured_flops(device, dtype) if dtype == torch.float32 else None
+    known = _known(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if known is None or (dtype == torch.bfloat16 and not known.bf16):
+        return None
+    if dtype != torch.float32:
+        return known.tflops * 1e12
+    fast = known.bf16 and torch.get_float32_matmul_precision() != "highest"
+    return (known.tflops / 2 if fast else FLOAT32[known.name]) * 1e12
+
+
+def utilisation(flops: float, peak: float | None) -> float | None:
+    """MFU: FLOP/s over the peak. None where the peak is not known, or proves too low by being exceeded."""
+    return None if peak is None or flops > peak else round(flops / peak, 4)
 
 
 def bf16_is_faster(device: torch.device) -> bool:
@@ -150,9 +185,11 @@ def chunk_rows(memory_gib: float) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """For people: the card's name, or the number of CPU threads."""
+    """For people: the card's name, the kind of another accelerator, or the number of CPU threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
     return f"CPU, {torch.get_num_threads()} threads"
 
 

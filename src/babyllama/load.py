@@ -44,9 +44,14 @@ def default_device() -> torch.device:
 
 
 def pick_device(choice: str) -> torch.device:
-    """``auto`` → the GPU when there is one. Raises InputError for a GPU that is not there."""
+    """``auto`` → the GPU when there is one. Raises InputError for a device that is not there."""
     if choice == "cuda" and not torch.cuda.is_available():
         raise InputError("device: cuda is asked for, but PyTorch finds no GPU; use device=cpu")
+    if choice not in ("auto", "cpu", "cuda"):
+        found = torch.accelerator.current_accelerator(check_available=True) if hasattr(torch, "accelerator") else None
+        if found is None or found.type != choice:
+            raise InputError(f"device: {choice} is asked for, but PyTorch finds "
+                             f"{'no accelerator' if found is None else found.type}; use device=cpu")  # fmt: skip
     return default_device() if choice == "auto" else torch.device(choice)
 
 

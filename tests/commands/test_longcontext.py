@@ -19,7 +19,7 @@ from babyllama.commands.evaluate import EvaluateRecipe
 from babyllama.commands.evaluate import main as evaluate
 from babyllama.commands.generate import GenerateRecipe
 from babyllama.commands.generate import main as generate
-from babyllama.commands.longcontext import LongContextRecipe, draw, legible
+from babyllama.commands.longcontext import LongContextRecipe, draw, free_folder, legible
 from babyllama.commands.longcontext import main as longcontext
 from babyllama.commands.merge import MergeRecipe
 from babyllama.commands.merge import main as merge
@@ -155,10 +155,23 @@ def test_bad_extensions_are_one_line(place, tmp_path):
         ),
         (["data.stretch=4"], "data.stretch: 4 × 16 trained tokens are above the model's 16 positions"),
         ([f"init.rope={LAWS['yarn']}", "attend.kind=shifted_sparse", "attend.group_size=3"], "multiple of 2"),
+        (
+            [f"init.rope={LAWS['yarn']}", "attend.kind=shifted_sparse", "attend.group_size=64"],
+            "attend.group_size: 64 leaves nothing out of rows of 64 tokens; give a quarter of that, 16, or",
+        ),
     ):
         with pytest.raises(InputError, match=said) as error:
             extend(place, tmp_path / "bad", *words)
         assert "\n" not in str(error.value)
+
+
+def test_a_second_result_leaves_the_first_alone(tmp_path):
+    first = tmp_path / "longcontext"
+    assert free_folder(first) == first
+    for name in ("longcontext", "longcontext-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text("{}")
+    assert free_folder(first) == tmp_path / "longcontext-3"
 
 
 def test_one_override_for_chat_generate_and_evaluate(place, capsys):

@@ -207,3 +207,7 @@ def test_a_group_that_divides_no_width_is_refused_or_chosen(model):
     with pytest.raises(InputError, match="down_proj has 56 inputs, no multiple of 32; give null, or"):
         check(model, Gptq(group_size=32))
     assert settled(Gptq(bits=3), model).group_size is None and settled(Gptq(group_size=32), model).group_size == 32
+    given = Gptq(group_size=128)  # what somebody chose is refused, not changed
+    assert settled(given, model) is given
+    with pytest.raises(InputError, match="no multiple of 128"):
+        check(model, given)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
+from babyllama.hardware import DeviceChoice
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling, SamplingRecipe
 from babyllama.load import load, pick_device, pick_precision
@@ -26,7 +27,7 @@ class ChatRecipe(SamplingRecipe):
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
     rope: RopeConfig | None = Field(default=None, description="another law, for a longer context")
     sinks: int = Field(default=0, ge=0, description="first tokens kept for an endless text, such as 4; 0 is off")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceChoice = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 

@@ -28,6 +28,7 @@ from babyllama.foresight.doctor import diagnose
 from babyllama.foresight.evidence import Evidence, Kept, Setting, Weights
 from babyllama.foresight.kept import again, apart, folder_weights, masters, put_masters
 from babyllama.foresight.rehearsal import rehearse
+from babyllama.hardware import DeviceChoice
 from babyllama.load import default_precision, model_folder, pick_device, read_model, read_tokenizer
 from babyllama.model.attention import FullAttention
 from babyllama.model.lora import Lora
@@ -52,7 +53,7 @@ class DoctorRecipe(Recipe):
     target: str = Field(description="a train run, or a train recipe: a file, or the name of one that comes along")
     overrides: tuple[str, ...] = Field(default=(), description="of the train recipe's keys: [optimizer.lr=0.01]")
     steps: int = Field(default=50, ge=0, description="to rehearse; 0 only reads what the run recorded")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceChoice = "auto"
     format: Literal["table", "json"] = "table"
     out: Path | None = Field(default=None, description="a JSON file for the report")
 

@@ -21,6 +21,7 @@ from babyllama.errors import InputError
 from babyllama.evals.answers import Answer, AnswerSums, Question, ask, chat_questions, corpus_questions, score
 from babyllama.evals.bits import measure
 from babyllama.evals.provenance import Provenance, Standing, provenance
+from babyllama.hardware import DeviceChoice
 from babyllama.infer.engine import Engine
 from babyllama.load import Loaded, load, pick_device, pick_precision
 from babyllama.model.laws import RopeConfig
@@ -43,7 +44,7 @@ class EvaluateRecipe(Recipe):
     name: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$", description="of the file in evals/")
     out: Path | None = Field(default=None, description="the JSON file to write; default: in the model's evals/")
     rope: RopeConfig | None = Field(default=None, description="another law, for a longer context")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceChoice = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
     @model_validator(mode="after")

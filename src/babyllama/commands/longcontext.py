@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from babyllama.atomic import write_atomic, write_json
+from babyllama.atomic import check_writable, write_atomic, write_json
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError, needs_extra
 from babyllama.evals.longcontext import by_length, long_rows, passkey, rows_of
+from babyllama.hardware import DeviceChoice
 from babyllama.load import Loaded, config_of, load, model_folder, pick_device, pick_precision
 from babyllama.model.laws import RopeConfig, law_of
 from babyllama.recipe import Recipe
@@ -44,7 +45,8 @@ class LongContextRecipe(Recipe):
     depths: int = Field(default=5, ge=0, description="places of the passkey; 0 asks for none")
     trials: int = Field(default=4, ge=1, description="haystacks at each length and depth")
     rows: int = Field(default=4, ge=1, description="of a batch")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    out: Path | None = Field(default=None, description="the folder to write; default: a new one in the model's evals/")
+    device: DeviceChoice = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
     @field_validator("lengths")
@@ -58,6 +60,8 @@ class LongContextRecipe(Recipe):
 def main(recipe: LongContextRecipe) -> None:
     """Measure every contender, show the table, write result.json, figure.png and index.html."""
     console = Console(highlight=False)
+    target = recipe.out or free_folder(recipe.model / "evals" / "longcontext")
+    check_writable(target / "result.json")
     trained = config_of(model_folder(recipe.model)).trained_context
     lengths = recipe.lengths or tuple(trained * times for times in (1, 2, 4, 8))
     scored = recipe.scored or max(1, lengths[0] // 2)
@@ -78,8 +82,14 @@ def main(recipe: LongContextRecipe) -> None:
               "trained_context": trained, "lengths": lengths, "scored": scored, "rows": len(tokens),
               "contenders": found}  # fmt: skip
     console.print(table(result))
-    write(recipe.model / "evals" / "longcontext", result)
-    console.print(f"written to {recipe.model / 'evals' / 'longcontext'}", markup=False, soft_wrap=True)
+    write(target, result)
+    console.print(f"written to {target}", markup=False, soft_wrap=True)
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or with the first number from 2 on, where no result lies yet."""
+    names = [wanted, *(wanted.with_name(f"{wanted.name}-{n}") for n in range(2, 10_000))]
+    return next(folder for folder in names if not (folder / "result.json").exists())
 
 
 def contenders(recipe: LongContextRecipe, trained: int, longest: int) -> list[tuple[str, Path, RopeConfig | None]]:

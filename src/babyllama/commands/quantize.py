@@ -22,7 +22,7 @@ from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError, needs_extra
 from babyllama.evals.answers import AnswerSums, ask, chat_questions, score
 from babyllama.evals.bits import measure
-from babyllama.hardware import device_name
+from babyllama.hardware import DeviceChoice, device_name
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.load import (
@@ -69,7 +69,7 @@ class QuantizeRecipe(Recipe):
     prompts: tuple[str, ...] = Field(default=("",), description="continued by both models; empty: a text of their own")
     questions: int = Field(default=16, ge=0, description="asked of each chat corpus; their answers' F1 is the score")
     sample_tokens: int = Field(default=64, ge=1, description="of each sample, and of the test of speed")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceChoice = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="of measuring the loss")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="of what is not packed; fp16, which GPTQ's folders have, or bf16 where it was"
@@ -93,6 +93,8 @@ def main(recipe: QuantizeRecipe) -> None:
     if methods != asked:
         console.print("group_size: 128 does not divide every width; a smaller one is taken "
                       "(method.short_group=true keeps it)", soft_wrap=True)  # fmt: skip
+    # What is written is what was done: a repetition of the written recipe chooses nothing anew.
+    recipe = recipe.model_copy(update={"sweep": methods} if recipe.sweep else {"method": methods[0]})
     run = Run.create(recipe.out, "quantize", recipe, recipe.model)
     if not run.finished:
         kept = _dtype(recipe, model)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from babyllama.hardware import DeviceChoice
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import SamplingRecipe
 from babyllama.load import load, pick_device, pick_precision
@@ -22,7 +23,7 @@ class ServingRecipe(SamplingRecipe):
     max_tokens: int = Field(default=512, ge=1, description="the longest answer")
     rope: RopeConfig | None = Field(default=None, description="another RoPE scaling, for a longer context")
     sinks: int = Field(default=0, ge=0, description="first tokens kept for an endless text, such as 4; 0 is off")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceChoice = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
     def open(self) -> tuple[Engine, Tokenizer]:

@@ -33,6 +33,7 @@ from babyllama.load import (
     read_tokenizer,
 )
 from babyllama.model.adapters import BaseLink, claim_base, save_adapter
+from babyllama.model.attention import ShiftedSparse
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelConfig
 from babyllama.model.lora import Lora
@@ -83,6 +84,8 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         raise InputError(
             f"plan.context: {context} is above the model's {model.config.max_position_embeddings} positions"
         )
+    if isinstance(recipe.attend, ShiftedSparse):
+        recipe.attend.check(context)
     noise = recipe.objective.neftune if isinstance(recipe.objective, NextToken) else 0.0
     if noise and all(stores["train"].kind == "text" for stores in prepared.corpora.values()):
         raise InputError(f"objective.neftune: {noise:g} is for chats, but {recipe.data.path} has none")

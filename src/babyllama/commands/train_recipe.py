@@ -14,6 +14,7 @@ from babyllama.commands.samples import Samples
 from babyllama.data.streams.batches import DataRecipe
 from babyllama.data.streams.replay import Replay
 from babyllama.errors import InputError
+from babyllama.hardware import DeviceChoice
 from babyllama.model.attention import FullAttention, ShiftedSparse
 from babyllama.model.config import ModelChoice
 from babyllama.model.laws import ClexRope, RopeConfig
@@ -66,7 +67,7 @@ class TrainRecipe(Recipe):
     plan: Plan
     samples: Changeable[Samples] = Samples()
     seed: int = 1
-    device: Changeable[Literal["auto", "cpu", "cuda"]] = "auto"
+    device: Changeable[DeviceChoice] = "auto"
     precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="fast: bf16 on a CPU too, if its instructions multiply it")  # fmt: skip
     compile: Changeable[bool | None] = Field(

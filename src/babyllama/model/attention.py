@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from babyllama.errors import InputError
 from babyllama.recipe import Recipe
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -48,6 +49,12 @@ class ShiftedSparse(Recipe):
 
     kind: Literal["shifted_sparse"] = "shifted_sparse"
     group_size: int = Field(ge=2, multiple_of=2, description="tokens; the paper takes a quarter of the context")
+
+    def check(self, context: int) -> None:
+        """Raise InputError where rows of `context` tokens have nothing to leave out."""
+        if self.group_size >= context:
+            raise InputError(f"attend.group_size: {self.group_size} leaves nothing out of rows of {context} tokens; "
+                             f"give a quarter of that, {max(2, context // 8 * 2)}, or attend.kind=full")  # fmt: skip
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         H, K = q.shape[1], k.shape[1]

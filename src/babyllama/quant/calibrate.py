@@ -158,8 +158,11 @@ def _projections(model: Transformer) -> Iterator[tuple[str, nn.Module]]:
 
 
 def settled(method: Any, model: Transformer) -> Any:
-    """The method, with less than the default's 128 inputs a scale where that divides no width of the blocks."""
-    if not isinstance(method, Method) or method.group_size != Method().group_size or method.short_group:
+    """The method, with less than the default's 128 inputs a scale where that divides no width of the blocks.
+
+    Only where nobody chose: a group_size that is given stays, and `check` refuses it where it does not fit.
+    """
+    if not isinstance(method, Method) or "group_size" in method.model_fields_set or method.short_group:
         return method
     widths = [module.in_features for block in model.layers for module in linears_of(block).values()]
     fits = next((size for size in (128, 64, 32, 16) if all(width % size == 0 for width in widths)), None)

@@ -18,7 +18,7 @@ import torch
 
 from babyllama.data.streams.batches import Batch, Rows
 from babyllama.errors import InputError, Interrupted
-from babyllama.hardware import peak_flops
+from babyllama.hardware import peak_flops, utilisation
 from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.transformer import Transformer, recompute
 from babyllama.run import Run
@@ -103,7 +103,8 @@ class Trainer:
                                        self.schedule.branch(self.steps), say)  # fmt: skip
         first, self.progress = self.checkpoints.resume()
         self.journal = Journal(self.run, self.show, first, self.world.first)
-        self.peak = peak_flops(self.device, self.dtype) * self.world.size
+        peak = peak_flops(self.device, self.dtype)
+        self.peak = None if peak is None else peak * self.world.size
         try:
             with stop_flag() as stopping:
                 self._warm_up(first, shares)
@@ -260,7 +261,7 @@ class Trainer:
         values = {"loss": outcome.loss, **dict(zip(self.worker.metrics, outcome.metrics, strict=True)), "lr": lr,
                   "norm": outcome.norm, "targets": self.targets, "tokens": done.tokens,
                   "seconds": round(done.seconds, 2), "tokens_per_second": round(rate, 1),
-                  "mfu": round(rate * self.work / self.peak, 4)}  # fmt: skip
+                  "mfu": utilisation(rate * self.work, self.peak)}  # fmt: skip
         if outcome.skipped:
             values["skipped"] = outcome.skipped
         if self.watchman.scaled:

@@ -27,7 +27,7 @@ class Watch:
 
     def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
         figures = (f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  {values['tokens_per_second']:,.0f} tok/s"
-                   f"  MFU {values['mfu']:.1%}")  # fmt: skip
+                   + ("" if values["mfu"] is None else f"  MFU {values['mfu']:.1%}"))  # fmt: skip
         self.bar.update(self.task, completed=step, figures=figures)
         if self.bar.disable:
             left = (steps - step) * values["seconds"] / max(1, step)

@@ -122,7 +122,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type == "cpu":
         return _measured_flops(device, dtype) if dtype == torch.float32 else None
     known = _known(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    if known is None or (dtype == torch.bfloat16 and not known.bf16):
+    if known is None:
         return None
     if dtype != torch.float32:
         return known.tflops * 1e12

@@ -53,3 +53,37 @@ def test_accumulation_in_bf16_adds_in_float32(tmp_path):
     parts.train()
     losses = [[m["loss"] for m in t.run.metrics() if m["kind"] == "train"] for t in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+
+
+@pytest.mark.parametrize("dtype,most", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("tie", [True, False])
+def test_every_cut_is_as_near_to_the_exact_gradient(tmp_path, tie, dtype, most):
+    """Law 6 in half precision: whatever the cut, a step's gradient is float64's, to the rounding of the products (bf16
+    has 8 bits: 4e-3 for each), and more micro-batches are no farther from it. The oracle is autograd in float64."""
+    exact = small_trainer(tmp_path / "exact", tie=tie).model.double()
+    batch = Formula().batch(0, 16)
+    cross_entropy(exact(batch.tokens).flatten(0, 1), batch.targets.flatten(), ignore_index=-100).backward()
+    oracle = torch.cat([p.grad.flatten() for p in exact.parameters()])
+    away = {}
+    for accumulate in (1, 2, 4, 16):
+        cut = {"accumulate": accumulate, "micro_batch_size": 16 // accumulate}
+        trainer = small_trainer(tmp_path / f"{accumulate}", steps=1, tie=tie, dtype=dtype, clip=1e9, **cut)
+        found = []
+        trainer.optimizer = Watching(found)
+        trainer.train()
+        away[accumulate] = ((found[0].double() - oracle).norm() / oracle.norm()).item()
+    assert max(away.values()) < most and away[16] < 1.5 * away[1] + 1e-6, away
+
+
+class Watching:
+    """AdamW that keeps the whole gradient of its steps."""
+
+    def __init__(self, found):
+        self.found, self.recipe = found, AdamW(lr=1e-2)
+
+    def build(self, named):
+        named = list(named)
+        (adam,) = self.recipe.build(named)
+        parameters = [p for _, p in named]
+        adam.register_step_pre_hook(lambda *_: self.found.append(torch.cat([p.grad.flatten() for p in parameters])))
+        return [adam]

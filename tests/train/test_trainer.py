@@ -231,3 +231,41 @@ def test_a_signal_while_a_checkpoint_is_being_written(tmp_path, monkeypatch, num
     assert ends[0] == ends[1]
     for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("rows,micro,size", [(31, 8, 1), (62, 8, 2), (7, 8, 1), (48, 16, 3), (29, 28, 1)])
+def test_a_step_is_cut_into_as_few_equal_micro_batches_as_fit(rows, micro, size):
+    """A prime number of rows must not be taken row by row."""
+    plan = Plan(steps=1, micro_batch_size=micro)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "rows", property(lambda self: rows))
+        shares = plan.shares(size)
+    assert sum(shares) * size == rows and max(shares) <= micro and max(shares) - min(shares) <= 1
+    assert len(shares) == -(-rows // size // micro)
+
+
+def test_objective_metrics_are_means_over_the_step_and_logged(tmp_path):
+    """Σ over micro-batches / targets of the step, as the loss itself."""
+
+    def objective(model, batch):
+        loss, _ = NextToken()(model, batch)
+        return loss, {"twice": 2 * loss.detach(), "ones": torch.tensor(float(batch.weight))}
+
+    trainer = small_trainer(tmp_path / "run", steps=3, accumulate=3)
+    trainer.objective = By(objective)
+    trainer.train()
+    lines = [m for m in trainer.run.metrics() if m["kind"] == "train"]
+    assert all(m["twice"] == pytest.approx(2 * m["loss"], rel=1e-6) and m["ones"] == pytest.approx(1) for m in lines)
+
+
+def test_a_broken_tensorboard_ends_nothing(tmp_path, monkeypatch):
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    trainer = small_trainer(tmp_path / "run", steps=3)
+    trainer.train()
+    assert len(trainer.run.metrics()) == 3
+    assert [line for line in trainer.show.lines if "TensorBoard gets no more curves (OSError" in line]

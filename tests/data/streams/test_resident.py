@@ -1,7 +1,9 @@
 """A resident stream against the stream itself."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_data import prepared, recipe, save_tokenizer, write_lines
@@ -36,6 +38,19 @@ def test_rows_are_the_streams_own(data, context, weighted):
         ours, expected = resident.batch(first, count), stream.batch(first, count)
         assert torch.equal(ours.tokens, expected.tokens) and torch.equal(ours.targets, expected.targets)
         assert ours.weight == expected.weight == int((expected.targets != -100).sum())
+
+
+def test_ids_above_half_of_16_bits(data, tmp_path):
+    """Kept in signed 16 bits on the device, and read as what they are."""
+    copy = Prepared.open(shutil.copytree(data.path, tmp_path / "high"))
+    for path in (copy.path / "shards").rglob("*.bin"):
+        tokens = np.fromfile(path, "<u2")
+        np.where(tokens == copy.eos, tokens, tokens + 40_000).astype("<u2").tofile(path)
+    stream = Stream(copy, "train", DataRecipe(path=copy.path), 16, 1)
+    resident = Resident.of(stream, 16, CPU)
+    ours, expected = resident.batch(0, stream.rows), stream.batch(0, stream.rows)
+    assert ours.tokens.max() > 40_000 and ours.tokens.min() >= 0
+    assert torch.equal(ours.tokens, expected.tokens) and torch.equal(ours.targets, expected.targets)
 
 
 def test_rows_that_need_masks_stay_on_the_host(data):

@@ -206,16 +206,26 @@ struct Eight {  // signed bytes
     }
     static constexpr int UNIT = 16, BYTES = 16;
 };
-struct Four {  // 16 bytes: codes 0 … 15 in the lower halves, 16 … 31 in the upper ones
+inline Floats lower(Ints bytes) {  // the lower four bits of each as a float
+#if defined(__AVX512F__)
+    const __m512 numbers = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return (Floats)_mm512_permutexvar_ps((__m512i)bytes, numbers);
+#else
+    return __builtin_convertvector(bytes & 15, Floats);
+#endif
+}
+// 16 bytes are 32 codes, a … in the lower halves, b … in the upper ones. a·x + b·y = a·(x − y/16) + (a + 16·b)·y/16
+// takes a byte as it is for b; `prepared` has made x − y/16 and y/16 of x and y.
+struct Four {
     static const uint8_t* row(const Matrix& m, int64_t n) { return (const uint8_t*)m.data + n * m.padded / 2; }
     template <int R>
     static void add(const uint8_t* codes, int64_t k, const float* x, int64_t stride, Floats* part) {
         for (int i = 0; i < 16; i += W) {
             Ints pair = widened(codes + k / 2 + i);
-            Floats low = __builtin_convertvector(pair & 15, Floats), high = __builtin_convertvector(pair >> 4, Floats);
+            Floats low = lower(pair), both = __builtin_convertvector(pair, Floats);
             for (int r = 0; r < R; r++) {
                 part[r] += low * load(x + r * stride + k + i);
-                part[r] += high * load(x + r * stride + k + i + 16);
+                part[r] += both * load(x + r * stride + k + i + 16);
             }
         }
     }
@@ -352,6 +362,9 @@ struct Worker {  // one thread's way through a step
                 for (int64_t k = g * m.group; k < end; k++) total += to[k];
                 sum[g] = total;
             }
+            if (m.kind == FOUR)
+                for (int64_t k = 0; k < m.padded; k++)
+                    if (k % 32 < 16) to[k + 16] /= 16, to[k] -= to[k + 16];
         }
         return {changed.data(), sums.data(), m.padded, m.groups};
     }

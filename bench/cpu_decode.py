@@ -3,24 +3,34 @@
     python bench/cpu_decode.py                          the seed model (58.5 M) and the quickstart's
     python bench/cpu_decode.py --sizes seed --rounds 7 --tokens 64 --threads 2
 
-Tokens a second are the median of the rounds; what is said of float32 is the median of the rounds' ratios.
-Each size is a line of cpu_decode.jsonl. Weights of methods that search are as fast as those of rounding: rtn stands for
-gptq and awq.
+    python bench/cpu_decode.py --sizes seed --llama PYTHON    llama.cpp too, on the same weights
+
+Tokens a second are the median of the rounds, ratios the median of the rounds' ratios; "PyTorch" is the way without a
+compiler (--pytorch), llama.cpp's types are those of LIKE. Each size is a line of
+cpu_decode.jsonl. Weights of methods that search are as fast as those of rounding: rtn stands for gptq and awq.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
+import tempfile
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from record import RESULTS, append, facts, median_ratio, table
 
 from babyllama.commands.quantize import held_bytes, tokens_per_second
 from babyllama.infer.engine import Engine
+from babyllama.infer.rows import Rows
+from babyllama.infer.step import Launched, ModelForward, Step
+from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelChoice
 from babyllama.model.surgery import replace_modules
 from babyllama.model.transformer import Transformer, initialise
@@ -32,6 +42,9 @@ from babyllama.quant.rtn import Rtn
 
 SIZES = {"seed": (64793, {"preset": "seed"}),
          "quickstart": (6000, {"depth": 4, "max_position_embeddings": 256})}  # fmt: skip
+
+PEERS = ("F32", "F16", "Q8_0", "Q4_0")  # of llama.cpp, all matrices
+LIKE = {"float32": "F32", "bfloat16": "F16", "float16": "F16", "8 bits, head too": "Q8_0", "4 bits, head too": "Q4_0"}
 
 
 def dense(size: str, **more: Any) -> Transformer:
@@ -59,7 +72,7 @@ def rounded(model: Transformer, bits: int, head: int | None = None) -> Transform
 def contenders(size: str) -> dict[str, Transformer]:
     """As `load` makes each: packed ones in bfloat16."""
     base = dense(size)
-    made = {"float32": base, "bfloat16": deepcopy(base).bfloat16()}
+    made = {"float32": base, "bfloat16": deepcopy(base).bfloat16(), "float16": deepcopy(base).half()}
     for bits in (8, 4, 3, 2):
         made[f"{bits} bits"] = rounded(deepcopy(base), bits).bfloat16()
         made[f"{bits} bits, head too"] = rounded(deepcopy(base), bits, bits).bfloat16()
@@ -74,25 +87,83 @@ def contenders(size: str) -> dict[str, Transformer]:
     return made
 
 
+def by_pytorch(model: Transformer, rows: Rows, cache: KVCache) -> Step:
+    """What is done where there is no compiler."""
+    return Launched(ModelForward(model, rows, cache), rows)
+
+
+class Peer:
+    """llama.cpp with the same weights in one of its types, in a process of its own that sleeps between its turns."""
+
+    def __init__(self, python: str, weights: Path, kind: str, threads: int) -> None:
+        script = Path(__file__).with_name("llama_cpp_peer.py")
+        command = [python, str(script), str(weights), kind, str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, tokens: int) -> float:
+        assert self.process.stdin and self.process.stdout
+        print(tokens, file=self.process.stdin, flush=True)
+        speed, self.logits = json.loads(self.process.stdout.readline())
+        return speed
+
+    def close(self) -> None:
+        self.process.communicate("")
+
+
+def peers(base: Transformer, python: str, threads: int, folder: Path) -> dict[str, Peer]:
+    """Those of llama.cpp, whose float32 logits must be ours."""
+    config, file = base.config, folder / "weights.npz"
+    shape = json.dumps({**config.model_dump(exclude={"rope"}), "theta": config.rope.base})
+    np.savez(file, config=shape, **{name: value.numpy() for name, value in base.state_dict().items()})
+    made = {f"llama.cpp {kind}": Peer(python, file, kind, threads) for kind in PEERS}
+    for peer in made.values():
+        peer(2)
+    ours = base(torch.tensor([[2]]))[0, 0, :8]
+    torch.testing.assert_close(torch.tensor(made["llama.cpp F32"].logits), ours, rtol=1e-2, atol=1e-2)
+    return made
+
+
 def compare(size: str, args: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of every contender and round."""
     made = contenders(size)
-    speeds: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(args.rounds):
-        for name, model in made.items():
-            speeds[name].append(tokens_per_second(Engine(model, model.config.vocab_size), 2, args.tokens))
-    return {"size": size, "threads": args.threads, "tokens": args.tokens, "rounds": args.rounds,
-            "contenders": {name: {"tokens_per_second": round(statistics.median(found), 1),
-                                  "of_float32": round(median_ratio(found, speeds["float32"]), 2),
-                                  "bytes": held_bytes(made[name])} for name, found in speeds.items()}}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        others = peers(made["float32"], args.llama, args.threads, Path(folder)) if args.llama else {}
+        ours = {name: Engine(model, model.config.vocab_size) for name, model in made.items()}
+        plain = {f"{name}, PyTorch": Engine(made[name], made[name].config.vocab_size, make_step=by_pytorch)
+                 for name in made}  # fmt: skip
+        turns = {
+            **{name: partial(tokens_per_second, engine, 2) for name, engine in {**ours, **plain}.items()},
+            **others,
+        }
+        speeds: dict[str, list[float]] = {name: [] for name in turns}
+        for _ in range(args.rounds):
+            for name, turn in turns.items():
+                speeds[name].append(turn(args.tokens))
+        for peer in others.values():
+            peer.close()
+    found: dict[str, dict[str, float]] = {}
+    for name, some in speeds.items():
+        found[name] = {"tokens_per_second": round(statistics.median(some), 1),
+                       "of_float32": round(median_ratio(some, speeds["float32"]), 2)}  # fmt: skip
+    for name in made:
+        if name in plain:
+            found[name]["of_pytorch"] = round(median_ratio(speeds[name], speeds[plain[name]]), 2)
+        found[name]["bytes"] = held_bytes(made[name])
+        if others and name in LIKE:
+            found[name]["of_llama.cpp"] = round(median_ratio(speeds[name], speeds[f"llama.cpp {LIKE[name]}"]), 2)
+    return {"size": size, "threads": args.threads, "tokens": args.tokens, "rounds": args.rounds, "contenders": found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--llama", metavar="PYTHON", help="that has llama-cpp-python and gguf: its peers take turns too"
+    )
+    parser.add_argument("--pytorch", action="store_true", help="the same without the compiled step takes turns too")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -100,9 +171,8 @@ def main() -> None:
         found = {**facts(torch.device("cpu")), **compare(size, args)}
         append(args.results / "cpu_decode.jsonl", found)
         print(f"\n{size}, {args.threads} threads, {args.tokens} tokens, {args.rounds} rounds")
-        table(["weights", "tokens/s", "× float32", "MB"],
-              [[name, one["tokens_per_second"], one["of_float32"], f"{one['bytes'] / 1e6:.1f}"]
-               for name, one in found["contenders"].items()])  # fmt: skip
+        head = ["tokens_per_second", "of_float32", "of_pytorch", "of_llama.cpp"]
+        table(["weights", *head], [[name, *map(one.get, head)] for name, one in found["contenders"].items()])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import pytest
 
 from babyllama.commands import chat
 from babyllama.commands.chat import ChatRecipe
-from babyllama.data.shards.shards import VERSION
+from babyllama.commands.prepare import PrepareRecipe
+from babyllama.commands.prepare import main as prepare
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
@@ -21,7 +22,7 @@ from babyllama.serve import terminal
 from babyllama.serve.terminal import Conversation, run_command, stream_text
 from babyllama.tokenizer.chat import render_chat
 
-from .small_run import CHATS, CONTEXT, save_taught, small_tokenizer, taught_model
+from .small_run import CHATS, CONTEXT, messages_of, save_taught, small_tokenizer, taught_model
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -181,14 +182,60 @@ def test_main_in_process(tmp_path, monkeypatch, capsys):
         chat.main(load_recipe(ChatRecipe, None, [f"model={tmp_path}/nothing"]))
 
 
-@pytest.mark.parametrize(("kinds", "warned"), [(["text"], True), (["text", "chat"], False), (None, False)])
-def test_a_base_model_is_announced(tmp_path, kinds, warned):
-    if kinds is not None:
-        empty = {split: {"shards": []} for split in ("train", "val")}
-        corpora = {f"{i}": {"kind": kind, "splits": empty} for i, kind in enumerate(kinds)}
-        manifest = {"version": VERSION, "dtype": "<u2", "eos": 1, "corpora": corpora}
-        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "recipe.yaml").write_text(f"data:\n  path: {tmp_path}\n")
-    found = chat.remarks(tmp_path)
-    assert bool(found) == warned and all("trained on texts" in remark for remark in found)
-    assert chat.remarks(tmp_path / "nothing") == ()
+def trained(folder, chats: list[list[dict[str, str]]] | None, corpora: str = "chat"):
+    """A run folder whose recipe names data prepared of `chats`, or of texts; None: the data are gone."""
+    run, data = folder / "run", folder / "data"
+    save_taught(run / "model")
+    if chats is not None:
+        rows = [{"messages": chat} if corpora == "chat" else {"text": chat[0]["content"]} for chat in chats]
+        (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+        corpus = f"[{{path: {folder}/rows.jsonl, kind: {corpora}}}]"
+        overrides = [f"out={data}", f"tokenizer={run}/model", f"corpora={corpus}", "validation=0", "workers=1"]
+        prepare(load_recipe(PrepareRecipe, None, overrides))
+    (run / "recipe.yaml").write_text(f"data:\n  path: {data}\n")
+    return run
+
+
+def test_history_is_as_long_as_in_training_and_is_said(tmp_path, monkeypatch, capsys):
+    """Nineteen single questions and one long chat: each question is asked by itself; the chat itself is kept."""
+    single = [messages_of(f"{i}{CHATS[0][0]}", CHATS[0][1]) for i in range(19)]
+    run = trained(tmp_path, [*single, [m for chat in CHATS for m in messages_of(*chat)]])
+    found = chat.learned(run, small_tokenizer())
+    assert found == (1, f"0{CHATS[0][0]}")
+    assert chat.learned(run / "model", small_tokenizer()) == found
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(question for question, _ in CHATS * 3)))
+    overrides = [f"model={run}", "temperature=0", "repetition_penalty=1", "device=cpu"]
+    capsys.readouterr()
+    chat.main(load_recipe(ChatRecipe, None, overrides))
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [answer for _, answer in CHATS * 3]
+    first = shown.err.splitlines()[0]
+    assert str(run) in first and "asked by itself" in first and f"try: 0{CHATS[0][0]}" in first
+
+
+def test_memory_is_what_the_model_sees():
+    talk = conversation(memory=1)
+    for question, answer in CHATS[:3]:
+        assert "".join(talk.ask(question)) == answer
+    seen = [*messages_of(*CHATS[2]), {"role": "user", "content": "x"}]
+    assert talk.prompt("x") == render_chat(talk.tokenizer, seen, add_generation_prompt=True).tokens
+    assert len(talk.turns) == 3
+
+
+def test_a_refused_question_forgets_nothing():
+    talk = conversation()
+    assert list(talk.ask(CHATS[0][0]))
+    for _ in range(2):
+        assert talk.make_room("长" * 200) == 0
+        with pytest.raises(InputError, match="shorten the prompt"):
+            list(talk.ask("长" * 200))
+    assert [question for question, _ in talk.turns] == [CHATS[0][0]]
+
+
+def test_what_is_not_known_is_not_said(tmp_path):
+    texts = trained(tmp_path / "texts", [messages_of(*pair) for pair in CHATS], corpora="text")
+    found = chat.learned(texts, small_tokenizer())
+    assert found.turns == 0 and "trained on texts" in chat.remarks(texts, small_tokenizer(), found, None)[0]
+    gone = trained(tmp_path / "gone", None)
+    assert chat.learned(gone, small_tokenizer()) == (None, None) == chat.learned(tmp_path / "no", small_tokenizer())
+    assert chat.remarks(gone, small_tokenizer(), chat.Lessons(), None) == (str(gone),)

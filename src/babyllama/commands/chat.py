@@ -2,52 +2,122 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import Field
 
-from babyllama.data.shards.shards import Prepared
+from babyllama.commands.serving import ServingRecipe
+from babyllama.data.shards.shards import Prepared, usual_turns
 from babyllama.errors import InputError
-from babyllama.hardware import DeviceChoice
-from babyllama.infer.engine import Engine
-from babyllama.infer.sampling import Sampling, SamplingRecipe
-from babyllama.load import load, pick_device, pick_precision
-from babyllama.model.laws import RopeConfig
+from babyllama.infer.sampling import Sampling
+from babyllama.run import Run
 from babyllama.serve.terminal import Conversation, talk
+from babyllama.tokenizer.chat import TEMPLATES
+from babyllama.tokenizer.tokenizer import Tokenizer
 
 
-class ChatRecipe(SamplingRecipe):
+class ChatRecipe(ServingRecipe):
     """The verb's recipe. The same seed and the same questions give the same chat."""
 
-    model: Path = Field(description="a run or a Hugging Face LLaMA folder")
-    system: str = Field(default="", description="the system message")
-    max_tokens: int = Field(default=512, ge=1, description="the longest answer")
+    memory: int | None = Field(
+        default=None,
+        ge=0,
+        description="earlier turns that the model sees; as many as its training chats had when absent",
+    )
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
-    rope: RopeConfig | None = Field(default=None, description="another law, for a longer context")
-    sinks: int = Field(default=0, ge=0, description="first tokens kept for an endless text, such as 4; 0 is off")
-    device: DeviceChoice = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+class Lessons(NamedTuple):
+    """What a model learned of chats, as far as its run says: None is not known.
+
+    turns: as many answers as its chats usually had; 0: none, it was trained on texts.
+    question: one that it was trained on.
+    """
+
+    turns: int | None = None
+    question: str | None = None
 
 
 def main(recipe: ChatRecipe) -> None:
     """Load the model and talk until the input ends."""
-    device = pick_device(recipe.device)
-    loaded = load(recipe.model, device, pick_precision(recipe.precision, device), recipe.rope)
-    engine = Engine(loaded.model, loaded.tokenizer.vocab_size, recipe.sinks)
-    chat = Conversation(engine, loaded.tokenizer, recipe.sampling, recipe.max_tokens, recipe.system)
-    talk(chat, remarks(recipe.model))
+    engine, tokenizer = recipe.open()
+    lessons = learned(recipe.model, tokenizer)
+    memory = max(0, lessons.turns - 1) if recipe.memory is None and lessons.turns else recipe.memory
+    chat = Conversation(engine, tokenizer, recipe.sampling, recipe.max_tokens, recipe.system, memory)
+    talk(chat, remarks(recipe.model, tokenizer, lessons, memory))
 
 
-def remarks(model: Path) -> tuple[str, ...]:
-    """A warning for a run that was trained on texts only; nothing where its recipe or its data are not at hand."""
+def learned(model: Path, tokenizer: Tokenizer) -> Lessons:
+    """From the training run behind `model`: its record, and its data where they are still at hand."""
+    for path in _ancestry(model):
+        try:
+            data = yaml.safe_load((path / "recipe.yaml").read_text("utf-8"))["data"]
+            prepared = Prepared.open(data["path"])
+            weights: dict[str, float] = data.get("weights") or dict.fromkeys(prepared.corpora, 1.0)
+            labels = sorted(weights, key=lambda label: -weights[label])
+            stores = [prepared.store(label, "train") for label in labels]
+        except (OSError, KeyError, TypeError, yaml.YAMLError, InputError):
+            return Lessons(_recorded(path))
+        chats = [store for store in stores if store.kind == "chat" and store.documents]
+        turns = _recorded(path)
+        turns = usual_turns(chats) if turns is None else turns
+        return Lessons(
+            turns, _question(chats[0].tokens(0, int(chats[0].document_offsets[1])), tokenizer) if chats else None
+        )
+    return Lessons()
+
+
+def _ancestry(model: Path) -> Iterator[Path]:
+    """The training run that holds `model`, or that a quantised or merged run was made of."""
+    path = model if (model / "run.json").is_file() or (model / "recipe.yaml").is_file() else model.resolve().parent
+    for _ in range(8):
+        info = _info(path)
+        if info.get("verb", "train") == "train" and (path / "recipe.yaml").is_file():
+            yield path
+        if info.get("verb", "train") == "train" or not info.get("parent"):
+            return
+        path = Path(info["parent"])
+
+
+def _info(path: Path) -> dict[str, Any]:
     try:
-        recipe = yaml.safe_load((model / "recipe.yaml").read_text("utf-8"))
-        corpora = Prepared.open(recipe["data"]["path"]).manifest["corpora"].values()
-    except (OSError, KeyError, TypeError, yaml.YAMLError, InputError):
-        return ()
-    if any(corpus["kind"] == "chat" for corpus in corpora):
-        return ()
-    return (f"{model} was trained on texts, not on chats: it goes on from what you write rather than answer; "
-            "fine-tune it on chats first, or continue a text with: babyllama generate",)  # fmt: skip
+        return Run.open(path).info
+    except InputError:
+        return {}
+
+
+def _recorded(path: Path) -> int | None:
+    return _info(path).get("summary", {}).get("turns")
+
+
+def _question(tokens: Any, tokenizer: Tokenizer) -> str | None:
+    """The first question of a chat's tokens; None where only a foreign template knows which words are the user's."""
+    if tokenizer.chat_template not in TEMPLATES:
+        return None
+    ids, roles = [int(token) for token in tokens], tokenizer.role_ids
+    if tokenizer.chat_template == "bos":
+        return tokenizer.decode(ids[: ids.index(tokenizer.bos_id)]) if tokenizer.bos_id in ids else None
+    if roles["user"] not in ids or roles["assistant"] not in ids:
+        return None
+    return tokenizer.decode(ids[ids.index(roles["user"]) : ids.index(roles["assistant"])])
+
+
+def remarks(model: Path, tokenizer: Tokenizer, lessons: Lessons, memory: int | None) -> tuple[str, ...]:
+    """What is said before the first question: which model, what it sees of the conversation, what to ask."""
+    if lessons.turns == 0:
+        return (f"{model} was trained on texts, not on chats: it goes on from what you write rather than answer; "
+                "fine-tune it on chats first, or continue a text with: babyllama generate",)  # fmt: skip
+    own = tokenizer.chat_template not in TEMPLATES
+    told = f"{model}, asked in its own chat template" if own else f"{model}"
+    if memory is not None:
+        why = "" if lessons.turns is None else f" (its training chats had up to {_count(lessons.turns)})"
+        told += f"; sees the last {_count(memory)} beside your question{why}" if memory else (
+            f"; each question is asked by itself{', as it was trained' if lessons.turns == 1 else ''}")  # fmt: skip
+    return (f"{told}; try: {lessons.question}" if lessons.question else told,)
+
+
+def _count(turns: int) -> str:
+    return f"{turns} turn{'s' if turns != 1 else ''}"

@@ -14,7 +14,7 @@ from babyllama.commands.continuing import inputs_of, open_run, settled
 from babyllama.commands.samples import sampler
 from babyllama.commands.teacher import objective_of
 from babyllama.commands.train_recipe import FromModel, TrainRecipe
-from babyllama.data.shards.shards import Prepared
+from babyllama.data.shards.shards import Prepared, usual_turns
 from babyllama.data.streams.batches import DataRecipe, Rows, Stream
 from babyllama.data.streams.remarks import remarks
 from babyllama.data.streams.replay import Mixed
@@ -152,8 +152,14 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
         if world.first:
             run.save_model(lambda folder: export(final, folder))
             run.finish(parameters=model.config.parameters, trained_parameters=trained, precision=precision,
-                       device=device_name(device), processes=world.size, **figures)  # fmt: skip
+                       device=device_name(device), processes=world.size, turns=_turns(recipe, prepared),
+                       **figures)  # fmt: skip
         watch.line(f"{recipe.out}/model is ready: babyllama chat {recipe.out}")
+
+
+def _turns(recipe: TrainRecipe, prepared: Prepared) -> int:
+    """As long a conversation as the model usually saw."""
+    return usual_turns(prepared.store(label, "train") for label in recipe.data.weights or prepared.corpora)
 
 
 def _part(recipe: TrainRecipe, trained: int) -> str:

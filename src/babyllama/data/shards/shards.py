@@ -14,7 +14,7 @@ bytes of the text; of a chat, those of the answers. Not here: writing (encode.py
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -88,6 +88,12 @@ class TokenStore:
     def bytes(self) -> int:
         return int(self.document_bytes.sum())
 
+    def turns(self) -> np.ndarray:
+        """int64, documents: how many answers each chat has, which are runs of learned tokens. Reads the whole mask."""
+        learned = self.mask(0, len(self))
+        begins = learned & ~np.concatenate([[False], learned[:-1]])
+        return np.add.reduceat(begins, self.document_offsets[:-1], dtype=np.int64)
+
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens start … stop − 1, over the borders of shards, in the type of the file."""
         return self._slice(start, stop, "", self.dtype)
@@ -108,6 +114,15 @@ class TokenStore:
             found.append(_mapped(path, dtype)[start - first : min(stop, end) - first])
             start, shard = min(stop, end), shard + 1
         return found[0] if len(found) == 1 else np.concatenate([np.empty(0, dtype), *found])
+
+
+def usual_turns(stores: Iterable[TokenStore]) -> int:
+    """So many answers as nine of ten chats have at most; 0 where there is no chat.
+
+    A few longer chats teach nothing about the many questions that were only ever asked alone.
+    """
+    found = [store.turns() for store in stores if store.kind == "chat" and store.documents]
+    return int(np.quantile(np.concatenate(found), 0.9, method="lower")) if found else 0
 
 
 @dataclass(frozen=True, eq=False)

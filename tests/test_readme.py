@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from small import sentencepiece_model
 
-from babyllama.cli import app
 from babyllama.data.sources import corpora, knowledge, packages
+from babyllama.verbs import app
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")

@@ -187,9 +187,9 @@ def test_a_key_of_the_other_kind_is_unknown(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("stesp: 3\n", "r.yaml: stesp: unknown key; did you mean 'steps'?"),
-        ("schedule: {warmpu: 3}\n", "r.yaml: schedule.warmpu: unknown key; did you mean 'warmup'?"),
-        ("corpora: [{path: a}, {path: b, wieght: 1}]", "r.yaml: corpora.1.wieght: unknown key; did you mean 'weight'?"),
+        ("stesp: 3\n", "r.yaml: stesp: unknown key; did you mean steps?"),
+        ("schedule: {warmpu: 3}\n", "r.yaml: schedule.warmpu: unknown key; did you mean schedule.warmup?"),
+        ("corpora: [{path: a}, {path: b, wieght: 1}]", "corpora.1.wieght: unknown key; did you mean corpora.1.weight?"),
         ("corpora: [{weight: 1}]\n", "r.yaml: corpora.0.path: this key must be given"),
         ("zzz: 1\n", "r.yaml: zzz: unknown key; known keys: context, corpora"),
         ("steps: many\n", 'r.yaml: steps: input should be a valid integer, got "many"'),
@@ -280,9 +280,34 @@ def test_a_file_of_ones_own_comes_first(bundled):
     assert load_recipe(Example, "quick/pretrain.yaml").steps == 8
 
 
-def test_unknown_name_lists_what_there_is(bundled):
-    with pytest.raises(InputError, match=r"^quick/train: no such recipe file; the package has quick/pretrain$"):
-        load_recipe(Example, "quick/train")
+@pytest.mark.parametrize("name", ["quick/pretrian", "pretrain", "quick/pretrain.yml"])
+def test_unknown_name_says_which_is_near(bundled, name):
+    with pytest.raises(
+        InputError, match=rf"^{name}: no such recipe file; did you mean quick/pretrain\? `babyllama rec"
+    ):
+        load_recipe(Example, name)
+    with pytest.raises(InputError, match=r"^my: no such recipe file; `babyllama recipes` lists"):
+        load_recipe(Example, "my")
+
+
+class Deep(Recipe):
+    plan: Example = Field(examples=["plan.steps=5"])
+    other: Example = Example()
+
+
+@pytest.mark.parametrize(("typed", "said"), [
+    (["lr=1"], "lr: unknown key; did you mean plan.lr or other.lr?"),
+    (["plan.stesp=1"], "plan.stesp: unknown key; did you mean plan.steps?"),
+    (["shuffel=true"], "shuffel: unknown key; did you mean plan.shuffle or other.shuffle?"),
+    (["pathh=a"], "pathh: unknown key; did you mean plan.corpora.0.path or other.corpora.0.path?"),
+    (["zzz=1"], "zzz: unknown key; known keys: other, plan"),
+    ([], "plan: this key must be given; write plan.steps=5"),
+    (["plan.corpora=[{}]"], "plan.corpora.0.path: this key must be given; write plan.corpora.0.path=…"),
+])  # fmt: skip
+def test_near_misses_and_what_to_write(typed, said):
+    with pytest.raises(InputError) as error:
+        load_recipe(Deep, None, typed)
+    assert said in str(error.value).splitlines()
 
 
 # ── dump → load ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -22,6 +22,7 @@ from babyllama.model.lora import merge
 from babyllama.model.nf4 import pack
 from babyllama.model.transformer import Transformer
 from babyllama.quant.folder import is_packed, to_dense, unpacking
+from babyllama.recipe import maker
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -81,8 +82,11 @@ def model_folder(path: Path) -> Path:
     for folder in (path / "model", path):
         if (folder / "config.json").is_file() or is_adapter(folder):
             return folder
-    what = "has no model yet" if (path / "run.json").exists() else "is neither a run nor a Hugging Face LLaMA folder"
-    raise InputError(f"{path}: {what}; train one first: babyllama train --help")
+    if (path / "run.json").exists():
+        raise InputError(f"{path}: has no model yet; continue it with: babyllama {Run(path).info['verb']} {path}")
+    if path.exists():
+        raise InputError(f"{path}: is neither a run nor a Hugging Face LLaMA folder; give one that is")
+    raise InputError(f"{path}: does not exist; train one with: {maker('train', path)}")
 
 
 def read_model(folder: Path, attach: bool = False, rope: RopeConfig | None = None) -> Transformer:

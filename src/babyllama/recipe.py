@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from babyllama.errors import InputError
+from babyllama.keys import annotation, fields_of, models_in, near, types_of
 
 BUNDLED = Path(__file__).parent / "recipes"
 
@@ -127,41 +128,68 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def bundled() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(path.relative_to(BUNDLED).with_suffix("").as_posix() for path in BUNDLED.rglob("*.yaml"))
+
+
 def find_recipe(name: str) -> Path:
     """A path as given, or a recipe that comes with the package (``quickstart/pretrain``)."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    bundled = BUNDLED / f"{name.removesuffix('.yaml')}.yaml"
-    if bundled.is_file():
-        return bundled
-    known = sorted(p.relative_to(BUNDLED).with_suffix("").as_posix() for p in BUNDLED.rglob("*.yaml"))
-    raise InputError(f"{name}: no such recipe file; the package has {', '.join(known) or 'none'}")
+    known = bundled()
+    short = name.removesuffix(".yaml")
+    if short in known:
+        return BUNDLED / f"{short}.yaml"
+    alike = difflib.get_close_matches(short, known, n=1) or [k for k in known if k.rpartition("/")[2] == short][:3]
+    hint = f"did you mean {' or '.join(alike)}? " if alike else ""
+    raise InputError(f"{name}: no such recipe file; {hint}`babyllama recipes` lists those that come with the package")
+
+
+_OF_VERB = {  # verb → a key that only its recipes have, and what its command needs at least
+    "tokenizer": ("source", "source.kind=train 'source.corpora=[{path: my.jsonl}]'"),
+    "prepare": ("corpora", "tokenizer=runs/tokenizer 'corpora=[{path: my.jsonl}]'"),
+    "train": ("data", "data.path=runs/corpus plan.epochs=1"),
+}
+
+
+def maker(verb: str, out: Path) -> str:
+    """The command that makes `out`: with the bundled recipe that writes there, or written out as an example."""
+    key, needs = _OF_VERB[verb]
+    for name in bundled():
+        said = parse_yaml((BUNDLED / f"{name}.yaml").read_text("utf-8"), name)
+        if key in said and Path(said.get("out", "")) == out:
+            return "babyllama quickstart" if name.startswith("quickstart/") else f"babyllama {verb} {name}"
+    return f"babyllama {verb} out={out} {needs}"
 
 
 def load_recipe(kind: type[R], source: str | None = None, overrides: Sequence[str] = ()) -> R:
     """Defaults, then the YAML file `source` (or a bundled name), then ``key.path=value`` overrides.
 
     Raises:
-        InputError: one line for each fault, starting with the file and the dotted path.
+        InputError: one line for each fault, starting with the file (if there is one) and the dotted path.
     """
+    return validate(kind, read_recipe(kind, source, overrides), str(find_recipe(source)) if source else "")
+
+
+def read_recipe(kind: type[Recipe], source: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `source` and the overrides say, as plain data that nobody has checked yet."""
     data: Any = {}
-    where = "recipe"
     if source is not None:
         path = find_recipe(source)
-        where = str(path)
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not valid UTF-8 at byte {error.start}") from None
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-        data = parse_yaml(text, where) or {}
+        data = parse_yaml(text, str(path)) or {}
         if not isinstance(data, dict):
             raise InputError(f"{path}: a recipe is a mapping of keys to values, not a {type(data).__name__}")
     for override in overrides:
         _apply(kind, data, override)
-    return validate(kind, data, where)
+    return data
 
 
 def _apply(kind: type[BaseModel], data: dict[str, Any], override: str) -> None:
@@ -191,7 +219,7 @@ def _value(kind: type[BaseModel], path: str, text: str) -> Any:
 
     A text is YAML only if all of it is quoted, or if it is ``null`` and the field can be that.
     """
-    fields = _fields(kind, path.split("."))
+    fields = types_of(kind, path)
     texts = bool(fields) and all(field in (str, Path, str | None, Path | None) for field in fields)
     if not text.strip():
         if any(field in (Path, Path | None) for field in fields):
@@ -205,14 +233,6 @@ def _value(kind: type[BaseModel], path: str, text: str) -> Any:
         with suppress(InputError):  # quoted words at both ends, such as "a" or "b", are no quoted text
             return parse_yaml(text, path)
     return text
-
-
-def _fields(kind: type[BaseModel], path: Sequence[str]) -> list[Any]:
-    """The types of every field that `path` may mean."""
-    models = [kind]
-    for part in path[:-1]:
-        models = models if part.isdecimal() else [m for model in models for m in _models_in(_annotation(model, part))]
-    return [a for a in (_annotation(model, path[-1]) for model in models) if a is not None]
 
 
 def _item(items: list[Any], part: str, path: str) -> Any:
@@ -232,9 +252,9 @@ def validate(kind: type[R], data: Any, where: str) -> R:
         own = [
             i for i in found if not any(len(loc) > len(i["loc"]) and loc[: len(i["loc"])] == i["loc"] for loc in inner)
         ]
-        lines = [_explain(kind, item, where) for item in own]
+        lines = [_explain(kind, item, f"{where}: " if where else "") for item in own]
     except (TypeError, ValueError) as error:  # a date, a set or NaN written in YAML
-        lines = [f"{where}: {error}"]
+        lines = [f"{where}: {error}" if where else str(error)]
     raise InputError("\n".join(lines))
 
 
@@ -255,69 +275,36 @@ def _complete(kind: type[BaseModel], data: Any) -> Any:
 def _explain(kind: type[BaseModel], item: Any, where: str) -> str:
     path, known = _locate(kind, item["loc"])
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}" if known else ""
-        return f"{where}: {path}: unknown key; {hint}".rstrip("; ")
+        meant = " or ".join(near(kind, path, known))
+        hint = f"; did you mean {meant}?" if meant else f"; known keys: {', '.join(known)}" if known else ""
+        return f"{where}{path}: unknown key{hint}"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if item["type"] == "missing":
-        return f"{where}: {path}: this key must be given"
+        fields = fields_of(kind, path)
+        about = next((f" ({field.description})" for field in fields if field.description), "")
+        examples = [str(example) for field in fields for example in field.examples or ()]
+        return f"{where}{path}: this key must be given{about}; write {' or '.join(examples) or f'{path}=…'}"
     if item["type"] == "value_error":
-        return f"{where}: {path}: {message}" if path else f"{where}: {message}"
+        return f"{where}{path}: {message}" if path else f"{where}{message}"
     value = json.dumps(item["input"], ensure_ascii=False, default=str)
-    return f"{where}: {path}: {message[0].lower() + message[1:]}, got {value[:200]}"
+    return f"{where}{path}: {message[0].lower() + message[1:]}, got {value[:200]}"
 
 
 def _locate(kind: Any, loc: Sequence[int | str]) -> tuple[str, list[str]]:
     """The dotted path as the user wrote it (pydantic adds union tags to its own) and the keys known beside its end."""
     models, parts, known = [kind], [], [kind]
     for part in loc:
-        tagged = [m for m in models if part in getattr(_annotation(m, "kind"), "__args__", ())]
+        tagged = [m for m in models if part in getattr(annotation(m, "kind"), "__args__", ())]
         if tagged and not any(part in m.model_fields for m in models):
             models = tagged
             continue
         known = models
         parts.append(str(part))
         if not isinstance(part, int):
-            models = [inner for model in models for inner in _models_in(_annotation(model, part))]
+            models = [inner for model in models for inner in models_in(annotation(model, part))]
     return ".".join(parts), sorted({name for model in known for name in model.model_fields})
-
-
-def _annotation(model: type[BaseModel], field: str) -> Any:
-    return model.model_fields[field].annotation if field in model.model_fields else None
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for arg in getattr(annotation, "__args__", ()) for model in _models_in(arg)]
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The fully resolved recipe as YAML; loading it again gives an equal recipe."""
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, allow_unicode=True, sort_keys=False)
-
-
-def describe(kind: type[BaseModel], indent: str = "", shown: BaseModel | None = None) -> str:
-    """Every key of a recipe with its default (the values of `shown` if given), one a line, nested ones indented."""
-    lines = []
-    for name, field in kind.model_fields.items():
-        default = getattr(shown, name) if shown else field.get_default(call_default_factory=True)
-        value = "required" if shown is None and field.is_required() else _brief(default)
-        note = f"  # {field.description}" if field.description else ""
-        lines.append(f"{indent}{name}: {value}{note}")
-        lines += [_variant(model, default, indent + "  ") for model in _models_in(field.annotation)]
-    return "\n".join(lines)
-
-
-def _variant(model: type[BaseModel], default: Any, indent: str) -> str:
-    """One member of a field's type; headed by its name unless it is the field's only plain value."""
-    shown = default if isinstance(default, model) else None
-    if shown is not None and "kind" not in model.model_fields:
-        return describe(model, indent, shown)
-    return f"{indent}[{model.__name__}]\n{describe(model, indent + '  ', shown)}"
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, BaseModel):
-        return getattr(value, "kind", "")
-    return json.dumps(value, ensure_ascii=False, default=str)

@@ -26,7 +26,7 @@ import xxhash
 
 from babyllama.atomic import disk_errors, json_text, recover_folder, write_atomic, write_folder, write_json
 from babyllama.errors import InputError
-from babyllama.recipe import R, Recipe, dump_recipe, parse_yaml, validate
+from babyllama.recipe import R, Recipe, dump_recipe, maker, parse_yaml, validate
 
 _FIRST = {".lock", "recipe.yaml", "env.json"}  # what `Run.create` writes before run.json
 
@@ -92,8 +92,9 @@ class Run:
         """An existing run. Raises InputError when `path` is none."""
         run = cls(path)
         if not (path / "run.json").is_file():
-            what = "is not a run (no run.json in it)" if path.exists() else "does not exist"
-            raise InputError(f"{path}: {what}; `babyllama train --help` says how to make one")
+            if path.exists():
+                raise InputError(f"{path}: is not a run (no run.json in it); give the folder of a run")
+            raise InputError(f"{path}: does not exist; make it with: {maker('train', path)}")
         run.recover()
         return run
 

@@ -1,23 +1,28 @@
 """Verbs → commands. Nothing heavy is imported until a verb runs, so ``--help`` answers at once.
 
 Every verb takes an optional recipe (a YAML file, or the name of one that comes with the package) and any number of
-``key.path=value`` overrides. Not here: signals, streams and exit codes (cli.py), what a verb does (commands/).
+settings, ``key.path=value`` or ``--key.path value``. Not here: signals, streams and exit codes (cli.py), what a verb
+does (commands/).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from babyllama import __version__, interrupts
 from babyllama.errors import InputError
+from babyllama.index import VerbCommand, complete, write
+
+if TYPE_CHECKING:
+    from babyllama.recipe import Recipe
 
 app = typer.Typer(
     invoke_without_command=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -29,34 +34,60 @@ app = typer.Typer(
     "  babyllama chat runs/quickstart/medical    talk to a trained run",
 )
 
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[RECIPE|RUN] [KEY=VALUE]...", help="A recipe (file or bundled name), then overrides."),
-]
-Keys = Annotated[bool, typer.Option("--keys", help="Print every key of the recipe with its default, and leave.")]
+VERBS: dict[str, tuple[str, str | None]] = {}  # verb → its recipe's class in commands/VERB.py, what a bare word names
 
 
-def _run(verb: str, kind: str, words: list[str] | None, keys: bool, positional: str | None = None) -> None:
-    """Load the verb's recipe and call its main. `positional` names the key that a bare first word stands for."""
-    from babyllama.recipe import describe, load_recipe
+_WORDS = {  # what the words after a verb are: how they are shown, and said
+    None: ("[RECIPE | RUN]", "a recipe (a file, or a name from babyllama recipes), or a run to continue"),
+    "model": ("[MODEL]", "a run or a Hugging Face folder (or a recipe file, NAME.yaml)"),
+    "target": ("[RUN | RECIPE]", "a train run or a train recipe"),
+    "runs": ("[RUN]...", "the runs, in order (or a recipe file, NAME.yaml)"),
+}
 
-    command = import_module(f"babyllama.commands.{verb}")
-    recipe_type = getattr(command, kind)
-    words = list(words or [])
-    source = words.pop(0) if words and "=" not in words[0] else None
+
+def verb(kind: str, subject: str | None = None) -> Callable[[Callable[[], None]], None]:
+    """Make a verb of a function's name and docstring."""
+
+    def register(described: Callable[[], None]) -> None:
+        name = described.__name__
+        VERBS[name] = (kind, subject)
+        after = typer.Argument(None, metavar=_WORDS[subject][0], help=_WORDS[subject][1], autocompletion=complete)
+
+        def command(
+            words: list[str] | None = after,
+            keys: Annotated[bool, typer.Option("--keys", help="List all keys with the values of this recipe.")] = False,
+            config: Annotated[bool, typer.Option("--print-config", help="Print the whole recipe as YAML.")] = False,
+        ) -> None:
+            _run(name, list(words or []), keys, config)
+
+        text = described.__doc__ or ""
+        app.command(name, cls=VerbCommand, help=text, short_help=text.split(". ")[0].split("\n")[0].rstrip("."),
+                    context_settings={"ignore_unknown_options": True})(command)  # fmt: skip
+
+    return register
+
+
+def _run(name: str, words: list[str], keys: bool, config: bool) -> None:
+    """Read the verb's recipe and call its main, or show the recipe."""
+    from babyllama.keys import describe
+    from babyllama.recipe import dump_recipe, load_recipe, read_recipe
+    from babyllama.words import understand
+
+    kind = recipe_type(name)
+    said = understand(kind, words, name, VERBS[name][1])
     if keys:
-        typer.echo(describe(recipe_type))
+        print(describe(kind, read_recipe(kind, said.source, said.settings) if words else None))
         return
-    if source is not None and positional is not None and not source.endswith(".yaml"):
-        words.insert(0, f"{positional}={source}")
-        source = None
-    recipe = load_recipe(recipe_type, source, words)
+    recipe = load_recipe(kind, said.source, said.settings)
+    if config:
+        print(dump_recipe(recipe), end="")
+        return
     interrupts.raise_from_now()
-    command.main(recipe)
+    import_module(f"babyllama.commands.{name}").main(recipe)
 
 
-@app.command()
-def quickstart(words: Words = None, keys: Keys = False) -> None:
+@verb("QuickstartRecipe")
+def quickstart() -> None:
     """All steps on the embedded corpus: tokenizer, prepare, pretrain, SFT, medical SFT, evaluate, report.
 
     \b
@@ -64,11 +95,10 @@ def quickstart(words: Words = None, keys: Keys = False) -> None:
       babyllama quickstart
       babyllama quickstart out=runs/mine
     """
-    _run("quickstart", "QuickstartRecipe", words, keys)
 
 
-@app.command()
-def tokenizer(words: Words = None, keys: Keys = False) -> None:
+@verb("TokenizerRecipe")
+def tokenizer() -> None:
     """Make a tokenizer run: train an own byte-level BPE, or take ChatGLM2's vocabulary.
 
     \b
@@ -76,22 +106,20 @@ def tokenizer(words: Words = None, keys: Keys = False) -> None:
       babyllama tokenizer out=runs/tok source.kind=chatglm2
       babyllama tokenizer out=runs/tok source.kind=chatglm2 source.path=tokenizer.model
     """
-    _run("tokenizer", "TokenizerRecipe", words, keys)
 
 
-@app.command()
-def prepare(words: Words = None, keys: Keys = False) -> None:
+@verb("PrepareRecipe")
+def prepare() -> None:
     """Corpora → token shards (.bin) with a manifest. Local files, embedded corpora or hub corpora by name.
 
     \b
       babyllama prepare out=runs/corpus tokenizer=runs/tok 'corpora=[{path: data/*.jsonl.zst}]'
       babyllama prepare out=runs/corpus tokenizer=runs/tok 'corpora=[{name: idioms}, {name: wikipedia_cn}]'
     """
-    _run("prepare", "PrepareRecipe", words, keys)
 
 
-@app.command()
-def train(words: Words = None, keys: Keys = False) -> None:
+@verb("TrainRecipe")
+def train() -> None:
     """Pretrain or fine-tune. Killed or interrupted, the same command continues, bit for bit.
 
     \b
@@ -99,11 +127,10 @@ def train(words: Words = None, keys: Keys = False) -> None:
       babyllama train seed/sft init.path=runs/seed/base plan.epochs=2
       babyllama train my.yaml optimizer.lr=0.01 device=cpu
     """
-    _run("train", "TrainRecipe", words, keys)
 
 
-@app.command()
-def plan(words: Words = None, keys: Keys = False) -> None:
+@verb("PlanRecipe")
+def plan() -> None:
     """Before training: which model, batch and length suit a card, the hours (or money) and a corpus.
 
     \b
@@ -114,11 +141,10 @@ def plan(words: Words = None, keys: Keys = False) -> None:
       babyllama plan gpu='A100 40G' gpus=8 engine=fsdp model.depth=24 hours=24
       babyllama plan hours=2 data=runs/corpus out=plan.yaml      this machine; a recipe for babyllama train
     """
-    _run("plan", "PlanRecipe", words, keys)
 
 
-@app.command()
-def doctor(words: Words = None, keys: Keys = False) -> None:
+@verb("DoctorRecipe", "target")
+def doctor() -> None:
     """Look at a run, or rehearse a train recipe, and name what is wrong. Exit code 1 when a fault was found.
 
     \b
@@ -127,36 +153,30 @@ def doctor(words: Words = None, keys: Keys = False) -> None:
       babyllama doctor my.yaml steps=20 device=cpu
       babyllama doctor seed/sft 'overrides=[optimizer.lr=0.01]' out=doctor.json
     """
-    words = list(words or [])
-    if words and "=" not in words[0]:
-        words[0] = f"target={words[0]}"
-    _run("doctor", "DoctorRecipe", words, keys)
 
 
-@app.command()
-def chat(words: Words = None, keys: Keys = False) -> None:
+@verb("ChatRecipe", "model")
+def chat() -> None:
     """Talk to a run or to any Hugging Face LLaMA folder. Questions can be piped in, one a line.
 
     \b
       babyllama chat runs/quickstart/medical
       babyllama chat runs/sft sampling.temperature=0.7 sampling.top_p=0.9
     """
-    _run("chat", "ChatRecipe", words, keys, positional="model")
 
 
-@app.command()
-def merge(words: Words = None, keys: Keys = False) -> None:
+@verb("MergeRecipe", "model")
+def merge() -> None:
     """An adapter and its base → one ordinary model. Not needed to use an adapter: every verb takes it as it is.
 
     \b
       babyllama merge runs/medical-lora out=runs/medical-merged
       babyllama merge my-peft-folder out=runs/merged precision=bf16
     """
-    _run("merge", "MergeRecipe", words, keys, positional="model")
 
 
-@app.command()
-def quantize(words: Words = None, keys: Keys = False) -> None:
+@verb("QuantizeRecipe", "model")
+def quantize() -> None:
     """A model in 8, 4, 3 or 2 bits a weight: GPTQ, AWQ or rounding, with what it costs in loss, size and speed.
 
     \b
@@ -164,64 +184,59 @@ def quantize(words: Words = None, keys: Keys = False) -> None:
       babyllama quantize runs/base data=runs/corpus out=runs/base-awq method.kind=awq method.bits=3
       babyllama quantize runs/base data=runs/corpus out=runs/sweep 'sweep=[{kind: rtn, bits: 4}, {kind: gptq, bits: 4}]'
     """
-    _run("quantize", "QuantizeRecipe", words, keys, positional="model")
 
 
-@app.command()
-def generate(words: Words = None, keys: Keys = False) -> None:
+@verb("GenerateRecipe", "model")
+def generate() -> None:
     """Continue a text.
 
     \b
       babyllama generate runs/base prompt=春天来了
       babyllama generate runs/base prompt=春天来了 samples=3 sampling.temperature=0.8
     """
-    _run("generate", "GenerateRecipe", words, keys, positional="model")
 
 
-@app.command()
-def evaluate(words: Words = None, keys: Keys = False) -> None:
+@verb("EvaluateRecipe", "model")
+def evaluate() -> None:
     """Loss, bits per byte and answers of a run, written to its evals/.
 
     \b
       babyllama evaluate runs/sft data=runs/sft-data
     """
-    _run("evaluate", "EvaluateRecipe", words, keys, positional="model")
 
 
-@app.command()
-def longcontext(words: Words = None, keys: Keys = False) -> None:
+@verb("LongContextRecipe", "model")
+def longcontext() -> None:
     """Perplexity by context length, loss by position and a passkey test, for several RoPE laws at once.
 
     \b
       babyllama longcontext runs/base data=runs/corpus 'laws=[linear, ntk, dynamic_ntk, yarn]' 'lengths=[512, 2048]'
       babyllama longcontext runs/base text=novel.txt 'against=[runs/base-yarn]'
     """
-    _run("longcontext", "LongContextRecipe", words, keys, positional="model")
 
 
-@app.command()
-def report(words: Words = None, keys: Keys = False) -> None:
+@verb("ReportRecipe", "runs")
+def report() -> None:
     """One HTML page about a pipeline of runs: curves, samples, sizes, times; opens offline.
 
     \b
       babyllama report 'runs=[runs/base, runs/sft]' out=report.html
     """
-    _run("report", "ReportRecipe", words, keys)
 
 
 @app.command()
 def recipes() -> None:
     """List the recipes that come with the package."""
-    from babyllama.recipe import BUNDLED
+    from babyllama.recipe import BUNDLED, bundled
 
-    for path in sorted(BUNDLED.rglob("*.yaml")):
-        first = path.read_text("utf-8").split("\n", 1)[0].lstrip("# ")
-        typer.echo(f"{path.relative_to(BUNDLED).with_suffix('').as_posix():35} {first}")
+    for name in bundled():
+        first = (BUNDLED / f"{name}.yaml").read_text("utf-8").split("\n", 1)[0].lstrip("# ")
+        print(f"{name:24} {first}")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"babyllama {__version__}")
+        print(f"babyllama {__version__}")
         raise typer.Exit
 
 
@@ -236,6 +251,11 @@ def _options(
         typer.echo(context.get_help())
 
 
+def recipe_type(name: str) -> type[Recipe]:
+    """The recipe of a verb; imports what the verb needs."""
+    return getattr(import_module(f"babyllama.commands.{name}"), VERBS[name][0])
+
+
 def call(words: list[str]) -> int:
     """Run the verb that `words` name; the exit code.
 
@@ -244,9 +264,13 @@ def call(words: list[str]) -> int:
         KeyboardInterrupt: Ctrl-C.
     """
     try:
-        code = app(words, standalone_mode=False)
+        code = app(words, standalone_mode=False, prog_name="babyllama")
     except TyperException as error:
         raise InputError(str(error)) from None
     if code == interrupts.CODE:  # what typer makes of Ctrl-C
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
+
+
+if __name__ == "__main__":  # make keys
+    write({name: recipe_type(name) for name in VERBS})

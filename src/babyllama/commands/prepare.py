@@ -27,9 +27,14 @@ from babyllama.tokenizer.tokenizer import Tokenizer
 class PrepareRecipe(Recipe):
     """The verb's recipe; every key can be overridden on the command line."""
 
-    out: Changeable[Path]
-    tokenizer: Path = Field(description="a tokenizer run, a Hugging Face folder or a tokenizer.model")
-    corpora: tuple[CorpusChoice, ...] = Field(min_length=1)
+    out: Changeable[Path] = Field(
+        description="the prepared folder to make or to continue", examples=["out=runs/corpus"]
+    )
+    tokenizer: Path = Field(description="a tokenizer run, a Hugging Face folder or a tokenizer.model",
+                            examples=["tokenizer=runs/tokenizer"])  # fmt: skip
+    corpora: tuple[CorpusChoice, ...] = Field(
+        min_length=1, description="texts and chats, each by path or name", examples=["'corpora=[{path: my.jsonl}]'"]
+    )
     validation: float = Field(0.01, ge=0, le=0.5, description="share of the documents that is held out")
     template: str | None = Field(None, description="chat template; the tokenizer's own when absent")
     on_bad: Literal["stop", "skip"] = Field("stop", description="what to do about a record that cannot be read")

@@ -40,8 +40,8 @@ Points = tuple[Sequence[float], Sequence[float]]
 class ReportRecipe(Recipe):
     """Which runs to tell about, in order, and where to write the page."""
 
-    runs: tuple[Path, ...] = Field(min_length=1)
-    out: Path = Path("report.html")
+    runs: tuple[Path, ...] = Field(min_length=1, description="the runs, in order", examples=["runs=[runs/base]"])
+    out: Path = Field(default=Path("report.html"), description="the page to write")
     title: str = "babyllama"
 
 

@@ -18,7 +18,7 @@ from babyllama.tokenizer.tokenizer import Tokenizer
 class ServingRecipe(SamplingRecipe):
     """Which model answers, and how."""
 
-    model: Path = Field(description="a run or a Hugging Face LLaMA folder")
+    model: Path = Field(description="a run or a Hugging Face LLaMA folder", examples=["model=runs/NAME"])
     system: str = Field(default="", description="the system message of a chat")
     max_tokens: int = Field(default=512, ge=1, description="the longest answer")
     rope: RopeConfig | None = Field(default=None, description="another RoPE scaling, for a longer context")

@@ -50,8 +50,8 @@ class TrainRecipe(Recipe):
     What is not `Changeable` decides what is learnt, and stays while a run is continued.
     """
 
-    out: Changeable[Path]
-    data: DataRecipe
+    out: Changeable[Path] = Field(description="the run to make or to continue", examples=["out=runs/NAME"])
+    data: DataRecipe = Field(description="what is read", examples=["data.path=runs/corpus"])
     replay: Replay | None = Field(default=None, description="rows of earlier data between the new, against forgetting")
     init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
     objective: Annotated[NextToken | Distil, Field(discriminator="kind")] = Field(
@@ -64,15 +64,13 @@ class TrainRecipe(Recipe):
     engine: Changeable[Engine] = Single()
     optimizer: Optimizer = Field(default=Muon(), description="an adapter's is adamw, lr 0.001, without decay")
     schedule: Schedule = Wsd()
-    plan: Plan
+    plan: Plan = Field(description="how long, in what portions", examples=["plan.epochs=1"])
     samples: Changeable[Samples] = Samples()
     seed: int = 1
     device: Changeable[DeviceChoice] = "auto"
     precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="fast: bf16 on a CPU too, if its instructions multiply it")  # fmt: skip
-    compile: Changeable[bool | None] = Field(
-        default=None, description="torch.compile; where it works and pays when absent"
-    )
+    compile: Changeable[bool | None] = Field(default=None, description="torch.compile; default: automatic")
 
     @model_validator(mode="after")
     def _choices_fit(self) -> Self:

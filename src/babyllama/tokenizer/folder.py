@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from babyllama.errors import InputError
+from babyllama.recipe import maker
 from babyllama.tokenizer.chat import TEMPLATES, name_of
 from babyllama.tokenizer.from_sentencepiece import add_special, convert_sentencepiece
 from babyllama.tokenizer.special import BOS, EOS, ROLE_TOKENS, SPECIAL_TOKENS
@@ -40,7 +41,7 @@ def read_folder(path: Path) -> Stored:
         if (folder / "tokenizer.model").is_file():
             return _sentencepiece_folder(folder)
     what = "has neither tokenizer.json nor tokenizer.model" if path.exists() else "does not exist"
-    raise InputError(f"{path}: {what}; make a tokenizer with: babyllama tokenizer out={path}")
+    raise InputError(f"{path}: {what}; make a tokenizer with: {maker('tokenizer', path)}")
 
 
 def read_sentencepiece(path: Path) -> Stored:

@@ -50,7 +50,7 @@ class Plan(Recipe):
     @model_validator(mode="after")
     def _one_length(self) -> Plan:
         if sum(x is not None for x in (self.steps, self.epochs, self.tokens)) != 1:
-            raise ValueError("give exactly one of steps, epochs, tokens")
+            raise ValueError("say how long: give exactly one of steps, epochs, tokens, such as plan.epochs=1")
         return self
 
     @property

@@ -157,7 +157,7 @@ def test_cuts(tmp_path: Path) -> None:
         (["name=idioms", "path=x"], "not both"),
         (["name=baidubaike"], "cannot be fetched"),
         (["path=x.jsonl", "label=a/b"], "plain folder name"),
-        (["path=x.jsonl", "feild=a"], "did you mean 'field'"),
+        (["path=x.jsonl", "feild=a"], "did you mean field"),
     ],
 )
 def test_bad_choices(given_keys: list[str], message: str) -> None:

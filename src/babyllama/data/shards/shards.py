@@ -25,6 +25,7 @@ import xxhash
 
 from babyllama.data.sources.documents import Kind
 from babyllama.errors import InputError
+from babyllama.recipe import maker
 
 VERSION = 1
 SPLITS = ("train", "val")
@@ -143,7 +144,7 @@ class Prepared:
         if not (path / "manifest.json").is_file():
             if (path / "shards").is_dir():
                 raise InputError(f"{path}: prepare was interrupted; run the same command again and it continues")
-            raise InputError(f"{path}: no prepared data (no manifest.json); make it with: babyllama prepare out={path}")
+            raise InputError(f"{path}: no prepared data (no manifest.json); make it with: {maker('prepare', path)}")
         try:
             manifest = json.loads((path / "manifest.json").read_text("utf-8"))
             version = manifest["version"]

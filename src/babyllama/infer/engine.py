@@ -35,6 +35,8 @@ BESIDE, ALONE, LEAST = 512, 8192, 64  # prompt tokens a step: beside decoding, w
 BROKEN = ("the model's logits are not finite: its weights are damaged, or precision=fp16 is too narrow for it; try "
           "precision=fp32 or an earlier checkpoint")  # fmt: skip
 
+UNFIT = "no token goes on in the form that was asked for, or the model's logits are not finite"
+
 
 class Engine:
     """Generation with one model.
@@ -343,7 +345,8 @@ class Engine:
             self.slots.stale = True
         if token == NOT_FINITE:
             self.slots.release(slot, broken=True)
-            return Event(job.id, None, finish="error", error=BROKEN)
+            fault = BROKEN if job.request.mask is None else UNFIT
+            return Event(job.id, None, finish="error", error=fault)
         job.known.append(token)
         if job.request.mask is not None:
             job.request.mask.accept(token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def a_run(path, parent=None, data=None, verb="train", context=None, replay=None)
 
 def some_data(path, validation, source):
     path.mkdir()
-    corpora = {"c": {"kind": "text", "source": str(source), "splits": {}}}
+    corpora = {Path(source).stem: {"kind": "text", "source": str(source), "splits": {}}}
     (path / "manifest.json").write_text(
         json.dumps({"version": 1, "dtype": "uint16", "validation": validation, "corpora": corpora})
     )
@@ -208,6 +209,8 @@ def test_held_out_is_what_no_training_of_the_model_or_its_ancestors_saw(tmp_path
     unknown = ["unknown", "unknown"]
     assert held[0] == ["held out", "trained on", "held out", "unknown", *unknown]
     assert held[1] == ["unknown", "trained on", "held out", "trained on", *unknown]
+    chats = some_data(tmp_path / "chats", 0.5, other)  # of another source than the base's
+    assert provenance(a_run(tmp_path / "sft", base, chats)).of_split(Prepared.open(chats), "val") == "held out"
     texts = [hashed(0, 0.1), hashed(0.1, 0.2), hashed(0.2, 1)]
     choices = CorpusChoice(path=str(mine)), CorpusChoice(path=str(other))
     for choice, beyond in zip(choices, ("trained on", "unknown"), strict=True):

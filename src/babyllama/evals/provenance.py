@@ -24,18 +24,23 @@ Standing = Literal["held out", "trained on", "unknown"]
 class Provenance(NamedTuple):
     """folders: prepared data of all its trainings.  sources: what those were made from: files, names of corpora.
     held_out: the share of all texts, by hash, that none of them saw; None where some training is not known.
+    trainings: the sources and the held-out share of each prepared folder; text of other sources is taken for new to it.
     context: plan.context of its last training; None where that was the model's whole context, or is not known.
     """
 
     folders: frozenset[Path]
     sources: frozenset[str]
     held_out: float | None
+    trainings: tuple[tuple[frozenset[str], float], ...]
     context: int | None
 
     def of_split(self, prepared: Prepared, split: str) -> Standing:
         """How all documents of a prepared split stand to the model; "unknown" where they are of both kinds."""
-        if split == "val" and self.held_out is not None and prepared.manifest["validation"] <= self.held_out:
-            return "held out"
+        if split == "val" and self.held_out is not None:
+            mine = _sources([prepared])
+            shares = [share for sources, share in self.trainings if sources & mine] or [self.held_out]
+            if prepared.manifest["validation"] <= min(shares):
+                return "held out"
         return "trained on" if split == "train" and prepared.path.resolve() in self.folders else "unknown"
 
     def of_text(self, text: str, choice: CorpusChoice) -> Standing:
@@ -73,13 +78,18 @@ def _prepared(folder: Path) -> Prepared | None:
 
 def _from(data: list[Prepared | None], context: int | None) -> Provenance:
     known = [prepared for prepared in data if prepared is not None]
-    corpora = [pair for prepared in known for pair in prepared.manifest["corpora"].items()]
     return Provenance(
         folders=frozenset(prepared.path.resolve() for prepared in known),
-        sources=frozenset(_source(name) for label, corpus in corpora for name in (label, corpus["source"])),
+        sources=_sources(known),
         held_out=min(prepared.manifest["validation"] for prepared in known) if len(known) == len(data) else None,
+        trainings=tuple((_sources([prepared]), prepared.manifest["validation"]) for prepared in known),
         context=context,
     )
+
+
+def _sources(data: list[Prepared]) -> frozenset[str]:
+    corpora = [pair for prepared in data for pair in prepared.manifest["corpora"].items()]
+    return frozenset(_source(name) for label, corpus in corpora for name in (label, corpus["source"]))
 
 
 def _source(name: str | Path) -> str:

@@ -137,10 +137,9 @@ inline float exponential(float x) {  // Cephes' expf without its branches: compi
 // ── what native.py fills ────────────────────────────────────────────────────────────────────────────────────────────
 enum Kind : int64_t { FLOAT, BFLOAT, HALF, EIGHT, FOUR };
 
-struct Matrix {  // y = normed(W · round(before ⊙ x[order])) + kept · x[kept_index], W = scale · code + shift by groups
+struct Matrix {  // y = normed(W · round(before ⊙ x[order])) + kept · x[kept_index], W = scale · (code − zero) by groups
     int64_t kind, outputs, inputs, padded, group, groups;  // padded: inputs that a row of codes has
-    const void* data;
-    const float *scales, *shifts;  // (outputs, groups)
+    const void *data, *scales, *zeros;  // of one group (outputs,) float; of more (outputs, spaced(groups)) half and int8
     const int32_t* order;          // (inputs,) or null
     const float* before;           // (inputs,) or null
     const int32_t* kept_index;     // (kept_count,)
@@ -232,29 +231,56 @@ struct Four {
     static constexpr int UNIT = 32, BYTES = 16;
 };
 
+inline int64_t spaced(int64_t groups) { return groups == 1 ? 1 : (groups + 15) / 16 * 16; }
+
 template <class Codes, int R, int N>
-void grouped(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
+inline void add_codes(const Matrix& m, Inputs in, int64_t n, int64_t from, int64_t to, Floats (&part)[N][R]) {
+    for (int64_t k = from; k < to; k += Codes::UNIT)
+        for (int j = 0; j < N; j++) {
+            const uint8_t* codes = Codes::row(m, n + j);
+            ask_for(codes + k * Codes::BYTES / Codes::UNIT);
+            Codes::template add<R>(codes, k, in.x, in.stride, part[j]);
+        }
+}
+
+template <class Codes, int R, int N>
+void whole_rows(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
+    const float *scales = (const float*)m.scales, *zeros = (const float*)m.zeros;
     for (int64_t n = from; n < to; n += N) {
         Floats total[N][R] = {};
-        for (int64_t g = 0; g < m.groups; g++) {
-            Floats part[N][R] = {};
-            int64_t end = g + 1 < m.groups ? (g + 1) * m.group : m.padded;
-            for (int64_t k = g * m.group; k < end; k += Codes::UNIT)
-                for (int j = 0; j < N; j++) {
-                    const uint8_t* codes = Codes::row(m, n + j);
-                    ask_for(codes + k * Codes::BYTES / Codes::UNIT);
-                    Codes::template add<R>(codes, k, in.x, in.stride, part[j]);
-                }
+        add_codes<Codes, R, N>(m, in, n, 0, m.padded, total);
+        for (int j = 0; j < N; j++)
+            for (int r = 0; r < R; r++)
+                y[r * stride + n + j] = scales[n + j] * (sum(total[j][r]) - zeros[n + j] * in.sums[r]);
+    }
+}
+
+template <class Codes, int R, int N>
+void grouped(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
+    if (m.groups == 1) return whole_rows<Codes, R, N>(m, in, y, stride, from, to);
+    constexpr int SOME = 64;  // groups whose scales are made floats at a time
+    int64_t line = spaced(m.groups);
+    float scales[N][SOME];
+    for (int64_t n = from; n < to; n += N) {
+        Floats total[N][R] = {};
+        for (int64_t first = 0; first < m.groups; first += SOME) {
+            int64_t last = first + SOME < line ? first + SOME : line;
             for (int j = 0; j < N; j++)
-                for (int r = 0; r < R; r++) total[j][r] += part[j][r] * m.scales[(n + j) * m.groups + g];
+                for (int64_t g = first; g < last; g += W) {
+                    int64_t place = (n + j) * line + g;
+                    Floats scale = load((const Half*)m.scales + place), zero = load((const int8_t*)m.zeros + place) * scale;
+                    memcpy(&scales[j][g - first], &scale, sizeof scale);
+                    for (int r = 0; r < R; r++) total[j][r] -= zero * load(in.sums + r * line + g);
+                }
+            for (int64_t g = first; g < last && g < m.groups; g++) {
+                Floats part[N][R] = {};
+                add_codes<Codes, R, N>(m, in, n, g * m.group, g + 1 < m.groups ? (g + 1) * m.group : m.padded, part);
+                for (int j = 0; j < N; j++)
+                    for (int r = 0; r < R; r++) total[j][r] += part[j][r] * scales[j][g - first];
+            }
         }
         for (int j = 0; j < N; j++)
-            for (int r = 0; r < R; r++) {
-                const float *shift = m.shifts + (n + j) * m.groups, *sums = in.sums + r * in.groups;
-                float rest = 0;
-                for (int64_t g = 0; g < m.groups; g++) rest += shift[g] * sums[g];
-                y[r * stride + n + j] = sum(total[j][r]) + rest;
-            }
+            for (int r = 0; r < R; r++) y[r * stride + n + j] = sum(total[j][r]);
     }
 }
 
@@ -286,7 +312,11 @@ void row_of(const Matrix& m, int64_t n, float* out) {  // dequantised, in the mo
             int64_t g = k / m.group < m.groups ? k / m.group : m.groups - 1, place = n * m.padded + k;
             float code = m.kind == EIGHT ? ((const int8_t*)m.data)[place]
                        : ((const uint8_t*)m.data)[n * m.padded / 2 + k / 32 * 16 + k % 16] >> (k % 32 / 16 * 4) & 15;
-            v = m.scales[n * m.groups + g] * code + m.shifts[n * m.groups + g];
+            if (m.groups == 1) v = ((const float*)m.scales)[n] * (code - ((const float*)m.zeros)[n]);
+            else {
+                int64_t its = n * spaced(m.groups) + g;
+                v = value(((const Half*)m.scales)[its]) * (code - ((const int8_t*)m.zeros)[its]);
+            }
         }
         out[m.order ? m.order[k] : k] = v;
     }
@@ -347,7 +377,7 @@ struct Worker {  // one thread's way through a step
         if (m.kind <= HALF && !m.order && !m.before && !m.rounds) return {in, nullptr, m.inputs, 0};
         for (int64_t b = 0; b < call.rows; b++) {
             const float* source = in + b * m.inputs;
-            float *to = &changed[b * m.padded], *sum = &sums[b * m.groups], largest = 0;
+            float *to = &changed[b * m.padded], *sum = &sums[b * spaced(m.groups)], largest = 0;
             for (int64_t k = 0; k < m.inputs; k++) to[k] = source[m.order ? m.order[k] : k];
             if (m.before) for (int64_t k = 0; k < m.inputs; k++) to[k] *= m.before[k];
             if (m.rounds) {
@@ -362,11 +392,12 @@ struct Worker {  // one thread's way through a step
                 for (int64_t k = g * m.group; k < end; k++) total += to[k];
                 sum[g] = total;
             }
+            for (int64_t g = m.groups; g < spaced(m.groups); g++) sum[g] = 0;
             if (m.kind == FOUR)
                 for (int64_t k = 0; k < m.padded; k++)
                     if (k % 32 < 16) to[k + 16] /= 16, to[k] -= to[k + 16];
         }
-        return {changed.data(), sums.data(), m.padded, m.groups};
+        return {changed.data(), sums.data(), m.padded, spaced(m.groups)};
     }
 
     void linear(const Matrix& m, const float* in, float* out) {  // out (B, outputs), complete behind the barrier

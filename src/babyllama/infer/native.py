@@ -108,7 +108,7 @@ def _fingerprint(compiler: str | None) -> str:
 # ── native.cpp's structs ────────────────────────────────────────────────────────────────────────────────────────────
 class _Matrix(Structure):
     _fields_ = [*((name, c_int64) for name in ("kind", "outputs", "inputs", "padded", "group", "groups")),
-                *((name, c_void_p) for name in ("data", "scales", "shifts", "order", "before", "kept_index", "kept")),
+                *((name, c_void_p) for name in ("data", "scales", "zeros", "order", "before", "kept_index", "kept")),
                 *((name, c_int64) for name in ("kept_count", "rounds", "normed"))]  # fmt: skip
 
 
@@ -229,10 +229,15 @@ class Native:
         else:  # in signed bytes around the middle of their grid, so that little cancels
             middle = 1 << (form.bits - 1)
             data, zeros = (codes.to(torch.int16) - middle).to(torch.int8), zeros - middle
+        if groups > 1:  # as GPTQ's folders have them, filled up to what vectors take
+            scales, zeros = (nn.functional.pad(part, (0, -groups % 16)) for part in (scales, zeros))
+            kinds = torch.float16, torch.int8
+        else:
+            kinds = torch.float32, torch.float32
         self.held.append(data)
         kept = None if form.kept is None or not form.kept.shape[1] else form.kept
         return _Matrix(FOUR if four else EIGHT, outputs, inputs, codes.shape[1], form.group_size, groups,
-                       data.data_ptr(), self._numbers(scales), self._numbers(-zeros * scales),
+                       data.data_ptr(), self._numbers(scales, kinds[0]), self._numbers(zeros, kinds[1]),
                        self._numbers(form.order, torch.int32), self._numbers(form.before),
                        self._numbers(None if kept is None else form.kept_index, torch.int32), self._numbers(kept),
                        0 if kept is None else kept.shape[1], form.rounds, form.normed)  # fmt: skip

@@ -350,7 +350,7 @@ struct Worker {  // one thread's way through a step
     const Call& call;
     Team& team;
     int64_t phase = 0;
-    std::vector<float> x, normed, changed, sums, scores;
+    std::vector<float> x, normed, mixed, changed[3], sums[3], scores;
 
     Worker(const Model& m, const Call& c, Team& t) : model(m), call(c), team(t) {}
 
@@ -373,11 +373,11 @@ struct Worker {  // one thread's way through a step
         }
     }
 
-    Inputs prepared(const Matrix& m, const float* in) {  // `in` (B, inputs) as the matrix wants it
+    Inputs prepared(const Matrix& m, const float* in, int which) {  // `in` (B, inputs) as the matrix wants it
         if (m.kind <= HALF && !m.order && !m.before && !m.rounds) return {in, nullptr, m.inputs, 0};
         for (int64_t b = 0; b < call.rows; b++) {
             const float* source = in + b * m.inputs;
-            float *to = &changed[b * m.padded], *sum = &sums[b * spaced(m.groups)], largest = 0;
+            float *to = &changed[which][b * m.padded], *sum = &sums[which][b * spaced(m.groups)], largest = 0;
             for (int64_t k = 0; k < m.inputs; k++) to[k] = source[m.order ? m.order[k] : k];
             if (m.before) for (int64_t k = 0; k < m.inputs; k++) to[k] *= m.before[k];
             if (m.rounds) {
@@ -397,28 +397,43 @@ struct Worker {  // one thread's way through a step
                 for (int64_t k = 0; k < m.padded; k++)
                     if (k % 32 < 16) to[k + 16] /= 16, to[k] -= to[k + 16];
         }
-        return {changed.data(), sums.data(), m.padded, spaced(m.groups)};
+        return {changed[which].data(), sums[which].data(), m.padded, spaced(m.groups)};
     }
 
-    void linear(const Matrix& m, const float* in, float* out) {  // out (B, outputs), complete behind the barrier
-        Inputs given = prepared(m, in);
-        int64_t N = m.outputs, share = (N / (team.size * 6) + 15) / 16 * 16;
-        shared(N, share < 16 ? 16 : share, [&](int64_t from, int64_t to) {
-            for (int64_t b = 0; b < call.rows;) {
-                Inputs now = given;
-                now.x += b * given.stride, now.sums += b * given.groups;
-                int64_t left = call.rows - b;
-                if (left >= 4) product<4>(m, now, out + b * N, N, from, to), b += 4;
-                else if (left >= 2) product<2>(m, now, out + b * N, N, from, to), b += 2;
-                else product<1>(m, now, out + b * N, N, from, to), b++;
+    // Matrices of the same input, one after the other as if they were one; all of out (B, outputs) is there behind it.
+    struct Linear { const Matrix& m; float* out; };
+    template <int COUNT>
+    void linear(const float* in, const Linear (&all)[COUNT]) {
+        Inputs given[COUNT];
+        int64_t total = 0;
+        for (int i = 0; i < COUNT; i++) given[i] = prepared(all[i].m, in, i), total += all[i].m.outputs;
+        int64_t share = (total / (team.size * 6) + 15) / 16 * 16;
+        shared(total, share < 16 ? 16 : share, [&](int64_t from, int64_t to) {
+            for (int i = 0; i < COUNT; i++) {
+                int64_t N = all[i].m.outputs, last = to < N ? to : N;
+                if (from < last) outputs(all[i].m, in, given[i], all[i].out, from, last);
+                from = from < N ? 0 : from - N, to -= N;
+                if (to <= 0) break;
             }
-            if (m.kept_count)
-                for (int64_t b = 0; b < call.rows; b++)
-                    for (int64_t n = from; n < to; n++)
-                        for (int64_t i = 0; i < m.kept_count; i++)
-                            out[b * N + n] += m.kept[n * m.kept_count + i] * in[b * m.inputs + m.kept_index[i]];
         });
-        if (m.normed) layer_norm(out, N);
+        for (const Linear& one : all)
+            if (one.m.normed) layer_norm(one.out, one.m.outputs);
+    }
+
+    void outputs(const Matrix& m, const float* in, Inputs given, float* out, int64_t from, int64_t to) {
+        int64_t N = m.outputs;
+        for (int64_t b = 0; b < call.rows;) {
+            Inputs now = given;
+            now.x += b * given.stride, now.sums += b * given.groups;
+            int64_t left = call.rows - b;
+            if (left >= 4) product<4>(m, now, out + b * N, N, from, to), b += 4;
+            else if (left >= 2) product<2>(m, now, out + b * N, N, from, to), b += 2;
+            else product<1>(m, now, out + b * N, N, from, to), b++;
+        }
+        for (int64_t b = 0; b < call.rows && m.kept_count; b++)
+            for (int64_t n = from; n < to; n++)
+                for (int64_t i = 0; i < m.kept_count; i++)
+                    out[b * N + n] += m.kept[n * m.kept_count + i] * in[b * m.inputs + m.kept_index[i]];
     }
 
     void layer_norm(float* out, int64_t N) {  // OneBit's, over all outputs
@@ -493,26 +508,25 @@ struct Worker {  // one thread's way through a step
     void run(float* q, float* k, float* v, float* attended, float* back, float* gate, float* up) {
         int64_t C = model.width, F = model.inner, B = call.rows;
         int64_t widest = ((C > F ? C : F) + 63) / 32 * 32;
-        x.resize(B * C), normed.resize(B * C), changed.resize(B * widest), sums.resize(B * widest);
+        x.resize(B * C), normed.resize(B * C), mixed.resize(B * F);
+        for (int i = 0; i < 3; i++) changed[i].resize(B * widest), sums[i].resize(B * widest);
         for (int64_t b = 0; b < B; b++) row_of(model.embedding, call.tokens[b], &x[b * C]);
         for (int64_t i = 0; i < model.layers; i++) {
             const Layer& layer = model.layer[i];
             norm(layer.first_norm);
-            linear(layer.q, normed.data(), q), linear(layer.k, normed.data(), k), linear(layer.v, normed.data(), v);
+            linear(normed.data(), {{layer.q, q}, {layer.k, k}, {layer.v, v}});
             if (call.dtype == FLOAT) attention<float>(i, q, k, v, attended);
             else if (call.dtype == BFLOAT) attention<BFloat>(i, q, k, v, attended);
             else attention<Half>(i, q, k, v, attended);
-            linear(layer.o, attended, back);
+            linear(attended, {{layer.o, back}});
             add(back), norm(layer.second_norm);
-            linear(layer.gate, normed.data(), gate), linear(layer.up, normed.data(), up);
-            shared(B * F, 256, [&](int64_t from, int64_t to) {
-                for (int64_t j = from; j < to; j++) gate[j] = gate[j] / (1.f + exponential(-gate[j])) * up[j];
-            });
-            linear(layer.down, gate, back);
+            linear(normed.data(), {{layer.gate, gate}, {layer.up, up}});
+            for (int64_t j = 0; j < B * F; j++) mixed[j] = gate[j] / (1.f + exponential(-gate[j])) * up[j];
+            linear(mixed.data(), {{layer.down, back}});
             add(back);
         }
         norm(model.norm);
-        linear(model.head, normed.data(), call.logits);
+        linear(normed.data(), {{model.head, call.logits}});
     }
 };
 

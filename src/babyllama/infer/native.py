@@ -7,6 +7,7 @@ Not here: prompts (the model's own forward pass), sampling.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ THREADS = (("-fopenmp", "-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc"), ("
 CPUS = ("-march=native",), ("-mcpu=native",), ()
 MOST_ROWS = 8  # of a batch; with more, products of matrices are faster
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+PAGE = 2 << 20  # bytes of a large page
 EIGHT, FOUR, UNIT = 3, 4, 32  # UNIT: codes of a row are filled up to a multiple
 
 
@@ -57,8 +60,9 @@ def library() -> ctypes.CDLL | None:
         found.babyllama_step.argtypes, found.babyllama_step.restype = (c_void_p, c_void_p), None
         return found
     except OSError as error:
-        what = reason or str(error)
-        print(f"note: decoding goes by PyTorch's operators, about half as fast on a CPU: {what}", file=sys.stderr)
+        print(
+            f"note: decoding on a CPU goes by PyTorch's operators, a third as fast: {reason or error}", file=sys.stderr
+        )
         return None
 
 
@@ -84,11 +88,9 @@ def compiled(compiler: str, file: Path) -> str | None:
 
 def _loads(file: Path) -> bool:
     """Whether this process can load it."""
-    try:
-        ctypes.CDLL(str(file), mode=os.RTLD_NOW)
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError):
+        return bool(ctypes.CDLL(str(file), mode=os.RTLD_NOW))
+    return False
 
 
 def cache_folder() -> Path:
@@ -145,7 +147,7 @@ class Native:
 
     def __init__(self, model: Transformer, step: Any) -> None:
         self.step_, self.rope, self.config = step, model.rope, model.config
-        self.held: list[Any] = []  # what pointers lead to
+        self.held: list[Tensor] = []  # what pointers lead to
         self.matrices: dict[int, _Matrix] = {}
         self.cos = self.sin = torch.empty(0)
         self.layers = (_Layer * len(model.layers))()
@@ -162,6 +164,7 @@ class Native:
                             config.num_key_value_heads, config.head_dim, config.rms_norm_eps, self.layers,
                             self._numbers(model.norm.weight), None, None)  # fmt: skip
         self.model.embedding, self.model.head = self._matrix(model.embed_tokens), self._matrix(model.lm_head)
+        _in_large_pages(self.held)
 
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache, places: Tensor | None = None) -> Tensor:
         """One token for every row; the cache's slots at `positions` are written.
@@ -173,8 +176,7 @@ class Native:
         Returns:
             (B, V) float32.
         """
-        B, keys = len(tokens), cache.keys
-        tokens, positions = tokens.contiguous(), positions.contiguous()
+        B, keys, tokens, positions = len(tokens), cache.keys, tokens.contiguous(), positions.contiguous()
         places = torch.arange(B) if places is None else places
         self._angles(cache.max_tokens)
         logits = torch.empty(B, self.config.vocab_size)
@@ -194,10 +196,9 @@ class Native:
 
     def _numbers(self, values: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
         """The address of these numbers in that dtype."""
-        if values is None:
-            return None
-        self.held.append(values.detach().to(dtype).contiguous())
-        return self.held[-1].data_ptr()
+        if values is not None:
+            self.held.append(values.detach().to(dtype).contiguous())
+        return None if values is None else self.held[-1].data_ptr()
 
     def _matrix(self, module: Any) -> _Matrix:
         """What a linear, an embedding or what stands in for one is to native.cpp; the same module twice is one."""
@@ -209,8 +210,8 @@ class Native:
                 if weight.dtype not in KINDS or not weight.is_contiguous():
                     raise TypeError(f"weights of {weight.dtype}")
                 self.held.append(weight)
-                self.matrices[key] = _Matrix(KINDS[weight.dtype], *weight.shape, data=weight.data_ptr())
-                self.matrices[key].padded = weight.shape[1]
+                shape = *weight.shape, weight.shape[1]
+                self.matrices[key] = _Matrix(KINDS[weight.dtype], *shape, data=weight.data_ptr())
             elif hasattr(module, "few_bits"):
                 self.matrices[key] = self._packed(module.few_bits())
             else:
@@ -229,11 +230,10 @@ class Native:
         else:  # in signed bytes around the middle of their grid, so that little cancels
             middle = 1 << (form.bits - 1)
             data, zeros = (codes.to(torch.int16) - middle).to(torch.int8), zeros - middle
+        kinds = torch.float32, torch.float32
         if groups > 1:  # as GPTQ's folders have them, filled up to what vectors take
             scales, zeros = (nn.functional.pad(part, (0, -groups % 16)) for part in (scales, zeros))
             kinds = torch.float16, torch.int8
-        else:
-            kinds = torch.float32, torch.float32
         self.held.append(data)
         kept = None if form.kept is None or not form.kept.shape[1] else form.kept
         return _Matrix(FOUR if four else EIGHT, outputs, inputs, codes.shape[1], form.group_size, groups,
@@ -241,6 +241,18 @@ class Native:
                        self._numbers(form.order, torch.int32), self._numbers(form.before),
                        self._numbers(None if kept is None else form.kept_index, torch.int32), self._numbers(kept),
                        0 if kept is None else kept.shape[1], form.rounds, form.normed)  # fmt: skip
+
+
+def _in_large_pages(tensors: Sequence[Tensor]) -> None:
+    """Ask Linux to keep weights in pages of 2 MiB, whose addresses it need not look up so often: a sixth faster."""
+    if sys.platform != "linux":
+        return
+    advise = ctypes.CDLL(None).madvise
+    for tensor in tensors:
+        start = -(-tensor.data_ptr() // PAGE) * PAGE
+        size = (tensor.data_ptr() + tensor.nbytes) // PAGE * PAGE - start
+        for advice in (14, 25) if size > 0 else ():  # MADV_HUGEPAGE for what comes, MADV_COLLAPSE for what is there
+            advise(c_void_p(start), ctypes.c_size_t(size), advice)
 
 
 _KNOWN: WeakKeyDictionary[Transformer, tuple[Any, Native | None]] = WeakKeyDictionary()

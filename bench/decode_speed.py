@@ -1,0 +1,121 @@
+"""Decoding on a GPU: the engine beside transformers' `generate` with its static cache, in turns, in one process.
+
+    python bench/decode_speed.py                                  the seed model: batches 1, 8, 32, 128, 256, 512
+    python bench/decode_speed.py --presets seed base-218m --batches 1 32 256 --rounds 5
+
+256 new tokens after prompts of 32, bf16, random weights, as fast as trained ones. Every round has new prompts.
+A warm engine: graphs and kernels are there, as after the first answers. Medians of tokens a second; the ratio is the
+median of the rounds' ratios. --draws: temperature 0.8, top-k 50, top-p 0.9 instead of greedy as well (ours only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from record import RESULTS, append, facts, table
+
+from babyllama.infer.engine import Engine
+from babyllama.infer.sampling import Sampling
+from babyllama.model.config import ModelChoice
+from babyllama.model.transformer import Transformer, initialise
+
+PROMPT, NEW, VOCABULARY = 32, 256, 64793
+GREEDY, DRAWN = Sampling(temperature=0), Sampling(temperature=0.8, top_k=50, top_p=0.9)
+
+
+def dense(preset: str) -> Transformer:
+    model = Transformer(ModelChoice.model_validate({"preset": preset}).build(VOCABULARY))
+    initialise(model, 1)
+    return model.eval().requires_grad_(False).to("cuda", torch.bfloat16)
+
+
+def peer(model: Transformer) -> Callable[[torch.Tensor], object]:
+    """transformers' LLaMA of the same weights, answering from its static cache, compiled as it does by itself."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**model.config.model_dump(exclude={"rope", "weights"}))
+    twin = LlamaForCausalLM(config).to("cuda", torch.bfloat16).eval()
+    state = {name if name.startswith("lm_head") else f"model.{name}": p for name, p in model.state_dict().items()}
+    twin.load_state_dict(state, strict=True)
+    end = {"eos_token_id": None, "pad_token_id": 0}
+
+    def answer(prompts: torch.Tensor) -> object:
+        return twin.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=NEW,
+                             min_new_tokens=NEW, cache_implementation="static", **end)  # fmt: skip
+
+    return answer
+
+
+def seconds(call: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def measure(model: Transformer, other: Callable[[torch.Tensor], object] | None, batch: int, rounds: int, draws: bool
+            ) -> dict[str, float]:  # fmt: skip
+    engine = Engine(model, VOCABULARY, slots=512)
+    times: dict[str, list[float]] = {"ours": []} | ({"drawn": []} if draws else {}) | ({"peer": []} if other else {})
+    for number in range(-3, rounds):
+        prompts = torch.randint(VOCABULARY, (batch, PROMPT), device="cuda")
+        lists = prompts.tolist()
+        calls: dict[str, Callable[[], object]] = {"ours": lambda lists=lists: engine.generate(lists, GREEDY, NEW)}
+        if draws:
+            calls["drawn"] = lambda lists=lists: engine.generate(lists, DRAWN, NEW)
+        if other is not None:
+            calls["peer"] = lambda prompts=prompts: other(prompts)
+        for name, call in calls.items():
+            taken = seconds(call)
+            if number >= 0:
+                times[name].append(taken)
+    found = {name: batch * NEW / statistics.median(values) for name, values in times.items()}
+    if other is not None:
+        found["ratio"] = statistics.median(b / a for a, b in zip(times["ours"], times["peer"], strict=True))
+    return found
+
+
+def first_token_ms(model: Transformer, length: int = 400) -> float:
+    """From a prompt to its answer's first token, on a warm engine."""
+    engine, taken = Engine(model, VOCABULARY), []
+    for _ in range(8):
+        prompt = torch.randint(VOCABULARY, (length,)).tolist()
+        taken.append(seconds(lambda prompt=prompt: next(iter(engine.stream(prompt, GREEDY, 4)))) * 1e3)
+    return statistics.median(taken[3:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["seed"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 128, 256, 512])
+    parser.add_argument("--peers", nargs="*", type=int, default=None, help="batches at which the peer runs; all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--draws", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    device = torch.device("cuda")
+    for preset in args.presets:
+        model = dense(preset)
+        other = None if args.peers == [] else peer(model)
+        rows, line = [], {**facts(device), "preset": preset, "first_token_ms": round(first_token_ms(model), 2)}
+        for batch in args.batches:
+            compared = other if args.peers is None or batch in args.peers else None
+            found = measure(model, compared, batch, args.rounds, args.draws)
+            line[f"batch_{batch}"] = {name: round(value, 2) for name, value in found.items()}
+            rows.append(
+                [batch, *(f"{found[n]:,.1f}" if n in found else "" for n in ("ours", "drawn", "peer", "ratio"))]
+            )
+            print(preset, batch, line[f"batch_{batch}"], flush=True)
+        append(args.results / "decode_speed.jsonl", line)
+        table(["batch", "ours", "drawn", "peer", "ratio"], rows)
+        print(f"first token after 400: {line['first_token_ms']} ms")
+
+
+if __name__ == "__main__":
+    main()

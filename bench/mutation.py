@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--timeout_s", type=float, default=300, help="of one run of tests")
     parser.add_argument("--total_s", type=float, default=1e9, help="begin no edit after so long")
     parser.add_argument("--out", type=Path, default=None, help="the results as JSON lines")
+    parser.add_argument("--trust", action="store_true", help="all tests pass without an edit: do not look first")
     parser.add_argument("--draw", type=Path, default=None, help="write the edits there, and run nothing")
     parser.add_argument("--drawn", type=Path, default=None, help="run what --draw wrote, of the same source")
     parser.add_argument("--only", type=Path, default=None, help="an earlier --out: its survivors once more")
@@ -185,7 +186,7 @@ def main() -> None:
                 finally:
                     trees.put(tree)
 
-            printed = "".join(pool.map(alone, suites))
+            printed = "" if args.trust else "".join(pool.map(alone, suites))
             broken = set(re.findall(r"^(?:FAILED|ERROR) (\S+)", printed, re.M))
             print(f"{len(drawn)} edits; fail without any: {', '.join(sorted(broken)) or 'none'}", flush=True)
 

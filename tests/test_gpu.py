@@ -22,7 +22,7 @@ from babyllama.quant.int8 import Int8, MixedInt8Linear, mixed_product
 from babyllama.quant.linear import GroupedLinear
 from babyllama.quant.onebit import PackedOneBitLinear
 from babyllama.train.losses.objectives import linear_cross_entropy
-from babyllama.train.optimizers.optim import AdamW, Muon
+from babyllama.train.optimizers.optim import AdamW, Muon, Wsd
 from conftest import sharp_model, tiny_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -96,7 +96,7 @@ def test_resume_continues_the_curve(tmp_path, dtype):
     def trainer(out, steps):
         made = small_trainer(tmp_path / out, dtype=dtype, steps=12, save_every=4)
         made.device, made.steps = torch.device("cuda"), steps
-        made.schedule = lambda step, _: 1.0
+        made.schedule = Wsd(warmup=0, decay=1e-6)  # constant, however long
         made.model.cuda()
         return made
 
@@ -150,7 +150,7 @@ def test_a_captured_training_resumes_bit_for_bit(tmp_path, optimizer):
     def trainer(out, steps):
         made = small_trainer(tmp_path / out, dtype=torch.bfloat16, steps=16, save_every=8, optimizer=optimizer)
         made.device, made.steps, made.compile = torch.device("cuda"), steps, True
-        made.schedule = lambda step, _: 1.0
+        made.schedule = Wsd(warmup=0, decay=1e-6)  # constant, however long
         return made
 
     whole = trainer("whole", 16)

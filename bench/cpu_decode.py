@@ -129,12 +129,10 @@ def compare(size: str, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         others = peers(made["float32"], args.llama, args.threads, Path(folder)) if args.llama else {}
         ours = {name: Engine(model, model.config.vocab_size) for name, model in made.items()}
-        plain = {f"{name}, PyTorch": Engine(made[name], made[name].config.vocab_size, make_step=by_pytorch)
-                 for name in made}  # fmt: skip
-        turns = {
-            **{name: partial(tokens_per_second, engine, 2) for name, engine in {**ours, **plain}.items()},
-            **others,
-        }
+        plain = {name: f"{name}, PyTorch" for name in made} if args.pytorch else {}
+        for name, other in plain.items():
+            ours[other] = Engine(made[name], made[name].config.vocab_size, make_step=by_pytorch)
+        turns = {**{name: partial(tokens_per_second, engine, 2) for name, engine in ours.items()}, **others}
         speeds: dict[str, list[float]] = {name: [] for name in turns}
         for _ in range(args.rounds):
             for name, turn in turns.items():

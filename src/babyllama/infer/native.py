@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,7 @@ THREADS = (("-fopenmp", "-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc"), ("
 CPUS = ("-march=native",), ("-mcpu=native",), ()
 MOST_ROWS = 8  # of a batch; with more, products of matrices are faster
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-PAGE = 2 << 20  # bytes of a large page
-EIGHT, FOUR, UNIT = 3, 4, 32  # UNIT: codes of a row are filled up to a multiple
+EIGHT, FOUR, UNIT, PAGE = 3, 4, 32, 2 << 20  # codes of a row are filled up to UNITs; bytes of a large page
 
 
 # ── compiling ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,7 +241,7 @@ class Native:
                        0 if kept is None else kept.shape[1], form.rounds, form.normed)  # fmt: skip
 
 
-def _in_large_pages(tensors: Sequence[Tensor]) -> None:
+def _in_large_pages(tensors: list[Tensor]) -> None:
     """Ask Linux to keep weights in pages of 2 MiB, whose addresses it need not look up so often: a sixth faster."""
     if sys.platform != "linux":
         return

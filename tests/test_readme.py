@@ -70,7 +70,7 @@ def newcomer(tmp_path, monkeypatch):
     chats = "".join(json.dumps(chat(i), ensure_ascii=False) + "\n" for i in range(60))
     (tmp_path / "data" / "sft" / "alpaca.jsonl").write_text(chats, "utf-8")
 
-    def hub(repo, name, repo_type):
+    def hub(repo, name, repo_type, revision):
         file = tmp_path / "hub" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         if "wikipedia" in name:

@@ -123,3 +123,7 @@ class Needy(Recipe):
 def test_missing_keys_say_what_to_write():
     with pytest.raises(InputError, match=r"^plan: this key must be given \(how long\); write plan.steps=5$"):
         load_recipe(Needy)
+
+
+def test_a_setting_longer_than_any_file_name():
+    assert read(f"prompt={'长' * 5000}").prompt == "长" * 5000

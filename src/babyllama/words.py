@@ -59,13 +59,20 @@ def _settings(kind: type[BaseModel], words: list[str]) -> tuple[list[str], list[
     while words:
         word = words.pop(0)
         setting = _SETTING.fullmatch(word.removeprefix("--"))
-        if setting and (word.startswith("--") or not Path(word).exists()):
+        if setting and (word.startswith("--") or not _exists(word)):
             settings.append(f"{setting[1].replace('-', '_')}={setting[2]}")
         elif word.startswith("--"):
             settings.append(_option(kind, word[2:].replace("-", "_"), words))
         else:
             bare.append(word)
     return bare, settings
+
+
+def _exists(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:  # longer than any name of a file
+        return False
 
 
 def _option(kind: type[BaseModel], key: str, rest: list[str]) -> str:

@@ -41,6 +41,7 @@ _WORDS = {  # what the words after a verb are: how they are shown, and said
     None: ("[RECIPE | RUN]", "a recipe (a file, or a name from babyllama recipes), or a run to continue"),
     "model": ("[MODEL]", "a run or a Hugging Face folder (or a recipe file, NAME.yaml)"),
     "target": ("[RUN | RECIPE]", "a train run or a train recipe"),
+    "models": ("[MODEL]...", "runs or Hugging Face folders (or a recipe file, NAME.yaml)"),
     "runs": ("[RUN]...", "the runs, in order (or a recipe file, NAME.yaml)"),
 }
 
@@ -193,6 +194,17 @@ def generate() -> None:
     \b
       babyllama generate runs/base prompt=春天来了
       babyllama generate runs/base prompt=春天来了 samples=3 sampling.temperature=0.8
+    """
+
+
+@verb("ServeRecipe", "models")
+def serve() -> None:
+    """Models over HTTP, for any client that speaks OpenAI's protocol. Needs: pip install 'babyllama[serve]'
+
+    \b
+      babyllama serve runs/quickstart/medical
+      babyllama serve runs/sft runs/sft-4bit port=8080 api_keys=keys.txt host=0.0.0.0
+      babyllama serve 'models=[{path: runs/sft, name: chat}, {path: runs/medical-lora, name: doctor}]' loaded=1
     """
 
 

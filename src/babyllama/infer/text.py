@@ -14,18 +14,19 @@ class Text:
     """The text of one answer as it becomes certain: whole characters, without the stop token and special tokens.
 
     What could be the beginning of a stop string is held back until it is known. The first one that is found ends the
-    text before it, and whoever feeds events then removes the request from the engine.
+    text before it, and whoever feeds events then removes the request from the engine. `after` are the tokens of a text
+    that the answer continues, so that a blank between the two is kept.
 
     Attributes:
         finish: why the text ended, None while it goes on; a stop string counts as "stop".
         matched: the stop string that was found.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), after: Sequence[int] = ()) -> None:
         self.stop = [text for text in stop if text]
         self.finish: Finish | None = None
         self.matched: str | None = None
-        self._stream, self._held = tokenizer.stream(), ""
+        self._stream, self._held = tokenizer.stream(after), ""
 
     def feed(self, event: Event) -> str:
         """The text that became certain with this event; often empty. After the end nothing comes any more."""

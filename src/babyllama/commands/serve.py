@@ -1,0 +1,170 @@
+"""serve: models over HTTP, as OpenAI's clients ask for them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from babyllama.errors import InputError, needs_extra
+from babyllama.infer.sampling import Sampling
+from babyllama.recipe import Recipe
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from babyllama.serve.models import Served
+
+LOCAL = {"127.0.0.1", "::1", "localhost"}
+KEYS = "BABYLLAMA_API_KEYS"
+
+
+class ServedRecipe(Recipe):
+    """One model of a server."""
+
+    path: Path = Field(description="a run, an adapter, a quantised model or a Hugging Face LLaMA folder")
+    name: str = Field(default="", description="what requests call it; empty: the folder's name")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+class ServeRecipe(Recipe):
+    """The verb's recipe."""
+
+    models: tuple[Path | ServedRecipe, ...] = Field(
+        min_length=1, description="runs, adapters or folders, one by one", examples=["models=[runs/sft]"])  # fmt: skip
+    host: str = Field(default="127.0.0.1", description="0.0.0.0: open to the network; then give keys")
+    port: int = Field(default=8000, ge=0, le=65535, description="0: any that is free")
+    api_keys: Path | None = Field(default=None, description=f"a file, one key a line; also from ${KEYS}, by commas")
+    sampling: Sampling = Field(default=Sampling(), description="of requests that do not say")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    slots: int = Field(default=256, ge=1, description="answers written at once, of each model")
+    queue: int = Field(default=256, ge=0, description="answers that may wait; beyond: 429")
+    wait: float = Field(default=60, gt=0, description="seconds until the first token; beyond: 429")
+    time: float = Field(default=600, gt=0, description="seconds for an answer, which ends there")
+    max_tokens: int | None = Field(default=None, ge=1, description="the longest answer; null: the model's context")
+    body: int = Field(default=1 << 20, ge=1024, description="bytes of a request; beyond: 413")
+    loaded: int | None = Field(default=None, ge=1, description="models in memory at once; null: all")
+    idle: float | None = Field(default=None, gt=0, description="seconds after which an unused model is unloaded")
+    cors: tuple[str, ...] = Field(default=(), description="origins of web pages that may use the server")
+    log: bool = Field(default=True, description="one line of JSON a request on stdout, without what was said")
+    grace: int = Field(default=60, ge=1, description="seconds that a stopping server leaves open answers")
+
+
+def main(recipe: ServeRecipe) -> None:
+    """Serve until SIGTERM or Ctrl-C, then let open answers end.
+
+    Raises:
+        InputError: a model that cannot be loaded, two of one name, a file of keys that is empty, a port in use.
+    """
+    try:
+        import uvicorn
+
+        from babyllama.serve.api import application
+    except ImportError as error:
+        raise needs_extra(error.name or "fastapi", "serve") from None
+    from babyllama.serve.models import Models
+    from babyllama.serve.reply import Limits
+
+    openers, keys = _openers(recipe), _keys(recipe)
+    listener = _listen(recipe)
+    models = Models(openers, recipe.loaded, recipe.idle)
+    first = next(iter(openers))
+    models.loaded[first] = openers[first]()  # a fault shows now, and the first answer need not wait
+    limits = Limits(recipe.max_tokens, recipe.queue, recipe.wait, recipe.time)
+    app = application(
+        models, limits, recipe.sampling, keys, recipe.body, recipe.cors, sys.stdout if recipe.log else None
+    )
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=recipe.grace,
+                            ws="none", server_header=False)  # fmt: skip
+    _say(recipe, listener, openers, keys)
+    _run(uvicorn.Server(config), listener)
+
+
+def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+    """The server's own handlers stop it in good order; afterwards it repeats the signal, which then means nothing."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _openers(recipe: ServeRecipe) -> dict[str, Callable[[], Served]]:
+    """Name → how it is loaded. Paths are looked at now."""
+    from babyllama.load import model_folder
+
+    found: dict[str, Callable[[], Served]] = {}
+    for given in recipe.models:
+        served = ServedRecipe(path=given) if isinstance(given, Path) else given
+        model_folder(served.path)
+        path = served.path.resolve()
+        name = served.name or (path.parent.name if path.name == "model" else path.name)
+        if name in found:
+            raise InputError(
+                f"models: two are called {name!r}; give one another name: models=[{{path: …, name: …}}, …]"
+            )
+        found[name] = partial(_open, name, served, recipe)
+    return found
+
+
+def _open(name: str, served: ServedRecipe, recipe: ServeRecipe) -> Served:
+    """Load a model, and let it write two tokens so that what is compiled is compiled."""
+    from babyllama.infer.engine import Engine
+    from babyllama.load import load, pick_device, pick_precision
+    from babyllama.serve.models import Served
+    from babyllama.serve.worker import Worker
+
+    device = pick_device(recipe.device)
+    loaded = load(served.path, device, None if served.precision == "auto" else pick_precision(served.precision, device))
+    engine = Engine(loaded.model, loaded.tokenizer.vocab_size, slots=recipe.slots)
+    engine.generate([loaded.tokenizer.start_ids], Sampling(temperature=0), 2)
+    return Served(name, Worker(engine, name), loaded.tokenizer)
+
+
+def _keys(recipe: ServeRecipe) -> list[str]:
+    found = [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
+    if recipe.api_keys is None:
+        return found
+    try:
+        lines = recipe.api_keys.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"api_keys: {recipe.api_keys} cannot be read ({error}); give a file with one key a line"
+        ) from None
+    own = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not own:
+        raise InputError(f"api_keys: {recipe.api_keys} holds no key; write one a line, or leave api_keys out")
+    return [*found, *own]
+
+
+def _listen(recipe: ServeRecipe) -> socket.socket:
+    """The socket, before anything is loaded: a port in use shows at once."""
+    try:
+        family, *_, address = socket.getaddrinfo(recipe.host, recipe.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        raise InputError(f"host={recipe.host} port={recipe.port}: cannot listen there ({error.strerror}); "
+                         "choose another port=…, or 0 for any that is free") from None  # fmt: skip
+    return listener
+
+
+def _say(recipe: ServeRecipe, listener: socket.socket, names: dict[str, Callable[[], Served]], keys: list[str]) -> None:
+    port = listener.getsockname()[1]
+    host = f"[{recipe.host}]" if ":" in recipe.host else recipe.host
+    print(f"babyllama serves {', '.join(names)} at http://{host}:{port}/v1 (routes: http://{host}:{port}/docs); "
+          "Ctrl-C stops", file=sys.stderr, flush=True)  # fmt: skip
+    if not keys and recipe.host not in LOCAL:
+        print(
+            f"babyllama: anyone who reaches {recipe.host} may use it: give api_keys=FILE", file=sys.stderr, flush=True
+        )

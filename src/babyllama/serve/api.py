@@ -1,0 +1,172 @@
+"""The HTTP application: OpenAI's routes over `Models`. Not here: processes, sockets (commands/serve.py)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TextIO
+
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, Response
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from babyllama import __version__
+from babyllama.infer.sampling import Sampling
+from babyllama.serve.faults import SERVER_FAULT, Refused
+from babyllama.serve.gate import Gate
+from babyllama.serve.metrics import Metrics
+from babyllama.serve.models import Models
+from babyllama.serve.prompts import check_ids, tokenized
+from babyllama.serve.protocol import (
+    REQUESTS,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Given,
+    R,
+    Sampled,
+    TokenizeRequest,
+    parse,
+)
+from babyllama.serve.reply import Completion, Limits, WhileThere
+
+FAULTY = 3  # steps of an engine that fail one after the other until the server calls itself ill
+SCHEMA = "#/components/schemas/{model}"
+
+
+def application(models: Models, limits: Limits, defaults: Sampling, keys: Collection[str] = (),
+                body: int = 1 << 20, cors: Collection[str] = (), log: TextIO | None = None) -> ASGIApp:  # fmt: skip
+    """The whole application.
+
+    Args:
+        defaults: the sampling of requests that do not say.
+        keys: see `Gate`; `body`: bytes of a request at most.
+        cors: the origins whose pages may use the server from a browser.
+    """
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tidy = asyncio.create_task(models.tidy())
+        yield
+        tidy.cancel()
+        with suppress(asyncio.CancelledError):
+            await tidy
+        await models.close()
+
+    app = FastAPI(title="babyllama", version=__version__, redoc_url=None, lifespan=lifespan)
+    _faults(app)
+    _completions(app, models, limits, defaults, metrics)
+    _words(app, models)
+    _state(app, models, metrics)
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    gate = Gate(app, keys, body, log, metrics)
+    if not cors:
+        return gate
+    return CORSMiddleware(gate, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
+
+
+async def _read(request: Request, kind: type[R]) -> R:
+    """The request's JSON. Another content type is refused: any web page may send that to a server on this machine."""
+    sort = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if sort != "application/json":
+        raise Refused(415, f"the content type is {sort!r:.60}; send JSON with Content-Type: application/json")
+    return parse(kind, await request.body())
+
+
+def _takes(kind: type[Given]) -> dict[str, Any]:
+    """What the OpenAPI page says of a route's body."""
+    content = {"application/json": {"schema": {"$ref": SCHEMA.format(model=kind.__name__)}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _completions(app: FastAPI, models: Models, limits: Limits, defaults: Sampling, metrics: Metrics) -> None:
+    async def answer(request: Request, kind: type[Sampled]) -> Response:
+        asked = await _read(request, kind)
+        return WhileThere(Completion(asked, models, limits, defaults, metrics, request.state.record))
+
+    @app.post("/v1/chat/completions", openapi_extra=_takes(ChatRequest), tags=["OpenAI"])
+    async def chat_completion(request: Request) -> Response:
+        """The answer to a conversation, whole or as server-sent events (`stream`)."""
+        return await answer(request, ChatRequest)
+
+    @app.post("/v1/completions", openapi_extra=_takes(CompletionRequest), tags=["OpenAI"])
+    async def completion(request: Request) -> Response:
+        """The continuation of a text."""
+        return await answer(request, CompletionRequest)
+
+
+def _words(app: FastAPI, models: Models) -> None:
+    @app.post("/v1/tokenize", openapi_extra=_takes(TokenizeRequest), tags=["tokens"])
+    async def tokenize(request: Request) -> dict[str, Any]:
+        """The token ids of a text, or of a chat as the model reads it."""
+        asked = await _read(request, TokenizeRequest)
+        request.state.record.model = asked.model
+        async with models.use(asked.model) as served:
+            tokens = await asyncio.to_thread(tokenized, served, asked)
+            return {"tokens": tokens, "count": len(tokens), "max_model_len": served.context}
+
+    @app.post("/v1/detokenize", openapi_extra=_takes(DetokenizeRequest), tags=["tokens"])
+    async def detokenize(request: Request) -> dict[str, Any]:
+        """The text of token ids, special tokens by their names."""
+        asked = await _read(request, DetokenizeRequest)
+        request.state.record.model = asked.model
+        async with models.use(asked.model) as served:
+            check_ids(served.tokenizer, asked.tokens, "tokens")
+            return {"prompt": await asyncio.to_thread(served.tokenizer.decode, asked.tokens, False)}
+
+
+def _state(app: FastAPI, models: Models, metrics: Metrics) -> None:
+    def card(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": models.created, "owned_by": "babyllama"}
+
+    @app.get("/v1/models", tags=["OpenAI"])
+    async def all_models() -> dict[str, Any]:
+        """The models that requests may name."""
+        return {"object": "list", "data": [card(name) for name in models.openers]}
+
+    @app.get("/v1/models/{name:path}", tags=["OpenAI"])
+    async def one_model(name: str) -> dict[str, Any]:
+        """One of them."""
+        return card(models.check(name))
+
+    @app.get("/health", tags=["server"])
+    async def health() -> Response:
+        """200 while the engines work; 503 when one keeps failing."""
+        ill = [name for name, served in models.loaded.items() if served.worker.faults >= FAULTY]
+        return JSONResponse({"status": "ill" if ill else "ok", "ill": ill}, 503 if ill else 200)
+
+    @app.get("/metrics", tags=["server"])
+    async def page() -> Response:
+        """For Prometheus."""
+        return Response(metrics.page(models), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _faults(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(_: Request, fault: Refused) -> Response:
+        return fault.response()
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, fault: HTTPException) -> Response:
+        what = "there is no such route; see /docs" if fault.status_code == 404 else fault.detail
+        return Refused(fault.status_code, f"{request.method} {request.url.path}: {what}").response()
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> Response:
+        return Refused(500, SERVER_FAULT).response()
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the requests that routes read by themselves."""
+    if app.openapi_schema is None:
+        found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        _, schemas = models_json_schema([(kind, "validation") for kind in REQUESTS], ref_template=SCHEMA)
+        found.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        app.openapi_schema = found
+    return app.openapi_schema

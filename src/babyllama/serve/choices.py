@@ -1,0 +1,103 @@
+"""Events of one answer → what clients are told of it: text, log-probabilities in both of OpenAI's forms, the end."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+from babyllama.infer.request import Event
+from babyllama.infer.text import Text
+from babyllama.serve.prompts import Prompt
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+Json = dict[str, Any]
+
+
+class Choice:
+    """One answer.
+
+    Attributes:
+        tokens: how many came, the one that ended it included.
+        finish: why it ended; None while it goes on.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, stop: Sequence[str]) -> None:
+        self.tokenizer, self.tokens = tokenizer, 0
+        self._text, self._length = Text(tokenizer, stop, prompt.after), 0
+        self._ended: str | None = None
+
+    @property
+    def finish(self) -> str | None:
+        return self._ended or self._text.finish
+
+    def feed(self, events: Iterable[Event]) -> tuple[str, list[Event]]:
+        """The text that became certain, and the tokens that are part of the answer."""
+        text, counted = "", list[Event]()
+        for event in events:
+            if self.finish is not None:
+                break
+            if event.token is not None:
+                self.tokens += 1
+                if event.finish != "stop":
+                    counted.append(event)
+            text += self._text.feed(event)
+        return text, counted
+
+    def cut(self) -> str:
+        """End it here, as where max_tokens are reached; the rest of the text."""
+        rest = "" if self.finish is not None else self._text.feed(Event(0, None, finish="length"))
+        self._ended = self.finish or "length"
+        return rest
+
+    # ── log-probabilities ──────────────────────────────────────────────────────────────────────────────────────
+    def chat_logprobs(self, events: Sequence[Event]) -> Json:
+        """As chat completions have them."""
+        content = [{**self._entry(e.token or 0, e.logprob), "top_logprobs": [self._entry(*t) for t in e.top]}
+                   for e in events]  # fmt: skip
+        return {"content": content, "refusal": None}
+
+    def text_logprobs(self, events: Sequence[Event]) -> Json:
+        """As text completions have them; offsets count characters from the answer's beginning."""
+        found: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for event in events:
+            entry = self._entry(event.token or 0, event.logprob)
+            found["tokens"].append(entry["token"])
+            found["token_logprobs"].append(entry["logprob"])
+            top = {self._entry(*pair)["token"]: _finite(pair[1]) for pair in event.top}
+            found["top_logprobs"].append(top or None)
+            found["text_offset"].append(self._length)
+            self._length += len(entry["token"])
+        return found
+
+    def _entry(self, token: int, logprob: float | None) -> Json:
+        raw = token_bytes(self.tokenizer, token)
+        return {"token": raw.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(raw)}
+
+
+def _finite(logprob: float | None) -> float:
+    """−∞ has no JSON; OpenAI says −9999."""
+    return -9999.0 if logprob is None or not math.isfinite(logprob) else logprob
+
+
+@cache
+def _bytes_of_characters() -> dict[str, int]:
+    """Byte-level BPE's alphabet (GPT-2): a printable byte is its own character, the others follow from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {**{chr(byte): byte for byte in printable}, **{chr(256 + i): byte for i, byte in enumerate(others)}}
+
+
+def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """What a token adds to a text, also where it is a part of a character; a special token's name."""
+    name = tokenizer.backend.id_to_token(token) or ""
+    if token in tokenizer.special_ids:
+        return name.encode()
+    if byte := re.fullmatch("<0x([0-9A-Fa-f]{2})>", name):
+        return bytes([int(byte[1], 16)])
+    text = tokenizer.decode([token])
+    if "\ufffd" in text and all(character in _bytes_of_characters() for character in name):
+        return bytes(_bytes_of_characters()[character] for character in name)
+    return (" " + text if name.startswith("▁") and not text.startswith(" ") else text).encode()

@@ -1,0 +1,52 @@
+"""Everything that a client is told when a request cannot be served, in OpenAI's shape."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.responses import Response
+
+SERVER_FAULT = "the server failed on this request; its log says why"
+
+
+class Refused(Exception):
+    """A request that is not served.
+
+    Args:
+        status: of HTTP.
+        message: what is wrong, with value, limit and remedy.
+        param: the field of the request.
+        code: OpenAI's word for the fault, which clients test.
+        wait: seconds after which to try again.
+    """
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None,
+                 wait: int | None = None) -> None:  # fmt: skip
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.wait = status, message, param, code, wait
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """``{"error": {message, type, param, code}}``."""
+        return {"error": {"message": self.message, "type": _type(self.status), "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """As the answer of the server."""
+        headers = {} if self.wait is None else {"Retry-After": str(self.wait)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return Response(json_bytes(self.body), self.status, headers, "application/json")
+
+
+def _type(status: int) -> str:
+    if status == 401:
+        return "authentication_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def json_bytes(value: Any) -> bytes:
+    """In UTF-8, half a surrogate pair as ?."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

@@ -1,0 +1,119 @@
+"""What stands before the routes: keys, the size of a body, the access log; and what becomes of any fault.
+
+One line of JSON for each request: time, route, model, status, tokens in and out, milliseconds; never what was said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import sys
+import time
+import traceback
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TextIO
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from babyllama.serve.faults import SERVER_FAULT, Refused
+from babyllama.serve.metrics import Metrics
+
+OPEN = {"/health", "/docs", "/openapi.json", "/docs/oauth2-redirect"}  # without a key
+GONE = 499  # in the log: the client went away
+
+
+@dataclass
+class Record:
+    """What the log says of a request beside its route; the routes fill it in."""
+
+    model: str | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    status: int = GONE
+    began: float = field(default_factory=time.perf_counter)
+
+
+class Gate:
+    """The outermost application.
+
+    Args:
+        keys: any of them opens the server; none: it is open to all.
+        most: bytes of a body.
+        log: where a line for each request goes.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Collection[str], most: int, log: TextIO | None, metrics: Metrics) -> None:
+        self.app, self.most, self.log, self.metrics = app, most, log, metrics
+        self._keys = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = Record()
+        scope.setdefault("state", {})["record"] = record
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+            await send(message)
+
+        try:
+            self._admit(scope)
+            await self.app(scope, self._limited(scope, receive), told)
+        except Refused as fault:
+            if record.status == GONE:
+                await fault.response()(scope, receive, told)
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            if record.status == GONE:
+                await Refused(500, SERVER_FAULT).response()(scope, receive, told)
+        finally:
+            self._note(scope, record)
+
+    def _admit(self, scope: Scope) -> None:
+        if not self._keys or scope["path"] in OPEN or scope["method"] == "OPTIONS":
+            return
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        kind, _, key = given.partition(b" ")
+        digest = _digest(key.strip().decode("latin-1"))
+        if kind.lower() != b"bearer" or not any(hmac.compare_digest(digest, known) for known in self._keys):
+            raise Refused(401, "a key is needed: Authorization: Bearer KEY" if not given else "the API key is wrong",
+                          code="invalid_api_key")  # fmt: skip
+
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        """Refuses a body that is announced as too long, or becomes it."""
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        fault = Refused(413, f"the body is above this server's limit of {self.most} bytes")
+        if length.isdigit() and int(length) > self.most:
+            raise fault
+        got = 0
+
+        async def limited() -> Message:
+            nonlocal got
+            message = await receive()
+            got += len(message.get("body", b""))
+            if got > self.most:
+                raise fault
+            return message
+
+        return limited
+
+    def _note(self, scope: Scope, record: Record) -> None:
+        seconds = time.perf_counter() - record.began
+        route = getattr(scope.get("route"), "path", "") or "other"
+        self.metrics.request(route, record.status, seconds)
+        if self.log is None:
+            return
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "method": scope["method"],
+                "route": route, "model": record.model, "status": record.status, "tokens_in": record.tokens_in,
+                "tokens_out": record.tokens_out, "ms": round(1000 * seconds, 1)}  # fmt: skip
+        self.log.write(json.dumps(line) + "\n")
+        self.log.flush()
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,47 @@
+"""What /metrics tells, in Prometheus' text form."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from babyllama.serve.models import Models
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        made = {"registry": self.registry, "namespace": "babyllama"}
+        self._requests = Counter("requests", "HTTP requests", ["route", "status"], **made)
+        self._seconds = Histogram("request_seconds", "from a request to its end", ["route"], buckets=SECONDS, **made)
+        self._tokens = Counter("tokens", "tokens of prompts and answers", ["model", "side"], **made)
+        self._first = Histogram("first_token_seconds", "until the first token", ["model"], buckets=SECONDS, **made)
+        self._loaded = Gauge("model_loaded", "whether a model is in memory", ["model"], **made)
+        self._running = Gauge("requests_running", "answers that are being written", ["model"], **made)
+        self._waiting = Gauge("requests_waiting", "answers that wait for a row", ["model"], **made)
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """One HTTP request has ended."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def first_token(self, model: str, seconds: float) -> None:
+        self._first.labels(model).observe(seconds)
+
+    def answered(self, model: str, tokens_in: int, tokens_out: int) -> None:
+        """The tokens of one HTTP request."""
+        self._tokens.labels(model, "in").inc(tokens_in)
+        self._tokens.labels(model, "out").inc(tokens_out)
+
+    def page(self, models: Models) -> bytes:
+        """The text of /metrics, with what the models do now."""
+        for name in models.openers:
+            served = models.loaded.get(name)
+            count, slots = (served.worker.open, served.worker.engine.slots.most) if served else (0, 0)
+            self._loaded.labels(name).set(served is not None)
+            self._running.labels(name).set(min(count, slots))
+            self._waiting.labels(name).set(max(count - slots, 0))
+        return generate_latest(self.registry)

@@ -1,0 +1,110 @@
+"""The models that a server answers with, by name: loaded when first asked for, unloaded when others need the room.
+
+Not here: how one is read (commands/serve.py gives a function for each), requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from babyllama.errors import InputError
+from babyllama.serve.faults import Refused
+from babyllama.serve.worker import Worker
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(eq=False)
+class Served:
+    """A model that is loaded. `adapter`: the name, in the engine, of the adapter that this name stands for."""
+
+    name: str
+    worker: Worker
+    tokenizer: Tokenizer
+    adapter: str | None = None
+    users: int = 0
+    last: float = field(default_factory=time.monotonic)
+
+    @property
+    def context(self) -> int:
+        return self.worker.engine.context
+
+
+class Models:
+    """All models of a server.
+
+    Args:
+        openers: name → how it is loaded; called on another thread, one at a time.
+        most: how many are loaded at once; None: all.
+        idle: seconds without a request after which one is unloaded; None: never.
+    """
+
+    def __init__(self, openers: Mapping[str, Callable[[], Served]], most: int | None = None,
+                 idle: float | None = None) -> None:  # fmt: skip
+        self.openers, self.most, self.idle = openers, most, idle
+        self.created = int(time.time())
+        self.loaded: dict[str, Served] = {}
+        self._changing = asyncio.Lock()
+
+    def check(self, name: str) -> str:
+        """The name. Raises Refused (404) where no model has it."""
+        if name not in self.openers:
+            there = ", ".join(self.openers)
+            raise Refused(
+                404, f"the model {name!r:.100} does not exist; there are: {there}", "model", "model_not_found"
+            )
+        return name
+
+    @asynccontextmanager
+    async def use(self, name: str) -> AsyncIterator[Served]:
+        """The model, which stays loaded inside.
+
+        Raises:
+            Refused: 404 for a name that is not there; 503 where all places are taken by models that are answering, or
+                the model cannot be read any more.
+        """
+        served = self.loaded.get(self.check(name)) or await self._load(name)
+        served.users += 1
+        try:
+            yield served
+        finally:
+            served.users -= 1
+            served.last = time.monotonic()
+
+    async def _load(self, name: str) -> Served:
+        async with self._changing:
+            if name in self.loaded:
+                return self.loaded[name]
+            if self.most is not None and len(self.loaded) >= self.most:
+                idle = [served for served in self.loaded.values() if not served.users]
+                if not idle:
+                    raise Refused(503, f"all {self.most} models that may be loaded at once (loaded={self.most}) are "
+                                  "answering; try again", "model", wait=5)  # fmt: skip
+                await self._unload(min(idle, key=lambda served: served.last))
+            try:
+                self.loaded[name] = await asyncio.to_thread(self.openers[name])
+            except InputError as error:
+                raise Refused(503, f"the model {name!r} cannot be loaded: {error}", "model") from None
+            return self.loaded[name]
+
+    async def _unload(self, served: Served) -> None:
+        del self.loaded[served.name]
+        await asyncio.to_thread(served.worker.close)
+
+    async def tidy(self) -> None:
+        """Unload what nobody has asked for lately, for ever; a task of the server's."""
+        while self.idle is not None:
+            await asyncio.sleep(min(self.idle, 5))
+            async with self._changing:
+                for served in list(self.loaded.values()):
+                    if not served.users and time.monotonic() - served.last >= self.idle:
+                        await self._unload(served)
+
+    async def close(self) -> None:
+        """Unload all."""
+        async with self._changing:
+            for served in list(self.loaded.values()):
+                await self._unload(served)

@@ -1,0 +1,172 @@
+"""A client's request → requests for the engine: prompts as training rendered them, sampling, seeds, limits."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from babyllama.errors import InputError
+from babyllama.infer.request import Request
+from babyllama.infer.sampling import Sampling
+from babyllama.serve.faults import Refused
+from babyllama.serve.models import Served
+from babyllama.serve.protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled, TokenizeRequest
+from babyllama.tokenizer.chat import Message, render_chat
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+LEAST = 1e-6  # top_p=0 means the likeliest token alone
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids; `after` are those of a text that the answer continues, and `text` is that text."""
+
+    tokens: list[int]
+    after: tuple[int, ...] = ()
+    text: str = ""
+
+
+def prompts_of(served: Served, asked: Sampled) -> list[Prompt]:
+    """The prompts of a request. This takes time where texts are long.
+
+    Raises:
+        Refused: messages that the template cannot render, a prompt that leaves no room in the context, unknown ids.
+    """
+    found = _chat(served, asked) if isinstance(asked, ChatRequest) else _texts(served, asked)
+    param = "messages" if isinstance(asked, ChatRequest) else "prompt"
+    for prompt in found:
+        if not prompt.tokens:
+            raise Refused(400, "prompt: is empty; give at least one token", param)
+        if len(prompt.tokens) >= served.context:
+            raise Refused(400, f"{param}: this model's maximum context length is {served.context} tokens, and the "
+                          f"{param} have {len(prompt.tokens)}; shorten them to at most {served.context - 1}",
+                          param, "context_length_exceeded")  # fmt: skip
+    return found
+
+
+def _chat(served: Served, asked: ChatRequest) -> list[Prompt]:
+    return [Prompt(rendered(served.tokenizer, asked.messages, True))]
+
+
+def rendered(tokenizer: Tokenizer, messages: Sequence[ChatMessage], answering: bool) -> list[int]:
+    """A chat as training rendered it. Raises Refused as `render_chat` raises InputError."""
+    plain: list[Message] = [{"role": "system" if m.role == "developer" else m.role, "content": _content(m, i)}
+                            for i, m in enumerate(messages)]  # fmt: skip
+    try:
+        return render_chat(tokenizer, plain, add_generation_prompt=answering).tokens
+    except InputError as error:
+        raise Refused(400, str(error), "messages") from None
+
+
+def _content(message: ChatMessage, index: int) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    for part in message.content or ():
+        if part.type != "text" or part.text is None:
+            raise Refused(400, f"messages[{index}].content: a part of type {part.type!r:.40}; the models here read "
+                          "text alone", "messages")  # fmt: skip
+    if message.content is None:
+        raise Refused(400, f"messages[{index}].content: must be text", "messages")
+    return "".join(part.text or "" for part in message.content)
+
+
+def _texts(served: Served, asked: Sampled) -> list[Prompt]:
+    assert isinstance(asked, CompletionRequest)
+    given = asked.prompt
+    one = isinstance(given, str) or (given and isinstance(given[0], int))
+    return [_text(served, prompt) for prompt in ([given] if one else given)]  # type: ignore[list-item]
+
+
+def _text(served: Served, prompt: str | list[int]) -> Prompt:
+    tokenizer = served.tokenizer
+    if isinstance(prompt, str):
+        text = tuple(tokenizer.encode(prompt))
+        return Prompt([*tokenizer.start_ids, *text], text, prompt)
+    check_ids(tokenizer, prompt, "prompt")
+    return Prompt(prompt, tuple(prompt), tokenizer.decode(prompt))
+
+
+def check_ids(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> None:
+    """Raise Refused (400) for an id outside the vocabulary."""
+    unknown = next((i for i in ids if i >= tokenizer.vocab_size), None)
+    if unknown is not None:
+        raise Refused(400, f"{param}: {unknown} is no token: the vocabulary ends at {tokenizer.vocab_size - 1}", param)
+
+
+def tokenized(served: Served, asked: TokenizeRequest) -> list[int]:
+    """The ids of a text alone, or of a chat up to where the answer begins (after an answer: its end)."""
+    if (asked.prompt is None) == (asked.messages is None):
+        raise Refused(400, "prompt: give either prompt or messages", "prompt")
+    if asked.prompt is not None:
+        return served.tokenizer.encode(asked.prompt)
+    messages = asked.messages or []
+    return rendered(served.tokenizer, messages, bool(messages) and messages[-1].role != "assistant")
+
+
+def requests_of(served: Served, asked: Sampled, prompts: Sequence[Prompt], defaults: Sampling, limit: int | None
+                ) -> list[Request]:  # fmt: skip
+    """Requests of all prompts, `n` of each; choice i draws with seed + i.
+
+    Args:
+        defaults: what a request leaves out.
+        limit: the longest answer that the server gives.
+    """
+    wanted = asked.max_completion_tokens if isinstance(asked, ChatRequest) else None
+    name = "max_tokens" if wanted is None else "max_completion_tokens"
+    wanted = asked.max_tokens if wanted is None else wanted
+    if limit is not None and wanted is not None and wanted > limit:
+        raise Refused(400, f"{name}: {wanted} is above this server's limit of {limit}", name)
+    _check_supported(asked)
+    sampling, logprobs = _sampling(served, asked, defaults), _logprobs(asked)
+    seed = secrets.randbits(62) if asked.seed is None else asked.seed
+    stop = served.tokenizer.stop_ids
+    return [Request(prompt.tokens, sampling, limit if wanted is None else wanted, stop, (seed + i) % 2**63, logprobs,
+                    served.adapter)
+            for prompt in prompts for i in range(asked.n or 1)]  # fmt: skip
+
+
+def _check_supported(asked: Sampled) -> None:
+    """Refuse what would change the answer and is not there."""
+    if asked.response_format is not None and asked.response_format.type != "text":
+        raise Refused(400, f"response_format: {asked.response_format.type} is not supported by this server; "
+                      "leave it out", "response_format")  # fmt: skip
+    if isinstance(asked, ChatRequest):
+        if asked.tools:
+            raise Refused(400, "tools: the models here call no tools; leave them out", "tools")
+        if asked.top_logprobs is not None and not asked.logprobs:
+            raise Refused(400, "top_logprobs: needs logprobs=true", "top_logprobs")
+    if isinstance(asked, CompletionRequest):
+        if asked.suffix:
+            raise Refused(400, "suffix: the models here write onwards only; leave it out", "suffix")
+        if asked.best_of is not None and asked.best_of != (asked.n or 1):
+            raise Refused(400, "best_of: must be n, or be left out", "best_of")
+        if asked.echo and asked.logprobs is not None:
+            raise Refused(400, "echo: the prompt's own logprobs are not given; leave out one of the two", "echo")
+
+
+def _logprobs(asked: Sampled) -> int | None:
+    if isinstance(asked, ChatRequest):
+        return (asked.top_logprobs or 0) if asked.logprobs else None
+    return asked.logprobs if isinstance(asked, CompletionRequest) else None
+
+
+def _sampling(served: Served, asked: Sampled, defaults: Sampling) -> Sampling:
+    names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "top_k", "min_p", "repetition_penalty")
+    given = {name: value for name in names if (value := getattr(asked, name)) is not None}
+    if "top_p" in given:
+        given["top_p"] = max(given["top_p"], LEAST)
+    if "top_k" in given:
+        given["top_k"] = max(given["top_k"], 0)
+    if asked.logit_bias:
+        keys = [key for key in asked.logit_bias if not (key.isascii() and key.isdecimal() and len(key) < 10)]
+        if keys:
+            raise Refused(400, f"logit_bias: {keys[0]!r:.40} is no token id", "logit_bias")
+        check_ids(served.tokenizer, [int(key) for key in asked.logit_bias], "logit_bias")
+        given["logit_bias"] = {int(key): float(bias) for key, bias in asked.logit_bias.items()}
+    return defaults.model_copy(update=given)
+
+
+def stops_of(asked: Sampled) -> list[str]:
+    """The stop strings."""
+    return [asked.stop] if isinstance(asked.stop, str) else list(asked.stop or ())

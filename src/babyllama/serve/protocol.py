@@ -1,0 +1,123 @@
+"""What clients send and get: OpenAI's requests and answers as types.
+
+Unknown fields are ignored, as OpenAI ignores them; a known field of a wrong type or outside its range is refused; null
+is the same as absent. `top_k`, `min_p` and `repetition_penalty` are ours. Not here: what is done with a request.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from babyllama.serve.faults import Refused
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Count = Annotated[int, Field(ge=1)]
+Ids = list[Annotated[int, Field(ge=0)]]
+
+
+class Given(BaseModel):
+    """A request's JSON."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+class StreamOptions(Given):
+    include_usage: bool | None = None
+
+
+class ResponseFormat(Given):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
+
+
+class Sampled(Given):
+    """What a chat and a text completion have in common."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    response_format: ResponseFormat | None = None
+
+
+class ContentPart(Given):
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(Given):
+    role: str
+    content: str | list[ContentPart] | None = None
+
+
+class ChatRequest(Sampled):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: list[Any] | None = None
+
+
+class CompletionRequest(Sampled):
+    """POST /v1/completions. `prompt`: a text, its token ids, or a list of either."""
+
+    prompt: str | list[str] | Ids | list[Ids]
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+class TokenizeRequest(Given):
+    """POST /v1/tokenize: a text as it is, or a chat as the model's template writes it."""
+
+    model: str
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+
+
+class DetokenizeRequest(Given):
+    """POST /v1/detokenize."""
+
+    model: str
+    tokens: Ids
+
+
+R = TypeVar("R", bound=Given)
+MEMBERS = {"str", "int", "float"}
+REQUESTS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+
+
+def parse(kind: type[R], body: bytes) -> R:
+    """The JSON of a request. Raises Refused (400) with the field that is wrong."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = min(error.errors(include_url=False, include_context=False), key=_weight)
+    if first["type"] == "json_invalid":
+        raise Refused(400, f"the body is not valid JSON: {first['msg'].partition(': ')[2]}")
+    # A union's member is part of the place: str, list[str].
+    names = [part for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and part not in MEMBERS)]
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names).lstrip(".") or None
+    message = first["msg"][:1].lower() + first["msg"][1:]
+    raise Refused(400, f"{param}: {message}" if param else message, param)
+
+
+def _weight(fault: Any) -> tuple[int, bool]:
+    """Of a union the member that was meant: the one that went furthest in, or had the right type."""
+    return -len(fault["loc"]), fault["type"].endswith("_type")

@@ -1,0 +1,252 @@
+"""One completion over HTTP: ask the engine, send what comes, whole or as a stream of events, and stop when nobody
+listens any more. Not here: which requests (prompts.py), what a token looks like (choices.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from babyllama.errors import InputError
+from babyllama.infer.request import Event
+from babyllama.infer.sampling import Sampling
+from babyllama.serve.choices import Choice, Json
+from babyllama.serve.faults import SERVER_FAULT, Refused, json_bytes
+from babyllama.serve.gate import Record
+from babyllama.serve.metrics import Metrics
+from babyllama.serve.models import Models, Served
+from babyllama.serve.prompts import Prompt, prompts_of, requests_of, stops_of
+from babyllama.serve.protocol import ChatRequest, CompletionRequest, Sampled
+from babyllama.serve.worker import Answers, Batch
+
+PACE = 0.001  # seconds between two events of a stream, for each open request: a token each for few, more for many
+HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
+           (b"x-accel-buffering", b"no")]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask of the server.
+
+    Args:
+        tokens: the longest answer; None: the model's context.
+        queue: answers that wait for a row, of one model.
+        wait: seconds until the first token.
+        time: seconds for the whole answer, which ends there as at max_tokens.
+    """
+
+    tokens: int | None
+    queue: int
+    wait: float
+    time: float
+
+
+class WhileThere(Response):
+    """Does its work while the client is there, and cancels it when the client has gone."""
+
+    def __init__(self, work: Callable[[Send], Awaitable[None]]) -> None:
+        super().__init__()
+        self.work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work, gone = asyncio.ensure_future(self.work(send)), asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            for task in (work, gone):
+                task.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Completion:
+    """One request for a chat or text completion."""
+
+    def __init__(self, asked: Sampled, models: Models, limits: Limits, defaults: Sampling, metrics: Metrics,
+                 record: Record) -> None:  # fmt: skip
+        self.asked, self.models, self.limits, self.defaults = asked, models, limits, defaults
+        self.metrics, self.record = metrics, record
+        self.began = time.monotonic()
+        self.chat = isinstance(asked, ChatRequest)
+        self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.prompts: list[Prompt] = []
+        self.choices: list[Choice] = []
+
+    async def __call__(self, send: Send) -> None:
+        """Answer it. Raises Refused before anything was sent; a later fault is told in the stream."""
+        self.record.model = self.asked.model
+        async with self.models.use(self.asked.model) as served:
+            self.prompts = await asyncio.to_thread(prompts_of, served, self.asked)
+            requests = requests_of(served, self.asked, self.prompts, self.defaults, self.limits.tokens)
+            self._admit(served, len(requests))
+            stops, n = stops_of(self.asked), self.asked.n or 1
+            self.choices = [Choice(served.tokenizer, prompt, stops) for prompt in self.prompts for _ in range(n)]
+            self.record.tokens_in = sum(len(prompt.tokens) for prompt in self.prompts)
+            answers = served.worker.ask(requests)
+            try:
+                first = await self._first(answers)
+                self.metrics.first_token(served.name, time.monotonic() - self.began)
+                batches = self._batches(served, answers, first)
+                await (self._stream(send, batches) if self.asked.stream else self._whole(send, batches))
+            finally:
+                served.worker.give_up(answers)
+                self.record.tokens_out = sum(choice.tokens for choice in self.choices)
+                self.metrics.answered(served.name, self.record.tokens_in, self.record.tokens_out)
+
+    # ── limits ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def _admit(self, served: Served, count: int) -> None:
+        room = served.worker.engine.slots.most + self.limits.queue
+        if count > room:
+            raise Refused(400, f"n: {count} answers at once are above this server's limit of {room}", "n")
+        if served.worker.open + count > room:
+            raise Refused(429, f"the server is busy: {served.worker.open} answers are open and its limit is {room} "
+                          f"(slots={room - self.limits.queue}, queue={self.limits.queue}); try again",
+                          code="rate_limit_exceeded", wait=1)  # fmt: skip
+
+    async def _first(self, answers: Answers) -> Batch:
+        try:
+            return _sound(await asyncio.wait_for(answers.batch(), self.limits.wait))
+        except TimeoutError:
+            raise Refused(429, f"the server is busy: no token came within its limit of {self.limits.wait:g} seconds "
+                          "(wait); try again", code="rate_limit_exceeded", wait=5) from None  # fmt: skip
+        except InputError as error:
+            raise Refused(400, str(error)) from None
+        except RuntimeError:
+            raise Refused(500, SERVER_FAULT) from None
+
+    async def _batches(self, served: Served, answers: Answers, first: Batch) -> AsyncIterator[dict[int, list[Event]]]:
+        """Events by choice, until every choice has ended; {} when the time is over.
+
+        Raises:
+            Refused: the engine ended one of the answers with an error.
+        """
+        batch, paced = first, bool(self.asked.stream) and not self.asked.stop
+        while True:
+            found: dict[int, list[Event]] = {}
+            for which, event in batch:
+                found.setdefault(which, []).append(event)
+            yield found
+            if all(choice.finish is not None for choice in self.choices):
+                return
+            left = self.began + self.limits.time - time.monotonic()
+            try:
+                async with asyncio.timeout(max(left, 0)):
+                    if paced:
+                        await asyncio.sleep(PACE * served.worker.open)
+                    batch = _sound(await answers.batch())
+            except TimeoutError:
+                yield {}
+                return
+            except RuntimeError:
+                raise Refused(500, SERVER_FAULT) from None
+
+    # ── whole ──────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _whole(self, send: Send, batches: AsyncIterator[dict[int, list[Event]]]) -> None:
+        texts, counted = [""] * len(self.choices), [list[Event]() for _ in self.choices]
+        async for batch in batches:
+            for which, text, events in self._fed(batch):
+                texts[which] += text
+                counted[which] += events
+        choices = []
+        for which, choice in enumerate(self.choices):
+            said = {"message": {"role": "assistant", "content": texts[which], "refusal": None}} if self.chat else {
+                "text": self._echoed(which) + texts[which]}  # fmt: skip
+            choices.append({"index": which, **said, "logprobs": self._logprobs(choice, counted[which]),
+                            "finish_reason": choice.finish})  # fmt: skip
+        await _send(send, json_bytes({**self._head("chat.completion"), "choices": choices, "usage": self._usage()}))
+
+    # ── as a stream ────────────────────────────────────────────────────────────────────────────────────────────
+    async def _stream(self, send: Send, batches: AsyncIterator[dict[int, list[Event]]]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        options = self.asked.stream_options
+        usage = {"usage": None} if options is not None and options.include_usage else {}
+        head = {**self._head("chat.completion.chunk"), **usage}
+        opened = set[int]()
+        try:
+            async for batch in batches:
+                chunks = []
+                for which, text, events in self._fed(batch):
+                    first = which not in opened
+                    opened.add(which)
+                    choice = self.choices[which]
+                    if first or text or events or choice.finish is not None:
+                        chunks.append({**head, "choices": [self._delta(which, text, events, first)]})
+                if chunks:
+                    await _event(send, *map(json_bytes, chunks))
+        except Refused as fault:
+            await _event(send, json_bytes(fault.body))
+        else:
+            if usage:
+                await _event(send, json_bytes({**head, "choices": [], "usage": self._usage()}))
+        await _event(send, b"[DONE]")
+        await send({"type": "http.response.body", "body": b""})
+
+    def _delta(self, which: int, text: str, events: list[Event], first: bool) -> Json:
+        choice = self.choices[which]
+        if self.chat:
+            delta = {"role": "assistant", "content": text} if first else {"content": text}
+            said: Json = {"delta": delta if first or text else {}}
+        else:
+            said = {"text": (self._echoed(which) if first else "") + text}
+        return {"index": which, **said, "logprobs": self._logprobs(choice, events), "finish_reason": choice.finish}
+
+    # ── what both say ──────────────────────────────────────────────────────────────────────────────────────────
+    def _fed(self, batch: dict[int, list[Event]]) -> list[tuple[int, str, list[Event]]]:
+        """(choice, its new text, its new tokens) of those that had not ended; nothing came: the time is over."""
+        if not batch:
+            return [(i, choice.cut(), []) for i, choice in enumerate(self.choices) if choice.finish is None]
+        going = [(which, events) for which, events in batch.items() if self.choices[which].finish is None]
+        return [(which, *self.choices[which].feed(events)) for which, events in going]
+
+    def _head(self, kind: str) -> Json:
+        kind = kind if self.chat else "text_completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.asked.model,
+                "system_fingerprint": None}  # fmt: skip
+
+    def _usage(self) -> Json:
+        given, made = self.record.tokens_in, sum(choice.tokens for choice in self.choices)
+        return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
+
+    def _echoed(self, which: int) -> str:
+        wanted = isinstance(self.asked, CompletionRequest) and self.asked.echo
+        return self.prompts[which // (self.asked.n or 1)].text if wanted else ""
+
+    def _logprobs(self, choice: Choice, events: list[Event]) -> Json | None:
+        if isinstance(self.asked, ChatRequest):
+            return choice.chat_logprobs(events) if self.asked.logprobs else None
+        wanted = isinstance(self.asked, CompletionRequest) and self.asked.logprobs is not None
+        return choice.text_logprobs(events) if wanted else None
+
+
+def _sound(batch: Batch) -> Batch:
+    """The batch. Raises Refused (500) where an answer ended in an error."""
+    for _, event in batch:
+        if event.error is not None:
+            raise Refused(500, event.error)
+    return batch
+
+
+async def _send(send: Send, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _event(send: Send, *data: bytes) -> None:
+    """Server-sent events, in one piece."""
+    body = b"".join(b"data: " + one + b"\n\n" for one in data)
+    await send({"type": "http.response.body", "body": body, "more_body": True})

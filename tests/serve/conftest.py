@@ -1,0 +1,95 @@
+"""A server in a process of its own, as people start it, with two models made here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from small_run import save_taught, small_tokenizer
+
+from babyllama.model.checkpoint import save_model
+from babyllama.model.config import ModelConfig
+from babyllama.model.transformer import Transformer, initialise
+
+KEY = "sk-of-the-tests"
+LONG = 4096  # the context of the model that writes on and on
+POISON = 7  # a token of that model whose embedding is NaN
+
+
+@dataclass
+class Server:
+    """`log`: the access log, a line for each request that has ended."""
+
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+
+
+@contextmanager
+def started(folder: Path, *words: str) -> Iterator[Server]:
+    """`babyllama serve` until the end, by force if need be."""
+    log = folder / "access.jsonl"
+    command = [sys.executable, "-m", "babyllama", "serve", *words, "port=0", "device=cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BABYLLAMA_API_KEYS": KEY}
+    with log.open("w") as out, (folder / "errors.txt").open("w") as errors:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment)
+        try:
+            assert process.stderr is not None
+            said = process.stderr.readline()
+            found = re.search(r"at (http://\S+)/v1 ", said)
+            assert found, said + process.stderr.read()
+            yield Server(found[1], process, log)
+        finally:
+            process.kill()
+            errors.write(process.communicate()[1])
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> Path:
+    """`taught`: knows the CHATS of small_run by heart. `endless`: writes anything, for long; see POISON."""
+    root = tmp_path_factory.mktemp("served")
+    save_taught(root / "taught")
+    tokenizer = small_tokenizer()
+    endless = Transformer(ModelConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=LONG,
+        tie_word_embeddings=False))  # fmt: skip
+    initialise(endless, 0)
+    with torch.no_grad():
+        endless.embed_tokens.weight[POISON] = torch.nan
+        for special in tokenizer.special_ids:
+            endless.lm_head.weight[special] = 0
+    (root / "endless").mkdir()
+    save_model(endless, root / "endless", **tokenizer.config_ids)
+    tokenizer.save(root / "endless")
+    return root
+
+
+@pytest.fixture(scope="session")
+def server(folders) -> Iterator[Server]:
+    with started(folders, str(folders / "taught"), str(folders / "endless"), "body=100000") as found:
+        yield found
+
+
+@pytest.fixture
+def client(server) -> Iterator[httpx.Client]:
+    with server.client() as found:
+        yield found
+
+
+def on_and_on(**more) -> dict:
+    """A request whose answer fills a long context."""
+    ban = {str(token): -100 for token in [POISON, *small_tokenizer().special_ids]}
+    return {"model": "endless", "prompt": [20, 21], "logit_bias": ban, **more}

@@ -1,0 +1,269 @@
+"""The server over HTTP: OpenAI's own client, answers equal to the engine's, faults, keys, limits, clients that go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+
+import httpx
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_run import CHATS, CONTEXT, small_tokenizer, taught_model
+
+from babyllama.infer.engine import Engine
+from babyllama.infer.sampling import Sampling
+from babyllama.tokenizer.chat import render_chat
+from babyllama.tokenizer.special import SPECIAL_TOKENS
+
+from .conftest import KEY, LONG, POISON, on_and_on
+
+QUESTION, ANSWER = CHATS[1]
+ASKED = [{"role": "user", "content": QUESTION}]
+
+
+@pytest.fixture(scope="module")
+def official(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as found:
+        yield found
+
+
+def prompt_of(question: str) -> list[int]:
+    return render_chat(small_tokenizer(), [{"role": "user", "content": question}], add_generation_prompt=True).tokens
+
+
+# ── answers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_the_official_client_whole_and_streaming(official):
+    assert [model.id for model in official.models.list()] == ["taught", "endless"]
+    for question, answer in CHATS:
+        messages = [{"role": "user", "content": question}]
+        whole = official.chat.completions.create(model="taught", messages=messages, temperature=0)
+        assert whole.choices[0].message.content == answer and whole.choices[0].finish_reason == "stop"
+        prompt = len(prompt_of(question))
+        assert whole.usage.prompt_tokens == prompt
+        assert whole.usage.completion_tokens == len(small_tokenizer().encode(answer)) + 1  # and the end token
+        stream = official.chat.completions.create(
+            model="taught", messages=messages, temperature=0, stream=True, stream_options={"include_usage": True}
+        )
+        *chunks, last = stream
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer
+        assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].choices[0].finish_reason == "stop"
+        assert last.usage == whole.usage and last.choices == []
+
+
+def test_choices_are_those_of_the_engine_with_these_seeds(official):
+    asked = [{"role": "user", "content": "等于再见的二小模型？"}]  # not one of the CHATS: the model is not sure
+    sampling = {"temperature": 2, "top_p": 0.99, "presence_penalty": 0.5, "frequency_penalty": 0.25}
+    engine = Engine(taught_model(), small_tokenizer().vocab_size)
+    alone = engine.generate(
+        [prompt_of(asked[0]["content"])] * 3,
+        Sampling(**sampling, top_k=30),
+        30,
+        small_tokenizer().stop_ids,
+        seeds=[41, 42, 43],
+    )
+    expected = [small_tokenizer().decode(tokens) for tokens in alone]
+    assert len(set(expected)) > 1
+    for _ in range(2):
+        found = official.chat.completions.create(
+            model="taught", messages=asked, n=3, seed=41, max_tokens=30, extra_body={"top_k": 30}, **sampling
+        )
+        assert [choice.message.content for choice in found.choices] == expected
+    stream = official.chat.completions.create(
+        model="taught", messages=asked, n=3, seed=41, max_tokens=30, stream=True, extra_body={"top_k": 30}, **sampling
+    )
+    texts = ["", "", ""]
+    for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == expected
+
+
+def test_log_probabilities_are_the_models(official):
+    import torch
+
+    prompt = prompt_of(QUESTION)
+    found = official.chat.completions.create(
+        model="taught", messages=ASKED, temperature=0, logprobs=True, top_logprobs=3, max_tokens=5
+    ).choices[0]
+    tokens = small_tokenizer().encode(ANSWER)[:5]
+    logits = taught_model()(torch.tensor([[*prompt, *tokens]]))[0, len(prompt) - 1 : -1].double()
+    expected = logits.log_softmax(-1)
+    assert b"".join(bytes(entry.bytes) for entry in found.logprobs.content).decode("utf-8", "ignore") in ANSWER
+    for entry, row, token in zip(found.logprobs.content, expected, tokens, strict=True):
+        assert entry.logprob == pytest.approx(row[token].item(), abs=1e-4)
+        assert [top.logprob for top in entry.top_logprobs] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+    text = official.completions.create(model="taught", prompt=prompt, temperature=0, logprobs=2, max_tokens=5).choices[
+        0
+    ]
+    assert text.logprobs.token_logprobs == pytest.approx([e.logprob for e in found.logprobs.content], abs=1e-6)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings(official, stream):
+    made = official.chat.completions.create(
+        model="taught", messages=ASKED, temperature=0, stop=["语言", "羊驼，一"], stream=stream
+    )
+    chunks = list(made) if stream else [made]
+    text = "".join((c.choices[0].delta if stream else c.choices[0].message).content or "" for c in chunks)
+    assert text == ANSWER[: ANSWER.index("羊驼，一")] and chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_texts_are_continued_several_at_once_and_echoed(official):
+    found = official.completions.create(
+        model="taught", prompt=["小小的", "你好"], temperature=0, max_tokens=4, echo=True
+    )
+    tokenizer = small_tokenizer()
+    engine = Engine(taught_model(), tokenizer.vocab_size)
+    prompts = [[*tokenizer.start_ids, *tokenizer.encode(text)] for text in ("小小的", "你好")]
+    alone = engine.generate(prompts, Sampling(temperature=0), 4, tokenizer.stop_ids)
+    expected = [t + tokenizer.decode(a) for t, a in zip(("小小的", "你好"), alone, strict=True)]
+    assert [choice.text for choice in found.choices] == expected
+    assert found.usage.completion_tokens == sum(map(len, alone))
+
+
+def test_curl(server):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    body = json.dumps({"model": "taught", "messages": ASKED, "temperature": 0, "stream": True})
+    words = ["curl", "-sN", f"{server.url}/v1/chat/completions", "-H", f"Authorization: Bearer {KEY}", "-H",
+             "Content-Type: application/json", "-d", body]  # fmt: skip
+    lines = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""] and all(line.startswith("data: {") for line in lines[:-2])
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines[:-2]]
+    assert "".join(delta.get("content", "") for delta in deltas) == ANSWER
+
+
+# ── text stays text ────────────────────────────────────────────────────────────────────────────────────────────────
+def test_what_looks_like_a_special_token_stays_text(client):
+    tokenizer = small_tokenizer()
+    text = "".join(SPECIAL_TOKENS)
+    told = client.post("/v1/tokenize", json={"model": "taught", "prompt": text}).json()
+    assert told["tokens"] == tokenizer.encode(text) and not set(told["tokens"]) & tokenizer.special_ids
+    assert client.post("/v1/detokenize", json={"model": "taught", "tokens": told["tokens"]}).json()["prompt"] == text
+    chat = {"model": "taught", "messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]}
+    found = client.post("/v1/tokenize", json=chat).json()["tokens"]
+    assert found == prompt_of(text) and len([t for t in found if t in tokenizer.special_ids]) == 2
+
+
+# ── faults ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def chat(**more) -> str:
+    return json.dumps({"model": "taught", "messages": ASKED, "max_tokens": 2, **more})
+
+
+FAULTS = {
+    "not JSON": ("{", 400, "not valid JSON"),
+    "no object": ("[]", 400, "object"),
+    "half a surrogate pair": (chat(messages=[{"role": "user", "content": "\ud800"}]), 400, "not valid JSON"),
+    "no model": (chat(model="nobody"), 404, "'nobody' does not exist; there are: taught, endless"),
+    "a wrong type": (chat(temperature="hot"), 400, "temperature: input should be a valid number"),
+    "a message's type": (chat(messages=[{"role": "user", "content": 5}]), 400, "messages[0].content"),
+    "an unknown role": (chat(messages=[{"role": "robot", "content": "a"}]), 400, "'robot' is unknown"),
+    "an answer last": (chat(messages=[*ASKED, {"role": "assistant", "content": "a"}]), 400, "answer already"),
+    "a picture": (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "text alone"),
+    "out of range": (chat(top_p=1.5), 400, "top_p: input should be less than or equal to 1"),
+    "five stops": (chat(stop=list("abcde")), 400, "stop: list should have at most 4"),
+    "a bias beyond the words": (chat(logit_bias={"99999": 1}), 400, "logit_bias: 99999 is no token"),
+    "tools": (chat(tools=[{"type": "function"}]), 400, "tools"),
+    "too long": (chat(messages=[{"role": "user", "content": "长" * 300}]), 400, f"context length is {CONTEXT} tokens"),
+    "a big body": (chat(messages=[{"role": "user", "content": "a" * 200_000}]), 413, "limit of 100000 bytes"),
+    "too many": (chat(n=1000), 400, "n: input should be less than or equal to 128"),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "message"), FAULTS.values(), ids=FAULTS.keys())
+def test_faults_in_the_shape_of_openai(client, body, status, message):
+    found = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert found.status_code == status and message in found.json()["error"]["message"]
+    assert found.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_other_faults(client, server):
+    assert client.post("/v1/chat/completions", content=chat()).status_code == 415
+    assert client.get("/nowhere").json()["error"]["message"].startswith("GET /nowhere: there is no such route")
+    assert client.get("/v1/completions").status_code == 405
+    for header in ({}, {"Authorization": "Bearer sk-wrong"}, {"Authorization": KEY}):
+        found = httpx.get(f"{server.url}/v1/models", headers=header)
+        assert found.status_code == 401 and found.json()["error"]["code"] == "invalid_api_key"
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok", "ill": []}
+    over = client.post("/v1/completions", json={"model": "taught", "prompt": [9] * CONTEXT}).json()["error"]
+    assert over["code"] == "context_length_exceeded" and f"at most {CONTEXT - 1}" in over["message"]
+
+
+def test_the_openapi_page_describes_every_request(client):
+    found = client.get("/openapi.json").json()
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/v1/detokenize"):
+        reference = found["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        assert reference.removeprefix("#/components/schemas/") in found["components"]["schemas"]
+    assert client.get("/docs").status_code == 200
+
+
+def test_broken_logits_end_one_request(client):
+    for stream in (False, True):
+        asked = {"model": "endless", "prompt": [20, POISON], "max_tokens": 3, "stream": stream}
+        found = client.post("/v1/completions", json=asked)
+        assert found.status_code == 500 and "not finite" in found.json()["error"]["message"]
+    assert client.post("/v1/completions", json=on_and_on(max_tokens=3)).status_code == 200
+
+
+ROUTES = ["chat/completions", "completions", "tokenize", "detokenize"]
+SCALARS = st.none() | st.booleans() | st.integers(-3, 200) | st.floats(-3, 3) | st.text(max_size=4) | st.just([])
+MESSAGES = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "x"]),
+                                           "content": st.text(max_size=8) | SCALARS}), max_size=3)  # fmt: skip
+FIELDS = {
+    "messages": MESSAGES, "prompt": st.text(max_size=9) | st.lists(st.integers(-1, 400), max_size=5), "n": SCALARS,
+    **dict.fromkeys(["temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens", "logprobs", "echo",
+                     "top_logprobs", "presence_penalty", "repetition_penalty", "stream", "stream_options", "tools",
+                     "response_format", "logit_bias", "max_completion_tokens", "nonsense"], SCALARS),
+}  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(
+    st.sampled_from(ROUTES), st.fixed_dictionaries({"model": st.sampled_from(["taught"] * 3 + ["x"])}, optional=FIELDS)
+)
+def test_no_request_makes_the_server_fail(client, route, body):
+    found = client.post(f"/v1/{route}", json=body)
+    assert found.status_code in (200, 400, 404), found.text
+    if found.status_code != 200:
+        assert found.json()["error"]["message"]
+
+
+# ── clients that go, metrics, the log ──────────────────────────────────────────────────────────────────────────────
+def metric(client, name: str) -> float:
+    line = next(line for line in client.get("/metrics").text.splitlines() if line.startswith(name))
+    return float(line.split()[-1])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_vanishes_frees_its_rows(server, client, stream):
+    running = 'babyllama_requests_running{model="endless"}'
+    before = len(server.log.read_text().splitlines())
+    with server.client() as other, pytest.raises(httpx.ReadTimeout):
+        asked = other.stream("POST", "/v1/completions", json=on_and_on(n=8, stream=stream), timeout=1)
+        with asked as answer:
+            next(answer.iter_lines())
+            raise httpx.ReadTimeout("enough")
+    until = time.monotonic() + 30
+    while metric(client, running) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert metric(client, running) == 0
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()[before:]]
+    gone = next(line for line in lines if line["route"] == "/v1/completions")
+    assert gone["status"] == (200 if stream else 499) and gone["tokens_out"] < 8 * (LONG - 2)
+
+
+def test_log_and_metrics_count_tokens_and_keep_texts_secret(server, client):
+    name = 'babyllama_tokens_total{model="taught",side="out"}'
+    before = metric(client, name)
+    found = client.post(
+        "/v1/chat/completions", content=chat(temperature=0), headers={"Content-Type": "application/json"}
+    )
+    assert metric(client, name) - before == found.json()["usage"]["completion_tokens"] == 2
+    lines = [json.loads(line) for line in server.log.read_text("utf-8").splitlines()]
+    line = next(line for line in reversed(lines) if line["route"] == "/v1/chat/completions")
+    assert (line["model"], line["status"], line["tokens_out"]) == ("taught", 200, 2) and line["ms"] > 0
+    assert line.keys() == {"time", "method", "route", "model", "status", "tokens_in", "tokens_out", "ms"}

@@ -17,21 +17,21 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from babyllama.errors import InputError
 from babyllama.infer.fused import FusedStep, suits
 from babyllama.infer.native import NativeForward
-from babyllama.infer.request import Event, Request
-from babyllama.infer.rows import DRAWS, Rows, Sampled
+from babyllama.infer.prompts import Prompts, uses_of
+from babyllama.infer.request import Event, Guess, Proposer, Request
+from babyllama.infer.rows import DRAWS, SKIPPED, Rows, Sampled
 from babyllama.infer.sampling import NOT_FINITE, Sampling, Uses
 from babyllama.infer.slots import SMALLEST, Job, Slot, Slots
+from babyllama.infer.speculate import guessed, verify
 from babyllama.infer.step import Captured, Launched, ModelForward, Step
 from babyllama.model.cache import KVCache
 from babyllama.model.lora import Adapted, only
 from babyllama.model.transformer import Transformer
 
-BESIDE, ALONE, LEAST = 512, 8192, 64  # prompt tokens a step: beside decoding, without, and at least of each prompt
 BROKEN = ("the model's logits are not finite: its weights are damaged, or precision=fp16 is too narrow for it; try "
           "precision=fp32 or an earlier checkpoint")  # fmt: skip
 
@@ -47,13 +47,16 @@ class Engine:
             forgotten.
         slots: requests at work at the same time; the others wait in line.
         make_step: (model, rows, cache) → how decoding is computed; called for each adapter that is in use.
+        propose: makes what guesses the next tokens of a request, which are then read at once: `speculate.NGrams` or a
+            `speculate.Draft`. It changes no token. Not with sinks, nor with laws that go by the length.
 
     Raises:
         InputError: more sinks than a context has room for.
     """
 
     def __init__(self, model: Transformer, vocab_size: int, sinks: int = 0, slots: int = 256,
-                 make_step: Callable[[Transformer, Rows, KVCache], Step] | None = None) -> None:  # fmt: skip
+                 make_step: Callable[[Transformer, Rows, KVCache], Step] | None = None,
+                 propose: Callable[[Request], Proposer] | None = None) -> None:  # fmt: skip
         self.model, self.vocab_size, self.sinks = model, vocab_size, sinks
         self.window = model.config.max_position_embeddings
         if 2 * sinks > self.window:
@@ -65,6 +68,8 @@ class Engine:
         self.rows = Rows(vocab_size, 1, weight.device)
         trained = sys.maxsize if static or sinks else model.config.rope.trained  # type: ignore[union-attr]
         self.slots = Slots(self.cache, self.rows, slots, self.window, trained)
+        self.prompts = Prompts(model, self.rows, self.cache, self.slots)
+        self.propose = propose if static and not sinks else None
         self.make_step = make_step or default_step
         self._steps: dict[str | None, Step] = {}  # by adapter
         self._groups: list[tuple[str | None, list[Slot], Uses]] = []  # rows that decode, in their order
@@ -95,6 +100,8 @@ class Engine:
         if unknown:
             raise InputError(f"logit_bias: token {unknown[0]} is outside the vocabulary of {self.vocab_size}")
         job = Job(next(self._ids), request, room)
+        if self.propose is not None and request.mask is None:
+            job.guess = Guess(self.propose(request))
         if room > 0:
             self._waiting.append(job)
         else:
@@ -226,13 +233,17 @@ class Engine:
             self._waiting.popleft()
         if self.slots.arrange():
             sides = itertools.groupby((s for s in self.slots.active if s.decoding), key=_adapter)
-            self._groups = [(adapter, slots := list(side), _uses(slots)) for adapter, side in sides]
+            self._groups = [(adapter, slots := list(side), uses_of(slots)) for adapter, side in sides]
         try:
             active = self.slots.active
             decoding = sum(len(group) for _, group, _ in self._groups)
             for row, slot in enumerate(active):
                 self._prepare(row, slot)
-            made = [*self._decode(decoding < len(active)), *self._read(active[decoding:], decoding)]
+            made = self._decode(decoding < len(active))
+            if decoding < len(active):
+                reading = self.prompts.next(active[decoding:], decoding)
+                with self._adapted(reading[0].adapter):
+                    made += self.prompts.read(reading, decoding)
             for slots, sampled in made:
                 self._note(slots, sampled)
         except BaseException:  # an interruption: the device may have gone further than the lists here say
@@ -259,6 +270,12 @@ class Engine:
         for adapter, group, uses in self._groups:
             if adapter not in self._steps:
                 self._steps[adapter] = self.make_step(self.model, self.rows, self.cache)
+            guesses = guessed(group) if self.propose is not None else []
+            if any(guesses):
+                with self._adapted(adapter):
+                    made.append((group, verify(self.prompts, group, guesses, first, uses)))
+                first += len(group)
+                continue
             step, single = self._steps[adapter], others or uses.mask
             left = (slot.job.room - slot.job.given for slot in group if slot.job is not None)
             limit = 1 if single or step.most == 1 else min(step.most, *left)
@@ -269,58 +286,6 @@ class Engine:
             first += len(group)
         return made
 
-    def _read(self, slots: list[Slot], first: int) -> list[tuple[list[Slot], Sampled]]:
-        """The next piece of prompts, an equal share of each, and the first token where a prompt ends.
-
-        Args:
-            slots: those that read, in order of arrival; their rows begin at `first`, after those that decode.
-        """
-        if not slots:
-            return []
-        budget = BESIDE if first else ALONE
-        share = max(LEAST, budget // len(slots))
-        group = list(itertools.takewhile(lambda s: s.adapter == slots[0].adapter, slots[: budget // share]))
-        pieces = [self._piece(slot, share) for slot in (group[:1] if self.sinks else group)]  # sinks: no padding
-        group, longest = group[: len(pieces)], max(map(len, pieces))
-        end = max(len(slot.tokens) for slot in group) + longest
-        self.slots.reserve(end)
-        # Padded by tokens of the piece, so that what follows a row is as sound as the row.
-        tokens = torch.tensor([piece + piece[-1:] * (longest - len(piece)) for piece in pieces], device=self._device)
-        facts = [(len(s.tokens), min(len(s.job.request.prompt), self.window)) for s in group if s.job is not None]
-        starts, lengths = torch.tensor(facts, device=self._device).unbind(1)
-        numbers = starts[:, None] + torch.arange(longest, device=self._device)
-        if not self.sinks:
-            numbers = numbers.clamp(max=self.cache.max_tokens - 1)  # padding; no prompt has a token there
-        cache = self.cache.part(slice(first, first + len(group)), min(end, self.cache.max_tokens))
-        with self._adapted(group[0].adapter):
-            hidden = self.model.hidden(tokens, cache.positions(numbers), cache=cache, lengths=lengths)
-            return self._first_tokens(group, pieces, hidden, first)
-
-    def _first_tokens(self, group: list[Slot], pieces: list[list[int]], hidden: Tensor, first: int
-                      ) -> list[tuple[list[Slot], Sampled]]:  # fmt: skip
-        """Note what was read; hidden states (B, T, C) → the first tokens of answers whose prompts end here."""
-        ended = []
-        for row, (slot, piece) in enumerate(zip(group, pieces, strict=True)):
-            assert slot.job is not None
-            self.slots.read(slot, piece, len(slot.job.request.prompt))
-            if len(slot.tokens) == len(slot.job.request.prompt):
-                ended.append(row)
-        if not ended:
-            return []
-        rows = torch.tensor(ended, device=self._device)
-        last = torch.tensor([len(pieces[row]) - 1 for row in ended], device=self._device)
-        logits = self.model.lm_head(hidden[rows, last])[:, : self.vocab_size]
-        slots = [group[row] for row in ended]
-        return [(slots, self.rows.choose(rows + first, logits, _uses(slots)))]
-
-    def _piece(self, slot: Slot, share: int) -> list[int]:
-        """The prompt's next tokens. With sinks: up to the window, then as its cache allows, whoever else is there."""
-        assert slot.job is not None
-        start = len(slot.tokens)
-        if self.sinks:
-            share = min(share, self.window - start) if start < self.window else self.cache.piece
-        return list(slot.job.request.prompt[start : start + share])
-
     def _note(self, slots: list[Slot], sampled: Sampled) -> None:
         """Tokens that came, (n, B), to the texts that they belong to; this waits for the device."""
         tokens = sampled.tokens.tolist()
@@ -329,7 +294,7 @@ class Engine:
             told = sampled.logprobs.tolist(), sampled.top.tolist(), sampled.top_logprobs.tolist()
         for i, column in itertools.product(range(len(tokens)), range(len(slots))):
             slot, logprob, top = slots[column], None, ()
-            if slot.job is None:  # it ended in an earlier one of the n steps
+            if slot.job is None or tokens[i][column] == SKIPPED:  # it ended in an earlier one of the n steps
                 continue
             wanted = slot.job.request.logprobs
             if told is not None and wanted is not None:
@@ -379,13 +344,6 @@ class Engine:
 
 def _adapter(slot: Slot) -> str | None:
     return slot.adapter
-
-
-def _uses(slots: Sequence[Slot]) -> Uses:
-    """What any of the rows asks for."""
-    requests = [slot.job.request for slot in slots if slot.job is not None]
-    logprobs = max((r.logprobs for r in requests if r.logprobs is not None), default=None)
-    return Uses.of([r.sampling for r in requests], any(r.mask is not None for r in requests), logprobs)
 
 
 def default_step(model: Transformer, rows: Rows, cache: KVCache) -> Step:

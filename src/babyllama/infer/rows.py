@@ -17,12 +17,13 @@ from babyllama.infer.request import Request, TokenMask
 from babyllama.infer.sampling import Uses, choose, uniforms
 
 DRAWS = 512  # numbers of a row's stream that are there at a time, in a ring; half of them are renewed at once
+SKIPPED = -2  # in the place of a token: this row made none in this one of the n steps
 TABLES = ("seen", "counts", "bias", "mask")
 
 
 @dataclass
 class Sampled:
-    """Tokens of n steps, (n, B) int64, on the device; NOT_FINITE where a row has none.
+    """Tokens of n steps, (n, B) int64, on the device; NOT_FINITE where a row has none, SKIPPED where it stood still.
 
     Attributes:
         logprobs: (n, B) float32.
@@ -136,11 +137,12 @@ class Rows:
     def _counts(self, answer: Sequence[int]) -> Tensor:
         return torch.bincount(torch.tensor(answer, dtype=torch.long), minlength=self.vocab_size).float()
 
-    def choose(self, which: slice | Tensor, logits: Tensor, uses: Uses) -> Sampled:
+    def choose(self, which: slice | Tensor, logits: Tensor, uses: Uses, live: Tensor | None = None) -> Sampled:
         """Logits (B, V) of some rows → their next tokens, which they feed next. Asks the host nothing.
 
         Args:
             which: a slice of rows, or their numbers (B,).
+            live: (B,) bool, whose state goes on; by default those below `self.live`, or all that are numbered.
         """
         rows, counter = self.index[which], self.counter[which]
         draws = self.draws[which].gather(1, (counter % DRAWS)[:, None])[:, 0]
@@ -148,7 +150,8 @@ class Rows:
         allowed = self._allowed(which) if uses.mask else None
         tokens = choose(logits, self.rules[which], draws, uses, allowed=allowed, **state)
         fed = tokens.clamp(min=0)
-        live = rows < self.live if isinstance(which, slice) else torch.ones_like(rows, dtype=torch.bool)
+        if live is None:
+            live = rows < self.live if isinstance(which, slice) else torch.ones_like(rows, dtype=torch.bool)
         self.token[which] = torch.where(live, fed, self.token[which])
         self.counter[which] += live
         self.position[which] += live

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from babyllama.infer.request import Request
+from babyllama.infer.request import Guess, Request
 from babyllama.infer.rows import Rows
 from babyllama.model.cache import KVCache
 
@@ -31,6 +31,7 @@ class Job:
     known: list[int] = field(init=False)
     stop: frozenset[int] = field(init=False)
     drawn: int = 0  # random numbers that are on the device
+    guess: Guess | None = None
 
     def __post_init__(self) -> None:
         self.known, self.stop = list(self.request.prompt), frozenset(self.request.stop)

@@ -1,0 +1,85 @@
+"""Reading several tokens of several rows in one pass: pieces of prompts. Not here: when (engine.py)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from babyllama.infer.rows import Rows, Sampled
+from babyllama.infer.sampling import Uses
+from babyllama.infer.slots import Slot, Slots
+from babyllama.model.cache import KVCache
+from babyllama.model.transformer import Transformer
+
+BESIDE, ALONE, LEAST = 512, 8192, 64  # prompt tokens a step: beside decoding, without, and at least of each prompt
+
+
+class Prompts:
+    """The pieces of prompts that are read in a step, an equal share of each: a long one holds nobody up."""
+
+    def __init__(self, model: Transformer, rows: Rows, cache: KVCache, slots: Slots) -> None:
+        self.model, self.rows, self.cache, self.slots = model, rows, cache, slots
+
+    def next(self, slots: list[Slot], decoding: int) -> list[Slot]:
+        """Those of `slots`, which read in order of arrival, that are served now: one adapter's, and with sinks one,
+        since what pads a piece would stay in its ring."""
+        budget = BESIDE if decoding else ALONE
+        self.share = max(LEAST, budget // len(slots))
+        most = 1 if self.cache.sinks else budget // self.share
+        return list(itertools.takewhile(lambda slot: slot.adapter == slots[0].adapter, slots[:most]))
+
+    def read(self, slots: list[Slot], first: int) -> list[tuple[list[Slot], Sampled]]:
+        """Read the next pieces of neighbouring rows from `first` on; the first tokens where a prompt ends."""
+        pieces = [self._piece(slot) for slot in slots]
+        lengths = [min(len(slot.job.request.prompt), self.cache.window) for slot in slots if slot.job is not None]
+        hidden = self.hidden(slots, pieces, first, lengths)
+        ended = []
+        for row, (slot, piece) in enumerate(zip(slots, pieces, strict=True)):
+            assert slot.job is not None
+            self.slots.read(slot, piece, len(slot.job.request.prompt))
+            if len(slot.tokens) == len(slot.job.request.prompt):
+                ended.append(row)
+        if not ended:
+            return []
+        rows, last = torch.tensor([(row, len(pieces[row]) - 1) for row in ended], device=hidden.device).unbind(1)
+        logits = self.model.lm_head(hidden[rows, last])[:, : self.rows.vocab_size]
+        done = [slots[row] for row in ended]
+        return [(done, self.rows.choose(rows + first, logits, uses_of(done)))]
+
+    def hidden(self, slots: Sequence[Slot], pieces: Sequence[list[int]], first: int, lengths: Sequence[int]) -> Tensor:
+        """Feed a piece after each row's tokens, (B, T, C); rows of shorter pieces are filled up.
+
+        Args:
+            lengths: tokens of each row's text, for laws that go by it.
+        """
+        device, longest = self.rows.device, max(map(len, pieces))
+        end = max(len(slot.tokens) for slot in slots) + longest
+        self.slots.reserve(end)
+        # Filled up by tokens of the piece, so that what follows a row is as sound as the row.
+        tokens = torch.tensor([piece + piece[-1:] * (longest - len(piece)) for piece in pieces], device=device)
+        starts = torch.tensor([len(slot.tokens) for slot in slots], device=device)
+        numbers = starts[:, None] + torch.arange(longest, device=device)
+        if not self.cache.sinks:
+            numbers = numbers.clamp(max=self.cache.max_tokens - 1)  # only what fills up comes that far
+        cache = self.cache.part(slice(first, first + len(slots)), min(end, self.cache.max_tokens))
+        positions = cache.positions(numbers)
+        return self.model.hidden(tokens, positions, cache=cache, lengths=torch.tensor(lengths, device=device))
+
+    def _piece(self, slot: Slot) -> list[int]:
+        """The prompt's next tokens. With sinks: up to the window, then as its cache allows, whoever else is there."""
+        assert slot.job is not None
+        start, share = len(slot.tokens), self.share
+        if self.cache.sinks:
+            window = self.cache.window
+            share = min(share, window - start) if start < window else self.cache.piece
+        return list(slot.job.request.prompt[start : start + share])
+
+
+def uses_of(slots: Sequence[Slot]) -> Uses:
+    """What any of the rows asks for."""
+    requests = [slot.job.request for slot in slots if slot.job is not None]
+    logprobs = max((r.logprobs for r in requests if r.logprobs is not None), default=None)
+    return Uses.of([r.sampling for r in requests], any(r.mask is not None for r in requests), logprobs)

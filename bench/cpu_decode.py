@@ -41,6 +41,7 @@ from babyllama.quant.onebit import pack, start
 from babyllama.quant.rtn import Rtn
 
 SIZES = {"seed": (64793, {"preset": "seed"}),
+         "toy": (331, {"depth": 1, "num_hidden_layers": 2, "max_position_embeddings": 64}),
          "quickstart": (6000, {"depth": 4, "max_position_embeddings": 256})}  # fmt: skip
 
 PEERS = ("F32", "F16", "Q8_0", "Q4_0")  # of llama.cpp, all matrices
@@ -154,7 +155,7 @@ def compare(size: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["seed", "quickstart"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
@@ -163,7 +164,10 @@ def main() -> None:
     )
     parser.add_argument("--pytorch", action="store_true", help="the same without the compiled step takes turns too")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--small", action="store_true", help="a toy, for the test of this script")
     args = parser.parse_args()
+    if args.small:
+        args.sizes, args.rounds, args.tokens, args.threads, args.pytorch = ["toy"], 1, 4, 1, True
     torch.set_num_threads(args.threads)
     for size in args.sizes:
         found = {**facts(torch.device("cpu")), **compare(size, args)}

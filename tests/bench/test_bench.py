@@ -57,6 +57,15 @@ def test_train_speed(tmp_path: Path) -> None:
     assert min(rates) > 0 and found["earlier"]["times_faster"].keys() == {"ours-adamw 2×32"}
 
 
+def test_cpu_decode(tmp_path: Path) -> None:
+    shown = script("cpu_decode.py", "--results", str(tmp_path))
+    found = results(tmp_path / "cpu_decode.jsonl")[0]["contenders"]
+    widths = {f"{bits} bits{ends}" for bits in (8, 4, 3, 2) for ends in ("", ", head too")}
+    assert widths <= found.keys() and found["4 bits"]["bytes"] < found["float32"]["bytes"], shown
+    assert all(one["tokens_per_second"] > 0 for one in found.values())
+    assert all(f"{name}, PyTorch" in found or name.endswith("PyTorch") for name in found)
+
+
 def test_linear_ce(tmp_path: Path) -> None:
     script("linear_ce.py", "--results", str(tmp_path), "--contenders", "ours", "eager")
     found = results(tmp_path / "linear_ce.jsonl")

@@ -20,7 +20,11 @@ import torch
 from record import RESULTS, append, facts, table
 
 from babyllama.infer.engine import Engine
+from babyllama.infer.fused import Decoder
+from babyllama.infer.request import Request
+from babyllama.infer.rows import Rows
 from babyllama.infer.sampling import Sampling
+from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer, initialise
 
@@ -81,6 +85,27 @@ def measure(model: Transformer, other: Callable[[torch.Tensor], object] | None, 
     return found
 
 
+@torch.inference_mode()
+def alone(model: Transformer, batch: int, sampling: Sampling, rounds: int, steps: int = 16) -> float:
+    """Tokens a second of the fused decoder by itself, whose tokens the host reads after every 16: no engine."""
+    cache = KVCache(model.config, batch, PROMPT + NEW + steps, "cuda", torch.bfloat16)
+    rows, prompts = Rows(VOCABULARY, batch, torch.device("cuda")), torch.randint(VOCABULARY, (batch, PROMPT)).cuda()
+    for first in range(0, batch, 64):
+        part = prompts[first : first + 64]
+        where = torch.arange(PROMPT, device="cuda")[None].expand(len(part), -1)
+        model.hidden(part, where, cache=cache.part(slice(first, first + 64), PROMPT))
+    for row, prompt in enumerate(prompts.tolist()):
+        rows.place(row, Request(prompt, sampling, seed=row), [])
+    rows.live.fill_(batch)
+    decoder, taken = Decoder(model, rows, cache, batch), []
+    for _ in range(rounds + 2):
+        rows.token.copy_(prompts[:, -1])
+        rows.position.fill_(PROMPT - 1)
+        rows.counter.zero_()
+        taken.append(seconds(lambda: [decoder(steps, sampling.temperature > 0).tolist() for _ in range(NEW // steps)]))
+    return batch * NEW / statistics.median(taken[2:])
+
+
 def first_token_ms(model: Transformer, length: int = 400) -> float:
     """From a prompt to its answer's first token, on a warm engine."""
     engine, taken = Engine(model, VOCABULARY), []
@@ -97,6 +122,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", type=int, default=None, help="batches at which the peer runs; all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--draws", action="store_true")
+    parser.add_argument("--alone", action="store_true", help="the decoder without the engine, too")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     device = torch.device("cuda")
@@ -107,6 +133,9 @@ def main() -> None:
         for batch in args.batches:
             compared = other if args.peers is None or batch in args.peers else None
             found = measure(model, compared, batch, args.rounds, args.draws)
+            if args.alone:
+                found["alone"] = alone(model, batch, GREEDY, args.rounds)
+                found["alone_drawn"] = alone(model, batch, DRAWN, args.rounds)
             line[f"batch_{batch}"] = {name: round(value, 2) for name, value in found.items()}
             rows.append(
                 [batch, *(f"{found[n]:,.1f}" if n in found else "" for n in ("ours", "drawn", "peer", "ratio"))]

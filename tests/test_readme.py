@@ -105,7 +105,7 @@ def small_packages(package):
 
 def small(words):
     verb, *rest = words
-    more = list(SMALLER[verb])
+    more = list(SMALLER.get(verb, []))
     if verb == "train" and any("pretrain" in w or "init.model" in w for w in rest):
         more += TINY_MODEL
     if "seed/tokenizer" in rest:
@@ -117,6 +117,8 @@ def test_every_command_runs(newcomer, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115, PTH123  (a chat without questions ends)
     for words in commands("README.md"):
         if "runs/quickstart" in " ".join(words):  # what make quickstart makes: the next test
+            continue
+        if words[1].startswith("--"):  # would change this user's shell; test_keys.py tries completion itself
             continue
         app(small(words[1:]), standalone_mode=False)
     assert (newcomer / "runs/seed/medical/model/config.json").is_file()

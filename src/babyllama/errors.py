@@ -1,6 +1,6 @@
 """The one exception that stands for a fault in what the user gave: a file, a key, a value, a request.
 
-The command line prints it as one line and leaves with exit code 2; anything else is a defect of ours and keeps
+The command line prints it as one line and exits with code 2; anything else is a defect of ours and keeps
 its traceback. Not here: recovery, logging.
 """
 
@@ -11,7 +11,7 @@ class InputError(ValueError):
 
 def needs_extra(package: str, extra: str) -> InputError:
     """The error for an optional package that is not installed."""
-    return InputError(f"this needs the package {package}: pip install 'babyllama[{extra}]'")
+    return InputError(f"this needs the package {package}; in babyllama's folder: pip install -e '.[{extra}]'")
 
 
 class Interrupted(Exception):

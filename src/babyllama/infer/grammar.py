@@ -30,7 +30,7 @@ class Grammars:
             import llguidance
         except ImportError:
             raise InputError("answers of a given form need llguidance; install it with: "
-                             "pip install 'babyllama[serve]'") from None  # fmt: skip
+                             "pip install -e '.[serve]'") from None  # fmt: skip
         self._library: Any = llguidance
         size = tokenizer.vocab_size
         self._tokens = llguidance.LLTokenizer(tokenizer.backend.to_str(), n_vocab=size, eos_token=tokenizer.eos_id)

@@ -1,0 +1,98 @@
+"""Every command in the docs: babyllama's are read as the command line reads them, up to the recipe that they make;
+of the scripts in bench/ the options exist. Both languages give the same commands. (test_readme.py runs the README.)"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from babyllama.recipe import load_recipe
+from babyllama.verbs import VERBS, recipe_type
+from babyllama.words import understand
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES.remove(ROOT / "docs" / "log.md")  # what was run on a day, with the command line of that day
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SHOWN = "…"  # stands for what the reader fills in
+
+
+def blocks(page: Path) -> list[str]:
+    """Fenced shell blocks, continued lines joined; the picture of how runs follow each other is none."""
+    found = [body for language, body in FENCE.findall(page.read_text("utf-8")) if language in ("", "sh", "bash")]
+    return [body.replace("\\\n", " ") for body in found if "─▶" not in body]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Words of every command line in fenced blocks and in inline code."""
+    spans = re.findall(r"`([^`]+)`", FENCE.sub("", page.read_text("utf-8")))
+    lines = [line for block in blocks(page) for line in block.splitlines()] + [" ".join(s.split()) for s in spans]
+    kinds = re.compile(r"(babyllama|python bench/|torchrun|accelerate launch|deepspeed --|srun torchrun)")
+    found = [shlex.split(line, comments=True) for line in lines if kinds.match(line) and SHOWN not in line]
+    return [words for words in found if len(words) > 1]
+
+
+def of_babyllama(words: list[str]) -> list[str] | None:
+    """What comes after the program's name, behind a launcher too."""
+    if words[0] == "babyllama":
+        return words[1:]
+    return words[words.index("babyllama.cli") + 1 :] if "babyllama.cli" in words else None
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("my.yaml", "RUN/recipe.yaml"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{out: runs/mine, data: {path: runs/corpus}, plan: {steps: 10}}\n")
+    (tmp_path / "RUN/run.json").write_text('{"verb": "train"}')
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_makes_its_recipe(page, place):
+    for words in commands(page):
+        after = of_babyllama(words)
+        if after is None or after[0] not in VERBS or "--help" in after or len(after) == 1:  # the last only names a verb
+            continue
+        verb, *rest = after
+        given = [word for word in rest if word not in ("--keys", "--print-config")]
+        said = understand(recipe_type(verb), given, verb, VERBS[verb][1])
+        assert load_recipe(recipe_type(verb), said.source, said.settings)
+
+
+def test_every_verb_that_is_named_exists():
+    for page in PAGES:
+        for words in commands(page):
+            after = of_babyllama(words)
+            if after and re.fullmatch(r"[a-z]+", after[0]):
+                assert after[0] in {*VERBS, "recipes"}, (page.name, words)
+
+
+def test_the_scripts_have_the_options_that_the_docs_give():
+    seen = 0
+    for page in PAGES:
+        for words in commands(page):
+            if words[0] == "python":
+                source = (ROOT / words[1]).read_text("utf-8")
+                for option in [word for word in words[2:] if word.startswith("--")]:
+                    assert f'"{option}"' in source, (page.name, words)
+                seen += 1
+    assert seen > 10
+
+
+@pytest.mark.parametrize("chinese", sorted((ROOT / "docs").glob("*.zh-CN.md")), ids=lambda page: page.name)
+def test_both_languages_give_the_same_commands(chinese):
+    english = chinese.with_name(chinese.name.replace(".zh-CN", ""))
+    in_blocks = [[shlex.split(line, comments=True) for body in blocks(page) for line in body.splitlines()]
+                 for page in (english, chinese)]  # fmt: skip
+    assert in_blocks[0] == in_blocks[1]
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)

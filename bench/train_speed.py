@@ -31,7 +31,7 @@ from record import RESULTS, Peak, append, facts, forget, median_ratio, surviving
 from torch import nn
 
 from babyllama.data.streams.batches import Batch
-from babyllama.hardware import peak_flops
+from babyllama.hardware import peak_flops, utilisation
 from babyllama.load import default_device
 from babyllama.model.config import ModelChoice, ModelConfig
 from babyllama.train.optimizers.optim import AdamW, Cosine, Muon
@@ -221,7 +221,7 @@ class Contest:
             "tokens_per_second": round(rate),
             "lowest": round(min(self.rates)),
             "highest": round(max(self.rates)),
-            "mfu": round(rate * setup.config.flops_per_token(setup.context) / peak, 4),
+            "mfu": utilisation(rate * setup.config.flops_per_token(setup.context), peak),
             "peak_gib": self.peak_gib,
             "first_step_s": round(self.first_step_s, 2),
             "second_step_s": round(self.second_step_s, 2),
@@ -363,7 +363,8 @@ def main() -> None:
         figures = entry.figures(reference)
         append(file, {**where, **about, **figures})
         ratios = [figures["times_faster"].get(r.label) for r in reference]
-        rows.append([entry.label, f"{figures['tokens_per_second']:,}", f"{figures['mfu']:.1%}", entry.peak_gib,
+        mfu = "–" if figures["mfu"] is None else f"{figures['mfu']:.1%}"
+        rows.append([entry.label, f"{figures['tokens_per_second']:,}", mfu, entry.peak_gib,
                      f"{entry.first_step_s:.1f}", f"{entry.second_step_s:.2f}", *ratios])  # fmt: skip
     table(["contender", "tokens/s", "MFU", "peak GiB", "1st step s", "2nd", *(f"× {r.label}" for r in reference)], rows)
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from babyllama import recipe as module
 from babyllama.errors import InputError
@@ -308,6 +308,22 @@ def test_near_misses_and_what_to_write(typed, said):
     with pytest.raises(InputError) as error:
         load_recipe(Deep, None, typed)
     assert said in str(error.value).splitlines()
+
+
+class Silent(Recipe):
+    size: int = 2
+
+    @field_validator("size")
+    @classmethod
+    def _even(cls, size: int) -> int:
+        if size % 2:
+            raise AssertionError  # as `assert` does outside of pytest
+        return size
+
+
+def test_a_check_without_a_word_still_names_key_and_value():
+    with pytest.raises(InputError, match=r"^size: not allowed, got 3$"):
+        load_recipe(Silent, None, ["size=3"])
 
 
 # ── dump → load ────────────────────────────────────────────────────────────────────────────────────────────────────

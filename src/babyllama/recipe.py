@@ -278,7 +278,7 @@ def _explain(kind: type[BaseModel], item: Any, where: str) -> str:
         meant = " or ".join(near(kind, path, known))
         hint = f"; did you mean {meant}?" if meant else f"; known keys: {', '.join(known)}" if known else ""
         return f"{where}{path}: unknown key{hint}"
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ") or "not allowed"
     if item["type"] == "missing":
         fields = fields_of(kind, path)
         about = next((f" ({field.description})" for field in fields if field.description), "")

@@ -218,6 +218,21 @@ def test_held_out_is_what_no_training_of_the_model_or_its_ancestors_saw(tmp_path
         assert [provenance(tuned).of_text(t, choice) for t in texts] == ["held out", beyond, beyond]
 
 
+def test_a_text_that_max_documents_may_have_left_out_is_not_called_trained_on(tmp_path):
+    file = tmp_path / "poems.jsonl"
+    file.write_text("".join(json.dumps({"text": f"{text}春眠不觉晓"}) + "\n" for text in range(9)), "utf-8")
+    small_tokenizer().save(tmp_path / "tok")
+    found = {}
+    for name, cut in {"whole": {}, "first": {"max_documents": 4}, "short": {"max_characters": 4000}}.items():
+        choice = CorpusChoice(path=str(file), **cut)
+        prepare.main(prepare.PrepareRecipe(out=tmp_path / name, tokenizer=tmp_path / "tok", corpora=(choice,),
+                                           validation=0.0, workers=1))  # fmt: skip
+        history = provenance(a_run(tmp_path / f"run-{name}", data=tmp_path / name))
+        found[name] = history.of_text("8春眠不觉晓", CorpusChoice(path=str(file)))
+        assert history.of_split(Prepared.open(tmp_path / name), "train") == "trained on"
+    assert found == {"whole": "trained on", "first": "unknown", "short": "unknown"}
+
+
 def test_a_past_that_is_not_known_is_said_so(tmp_path):
     data = some_data(tmp_path / "data", 0.2, "x")
     foreign = a_run(tmp_path / "foreign", tmp_path / "nowhere", data)

@@ -136,6 +136,22 @@ def test_steps_without_any_target_change_nothing_and_say_so(tmp_path):
     assert len([line for line in trainer.show.lines if "none of its 4 rows has a target" in line]) == 1
 
 
+def test_a_step_without_targets_has_no_loss_of_its_own(tmp_path):
+    """The newest loss belongs to an earlier step: neither files nor people are told it again."""
+
+    class HalfMasked(Formula):
+        def batch(self, first_row, count):
+            batch = super().batch(first_row, count)
+            return batch if first_row < 8 else replace(batch, targets=torch.full_like(batch.targets, IGNORE))
+
+    trainer = small_trainer(tmp_path / "run", steps=4)  # of 4 rows
+    trainer.stream = HalfMasked()
+    trainer.train()
+    assert [line["step"] for line in trainer.run.metrics() if line["kind"] == "train"] == [1, 2]
+    assert [line for line in trainer.show.lines if "no target, nothing" in line] == [
+        "step 3/4  no target, nothing learned", "step 4/4  no target, nothing learned"]  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_best_holds_the_model_of_the_lowest_validation_loss(tmp_path, dtype):
     losses, seen, tokenizer = iter([5.0, 3.0, 4.0]), [], train_bpe(["你好，春天来了。"], 280)

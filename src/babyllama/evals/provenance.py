@@ -22,7 +22,8 @@ Standing = Literal["held out", "trained on", "unknown"]
 
 
 class Provenance(NamedTuple):
-    """folders: prepared data of all its trainings.  sources: what those were made from: files, names of corpora.
+    """folders: prepared data of all its trainings.
+    sources: what those were made from in full: files, names of corpora. A corpus cut by max_documents is not there.
     held_out: the share of all texts, by hash, that none of them saw; None where some training is not known.
     trainings: the sources and the held-out share of each prepared folder; text of other sources is taken for new to it.
     context: plan.context of its last training; None where that was the model's whole context, or is not known.
@@ -80,16 +81,18 @@ def _from(data: list[Prepared | None], context: int | None) -> Provenance:
     known = [prepared for prepared in data if prepared is not None]
     return Provenance(
         folders=frozenset(prepared.path.resolve() for prepared in known),
-        sources=_sources(known),
+        sources=_sources(known, whole=True),
         held_out=min(prepared.manifest["validation"] for prepared in known) if len(known) == len(data) else None,
         trainings=tuple((_sources([prepared]), prepared.manifest["validation"]) for prepared in known),
         context=context,
     )
 
 
-def _sources(data: list[Prepared]) -> frozenset[str]:
+def _sources(data: list[Prepared], whole: bool = False) -> frozenset[str]:
+    """What the folders were made from; `whole`: only corpora that were taken in full."""
     corpora = [pair for prepared in data for pair in prepared.manifest["corpora"].items()]
-    return frozenset(_source(name) for label, corpus in corpora for name in (label, corpus["source"]))
+    taken = [(label, corpus) for label, corpus in corpora if not (whole and corpus.get("part"))]
+    return frozenset(_source(name) for label, corpus in taken for name in (label, corpus["source"]))
 
 
 def _source(name: str | Path) -> str:

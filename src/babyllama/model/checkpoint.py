@@ -7,7 +7,7 @@ Not here: tokenizer files, dtype and device policy, anything that unpickles.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,10 +47,11 @@ def hugging_face_name(name: str) -> str:
 
 
 def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packing: Packing | None = None,
-               pad_id: int | None = None) -> None:  # fmt: skip
+               pad_id: int | None = None, stops: Collection[int] = ()) -> None:  # fmt: skip
     """Write config.json, generation_config.json and model.safetensors into an existing folder.
 
-    The weights are written in the parameters' own dtype; without a `pad_id` the end token fills batches.
+    The weights are written in the parameters' own dtype; without a `pad_id` the end token fills batches. `stops`: what
+    ends a text besides the end token.
     """
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **(packing.tensors if packing else {})}
     weights = {hugging_face_name(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -62,6 +63,8 @@ def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packi
         config["quantization_config"] = packing.settings
     write_json(folder / "config.json", config, indent=2)
     generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if others := sorted(set(stops) - {eos_id}):
+        generation["eos_token_id"] = [eos_id, *others]
     write_json(folder / "generation_config.json", generation, indent=2)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 

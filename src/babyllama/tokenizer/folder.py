@@ -29,6 +29,7 @@ class Stored(NamedTuple):
     sentencepiece_model: bytes | None
     adds_bos: bool
     pad_token: str | None
+    stops: frozenset[int] = frozenset()
 
 
 def read_folder(path: Path) -> Stored:
@@ -111,7 +112,17 @@ def _stored(folder: Path, backend: tokenizers.Tokenizer, adds_bos: bool | None =
     pad = _token_name(config.get("pad_token"), folder)
     if pad is not None and (backend.token_to_id(pad) is None or pad in (eos, *SPECIAL_TOKENS)):
         pad = None  # chosen anew by the template
-    return Stored(backend, bos, eos, template, _same_sentencepiece(folder, backend), adds, pad)
+    sentencepiece_model = _same_sentencepiece(folder, backend)
+    return Stored(backend, bos, eos, template, sentencepiece_model, adds, pad, _stops(folder))
+
+
+def _stops(folder: Path) -> frozenset[int]:
+    """What the model's generation_config.json lets end a text; a foreign one may name several tokens."""
+    found = _read_json(folder / "generation_config.json").get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int for token in ids):
+        raise InputError(f"{folder}/generation_config.json: eos_token_id must be ids, got {found!r:.80}")
+    return frozenset(ids)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class ConfigIds(TypedDict):
     bos_id: int
     eos_id: int
     pad_id: int
+    stops: frozenset[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,7 @@ class Tokenizer:
     sentencepiece_model: bytes | None = None  # encodes faster, to the same ids
     adds_bos: bool = False  # a text begins with bos; else after the eos of the text before it
     own_pad: str | None = None  # the folder's
+    stops: frozenset[int] = frozenset()  # what else ends a text, as the folder's generation_config.json says
 
     def __post_init__(self) -> None:
         self.backend.encode_special_tokens = True  # a special token written in a text stays text
@@ -62,7 +64,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:  # what is cached stays behind
         fields = (self.bos_token, self.eos_token, self.chat_template, self.sentencepiece_model)
-        return type(self), (self.backend, *fields, self.adds_bos, self.own_pad)
+        return type(self), (self.backend, *fields, self.adds_bos, self.own_pad, self.stops)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -117,7 +119,8 @@ class Tokenizer:
     @property
     def config_ids(self) -> ConfigIds:
         """What config.json says of a model with this tokenizer; its bos is the one of `save`."""
-        return {"bos_id": self._id(self._written_bos), "eos_id": self.eos_id, "pad_id": self.pad_id}
+        return {"bos_id": self._id(self._written_bos), "eos_id": self.eos_id, "pad_id": self.pad_id,
+                "stops": self.stops}  # fmt: skip
 
     @property
     def _written_bos(self) -> str:
@@ -142,8 +145,8 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """What ends an answer or a text: any special token, since neither holds one."""
-        return self.special_ids
+        """What ends an answer or a text: any special token, since neither holds one, and the folder's own."""
+        return self.special_ids | self.stops
 
     @property
     def names(self) -> dict[str, str]:

@@ -252,7 +252,8 @@ class Trainer:
     # ── what people see ────────────────────────────────────────────────────────────────────────────────────────
     def _log(self, step: int) -> None:
         done, outcome = self.progress, self.outcome
-        if outcome is None:  # no step had a target
+        if outcome is None or outcome.step != step:  # the newest loss is of a step before
+            self.journal.line(f"step {step}/{self.steps}  no target, nothing learned")
             return
         tokens, seconds = done.tokens - self.logged[0], done.seconds - self.logged[1]
         self.logged = done.tokens, done.seconds

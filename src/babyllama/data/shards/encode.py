@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from babyllama.atomic import write_atomic
+from babyllama.atomic import write_atomic, write_json
 from babyllama.data.shards.shards import SPLITS, VERSION, shard_digest, token_dtype
 from babyllama.data.shards.workers import spread
 from babyllama.data.sources.corpora import Source
@@ -147,7 +147,7 @@ def encode_blob(job: Job) -> Done:
     written = {name: _write(job, name, split) for name, split in splits.items() if split.rows}
     record = {"bad": parsed.bad, "dropped": parsed.dropped, "first_bad": parsed.first_bad,
               "notes": dict(parsed.notes), "splits": written}  # fmt: skip
-    write_atomic(job.record, json.dumps({"key": job.key, **record}))
+    write_json(job.record, {"key": job.key, **record}, indent=None)
     return Done(job.label, job.index, job.blob.position, **record)
 
 
@@ -207,7 +207,7 @@ def write_manifest(folder: Path, sources: list[Source], done: list[Done], plan: 
         "dtype": token_dtype(tokenizer.vocab_size).name, "chat_template": plan.template,
         "validation": plan.validation, "corpora": corpora,
     }  # fmt: skip
-    write_atomic(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1))
+    write_json(folder / "manifest.json", manifest)
     return manifest
 
 
@@ -229,6 +229,6 @@ def _corpus(source: Source, done: list[Done]) -> dict[str, Any]:
             f"corpus {source.label}: no document in {source.source} ({dropped} too long or with nothing to learn, "
             f"{bad} bad{'; not used: ' if notes else ''}{', '.join(notes)})"
         )
-    return {"kind": source.kind, "licence": source.licence, "source": source.source, "bad": bad, "dropped": dropped,
-            "first_bad": next((d.first_bad for d in done if d.first_bad), ""), "notes": dict(notes.most_common()),
-            "splits": splits}  # fmt: skip
+    return {"kind": source.kind, "licence": source.licence, "source": source.source, "part": source.part,
+            "bad": bad, "dropped": dropped, "first_bad": next((d.first_bad for d in done if d.first_bad), ""),
+            "notes": dict(notes.most_common()), "splits": splits}  # fmt: skip

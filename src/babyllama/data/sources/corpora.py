@@ -43,7 +43,7 @@ class Source:
     """A choice made ready to read: `blobs` starts over at each call; `size` is in bytes on disk where that is known.
 
     `guessed`: the kind was told by the first record. `passed_over` names the files of a folder that are not read,
-    and `hint` says what the user may have meant.
+    and `hint` says what the user may have meant. `part`: the recipe may leave some of its documents out.
     """
 
     label: str
@@ -56,6 +56,7 @@ class Source:
     guessed: bool = False
     passed_over: tuple[str, ...] = ()
     hint: str = ""
+    part: bool = False
 
 
 class CorpusChoice(Recipe):
@@ -125,7 +126,8 @@ class CorpusChoice(Recipe):
         left = tuple(passed_over(self.path)) if self.path else ()
         whole = self.format == "auto" and any(".txt" in file.suffixes for file in files)
         hint = "a .txt file is one document; format: lines makes each of its lines one" if whole else ""
-        return Source(self.stored_as, kind, corpus.licence, origin, shape, size, blobs, guessed, left, hint)
+        part = self.max_documents is not None or self.max_characters is not None
+        return Source(self.stored_as, kind, corpus.licence, origin, shape, size, blobs, guessed, left, hint, part)
 
     @property
     def _codec(self) -> str:

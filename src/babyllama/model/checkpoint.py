@@ -20,7 +20,7 @@ from babyllama.atomic import write_json
 from babyllama.errors import InputError
 from babyllama.model.config import ModelConfig, extended, from_hugging_face, to_hugging_face
 from babyllama.model.laws import RopeConfig
-from babyllama.model.rope import exact
+from babyllama.model.roles import exact
 from babyllama.model.transformer import Transformer, make_rope
 
 DTYPE_FROM = ("embed_tokens.weight", "norm.weight")  # whose dtype is the model's; an embedding may be packed

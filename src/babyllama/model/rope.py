@@ -84,11 +84,6 @@ FREQUENCIES: dict[str, Callable[[Any, int], Tensor]] = {
 }
 
 
-def exact(name: str) -> bool:
-    """Whether a parameter is a law's: those stay float32 in a model of half precision."""
-    return "rope" in name.split(".")
-
-
 class Rope(nn.Module):
     """positions (B, T) → cos, sin (B, 1, T, D), each in float32: at position 10⁴ a bf16 angle is off by radians."""
 

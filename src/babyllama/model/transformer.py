@@ -22,7 +22,8 @@ from babyllama.model.cache import KVCache
 from babyllama.model.clex import Clex
 from babyllama.model.config import ModelConfig
 from babyllama.model.fused import rotate_joined, swiglu_down
-from babyllama.model.rope import DynamicNtk, Rope, exact, rotate, spans
+from babyllama.model.roles import exact
+from babyllama.model.rope import DynamicNtk, Rope, rotate, spans
 
 
 class RMSNorm(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from babyllama.data.streams.batches import Batch
-from babyllama.model.rope import exact
+from babyllama.model.roles import exact
 from babyllama.model.transformer import Transformer
 from babyllama.train.losses.objectives import Objective
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from babyllama.model.attention import Attend, attend_sdpa
-from babyllama.model.rope import exact
+from babyllama.model.roles import exact
 from babyllama.model.transformer import Transformer
 from babyllama.train.engines.world import World
 from babyllama.train.lisa import Lisa

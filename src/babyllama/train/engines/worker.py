@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError
-from babyllama.model.rope import exact
+from babyllama.model.roles import exact
 from babyllama.model.transformer import Attention, Transformer
 from babyllama.train.engines.precision import InHalf, LossModule
 from babyllama.train.engines.setting import Setting

@@ -15,6 +15,7 @@ from torch import nn
 
 from babyllama.hardware import bf16_is_faster
 from babyllama.model.lora import is_whole
+from babyllama.model.roles import Role, role
 from babyllama.recipe import Recipe
 from babyllama.train.optimizers.galore import GaloreAdamW
 from babyllama.train.optimizers.muon import StackedMuon
@@ -152,8 +153,8 @@ class GaLore(Recipe):
 
 
 def in_block(name: str, parameter: nn.Parameter) -> bool:
-    """Whether it is a matrix inside a block, which Muon takes: not the embedding, the head, a norm or a RoPE law."""
-    return parameter.ndim == 2 and not name.startswith(("embed_tokens", "lm_head", "rope."))
+    """Whether it is a matrix inside a block, which Muon takes."""
+    return role(name, parameter) is Role.MATRIX
 
 
 def _inside_and_out(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

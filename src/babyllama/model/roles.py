@@ -1,0 +1,36 @@
+"""What a parameter is in the model, by its name and shape: the one place that knows.
+
+Optimisers, precision, freezing and checks ask here. A name may be of the model, of a module around it (``model.``…) or
+of a wrapper inside (``embed_tokens.own.weight``). A tied head and its embedding are one parameter, whose first name is
+the embedding's. Not here: what follows from a role.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from torch import Tensor
+
+
+class Role(StrEnum):
+    """Matrix: inside a block. Vector: a norm's weights, and an adapter's or OneBit's factors of rows."""
+
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    MATRIX = "matrix"
+    VECTOR = "vector"
+    ROPE = "rope"
+
+
+_PLACES = {"rope": Role.ROPE, "embed_tokens": Role.EMBEDDING, "lm_head": Role.HEAD}
+
+
+def role(name: str, parameter: Tensor) -> Role:
+    """The role of the parameter of that dotted name."""
+    place = next((_PLACES[part] for part in name.split(".") if part in _PLACES), None)
+    return place or (Role.MATRIX if parameter.ndim >= 2 else Role.VECTOR)
+
+
+def exact(name: str) -> bool:
+    """Whether a parameter is a RoPE kind's own: those stay float32 in a model of half precision."""
+    return "rope" in name.split(".")

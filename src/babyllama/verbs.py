@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,6 +43,7 @@ _WORDS = {  # what the words after a verb are: how they are shown, and said
     "model": ("[MODEL]", "a run or a Hugging Face folder (or a recipe file, NAME.yaml)"),
     "target": ("[RUN | RECIPE]", "a train run or a train recipe"),
     "models": ("[MODEL]...", "runs or Hugging Face folders (or a recipe file, NAME.yaml)"),
+    "url": ("[URL]", "a server's address, up to /v1 (or a recipe file, NAME.yaml)"),
     "runs": ("[RUN]...", "the runs, in order (or a recipe file, NAME.yaml)"),
 }
 
@@ -50,7 +52,7 @@ def verb(kind: str, subject: str | None = None) -> Callable[[Callable[[], None]]
     """Make a verb of a function's name and docstring."""
 
     def register(described: Callable[[], None]) -> None:
-        name = described.__name__
+        name = described.__name__.replace("_", "-")
         VERBS[name] = (kind, subject)
         after = typer.Argument(None, metavar=_WORDS[subject][0], help=_WORDS[subject][1], autocompletion=complete)
 
@@ -84,7 +86,7 @@ def _run(name: str, words: list[str], keys: bool, config: bool) -> None:
         print(dump_recipe(recipe), end="")
         return
     interrupts.raise_from_now()
-    import_module(f"babyllama.commands.{name}").main(recipe)
+    _module(name).main(recipe)
 
 
 @verb("QuickstartRecipe")
@@ -208,6 +210,16 @@ def serve() -> None:
     """
 
 
+@verb("BenchServeRecipe", "url")
+def bench_serve() -> None:
+    """How fast a server answers: throughput, first token, time between events; any that speaks OpenAI's protocol.
+
+    \b
+      babyllama bench-serve clients=64 seconds=30
+      babyllama bench-serve http://127.0.0.1:8080/v1 clients=8 max_tokens=64 out=figures.json
+    """
+
+
 @verb("EvaluateRecipe", "model")
 def evaluate() -> None:
     """Loss, bits per byte and answers of a run, written to its evals/.
@@ -265,7 +277,12 @@ def _options(
 
 def recipe_type(name: str) -> type[Recipe]:
     """The recipe of a verb; imports what the verb needs."""
-    return getattr(import_module(f"babyllama.commands.{name}"), VERBS[name][0])
+    return getattr(_module(name), VERBS[name][0])
+
+
+def _module(name: str) -> ModuleType:
+    """commands/VERB.py"""
+    return import_module(f"babyllama.commands.{name.replace('-', '_')}")
 
 
 def call(words: list[str]) -> int:

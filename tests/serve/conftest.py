@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,16 @@ class Server:
     url: str
     process: subprocess.Popen[str]
     log: Path
+
+    def answered(self, since: int, count: int = 1) -> list[dict]:
+        """The log's lines of completions after line `since`; a line comes just after its answer has ended."""
+        until = time.monotonic() + 30
+        while True:
+            lines = [json.loads(line) for line in self.log.read_text("utf-8").splitlines()[since:]]
+            found = [line for line in lines if line["route"].endswith("completions")]
+            if len(found) >= count or time.monotonic() > until:
+                return found
+            time.sleep(0.02)
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)

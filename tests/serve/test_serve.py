@@ -124,6 +124,20 @@ def test_texts_are_continued_several_at_once_and_echoed(official):
     assert found.usage.completion_tokens == sum(map(len, alone))
 
 
+def test_answers_of_a_given_form(official):
+    schema = {"type": "object", "properties": {"animal": {"enum": ["小羊驼", "llama"]}, "legs": {"enum": [2, 4]}},
+              "required": ["animal", "legs"], "additionalProperties": False}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "animal", "schema": schema}}
+    found = official.chat.completions.create(model="taught", messages=ASKED, n=2, seed=1, response_format=form)
+    for choice in found.choices:
+        told = json.loads(choice.message.content)
+        assert told["animal"] in ("小羊驼", "llama") and told["legs"] in (2, 4) and choice.finish_reason == "stop"
+    with pytest.raises(openai.BadRequestError, match="response_format"):
+        official.chat.completions.create(
+            model="taught", messages=ASKED, response_format={"type": "json_schema", "json_schema": {"name": "x"}}
+        )
+
+
 def test_curl(server):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
@@ -166,6 +180,11 @@ FAULTS = {
     "out of range": (chat(top_p=1.5), 400, "top_p: input should be less than or equal to 1"),
     "five stops": (chat(stop=list("abcde")), 400, "stop: list should have at most 4"),
     "a bias beyond the words": (chat(logit_bias={"99999": 1}), 400, "logit_bias: 99999 is no token"),
+    "no schema": (
+        chat(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "nix"}}}),
+        400,
+        "response_format: json_schema",
+    ),
     "tools": (chat(tools=[{"type": "function"}]), 400, "tools"),
     "too long": (chat(messages=[{"role": "user", "content": "长" * 300}]), 400, f"context length is {CONTEXT} tokens"),
     "a big body": (chat(messages=[{"role": "user", "content": "a" * 200_000}]), 413, "limit of 100000 bytes"),
@@ -251,19 +270,17 @@ def test_a_client_that_vanishes_frees_its_rows(server, client, stream):
     while metric(client, running) and time.monotonic() < until:
         time.sleep(0.02)
     assert metric(client, running) == 0
-    lines = [json.loads(line) for line in server.log.read_text().splitlines()[before:]]
-    gone = next(line for line in lines if line["route"] == "/v1/completions")
+    (gone,) = server.answered(before)
     assert gone["status"] == (200 if stream else 499) and gone["tokens_out"] < 8 * (LONG - 2)
 
 
 def test_log_and_metrics_count_tokens_and_keep_texts_secret(server, client):
     name = 'babyllama_tokens_total{model="taught",side="out"}'
-    before = metric(client, name)
+    before, lines = metric(client, name), len(server.log.read_text("utf-8").splitlines())
     found = client.post(
         "/v1/chat/completions", content=chat(temperature=0), headers={"Content-Type": "application/json"}
     )
     assert metric(client, name) - before == found.json()["usage"]["completion_tokens"] == 2
-    lines = [json.loads(line) for line in server.log.read_text("utf-8").splitlines()]
-    line = next(line for line in reversed(lines) if line["route"] == "/v1/chat/completions")
+    (line,) = server.answered(lines)
     assert (line["model"], line["status"], line["tokens_out"]) == ("taught", 200, 2) and line["ms"] > 0
     assert line.keys() == {"time", "method", "route", "model", "status", "tokens_in", "tokens_out", "ms"}

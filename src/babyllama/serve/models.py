@@ -10,8 +10,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from babyllama.errors import InputError
+from babyllama.infer.grammar import Grammars
 from babyllama.serve.faults import Refused
 from babyllama.serve.worker import Worker
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -27,6 +29,11 @@ class Served:
     adapter: str | None = None
     users: int = 0
     last: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What makes masks for answers of a given form. Raises InputError where llguidance is not installed."""
+        return Grammars(self.tokenizer)
 
     @property
     def context(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from babyllama.errors import InputError
-from babyllama.infer.request import Request
+from babyllama.infer.request import Request, TokenMask
 from babyllama.infer.sampling import Sampling
 from babyllama.serve.faults import Refused
 from babyllama.serve.models import Served
@@ -122,15 +122,26 @@ def requests_of(served: Served, asked: Sampled, prompts: Sequence[Prompt], defau
     seed = secrets.randbits(62) if asked.seed is None else asked.seed
     stop = served.tokenizer.stop_ids
     return [Request(prompt.tokens, sampling, limit if wanted is None else wanted, stop, (seed + i) % 2**63, logprobs,
-                    served.adapter)
+                    served.adapter, _mask(served, asked))
             for prompt in prompts for i in range(asked.n or 1)]  # fmt: skip
+
+
+def _mask(served: Served, asked: Sampled) -> TokenMask | None:
+    """Of one answer: what keeps it to its form."""
+    form = asked.response_format
+    if form is None or form.type == "text":
+        return None
+    schema = {"type": "object"} if form.type == "json_object" else (form.json_schema or {}).get("schema")
+    if not isinstance(schema, dict):
+        raise Refused(400, "response_format.json_schema.schema: must be a JSON Schema", "response_format")
+    try:
+        return served.grammars.json_schema(schema)
+    except InputError as error:
+        raise Refused(400, f"response_format: {error}", "response_format") from None
 
 
 def _check_supported(asked: Sampled) -> None:
     """Refuse what would change the answer and is not there."""
-    if asked.response_format is not None and asked.response_format.type != "text":
-        raise Refused(400, f"response_format: {asked.response_format.type} is not supported by this server; "
-                      "leave it out", "response_format")  # fmt: skip
     if isinstance(asked, ChatRequest):
         if asked.tools:
             raise Refused(400, "tools: the models here call no tools; leave them out", "tools")

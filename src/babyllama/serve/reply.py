@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from babyllama.errors import InputError
-from babyllama.infer.request import Event
+from babyllama.infer.request import Event, Request
 from babyllama.infer.sampling import Sampling
 from babyllama.serve.choices import Choice, Json
 from babyllama.serve.faults import SERVER_FAULT, Refused, json_bytes
@@ -90,8 +90,7 @@ class Completion:
         """Answer it. Raises Refused before anything was sent; a later fault is told in the stream."""
         self.record.model = self.asked.model
         async with self.models.use(self.asked.model) as served:
-            self.prompts = await asyncio.to_thread(prompts_of, served, self.asked)
-            requests = requests_of(served, self.asked, self.prompts, self.defaults, self.limits.tokens)
+            requests = await asyncio.to_thread(self._requests, served)
             self._admit(served, len(requests))
             stops, n = stops_of(self.asked), self.asked.n or 1
             self.choices = [Choice(served.tokenizer, prompt, stops) for prompt in self.prompts for _ in range(n)]
@@ -106,6 +105,11 @@ class Completion:
                 served.worker.give_up(answers)
                 self.record.tokens_out = sum(choice.tokens for choice in self.choices)
                 self.metrics.answered(served.name, self.record.tokens_in, self.record.tokens_out)
+
+    def _requests(self, served: Served) -> list[Request]:
+        """On another thread: long texts and grammars take time."""
+        self.prompts = prompts_of(served, self.asked)
+        return requests_of(served, self.asked, self.prompts, self.defaults, self.limits.tokens)
 
     # ── limits ─────────────────────────────────────────────────────────────────────────────────────────────────
     def _admit(self, served: Served, count: int) -> None:

@@ -1,0 +1,162 @@
+"""bench-serve: how fast a server answers, whichever it is, as long as it speaks OpenAI's protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import quantiles
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from babyllama.atomic import write_json
+from babyllama.errors import InputError, needs_extra
+from babyllama.recipe import Recipe
+
+if TYPE_CHECKING:
+    import httpx
+
+KEY = "OPENAI_API_KEY"
+
+
+class BenchServeRecipe(Recipe):
+    """So many clients ask one after the other until so many requests or seconds are over."""
+
+    url: str = Field(default="http://127.0.0.1:8000/v1", description="up to /v1")
+    model: str = Field(default="", description="empty: the first that the server has")
+    clients: int = Field(default=8, ge=1, le=4096, description="at the same time")
+    requests: int = Field(default=100, ge=1, description="in all, at most")
+    seconds: float = Field(default=30, gt=0, description="after which no new request begins")
+    prompt: str = Field(default="春天来了，", description="each request gets a number before it, so that none is known")
+    max_tokens: int = Field(default=128, ge=1)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    chat: bool = Field(default=False, description="ask chat completions, not text completions")
+    timeout: float = Field(default=120, gt=0, description="seconds for one request")
+    api_key: str = Field(default="", description=f"empty: from ${KEY}")
+    out: Path | None = Field(default=None, description="a JSON file for the figures")
+
+
+@dataclass
+class Seen:
+    """What the clients saw. Times are in seconds.
+
+    Attributes:
+        first: from a request to its first text.
+        gaps: between two events of a stream, which may each carry several tokens.
+        tokens: of all answers, as the server counts them.
+    """
+
+    first: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    tokens: int = 0
+    done: int = 0
+    refused: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+def main(recipe: BenchServeRecipe) -> None:
+    """Ask, then print the figures.
+
+    Raises:
+        InputError: nobody answers at the URL, a wrong key, no request that succeeded.
+    """
+    found = asyncio.run(measure(recipe))
+    for name, value in found.items():
+        print(f"{name:28} {value}")
+    if recipe.out is not None:
+        write_json(recipe.out, {**recipe.model_dump(mode="json", exclude={"api_key"}), **found})
+
+
+async def measure(recipe: BenchServeRecipe) -> dict[str, Any]:
+    """The figures by name."""
+    try:
+        import httpx
+    except ImportError:
+        raise needs_extra("httpx", "serve") from None
+    key = recipe.api_key or os.environ.get(KEY, "")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    seen, numbers = Seen(), iter(range(recipe.requests))
+    async with httpx.AsyncClient(headers=headers, timeout=recipe.timeout, limits=limits) as client:
+        try:
+            listed = await client.get(f"{recipe.url.rstrip('/')}/models")
+            listed.raise_for_status()
+            model = recipe.model or listed.json()["data"][0]["id"]
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+            raise InputError(f"url={recipe.url}: no server with models answers there ({error}); start one with: "
+                             "babyllama serve RUN") from None  # fmt: skip
+        began = time.perf_counter()
+        until = began + recipe.seconds
+        await asyncio.gather(*(_client(client, recipe, model, numbers, until, seen) for _ in range(recipe.clients)))
+        wall = time.perf_counter() - began
+    if not seen.done:
+        raise InputError(f"url={recipe.url}: no request succeeded; the first fault: {(seen.errors or ['busy'])[0]}")
+    return _figures(model, recipe, seen, wall)
+
+
+async def _client(client: httpx.AsyncClient, recipe: BenchServeRecipe, model: str, numbers: Any, until: float,
+                  seen: Seen) -> None:  # fmt: skip
+    import httpx
+
+    for number in numbers:
+        if time.perf_counter() >= until:
+            return
+        try:
+            await _ask(client, recipe, model, number, seen)
+        except (httpx.HTTPError, ValueError, LookupError) as error:
+            seen.errors.append(f"{type(error).__name__}: {error}")
+
+
+async def _ask(client: httpx.AsyncClient, recipe: BenchServeRecipe, model: str, number: int, seen: Seen) -> None:
+    """One request as a stream. A server that is busy (429) is left alone for as long as it says."""
+    text = f"{number}。{recipe.prompt}"
+    asked = {"messages": [{"role": "user", "content": text}]} if recipe.chat else {"prompt": text}
+    body = {"model": model, "stream": True, "stream_options": {"include_usage": True}, "seed": number,
+            "max_tokens": recipe.max_tokens, "temperature": recipe.temperature, **asked}  # fmt: skip
+    route = f"{recipe.url.rstrip('/')}/{'chat/' if recipe.chat else ''}completions"
+    began, last = time.perf_counter(), 0.0
+    async with client.stream("POST", route, json=body) as answer:
+        if answer.status_code != 200:
+            said = (await answer.aread()).decode("utf-8", "replace")
+            if answer.status_code == 429:
+                seen.refused += 1
+                await asyncio.sleep(min(float(answer.headers.get("retry-after", 1)), 10))
+            else:
+                seen.errors.append(f"{answer.status_code}: {said[:200]}")
+            return
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event, now = json.loads(line[6:]), time.perf_counter()
+            if "error" in event:
+                raise ValueError(event["error"].get("message", "an error"))
+            if event.get("usage"):
+                seen.tokens += event["usage"]["completion_tokens"]
+            if event["choices"]:
+                (seen.gaps.append(now - last) if last else seen.first.append(now - began))
+                last = now
+    seen.done += 1
+
+
+def _figures(model: str, recipe: BenchServeRecipe, seen: Seen, wall: float) -> dict[str, Any]:
+    first, gaps = _spread(seen.first), _spread(seen.gaps)
+    return {
+        "model": model, "clients": recipe.clients, "answers": seen.done, "refused (429)": seen.refused,
+        "errors": len(seen.errors), "seconds": round(wall, 2), "tokens": seen.tokens,
+        "tokens a second": round(seen.tokens / wall, 1), "answers a second": round(seen.done / wall, 2),
+        "first token, ms, p50": first[0], "first token, ms, p99": first[1],
+        "between events, ms, p50": gaps[0], "between events, ms, p99": gaps[1],
+        "tokens an event": round(seen.tokens / max(len(seen.first) + len(seen.gaps), 1), 2),
+    }  # fmt: skip
+
+
+def _spread(times: list[float]) -> tuple[float, float]:
+    """Median and 99th percentile, in milliseconds."""
+    if len(times) < 2:
+        return round(1000 * sum(times), 2), round(1000 * sum(times), 2)
+    cuts = quantiles(times, n=100, method="inclusive")
+    return round(1000 * cuts[49], 2), round(1000 * cuts[98], 2)

@@ -1,0 +1,31 @@
+"""bench-serve against a server, and against nobody."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from babyllama.commands.bench_serve import BenchServeRecipe, main
+from babyllama.errors import InputError
+from babyllama.recipe import load_recipe
+
+from .conftest import KEY
+
+
+@pytest.mark.parametrize("chat", ["true", "false"])
+def test_figures_are_those_of_the_server(server, tmp_path, capsys, chat):
+    before = len(server.log.read_text("utf-8").splitlines())
+    words = [f"url={server.url}/v1", "clients=3", "requests=7", "max_tokens=5", f"api_key={KEY}", f"chat={chat}"]
+    main(load_recipe(BenchServeRecipe, None, [*words, f"out={tmp_path / 'figures.json'}"]))
+    found = json.loads((tmp_path / "figures.json").read_text("utf-8"))
+    answers = server.answered(before, 7)
+    assert (found["model"], found["answers"], found["errors"], found["refused (429)"]) == ("taught", 7, 0, 0)
+    assert len(answers) == 7 and found["tokens"] == sum(line["tokens_out"] for line in answers)
+    assert 0 < found["first token, ms, p50"] <= found["first token, ms, p99"]
+    assert "tokens a second" in capsys.readouterr().out and KEY not in (tmp_path / "figures.json").read_text("utf-8")
+
+
+def test_nobody_answers():
+    with pytest.raises(InputError, match="no server with models answers there"):
+        main(load_recipe(BenchServeRecipe, None, ["url=http://127.0.0.1:9/v1"]))

@@ -125,6 +125,7 @@ class Decoder:
         # Programs that wait hold room: with one row that costs less than starting late.
         self.early = self.few and torch.cuda.get_device_capability(weight.device) >= (9, 0)
         self.graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
+        self.records = True
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=self.device)
@@ -151,7 +152,7 @@ class Decoder:
         if key not in self.graphs:
             self.graphs[key] = None
             return self.launch(steps, drawn)
-        found = self.graphs[key] or self._record(key)
+        found = self.graphs[key] or (self._record(key) if self.records else None)
         if found is None:
             return self.launch(steps, drawn)
         found[0].replay()
@@ -165,7 +166,7 @@ class Decoder:
                 chosen = self.launch(*key)
             self.graphs[key] = graph, chosen
         except RuntimeError:
-            return None
+            self.records = False
         return self.graphs[key]
 
     def launch(self, steps: int, drawn: bool) -> Tensor:

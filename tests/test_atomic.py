@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from babyllama.atomic import json_text, write_atomic, write_folder
 from babyllama.errors import InputError
@@ -115,6 +117,32 @@ def test_kill_while_the_run_is_being_made(tmp_path, left):
         (tmp_path / name).write_text("half")
     assert Run.create(tmp_path, "train", Example()).info["verb"] == "train"
     assert "half" not in (tmp_path / "recipe.yaml").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_get_what_the_umask_gives(tmp_path, umask):
+    """safetensors writes 0600 whatever the umask says: what others may read, they must be able to read here."""
+
+    def fill(folder: Path) -> None:
+        save_file({"a": torch.zeros(2)}, folder / "model.safetensors")
+        (folder / "config.json").touch(0o600)
+
+    before = os.umask(umask)
+    try:
+        run = Run.create(tmp_path / "run", "train", Example())
+        run.save_model(fill)
+        run.save_state(1, fill)
+        write_folder(run.path / "best", fill)
+        write_atomic(run.path / "note.json", "{}")
+        run.finish()
+    finally:
+        os.umask(before)
+    files = [path for path in run.path.rglob("*") if path.is_file() and path.name != "lock"]
+    modes = {str(path.relative_to(run.path)): oct(path.stat().st_mode & 0o777) for path in files}
+    assert modes == dict.fromkeys(modes, oct(0o666 & ~umask)) and len(modes) == 12
+    folders = [path for path in run.path.rglob("*") if path.is_dir()]
+    assert {oct(path.stat().st_mode & 0o777) for path in folders} == {oct(0o777 & ~umask)}
 
 
 def test_a_fill_that_fails_changes_nothing(run):

@@ -285,6 +285,24 @@ def test_faults(folder, overrides, fault):
         evaluate(folder, *(o.replace("TEXTS", str(folder / "texts.jsonl")) for o in overrides))
 
 
+def test_the_same_label_twice_would_overwrite_an_answer(folder):
+    twice = f"{{path: {folder}/chats.jsonl}}"
+    with pytest.raises(InputError, match="questions_from: the label 'chats' is there twice; give one of them another"):
+        load_recipe(EvaluateRecipe, None, [f"model={folder}/run", f"questions_from=[{twice}, {twice}]"])
+
+
+def test_a_corpus_that_nothing_is_held_out_of_is_named_and_the_rest_measured(folder, tmp_path, capsys):
+    few, many = tmp_path / "few.jsonl", tmp_path / "many.jsonl"
+    few.write_text(json.dumps({"text": hashed(0.5, 1)}), "utf-8")
+    many.write_text("\n".join(json.dumps({"text": text}) for text in (hashed(0, 0.4), hashed(0.5, 1))), "utf-8")
+    prepare.main(prepare.PrepareRecipe(
+        out=tmp_path / "data", tokenizer=folder / "run" / "model", validation=0.5, workers=1,
+        corpora=(CorpusChoice(path=str(few)), CorpusChoice(path=str(many)))))  # fmt: skip
+    found = evaluate(folder, f"data={tmp_path}/data", "split=val", f"out={tmp_path}/found.json")
+    assert list(found["loss"]) == ["many"]
+    assert "few: no document is held out, not measured" in capsys.readouterr().out
+
+
 def test_nothing_to_evaluate_on(folder):
     with pytest.raises(InputError, match="give data"):
         load_recipe(EvaluateRecipe, None, [f"model={folder}/run"])

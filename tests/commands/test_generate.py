@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import sentencepiece
+import torch
+from small import sentencepiece_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from babyllama.commands.generate import GenerateRecipe, main
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.recipe import load_recipe
+from babyllama.tokenizer.tokenizer import Tokenizer
 
 from .small_run import CHATS, save_taught, small_tokenizer, taught_model
 
@@ -31,6 +36,41 @@ def test_continuation(capsys, folder):
     engine = Engine(taught_model(), tokenizer.vocab_size)
     tokens = engine.generate([[end, *tokenizer.encode(prompt)]], Sampling(temperature=0.0), 12, [0, 1, 2, 3, 4, 5])[0]
     assert shown == prompt + tokenizer.decode(tokens) + "\n"
+
+
+@pytest.mark.parametrize("llama", [False, True], ids=["ours", "llama"])
+def test_sentencepiece_begins_and_goes_on_as_its_model_was_trained(capsys, tmp_path, llama):
+    """A LLaMA folder's text begins with bos, ours after an end token; the blank of the first new word is shown.
+
+    The oracle is transformers' own loop over the ids of SentencePiece's own processor.
+    """
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model())
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    if llama:
+        (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    tokenizer = Tokenizer.load(tmp_path)
+    torch.manual_seed(3)
+    shape = {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4}
+    theirs = LlamaForCausalLM(LlamaConfig(vocab_size=tokenizer.vocab_size, max_position_embeddings=64,
+                                          initializer_range=0.3, **shape)).eval()  # fmt: skip
+    with torch.no_grad():  # no lone bytes: decoders differ in how many U+FFFD these become
+        theirs.lm_head.weight[[i for i in range(len(pieces)) if pieces.is_byte(i)]] = 0
+    theirs.save_pretrained(tmp_path)
+    if not llama:
+        tokenizer.save(tmp_path)
+    start, blanks = pieces.bos_id() if llama else pieces.eos_id(), 0
+    for prompt in ("The", "今天", "def", "fox", "模型", "Text"):
+        ids = [start, *pieces.encode(prompt)]
+        given = theirs.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                                max_new_tokens=6, do_sample=False, eos_token_id=2, pad_token_id=0)  # fmt: skip
+        new = given[0, len(ids) :].tolist()
+        cut = next((at for at, token in enumerate(new) if token in tokenizer.stop_ids), len(new))
+        expected = pieces.decode([*ids[1:], *new[:cut]])
+        blanks += expected[len(prompt) :].startswith(" ")
+        capsys.readouterr()
+        shown = generate(capsys, tmp_path, f"prompt={prompt}", "temperature=0", "max_tokens=6", "repetition_penalty=1")
+        assert shown == expected + "\n"
+    assert blanks
 
 
 def test_samples_differ_and_repeat(capsys, folder):

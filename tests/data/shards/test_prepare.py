@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,32 @@ def test_faults(tmp_path: Path) -> None:
     empty = str(write_lines(tmp_path / "empty.jsonl", [{"text": " "}]))
     with pytest.raises(InputError, match=r"corpus empty: no document in .* \(1 too long or with nothing to learn, 0"):
         prepare(recipe(tmp_path / "out", tokenizer, [{"path": empty}]))
+
+
+def test_a_finished_folder_needs_its_sources_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = prepared(tmp_path).hash
+    given = recipe(
+        tmp_path / "out", tmp_path / "tok", [{"path": str(tmp_path / f"{n}.jsonl")} for n in ("text", "chat")]
+    )
+    (tmp_path / "text.jsonl").unlink(), (tmp_path / "chat.jsonl").unlink()
+    shutil.rmtree(tmp_path / "tok")
+    prepare(given)
+    assert "is finished" in capsys.readouterr().out and Prepared.open(tmp_path / "out").hash == before
+
+
+def test_corpora_keep_the_order_that_was_given(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path / "tok")
+    paths = [str(write_lines(tmp_path / f"{name}.jsonl", [{"text": f"{name}文"}])) for name in "bca"]
+    prepare(recipe(tmp_path / "out", tokenizer, [{"path": path} for path in paths], "workers=1", "validation=0"))
+    assert list(Prepared.open(tmp_path / "out").corpora) == ["b", "c", "a"]
+
+
+def test_nothing_held_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer, said = save_tokenizer(tmp_path / "tok"), "nothing is held out: too few documents"
+    few = str(write_lines(tmp_path / "few.jsonl", [{"text": "文"}]))
+    for share, expected in (("0.001", 1), ("0", 0)):  # with 0 nothing was wanted
+        prepare(recipe(tmp_path / share, tokenizer, [{"path": few}], "workers=1", f"validation={share}"))
+        assert capsys.readouterr().out.count(said) == expected
 
 
 def test_skipping_continues_what_a_bad_record_stopped(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from small_data import CHATS, TEXTS, prepared, write_lines
 
 from babyllama.data.shards import encode
 from babyllama.data.shards.encode import Plan, encode_corpora, write_manifest
-from babyllama.data.shards.shards import Prepared, TokenStore, token_dtype
+from babyllama.data.shards.shards import Prepared, TokenStore, token_dtype, usual_turns
 from babyllama.data.sources.corpora import CorpusChoice, Source
 from babyllama.data.sources.readers import read_blobs
 from babyllama.data.sources.records import Shape
@@ -225,6 +225,23 @@ def test_bad_manifests(copy: Path, tmp_path: Path) -> None:
         Prepared.open(copy)
     with pytest.raises(InputError, match="no prepared data"):
         Prepared.open(tmp_path)
+
+
+def test_answers_of_each_chat_are_counted(tmp_path: Path) -> None:
+    """Over the borders of shards too; nine of ten chats decide what is usual, and texts have no say."""
+    answers = [1, 3, 2, 1, 1, 1, 1, 1, 1, 1, 7]
+    turns = [[{"role": ("user", "assistant")[i % 2], "content": f"{n}.{i}"} for i in range(2 * n)] for n in answers]
+    write_lines(tmp_path / "chat.jsonl", [{"messages": turn} for turn in turns])
+    write_lines(tmp_path / "text.jsonl", [{"text": "文"}])
+    small = prepared(tmp_path / "made").path / ".." / "tok"
+    tokenizer = Tokenizer.load(small)
+    plan = Plan(small, tokenizer.chat_template, tokenizer.hash, 0.0)
+    sources = [source(tmp_path / f"{name}.jsonl", 100) for name in ("chat", "text")]
+    write_manifest(tmp_path / "out", sources, list(encode_corpora(sources, tmp_path / "out", plan, 1)), plan)
+    stores = [Prepared.open(tmp_path / "out").store(name, "train") for name in ("chat", "text")]
+    assert len(stores[0].paths) > 3 and stores[0].turns().tolist() == answers
+    assert usual_turns(stores) == 3 and usual_turns(stores[1:]) == 0
+    assert usual_turns([]) == 0
 
 
 def test_dtype() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 from collections.abc import Iterator
@@ -269,3 +270,22 @@ def test_hash_names_the_content(folder: Path, tmp_path: Path) -> None:
         path.write_bytes(whole)
     prepared(tmp_path, "validation=0.1", texts=TEXTS[1:])
     assert Prepared.open(tmp_path / "out").hash != first
+
+
+def test_another_file_at_the_same_path_is_read_anew(tmp_path: Path) -> None:
+    """In one process: written over, or put in its place with the same size and time."""
+    path = tmp_path / "0.bin"
+    for number, values in enumerate(([1, 2, 3], [4, 5, 6], [7, 8, 9])):
+        new = tmp_path / "new"
+        new.write_bytes(np.array(values, "<u2").tobytes())
+        if number:
+            os.utime(new, ns=(0, path.stat().st_mtime_ns))
+        new.replace(path)
+        assert TokenStore((path,), (3,), "text", np.dtype("<u2")).tokens(0, 3).tolist() == values
+
+
+def test_another_tokenizer_at_the_same_path_is_loaded_anew(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "tok", tmp_path / "tok")
+    plan = Plan(tmp_path / "tok", "roles", "first", 0.1)
+    first = encode._load(plan)
+    assert encode._load(plan) is first and encode._load(replace(plan, hash="second")) is not first

@@ -116,8 +116,9 @@ def _finished(job: Job) -> Done | None:
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path, template: str) -> Tokenizer:
-    return Tokenizer.load(path).with_template(template)
+def _load(plan: Plan) -> Tokenizer:
+    """The plan holds the tokenizer's hash, so another one at the same path is read anew."""
+    return Tokenizer.load(plan.tokenizer).with_template(plan.template)
 
 
 @dataclass
@@ -132,7 +133,7 @@ class _Split:
 
 def encode_blob(job: Job) -> Done:
     """Parse, tokenise and write one blob; its record comes last."""
-    tokenizer = _load(job.plan.tokenizer, job.plan.template)
+    tokenizer = _load(job.plan)
     parsed = parse(job.blob, job.shape)
     splits = {name: _Split() for name in SPLITS}
     for batch in _batches(parsed.documents):
@@ -195,7 +196,7 @@ def write_manifest(folder: Path, sources: list[Source], done: list[Done], plan: 
     Raises:
         InputError: a corpus without a single document.
     """
-    tokenizer = _load(plan.tokenizer, plan.template)
+    tokenizer = _load(plan)
     corpora = {source.label: _corpus(source, [d for d in done if d.label == source.label]) for source in sources}
     for label in corpora:
         current = {name for d in done if d.label == label for name in _names(d)}

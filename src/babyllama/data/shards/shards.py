@@ -46,7 +46,8 @@ def shard_digest(tokens: bytes, documents: bytes, mask: bytes) -> str:
 
 
 @lru_cache(maxsize=256)  # each holds a file descriptor; a process may have 1,024
-def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
+def _mapped(path: Path, dtype: np.dtype[Any], stamp: tuple[int, ...]) -> np.ndarray:
+    """The numbers of a file; `stamp` tells it from others that lay or will lie at the same path."""
     return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
 
@@ -95,6 +96,11 @@ class TokenStore:
         begins = learned & ~np.concatenate([[False], learned[:-1]])
         return np.add.reduceat(begins, self.document_offsets[:-1], dtype=np.int64)
 
+    @cached_property
+    def _stamps(self) -> tuple[tuple[int, ...], ...]:
+        """Which file each shard is: inode, bytes, time of writing. Asked once; a store made later asks anew."""
+        return tuple((found.st_ino, found.st_size, found.st_mtime_ns) for found in (p.stat() for p in self.paths))
+
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens start … stop − 1, over the borders of shards, in the type of the file."""
         return self._slice(start, stop, "", self.dtype)
@@ -112,7 +118,7 @@ class TokenStore:
         while start < stop:
             path = self.paths[shard].with_suffix(suffix) if suffix else self.paths[shard]
             first, end = int(self._starts[shard]), int(self._starts[shard + 1])
-            found.append(_mapped(path, dtype)[start - first : min(stop, end) - first])
+            found.append(_mapped(path, dtype, self._stamps[shard])[start - first : min(stop, end) - first])
             start, shard = min(stop, end), shard + 1
         return found[0] if len(found) == 1 else np.concatenate([np.empty(0, dtype), *found])
 

@@ -129,7 +129,7 @@ class Worker:
             try:
                 events = self.engine.step()
                 self.faults = 0
-            except Exception:
+            except BaseException:  # also what a library of another language calls a panic
                 traceback.print_exc(file=sys.stderr)
                 self.faults += 1
                 self._fail(RuntimeError("the engine failed"))
@@ -159,9 +159,11 @@ class Worker:
             for which, request in enumerate(answers.requests):
                 id = self.engine.add(request)
                 answers.ids[id], self._at_work[id] = which, answers
-        except InputError as error:
+        except Exception as error:
+            if not isinstance(error, InputError):
+                traceback.print_exc(file=sys.stderr)
             self._remove(answers)
-            answers.fail(error)
+            answers.fail(error if isinstance(error, InputError) else RuntimeError("the engine failed"))
             answers.wake()
 
     def _remove(self, answers: Answers) -> None:

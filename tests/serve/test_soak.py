@@ -1,0 +1,43 @@
+"""The server for long: 64 streams without an error in flat memory, and thousands of made-up requests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from babyllama.commands.bench_serve import BenchServeRecipe, measure
+
+from .conftest import KEY
+from .test_serve import FORMS, ROUTES, answers_or_refuses
+
+pytestmark = pytest.mark.slow
+CLIENTS, SECONDS = 64, 120
+
+
+def resident(process: int) -> int:
+    """Pages in memory."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1])
+
+
+def test_many_streams_for_long(server):
+    def streams(seconds: float) -> dict:
+        recipe = BenchServeRecipe(url=f"{server.url}/v1", model="endless", clients=CLIENTS, requests=10**9,
+                                  seconds=seconds, max_tokens=128, api_key=KEY)  # fmt: skip
+        return asyncio.run(measure(recipe))
+
+    streams(20)
+    before, began = resident(server.process.pid), time.monotonic()
+    found = streams(SECONDS)
+    assert found["errors"] == found["refused (429)"] == 0 and found["answers"] > CLIENTS
+    assert time.monotonic() - began < 2 * SECONDS
+    assert resident(server.process.pid) < 1.03 * before
+
+
+@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(ROUTES, FORMS)
+def test_ten_thousand_requests(client, route, body):
+    answers_or_refuses(client, route, body)

@@ -17,13 +17,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from babyllama.data.shards.shards import Prepared
-from babyllama.data.streams.batches import IGNORE, Batch, DataRecipe, Stream
+from babyllama.data.streams.batches import Batch, DataRecipe, Stream
 from babyllama.errors import InputError
-from babyllama.model.attention import segment_mask
 from babyllama.model.surgery import dense_weight, replace_modules
-from babyllama.model.transformer import Angles, Block, Transformer
+from babyllama.model.transformer import Block, Transformer
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Bits, Solution
+from babyllama.quant.inputs import Part, watch
 from babyllama.quant.int8 import Int8
 from babyllama.quant.linear import GroupedLinear, PackedEmbedding
 from babyllama.quant.onebit import PackSigns, check_trained
@@ -132,7 +132,7 @@ def quantise(model: Transformer, batches: Sequence[Batch], method: Method | Int8
 def _place(model: Transformer, batches: Sequence[Batch], method: Int8 | PackSigns, progress: Progress) -> Report:
     """For methods that need no walk. The errors are Σ change² / Σ weight²."""
     before = dict(_projections(model))
-    parts, started = [_Part(model, batch) for batch in batches] if isinstance(method, Int8) else [], time.perf_counter()
+    parts, started = [Part(model, batch) for batch in batches] if isinstance(method, Int8) else [], time.perf_counter()
 
     def run() -> None:
         for part in parts:
@@ -204,54 +204,6 @@ def norms_of(block: nn.Module) -> dict[str, nn.Module]:
     return {name: block.get_submodule(name) for name in ("input_layernorm", "post_attention_layernorm")}
 
 
-class _Part:
-    """One batch on its way: x (B, T, C) is the input of the block that is worked on."""
-
-    def __init__(self, model: Transformer, batch: Batch) -> None:
-        batch = batch.to(model.embed_tokens.weight.device)
-        self.x = model.embed_tokens(batch.tokens)
-        positions = batch.positions
-        if positions is None:
-            positions = torch.arange(batch.tokens.shape[1], device=self.x.device)[None]
-        self._angles, self._segments = Angles(model.rope, positions, batch.segments), batch.segments
-        counts = (batch.targets != IGNORE).int().flip(1).cumsum(1).flip(1)
-        self.kept = counts > 0  # (B, T); behind a row's last target there is padding
-
-    def through(self, block: nn.Module) -> Tensor:
-        return block(self.x, self._angles, None if self._segments is None else segment_mask(self._segments), None)
-
-
-class _Stop(Exception):
-    """What comes after the watched input is not needed."""
-
-
-def _watch(block: nn.Module, names: Sequence[str], parts: Sequence[_Part]) -> dict[str, Moments]:
-    """Moments of the inputs of some linears of a block."""
-    found: dict[str, Moments] = {}
-    kept: list[Tensor] = []
-
-    def noting(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-            found.setdefault(name, Moments(args[0].shape[-1], args[0].device)).add(args[0][kept[0]])
-            if len(names) == 1:
-                raise _Stop
-
-        return note
-
-    handles = [block.get_submodule(name).register_forward_pre_hook(noting(name)) for name in names]
-    try:
-        for part in parts:
-            kept[:] = [part.kept]
-            try:
-                part.through(block)
-            except _Stop:
-                continue
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
 class _Walk:
     def __init__(self, model: Transformer, method: Method, ends: Ends, progress: Progress) -> None:
         self.model, self.method, self.ends, self.progress = model, method, ends, progress
@@ -286,7 +238,7 @@ class _Walk:
         if self.embedding_first:
             solution = self._solve(self.end_methods["rtn"], table, None, "embed_tokens", "embed_tokens")
             replaced["embed_tokens"] = PackedEmbedding(GroupedLinear.of(solution), table.dtype)
-        parts = [_Part(self.model, batch) for batch in batches]
+        parts = [Part(self.model, batch) for batch in batches]
         for number, block in enumerate(self.model.layers):
             self._block(number, block, parts)  # type: ignore[arg-type]
         if self.head != "keep" and not (self.tied and self.embedding_first):
@@ -301,12 +253,12 @@ class _Walk:
         replace_modules(self.model, lambda name, _: name in replaced, lambda name, _: replaced[name])
         return Report(tuple(self.layers), int(sum(int(part.kept.sum()) for part in parts)))
 
-    def _block(self, number: int, block: Block, parts: Sequence[_Part]) -> None:
+    def _block(self, number: int, block: Block, parts: Sequence[Part]) -> None:
         linears, solutions = linears_of(block), {}
         if self.method.prepares:
-            self.method.prepare(linears, norms_of(block), _watch(block, [stage[0] for stage in STAGES], parts))
+            self.method.prepare(linears, norms_of(block), watch(block, [stage[0] for stage in STAGES], parts))
         for stage in STAGES:
-            inputs = _watch(block, stage[:1], parts)[stage[0]]
+            inputs = watch(block, stage[:1], parts)[stage[0]]
             for name in stage:
                 weight = linears[name].weight
                 solutions[name] = self._solve(self.method, weight, inputs, name, f"layers.{number}.{name}")

@@ -3,7 +3,8 @@
 Imported only where there is a GPU: Triton does not come with every PyTorch. `_four` is for what decoding mostly is, 4
 bits in groups of 32, 64 or 128s; it is written in Gluon, Triton's own language in which a program says what each thread
 holds. `_product` takes all other codes in groups, `_eight` is for int8.py, `_one` for onebit.py. `pick` chooses by the
-measurements of bench/quantise.py.
+measurements of bench/quantise.py. In one file although it is long: the kernels share the constants above them and the
+tricks that turn codes into halves, and are measured and chosen side by side.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from babyllama.amounts import amount
 from babyllama.errors import InputError
 
 # auto: a CUDA (or ROCm) GPU, else the CPU. Others are PyTorch's accelerators by their own names; only cuda and cpu were
@@ -190,7 +191,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {amount(torch.get_num_threads(), 'thread')}"
 
 
 def can_compile(device: torch.device) -> bool:

@@ -102,7 +102,7 @@ def quickstart() -> None:
 
 @verb("TokenizerRecipe")
 def tokenizer() -> None:
-    """Make a tokenizer run: train an own byte-level BPE, or take ChatGLM2's vocabulary.
+    """Make a tokenizer run: train your own byte-level BPE, or take ChatGLM2's vocabulary.
 
     \b
       babyllama tokenizer out=runs/tok source.kind=train source.vocab_size=16000 'source.corpora=[{path: my.jsonl}]'
@@ -231,7 +231,7 @@ def evaluate() -> None:
 
 @verb("LongContextRecipe", "model")
 def longcontext() -> None:
-    """Perplexity by context length, loss by position and a passkey test, for several RoPE laws at once.
+    """Perplexity by context length, loss by position and a passkey test, for several RoPE scalings at once.
 
     \b
       babyllama longcontext runs/base data=runs/corpus 'laws=[linear, ntk, dynamic_ntk, yarn]' 'lengths=[512, 2048]'
@@ -244,7 +244,7 @@ def report() -> None:
     """One HTML page about a pipeline of runs: curves, samples, sizes, times; opens offline.
 
     \b
-      babyllama report 'runs=[runs/base, runs/sft]' out=report.html
+      babyllama report runs/base runs/sft out=report.html
     """
 
 

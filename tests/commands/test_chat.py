@@ -83,7 +83,7 @@ def test_commands(tmp_path):
     talk = conversation()
     list(talk.ask(CHATS[0][0]))
     file = tmp_path / "a chat.jsonl"
-    assert "1 turns" in run_command(talk, f"/save {file}")
+    assert "saved 1 turn to" in run_command(talk, f"/save {file}")
     assert json.loads(file.read_text("utf-8")) == {"messages": talk.messages}
     assert "/reset" in run_command(talk, "/help")
     run_command(talk, "/system  你是一个医生。 ")
@@ -178,7 +178,7 @@ def test_main_in_process(tmp_path, monkeypatch, capsys):
     assert recipe.sampling.top_p == 0.9  # the verb's own defaults stay
     chat.main(recipe)
     assert capsys.readouterr().out == CHATS[3][1] + "\n"
-    with pytest.raises(InputError, match="neither a run nor a Hugging Face"):
+    with pytest.raises(InputError, match="does not exist; train one with: babyllama train"):
         chat.main(load_recipe(ChatRecipe, None, [f"model={tmp_path}/nothing"]))
 
 

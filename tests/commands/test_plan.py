@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from babyllama.commands import plan, prepare
-from babyllama.commands.plan import PlanRecipe, duration
+from babyllama.commands.plan import PlanRecipe
 from babyllama.commands.train import TrainRecipe
 from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
@@ -130,11 +130,3 @@ def test_faults_are_one_line(words, fault, capsys):
     with pytest.raises(InputError, match=fault) as error:
         figures(capsys, *words)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(40, "40 s"), (150, "2 min"), (7200, "2 h"), (7500, "2 h 5 min"), (3 * 86400 + 4 * 3600, "3 d 4 h")],
-)  # fmt: skip
-def test_duration(seconds, shown):
-    assert duration(seconds) == shown

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import Field
 
+from babyllama.amounts import amount
 from babyllama.commands.serving import ServingRecipe
 from babyllama.data.shards.shards import Prepared, usual_turns
 from babyllama.errors import InputError
@@ -25,7 +26,7 @@ class ChatRecipe(ServingRecipe):
     memory: int | None = Field(
         default=None,
         ge=0,
-        description="earlier turns that the model sees; as many as its training chats had when absent",
+        description="earlier turns that the model sees; default: as many as its training chats had",
     )
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
 
@@ -113,11 +114,7 @@ def remarks(model: Path, tokenizer: Tokenizer, lessons: Lessons, memory: int | N
     own = tokenizer.chat_template not in TEMPLATES
     told = f"{model}, asked in its own chat template" if own else f"{model}"
     if memory is not None:
-        why = "" if lessons.turns is None else f" (its training chats had up to {_count(lessons.turns)})"
-        told += f"; sees the last {_count(memory)} beside your question{why}" if memory else (
+        why = "" if lessons.turns is None else f" (its training chats had up to {amount(lessons.turns, 'turn')})"
+        told += f"; sees the last {amount(memory, 'turn')} beside your question{why}" if memory else (
             f"; each question is asked by itself{', as it was trained' if lessons.turns == 1 else ''}")  # fmt: skip
     return (f"{told}; try: {lessons.question}" if lessons.question else told,)
-
-
-def _count(turns: int) -> str:
-    return f"{turns} turn{'s' if turns != 1 else ''}"

@@ -50,7 +50,7 @@ STYLES = {"ok": "green", "fault": "bold red", "not applicable": "dim"}
 class DoctorRecipe(Recipe):
     """The verb's recipe."""
 
-    target: str = Field(description="a train run, or a train recipe: a file, or the name of one that comes along")
+    target: str = Field(description="a train run, or a train recipe: a file, or a bundled name")
     overrides: tuple[str, ...] = Field(default=(), description="of the train recipe's keys: [optimizer.lr=0.01]")
     steps: int = Field(default=50, ge=0, description="to rehearse; 0 only reads what the run recorded")
     device: DeviceChoice = "auto"

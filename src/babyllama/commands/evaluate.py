@@ -34,7 +34,7 @@ class EvaluateRecipe(Recipe):
     model: Path = Field(description="a run or a Hugging Face LLaMA folder")
     data: Path | None = Field(default=None, description="a prepared folder")
     split: Literal["val", "train"] = "val"
-    corpora: tuple[str, ...] = Field(default=(), description="labels of the prepared folder; all when empty")
+    corpora: tuple[str, ...] = Field(default=(), description="labels of the prepared folder; default: all")
     questions_from: tuple[CorpusChoice, ...] = Field(default=(), description="more chats to ask")
     questions: int = Field(default=50, ge=0, description="asked of each chat corpus; 0 asks nothing")
     answer_tokens: int = Field(default=256, ge=1, description="the longest answer")
@@ -43,7 +43,7 @@ class EvaluateRecipe(Recipe):
     rows: int = Field(default=16, ge=1, description="rows of a batch")
     name: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$", description="of the file in evals/")
     out: Path | None = Field(default=None, description="the JSON file to write; default: in the model's evals/")
-    rope: RopeConfig | None = Field(default=None, description="another law, for a longer context")
+    rope: RopeConfig | None = Field(default=None, description="another RoPE scaling, for a longer context")
     device: DeviceChoice = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 

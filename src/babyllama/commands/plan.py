@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
+from babyllama.amounts import amount, duration, short
 from babyllama.atomic import json_text, write_atomic
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
@@ -40,19 +41,17 @@ class PlanRecipe(Recipe):
     money: float | None = Field(default=None, gt=0)
     price_per_hour: float | None = Field(default=None, gt=0, description="of one GPU, in the currency of money")
     data: Path | None = Field(default=None, description="a prepared folder; its manifest says tokens and vocabulary")
-    corpus_tokens: int | None = Field(default=None, ge=1, description="instead of data; unlimited when both are absent")
+    corpus_tokens: int | None = Field(default=None, ge=1, description="instead of data; with neither: unlimited")
     bytes_per_token: float | None = Field(default=None, gt=0, description=f"the data's, else {BYTES_PER_TOKEN:g}")
-    vocab_size: int | None = Field(default=None, ge=1, description="the data's, else ChatGLM2's 64,793")
-    model: ModelChoice | None = Field(default=None, description="chosen for the hours when absent")
-    tokens: int | None = Field(
-        default=None, ge=1, description="to train on; as many as time and corpus allow if absent"
-    )
+    vocab_size: int | None = Field(default=None, ge=1, description="default: the data's, else ChatGLM2's 64,793")
+    model: ModelChoice | None = Field(default=None, description="default: automatic, to suit the hours")
+    tokens: int | None = Field(default=None, ge=1, description="to train on; default: as many as time and corpus allow")
     max_epochs: float = Field(default=4.0, gt=0, description="of the corpus; four are worth nearly as much as new text")
-    context: int | None = Field(default=None, ge=2, description="tokens of a row; the model's when absent")
-    global_batch_tokens: int | None = Field(default=None, ge=1, description="of one step; chosen when absent")
-    micro_batch_size: int | None = Field(default=None, ge=1, description="rows; chosen when absent")
+    context: int | None = Field(default=None, ge=2, description="tokens in a row; default: the model's")
+    global_batch_tokens: int | None = Field(default=None, ge=1, description="of one step; default: automatic")
+    micro_batch_size: int | None = Field(default=None, ge=1, description="rows; default: automatic")
     recompute: bool | None = Field(
-        default=None, description="activation checkpointing; if nothing else fits when absent"
+        default=None, description="activation checkpointing; default: only if nothing else fits"
     )
     optimizer: Literal["muon", "adamw"] = "muon"
     compile: bool | None = None
@@ -227,7 +226,7 @@ def _show(found: list[tuple[ModelChoice, Proposal]], figures: dict[str, Any], re
     if figures["seconds"] < 0.9 * (recipe.seconds or 0):
         console.print(f"The corpus is the limit, not the time: {recipe.max_epochs:g} epochs are read. More text helps.")
     if figures["tokens"] < LAW_HOLDS:
-        console.print(f"Below {_count(LAW_HOLDS)} tokens the loss is only good for comparing: real ones are lower.")
+        console.print(f"Below {short(LAW_HOLDS)} tokens the loss is only good for comparing: real ones are lower.")
     console.print("All figures are forecasts: memory ± 10 %, time ± 15 % on an H100 and ± 40 % elsewhere; the loss is "
                   "a scaling law anchored at one run on mixed text.", style="dim")  # fmt: skip
     console.print(figures["command"], markup=False, soft_wrap=True)
@@ -237,16 +236,16 @@ def _plan_table(figures: dict[str, Any]) -> Table:
     f, config, card = figures, figures["config"], figures["card"]
     gpus = f"{f['gpus']} × " if f["gpus"] > 1 else ""
     table = Table(title=f"plan for {gpus}{card['name']}, {card['memory_gib']:.0f} GiB", show_header=False)
-    epochs = "" if f["epochs"] is None else f", {f['epochs']:.2g} epochs of {_count(f['corpus']['tokens'])}"
+    epochs = "" if f["epochs"] is None else f", {f['epochs']:.2g} epochs of {short(f['corpus']['tokens'])}"
     rows = f"{f['micro_batch_size']} × {f['context']} tokens" + (", recompute" if f["recompute"] else "")
     used = f"{f['memory_gib']:.1f} GiB of {f['usable_gib']:.1f} usable" + (" on each" if f["gpus"] > 1 else "")
     parts = ", ".join(f"{name} {size:.2f}" for name, size in f["memory_parts_gib"].items())
     lines = {
-        "model": f"{config['hidden_size']} × {config['num_hidden_layers']}, {_count(f['parameters'])} parameters, "
+        "model": f"{config['hidden_size']} × {config['num_hidden_layers']}, {short(f['parameters'])} parameters, "
                  f"vocabulary {config['vocab_size']:,}",
         "micro-batch": f"{rows}; the largest that fits: {f['largest_micro_batch']}",
-        "accumulate": f"{f['accumulate']}: {_count(f['global_batch_tokens'])} tokens in a step",
-        "tokens": f"{_count(f['tokens'])} in {f['steps']:,} steps{epochs}",
+        "accumulate": f"{f['accumulate']}: {short(f['global_batch_tokens'])} tokens in a step",
+        "tokens": f"{short(f['tokens'])} in {amount(f['steps'], 'step')}{epochs}",
         "speed": f"{f['tokens_per_second']:,} tokens/s",
         "time": duration(f["seconds"]) + ("" if f["cost"] is None else f", costs {f['cost']:,.2f}"),
         "memory": f"{used}\n{parts}",
@@ -266,25 +265,6 @@ def _ladder_table(found: list[tuple[ModelChoice, Proposal]]) -> Table:
     for pair in by_size[max(0, at - BESIDE) : at + BESIDE + 1]:
         config, p = pair[1].work.config, pair[1]
         table.add_row("▸" if pair is chosen else "", f"{config.hidden_size} × {config.num_hidden_layers}",
-                      _count(config.parameters), _count(p.tokens), duration(p.seconds), f"{p.memory_gib:.1f}",
+                      short(config.parameters), short(p.tokens), duration(p.seconds), f"{p.memory_gib:.1f}",
                       f"{p.loss.bits_per_byte:.3f}")  # fmt: skip
     return table
-
-
-def _count(number: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:g}"
-
-
-def duration(seconds: float) -> str:
-    """Two units at most: 3 d 4 h, 2 h 5 min, 40 s."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    large, small = (f"{hours} h", f"{minutes} min") if hours < 48 else (f"{hours // 24} d", f"{hours % 24} h")
-    return large if small.startswith("0 ") else f"{large} {small}"

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from babyllama.amounts import amount, duration
 from babyllama.atomic import write_atomic
 from babyllama.data.shards.encode import Done, Plan, encode_corpora, write_manifest
 from babyllama.data.shards.shards import Prepared
@@ -22,6 +23,8 @@ from babyllama.errors import InputError
 from babyllama.recipe import Changeable, Recipe, dump_recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
+
+EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 
 class PrepareRecipe(Recipe):
@@ -36,9 +39,9 @@ class PrepareRecipe(Recipe):
         min_length=1, description="texts and chats, each by path or name", examples=["'corpora=[{path: my.jsonl}]'"]
     )
     validation: float = Field(0.01, ge=0, le=0.5, description="share of the documents that is held out")
-    template: str | None = Field(None, description="chat template; the tokenizer's own when absent")
+    template: str | None = Field(None, description="chat template; default: the tokenizer's own")
     on_bad: Literal["stop", "skip"] = Field("stop", description="what to do about a record that cannot be read")
-    workers: int | None = Field(None, ge=1, description="processes; one a core when absent")
+    workers: int | None = Field(None, ge=1, description="processes; default: one for each core")
 
     @model_validator(mode="after")
     def _check(self) -> PrepareRecipe:
@@ -90,7 +93,9 @@ def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: lis
     _show(manifest, console)
     for line in summary(Prepared.open(run.path), sources, tokenizer):
         console.print(line, markup=False, soft_wrap=True)
-    console.print(f"{totals['documents']:,} documents, {totals['tokens']:,} tokens in {seconds:.1f} s")
+    console.print(
+        f"{amount(totals['documents'], 'document')}, {amount(totals['tokens'], 'token')} in {duration(seconds)}"
+    )
     run.finish(seconds=round(seconds, 1), **totals)
 
 
@@ -108,7 +113,7 @@ def _cores() -> int:
 
 
 def _watched(results: Iterator[Done], sources: list[Source], console: Console) -> Iterator[Done]:
-    """The results unchanged, behind a bar with documents and megabytes a second."""
+    """The results unchanged, behind a bar with documents and megabytes a second; off a terminal a line now and then."""
     size = sum(source.size or 0 for source in sources)
     columns = (
         TextColumn("{task.fields[label]}"),
@@ -118,6 +123,7 @@ def _watched(results: Iterator[Done], sources: list[Source], console: Console) -
     )
     positions: dict[str, int] = {}
     documents, started = 0, time.perf_counter()
+    told = 0.0
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("prepare", total=size or None, label="", speed="")
         for done in results:
@@ -125,14 +131,17 @@ def _watched(results: Iterator[Done], sources: list[Source], console: Console) -
             documents += sum(split["documents"] for split in done.splits.values())
             seconds = max(time.perf_counter() - started, 1e-9)
             read = sum(positions.values())
-            speed = f"{documents:,} documents  {documents / seconds:,.0f}/s  {read / seconds / 1e6:.1f} MB/s"
+            speed = f"{amount(documents, 'document')}  {documents / seconds:,.0f}/s  {read / seconds / 1e6:.1f} MB/s"
             bar.update(task, completed=read, label=done.label, speed=speed)
+            if bar.disable and seconds - told >= EVERY:
+                told, share = seconds, f"{min(read / size, 1):.0%}  " if size else ""
+                console.print(f"prepare  {share}{done.label}  {speed}", markup=False, highlight=False, soft_wrap=True)
             yield done
 
 
 def _show(manifest: dict[str, Any], console: Console) -> None:
     table = Table("corpus", "licence", title="prepared")
-    for name in ("documents", "held out", "left out", "tokens", "characters/token"):
+    for name in ("documents", "held out", "left out", "tokens", "chars/token"):
         table.add_column(name, justify="right")
     for label, corpus in manifest["corpora"].items():
         train, val = corpus["splits"]["train"], corpus["splits"]["val"]

@@ -63,7 +63,7 @@ class QuantizeRecipe(Recipe):
     sweep: tuple[AnyMethod, ...] = Field(default=(), description="methods to compare instead; no model is kept")
     calibration: Calibration = Calibration()
     ends: Ends = Field(default=Ends(), description="the head and the embedding")
-    corpora: tuple[str, ...] = Field(default=(), description="labels of the prepared folder to measure; all when empty")
+    corpora: tuple[str, ...] = Field(default=(), description="labels of the prepared folder to measure; default: all")
     loss_tokens: int | None = Field(default=200_000, ge=1, description="measured of each corpus; null takes all")
     rows: int = Field(default=16, ge=1, description="of a batch of measuring")
     prompts: tuple[str, ...] = Field(default=("",), description="continued by both models; empty: a text of their own")

@@ -19,6 +19,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 from pydantic import Field
 
+from babyllama.amounts import duration, short, size
 from babyllama.atomic import write_atomic
 from babyllama.errors import InputError, needs_extra
 from babyllama.model.config import ModelConfig, from_hugging_face
@@ -29,7 +30,6 @@ TEMPLATE = Path(__file__).with_name("report.html")
 POINTS = 400  # of one curve at most; a curve of more is averaged in equal parts
 STAGES = 4  # at most this many samples of one prompt, from the first to the last
 QUESTIONS = 6  # shown of each evaluated corpus
-UNITS = ((1e3, "k"), (1e6, "M"), (1e9, "B"), (1e12, "T"))
 INKS = {"#010101": "var(--ink)", "#020202": "var(--line)", "#030303": "var(--first)", "#040404": "var(--second)",
         "#050505": "var(--muted)"}  # fmt: skip
 INK, LINE, FIRST, SECOND, MUTED = INKS
@@ -73,7 +73,7 @@ def main(recipe: ReportRecipe) -> None:
 def render(stories: list[Story], title: str) -> str:
     """The page. Everything that came out of a run is escaped."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"count": count, "duration": duration, "size": size, "figure": figure, "spread": spread}
+    environment.filters |= {"count": short, "duration": duration, "size": size, "figure": figure, "spread": spread}
     timed = [story for story in stories if story.seconds]
     total = sum(story.seconds or 0 for story in timed)
     trained = [story for story in stories if story.info.get("verb") == "train"]
@@ -229,32 +229,6 @@ def spread(items: Sequence[Any], most: int) -> list[Any]:
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
-
-
-def count(number: float) -> str:
-    """2_940_000 → ``2.94 M``; below ten thousand every digit."""
-    if number < 1e4:
-        return f"{number:,.0f}"
-    unit, name = next((u, n) for u, n in UNITS if number < 999.5 * u or n == "T")
-    return f"{number / unit:.3g} {name}"
-
-
-def size(number: float) -> str:
-    """Bytes → ``11.2 MiB``."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= unit:
-            return f"{number / unit:.1f} {name}"
-    return f"{number:.0f} B"
-
-
-def duration(seconds: float) -> str:
-    """Seconds → ``4 min 05 s``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def figure(value: Any, digits: int = 3) -> str:

@@ -37,14 +37,14 @@ class TrainSource(Recipe):
     corpora: tuple[CorpusChoice, ...] = Field(min_length=1)
     vocab_size: int = Field(8192, ge=262)
     min_frequency: int = Field(2, ge=1)
-    max_alphabet: int | None = Field(None, ge=1, description="most characters with a token of their own; all if absent")
+    max_alphabet: int | None = Field(None, ge=1, description="most characters with a token of their own; default: all")
 
 
 class ChatGlm2Source(Recipe):
     """ChatGLM2's 64,793 tokens."""
 
     kind: Literal["chatglm2"] = "chatglm2"
-    path: Path | None = Field(None, description=f"its tokenizer.model; fetched from {FETCHED} when absent")
+    path: Path | None = Field(None, description=f"its tokenizer.model; default: fetched from {FETCHED}")
 
 
 class FolderSource(Recipe):
@@ -59,7 +59,7 @@ class TokenizerRecipe(Recipe):
 
     out: Changeable[Path]
     source: Annotated[TrainSource | ChatGlm2Source | FolderSource, Field(discriminator="kind")]
-    chat_template: Literal["roles", "bos"] | None = Field(None, description="the vocabulary's own when absent")
+    chat_template: Literal["roles", "bos"] | None = Field(None, description="default: the vocabulary's own")
 
 
 def main(recipe: TokenizerRecipe) -> None:

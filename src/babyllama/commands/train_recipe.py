@@ -33,7 +33,7 @@ class NewModel(Recipe):
 
     kind: Literal["new"] = "new"
     model: ModelChoice = ModelChoice(preset="tiny")
-    tokenizer: Path | None = Field(default=None, description="a tokenizer run; the prepared data's own when absent")
+    tokenizer: Path | None = Field(default=None, description="a tokenizer run; default: the prepared data's own")
 
 
 class FromModel(Recipe):
@@ -41,7 +41,7 @@ class FromModel(Recipe):
 
     kind: Literal["from"] = "from"
     path: Path
-    rope: RopeConfig | None = Field(default=None, description="another law, to train for a longer context")
+    rope: RopeConfig | None = Field(default=None, description="another RoPE scaling, to train for a longer context")
 
 
 class TrainRecipe(Recipe):
@@ -87,6 +87,6 @@ class TrainRecipe(Recipe):
             # Its weights would stay as they start: an adapter freezes all that it does not train itself.
             raise InputError(
                 f"init.rope.kind: clex has weights to learn, which adapter.kind={self.adapter.kind} freezes; "
-                "extend the base with adapter.kind=full first, or use another law, such as yarn"
+                "extend the base with adapter.kind=full first, or use another RoPE scaling, such as yarn"
             )
         return self

@@ -21,7 +21,7 @@ from babyllama.recipe import Recipe, validate
 class _Law(Recipe):
     """What all laws have."""
 
-    theta: float | None = Field(default=None, gt=1, description="base; the model's own when absent, or 10,000")
+    theta: float | None = Field(default=None, gt=1, description="the base b; default: the model's own, or 10,000")
 
     @property
     def base(self) -> float:
@@ -65,7 +65,7 @@ class PlainRope(_Law):
 class _Extension(_Law):
     """What all laws have that reach beyond the trained context."""
 
-    original: int | None = Field(default=None, ge=1, description="trained context, tokens; the model's when absent")
+    original: int | None = Field(default=None, ge=1, description="trained context, tokens; default: the model's")
 
     @property
     def trained(self) -> int:
@@ -134,7 +134,7 @@ class YarnRope(_Parted):
 
     kind: Literal["yarn"] = "yarn"
     attention_factor: float | None = Field(
-        default=None, gt=0, description="multiplies cos and sin; 0.1·ln(factor) + 1 when absent"
+        default=None, gt=0, description="multiplies cos and sin; default: 0.1·ln(factor) + 1"
     )
 
 
@@ -247,7 +247,7 @@ def from_hugging_face_rope(found: dict[str, Any], longest: int, where: str) -> t
         found.get("partial_rotary_factor", 1) != 1
     ):  # fmt: skip
         raise InputError(f"{where}: rope_scaling = {found!r} is not supported here; "
-                         "laws that can be read: default, linear, dynamic, yarn")  # fmt: skip
+                         "RoPE scalings that can be read: default, linear, dynamic, yarn")  # fmt: skip
     if kind == "default":
         return PlainRope(theta=theta), longest
     trained = int(found.get("original_max_position_embeddings", longest))

@@ -39,9 +39,9 @@ class Calibration(Recipe):
     """Which rows of the training split are shown to the model, drawn as training draws them."""
 
     samples: int = Field(default=128, ge=1, description="rows")
-    context: int | None = Field(default=None, ge=2, description="tokens of a row; the model's when absent")
+    context: int | None = Field(default=None, ge=2, description="tokens in a row; default: the model's")
     packing: Literal["stream", "documents"] = "stream"
-    weights: dict[str, float] | None = Field(default=None, description="of the corpora; by their size when absent")
+    weights: dict[str, float] | None = Field(default=None, description="of the corpora; default: by their size")
     rows: int = Field(default=8, ge=1, description="of a batch")
 
     def batches(self, prepared: Prepared, longest: int, seed: int) -> list[Batch]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from babyllama.amounts import amount
 from babyllama.atomic import write_json
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
@@ -140,7 +141,7 @@ def _save(chat: Conversation, rest: str) -> str:
     if not chat.turns:
         raise InputError("/save: there is nothing said yet")
     write_json(path, {"messages": chat.messages}, indent=None)
-    return f"saved {len(chat.turns)} turns to {path}"
+    return f"saved {amount(len(chat.turns), 'turn')} to {path}"
 
 
 COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
@@ -197,7 +198,9 @@ def _typed(notes: Console) -> Iterator[str]:
 
 def _answer(chat: Conversation, question: str, answers: Console, notes: Console) -> None:
     if dropped := chat.make_room(question):
-        notes.print(f"(the context of {chat.engine.context} tokens is full: the oldest {dropped} turns are forgotten)")
+        notes.print(
+            f"(the context of {chat.engine.context} tokens is full; dropped from its beginning: {amount(dropped, 'turn')})"
+        )
     empty = True
     for piece in chat.ask(question):
         answers.file.write(piece)

@@ -32,7 +32,7 @@ class Guard(Recipe):
         default="skip", description="once `patience` runs out, skip stops and rewind goes back to the last checkpoint "
         "and past those rows; stop: at the first bad step"
     )  # fmt: skip
-    patience: int = Field(default=5, ge=1, description="bad steps in a row that are left out before it is over")
+    patience: int = Field(default=5, ge=1, description="bad steps in a row that are skipped before `action`")
     spike: float | None = Field(default=10.0, gt=0, description="standard deviations; null: only the non-finite")
     settle: int = Field(default=100, ge=1, description="good steps before a jump can be told")
 

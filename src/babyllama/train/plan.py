@@ -25,7 +25,7 @@ class Plan(Recipe):
     steps: Changeable[int | None] = Field(default=None, ge=1)
     epochs: Changeable[float | None] = Field(default=None, gt=0)
     tokens: Changeable[int | None] = Field(default=None, ge=1)
-    context: int | None = Field(default=None, ge=2, description="tokens a row; the model's longest when absent")
+    context: int | None = Field(default=None, ge=2, description="tokens in a row; default: the model's context")
     micro_batch_size: Changeable[int] = Field(default=32, ge=1, description="rows in one forward pass")
     accumulate: Changeable[int] = Field(
         default=1, ge=1, description="forward passes in one optimiser step, over all processes"
@@ -35,11 +35,11 @@ class Plan(Recipe):
         default=False, description="activation checkpointing: a third more time, far less memory"
     )
     guard: Guard = Guard()
-    log_every: Changeable[int] = Field(default=10, ge=1, description="steps")
-    validate_every: Changeable[int] = Field(default=250, ge=1, description="steps")
+    log_every: Changeable[int] = Field(default=10, ge=1, description="steps between two")
+    validate_every: Changeable[int] = Field(default=250, ge=1, description="steps between two")
     validation_tokens: Changeable[int] = Field(default=65_536, ge=1, description="read at most, of each corpus")
-    sample_every: Changeable[int] = Field(default=250, ge=1, description="steps")
-    save_every: Changeable[int] = Field(default=250, ge=1, description="steps")
+    sample_every: Changeable[int] = Field(default=250, ge=1, description="steps between two")
+    save_every: Changeable[int] = Field(default=250, ge=1, description="steps between two checkpoints")
     keep: Changeable[int] = Field(
         default=2, ge=2, description="checkpoints; two, so that a damaged one has another before it"
     )

@@ -7,6 +7,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from babyllama.amounts import duration
+
 
 class Watch:
     """What people see while it trains: a bar with ETA on a terminal, plain lines elsewhere; one rank shows."""
@@ -31,7 +33,7 @@ class Watch:
         self.bar.update(self.task, completed=step, figures=figures)
         if self.bar.disable:
             left = (steps - step) * values["seconds"] / max(1, step)
-            self.line(f"step {step}/{steps}  {figures}  {left:.0f} s left")
+            self.line(f"step {step}/{steps}  {figures}  {duration(left)} left")
 
     def line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

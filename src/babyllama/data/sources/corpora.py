@@ -67,16 +67,16 @@ class CorpusChoice(Recipe):
     order, corpora made from packages are put in the order of a hash first, so a part of them is a fair sample.
     """
 
-    name: str | None = Field(None, description="of a known corpus, such as idioms")
-    path: str | None = Field(None, description="a file, a folder or a glob of one's own")
-    field: str | None = Field(None, description="the key with the text; text, content or completion when absent")
-    format: Format = Field("auto", description="by the file's name when auto; a .txt file is one document, lines "
+    name: str | None = Field(None, description="of a corpus that comes along, such as idioms")
+    path: str | None = Field(None, description="your own file, folder or glob")
+    field: str | None = Field(None, description="the key with the text; default: text, content or completion")
+    format: Format = Field("auto", description="auto: by the file's name; a .txt file is one document, lines "
                            "makes each of its lines one, blocks each run of lines between blank ones")  # fmt: skip
     encoding: str = Field("utf-8", description="of the files: gb18030 (for GBK too), utf-16, …")
-    kind: Kind | None = Field(None, description="text, chat or preference; by the first record's keys when absent")
-    label: str | None = Field(None, description="its folder in the prepared data; the file's name when absent")
+    kind: Kind | None = Field(None, description="text, chat or preference; default: told by the first record's keys")
+    label: str | None = Field(None, description="its folder in the prepared data; default: the file's name")
     max_documents: int | None = Field(None, ge=1, description="keeps the first ones")
-    max_characters: int | None = Field(None, ge=1, description="leaves longer documents out; of a chat, the longest "
+    max_characters: int | None = Field(None, ge=1, description="skips longer documents; of a chat, the longest "
                                        "answer counts")  # fmt: skip
 
     @model_validator(mode="after")

@@ -79,7 +79,7 @@ class DataRecipe(Recipe):
         default="auto", description="auto: documents for chats, stream for texts")  # fmt: skip
     separate_documents: bool = Field(False, description="for stream; documents are always separate")
     stretch: int | None = Field(default=None, ge=1, description="spread each row's positions at random over up to so "
-                                "many trained contexts; CLEX's max_t when absent, 1 is off")  # fmt: skip
+                                "many trained contexts; default: CLEX's max_t; 1: off")  # fmt: skip
 
 
 class Row(NamedTuple):

@@ -21,7 +21,7 @@ class Replay(Recipe):
 
     path: Path
     share: float = Field(default=0.1, gt=0, lt=1, description="of the rows of each thousand; at least a thousandth")
-    weights: dict[str, float] | None = Field(default=None, description="of its corpora; all, whole, when absent")
+    weights: dict[str, float] | None = Field(default=None, description="of its corpora, by label; default: all of each")
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
+from babyllama.amounts import amount
 from babyllama.foresight.checks.finding import Finding, guarded, nothing, rates, sources, trained
 from babyllama.foresight.evidence import Evidence, Line, Rehearsal, Setting
 
@@ -61,7 +62,8 @@ def _exploded(lines: Sequence[Line], diverged: str, scaled: bool) -> str:
     if diverged and not (scaled and guarded(lines, finite=False)):
         return diverged.split(";")[0]
     if len(broken) >= _many(lines):
-        return f"{len(broken)} steps with a loss or gradient that is no number, the first at step {broken[0]['step']}"
+        first = broken[0]["step"]
+        return f"{amount(len(broken), 'step')} with a loss or gradient that is not a number, the first at step {first}"
     if len(losses) < 6:
         return ""
     start, tail = losses[0], fmean(losses[-max(3, len(losses) // 3) :])
@@ -179,7 +181,7 @@ def frozen(evidence: Evidence) -> Finding:
     if not rehearsal.still:
         return Finding("ok", f"every parameter changed in {len(rehearsal.ratios)} steps")
     names = ", ".join(rehearsal.still[:3]) + (", …" if len(rehearsal.still) > 3 else "")
-    shown = f"{len(rehearsal.still)} parameters did not change in {len(rehearsal.ratios)} steps: {names}"
+    shown = f"{amount(len(rehearsal.still), 'parameter')} did not change in {len(rehearsal.ratios)} steps: {names}"
     return Finding("fault", shown,
                    "give every parameter requires_grad and a share in the loss, or say adapter.kind=lora or lisa",
                    "adapter.kind=full")  # fmt: skip

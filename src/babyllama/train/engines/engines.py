@@ -88,8 +88,10 @@ class DeepSpeed(_Engine):
     """DeepSpeed ZeRO (arXiv 1910.02054), AdamW only. One process may use it too, for `offload`."""
 
     kind: Literal["deepspeed"] = "deepspeed"
-    stage: Literal[1, 2, 3] = Field(default=2, description="shared out: 1 the moments, 2 + gradients, 3 + parameters")
-    offload: Literal["none", "cpu"] = Field(default="none", description="where moments (at stage 3 parameters too) lie")
+    stage: Literal[1, 2, 3] = Field(default=2, description="sharded: 1 optimizer state, 2 + gradients, 3 + parameters")
+    offload: Literal["none", "cpu"] = Field(
+        default="none", description="of optimizer state, at stage 3 of parameters too"
+    )
 
     def check(self, processes: int, optimizer: Optimizer) -> None:
         if optimizer.kind != "adamw":

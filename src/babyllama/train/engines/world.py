@@ -69,7 +69,7 @@ class World:
         return replace(self, group=dist.new_group(backend="gloo", timeout=PATIENCE)) if self.size > 1 else self
 
     def leave(self) -> None:
-        """The end of `join`."""
+        """Inverse of `join`."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 

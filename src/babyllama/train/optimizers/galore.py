@@ -96,5 +96,5 @@ def project(grad: Tensor, projector: Tensor) -> Tensor:
 
 
 def project_back(low: Tensor, projector: Tensor, shape: torch.Size) -> Tensor:
-    """The end of `project`, as far as the directions reach."""
+    """Inverse of `project`, as far as the directions reach."""
     return low @ projector.T if shape[0] > shape[1] else projector @ low

@@ -78,7 +78,7 @@ class AdamW(Recipe):
 
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
-    whole_lr: float | None = Field(default=None, gt=0, description="of what adapter.train names; lr when absent")
+    whole_lr: float | None = Field(default=None, gt=0, description="rate of what adapter.train names; default: lr")
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)

@@ -199,7 +199,7 @@ def _typed(notes: Console) -> Iterator[str]:
 def _answer(chat: Conversation, question: str, answers: Console, notes: Console) -> None:
     if dropped := chat.make_room(question):
         notes.print(
-            f"(the context of {chat.engine.context} tokens is full; dropped from its beginning: {amount(dropped, 'turn')})"
+            f"(the context of {chat.engine.context} tokens is full; its first {amount(dropped, 'turn')} dropped)"
         )
     empty = True
     for piece in chat.ask(question):

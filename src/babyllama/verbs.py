@@ -201,7 +201,7 @@ def generate() -> None:
 
 @verb("ServeRecipe", "models")
 def serve() -> None:
-    """Models over HTTP, for any client that speaks OpenAI's protocol. Needs: pip install 'babyllama[serve]'
+    """Models over HTTP, for any client that speaks OpenAI's protocol. Needs: pip install -e '.[serve]'
 
     \b
       babyllama serve runs/quickstart/medical

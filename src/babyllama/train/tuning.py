@@ -63,7 +63,7 @@ def check(adapter: Adapter, optimizer: Optimizer, engine: str, new: bool) -> Non
     """Raise InputError for choices that exclude each other."""
     if isinstance(adapter, Lora | OneBit) and new:
         raise InputError(f"adapter.kind: {adapter.kind} needs a trained base; give init.kind=from init.path=…")
-    if isinstance(adapter, Lora) and optimizer.kind != "adamw":
+    if isinstance(adapter, Lora) and not optimizer.by_numbers:
         raise InputError(f"optimizer.kind: {optimizer.kind} is for whole matrices, not for {adapter.kind}'s factors; "
                          "use optimizer.kind=adamw")  # fmt: skip
     if isinstance(optimizer, AdamW) and optimizer.whole_lr and not (isinstance(adapter, Lora) and adapter.train):

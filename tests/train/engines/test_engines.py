@@ -53,7 +53,7 @@ def test_deepspeed_with_muon_is_one_clear_line():
 
 def test_deepspeed_that_is_not_installed_is_one_clear_line(monkeypatch):
     monkeypatch.setattr("babyllama.train.engines.engines.find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install 'babyllama\[deepspeed\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[deepspeed\]'"):
         DeepSpeed().check(1, AdamW())
 
 

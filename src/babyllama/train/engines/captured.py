@@ -17,7 +17,6 @@ from babyllama.hardware import allowed_memory
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.worker import Worker
 from babyllama.train.guard import Watchman
-from babyllama.train.optimizers.optim import AdamW, Muon
 
 EAGER_STEPS = 3  # before the capture: they allocate what lives on, and measure the memory
 MEMORY_SHARE = 0.4  # of the device; the graph keeps its memory, so larger steps, where it gains least, go without
@@ -36,7 +35,7 @@ class Captured(Worker):
     @staticmethod
     def suits(setting: Setting) -> bool:
         """Whether every step is the same work: LISA and GaLore change theirs, some RoPE laws ask the host."""
-        plain = isinstance(setting.optimizer, AdamW | Muon) and setting.lisa is None and not setting.adapter
+        plain = setting.optimizer.captured and setting.lisa is None and not setting.adapter
         return setting.compiled and setting.device.type == "cuda" and plain and setting.model.rope.static
 
     def _forget(self) -> None:

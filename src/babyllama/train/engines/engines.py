@@ -69,9 +69,9 @@ class Fsdp(_Engine):
     )  # fmt: skip
 
     def check(self, processes: int, optimizer: Optimizer) -> None:
-        if processes > 1 and optimizer.kind == "galore":
+        if processes > 1 and not optimizer.by_rows:
             raise InputError(
-                "engine.kind: fsdp cannot spread galore, whose directions need whole matrices; "
+                f"engine.kind: fsdp cannot spread {optimizer.kind}, which needs whole matrices; "
                 "use engine.kind=ddp, or optimizer.kind=adamw or muon"
             )
 
@@ -94,7 +94,7 @@ class DeepSpeed(_Engine):
     )
 
     def check(self, processes: int, optimizer: Optimizer) -> None:
-        if optimizer.kind != "adamw":
+        if not optimizer.by_numbers:
             raise InputError(
                 f"engine.kind: deepspeed cannot spread {optimizer.kind}, whose step needs whole matrices; "
                 "use optimizer.kind=adamw, or engine.kind=fsdp"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -73,9 +73,18 @@ def _warm(step: int, steps: int, share: float) -> tuple[float, float]:
 Schedule = Annotated[Cosine | Wsd, Field(discriminator="kind")]
 
 
-class AdamW(Recipe):
+class _Optimizer(Recipe):
+    """What engines and adapters ask of an optimiser, instead of its name."""
+
+    captured: ClassVar[bool] = True  # every step is the same work, so that a CUDA graph can hold it
+    by_rows: ClassVar[bool] = True  # a matrix may lie on several ranks, each with some of its rows
+    by_numbers: ClassVar[bool] = False  # any cut of any parameter will do: ZeRO's flat parts, an adapter's factors
+
+
+class AdamW(_Optimizer):
     """AdamW (arXiv 1711.05101); weight decay on matrices only, not on norms."""
 
+    by_numbers: ClassVar[bool] = True
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
     whole_lr: float | None = Field(default=None, gt=0, description="rate of what adapter.train names; default: lr")
@@ -94,7 +103,7 @@ class AdamW(Recipe):
         ], self.lr, self.betas, self.eps)]  # fmt: skip
 
 
-class Muon(Recipe):
+class Muon(_Optimizer):
     """Muon for the matrices inside the blocks, AdamW for embedding, head and norms.
 
     Muon (K. Jordan 2024) steps along the orthogonalised momentum: all directions of a matrix learn at one speed; with
@@ -129,13 +138,15 @@ class Muon(Recipe):
         return self.model_copy(update={"rounding": "bf16" if fast else "fp32"})
 
 
-class GaLore(Recipe):
+class GaLore(_Optimizer):
     """AdamW in the gradient's leading directions for the matrices inside the blocks, AdamW for all else.
 
     Its moments take rank / (shorter side) of AdamW's memory, plus the directions themselves. Matrices move at
     lr × scale.
     """
 
+    captured: ClassVar[bool] = False  # every `refresh` steps it looks for its directions
+    by_rows: ClassVar[bool] = False
     kind: Literal["galore"] = "galore"
     lr: float = Field(default=1e-3, gt=0)
     rank: int = Field(default=128, ge=1, description="a matrix that is no wider gets plain AdamW at lr × scale")

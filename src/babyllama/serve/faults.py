@@ -47,6 +47,11 @@ def _type(status: int) -> str:
     return "server_error" if status >= 500 else "invalid_request_error"
 
 
+# Unicode's line breaks: some clients, httpx for one, end a line of a stream there.
+BREAKS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+
+
 def json_bytes(value: Any) -> bytes:
-    """In UTF-8, half a surrogate pair as ?."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    """On one line, in UTF-8, half a surrogate pair as ?."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.translate(BREAKS).encode("utf-8", "replace")

@@ -268,7 +268,9 @@ def _complete(kind: type[BaseModel], data: Any) -> Any:
         if isinstance(given, dict) and isinstance(default, Recipe):
             tag = getattr(default, "kind", None)
             same = given.get("kind", tag) == tag
-            completed[name] = _complete(type(default), {**default.model_dump(mode="json"), **given}) if same else given
+            # What the default leaves to its type stays unsaid, so that a recipe tells what was chosen.
+            said = {**default.model_dump(mode="json", exclude_unset=True), **({"kind": tag} if tag else {})}
+            completed[name] = _complete(type(default), {**said, **given}) if same else given
     return completed
 
 

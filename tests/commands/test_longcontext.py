@@ -75,7 +75,7 @@ def extend(folder, name, *words):
 
 def interrupted(monkeypatch, start, folder, out, *words):
     """`start` a run, stop it in its third step, start it again."""
-    step, run, runs = verb.Watch.step, verb._run, []
+    step, opened, runs = verb.Watch.step, verb.open_run, []
 
     def stop(self, number, *rest):
         step(self, number, *rest)
@@ -84,7 +84,7 @@ def interrupted(monkeypatch, start, folder, out, *words):
 
     with monkeypatch.context() as patch:
         patch.setattr(verb.Watch, "step", stop)
-        patch.setattr(verb, "_run", lambda *args: runs.append(run(*args)) or runs[0])
+        patch.setattr(verb, "open_run", lambda *args: runs.append(opened(*args)) or runs[0])
         with pytest.raises(Interrupted):
             start(folder, out, *words)
     runs[0].unlock()
@@ -208,7 +208,8 @@ def test_the_verb(place, capsys):
     assert found["linear"]["16"] != found["none"]["16"]
     text = [f"model={place / 'base'}", f"text={place / 'text.txt'}", "lengths=[160]", "device=cpu", "laws=[yarn]"]
     longcontext(load_recipe(LongContextRecipe, None, [*text, "documents=2", "trials=1", "depths=2"]))
-    keys = json.loads((folder / "result.json").read_text("utf-8"))["contenders"]["yarn"]["passkey"]
+    second = folder.with_name("longcontext-2")  # beside the first, which stays
+    keys = json.loads((second / "result.json").read_text("utf-8"))["contenders"]["yarn"]["passkey"]
     assert [entry["depth"] for entry in keys] == [0, 1] and all(entry["nats"] > 0 for entry in keys)
     for words, said in (
         ([*given, "lengths=[9000]"], "the longest text has"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def world(tmp_path_factory):
     pretrain = ["train", "out=base", "data.path=corpus", *MODEL, *PLAN, "plan.steps=60", "plan.log_every=1"]
     kill_after(pretrain, "step 33/", cwd)
     out = must(*pretrain, cwd=cwd)
-    assert "continuing after step 20" in out
+    # 20 is saved by plan.save_every, 30 where the decay begins; the kill may come while that is written
+    assert re.search(r"continuing after step (20|30)\n", out)
     must("train", "out=sft", "data.path=chats", "data.packing=documents", "init.kind=from", "init.path=base",
          *PLAN, "plan.steps=150", "optimizer.lr=0.01", cwd=cwd)  # fmt: skip
     return cwd

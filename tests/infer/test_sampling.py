@@ -151,7 +151,7 @@ def test_uniforms():
      "repetition_penalty=0", "seed=-1", "top_k=2.5", "temperature=warm"],
 )  # fmt: skip
 def test_ranges(override):
-    with pytest.raises(InputError, match=override.split("=")[0] if "nan" not in override else "recipe"):
+    with pytest.raises(InputError, match=override.split("=")[0]):
         load_recipe(Sampling, None, [override])
 
 

@@ -78,6 +78,8 @@ def test_every_cut_is_as_near_to_the_exact_gradient(tmp_path, tie, dtype, most):
 class Watching:
     """AdamW that keeps the whole gradient of its steps."""
 
+    captured = False
+
     def __init__(self, found):
         self.found, self.recipe = found, AdamW(lr=1e-2)
 

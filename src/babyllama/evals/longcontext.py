@@ -125,7 +125,7 @@ def passkey(model: Transformer, tokenizer: Tokenizer, haystacks: Tensor, length:
 def streaming(model: Transformer, tokens: Tensor, places: int, sinks: int) -> Tensor:
     """Nats of every target of (B, N + 1) tokens, read one by one through a cache of `places`; (B, N) float32."""
     weight = model.embed_tokens.weight
-    cache = KVCache(model.config, len(tokens), places, weight.device, weight.dtype, sinks=sinks)
+    cache = KVCache(model.config, len(tokens), places, weight.device, weight.dtype, sinks=sinks, slides=True)
     tokens, found = tokens.to(weight.device), []
     for place in range(tokens.shape[1] - 1):
         logits = model(tokens[:, place : place + 1], cache=cache)[:, 0].float()

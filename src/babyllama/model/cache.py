@@ -25,6 +25,7 @@ class KVCache:
         rotated: True keeps keys after RoPE (static laws: nothing to redo). False keeps them before it, and every
             read rotates them anew, which laws whose frequencies change with the length need, and sinks.
         window: tokens that a row may have, or keeps when there are sinks; `max_tokens` when absent.
+        slides: keep the newest without sinks too, which is known to break models (StreamingLLM's comparison).
 
     Attributes:
         keys, values: (L, rows, K, max_tokens, D), contiguous for each layer, row and head.
@@ -33,9 +34,11 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, rows: int, max_tokens: int, device: torch.device | str, dtype: torch.dtype,
-                 rotated: bool = True, sinks: int = 0, window: int | None = None) -> None:  # fmt: skip
+                 rotated: bool = True, sinks: int = 0, window: int | None = None, slides: bool = False
+                 ) -> None:  # fmt: skip
         self.shape = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-        self.rotated, self.sinks, self.window = rotated and not sinks, sinks, window or max_tokens
+        self.slides = slides or sinks > 0
+        self.rotated, self.sinks, self.window = rotated and not self.slides, sinks, window or max_tokens
         self.used, self.version = 0, 0  # used: slots that any row has written, which is what attention has to read
         self._new(rows, max_tokens, device, dtype)
 
@@ -55,7 +58,7 @@ class KVCache:
             ValueError: the cache is full; with sinks, more tokens than there are places beside them.
         """
         gone = self.used + count - self.window
-        if self.sinks and gone > 0:
+        if self.slides and gone > 0:
             if gone > self.used - self.sinks:
                 raise ValueError(f"the cache has {self.window - self.sinks} places beside its sinks, "
                                  f"{count} tokens are fed at once")  # fmt: skip
@@ -78,14 +81,14 @@ class KVCache:
     def key_positions(self, device: torch.device) -> Tensor:
         """(1 or B, used): the position that each slot stands for."""
         slots = torch.arange(self.used, device=device)[None]
-        if not self.sinks:
+        if not self.slides:
             return slots
         turned = self.sinks + (slots - self.sinks - self.dropped) % (self.window - self.sinks)
         return torch.where(slots < self.sinks, slots, turned)
 
     def update(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (B, K, T, D) at positions (B, T); return all used slots, (B, K, used, D) each."""
-        if self.sinks:
+        if self.slides:
             tokens = positions + self.dropped
             turned = self.sinks + (tokens - self.sinks) % (self.window - self.sinks)
             positions = torch.where(tokens < self.sinks, tokens, turned)
@@ -104,7 +107,7 @@ class KVCache:
 
     def positions(self, tokens: Tensor) -> Tensor:
         """Numbers of tokens in their texts (B, T) → positions; with sinks, drops what does not fit beside them."""
-        if not self.sinks:
+        if not self.slides:
             return tokens
         torch.maximum(self.dropped, tokens[:, -1:] + 1 - self.window, out=self.dropped)
         return tokens - self.dropped

@@ -76,7 +76,7 @@ LINES = b"".join(b'{"text": "%d"}\n' % i for i in range(5000))
     [
         ("a.jsonl.zst", zstd(LINES)[:-30], "damaged or cut off (the last frame has no end)"),
         ("a.jsonl.zst", zstd(LINES) + zstd(LINES)[:9], "damaged or cut off (the last frame has no end)"),
-        ("a.jsonl.gz", gzip.compress(LINES)[:-30], "damaged or cut off"),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-30], "damaged or cut off"),
         ("a.json", b'[{"text": "a"}]\n[{"text": "b"}]', "a.json:2: '[{\"text\": \"b\"}]' stands after the end of the"),
         ("a.json", b'[{"text": "a"}]\n\n, 1', "a.json:3: ', 1' stands after the end of the array"),
         ("a.json", b'{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "a second array, under 'test'"),
@@ -84,7 +84,7 @@ LINES = b"".join(b'{"text": "%d"}\n' % i for i in range(5000))
         ("a.csv", b"text,text\na,b\n", "a.csv:1: the column 'text' is there twice"),
         ("a.csv", b'text,n\na,1\n"b,2\nc,3\n', "a.csv:3: a quotation that begins here does not end"),
         ("a.txt", "字".encode("utf-16"), "UTF-16, for it begins with the byte order mark FF FE; say encoding: utf-16"),
-        ("a.jsonl.gz", gzip.compress("字".encode("utf-16")), "UTF-16, for it begins"),
+        ("a.jsonl.gz", gzip.compress("字".encode("utf-16"), mtime=0), "UTF-16, for it begins"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_always_stops(tmp_path: Path, name: str, content: bytes, fault: str) -> None:

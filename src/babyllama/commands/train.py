@@ -142,9 +142,6 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
                    f"steps × {rows} rows × {context} tokens = {tokens:,} tokens "
                    f"({tokens / max(1, stream.rows * context):.1f} epochs), {precision}, "
                    f"{_hardware(recipe, world, device)}{', compiled' if trainer.compile else ''}")  # fmt: skip
-        if isinstance(recipe.attend, ShiftedSparse) and recipe.attend.group_size >= context:
-            watch.line(f"attend.group_size: {recipe.attend.group_size} tokens are the whole context of {context}: half "
-                       "of the heads attend in full, so little is saved; the paper takes a quarter of it")  # fmt: skip
         for line in remarks(prepared, stream.new if isinstance(stream, Mixed) else stream, context):
             watch.line(line)
         figures = trainer.train()

@@ -15,7 +15,7 @@ from babyllama.infer.prompts import Prompts
 from babyllama.infer.request import Proposer, Request
 from babyllama.infer.rows import SKIPPED, Sampled
 from babyllama.infer.sampling import Uses, uniforms
-from babyllama.infer.slots import Slot
+from babyllama.infer.slots import Slot, shared_prefix
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 
@@ -61,8 +61,7 @@ class Draft:
         sampling, given = self.request.sampling, len(known) - len(self.request.prompt)
         seed = sampling.seed if self.request.seed is None else self.request.seed
         draws = uniforms(seed, self.most, given).to(self.cache.keys.device)
-        same = next((i for i, (a, b) in enumerate(zip(self.read, known, strict=False)) if a != b), len(self.read))
-        self.read = self.read[: min(same, len(known) - 1)]
+        self.read = self.read[: min(shared_prefix(self.read, known), len(known) - 1)]
         text = list(known)
         for step in range(self.most):
             new = text[len(self.read) :]

@@ -1,16 +1,21 @@
-"""Would the tests notice? Small edits of the source, each against the tests that mirror it.
+"""Would the tests notice? Small edits of the source, each against the tests that run the edited line.
 
     python bench/mutation.py --sample 200 --seed 1 --jobs 2
 
 cosmic-ray makes the edits (another operator, number or condition; `and` for `or`; a decorator, a loop gone). A random
 sample of places is drawn, one edit each; an edit that no test notices survives, and the table says where to look. Edits
-that change nothing by construction are not drawn: annotations, and files that only a GPU runs (`NOT_HERE`). Tests that
-fail without any edit on this machine are left out beforehand, and named.
+that change nothing by construction are not drawn: annotations, and files that only a GPU runs (`NOT_HERE`).
+
+The suite runs once without any edit, under coverage, which says for each line the tests that run it and what each
+takes (`--covered FILE` keeps that for another time). A test that fails already is left out, and named. An edit then
+faces its line's tests: those of the mirroring file first, then file by file, the quickest file first, up to
+`--most_s` seconds of tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import random
@@ -20,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -33,15 +38,7 @@ OPERATORS = re.compile(
     r"core/(Replace(Binary|Unary)Operator_|ReplaceComparisonOperator_(?!(Not)?Eq_Is)|AddNot|ReplaceTrue|ReplaceFalse|"
     r"ReplaceAnd|ReplaceOr|ReplaceBreak|ReplaceContinue|NumberReplacer|RemoveDecorator|ZeroIteration)"
 )  # `is` for `==` is the same of small numbers
-QUICK = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", "--no-header", "-W", "ignore")
-_FAST = ("1_causal", "2_cached_decoding", "3_packed", "4_rope", "5_adapters", "8_loss_mask", "9_roundtrip")
-LAWS = {
-    "model": [f"tests/laws/test_law{law}.py" for law in _FAST],
-    "train": [f"tests/laws/test_law{law}.py" for law in ("6_accumulation", "7_resume", "7_tuning")],
-    "infer": ["tests/laws/test_law2_cached_decoding.py"],
-    "data": ["tests/laws/test_law3_packed.py"],
-    "quant": [],
-}
+QUICK = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", "--no-header", "-W", "ignore", "-rfE")
 
 
 class Mutant(NamedTuple):
@@ -88,25 +85,97 @@ def _annotates(node: Any) -> bool:
     return False
 
 
-def tests_of(path: str) -> list[list[str]]:
-    """The mirror of a source file first, then its room."""
-    inside = Path(path).relative_to("src/babyllama")
-    room = inside.parts[0]
-    mirror = ROOT / "tests" / inside.with_name(f"test_{inside.name}")
-    stages = [[str(mirror.relative_to(ROOT))]] if mirror.is_file() else []
-    folder = ROOT / "tests" / inside.parent
-    near = [str(folder.relative_to(ROOT))] if folder.is_dir() and folder != ROOT / "tests" / room else []
-    return [*stages, *([near] if near else []), [f"tests/{room}", *LAWS[room]]]
+class Covered(NamedTuple):
+    """What the suite does without an edit: the tests of each line, the seconds of each test, and those that fail."""
+
+    lines: dict[str, dict[str, list[int]]]  # path → line → numbers of tests
+    tests: list[str]
+    seconds: list[float]
+    broken: list[str]
+
+    def of(self, mutant: Mutant, most_s: float) -> list[str]:
+        """The tests that run the edited line (of a line that runs at import: those that run anything of its file)."""
+        lines = self.lines.get(mutant.path, {})
+        first, last = _statement(mutant)
+        wanted = [lines.get(str(line), []) for line in range(first, last + 1)] if first else list(lines.values())
+        numbers = {number for some in wanted for number in some} or self._of_room(mutant)
+        inside = Path(mutant.path).relative_to("src/babyllama")
+        mirror = str("tests" / inside.with_name(f"test_{inside.name}"))
+        files: dict[str, list[int]] = defaultdict(list)
+        for number in sorted(numbers):
+            files[self.tests[number].partition("::")[0]].append(number)
+        cost = {file: sum(self.seconds[number] for number in some) for file, some in files.items()}
+        found, spent = [], 0.0
+        for file in sorted(files, key=lambda file: (file != mirror, cost[file])):
+            for number in files[file]:
+                if spent + self.seconds[number] <= most_s:
+                    spent += self.seconds[number]
+                    found.append(self.tests[number])
+        return found
+
+    def _of_room(self, mutant: Mutant) -> set[int]:
+        """Of a line that runs in processes of their own only: all that its room's tests and the laws do."""
+        room = Path(mutant.path).relative_to("src/babyllama").parts[0]
+        places = f"tests/{room}/", "tests/laws/"
+        return {number for number, test in enumerate(self.tests) if test.startswith(places)}
 
 
-def run(tree: Path, tests: list[str], broken: set[str], timeout_s: float, exact: bool = True) -> tuple[int, str]:
+def _statement(mutant: Mutant) -> tuple[int, int]:
+    """First and last line of what runs with the edited line; (0, 0) outside of functions."""
+    found, tree = (0, 0), ast.parse((ROOT / mutant.path).read_text("utf-8"))
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.Lambda):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.stmt) and node is not function and node.lineno <= mutant.line:
+                body = getattr(node, "body", None)  # of a compound statement its head
+                last = max(body[0].lineno - 1, node.lineno) if body else node.end_lineno or node.lineno
+                if mutant.line <= last and node.lineno >= found[0]:
+                    found = node.lineno, last
+    return found
+
+
+def cover(tree: Path, jobs: int) -> Covered:
+    """The suite without an edit."""
+    words = [
+        *QUICK[1:],
+        "-n",
+        str(jobs),
+        "--cov=src/babyllama",
+        "--cov-context=test",
+        "--cov-report=",
+        "--durations=0",
+        "--continue-on-collection-errors",
+    ]
+    _, printed = run(tree, [*words, "--durations-min=0", "-vv", "tests"], 1e5)
+    (tree / "suite.txt").write_text(printed, "utf-8")
+    from coverage import CoverageData
+
+    data = CoverageData(str(tree / ".coverage"))
+    data.read()
+    spent: dict[str, float] = defaultdict(float)
+    for seconds, test in re.findall(r"^([\d.]+)s (?:call|setup|teardown) +(tests/.+)$", printed, re.M):
+        spent[test] += float(seconds)
+    broken = re.findall(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", printed, re.M)
+    tests = sorted(set(spent) - set(broken))
+    numbers = {test: number for number, test in enumerate(tests)}
+    lines: dict[str, dict[str, list[int]]] = {}
+    for file in data.measured_files():
+        found = {}
+        for line, contexts in data.contexts_by_lineno(file).items():
+            names = {context.rpartition("|")[0] for context in contexts}
+            found[str(line)] = sorted(numbers[name] for name in names if name in numbers)
+        lines[str(Path(file).relative_to(tree))] = found
+    return Covered(lines, tests, [spent[test] for test in tests], sorted(set(broken)))
+
+
+def run(tree: Path, words: list[str], timeout_s: float) -> tuple[int, str]:
     """pytest's exit code, −1 after `timeout_s`, and what it printed."""
-    words = [sys.executable, "-m", "pytest", *(QUICK if exact else QUICK[1:]), *tests]
-    words += [word for test in broken for word in ("--deselect", test)]
     environment = {**os.environ, "PYTHONPATH": f"{tree / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-                   "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
+                   "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "1000"}  # fmt: skip
     try:
-        done = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=tree, env=environment, capture_output=True,
+                              text=True, timeout=timeout_s)  # fmt: skip
     except subprocess.TimeoutExpired:
         return -1, ""
     return done.returncode, done.stdout + done.stderr
@@ -120,17 +189,16 @@ def with_edit(mutant: Mutant) -> Mutant:
     return mutant._replace(edited=mutate_code(whole, get_operator(mutant.operator)(), mutant.occurrence) or whole)
 
 
-def judge(tree: Path, mutant: Mutant, broken: set[str], timeout_s: float) -> str:
-    """killed (an endless loop is noticed too) or survived."""
+def judge(tree: Path, mutant: Mutant, covered: Covered, most_s: float) -> tuple[str, int]:
+    """killed (an endless loop is noticed too) or survived; and how many tests it faced."""
+    tests = covered.of(mutant, most_s)
     file = tree / mutant.path
     whole = file.read_text("utf-8")
     file.write_text(mutant.edited, "utf-8")
+    (tree / "tests.txt").write_text("\n".join(tests), "utf-8")
     try:
-        for tests in tests_of(mutant.path):
-            code, _ = run(tree, tests, broken, timeout_s)
-            if code not in (0, 5):
-                return "killed"
-        return "survived"
+        code, _ = run(tree, [*QUICK, "@tests.txt"], 4 * most_s + 120)
+        return ("survived" if code == 0 else "killed"), len(tests)
     finally:
         file.write_text(whole, "utf-8")
 
@@ -150,65 +218,76 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--timeout_s", type=float, default=300, help="of one run of tests")
+    parser.add_argument("--most_s", type=float, default=150, help="seconds of tests that one edit faces")
     parser.add_argument("--total_s", type=float, default=1e9, help="begin no edit after so long")
-    parser.add_argument("--out", type=Path, default=None, help="the results as JSON lines")
-    parser.add_argument("--trust", action="store_true", help="all tests pass without an edit: do not look first")
+    parser.add_argument("--out", type=Path, default=None, help="results as JSON lines; what is there is not run again")
+    parser.add_argument("--covered", type=Path, default=None, help="what the suite covers: read, or written if missing")
     parser.add_argument("--draw", type=Path, default=None, help="write the edits there, and run nothing")
     parser.add_argument("--drawn", type=Path, default=None, help="run what --draw wrote, of the same source")
     parser.add_argument("--only", type=Path, default=None, help="an earlier --out: its survivors once more")
     args = parser.parse_args()
     begun = time.monotonic()
-    if args.drawn or args.only:
-        rows = [json.loads(line) for line in (args.drawn or args.only).read_text("utf-8").splitlines()]
-        rows = [row for row in rows if row.get("verdict", "survived") == "survived"]
-        drawn = [Mutant(*(row.get(key, "") for key in Mutant._fields)) for row in rows]
-    else:
-        generator = random.Random(args.seed)
-        drawn = [generator.choice(edits) for edits in generator.sample(places(), args.sample)]
-    drawn = [mutant if mutant.edited else with_edit(mutant) for mutant in drawn]
-    drawn = [mutant for mutant in drawn if mutant.edited != (ROOT / mutant.path).read_text("utf-8")]
+    drawn = read_edits(args.drawn or args.only) if args.drawn or args.only else draw(args.sample, args.seed)
     if args.draw:
         args.draw.write_text("".join(json.dumps(mutant._asdict()) + "\n" for mutant in drawn), "utf-8")
         return
+    done = (
+        {mutant[:4] for mutant in read_edits(args.out, all_of_them=True)} if args.out and args.out.exists() else set()
+    )
+    drawn = [mutant for mutant in drawn if mutant[:4] not in done]
     with tempfile.TemporaryDirectory() as temporary:
         trees: SimpleQueue[Path] = SimpleQueue()
-        copies = [copy_tree(Path(temporary) / str(number)) for number in range(args.jobs)]
-        suites = sorted({test for mutant in drawn for stage in tests_of(mutant.path) for test in stage})
+        for number in range(args.jobs):
+            trees.put(copy_tree(Path(temporary) / str(number)))
+        if args.covered and args.covered.exists():
+            covered = Covered(**json.loads(args.covered.read_text("utf-8")))
+        else:
+            tree = trees.get()
+            covered = cover(tree, args.jobs)
+            trees.put(tree)
+            if args.covered:
+                args.covered.write_text(json.dumps(covered._asdict()), "utf-8")
+                shutil.copy(tree / "suite.txt", args.covered.with_suffix(".txt"))
+        print(f"{len(covered.tests)} tests, {sum(covered.seconds):.0f} s; fail without an edit: "
+              f"{', '.join(covered.broken) or 'none'}", flush=True)  # fmt: skip
+        print(f"{len(drawn)} edits; the suite took {time.monotonic() - begun:.0f} s", flush=True)
+
+        def one(mutant: Mutant) -> str:
+            if time.monotonic() - begun > args.total_s:
+                return "not reached"
+            tree, start = trees.get(), time.monotonic()
+            try:
+                verdict, faced = judge(tree, mutant, covered, args.most_s)
+            finally:
+                trees.put(tree)
+            row = {**mutant._replace(edited="")._asdict(), "verdict": verdict, "tests": faced,
+                   "seconds": round(time.monotonic() - start, 1)}  # fmt: skip
+            if args.out:
+                with args.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            if verdict != "killed":
+                print(f"{verdict}  {mutant.path}:{mutant.line}  {mutant.operator} {mutant.occurrence}", flush=True)
+            return verdict
+
         with ThreadPoolExecutor(args.jobs) as pool:
-            for copy in copies:
-                trees.put(copy)
+            counts = Counter(pool.map(one, drawn))
+    judged = len(drawn) - counts["not reached"]
+    print(dict(counts), f"score {counts['killed'] / max(1, judged):.1%}")
 
-            def alone(test: str) -> str:
-                tree = trees.get()
-                try:
-                    return run(tree, [test], set(), args.timeout_s * 2, exact=False)[1]
-                finally:
-                    trees.put(tree)
 
-            printed = "" if args.trust else "".join(pool.map(alone, suites))
-            broken = set(re.findall(r"^(?:FAILED|ERROR) (\S+)", printed, re.M))
-            print(f"{len(drawn)} edits; fail without any: {', '.join(sorted(broken)) or 'none'}", flush=True)
+def draw(sample: int, seed: int) -> list[Mutant]:
+    """`sample` places, one edit of each; edits that leave the file as it was are dropped."""
+    generator = random.Random(seed)
+    drawn = [with_edit(generator.choice(edits)) for edits in generator.sample(places(), sample)]
+    return [mutant for mutant in drawn if mutant.edited != (ROOT / mutant.path).read_text("utf-8")]
 
-            def one(mutant: Mutant) -> dict[str, Any]:
-                if time.monotonic() - begun > args.total_s:
-                    return {"verdict": "not run"}
-                tree = trees.get()
-                try:
-                    verdict = judge(tree, mutant, broken, args.timeout_s)
-                finally:
-                    trees.put(tree)
-                row = {**mutant._replace(edited="")._asdict(), "verdict": verdict}
-                if args.out:
-                    with args.out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
-                if verdict == "survived":
-                    print(f"survived  {mutant.path}:{mutant.line}  {mutant.operator} {mutant.occurrence}", flush=True)
-                return row
 
-            found = list(pool.map(one, drawn))
-    counts = {v: sum(row["verdict"] == v for row in found) for v in ("killed", "survived", "not run")}
-    print(counts, f"score {counts['killed'] / max(1, counts['killed'] + counts['survived']):.1%}")
+def read_edits(path: Path, all_of_them: bool = False) -> list[Mutant]:
+    """Of a file of edits or of results, those that were not killed."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows = [row for row in rows if all_of_them or row.get("verdict") != "killed"]
+    found = [Mutant(*(row.get(key, "") for key in Mutant._fields)) for row in rows]
+    return found if all_of_them else [mutant if mutant.edited else with_edit(mutant) for mutant in found]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[data,report]"
+	$(BIN)/python -m pip install --quiet -e ".[chat,data,report]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml

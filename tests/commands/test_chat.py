@@ -1,4 +1,4 @@
-"""The verb chat: streaming, turns, commands, room in the context, Ctrl-C, and a real pipe."""
+"""The verb chat: streaming, turns, commands, room in the context; a real terminal and a real pipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.recipe import load_recipe
 from babyllama.serve import terminal
-from babyllama.serve.terminal import Conversation, run_command, stream_text
+from babyllama.serve.chat_commands import COMMANDS, run_command
+from babyllama.serve.conversation import Conversation, printable
+from babyllama.serve.terminal import Talk
 from babyllama.tokenizer.chat import render_chat
 
 from .small_run import CHATS, CONTEXT, messages_of, save_taught, small_tokenizer, taught_model
@@ -30,6 +32,17 @@ GREEDY = Sampling(temperature=0.0)
 def conversation(sampling: Sampling = GREEDY, **more) -> Conversation:
     tokenizer = small_tokenizer()
     return Conversation(Engine(taught_model(), tokenizer.vocab_size), tokenizer, sampling, **more)
+
+
+def stage(chat: Conversation, **more) -> Talk:
+    """Where commands are given, with models by their paths' names."""
+
+    def open_model(path):
+        if path.name == "no":
+            raise InputError("no: is not there")
+        return chat.engine, chat.tokenizer
+
+    return Talk(chat, open_model, more.pop("read", None), turns=True)
 
 
 def test_answers_arrive_as_whole_characters():
@@ -75,82 +88,72 @@ def test_a_chat_can_be_repeated_by_its_seed():
 
     assert answers(3) == answers(3) != answers(4)
     talk = conversation(Sampling(temperature=3.0), max_tokens=8)
-    run_command(talk, "/seed 3")
+    run_command(stage(talk), "/seed 3")
     assert ["".join(talk.ask(question)) for question, _ in CHATS[:2]] == answers(3)
 
 
 def test_commands(tmp_path):
     talk = conversation()
+    on = stage(talk)
     list(talk.ask(CHATS[0][0]))
     file = tmp_path / "a chat.jsonl"
-    assert "saved 1 turn to" in run_command(talk, f"/save {file}")
+    assert "saved 1 turn to" in run_command(on, f"/save {file}")
     assert json.loads(file.read_text("utf-8")) == {"messages": talk.messages}
-    assert "/reset" in run_command(talk, "/help")
-    run_command(talk, "/system  你是一个医生。 ")
+    assert all(name in run_command(on, "/help") for name in COMMANDS)
+    run_command(on, "/system  你是一个医生。 ")
     assert talk.messages[0] == {"role": "system", "content": "你是一个医生。"}
     assert talk.prompt("问")[0] == talk.tokenizer.role_ids["system"]
-    run_command(talk, "/reset")
-    run_command(talk, "/system")
+    run_command(on, f"/save {tmp_path / 'with system'}")
+    run_command(on, "/reset")
+    run_command(on, "/system")
     assert talk.messages == []
-    for line, fault in [("/seed x", "whole number"), ("/seed", "whole number"), ("/save", "file"), ("/halp", "help"),
-                        (f"/save {file}", "exists"), (f"/save {tmp_path}/b", "nothing said")]:  # fmt: skip
-        with pytest.raises(InputError, match=fault):
-            run_command(talk, line)
+    assert "loaded 1 turn" in run_command(on, f"/load {tmp_path / 'with system'}")
+    assert talk.system == "你是一个医生。" and talk.turns == [CHATS[0]]
+    run_command(on, f"/load {file}")
+    assert talk.system == "" and talk.turns == [CHATS[0]]
+
+
+OPEN = '{"messages": [{"role": "user", "content": "a"}]}'
+BAD = [("/seed x", "whole number"), ("/seed", "whole number"), ("/save", "file name"), ("/halp", "help"),
+       ("/save {here}", "exists"), ("/save {folder}/b", "nothing said"), ("/load", "file that /save wrote"),
+       ("/load {folder}/b", "cannot be read"), ("/load {here}", "no chat of the form"),
+       ("/load {open}", "all answered"), ("/edit", "nothing was asked"), ("/regenerate", "nothing was asked"),
+       ("/compare x", "nothing was asked")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "fault"), BAD)
+def test_bad_commands_change_nothing(tmp_path, line, fault):
+    (tmp_path / "here").write_text("[1]")
+    (tmp_path / "open").write_text(OPEN)
+    talk = conversation()
+    with pytest.raises(InputError, match=fault):
+        run_command(stage(talk), line.format(folder=tmp_path, here=tmp_path / "here", open=tmp_path / "open"))
+    assert (talk.turns, talk.system, talk.seed) == ([], "", 0)
+
+
+def test_asking_again_and_comparing(capsys):
+    """Another answer draws with the next seed and takes the old one's place; a comparison leaves the chat alone."""
+    talk = conversation(Sampling(temperature=3.0), max_tokens=8)
+    on = stage(talk)
+    first = "".join(talk.ask(CHATS[0][0]))
+    run_command(on, "/regenerate")
+    assert [question for question, _ in talk.turns] == [CHATS[0][0]]
+    second, other = talk.turns[0][1], conversation(Sampling(temperature=3.0, seed=1), max_tokens=8)
+    assert second == "".join(other.ask(CHATS[0][0])) != first
+    capsys.readouterr()
+    run_command(on, "/compare runs/other")
+    run_command(on, "/compare")
+    shown = capsys.readouterr()
+    assert shown.out == f"{second}\n" * 2 and shown.err == "── runs/other\n" * 2
+    with pytest.raises(InputError, match="no: is not there"):
+        run_command(on, "/compare no")
+    assert talk.turns == [(CHATS[0][0], second)]
+    run_command(on, f"/edit {CHATS[1][0]}")
+    assert [question for question, _ in talk.turns] == [CHATS[1][0]]
 
 
 def test_control_characters_never_reach_the_terminal():
-    class Escaping:
-        """An engine that says ESC [ 2 J, a bell, and a text."""
-
-        def stream(self, *_):
-            return iter(small_tokenizer().encode("\x1b[2J\x07好\n\t吧\x7f\x9b"))
-
-    text = "".join(stream_text(Escaping(), small_tokenizer(), [1], GREEDY, None))  # type: ignore[arg-type]
-    assert text == "[2J好\n\t吧"
-
-
-@pytest.fixture
-def typed(monkeypatch):
-    """Feed lines (or exceptions) as if typed on a terminal."""
-
-    def feed(*lines):
-        class Keyboard(io.StringIO):
-            def isatty(self):
-                return True
-
-        waiting = iter(lines)
-
-        def read(prompt):
-            line = next(waiting, EOFError)
-            if isinstance(line, str):
-                return line
-            raise line
-
-        monkeypatch.setattr(sys, "stdin", Keyboard())
-        monkeypatch.setattr("builtins.input", read)
-
-    return feed
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_program(typed, capsys, monkeypatch):
-    talk = conversation()
-    stream = talk.engine.stream
-    interrupted = iter([True, False])
-
-    def breaking(*args):
-        broken = next(interrupted)
-        for i, token in enumerate(stream(*args)):
-            if broken and i == 3:
-                raise KeyboardInterrupt
-            yield token
-
-    monkeypatch.setattr(talk.engine, "stream", breaking)
-    typed(KeyboardInterrupt, CHATS[0][0], CHATS[1][0])
-    terminal.talk(talk)
-    shown = capsys.readouterr().out
-    assert "(Ctrl-D exits)" in shown and "(stopped)" in shown and CHATS[1][1] in shown
-    assert CHATS[0][1].startswith(talk.turns[0][1]) and talk.turns[0][1] != CHATS[0][1]
-    assert len(talk.turns) == 2
+    assert printable("\x1b[2J\x07好\n\t吧\x7f\x9b") == "[2J好\n\t吧"
 
 
 def test_piped_questions_through_a_real_process(tmp_path):
@@ -167,6 +170,18 @@ def test_piped_questions_through_a_real_process(tmp_path):
     assert done.stdout.decode().splitlines() == [CHATS[0][1], CHATS[2][1], CHATS[1][1]]
     notes = done.stderr.decode()
     assert "/nonsense: no such command" in notes and "shorten the prompt" in notes and "Traceback" not in notes
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_piped_lines_stand_alone_unless_they_are_turns(monkeypatch, capsys, turns):
+    talk, prompts = conversation(), []
+    events = talk.engine.events
+    monkeypatch.setattr(talk.engine, "events", lambda request: prompts.append(request.prompt) or events(request))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{question}\n" for question, _ in CHATS[:2])))
+    terminal.talk(talk, lambda path: pytest.fail("opens another model"), turns=turns)
+    assert capsys.readouterr().out.splitlines() == [answer for _, answer in CHATS[:2]]
+    alone = render_chat(talk.tokenizer, [{"role": "user", "content": CHATS[1][0]}], add_generation_prompt=True).tokens
+    assert (prompts[1] == alone) is not turns and len(talk.turns) == 1 + turns
 
 
 def test_main_in_process(tmp_path, monkeypatch, capsys):

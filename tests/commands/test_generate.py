@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import sentencepiece
 import torch
@@ -92,6 +95,29 @@ def test_one_question_in_the_chat_template(capsys, folder):
 def test_a_text_of_its_own(capsys, folder):
     shown = generate(capsys, folder, "samples=5", "temperature=3", "max_tokens=10")
     assert len(set(shown.splitlines())) > 5 and "Error" not in shown
+
+
+def test_texts_of_a_given_form(capsys, folder, tmp_path):
+    schema = {
+        "type": "object",
+        "properties": {"legs": {"enum": [2, 4]}},
+        "required": ["legs"],
+        "additionalProperties": False,
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    for given in (json.dumps(schema), tmp_path / "schema.json"):
+        shown = generate(capsys, folder, "prompt=你好！", "chat=true", "samples=2", f"json_schema={given}")
+        found = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+        assert len(found) == 2 and all(one["legs"] in (2, 4) for one in found)
+    assert re.fullmatch("小小的(甲|乙){3}\n", generate(capsys, folder, "prompt=小小的", "regex=(甲|乙){3}"))
+    (tmp_path / "list.json").write_text("[]")
+    for form, fault in [(f"json_schema={tmp_path}/no", "cannot be read"), ("regex=(", "regex: "),
+                        (f"json_schema={tmp_path}/list.json", "holds list"), ("json_schema={type: x}", "json_schema: "),
+                        ("regex=(", "regex")]:  # fmt: skip
+        with pytest.raises(InputError, match=fault):
+            generate(capsys, folder, "prompt=a", form)
+    with pytest.raises(InputError, match="exclude each other"):
+        generate(capsys, folder, "prompt=a", "regex=a", "json_schema={}")
 
 
 FAULTS = [("max_tokens=[1]", "max_tokens"), ("samples=0", "samples"), ("seed=-1", "seed")]

@@ -166,5 +166,6 @@ def test_the_sampling_keys_need_no_prefix():
     recipe = load_recipe(Answering, None, ["temperature=0.5", "sampling.top_k=4", "count=2", "seed=9"])
     assert recipe == Answering(sampling=Sampling(temperature=0.5, top_p=0.9, top_k=4, seed=9), count=2)
     assert load_recipe(Answering).sampling.temperature == 0.7
+    assert load_recipe(Answering, None, ["logit_bias={2: -100, '7': 3}"]).sampling.logit_bias == {2: -100, 7: 3}
     with pytest.raises(InputError, match=r"sampling\.top_p: .*got 3"):
         load_recipe(Answering, None, ["top_p=3"])

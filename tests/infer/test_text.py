@@ -52,6 +52,8 @@ def test_a_stop_string_frees_the_row():
     engine = Engine(taught_model(), tokenizer.vocab_size)
     prompt = render_chat(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True).tokens
     request = Request(prompt, Sampling(temperature=0.0), 40, {tokenizer.eos_id})
-    assert "".join(pieces(engine, tokenizer, request)) == answer
-    assert "".join(pieces(engine, tokenizer, request, ["高兴"])) == answer[: answer.index("高兴")]
+    whole, cut = Text(tokenizer), Text(tokenizer, ["高兴"])
+    assert "".join(pieces(engine, request, whole)) == answer and whole.finish == "stop"
+    assert whole.tokens == len(tokenizer.encode(answer)) + 1  # and the end token
+    assert "".join(pieces(engine, request, cut)) == answer[: answer.index("高兴")] and cut.tokens < whole.tokens
     assert not engine.busy

@@ -13,9 +13,12 @@ from babyllama.amounts import amount
 from babyllama.commands.serving import ServingRecipe
 from babyllama.data.shards.shards import Prepared, usual_turns
 from babyllama.errors import InputError
+from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.run import Run
-from babyllama.serve.terminal import Conversation, talk
+from babyllama.serve.conversation import Conversation
+from babyllama.serve.keyboard import history_file
+from babyllama.serve.terminal import talk
 from babyllama.tokenizer.chat import TEMPLATES
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -28,6 +31,8 @@ class ChatRecipe(ServingRecipe):
         ge=0,
         description="earlier turns that the model sees; default: as many as its training chats had",
     )
+    turns: bool = Field(default=False, description="piped lines are turns of one chat; default: each stands alone")
+    history: bool = Field(default=True, description="what is typed comes back with the key ↑, also in later chats")
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
 
 
@@ -48,7 +53,12 @@ def main(recipe: ChatRecipe) -> None:
     lessons = learned(recipe.model, tokenizer)
     memory = max(0, lessons.turns - 1) if recipe.memory is None and lessons.turns else recipe.memory
     chat = Conversation(engine, tokenizer, recipe.sampling, recipe.max_tokens, recipe.system, memory)
-    talk(chat, remarks(recipe.model, tokenizer, lessons, memory))
+    said = remarks(recipe.model, tokenizer, lessons, memory)
+
+    def another(path: Path) -> tuple[Engine, Tokenizer]:
+        return recipe.model_copy(update={"model": path}).open()
+
+    talk(chat, another, said, recipe.turns, history_file() if recipe.history else None)
 
 
 def learned(model: Path, tokenizer: Tokenizer) -> Lessons:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
 from rich.console import Console
 
 from babyllama.commands.serving import ServingRecipe
+from babyllama.errors import InputError
+from babyllama.infer.request import Request, TokenMask
 from babyllama.infer.sampling import Sampling
-from babyllama.serve.terminal import Conversation, stream_text
+from babyllama.infer.text import Text, pieces
+from babyllama.serve.conversation import Conversation, printable
+from babyllama.tokenizer.tokenizer import Tokenizer
 
 
 class GenerateRecipe(ServingRecipe):
@@ -17,25 +25,69 @@ class GenerateRecipe(ServingRecipe):
     chat: bool = Field(default=False, description="put the prompt as a question in the chat template")
     samples: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=256, ge=1, description="the longest text")
+    json_schema: dict[str, Any] | Path | None = Field(
+        default=None, description="what follows is JSON of this schema: a file, or the schema itself")  # fmt: skip
+    regex: str = Field(default="", description="what follows matches this regular expression as a whole")
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> GenerateRecipe:
+        if self.json_schema is not None and self.regex:
+            raise ValueError("json_schema and regex exclude each other; give one of them")
+        return self
 
 
 def main(recipe: GenerateRecipe) -> None:
-    """Print every sample as it is made."""
+    """Print every sample as it is made.
+
+    Raises:
+        InputError: as `load`; a schema or a regular expression that is wrong, a prompt that fills the context.
+    """
     engine, tokenizer = recipe.open()
     console = Console(highlight=False, markup=False)
+    before = [] if recipe.chat else tokenizer.encode(recipe.prompt)
+    prompt = [*tokenizer.start_ids, *before]
+    if recipe.chat:
+        prompt = Conversation(engine, tokenizer, recipe.sampling, system=recipe.system).prompt(recipe.prompt)
+    forms = Forms(recipe, tokenizer)
     for seed in range(recipe.sampling.seed, recipe.sampling.seed + recipe.samples):
+        request = Request(prompt, recipe.sampling, recipe.max_tokens, tokenizer.stop_ids, seed, mask=forms.mask())
         if recipe.samples > 1:
             console.print(f"── seed {seed}", style="dim")
-        if recipe.chat:
-            sampling = recipe.sampling.model_copy(update={"seed": seed})
-            pieces = Conversation(engine, tokenizer, sampling, recipe.max_tokens, recipe.system).ask(recipe.prompt)
-        else:
-            console.file.write(recipe.prompt)
-            text = tokenizer.encode(recipe.prompt)
-            pieces = stream_text(engine, tokenizer, [*tokenizer.start_ids, *text], recipe.sampling,
-                                 recipe.max_tokens, seed, after=text)  # fmt: skip
-        for piece in pieces:
+        console.file.write("" if recipe.chat else recipe.prompt)
+        for piece in map(printable, pieces(engine, request, Text(tokenizer, after=before))):
             console.file.write(piece)
             console.file.flush()
         console.file.write("\n")
+
+
+class Forms:
+    """The form that a recipe asks of its texts.
+
+    Raises:
+        InputError: a schema that cannot be read.
+    """
+
+    def __init__(self, recipe: GenerateRecipe, tokenizer: Tokenizer) -> None:
+        given = recipe.json_schema
+        self.regex, self.schema = recipe.regex, _read(given) if isinstance(given, Path) else given
+        if self.regex or self.schema is not None:
+            from babyllama.infer.grammar import Grammars
+
+            self.grammars = Grammars(tokenizer)
+
+    def mask(self) -> TokenMask | None:
+        """For one text. Raises InputError for a schema or a regular expression that is wrong."""
+        if self.schema is not None:
+            return self.grammars.json_schema(self.schema)
+        return self.grammars.regex(self.regex) if self.regex else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"json_schema: {file} cannot be read as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"json_schema: {file} holds {type(found).__name__}, not an object; give a JSON Schema")
+    return found

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from babyllama.recipe import Recipe
@@ -38,6 +38,12 @@ class Sampling(Recipe):
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2, description="the same for each time that they came")
     logit_bias: dict[Token, Bias] = Field(default={}, description="by token id, added to its logit")
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        """Keys of JSON are texts."""
+        return {int(k) if str(k).isdecimal() else k: v for k, v in value.items()} if isinstance(value, dict) else value
 
     def __call__(self, logits: Tensor, draws: Tensor, seen: Tensor | None = None) -> Tensor:
         """The next token of every row, (B,) int64; NOT_FINITE where the logits are broken.

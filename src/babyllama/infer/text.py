@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 
 from babyllama.infer.engine import Engine
@@ -18,12 +18,14 @@ class Text:
     that the answer continues, so that a blank between the two is kept.
 
     Attributes:
+        tokens: how many came, the one that ended the text included.
         finish: why the text ended, None while it goes on; a stop string counts as "stop".
         matched: the stop string that was found.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), after: Sequence[int] = ()) -> None:
         self.stop = [text for text in stop if text]
+        self.tokens = 0
         self.finish: Finish | None = None
         self.matched: str | None = None
         self._stream, self._held = tokenizer.stream(after), ""
@@ -32,6 +34,7 @@ class Text:
         """The text that became certain with this event; often empty. After the end nothing comes any more."""
         if self.finish is not None:
             return ""
+        self.tokens += event.token is not None
         new = "" if event.token is None or event.finish == "stop" else self._stream.push(event.token)
         if event.finish is not None:
             new += self._stream.flush()
@@ -52,13 +55,12 @@ class Text:
         return max(sizes, default=0)
 
 
-def pieces(engine: Engine, tokenizer: Tokenizer, request: Request, stop: Sequence[str] = ()) -> Iterator[str]:
-    """The answer's text as it comes, up to the first stop string.
+def pieces(engine: Engine, request: Request, text: Text) -> Generator[str, None, None]:
+    """The answer's text as it comes, up to the first stop string; `text` is fed and tells the rest.
 
     Raises:
         InputError: as `Engine.events`.
     """
-    text = Text(tokenizer, stop)
     with closing(engine.events(request)) as events:
         for event in events:
             if piece := text.feed(event):

@@ -17,20 +17,21 @@ Json = dict[str, Any]
 
 
 class Choice:
-    """One answer.
-
-    Attributes:
-        tokens: how many came, the one that ended it included.
-        finish: why it ended; None while it goes on.
-    """
+    """One answer."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Prompt, stop: Sequence[str]) -> None:
-        self.tokenizer, self.tokens = tokenizer, 0
+        self.tokenizer = tokenizer
         self._text, self._length = Text(tokenizer, stop, prompt.after), 0
         self._ended: str | None = None
 
     @property
+    def tokens(self) -> int:
+        """How many came, the one that ended it included."""
+        return self._text.tokens
+
+    @property
     def finish(self) -> str | None:
+        """Why it ended; None while it goes on."""
         return self._ended or self._text.finish
 
     def feed(self, events: Iterable[Event]) -> tuple[str, list[Event]]:
@@ -39,10 +40,8 @@ class Choice:
         for event in events:
             if self.finish is not None:
                 break
-            if event.token is not None:
-                self.tokens += 1
-                if event.finish != "stop":
-                    counted.append(event)
+            if event.token is not None and event.finish != "stop":
+                counted.append(event)
             text += self._text.feed(event)
         return text, counted
 

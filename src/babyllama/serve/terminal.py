@@ -1,212 +1,137 @@
-"""The terminal chat: a conversation with one model, its commands, and the loop that reads and answers.
+"""The chat in a terminal: read, answer, repeat.
 
-On a terminal questions are edited with readline and Ctrl-C stops an answer; piped questions, one a line, are answered
-plainly on stdout with every remark on stderr. Not here: which model (commands/chat.py), how tokens are chosen.
+On a terminal questions are edited (keyboard.py) and Ctrl-C stops an answer and not the program; piped questions, one a
+line, are answered plainly on stdout with every remark on stderr. Not here: which model (commands/chat.py), what is
+said (conversation.py), commands (chat_commands.py).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
 
 from babyllama.amounts import amount
-from babyllama.atomic import write_json
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
-from babyllama.infer.sampling import Sampling
-from babyllama.tokenizer.chat import Message, render_chat
+from babyllama.serve.chat_commands import COMMANDS, run_command
+from babyllama.serve.conversation import Conversation
+from babyllama.serve.keyboard import Read, keyboard
 from babyllama.tokenizer.tokenizer import Tokenizer
 
-# Control characters but tab and line break: a model's bytes must not steer the terminal.
-_CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
-
-HELP = """\
-/reset          forget the conversation
-/system TEXT    set the system message; without TEXT, remove it
-/seed N         start the random draws anew from N
-/save FILE      write the conversation as one line of a chat corpus (.jsonl)
-/quit           exit, as Ctrl-D does; Ctrl-C stops an answer"""
+Opened = tuple[Engine, Tokenizer]
 
 
-def stream_text(engine: Engine, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling, max_tokens: int | None,
-                seed: int | None = None, after: Sequence[int] = ()) -> Iterator[str]:  # fmt: skip
-    """The answer's text in pieces of whole characters, without control characters and without the stop token.
+def talk(chat: Conversation, open_model: Callable[[Path], Opened], remarks: tuple[str, ...] = (), turns: bool = False,
+         history: Path | None = None) -> None:  # fmt: skip
+    """Read and answer until the input ends or ``/quit``.
 
-    `after` are the tokens of a text that the answer continues, so that a blank between the two is kept.
+    Args:
+        open_model: opens another model for ``/compare``.
+        remarks: what is shown first.
+        turns: whether piped lines are turns of one conversation; else each is a question of its own.
+        history: see `keyboard`.
     """
-    text, stop = tokenizer.stream(after), tokenizer.stop_ids
-    for token in engine.stream(prompt, sampling, max_tokens, stop, seed):
-        if token not in stop and (piece := text.push(token).translate(_CONTROL)):
-            yield piece
-    if piece := text.flush().translate(_CONTROL):
-        yield piece
-
-
-class Conversation:
-    """Questions and answers so far. Answer k since the last `seed` draws with seed + k, so a chat can be repeated.
-
-    `memory`: how many of the latest turns the model sees beside a new question; None is as many as fit.
-    """
-
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, sampling: Sampling, max_tokens: int = 512,
-                 system: str = "", memory: int | None = None) -> None:  # fmt: skip
-        self.engine, self.tokenizer, self.sampling, self.max_tokens = engine, tokenizer, sampling, max_tokens
-        self.system, self.seed, self.memory = system, sampling.seed, memory
-        self.turns: list[tuple[str, str]] = []
-
-    @property
-    def messages(self) -> list[Message]:
-        """All that was said."""
-        return self._said(self.turns)
-
-    def _said(self, turns: Sequence[tuple[str, str]]) -> list[Message]:
-        found: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        for question, answer in turns:
-            found.append({"role": "user", "content": question})
-            found.append({"role": "assistant", "content": answer})
-        return found
-
-    def prompt(self, question: str) -> list[int]:
-        """The tokens of the turns that the model sees and of `question`, as training rendered them."""
-        seen = self.turns if self.memory is None else self.turns[len(self.turns) - min(self.memory, len(self.turns)) :]
-        return self._prompt(seen, question)
-
-    def _prompt(self, turns: Sequence[tuple[str, str]], question: str) -> list[int]:
-        asked: Message = {"role": "user", "content": question}
-        return render_chat(self.tokenizer, [*self._said(turns), asked], add_generation_prompt=True).tokens
-
-    def make_room(self, question: str) -> int:
-        """Drop the oldest turns until a quarter of the context (or max_tokens) is left to answer; how many went.
-
-        None are dropped for a question that does not fit even alone: it will be refused.
-        """
-        if len(self._prompt([], question)) >= self.engine.context:
-            return 0
-        wanted, dropped = min(self.max_tokens, self.engine.context // 4), 0
-        while self.turns and len(self.prompt(question)) + wanted > self.engine.context:
-            del self.turns[0]
-            dropped += 1
-        return dropped
-
-    def ask(self, question: str) -> Iterator[str]:
-        """The answer as it comes. Also an answer that is broken off stays in the conversation.
-
-        Raises:
-            InputError: the question does not fit the context even alone.
-        """
-        said: list[str] = []
-        seed, self.seed = self.seed, self.seed + 1
-        try:
-            for piece in stream_text(self.engine, self.tokenizer, self.prompt(question), self.sampling,
-                                     self.max_tokens, seed):  # fmt: skip
-                said.append(piece)
-                yield piece
-        finally:
-            if said:
-                self.turns.append((question, "".join(said)))
-
-
-# ── commands: each takes the rest of its line and gives the remark that is shown ───────────────────────────────────
-def _help(chat: Conversation, rest: str) -> str:
-    return HELP
-
-
-def _reset(chat: Conversation, rest: str) -> str:
-    chat.turns.clear()
-    return "the conversation is forgotten"
-
-
-def _system(chat: Conversation, rest: str) -> str:
-    chat.system = rest
-    return "the system message is set" if rest else "there is no system message now"
-
-
-def _seed(chat: Conversation, rest: str) -> str:
-    if not rest.isdecimal() or int(rest) >= 2**63:
-        raise InputError(f"/seed {rest}: give a whole number from 0 to 2⁶³ − 1, such as /seed 42")
-    chat.seed = int(rest)
-    return f"the next answer draws with seed {chat.seed}"
-
-
-def _save(chat: Conversation, rest: str) -> str:
-    path = Path(rest).expanduser()
-    if not rest:
-        raise InputError("/save needs a file name, such as /save chat.jsonl")
-    if path.exists():
-        raise InputError(f"/save {rest}: exists; choose another name")
-    if not chat.turns:
-        raise InputError("/save: there is nothing said yet")
-    write_json(path, {"messages": chat.messages}, indent=None)
-    return f"saved {amount(len(chat.turns), 'turn')} to {path}"
-
-
-COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
-    "/help": _help, "/reset": _reset, "/system": _system, "/seed": _seed, "/save": _save,
-}  # fmt: skip
-
-
-def run_command(chat: Conversation, line: str) -> str:
-    """Carry out a line that starts with a slash. Raises InputError for an unknown command or a bad argument."""
-    name, _, rest = line.partition(" ")
-    if name not in COMMANDS:
-        raise InputError(f"{name}: no such command; /help lists them")
-    return COMMANDS[name](chat, rest.strip())
-
-
-# ── the loop ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def talk(chat: Conversation, remarks: tuple[str, ...] = ()) -> None:
-    """Read, answer, repeat, until the input ends or ``/quit``. `remarks` are shown first."""
     interactive = sys.stdin.isatty()
-    answers, notes = Console(highlight=False), Console(stderr=not interactive, highlight=False, style="dim")
-    for remark in (*remarks, *(("/help lists the commands; Ctrl-D exits",) if interactive else ())):
-        notes.print(remark, markup=False, soft_wrap=True)
-    for line in _typed(notes) if interactive else sys.stdin:
-        line = line.strip()
-        if line in ("/quit", "/exit"):
-            return
+    read, how = keyboard([*COMMANDS, "/quit"], history) if interactive else (None, "")
+    Talk(chat, open_model, read, turns or interactive).run((*remarks, *([how] if how else [])))
+
+
+class Talk:
+    """One chat. `read`: reads from a keyboard; None: lines come through a pipe."""
+
+    def __init__(self, chat: Conversation, open_model: Callable[[Path], Opened], read: Read | None,
+                 turns: bool) -> None:  # fmt: skip
+        self.chat, self.open_model, self.read, self.turns = chat, open_model, read, turns
+        self.others: dict[str, Opened] = {}  # models that were compared, the last one last
+        self.answers = Console(highlight=False)
+        self.notes = Console(stderr=read is None, highlight=False, style="dim")
+
+    def run(self, remarks: tuple[str, ...]) -> None:
+        for remark in remarks:
+            self.note(remark)
+        for line in map(str.strip, self._typed() if self.read else sys.stdin):
+            if line in ("/quit", "/exit"):
+                return
+            try:
+                if line.startswith("/"):
+                    self.note(run_command(self, line))
+                elif line:
+                    if not self.turns:
+                        self.chat.turns.clear()
+                    self.answer(line)
+            except InputError as error:
+                self.note(str(error))
+            except KeyboardInterrupt:
+                if self.read is None:
+                    raise
+                self._write("\n")
+                self.note("(stopped)")
+
+    def note(self, remark: str) -> None:
+        """Show a remark, if there is any."""
+        if remark:
+            self.notes.print(remark, markup=False, soft_wrap=True)
+
+    def _typed(self) -> Iterator[str]:
+        """What is typed; Ctrl-C drops it."""
+        while self.read is not None:
+            try:
+                yield self.read("")
+            except EOFError:
+                self.note("\n")
+                return
+            except KeyboardInterrupt:
+                self.note("(Ctrl-D exits)")
+
+    # ── what commands do ───────────────────────────────────────────────────────────────────────────────────────
+    def answer(self, question: str) -> None:
+        """Ask the model and show what it says."""
+        if dropped := self.chat.make_room(question):
+            gone = f"its first {amount(dropped, 'turn')} dropped"
+            self.note(f"(the context of {self.chat.engine.context} tokens is full; {gone})")
+        self._show(self.chat, question)
+
+    def compare(self, path: str) -> None:
+        """Ask the model at `path` the last question; "": the one that was compared last."""
+        if not path and not self.others:
+            raise InputError("/compare needs a model, such as /compare runs/other")
+        path = path or next(reversed(self.others))
+        opened = self.others.pop(path, None) or self.open_model(Path(path).expanduser())
+        self.others[path] = opened
+        other = self.chat.by(*opened)
+        other.make_room(self.chat.question)
+        self.note(f"── {path}")
+        self._show(other, self.chat.question)
+
+    def edited(self, text: str) -> str:
+        """What becomes of a text that the user may change; "" where there is no keyboard, or for Ctrl-C."""
         try:
-            if line.startswith("/"):
-                notes.print(run_command(chat, line), markup=False, soft_wrap=True)
-            elif line:
-                _answer(chat, line, answers, notes)
-        except InputError as error:
-            notes.print(str(error), markup=False, soft_wrap=True)
-        except KeyboardInterrupt:
-            if not interactive:
-                raise
-            answers.file.write("\n")
-            notes.print("(stopped)", markup=False)
+            return self.read(text).strip() if self.read else ""
+        except (EOFError, KeyboardInterrupt):
+            return ""
 
+    def _show(self, chat: Conversation, question: str) -> None:
+        began, empty = time.perf_counter(), True
+        first = began
+        with closing(chat.ask(question)) as pieces:
+            for piece in pieces:
+                if empty:
+                    first, empty = time.perf_counter(), False
+                self._write(piece)
+        seconds = time.perf_counter() - began
+        self._write("\n")
+        if empty:
+            self.note("(an empty answer)")
+        elif self.read is not None:
+            cut = f"; cut off at max_tokens={chat.max_tokens}" if chat.text.tokens == chat.max_tokens else ""
+            self.note(f"({amount(chat.text.tokens, 'token')}, {chat.text.tokens / seconds:,.0f} a second, the first "
+                      f"after {1000 * (first - began):.0f} ms{cut})")  # fmt: skip
 
-def _typed(notes: Console) -> Iterator[str]:
-    """Lines from the keyboard, with editing and history where readline exists; Ctrl-C drops the line."""
-    with suppress(ImportError):  # not on Windows
-        import readline  # noqa: F401  (input() uses it once it is imported)
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            notes.print()
-            return
-        except KeyboardInterrupt:
-            notes.print("\n(Ctrl-D exits)")
-
-
-def _answer(chat: Conversation, question: str, answers: Console, notes: Console) -> None:
-    if dropped := chat.make_room(question):
-        notes.print(
-            f"(the context of {chat.engine.context} tokens is full; its first {amount(dropped, 'turn')} dropped)"
-        )
-    empty = True
-    for piece in chat.ask(question):
-        answers.file.write(piece)
-        answers.file.flush()
-        empty = False
-    answers.file.write("\n")
-    answers.file.flush()
-    if empty:
-        notes.print("(an empty answer)")
+    def _write(self, text: str) -> None:
+        self.answers.file.write(text)
+        self.answers.file.flush()

@@ -1,0 +1,150 @@
+"""The commands of a chat: lines that begin with a slash. Not here: reading and showing (terminal.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from babyllama.amounts import amount
+from babyllama.atomic import write_json
+from babyllama.errors import InputError
+from babyllama.serve.conversation import Conversation
+from babyllama.tokenizer.chat import check_messages
+
+
+class Stage(Protocol):
+    """Where a command is given.
+
+    Attributes:
+        other: the conversation's double with another model, and that model's path; None before the first comparison.
+    """
+
+    chat: Conversation
+
+    def answer(self, question: str) -> None:
+        """Ask the model and show what it says."""
+        ...
+
+    def compare(self, path: str) -> None:
+        """Ask the model at `path` the last question; "": the one that was compared last."""
+        ...
+
+    def edited(self, text: str) -> str:
+        """What becomes of a text that the user may change; "" where there is no keyboard."""
+        ...
+
+
+def run_command(stage: Stage, line: str) -> str:
+    """Carry out a line that starts with a slash; the remark to show, often none.
+
+    Raises:
+        InputError: an unknown command or a bad argument.
+    """
+    name, _, rest = line.partition(" ")
+    if name not in COMMANDS:
+        raise InputError(f"{name}: no such command; /help lists them")
+    return COMMANDS[name][0](stage, rest.strip())
+
+
+def _help(stage: Stage, rest: str) -> str:
+    lines = [f"{f'{name} {shape}':16} {about}" for name, (_, shape, about) in COMMANDS.items()]
+    return "\n".join([*lines, "/quit            exit, as Ctrl-D does; Ctrl-C stops an answer"])
+
+
+def _reset(stage: Stage, rest: str) -> str:
+    stage.chat.turns.clear()
+    return "the conversation is forgotten"
+
+
+def _system(stage: Stage, rest: str) -> str:
+    stage.chat.system = rest
+    return "the system message is set" if rest else "there is no system message now"
+
+
+def _seed(stage: Stage, rest: str) -> str:
+    if not rest.isdecimal() or int(rest) >= 2**63:
+        raise InputError(f"/seed {rest}: give a whole number from 0 to 2⁶³ − 1, such as /seed 42")
+    stage.chat.seed = int(rest)
+    return f"the next answer draws with seed {stage.chat.seed}"
+
+
+def _edit(stage: Stage, rest: str) -> str:
+    question = rest or stage.edited(_asked(stage, "/edit"))
+    if question:
+        stage.chat.take_back()
+        stage.answer(question)
+    return ""
+
+
+def _regenerate(stage: Stage, rest: str) -> str:
+    _asked(stage, "/regenerate")
+    stage.answer(stage.chat.take_back())
+    return ""
+
+
+def _compare(stage: Stage, rest: str) -> str:
+    _asked(stage, "/compare")
+    stage.compare(rest)
+    return ""
+
+
+def _asked(stage: Stage, command: str) -> str:
+    """The last question."""
+    if not stage.chat.question:
+        raise InputError(f"{command}: nothing was asked yet")
+    return stage.chat.question
+
+
+def _save(stage: Stage, rest: str) -> str:
+    path = Path(rest).expanduser()
+    if not rest:
+        raise InputError("/save needs a file name, such as /save chat.jsonl")
+    if path.exists():
+        raise InputError(f"/save {rest}: exists; choose another name")
+    if not stage.chat.turns:
+        raise InputError("/save: there is nothing said yet")
+    write_json(path, {"messages": stage.chat.messages}, indent=None)
+    return f"saved {amount(len(stage.chat.turns), 'turn')} to {path}"
+
+
+def _load(stage: Stage, rest: str) -> str:
+    if not rest:
+        raise InputError("/load needs the name of a file that /save wrote, such as /load chat.jsonl")
+    chat, messages = stage.chat, _messages(rest)
+    chat.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
+    chat.turns = [(one["content"], two["content"]) for one, two in zip(messages[::2], messages[1::2], strict=True)]
+    chat.question = chat.turns[-1][0]
+    return f"loaded {amount(len(chat.turns), 'turn')}; the last one: {chat.question}"
+
+
+def _messages(name: str) -> list[dict[str, Any]]:
+    """Of a chat in a file: questions and answers in turns."""
+    try:
+        lines = Path(name).expanduser().read_text("utf-8").splitlines()
+        messages = json.loads(lines[0] if lines else "null")["messages"]
+        check_messages(messages)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"/load {name}: cannot be read ({error})") from None
+    except (ValueError, TypeError, LookupError) as error:
+        raise InputError(f'/load {name}: line 1 is no chat of the form {{"messages": […]}} ({error})') from None
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    if len(lines) > 1 or "tool" in roles or roles[-1] != "assistant":
+        raise InputError(
+            f"/load {name}: give a file with one chat whose questions are all answered, as /save writes it"
+        )
+    return messages
+
+
+COMMANDS: dict[str, tuple[Callable[[Stage, str], str], str, str]] = {
+    "/help": (_help, "", "show this"),
+    "/edit": (_edit, "", "change the last question and ask it again; /edit TEXT asks TEXT instead"),
+    "/regenerate": (_regenerate, "", "another answer to the last question"),
+    "/compare": (_compare, "RUN", "what another model says to the last question; without RUN, the same one again"),
+    "/system": (_system, "TEXT", "set the system message; without TEXT, remove it"),
+    "/reset": (_reset, "", "forget the conversation"),
+    "/save": (_save, "FILE", "write the conversation as one line of a chat corpus (.jsonl)"),
+    "/load": (_load, "FILE", "go on with a saved conversation"),
+    "/seed": (_seed, "N", "start the random draws anew from N"),
+}

@@ -15,6 +15,9 @@ from babyllama.commands.generate import GenerateRecipe, main
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
+from babyllama.model.checkpoint import save_model
+from babyllama.model.config import ModelConfig
+from babyllama.model.transformer import Transformer
 from babyllama.recipe import load_recipe
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -118,6 +121,25 @@ def test_texts_of_a_given_form(capsys, folder, tmp_path):
             generate(capsys, folder, "prompt=a", form)
     with pytest.raises(InputError, match="exclude each other"):
         generate(capsys, folder, "prompt=a", "regex=a", "json_schema={}")
+
+
+def test_guesses_change_no_text(capsys, folder, tmp_path):
+    """By n-grams and by a draft, which here is the model itself; a draft of another vocabulary is refused."""
+    options = ("prompt=你好！", "chat=true", "temperature=1.5", "samples=3", "max_tokens=20")
+    plain = generate(capsys, folder, *options)
+    for kind in ("speculate={kind: ngram}", f"speculate={{kind: draft, model: {folder}, most: 3}}"):
+        assert generate(capsys, folder, *options, kind) == plain
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model())
+    other = Tokenizer.load(tmp_path)
+    model = Transformer(ModelConfig(vocab_size=other.vocab_size, hidden_size=16, intermediate_size=32,
+                                    num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+                                    max_position_embeddings=32))  # fmt: skip
+    save_model(model, tmp_path, **other.config_ids)
+    other.save(tmp_path)
+    with pytest.raises(InputError, match=r"speculate\.model: .* another tokenizer"):
+        generate(capsys, folder, f"speculate={{kind: draft, model: {tmp_path}}}")
+    with pytest.raises(InputError, match="speculate: guesses cannot be read with sinks"):
+        generate(capsys, folder, "speculate={kind: ngram}", "sinks=4")
 
 
 FAULTS = [("max_tokens=[1]", "max_tokens"), ("samples=0", "samples"), ("seed=-1", "seed")]

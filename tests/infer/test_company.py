@@ -20,6 +20,7 @@ from babyllama.errors import InputError
 from babyllama.infer import engine as engine_module
 from babyllama.infer import prompts, rows
 from babyllama.infer.engine import Engine
+from babyllama.infer.guess import Guess, Pace
 from babyllama.infer.request import Event, Request
 from babyllama.infer.sampling import Sampling
 from babyllama.infer.speculate import Draft, NGrams
@@ -294,15 +295,38 @@ def test_random_numbers_are_renewed(monkeypatch):
 
 def test_guesses_save_passes(monkeypatch):
     """A draft that is the model itself is always right; text that repeats is foreseen by what it repeats."""
+    monkeypatch.setattr(Pace, "cost", 1.3)  # whatever the clock says
     model = model_of("gqa")
     plain = Engine(model, 67).generate([[5, 9, 2]], SAMPLINGS[2], 40)
     engine = Engine(model, 67, propose=Draft.of(copy.deepcopy(model), 67, most=4))
     shapes = fed_tokens(engine, monkeypatch)
     assert engine.generate([[5, 9, 2]], SAMPLINGS[2], 40) == plain
-    assert len(shapes) == 1 + 8  # the first token, then 5 at a time
+    assert len(shapes) == 1 + 1 + 8  # the first token, one to measure, then 5 at a time
     assert NGrams(2, 3)([1, 2, 3, 4, 5, 1, 2]) == [3, 4, 5] and NGrams()([1, 2, 3]) == []
     looking = NGrams()
     assert looking([4, 7, 7]) == [7] and looking([4, 7, 7, 8, 4]) == [7, 7, 8, 4]
+
+
+def test_guesses_that_cost_more_than_they_bring_rest():
+    """By a clock that is told: a pass takes as long as three steps and brings one token more, later four."""
+    pace = Pace()
+    guess, known = Guess(lambda known: [1], pace), [1, 2]
+    assert guess(known, 9) == []  # before a plain step was measured
+    pace.note(False, 2.0, 2)  # it compiled something
+    for seconds in (0.01, 0.05, 0.01):
+        pace.note(False, seconds, 1)
+    pace.note(True, 0.03, 1)
+    assert 0.01 <= pace.plain < 0.015 and pace.cost == pytest.approx(0.03 / pace.plain)
+    asked = []
+    for _ in range(200):
+        asked.append(bool(guess(known, 9)))
+        known += [3, 4] if asked[-1] else [3]
+    assert 2 <= sum(asked) < 20  # tried again now and then
+    guess.rest = 0
+    for _ in range(20):
+        asked.append(bool(guess(known, 9)))
+        known += [3, 4, 5, 6, 7]
+    assert all(asked[-20:])
 
 
 def test_log_probabilities():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from babyllama.commands.serving import Speculation, engine_of
 from babyllama.errors import InputError, needs_extra
 from babyllama.infer.sampling import Sampling
 from babyllama.recipe import Recipe
@@ -44,6 +45,8 @@ class ServeRecipe(Recipe):
     api_keys: Path | None = Field(default=None, description=f"a file, one key a line; also from ${KEYS}, by commas")
     sampling: Sampling = Field(default=Sampling(), description="of requests that do not say")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    speculate: Speculation | None = Field(
+        default=None, description="guess the next tokens and read them at once: the same answers, sooner")  # fmt: skip
     slots: int = Field(default=256, ge=1, description="answers written at once, of each model")
     queue: int = Field(default=256, ge=0, description="answers that may wait; beyond: 429")
     wait: float = Field(default=60, gt=0, description="seconds until the first token; beyond: 429")
@@ -117,14 +120,13 @@ def _openers(recipe: ServeRecipe) -> dict[str, Callable[[], Served]]:
 
 def _open(name: str, served: ServedRecipe, recipe: ServeRecipe) -> Served:
     """Load a model, and let it write two tokens so that what is compiled is compiled."""
-    from babyllama.infer.engine import Engine
     from babyllama.load import load, pick_device, pick_precision
     from babyllama.serve.models import Served
     from babyllama.serve.worker import Worker
 
     device = pick_device(recipe.device)
     loaded = load(served.path, device, None if served.precision == "auto" else pick_precision(served.precision, device))
-    engine = Engine(loaded.model, loaded.tokenizer.vocab_size, slots=recipe.slots)
+    engine = engine_of(loaded, recipe.speculate, slots=recipe.slots)
     engine.generate([loaded.tokenizer.start_ids], Sampling(temperature=0), 2)
     return Served(name, Worker(engine, name), loaded.tokenizer)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -20,9 +21,10 @@ import torch
 
 from babyllama.errors import InputError
 from babyllama.infer.fused import FusedStep, suits
+from babyllama.infer.guess import Guess, Pace
 from babyllama.infer.native import NativeForward
 from babyllama.infer.prompts import Prompts, uses_of
-from babyllama.infer.request import Event, Guess, Proposer, Request
+from babyllama.infer.request import Event, Proposer, Request
 from babyllama.infer.rows import DRAWS, SKIPPED, Rows, Sampled
 from babyllama.infer.sampling import NOT_FINITE, Sampling, Uses
 from babyllama.infer.slots import SMALLEST, Job, Slot, Slots
@@ -69,7 +71,7 @@ class Engine:
         trained = sys.maxsize if static or sinks else model.config.rope.trained  # type: ignore[union-attr]
         self.slots = Slots(self.cache, self.rows, slots, self.window, trained)
         self.prompts = Prompts(model, self.rows, self.cache, self.slots)
-        self.propose = propose if static and not sinks else None
+        self.propose, self.pace = propose if static and not sinks else None, Pace()
         self.make_step = make_step or default_step
         self._steps: dict[str | None, Step] = {}  # by adapter
         self._groups: list[tuple[str | None, list[Slot], Uses]] = []  # rows that decode, in their order
@@ -77,6 +79,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._ended: list[Event] = []  # not told yet
         self._mail: dict[int, deque[Event]] = {}  # of requests whose events `stream` and `generate` want
+        self._guessing = False  # whether the last step read guesses
         self._ids = itertools.count()
 
     # ── requests ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -101,7 +104,7 @@ class Engine:
             raise InputError(f"logit_bias: token {unknown[0]} is outside the vocabulary of {self.vocab_size}")
         job = Job(next(self._ids), request, room)
         if self.propose is not None and request.mask is None:
-            job.guess = Guess(self.propose(request))
+            job.guess = Guess(self.propose(request), self.pace)
         if room > 0:
             self._waiting.append(job)
         else:
@@ -236,7 +239,7 @@ class Engine:
             self._groups = [(adapter, slots := list(side), uses_of(slots)) for adapter, side in sides]
         try:
             active = self.slots.active
-            decoding = sum(len(group) for _, group, _ in self._groups)
+            began, decoding = time.perf_counter(), sum(len(group) for _, group, _ in self._groups)
             for row, slot in enumerate(active):
                 self._prepare(row, slot)
             made = self._decode(decoding < len(active))
@@ -246,6 +249,8 @@ class Engine:
                     made += self.prompts.read(reading, decoding)
             for slots, sampled in made:
                 self._note(slots, sampled)
+            if self.propose is not None and decoding == len(active) > 0:
+                self.pace.note(self._guessing, time.perf_counter() - began, len(made[0][1].tokens))
         except BaseException:  # an interruption: the device may have gone further than the lists here say
             for slot in self.slots.active:
                 slot.placed = False
@@ -265,13 +270,14 @@ class Engine:
 
     def _decode(self, others: bool) -> list[tuple[list[Slot], Sampled]]:
         """A step of every adapter's rows, which are side by side. `others`: there is more to do than decoding."""
-        made, first = [], 0
+        made, first, self._guessing = [], 0, False
         self.rows.live.fill_(sum(len(group) for _, group, _ in self._groups))
         for adapter, group, uses in self._groups:
             if adapter not in self._steps:
                 self._steps[adapter] = self.make_step(self.model, self.rows, self.cache)
             guesses = guessed(group) if self.propose is not None else []
             if any(guesses):
+                self._guessing = True
                 with self._adapted(adapter):
                     made.append((group, verify(self.prompts, group, guesses, first, uses)))
                 first += len(group)

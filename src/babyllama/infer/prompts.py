@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from babyllama.infer.native import MOST_ROWS, native
 from babyllama.infer.rows import Rows, Sampled
 from babyllama.infer.sampling import Uses
 from babyllama.infer.slots import Slot, Slots
@@ -48,6 +49,24 @@ class Prompts:
         logits = self.model.lm_head(hidden[rows, last])[:, : self.rows.vocab_size]
         done = [slots[row] for row in ended]
         return [(done, self.rows.choose(rows + first, logits, uses_of(done)))]
+
+    def logits(self, slots: Sequence[Slot], pieces: Sequence[list[int]], first: int) -> list[Tensor]:
+        """Of what follows each token of a piece, which is fed after each row's tokens: place by place (B, V); a row
+        whose piece is shorter repeats its last. On a CPU a few tokens go the compiled way."""
+        vocab, longest, count = self.rows.vocab_size, max(map(len, pieces)), sum(map(len, pieces))
+        made = native(self.model) if count <= MOST_ROWS and self.cache.rotated and not self.cache.sinks else None
+        if made is None:
+            hidden = self.hidden(slots, pieces, first, [len(slot.tokens) + longest for slot in slots])
+            return list(self.model.lm_head(hidden)[..., :vocab].unbind(1))
+        starts = [len(slot.tokens) for slot in slots]
+        self.slots.reserve(max(starts) + longest)
+        fed = [(token, start + i, first + row) for row, (start, piece) in enumerate(zip(starts, pieces, strict=True))
+               for i, token in enumerate(piece)]  # fmt: skip
+        tokens, positions, places = torch.tensor(fed).unbind(1)
+        found = made.step(tokens, positions, self.cache, places.contiguous())[:, :vocab]
+        before = [0, *itertools.accumulate(map(len, pieces))]
+        return [found[[at + min(place, len(piece) - 1) for at, piece in zip(before, pieces, strict=False)]]
+                for place in range(longest)]  # fmt: skip
 
     def hidden(self, slots: Sequence[Slot], pieces: Sequence[list[int]], first: int, lengths: Sequence[int]) -> Tensor:
         """Feed a piece after each row's tokens, (B, T, C); rows of shorter pieces are filled up.

@@ -36,27 +36,6 @@ class Proposer(Protocol):
         ...
 
 
-class Guess:
-    """A proposer at work, which rests while its guesses are wrong."""
-
-    def __init__(self, proposer: Proposer) -> None:
-        self.proposer, self.worth, self.asked, self.rest = proposer, 1.0, 0, 0
-
-    def __call__(self, known: Sequence[int], room: int) -> list[int]:
-        """At most `room` tokens."""
-        if self.asked:  # what came of the last guess: tokens beside the one that every step makes
-            self.worth += 0.25 * (len(known) - self.asked - 1 - self.worth)
-            self.asked = 0
-            if self.worth < 0.3:
-                self.rest, self.worth = 32, 0.6
-        if self.rest:
-            self.rest -= 1
-            return []
-        found = self.proposer(known)[:room]
-        self.asked = len(known) if found else 0
-        return found
-
-
 @dataclass(frozen=True)
 class Request:
     """One prompt to be answered.

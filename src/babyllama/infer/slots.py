@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from babyllama.infer.request import Guess, Request
+from babyllama.infer.guess import Guess
+from babyllama.infer.request import Request
 from babyllama.infer.rows import Rows
 from babyllama.model.cache import KVCache
 

@@ -2,7 +2,7 @@
 
 Each place draws its token as it would alone, from the model's distribution by its own random number, and a guess stands
 where it is that very token. So guesses change no token, and every distribution stays exact. Not here: the pass
-(prompts.py), when guesses are worth it (request.Guess).
+(prompts.py), when guesses are worth it (guess.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
+from babyllama.infer.native import MOST_ROWS, Native, native
 from babyllama.infer.prompts import Prompts
 from babyllama.infer.request import Proposer, Request
 from babyllama.infer.rows import SKIPPED, Sampled
@@ -19,13 +21,11 @@ from babyllama.infer.slots import Slot, shared_prefix
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 
-MOST_ROWS = 8  # that guess: with more, a pass over one token of each is as busy as it can be
-
 
 class NGrams:
     """What followed the last `size` tokens, or fewer, when they last came in the text: at most `most` tokens of it."""
 
-    def __init__(self, size: int = 3, most: int = 8) -> None:
+    def __init__(self, size: int = 3, most: int = 7) -> None:
         self.size, self.most, self.seen = size, most, 0
         self.ends: dict[tuple[int, ...], int] = {}  # n-gram → where the text went on after it
 
@@ -56,26 +56,33 @@ class Draft:
         return lambda request: cls(model, vocab_size, most, request)
 
     def __call__(self, known: Sequence[int]) -> list[int]:
-        if len(known) + self.most > self.cache.max_tokens:
+        count = min(self.most, self.cache.max_tokens - len(known))
+        if count < 1:
             return []
         sampling, given = self.request.sampling, len(known) - len(self.request.prompt)
         seed = sampling.seed if self.request.seed is None else self.request.seed
-        draws = uniforms(seed, self.most, given).to(self.cache.keys.device)
+        draws = uniforms(seed, count, given).to(self.cache.keys.device)
         self.read = self.read[: min(shared_prefix(self.read, known), len(known) - 1)]
-        text = list(known)
-        for step in range(self.most):
+        text, made = list(known), native(self.model)
+        for step in range(count):
             new = text[len(self.read) :]
-            self.cache.used = len(self.read)
-            tokens = torch.tensor([new], device=self.cache.keys.device)
-            hidden = self.model.hidden(tokens, cache=self.cache)[:, -1]
-            logits = self.model.lm_head(hidden)[:, : self.vocab_size]
+            logits = self._logits(made if len(new) <= MOST_ROWS else None, new)[:, : self.vocab_size]
             self.read += new
             text.append(max(0, int(sampling(logits, draws[step : step + 1]))))
         return text[len(known) :]
 
+    def _logits(self, made: Native | None, new: Sequence[int]) -> Tensor:
+        """(1, V) after the tokens `new`, on a CPU the compiled way."""
+        start, tokens = len(self.read), torch.tensor([new], device=self.cache.keys.device)
+        if made is not None:
+            positions = torch.arange(start, start + len(new))
+            return made.step(tokens[0], positions, self.cache, torch.zeros_like(positions))[-1:]
+        self.cache.used = start
+        return self.model.lm_head(self.model.hidden(tokens, cache=self.cache)[:, -1])
+
 
 def guessed(slots: Sequence[Slot]) -> list[list[int]]:
-    """A guess for every row, or none at all."""
+    """A guess for every row, or none at all: with many rows a pass over one token of each is as busy as it can be."""
     if len(slots) > MOST_ROWS:
         return []
     jobs = [slot.job for slot in slots if slot.job is not None]
@@ -85,14 +92,14 @@ def guessed(slots: Sequence[Slot]) -> list[list[int]]:
 def verify(prompts: Prompts, slots: list[Slot], guesses: list[list[int]], first: int, uses: Uses) -> Sampled:
     """One pass over the last token of neighbouring rows from `first` on and what is guessed after it: every row's
     tokens up to the first that is another than the guess, SKIPPED after it."""
-    rows, device, count = prompts.rows, prompts.rows.device, max(map(len, guesses)) + 1
+    rows, device = prompts.rows, prompts.rows.device
     pieces = [[slot.job.known[-1], *guess] for slot, guess in zip(slots, guesses, strict=True) if slot.job is not None]
-    hidden = prompts.hidden(slots, pieces, first, [len(slot.tokens) + count for slot in slots])
-    logits = prompts.model.lm_head(hidden)[..., : rows.vocab_size]  # (B, T, V)
+    logits = prompts.logits(slots, pieces, first)
+    count = len(logits)
     guess = torch.tensor([guess + [SKIPPED] * (count - len(guess)) for guess in guesses], device=device)  # (B, T)
     which, live, made = slice(first, first + len(slots)), torch.ones(len(slots), dtype=torch.bool, device=device), []
     for place in range(count):
-        sampled = rows.choose(which, logits[:, place], uses, live)
+        sampled = rows.choose(which, logits[place], uses, live)
         sampled.tokens = sampled.tokens.where(live, SKIPPED)
         made.append(sampled)
         live = live & (sampled.tokens[0] == guess[:, place])

@@ -38,7 +38,7 @@ from record import RESULTS, append, facts, forget, lines, surviving, table
 from babyllama.commands.train import TrainRecipe
 from babyllama.commands.train import main as train
 from babyllama.data.shards.shards import Prepared
-from babyllama.evals.answers import AnswerSums, ask, chat_questions, score
+from babyllama.evals.answers import AnswerSums, ask, chat_questions, compared
 from babyllama.evals.bits import measure
 from babyllama.infer.engine import Engine
 from babyllama.load import default_device, load, model_folder
@@ -158,7 +158,7 @@ def quality(path: Path, chats: Prepared | None, texts: Prepared, args: argparse.
     tokenizer = loaded.tokenizer.with_template(chats.manifest["chat_template"])
     engine, sums = Engine(loaded.model, tokenizer.vocab_size), AnswerSums()
     for _, questions in chat_questions(chats, chats.corpora, "val", args.questions, tokenizer):
-        sums = sum(map(score, ask(engine, tokenizer, questions, 64, 32)), sums)
+        sums = sum(map(compared, ask(engine, tokenizer, questions, 64, 32)), sums)
     return {**found, "answer_f1": sums.figures["f1"] if args.questions else None}
 
 

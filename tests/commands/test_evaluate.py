@@ -15,7 +15,15 @@ from babyllama.commands.evaluate import EvaluateRecipe, main
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
-from babyllama.evals.answers import Answer, AnswerSums, ask, character_f1, corpus_questions, prepared_questions, score
+from babyllama.evals.answers import (
+    Answer,
+    AnswerSums,
+    ask,
+    character_f1,
+    compared,
+    corpus_questions,
+    prepared_questions,
+)
 from babyllama.evals.provenance import provenance
 from babyllama.infer.engine import Engine
 from babyllama.recipe import load_recipe
@@ -268,7 +276,7 @@ def test_character_f1(answer, reference, expected):
 
 def test_scores_add_up():
     good, poor = Answer("q", " 是的 ", "是的", 3, True), Answer("q", "不", "是的", 9, False)
-    sums = sum(map(score, (good, poor)), AnswerSums())
+    sums = sum(map(compared, (good, poor)), AnswerSums())
     figures = sums.figures
     assert sums.asked == 2 and figures["exact"] == figures["f1"] == figures["ended"] == 0.5
     assert figures["tokens"] == 6 and figures["characters"] == 2.5 and figures["reference_characters"] == 2

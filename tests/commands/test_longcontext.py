@@ -26,7 +26,9 @@ from babyllama.commands.merge import main as merge
 from babyllama.commands.prepare import PrepareRecipe
 from babyllama.commands.prepare import main as prepare
 from babyllama.errors import InputError, Interrupted
-from babyllama.evals.longcontext import curve, losses, passkey, streaming
+from babyllama.evals import longcontext as longcontexts
+from babyllama.evals.longcontext import QUESTION, Found, curve, losses, passkey, streaming
+from babyllama.evals.scoring import Score
 from babyllama.load import load
 from babyllama.model.attention import ShiftedSparse, attend_sdpa
 from babyllama.model.checkpoint import save_model
@@ -246,23 +248,28 @@ def test_all_lengths_score_the_same_targets(place):
     assert curve(torch.arange(8.0)[None], 4) == [(2, 0.5), (4, 2.5), (6, 4.5), (8, 6.5)]
 
 
-def test_a_passkey_is_found_by_a_model_that_knows(place, monkeypatch):
-    """The scoring, with a model that is told the answer: right where its tokens are likeliest, nowhere else."""
+def test_a_passkey_is_hidden_where_it_says_and_asked_for_at_the_end(place, monkeypatch):
     loaded = load(place / "base", torch.device("cpu"))
     haystack = torch.randint(5, 200, (2, 400), generator=torch.Generator().manual_seed(0))
-    told = {"cheat": True}
+    asked = []
 
-    def hidden(tokens: torch.Tensor) -> torch.Tensor:
-        shown = torch.cat((tokens[:, 1:], tokens[:, :1]), 1) if told["cheat"] else tokens
-        return torch.nn.functional.one_hot(shown, loaded.model.config.vocab_size).float()
+    def scored(_, pairs):
+        asked.extend(pairs)
+        return [Score(-3.0 * len(pair.completion), len(pair.completion), i % 2 == 0) for i, pair in enumerate(pairs)]
 
-    monkeypatch.setattr(loaded.model, "hidden", hidden)
-    monkeypatch.setattr(loaded.model.lm_head, "forward", lambda hidden: 50 * hidden)
-    assert all(f.right and f.nats < 1e-3 for f in passkey(loaded.model, loaded.tokenizer, haystack, 300, 3))
-    told["cheat"] = False
-    assert not any(f.right for f in passkey(loaded.model, loaded.tokenizer, haystack, 300, 3))
+    monkeypatch.setattr(longcontexts, "score", scored)
+    found = passkey(loaded.model, loaded.tokenizer, haystack, 300, 3)
+    assert found == [Found(depth, i % 2 == 0, 3.0) for i, depth in enumerate([0.0, 0.5, 1.0] * 2)]
+    decode, places = loaded.tokenizer.decode, []
+    for prompt, completion in asked:
+        text, key = decode(prompt), decode(completion)
+        assert len(prompt) + len(completion) == 300 and len(key) == 5 and key.isdigit()
+        assert text.count(f"密钥是{key}。") == 1 and text.endswith(QUESTION)
+        places.append(text.index(key) / len(text))
+    assert len({decode(pair.completion) for pair in asked}) == 6
+    assert all(low < 0.2 < middle < 0.8 < high for low, middle, high in (places[:3], places[3:]))
     with pytest.raises(InputError, match="no room for the passkey's question; start at"):
-        list(passkey(loaded.model, loaded.tokenizer, haystack, 30, 3))
+        passkey(loaded.model, loaded.tokenizer, haystack, 30, 3)
 
 
 def test_streaming_is_the_full_pass_while_it_fits(place):

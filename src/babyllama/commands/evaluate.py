@@ -18,7 +18,7 @@ from babyllama.atomic import check_writable, write_json
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
-from babyllama.evals.answers import Answer, AnswerSums, Question, ask, chat_questions, corpus_questions, score
+from babyllama.evals.answers import Answer, AnswerSums, Question, ask, chat_questions, compared, corpus_questions
 from babyllama.evals.bits import measure
 from babyllama.evals.provenance import Provenance, Standing, provenance
 from babyllama.hardware import DeviceChoice
@@ -146,9 +146,9 @@ def _answers(recipe: EvaluateRecipe, loaded: Loaded, label: str, questions: list
     given = ask(engine, loaded.tokenizer, questions, recipe.answer_tokens, recipe.rows)
     answers: list[Answer] = list(track(given, f"asking {label}", len(questions), console=console,
                                        disable=not console.is_terminal))  # fmt: skip
-    sums = sum(map(score, answers), AnswerSums())
+    sums = sum(map(compared, answers), AnswerSums())
     return {**(sums.figures if answers else {"asked": 0}), "too_long": len(questions) - len(answers),
-            "answers": [{**asdict(answer), "f1": score(answer).f1} for answer in answers]}  # fmt: skip
+            "answers": [{**asdict(answer), "f1": compared(answer).f1} for answer in answers]}  # fmt: skip
 
 
 def _show(recipe: EvaluateRecipe, losses: dict[str, Any], answers: dict[str, Any], documents: Standing | None,

@@ -139,7 +139,7 @@ def measure(recipe: LongContextRecipe, loaded: Loaded, tokens: Tensor, lengths: 
     loss, by_position = by_length(loaded.model, tokens, lengths, scored, recipe.rows)
     keys = []
     for length in lengths if recipe.depths else ():
-        found = list(passkey(loaded.model, loaded.tokenizer, tokens[: recipe.trials], length, recipe.depths))
+        found = passkey(loaded.model, loaded.tokenizer, tokens[: recipe.trials], length, recipe.depths)
         for depth in sorted({f.depth for f in found}):
             here = [f for f in found if f.depth == depth]
             keys.append({"length": length, "depth": depth, "trials": len(here),

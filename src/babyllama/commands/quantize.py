@@ -20,7 +20,7 @@ from babyllama.commands.samples import Samples, sampler
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError, needs_extra
-from babyllama.evals.answers import AnswerSums, ask, chat_questions, score
+from babyllama.evals.answers import AnswerSums, ask, chat_questions, compared
 from babyllama.evals.bits import measure
 from babyllama.hardware import DeviceChoice, device_name
 from babyllama.infer.engine import Engine
@@ -175,7 +175,7 @@ def measured(recipe: QuantizeRecipe, model: Transformer, tokenizer: Tokenizer, p
     engine, whole = Engine(model, tokenizer.vocab_size), sum(losses.values(), LossSums())
     questions = [question for _, some in chat_questions(prepared, labels, "val", recipe.questions, tokenizer)
                  for question in some]  # fmt: skip
-    scores = sum(map(score, ask(engine, tokenizer, questions, recipe.sample_tokens, recipe.rows)), AnswerSums())
+    scores = sum(map(compared, ask(engine, tokenizer, questions, recipe.sample_tokens, recipe.rows)), AnswerSums())
     samples = sampler(Samples(prompts=recipe.prompts, max_tokens=recipe.sample_tokens), tokenizer, context)
     return {"held_bytes": held, **whole.figures, "corpora": {name: sums.figures for name, sums in losses.items()},
             "answers": scores.figures if scores.asked else None,

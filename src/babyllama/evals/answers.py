@@ -71,7 +71,7 @@ class AnswerSums:
         return {"asked": self.asked, **{k: v / self.asked for k, v in asdict(self).items() if k != "asked"}}
 
 
-def score(answer: Answer) -> AnswerSums:
+def compared(answer: Answer) -> AnswerSums:
     """One answer's contribution. Exact: equal but for white space at the ends."""
     return AnswerSums(
         asked=1,

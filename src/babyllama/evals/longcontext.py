@@ -6,20 +6,21 @@ to the caller. Not here: which laws are compared, files, figures (commands/longc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from babyllama.data.shards.shards import TokenStore
 from babyllama.errors import InputError
+from babyllama.evals.scoring import Pair, score
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.train.validation import target_nats
 
 NEEDLE = "。重要信息：通行密钥是{key}。请记住，{key}是通行密钥。"
 QUESTION = "。请问，通行密钥是什么？通行密钥是"
@@ -66,10 +67,9 @@ def losses(model: Transformer, tokens: Tensor, length: int, scored: int, rows: i
     for part in tokens[:, -(length + 1) :].split(rows):
         part = part.to(device)
         hidden = model.hidden(part[:, :-1])[:, -scored:]  # (B, scored, C)
-        for row, targets in zip(hidden, part[:, -scored:], strict=True):
-            pieces = zip(row.split(2048), targets.split(2048), strict=True)
-            found.append(torch.cat([cross_entropy(model.lm_head(h).float(), t, reduction="none") for h, t in pieces]))
-    return torch.stack(found).cpu()
+        nats, _ = target_nats(model, hidden.flatten(0, 1), part[:, -scored:].flatten())
+        found.append(nats.view(len(part), scored).cpu())
+    return torch.cat(found)
 
 
 def by_length(model: Transformer, tokens: Tensor, lengths: Sequence[int], scored: int, rows: int
@@ -95,16 +95,15 @@ class Found(NamedTuple):
     nats: float
 
 
-@torch.inference_mode()
 def passkey(model: Transformer, tokenizer: Tokenizer, haystacks: Tensor, length: int, depths: int,
-            seed: int = 0) -> Iterator[Found]:  # fmt: skip
+            seed: int = 0) -> list[Found]:  # fmt: skip
     """Hide a number of five digits at each depth of each haystack (N, ≥ length), and ask for it at the end.
 
     Raises:
         InputError: a length too short for needle and question.
     """
-    device, draw = model.embed_tokens.weight.device, np.random.default_rng(seed)
-    asked = tokenizer.encode(QUESTION)
+    draw, asked = np.random.default_rng(seed), tokenizer.encode(QUESTION)
+    pairs, places = [], []
     for row in haystacks.tolist():
         for depth in np.linspace(0, 1, depths).tolist():
             key = str(draw.integers(10_000, 100_000))
@@ -114,11 +113,10 @@ def passkey(model: Transformer, tokenizer: Tokenizer, haystacks: Tensor, length:
                 raise InputError(f"lengths: {length} tokens have no room for the passkey's question; start at "
                                  f"{length - room + 1} or give depths=0")  # fmt: skip
             cut = round(depth * room)
-            text = [*row[:cut], *needle, *row[cut:room], *asked, *answer]
-            hidden = model.hidden(torch.tensor([text], device=device))[0, -len(answer) - 1 : -1]
-            logits = model.lm_head(hidden)[:, : tokenizer.vocab_size].float()
-            wanted = torch.tensor(answer, device=device)
-            yield Found(depth, bool((logits.argmax(-1) == wanted).all()), float(cross_entropy(logits, wanted)))
+            pairs.append(Pair([*row[:cut], *needle, *row[cut:room], *asked], answer))
+            places.append(depth)
+    found = zip(places, score(model, pairs), strict=True)
+    return [Found(depth, one.greedy, -one.loglikelihood / one.tokens) for depth, one in found]
 
 
 @torch.inference_mode()
@@ -128,6 +126,6 @@ def streaming(model: Transformer, tokens: Tensor, places: int, sinks: int) -> Te
     cache = KVCache(model.config, len(tokens), places, weight.device, weight.dtype, sinks=sinks, slides=True)
     tokens, found = tokens.to(weight.device), []
     for place in range(tokens.shape[1] - 1):
-        logits = model(tokens[:, place : place + 1], cache=cache)[:, 0].float()
-        found.append(cross_entropy(logits, tokens[:, place + 1], reduction="none"))
+        hidden = model.hidden(tokens[:, place : place + 1], cache=cache)[:, 0]
+        found.append(target_nats(model, hidden, tokens[:, place + 1])[0])
     return torch.stack(found, 1).cpu()

@@ -1,7 +1,7 @@
 """Validation: the summed loss of a model on batches, as sums and counts that the caller divides once.
 
 Used by the trainer while it trains and by the verb `evaluate` afterwards, so that both mean the same number.
-Not here: which batches (data/batches.py), text.
+Not here: which batches (data/streams/), completions of a prompt (evals/scoring.py), text.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from babyllama.data.streams.batches import IGNORE, Batch
@@ -64,12 +65,27 @@ class LossSums:
                 "accuracy": self.accuracy, "tokens": self.tokens, "bytes": self.bytes}  # fmt: skip
 
 
+def target_nats(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """−log p of each target, and whether it is the likeliest token: (N,) float32 and (N,) bool.
+
+    Args:
+        hidden: (N, C) final hidden states.  targets: (N,) the tokens that follow them.
+
+    CHUNK_ROWS at a time are multiplied by the head; the log-softmax is float32 and goes over all rows of the head.
+    """
+    nats, likeliest = [], []
+    for rows, labels in zip(hidden.split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True):
+        logits = model.lm_head(rows).float()
+        nats.append(cross_entropy(logits, labels, reduction="none"))
+        likeliest.append(logits.argmax(-1) == labels)
+    return torch.cat(nats), torch.cat(likeliest)
+
+
 @torch.inference_mode()
 def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> LossSums:
     """The loss of every target in `batches`, which are moved to the model's device.
 
-    Only rows with a target are multiplied by the head, CHUNK_ROWS at a time; the log-softmax is float32, the sum
-    float64. The model is put in eval mode and back.
+    Only rows with a target are multiplied by the head; the sum is float64. The model is put in eval mode and back.
     """
     device, was_training = model.embed_tokens.weight.device, model.training
     nll = torch.zeros((), dtype=torch.float64, device=device)
@@ -82,10 +98,9 @@ def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> LossSums:
             kept = batch.targets != IGNORE
             targets = batch.targets[kept]  # (N,)
             tokens += len(targets)
-            for rows, labels in zip(hidden[kept].split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True):
-                logits = model.lm_head(rows).float()
-                nll += cross_entropy(logits, labels, reduction="none").double().sum()
-                correct += (logits.argmax(-1) == labels).sum()
+            nats, likeliest = target_nats(model, hidden[kept], targets)
+            nll += nats.double().sum()
+            correct += likeliest.sum()
     finally:
         model.train(was_training)
     return LossSums(nll.item(), tokens, int(correct.item()))

@@ -1,0 +1,171 @@
+"""Scoring: how likely a model finds a completion after a prompt, for many pairs at once.
+
+What several pairs have in common at their beginning is read once: the options of a question share its prompt, the
+questions of a few-shot test their examples. The pairs form a tree of such beginnings; each level of it is a batch that
+reads on from the keys and values of the level above.
+
+Not here: dividing by a length, choosing among options, cutting to the model's context (the caller's); whole corpora
+(bits.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from babyllama.model.cache import KVCache
+from babyllama.model.transformer import Transformer
+from babyllama.train.validation import target_nats
+
+SHARED = 16  # tokens: a shorter beginning is cheaper to read again than to share
+BATCH = 8192  # tokens of a batch, padding and what lies in the cache included
+
+
+class Pair(NamedTuple):
+    """What is scored: token ids, at least one each. A text without a prompt has the end token as one."""
+
+    prompt: Sequence[int]
+    completion: Sequence[int]
+
+
+class Score(NamedTuple):
+    """Of one completion.
+
+    Attributes:
+        loglikelihood: log P(completion | prompt), in nats.
+        tokens: of the completion.
+        greedy: each of its tokens is the likeliest, so greedy decoding would give exactly it.
+    """
+
+    loglikelihood: float
+    tokens: int
+    greedy: bool
+
+
+@torch.inference_mode()
+def score(model: Transformer, pairs: Iterable[Pair], batch: int = BATCH) -> list[Score]:
+    """One score for each pair, in their order.
+
+    Probabilities go over all rows of the model's head. The result is the same in any company up to rounding.
+
+    Args:
+        batch: tokens that are read at a time; one pair that is longer is read alone.
+
+    Raises:
+        ValueError: an empty prompt or completion.
+    """
+    rows = []
+    for number, (prompt, completion) in enumerate(pairs):
+        if not (len(prompt) and len(completion)):
+            raise ValueError(f"pair {number}: prompt and completion need at least one token each")
+        rows.append(_Row(number, [*prompt, *completion[:-1]], len(prompt) - 1, completion))
+    reader = _Reader(model, batch, len(rows))
+    if model.rope.static:
+        nodes = list(_tree(sorted(rows, key=lambda row: row.inputs), 0))
+    else:  # what a beginning is depends on how long the whole is
+        nodes = [_Node(0, row.inputs, [row], []) for row in rows]
+    reader.read(nodes)
+    found = zip(reader.loglikelihood.tolist(), reader.greedy.tolist(), rows, strict=True)
+    return [Score(nats, len(row.completion), greedy) for nats, greedy, row in found]
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A pair as the model reads it: `inputs`, of which the one at `first` predicts the first of the `completion`."""
+
+    number: int
+    inputs: list[int]
+    first: int
+    completion: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """Some tokens from position `begin` on, read once for all `rows`; `after` them the rows go apart."""
+
+    begin: int
+    tokens: list[int]
+    rows: list[_Row]
+    after: list[_Node]
+
+    @property
+    def end(self) -> int:
+        return self.begin + len(self.tokens)
+
+    def targets(self) -> Iterator[tuple[int, int, int]]:
+        """(offset in `tokens`, the token after it, number of the pair) of all that is scored here."""
+        for row in self.rows:
+            for position in range(max(self.begin, row.first), self.end):
+                yield position - self.begin, row.completion[position - row.first], row.number
+
+
+def _tree(rows: list[_Row], begin: int) -> Iterator[_Node]:
+    """Sorted rows that agree up to `begin` → nodes from there on."""
+    for _, group in groupby(rows, key=lambda row: row.inputs[begin : begin + SHARED]):
+        same = list(group)
+        first, last = same[0].inputs, same[-1].inputs  # sorted, so all have in common what these two have
+        end = next((i for i in range(begin, len(first)) if first[i] != last[i]), len(first))
+        longer = [row for row in same if len(row.inputs) > end]
+        yield _Node(begin, first[begin:end], same, list(_tree(longer, end)))
+
+
+class _Reader:
+    """Reads nodes in batches, and adds up what they score."""
+
+    def __init__(self, model: Transformer, batch: int, pairs: int) -> None:
+        self.model, self.batch = model, batch
+        self.loglikelihood = torch.zeros(pairs, dtype=torch.float64)
+        self.greedy = torch.ones(pairs, dtype=torch.bool)
+
+    def read(self, nodes: list[_Node], cache: KVCache | None = None, parents: Sequence[int] = ()) -> None:
+        """Nodes of one level with all below them; `parents`: the row of the cache that each goes on from."""
+        order = sorted(range(len(nodes)), key=lambda i: -nodes[i].end)
+        start = 0
+        while start < len(order):
+            count = max(1, self.batch // nodes[order[start]].end)
+            picked = order[start : start + count]
+            self._batch([nodes[i] for i in picked], cache, [parents[i] for i in picked] if cache else ())
+            start += count
+
+    def _batch(self, nodes: list[_Node], cache: KVCache | None, parents: Sequence[int]) -> None:
+        device, width = self.model.embed_tokens.weight.device, max(len(node.tokens) for node in nodes)
+        tokens = torch.tensor([node.tokens + [0] * (width - len(node.tokens)) for node in nodes], device=device)
+        begin = torch.tensor([[node.begin] for node in nodes], device=device)
+        lengths = torch.tensor([node.end for node in nodes], device=device)
+        positions = begin + torch.arange(width, device=device)  # (B, T); padding writes where nobody looks
+        own = self._cache(nodes, width, cache, parents)
+        self._add(self.model.hidden(tokens, positions, cache=own, lengths=lengths), nodes)
+        after = [(child, row) for row, node in enumerate(nodes) for child in node.after]
+        if after:
+            self.read([child for child, _ in after], own, [row for _, row in after])
+
+    def _cache(self, nodes: list[_Node], width: int, cache: KVCache | None, parents: Sequence[int]) -> KVCache | None:
+        """With the parents' keys and values and room for the nodes'; None where nothing comes before or after."""
+        places = max(node.begin for node in nodes) + width
+        if cache is not None:
+            own = copy.copy(cache)
+            own.resize(parents, len(nodes), max(places, cache.used))
+        elif any(node.after for node in nodes):
+            weight = self.model.embed_tokens.weight
+            own = KVCache(self.model.config, len(nodes), places, weight.device, weight.dtype)
+        else:
+            return None
+        own.reserve(places)
+        return own
+
+    def _add(self, hidden: Tensor, nodes: list[_Node]) -> None:
+        """hidden: (B, T, C)."""
+        scored = [(row, *target) for row, node in enumerate(nodes) for target in node.targets()]
+        if not scored:
+            return
+        row, offset, target, pair = torch.tensor(scored, device=hidden.device).unbind(1)
+        nats, likeliest = target_nats(self.model, hidden[row, offset], target)
+        pair = pair.cpu()  # added up there: in a fixed order
+        self.loglikelihood.index_add_(0, pair, -nats.double().cpu())
+        self.greedy[pair[~likeliest.cpu()]] = False

@@ -1,0 +1,98 @@
+"""score against a float64 log-softmax loop of transformers' LLaMA, pair by pair; what is shared is read once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from babyllama.evals import scoring
+from babyllama.evals.scoring import Pair, Score, score
+from babyllama.model.config import extended
+from babyllama.model.laws import DynamicNtkRope
+from babyllama.model.transformer import make_rope
+from conftest import sharp_model, tiny_config, transformers_twin
+
+
+def random_tokens(count: int, seed: int) -> list[int]:
+    return torch.randint(67, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def few_shot() -> list[Pair]:
+    """Two subjects' examples, questions after them, options after those: of one token, of several, one twice."""
+    pairs = []
+    for subject in range(2):
+        examples = random_tokens(19 + subject, subject)
+        for question in range(3):
+            prompt = examples + random_tokens(2 + 9 * question, 10 + question)
+            options = [[5], [6], random_tokens(3, 20), [5, *random_tokens(2, 21)], [5]]
+            pairs += [Pair(prompt, option) for option in options]
+    pairs += [Pair([3], [9]), Pair([3], random_tokens(40, 30)), Pair([*pairs[0].prompt, 5], random_tokens(17, 31))]
+    return pairs
+
+
+def by_hand(model, pairs: list[Pair]) -> list[Score]:
+    found = []
+    for prompt, completion in pairs:
+        logprobs = model(torch.tensor([[*prompt, *completion]])).logits[0].double().log_softmax(-1)
+        total, greedy = 0.0, True
+        for i, token in enumerate(completion, start=len(prompt) - 1):
+            total += logprobs[i, token].item()
+            greedy = greedy and int(logprobs[i].argmax()) == token
+        found.append(Score(total, len(completion), greedy))
+    return found
+
+
+def told_greedily(model, prompt: list[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("batch", [1, 100, scoring.BATCH])
+@pytest.mark.parametrize("shared", [1, 4, scoring.SHARED, 10_000])
+def test_equals_the_loop_by_hand(monkeypatch, shared, batch):
+    monkeypatch.setattr(scoring, "SHARED", shared)
+    model = sharp_model(tiny_config())
+    twin, pairs = transformers_twin(model), few_shot()
+    pairs += [Pair(p.prompt, told_greedily(twin, list(p.prompt), 4)) for p in pairs[::5]]
+    expected = by_hand(twin, pairs)
+    assert {one.greedy for one in expected} == {True, False}
+    found = score(model, pairs, batch)
+    assert [one[1:] for one in found] == [one[1:] for one in expected]
+    assert [one.loglikelihood for one in found] == pytest.approx([one.loglikelihood for one in expected], abs=2e-4)
+    assert score(model, pairs, batch) == found  # to the bit
+
+
+def test_each_beginning_is_read_once(monkeypatch):
+    model, read = sharp_model(tiny_config()), []
+    hidden = model.hidden
+    monkeypatch.setattr(
+        model, "hidden", lambda tokens, *a, **k: (read.append(tokens.shape), hidden(tokens, *a, **k))[1]
+    )
+    prompt, other = random_tokens(30, 1), random_tokens(30, 2)
+    score(model, [Pair(p, [option]) for p in (prompt, other) for option in range(4)])
+    assert read == [(2, 30)]  # the options' letters stand at the same place
+    read.clear()
+    score(model, [Pair(prompt, [option, *random_tokens(4, option)]) for option in range(4)])
+    assert read == [(1, 30), (4, 4)]
+
+
+def test_frequencies_that_go_by_the_length_go_by_each_pairs_own():
+    model = sharp_model(tiny_config())
+    model.config = extended(model.config.model_copy(update={"max_position_embeddings": 16}), DynamicNtkRope(factor=4.0))
+    model.rope = make_rope(model.config)
+    pairs = few_shot()
+    expected = []
+    for prompt, completion in pairs:  # the model alone, on exactly what predicts
+        logprobs = model(torch.tensor([[*prompt, *completion[:-1]]]))[0, len(prompt) - 1 :].double().log_softmax(-1)
+        expected.append(sum(logprobs[i, token].item() for i, token in enumerate(completion)))
+    assert [one.loglikelihood for one in score(model, pairs)] == pytest.approx(expected, abs=2e-4)
+
+
+def test_nothing_to_predict_is_an_error():
+    model = sharp_model(tiny_config())
+    assert score(model, []) == []
+    for pair in (Pair([], [1]), Pair([1], [])):
+        with pytest.raises(ValueError, match="pair 1: prompt and completion need at least one token each"):
+            score(model, [Pair([1], [2]), pair])

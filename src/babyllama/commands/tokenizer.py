@@ -44,7 +44,8 @@ class ChatGlm2Source(Recipe):
     """ChatGLM2's 64,793 tokens."""
 
     kind: Literal["chatglm2"] = "chatglm2"
-    path: Path | None = Field(None, description=f"its tokenizer.model; default: fetched from {FETCHED}")
+    path: Path | None = Field(None, description=f"its tokenizer.model; default: fetched from {FETCHED}, and known by "
+                              "its sha256 from any other")  # fmt: skip
 
 
 class FolderSource(Recipe):

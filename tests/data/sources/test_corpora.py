@@ -189,15 +189,28 @@ def test_hub_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "finetune/train_zh_0.json": '{"instruction": "问", "input": "", "output": "答"}\n',
     }  # fmt: skip
 
+    commit = "89abcdef" * 5  # the newest
+
     def download(repo: str, name: str, repo_type: str, revision: str | None) -> str:
-        assert repo_type == "dataset" and "/" in repo and revision is None
-        path = tmp_path / Path(name).name
+        assert repo_type == "dataset" and "/" in repo
+        path = tmp_path / "snapshots" / (revision or commit) / Path(name).name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(published[name], "utf-8")
         return str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     names = ["wikipedia_cn", "shibing624_medical_encyclopedia", "shibing624_medical_books", "shibing624_medical_sft"]
     assert [(read_plain(CorpusChoice(name=n))) for n in names] == [["昭通机场"], ["疾病"], ["书"], [PAIR]]
+
+    first = CorpusChoice(name="wikipedia_cn", revision="01234567" * 5).open()
+    for source, where in ((CorpusChoice(name="wikipedia_cn").open(), commit), (first, "01234567" * 5)):
+        content = published["wikipedia-cn-20230720-filtered.json"].encode()
+        assert source.source.endswith(f"at {where[:12]}") and source.fetched == (
+            {"file": "wikipedia-cn-20230720-filtered.json", "revision": where,
+             "sha256": hashlib.sha256(content).hexdigest()},)  # fmt: skip
+    for choice in ({"name": "idioms"}, {"path": "x.jsonl"}):
+        with pytest.raises(ValueError, match="revision is for a corpus from the hub"):
+            CorpusChoice(**choice, revision=commit)
 
     def offline(*_: object, **__: object) -> str:
         raise huggingface_hub.errors.LocalEntryNotFoundError("Cannot find the file\nlong explanation")

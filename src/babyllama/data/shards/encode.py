@@ -230,6 +230,7 @@ def _corpus(source: Source, done: list[Done]) -> dict[str, Any]:
             f"corpus {source.label}: no document in {source.source} ({dropped} too long or with nothing to learn, "
             f"{bad} bad{'; not used: ' if notes else ''}{', '.join(notes)})"
         )
-    return {"kind": source.kind, "licence": source.licence, "source": source.source, "part": source.part,
+    fetched = {"files": source.fetched} if source.fetched else {}
+    return {"kind": source.kind, "licence": source.licence, "source": source.source, **fetched, "part": source.part,
             "bad": bad, "dropped": dropped, "first_bad": next((d.first_bad for d in done if d.first_bad), ""),
             "notes": dict(notes.most_common()), "splits": splits}  # fmt: skip

@@ -10,7 +10,7 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from babyllama.data.sources import knowledge
 from babyllama.data.sources.documents import Document, Kind
-from babyllama.data.sources.hub import HubFile, fetch
+from babyllama.data.sources.hub import Fetched, HubFile, fetch
 from babyllama.data.sources.readers import Blob, Format, find_files, pack_records, passed_over, read_blobs
 from babyllama.data.sources.records import OnBad, Parsed, Shape, kind_of, parse, parse_lines
 from babyllama.errors import InputError
@@ -43,7 +43,8 @@ class Source:
     """A choice made ready to read: `blobs` starts over at each call; `size` is in bytes on disk where that is known.
 
     `guessed`: the kind was told by the first record. `passed_over` names the files of a folder that are not read,
-    and `hint` says what the user may have meant. `part`: the recipe may leave some of its documents out.
+    and `hint` says what the user may have meant. `part`: the recipe may leave some of its documents out. `fetched`:
+    what names each file from the hub: its name, commit and sha256.
     """
 
     label: str
@@ -57,6 +58,7 @@ class Source:
     passed_over: tuple[str, ...] = ()
     hint: str = ""
     part: bool = False
+    fetched: tuple[dict[str, str | None], ...] = ()
 
 
 class CorpusChoice(Recipe):
@@ -69,6 +71,8 @@ class CorpusChoice(Recipe):
 
     name: str | None = Field(None, description="of a corpus that comes along, such as idioms")
     path: str | None = Field(None, description="your own file, folder or glob")
+    revision: str | None = Field(None, description="of a corpus from the hub: its commit; default: the newest, which "
+                                 "manifest.json names")  # fmt: skip
     field: str | None = Field(None, description="the key with the text; default: text, content or completion")
     format: Format = Field("auto", description="auto: by the file's name; a .txt file is one document, lines "
                            "makes each of its lines one, blocks each run of lines between blank ones")  # fmt: skip
@@ -90,6 +94,8 @@ class CorpusChoice(Recipe):
             raise ValueError(f"give name or path, not both: {self.name!r} has its own files")
         if corpus and not (corpus.files or corpus.records) and self.path is None:
             raise ValueError(f"{self.name!r} cannot be fetched: download it from {corpus.source} and give its path")
+        if self.revision is not None and not (corpus and corpus.files):
+            raise ValueError(f"revision is for a corpus from the hub, but {self.stored_as!r} is none")
         try:
             "".encode(self.encoding)  # refuses codecs that are not of text, too
         except (LookupError, ValueError):
@@ -111,12 +117,14 @@ class CorpusChoice(Recipe):
         """Find or fetch the files. Raises InputError: no such file, offline, unknown format, nothing in it."""
         corpus = CORPORA.get(self.name or "") or Corpus(self.kind or "text", "not stated", self.path or "")
         guessed, origin, encoding = self.kind is None and self.name is None, corpus.source, self._codec
-        size, files = None, list[Path]()
+        size, files, fetched = None, list[Path](), list[Fetched]()
         if corpus.records is not None:
             blobs = partial(_made_blobs, corpus.records, self.name or "")
         else:
-            files, commits = _fetched(corpus.files) if corpus.files else (find_files(self.path or ""), set())
-            origin = f"{origin} at {', '.join(sorted(commits))}" if commits else origin
+            fetched = _fetched(corpus.files, self.revision)
+            files = [file.path for file in fetched] or find_files(self.path or "")
+            commits = sorted({file.revision[:12] for file in fetched if file.revision})
+            origin = f"{origin} at {', '.join(commits)}" if commits else origin
             size = sum(file.stat().st_size for file in files)
             blobs = partial(read_blobs, files, self.format, encoding=encoding)
         kind = self.kind or (_kind(files, self.format, self.field, encoding) if guessed else corpus.kind)
@@ -127,7 +135,11 @@ class CorpusChoice(Recipe):
         whole = self.format == "auto" and any(".txt" in file.suffixes for file in files)
         hint = "a .txt file is one document; format: lines makes each of its lines one" if whole else ""
         part = self.max_documents is not None or self.max_characters is not None
-        return Source(self.stored_as, kind, corpus.licence, origin, shape, size, blobs, guessed, left, hint, part)
+        named = tuple({"file": remote.name, "revision": file.revision, "sha256": file.sha256}
+                      for remote, file in zip(corpus.files, fetched, strict=True))  # fmt: skip
+        return Source(
+            self.stored_as, kind, corpus.licence, origin, shape, size, blobs, guessed, left, hint, part, named
+        )
 
     @property
     def _codec(self) -> str:
@@ -166,11 +178,9 @@ def _kind(files: list[Path], format: Format, field: str | None, encoding: str) -
     return "text"
 
 
-def _fetched(files: tuple[HubFile, ...]) -> tuple[list[Path], set[str]]:
-    """The files with the commits that they came from."""
-    names = ", ".join(file.name for file in files)
-    found = [fetch(file, f"download {names} by hand and give its path instead of the name") for file in files]
-    return [file.path for file in found], {file.revision[:12] for file in found if file.revision}
+def _fetched(files: tuple[HubFile, ...], revision: str | None) -> list[Fetched]:
+    instead = f"download {', '.join(file.name for file in files)} by hand and give its path instead of the name"
+    return [fetch(replace(file, revision=revision or file.revision), instead) for file in files]
 
 
 def _made_blobs(records: Callable[[], Iterable[dict[str, Any]]], name: str) -> Iterator[Blob]:

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("model", "train", "data", "quant", "infer")
-NOT_HERE = ("kernels.py", "captured.py", "fused.py", "resident.py", "deepspeed.py", "board.py")  # GPU, an own process
+NOT_HERE = ("kernels.py", "captured.py", "fused.py", "resident.py", "deepspeed.py", "sinks.py")  # GPU, an own process
 OPERATORS = re.compile(
     r"core/(Replace(Binary|Unary)Operator_|ReplaceComparisonOperator_(?!(Not)?Eq_Is)|AddNot|ReplaceTrue|ReplaceFalse|"
     r"ReplaceAnd|ReplaceOr|ReplaceBreak|ReplaceContinue|NumberReplacer|RemoveDecorator|ZeroIteration)"

@@ -189,3 +189,10 @@ def test_the_marks_of_what_may_change_are_where_the_fields_are():
         {"out": Path("x"), "data": {"path": Path("d")}, "plan": {"steps": 1}}).identity()}  # fmt: skip
     assert top == {"data", "replay", "init", "objective", "attend", "adapter", "optimizer", "schedule", "plan", "seed",
                    "precision"}  # fmt: skip
+
+
+def test_a_sink_that_is_not_installed_is_said_before_there_is_a_run(here, monkeypatch):
+    monkeypatch.setattr("babyllama.train.sinks.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"^sinks: wandb is not installed"):
+        train(recipe(here, "new", "sinks=[{kind: wandb}]"))
+    assert not (here / "new").exists()

@@ -123,7 +123,9 @@ def _rehearsed(found: Evidence, steps: int, run: Run | None, training: TrainReci
                tell: Callable[[int], None]) -> Evidence:  # fmt: skip
     """With the first steps in one process, in a folder that is removed again, and the run's models measured."""
     with TemporaryDirectory(prefix="babyllama-") as folder:
-        alone = training.model_copy(update={"out": Path(folder) / "run", "engine": Single(), "compile": False})
+        alone = training.model_copy(
+            update={"out": Path(folder) / "run", "engine": Single(), "compile": False, "sinks": ()}
+        )
         made = assemble(alone, World(), device)
         trainer = made.trainer
         try:

@@ -101,6 +101,8 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     recipe.engine.check(world.size, recipe.optimizer)  # before there is a run of this recipe
     recipe.engine.check_precision(device, DTYPES[precision])
     recipe.plan.shares(world.size)
+    for sink in recipe.sinks if world.first else ():
+        sink.check()
     watch = Watch(steps, shown=world.first)
 
     base = _base(recipe, model.config)
@@ -123,7 +125,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         run=run, model=model, stream=rows, objective=objective, optimizer=made.optimizer, schedule=recipe.schedule,
         plan=recipe.plan, steps=steps, context=context, device=device, dtype=DTYPES[precision], show=watch,
         validate=_validator(recipe, prepared, context), sample=sample, export=export, compile=compiled,
-        engine=recipe.engine, world=world, attend=recipe.attend, lisa=lisa, seed=recipe.seed,
+        engine=recipe.engine, world=world, attend=recipe.attend, lisa=lisa, sinks=recipe.sinks, seed=recipe.seed,
     )  # fmt: skip
     return Assembled(trainer, watch, prepared, stream, export, precision)
 

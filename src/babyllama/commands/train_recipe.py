@@ -25,6 +25,7 @@ from babyllama.train.losses.distil import Distil
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
+from babyllama.train.sinks import Sink
 from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, OneBit, check
 
 
@@ -66,6 +67,9 @@ class TrainRecipe(Recipe):
     schedule: Schedule = Wsd()
     plan: Plan = Field(description="how long, in what portions", examples=["plan.epochs=1"])
     samples: Changeable[Samples] = Samples()
+    sinks: Changeable[tuple[Sink, ...]] = Field(
+        default=(), description="where the curves go beside metrics.jsonl and TensorBoard, such as [{kind: wandb}]"
+    )
     seed: int = 1
     device: Changeable[DeviceChoice] = "auto"
     precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = Field(

@@ -1,11 +1,11 @@
-"""What a training tells: to metrics.jsonl, to TensorBoard, and to whoever watches. Not here: what the figures are."""
+"""What a training tells: to metrics.jsonl, to the sinks, and to whoever watches. Not here: what the figures are."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
 from babyllama.run import Run
-from babyllama.train.board import Board
+from babyllama.train.sinks import Service, opened
 
 
 class Show(Protocol):
@@ -19,18 +19,20 @@ class Journal:
     """Of the first rank; the others' is silent.
 
     Args:
-        first: the step after which it begins; what TensorBoard has of later ones, of a killed process, is dropped.
+        first: the step after which it begins.
+        sinks: where the curves go beside metrics.jsonl and TensorBoard.
     """
 
-    def __init__(self, run: Run, show: Show, first: int, speaks: bool) -> None:
+    def __init__(self, run: Run, show: Show, first: int, speaks: bool, sinks: tuple[Service, ...] = ()) -> None:
         self._run, self._show, self._speaks = run, show, speaks
-        self._board = Board(run.path, first + 1, show.line) if speaks else None
+        self._sinks = opened(run, sinks, first + 1, show.line) if speaks else []
 
     def record(self, step: int, kind: str, **values: Any) -> None:
         """One line of metrics.jsonl, and its curves."""
-        if self._board is not None:
+        if self._speaks:
             self._run.log(step, kind=kind, **values)
-            self._board.add(step, kind, values)
+        for sink in self._sinks:
+            sink.add(step, kind, values)
 
     def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
         """The figures of a step: recorded and shown."""
@@ -44,6 +46,6 @@ class Journal:
             self._show.line(text)
 
     def close(self) -> None:
-        """Write what TensorBoard's writer still holds."""
-        if self._board is not None:
-            self._board.close()
+        """Write what the sinks still hold."""
+        for sink in self._sinks:
+            sink.close()

@@ -33,6 +33,7 @@ from babyllama.train.optimizers.optim import Optimizer, Schedule
 from babyllama.train.plan import Plan
 from babyllama.train.progress import Progress
 from babyllama.train.signals import stop_flag
+from babyllama.train.sinks import Service
 from babyllama.train.state import seed_step
 from babyllama.train.validation import LossSums
 
@@ -70,6 +71,7 @@ class Trainer:
     world: World = field(default_factory=World)
     attend: Attend = attend_sdpa  # while it trains
     lisa: Lisa | None = None
+    sinks: tuple[Service, ...] = ()  # of the curves, beside TensorBoard
     seed: int = 1  # of what is drawn in a step: noise, dropout, LISA's blocks
     progress: Progress = field(init=False)
     worker: Worker = field(init=False)
@@ -102,7 +104,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.run, self.world, self.worker, self.watchman, self.plan.keep,
                                        self.schedule.branch(self.steps), say)  # fmt: skip
         first, self.progress = self.checkpoints.resume()
-        self.journal = Journal(self.run, self.show, first, self.world.first)
+        self.journal = Journal(self.run, self.show, first, self.world.first, self.sinks)
         peak = peak_flops(self.device, self.dtype)
         self.peak = None if peak is None else peak * self.world.size
         try:

@@ -251,11 +251,15 @@ def report() -> None:
 @app.command()
 def recipes() -> None:
     """List the recipes that come with the package."""
+    from rich.console import Console
+
+    from babyllama.commands.table import table_of
     from babyllama.recipe import BUNDLED, bundled
 
+    table = table_of(["recipe", "what it is"], [])
     for name in bundled():
-        first = (BUNDLED / f"{name}.yaml").read_text("utf-8").split("\n", 1)[0].lstrip("# ")
-        print(f"{name:24} {first}")
+        table.add_row(name, (BUNDLED / f"{name}.yaml").read_text("utf-8").split("\n", 1)[0].lstrip("# "))
+    Console(highlight=False).print(table)
 
 
 def _version(wanted: bool) -> None:

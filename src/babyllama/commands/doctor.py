@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from pydantic import Field
 from rich.console import Console
-from rich.table import Table
 
 from babyllama.atomic import json_text, write_json
 from babyllama.commands.parent import parent_of, restarted, templates, turned
+from babyllama.commands.table import table_of
 from babyllama.commands.train import assemble
 from babyllama.commands.train_recipe import FromModel, NewModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared
@@ -228,7 +228,7 @@ def _documents_per_token(prepared: Prepared) -> float:
 
 # ── the report ─────────────────────────────────────────────────────────────────────────────────────────────────────
 def _show(target: str, findings: list[Finding], console: Console) -> None:
-    table = Table("check", "", "evidence", title=f"doctor: {target}")
+    table = table_of(["check", "", "evidence"], [], title=f"doctor: {target}")
     for finding in findings:
         if finding.verdict != "not applicable":
             table.add_row(finding.check, finding.verdict, finding.evidence, style=STYLES[finding.verdict])

@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from babyllama.atomic import check_writable, write_json
+from babyllama.commands.table import shortly, table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
@@ -172,17 +173,18 @@ _WORDS: dict[Standing, str] = {
 
 
 def _loss_table(losses: dict[str, dict[str, Any]], what: str) -> Table:
-    table = Table("corpus", "tokens", "loss (nats)", "perplexity", "bits/byte", "accuracy", title=f"loss, {what}")
+    columns = ["tokens", "loss\n(nats)", "perplexity", "bits/\nbyte", "accuracy"]
+    table = table_of(["corpus"], columns, title=f"loss, {what}")
     for label, figures in losses.items():
         bits = figures["bits_per_byte"]
-        table.add_row(label, f"{figures['tokens']:,}", f"{figures['loss']:.4f}", f"{figures['perplexity']:.2f}",
+        table.add_row(label, f"{figures['tokens']:,}", f"{figures['loss']:.4f}", shortly(figures["perplexity"]),
                       "–" if bits is None else f"{bits:.4f}", f"{figures['accuracy']:.1%}")  # fmt: skip
     return table
 
 
 def _answer_table(answers: dict[str, dict[str, Any]]) -> Table:
-    table = Table("corpus", "asked", "exact", "character F1", "ended", "characters (reference)", "documents",
-                  title="answers, greedy")  # fmt: skip
+    columns = ["asked", "exact", "character\nF1", "ended", "characters\n(reference)"]
+    table = table_of(["corpus"], columns, "documents", title="answers, greedy")
     for label, figures in answers.items():
         if figures["asked"]:
             length = f"{figures['characters']:.0f} ({figures['reference_characters']:.0f})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from babyllama.atomic import check_writable, write_atomic, write_json
+from babyllama.commands.table import shortly, table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError, needs_extra
 from babyllama.evals.longcontext import by_length, long_rows, passkey, rows_of
@@ -81,7 +83,8 @@ def main(recipe: LongContextRecipe) -> None:
     result = {"recipe": recipe.model_dump(mode="json"), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
               "trained_context": trained, "lengths": lengths, "scored": scored, "rows": len(tokens),
               "contenders": found}  # fmt: skip
-    console.print(table(result))
+    for shown in tables(result):
+        console.print(shown)
     write(target, result)
     console.print(f"written to {target}", markup=False, soft_wrap=True)
 
@@ -150,14 +153,17 @@ def measure(recipe: LongContextRecipe, loaded: Loaded, tokens: Tensor, lengths: 
             "by_position": by_position, "passkey": keys}  # fmt: skip
 
 
-def table(result: Json) -> Table:
-    """Perplexity by length, a row for each contender."""
-    shown = Table("perplexity of the same targets after", *(f"{n:,}" for n in result["lengths"]), "passkey")
-    for name, found in result["contenders"].items():
-        right = [entry["right"] for entry in found["passkey"]]
-        shown.add_row(name, *(f"{found['perplexity'][n]:.2f}" for n in result["lengths"]),
-                      f"{sum(right) / len(right):.0%}" if right else "–")  # fmt: skip
-    return shown
+def tables(result: Json) -> Iterator[Table]:
+    """Perplexity by length, a row for each contender; several tables where there are more lengths than fit a line."""
+    for first in range(0, len(result["lengths"]), LENGTHS):
+        some = result["lengths"][first : first + LENGTHS]
+        title = f"perplexity of the same {result['scored']:,} targets, by the length of the row"
+        shown = table_of([""], [*(f"{n:,}" for n in some), "passkey"], title=title)
+        for name, found in result["contenders"].items():
+            right = [entry["right"] for entry in found["passkey"] if entry["length"] in some]
+            shown.add_row(name, *(shortly(found["perplexity"][n]) for n in some),
+                          f"{sum(right) / len(right):.0%}" if right else "–")  # fmt: skip
+        yield shown
 
 
 def write(folder: Path, result: Json) -> None:
@@ -198,6 +204,7 @@ def draw(file: Path, result: Json) -> None:
         figure.savefig(file, dpi=130)
 
 
+LENGTHS = 6  # in one table
 HANZI_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "Source Han Sans CN", "Noto Sans SC", "PingFang SC",
                "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
                "Noto Sans CJK JP")  # fmt: skip

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from babyllama.amounts import amount, duration, short
 from babyllama.atomic import json_text, write_atomic
+from babyllama.commands.table import table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.foresight.budget import Proposal, Terms, best, ladder, propose, usable_gib
@@ -235,7 +236,8 @@ def _show(found: list[tuple[ModelChoice, Proposal]], figures: dict[str, Any], re
 def _plan_table(figures: dict[str, Any]) -> Table:
     f, config, card = figures, figures["config"], figures["card"]
     gpus = f"{f['gpus']} × " if f["gpus"] > 1 else ""
-    table = Table(title=f"plan for {gpus}{card['name']}, {card['memory_gib']:.0f} GiB", show_header=False)
+    table = table_of(["", ""], [], title=f"plan for {gpus}{card['name']}, {card['memory_gib']:.0f} GiB")
+    table.show_header = False
     epochs = "" if f["epochs"] is None else f", {f['epochs']:.2g} epochs of {short(f['corpus']['tokens'])}"
     rows = f"{f['micro_batch_size']} × {f['context']} tokens" + (", recompute" if f["recompute"] else "")
     used = f"{f['memory_gib']:.1f} GiB of {f['usable_gib']:.1f} usable" + (" on each" if f["gpus"] > 1 else "")
@@ -261,7 +263,7 @@ def _ladder_table(found: list[tuple[ModelChoice, Proposal]]) -> Table:
     """The chosen model between its neighbours in size."""
     chosen, by_size = found[0], sorted(found, key=lambda pair: pair[1].work.config.parameters)
     at = by_size.index(chosen)
-    table = Table("", "model", "parameters", "tokens", "time", "GiB", "bits per byte", title="beside it")
+    table = table_of([""], ["model", "parameters", "tokens", "time", "GiB", "bits per byte"], title="beside it")
     for pair in by_size[max(0, at - BESIDE) : at + BESIDE + 1]:
         config, p = pair[1].work.config, pair[1]
         table.add_row("▸" if pair is chosen else "", f"{config.hidden_size} × {config.num_hidden_layers}",

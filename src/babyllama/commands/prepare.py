@@ -11,10 +11,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from babyllama.amounts import amount, duration
 from babyllama.atomic import write_atomic
+from babyllama.commands.table import table_of
 from babyllama.data.shards.encode import Done, Plan, encode_corpora, write_manifest
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.shards.summary import summary
@@ -140,9 +140,8 @@ def _watched(results: Iterator[Done], sources: list[Source], console: Console) -
 
 
 def _show(manifest: dict[str, Any], console: Console) -> None:
-    table = Table("corpus", "licence", title="prepared")
-    for name in ("documents", "held out", "left out", "tokens", "chars/token"):
-        table.add_column(name, justify="right")
+    figures = ["documents", "held\nout", "left\nout", "tokens", "chars/\ntoken"]
+    table = table_of(["corpus", "licence"], figures, title="prepared")
     for label, corpus in manifest["corpora"].items():
         train, val = corpus["splits"]["train"], corpus["splits"]["val"]
         tokens, characters = train["tokens"] + val["tokens"], train["characters"] + val["characters"]

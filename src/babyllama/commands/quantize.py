@@ -17,6 +17,7 @@ from rich.table import Table
 
 from babyllama.atomic import write_json
 from babyllama.commands.samples import Samples, sampler
+from babyllama.commands.table import shortly, table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError, needs_extra
@@ -222,30 +223,43 @@ def _show(result: Json, console: Console) -> None:
 
 
 def _table(result: Json) -> Table:
-    table = Table("", "bits/weight", "perplexity", "bits/byte", "answer F1", "layer error", "MB", "tokens/s", "seconds",
-                  title="before and after, held-out text")  # fmt: skip
+    figures = [
+        "bits/\nweight",
+        "perplexity",
+        "bits/\nbyte",
+        "answer\nF1",
+        "layer\nerror",
+        "MB",
+        "tokens\n/s",
+        "seconds",
+    ]
+    table = table_of([""], figures, title="before and after, held-out text")
     for found in ({"name": "before", **result["before"]}, *result["after"]):
         bits, answers = found["bits_per_byte"], found["answers"]
         table.add_row(
-            found["name"], *(f"{found[key]:{form}}" if key in found else "–" for key, form in
-                             (("bits_per_weight", ".2f"), ("perplexity", ".3f"))),
+            found["name"], f"{found['bits_per_weight']:.2f}" if "bits_per_weight" in found else "–",
+            shortly(found["perplexity"]) if "perplexity" in found else "–",
             "–" if bits is None else f"{bits:.4f}", "–" if answers is None else f"{answers['f1']:.1%}",
             f"{found['error']:.2%}" if "error" in found else "–",
-            f"{found['held_bytes'] / 1e6:.2f}", f"{found['tokens_per_second']:.0f}",
+            f"{found['held_bytes'] / 1e6:.1f}", f"{found['tokens_per_second']:.0f}",
             f"{found['seconds']:.1f}" if "seconds" in found else "–")  # fmt: skip
     return table
 
 
 def _layer_table(layers: Sequence[Json]) -> Table:
-    """A row for each block, and one for each end."""
+    """A row for each block; what lies outside the blocks stands below."""
     names = [name for stage in STAGES for name in stage]
-    table = Table("error of the output", *(name.rsplit(".", 1)[1] for name in names))
+    short = [name.rsplit(".", 1)[1].removesuffix("_proj") for name in names]
+    table = table_of([""], short, title="error of the outputs of each matrix")
     blocks: dict[str, dict[str, str]] = {}
     for layer in layers:
         block = next((layer["name"].removesuffix(f".{name}") for name in names if layer["name"].endswith(name)), "")
         blocks.setdefault(block or layer["name"], {})[layer["name"]] = f"{layer['error']:.2%}"
+    ends = {block: errors.pop(block) for block, errors in blocks.items() if block in errors}
     for block, errors in blocks.items():
-        table.add_row(block, *(errors.get(f"{block}.{name}", errors.get(block, "")) for name in names))
+        if errors:
+            table.add_row(block, *(errors.get(f"{block}.{name}", "") for name in names))
+    table.caption = ", ".join(f"{name} {error}" for name, error in ends.items()) or None
     return table
 
 

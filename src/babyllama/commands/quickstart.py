@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
 
+from babyllama.commands.table import table_of
 from babyllama.recipe import Recipe, load_recipe
 
 
@@ -100,11 +100,14 @@ def _report(out: Path) -> Path:
 
 
 def _closing_words(console: Console, out: Path, page: Path, took: dict[str, float]) -> None:
-    table = Table("step", "seconds", title="where the time went")
+    table = table_of(["step"], ["seconds"], title="where the time went")
     for name, seconds in took.items():
         table.add_row(name, f"{seconds:.0f}")
     table.add_row("all", f"{sum(took.values()):.0f}")
     console.print(table)
-    console.print(f"The story with curves and answers: [bold]{page}[/]")
-    console.print(f"Talk to it:  [bold]babyllama chat {out / 'medical'}[/]  (in a fresh shell: . .venv/bin/activate)")
+    console.print(f"Curves and answers: [bold]{page}[/]", soft_wrap=True)
+    console.print(
+        f"Talk to it:  [bold]babyllama chat {out / 'medical'}[/]  (in a fresh shell: . .venv/bin/activate)",
+        soft_wrap=True,
+    )
     console.print("It is very small and answers what it was trained on; it is no doctor.")

@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 
-.PHONY: quickstart test lint keys clean help
+.PHONY: quickstart test lint keys map clean help
 
 help:
 	@echo "make quickstart   train a small Chinese chat model on this machine, from nothing (about 10 minutes on 2 cores)"
 	@echo "make test         linters, types and the whole test suite"
 	@echo "make lint         linters and types only"
 	@echo "make keys         what --help and completion know of the recipes' keys, after a change of those"
+	@echo "make map          the picture of the imports in docs/architecture.md"
 	@echo "make clean        remove the environment (runs/ is yours and stays)"
 
 quickstart: $(VENV)/.quickstart
@@ -27,6 +28,9 @@ lint: $(VENV)/.dev
 
 keys: $(VENV)/.dev
 	$(BIN)/python -m babyllama.verbs
+
+map: $(VENV)/.dev
+	$(BIN)/python docs/rooms.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "babyllama needs Python 3.11 or newer; try: make PYTHON=python3.12 …")'

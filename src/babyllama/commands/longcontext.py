@@ -22,11 +22,10 @@ from babyllama.errors import InputError, needs_extra
 from babyllama.evals.longcontext import by_length, long_rows, passkey, rows_of
 from babyllama.hardware import DeviceChoice
 from babyllama.load import Loaded, config_of, load, model_folder, pick_device, pick_precision
-from babyllama.model.laws import RopeConfig, law_of
+from babyllama.model.laws import Kind, RopeConfig, law_of
 from babyllama.recipe import Recipe
 
 TEMPLATE = Path(__file__).with_name("longcontext.html")
-Kind = Literal["none", "linear", "ntk", "dynamic_ntk", "by_parts", "yarn", "clex"]
 Json = dict[str, Any]
 
 

@@ -10,7 +10,7 @@ formulas (rope.FREQUENCIES, clex.py), the rest of ``config.json`` (config.py).
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -165,7 +165,8 @@ class ClexRope(_Extension):
         return head_dim * self.amplify * head_dim
 
 
-KINDS = ("none", "linear", "ntk", "dynamic_ntk", "by_parts", "yarn", "clex")
+Kind = Literal["none", "linear", "ntk", "dynamic_ntk", "by_parts", "yarn", "clex"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
 def _says_its_kind(data: Any) -> Any:

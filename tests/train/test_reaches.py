@@ -8,7 +8,7 @@ from torch import nn
 from babyllama.train.engines.engines import Fsdp
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.world import World
-from babyllama.train.losses import cross_entropy
+from babyllama.train.losses import cross_entropy, head
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import AdamW, GaLore, Muon
 
@@ -80,7 +80,7 @@ def test_fsdp_reshards_and_reduces_as_asked(tmp_path, monkeypatch, keep, dtype):
 def test_never_more_logits_than_a_chunk(monkeypatch, asked):
     """Also where the device chooses the chunk."""
     rows, real = [], cross_entropy.loss_and_gradient_
-    monkeypatch.setattr(cross_entropy.hardware, "chunk_rows", lambda _: 24)
+    monkeypatch.setattr(head.hardware, "chunk_rows", lambda _: 24)
 
     def watched(logits, targets, vocab):
         rows.append(len(logits))

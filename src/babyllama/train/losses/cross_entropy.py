@@ -1,118 +1,31 @@
-"""The head's product and its cross-entropy in one, chunk by chunk: all logits never exist at once.
+"""Cross-entropy to one target a row, and its gradient in the logits' place.
 
-At 64,793 tokens of vocabulary the head is 55 % of the seed model's arithmetic, and eager float32 logits are what fills
-a 24 GB card. Not here: which targets count (data/), what else a loss may hold (objectives.py).
+Not here: how logits come to be (head.py), which targets count (data/), what else a loss may hold (objectives.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from babyllama import hardware
 from babyllama.data.streams.batches import IGNORE
+from babyllama.train.losses.head import head_loss
 
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int | None = None, multiple: int | None = None,
     fp8: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Σ over targets ≠ IGNORE of cross_entropy(hidden · weightᵀ, target), without ever holding all logits.
-
-    The gradient of each chunk is made while its logits are at hand, and in their place, so the head is multiplied
-    three times, never four, and memory holds `chunk_rows` × V logits instead of N × V.
+    """Σ over targets ≠ IGNORE of cross_entropy(hidden · weightᵀ, target), float32. Arguments as head_loss's.
 
     Args:
-        hidden: (N, C).  weight: (V, C).  targets: (N,) int64.
-        chunk_rows: rows of logits held at a time; as many as suit the device when absent.
-        multiple: the vocabulary is padded to it with rows that get no probability; as `aligned` when absent.
-        fp8: multiply the logits in float8 (e4m3, one scale a tensor); the gradients' products stay as they are. For
-            GPUs that have it (compute capability 8.9 and up).
-
-    Returns:
-        float32 scalar.
+        targets: (N,) int64.
     """
-    chunk_rows = chunk_rows or hardware.chunk_rows(_memory_gib(hidden.device))
-    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows, multiple, fp8)  # type: ignore[return-value]
+    vocab = weight.shape[0]
 
+    def slope(logits: Tensor, rows: slice) -> Tensor:
+        return loss_and_gradient_(logits, targets[rows], vocab)
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, multiple: int | None, fp8: bool
-    ) -> Tensor:
-        vocab, padded = weight.shape[0], aligned(weight, multiple)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.empty_like(padded, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        if grad_weight is not None and not len(hidden):  # no chunk will write it
-            grad_weight.zero_()
-        product = _fp8_product(hidden, padded) if fp8 else lambda rows: hidden[rows] @ padded.T
-        for start in range(0, hidden.shape[0], chunk_rows):
-            rows = slice(start, start + chunk_rows)
-            logits = product(rows)
-            total += loss_and_gradient_(logits, targets[rows], vocab)
-            if grad_hidden is not None:
-                torch.mm(logits, padded, out=grad_hidden[rows])
-            if grad_weight is not None:
-                product_(grad_weight, logits.T, hidden[rows], add=start > 0)
-            del logits  # before the next product is made, or two chunks would be held
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[:vocab])
-        ctx.dtypes = hidden.dtype, weight.dtype
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        to_hidden, to_weight = ctx.dtypes
-        return scaled(grad_hidden, grads[0], to_hidden), scaled(grad_weight, grads[0], to_weight), *[None] * 4
-
-
-def aligned(weight: Tensor, multiple: int | None = None) -> Tensor:
-    """A head (V, C) with rows of zeros up to a multiple of rows.
-
-    On a GPU of 128: an odd V (ChatGLM2's 64,793) cannot use the aligned tensor-core kernels, which are three times as
-    fast.
-    """
-    multiple = multiple or (128 if weight.is_cuda else 1)
-    more = -weight.shape[0] % multiple
-    return pad(weight, (0, 0, 0, more)) if more else weight
-
-
-def scaled(grad: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """grad · scale, rounded once, to `dtype`."""
-    return None if grad is None else torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))
-
-
-def _fp8_product(hidden: Tensor, weight: Tensor) -> Callable[[slice], Tensor]:
-    """rows → hidden[rows] · weightᵀ, both factors rounded to e4m3 under one scale each."""
-
-    def rounded(tensor: Tensor) -> tuple[Tensor, Tensor]:
-        scale = tensor.abs().amax().float().clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
-        return (tensor / scale).to(torch.float8_e4m3fn), scale
-
-    (a, a_scale), (b, b_scale) = rounded(hidden), rounded(weight)
-    return lambda rows: torch._scaled_mm(
-        a[rows], b.T, scale_a=a_scale, scale_b=b_scale, out_dtype=hidden.dtype, use_fast_accum=True
-    )
-
-
-def product_(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
-    """out = a · b, or += if `add`, in float32 of half-precision factors: on a GPU it adds up where it is made."""
-    if not (out.is_cuda and a.dtype != out.dtype):
-        out.copy_(out + a @ b if add else a @ b)
-    elif add:
-        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
-    else:
-        torch.mm(a, b, out_dtype=torch.float32, out=out)
-
-
-def _memory_gib(device: torch.device) -> float:
-    return hardware.allowed_memory(device) / 2**30 if device.type == "cuda" else 0.0
+    return head_loss(hidden, weight, slope, chunk_rows, multiple, fp8)
 
 
 def loss_and_gradient_(logits: Tensor, targets: Tensor, vocab: int) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.errors import InputError
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe
-from babyllama.train.losses.cross_entropy import aligned, product_, scaled
+from babyllama.train.losses.head import aligned, head_loss
 
 CHUNK_ROWS = 1024  # tokens whose logits, the student's and the teacher's, exist at a time
 
@@ -108,39 +108,18 @@ def difference(student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
 def soft_cross_entropy(hidden: Tensor, weight: Tensor, known: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
     """Σ over kept tokens of −Σ_v p_v log q_v, p the teacher's softmax, q the student's; float32.
 
-    As cross_entropy.py's: logits are made a chunk at a time, each once, and their gradient, q − p, in their place.
-
     Args:
         hidden: (N, C) the student's.  weight: (V, C) its head.
         known: (N, C') the teacher's.  teacher: (V, C') its head. Neither gets a gradient.
         kept: (N,) bool.
     """
-    return _SoftCrossEntropy.apply(hidden, weight, known, teacher, kept)  # type: ignore[return-value]
+    vocab, teacher = weight.shape[0], aligned(teacher)
 
+    def slope(logits: Tensor, rows: slice) -> Tensor:
+        p = (known[rows] @ teacher.T)[:, :vocab].softmax(-1, dtype=torch.float32)
+        log_q = logits[:, :vocab].log_softmax(-1, dtype=torch.float32)
+        loss = -((p * log_q).sum(-1) * kept[rows]).sum()
+        logits[:, :vocab], logits[:, vocab:] = log_q.exp_().sub_(p).mul_(kept[rows, None]), 0
+        return loss
 
-class _SoftCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, known: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
-        vocab, head, teacher = weight.shape[0], aligned(weight), aligned(teacher)
-        total = torch.zeros((), device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            p = (known[rows] @ teacher.T)[:, :vocab].softmax(-1, dtype=torch.float32)
-            logits = hidden[rows] @ head.T
-            log_q = logits[:, :vocab].log_softmax(-1, dtype=torch.float32)
-            total -= ((p * log_q).sum(-1) * kept[rows]).sum()
-            logits[:, :vocab], logits[:, vocab:] = log_q.exp_().sub_(p).mul_(kept[rows, None]), 0
-            if grad_hidden is not None:
-                torch.mm(logits, head, out=grad_hidden[rows])
-            if grad_weight is not None:
-                product_(grad_weight, logits.T, hidden[rows], add=start > 0)
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[:vocab])
-        ctx.dtypes = hidden.dtype, weight.dtype
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        own = [scaled(grad, grads[0], to) for grad, to in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return *own, None, None, None
+    return head_loss(hidden, weight, slope, CHUNK_ROWS)

@@ -27,6 +27,7 @@ from babyllama.train.engines.precision import LossModule
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.skeleton import Skeleton
 from babyllama.train.engines.worker import Worker, check_masters
+from babyllama.train.engines.world import backend
 from babyllama.train.guard import Watchman
 from babyllama.train.state import on_host
 
@@ -54,8 +55,7 @@ def _library(setting: Setting) -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # on a CPU it would compile C++ now; gloo will do
     if not dist.is_initialized():  # one process, no launcher
-        backend = "cpu:gloo,cuda:nccl" if setting.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend(setting.device), store=dist.HashStore(), rank=0, world_size=1)
         atexit.register(dist.destroy_process_group)  # not earlier: DeepSpeed keeps its groups from training to training
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     return deepspeed
@@ -67,57 +67,54 @@ class Zero(Worker):
     module: Any
 
     def __init__(self, setting: Setting, stage: int, offload: bool) -> None:
-        self.setting, self.world, self.device, self.stage = setting, setting.world, setting.device, stage
-        self.model, self.forward = setting.model, None
+        self.stage = stage
         library = _library(setting)
-        self._skeleton = Skeleton(self.model)
-        masters = {name: p.detach().float().cpu() for name, p in self.model.named_parameters()}
-        if stage < 3:
-            self.model.to(self.device)
-            if setting.compiled:
-                self.forward = torch.compile(self.model.hidden)
-        self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        self.optimizers = setting.optimizer.build(self.named)
-        self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
-        loss = LossModule(self.model, setting.objective)
+        self._skeleton = Skeleton(setting.model)
+        masters = {name: p.detach().float().cpu() for name, p in setting.model.named_parameters()}
+        super().__init__(setting)
         if stage == 3:  # the loss itself uses the head's weight
-            library.zero.register_external_parameter(loss, self.model.lm_head.weight)
+            library.zero.register_external_parameter(self.module, self.model.lm_head.weight)
         with redirect_stdout(io.StringIO()):  # it prints tables of memory
-            self.module, *_ = library.initialize(model=loss, optimizer=self.optimizers[0], dist_init_required=False,
+            self.module, *_ = library.initialize(model=self.module, optimizer=self.optimizers[0],
+                                                 dist_init_required=False,
                                                  config=_config(setting, stage, offload))  # fmt: skip
         self._gathered = library.zero.GatheredParameters if stage == 3 else lambda *_, **__: nullcontext()
         self._begin_moments(torch.zeros(()))
         if setting.dtype != torch.float32:  # DeepSpeed's masters come from the halved weights
             self._put(masters)
 
+    def _prepare(self, loss: LossModule) -> nn.Module:
+        if self.stage < 3:  # else DeepSpeed places each part of it
+            self._place_whole()
+        return loss
+
     # ── one step ───────────────────────────────────────────────────────────────────────────────────────────────
-    def update(self, step: int, micro: Sequence[Batch], total: float, factor: float, watchman: Watchman) -> None:
+    def _advance(self, micro: Sequence[Batch], total: float | Tensor, factor: float | Tensor,
+                 watchman: Watchman) -> Tensor:  # fmt: skip
         """As in Worker, but DeepSpeed decides on the host, so each step waits for the device.
 
         A loss that the guard does not bear is made NaN before its last backward pass: DeepSpeed leaves out steps whose
         gradients are not finite.
         """
-        if not total:
-            return
         if watchman.scaled:
             self.module.optimizer.override_loss_scale(watchman.scale.item())
-        for group, rate in zip(self.module.optimizer.param_groups, self.rates[0], strict=True):
-            group["lr"] = rate * factor
-        found, bears = torch.zeros(1, device=self.device), True
-        with self._computing():
-            for number, batch in enumerate(micro, 1):
-                loss, metrics = self.module(batch.to(self.device))
-                found = found + self._measured(loss, metrics)
-                if number == len(micro):
-                    found = self.world.reduce_(found) / total
-                    bears = bool(watchman.bears(found[0]))
-                # DeepSpeed averages over the ranks, and must not divide by the micro-batches.
-                scale = self.world.size / total if bears else float("nan")
-                self.module.backward(loss * scale, scale_wrt_gas=False)
-                self.module.step()
+        self._set_rates(factor)
+        means, bears = torch.zeros(1, device=self.device), True
+
+        def backward(loss: Tensor, sums: Tensor, last: bool) -> None:
+            nonlocal means, bears
+            if last:
+                means = self.world.reduce_(sums.clone()) / total
+                bears = bool(watchman.bears(means[0]))
+            # DeepSpeed averages over the ranks, and must not divide by the micro-batches.
+            scale = self.world.size / total if bears else float("nan")
+            self.module.backward(loss * scale, scale_wrt_gas=False)
+            self.module.step()
+
+        self._pass(micro, backward)
         norm = float(self.module.get_global_grad_norm()) if self.module.was_step_applied() else float("nan")
-        _, figures = watchman.judge(found[0], torch.tensor(norm if bears else 0.0, device=self.device), found[1:])
-        watchman.report(step, figures)
+        _, figures = watchman.judge(means[0], torch.tensor(norm if bears else 0.0, device=self.device), means[1:])
+        return figures
 
     def warm_up(self, micro: Sequence[Batch]) -> None:
         """Nothing: DeepSpeed counts every backward pass, so the first step compiles."""

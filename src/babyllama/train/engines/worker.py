@@ -47,10 +47,14 @@ class Worker:
     def _prepare(self, loss: LossModule) -> nn.Module:
         """The model in its place, compiled or not, and the module around it that is called with a batch."""
         freeze(self.model, self.setting.dtype)
+        self._place_whole()
+        return loss if self.setting.dtype == torch.float32 else InHalf(loss, self.setting.dtype)
+
+    def _place_whole(self) -> None:
+        """All of the model to this process's device, compiled or not."""
         self.model.to(self.device)
         if self.setting.compiled:
             self.forward = torch.compile(self.model.hidden)
-        return loss if self.setting.dtype == torch.float32 else InHalf(loss, self.setting.dtype)
 
     # ── one step ───────────────────────────────────────────────────────────────────────────────────────────────
     def update(self, step: int, micro: Sequence[Batch], total: float, factor: float, watchman: Watchman) -> None:
@@ -116,21 +120,23 @@ class Worker:
         Returns:
             (1 + M,): this rank's sums of the loss and of the objective's metrics.
         """
-        found = torch.zeros(1, device=self.device)
+        by = share * self._averaged
+        return self._pass(micro, lambda loss, *_: (loss * by).backward())
+
+    metrics: tuple[str, ...] = ()  # what the objective measures besides its loss, known from the first step on
+
+    def _pass(self, micro: Sequence[Batch], backward: Callable[[Tensor, Tensor, bool], None]) -> Tensor:
+        """Each micro-batch forward, and back by `backward`: (its summed loss, the sums up to it, whether it is the
+        last). Returns the sums, as `add_gradients`."""
+        sums = torch.zeros(1, device=self.device)
         with self._computing():
             for number, batch in enumerate(micro, 1):
                 with self._synchronising(number == len(micro)):
                     loss, metrics = self.module(batch.to(self.device))
-                    (loss * (share * self._averaged)).backward()
-                found = found + self._measured(loss, metrics)
-        return found
-
-    metrics: tuple[str, ...] = ()  # what the objective measures besides its loss, known from the first step on
-
-    def _measured(self, loss: Tensor, metrics: dict[str, Tensor]) -> Tensor:
-        """(1 + M,): a micro-batch's summed loss and metrics."""
-        self.metrics = tuple(metrics)
-        return torch.stack([loss.detach(), *metrics.values()])
+                    self.metrics = tuple(metrics)
+                    sums = sums + torch.stack([loss.detach(), *metrics.values()])
+                    backward(loss, sums, number == len(micro))
+        return sums
 
     _averaged = 1  # by how much the engine divides the sum of the ranks' gradients
 

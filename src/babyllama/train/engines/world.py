@@ -19,6 +19,11 @@ from babyllama.errors import InputError
 PATIENCE = timedelta(hours=1)  # of the others, while the first rank validates, samples and exports
 
 
+def backend(device: torch.device) -> str:
+    """What processes on devices of this kind talk over: NCCL what is on GPUs, gloo what is on the hosts."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
 @dataclass(frozen=True)
 class World:
     """Rank `rank` of `size`; `local_rank` is its number on this machine, and its GPU's. `group`: whom it talks over."""
@@ -62,7 +67,7 @@ class World:
     def join(self, device: torch.device) -> None:
         """Meet the others: gloo for what the hosts say to each other, NCCL for what the GPUs do."""
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+            dist.init_process_group(backend(device), timeout=PATIENCE)
 
     def second(self) -> World:
         """The same ranks over a gloo group of their own, for a thread that talks while training does."""

@@ -21,7 +21,7 @@ from babyllama.recipe import load_recipe
 from babyllama.run import Run
 from babyllama.train.engines.world import World
 from babyllama.train.losses.distil import Distil
-from babyllama.train.optimizers.optim import Muon, Schedule
+from babyllama.train.optimizers.optim import Optimizer, Schedule
 
 
 def continued(run: Path, overrides: Sequence[str] = ()) -> TrainRecipe:
@@ -37,30 +37,22 @@ def continued(run: Path, overrides: Sequence[str] = ()) -> TrainRecipe:
 def settled(recipe: TrainRecipe, world: World, device: torch.device) -> TrainRecipe:
     """The recipe with the arithmetic that ``auto`` and ``fast`` stand for: that of the run, if it began before, else
     what the first rank finds. A stopwatch chooses once, and for all ranks."""
-    chosen: tuple[Precision, str] | None = None
+    chosen: tuple[Precision, Optimizer] | None = None
     if world.first:
         known = Run(recipe.out).inputs if (recipe.out / "run.json").is_file() else {}
         precision = recipe.precision
         if precision in ("auto", "fast"):
             precision = known.get("precision") or pick_precision(precision, device)
-        rounding = ""
-        if isinstance(recipe.optimizer, Muon):
-            rounding = recipe.optimizer.rounding
-            if rounding == "auto":
-                rounding = known.get("optimizer.rounding") or recipe.optimizer.settled(device).rounding
-        chosen = precision, rounding  # type: ignore[assignment]
-    precision, rounding = world.agree(chosen)
-    optimizer = recipe.optimizer
-    if isinstance(optimizer, Muon):
-        optimizer = optimizer.model_copy(update={"rounding": rounding})
+        before = {key.removeprefix("optimizer."): value for key, value in known.items()}
+        chosen = precision, recipe.optimizer.settled(device, before)  # type: ignore[assignment]
+    precision, optimizer = world.agree(chosen)
     return recipe.model_copy(update={"precision": precision, "optimizer": optimizer})
 
 
 def inputs_of(made: TrainRecipe, prepared: Prepared, tokenizer: str) -> dict[str, str]:
     """What a settled recipe's values stand for, see `Run.create`."""
     found = {"data.path": prepared.hash, "precision": str(made.precision)}
-    if isinstance(made.optimizer, Muon):
-        found["optimizer.rounding"] = made.optimizer.rounding
+    found |= {f"optimizer.{field}": value for field, value in made.optimizer.chosen.items()}
     if isinstance(made.init, FromModel):
         found["init.path"] = weights_hash(model_folder(made.init.path))
     else:

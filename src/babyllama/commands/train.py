@@ -183,9 +183,9 @@ def _start(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokeni
 
 def _stretched(recipe: TrainRecipe, config: ModelConfig, rows: Rows, context: int) -> Rows:
     """The rows at the positions that the recipe, or a law that learns, asks for."""
-    if config.rope.parameters(config.head_dim) and recipe.engine.kind == "deepspeed":
-        raise InputError(f"rope.kind: {config.rope.kind} learns in float32, which deepspeed does not mix with halves; "
-                         "use engine.kind=ddp or fsdp")  # fmt: skip
+    if config.rope.parameters(config.head_dim) and not recipe.engine.mixes:
+        raise InputError(f"rope.kind: {config.rope.kind} learns in float32, which {recipe.engine.kind} does not mix "
+                         "with halves; use engine.kind=ddp or fsdp")  # fmt: skip
     most = recipe.data.stretch or config.rope.stretch or 1
     if most == 1:
         return rows

@@ -85,7 +85,7 @@ class TrainRecipe(Recipe):
             object.__setattr__(self, "objective", Distil())
         if isinstance(self.objective, Distil):
             self.objective.check(isinstance(self.init, NewModel), self.compile)
-        check(self.adapter, self.optimizer, self.engine.kind, isinstance(self.init, NewModel))
+        check(self.adapter, self.optimizer, self.engine, isinstance(self.init, NewModel))
         law = self.init.rope if isinstance(self.init, FromModel) else None
         if isinstance(self.adapter, Lora) and isinstance(law, ClexRope):
             # Its weights would stay as they start: an adapter freezes all that it does not train itself.

@@ -25,7 +25,6 @@ CHUNKS_ALIVE_FP32 = 4  # the path without the kernel: logits, their exact copy, 
 SAVED, SAVED_EAGER, SAVED_EAGER_FP32 = (6, 2), (10, 4), (8, 4)
 OUTSIDE = 4  # × hidden_size numbers a token outside the blocks: embedding, final norm, the loss's gradient
 BACKWARD = 3  # × (hidden_size + intermediate_size) numbers a token while one block goes backward
-MUON_WORK = 24  # bytes for each number of the largest stack of equal matrices, while Muon orthogonalises it
 CONTEXT_GIB = 0.6  # what CUDA and its libraries take beside PyTorch's own allocations
 USABLE = 0.92  # share of a card that may be planned: the rest is fragmentation and the desktop
 
@@ -37,8 +36,6 @@ BANDWIDTH = 0.85  # share of the data sheet's memory bandwidth that streaming ke
 PASSES = 9.0  # how often each number that a compiled block saves crosses the memory bus, forward and backward
 EAGER_PASSES = 25.0
 RECOMPUTE = 4 / 3  # a second forward pass
-ADAM_BYTES = 52  # moved a parameter and step: norm, clip, moments, master, half-precision copy
-MUON_BYTES = 90
 LAUNCH_S = 6e-6
 LAUNCHES, EAGER_LAUNCHES = 40, 170  # kernels of one block, forward and backward
 LINK = 0.6  # share of the link's rate that an exchange of gradients reaches
@@ -48,13 +45,36 @@ AROUND = 1.03  # validation, samples and saving on top of the steps
 # ── loss ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 # L(N, D) = E + A / N^α + B / D^β nats a token: Hoffmann et al. (2203.15556), refitted by Besiroglu et al. (2404.10102).
 E, A, B, ALPHA, BETA = 1.8172, 482.01, 2085.43, 0.3478, 0.3658
-# What is left above E, against Chinchilla's: set by one run each, 512 × 8, 40 M tokens (30 M different ones) of mixed
-# Chinese text in ChatGLM2's ids: 1.633 bits per byte with Muon, 1.688 with AdamW. E itself stays: an anchor at one
-# small size says little about the limit, and shifting E instead would promise absurdly small losses to large models.
-REDUCIBLE = {"muon": 0.571, "adamw": 0.602}
 ANCHOR = (25_305_088, 40e6)  # parameters in the blocks, tokens
 BYTES_PER_TOKEN = 4.0  # of ChatGLM2's ids on that text
 REPEATS = 15.39  # R* of Muennighoff et al. (2305.16264, eq. 5): how fast repeated tokens lose their worth
+
+
+# ── optimisers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+@dataclass(frozen=True)
+class Cost:
+    """What an optimiser takes for the matrices inside the blocks, all else being AdamW's, and what it brings.
+
+    Attributes:
+        moments: bytes a parameter.
+        moved: bytes a parameter and step: norm, clip, moments, master, half-precision copy.
+        work: bytes for each number of the largest stack of equal matrices, while it steps.
+        iterations: of Newton–Schulz a step.
+        reducible: what is left above E, against Chinchilla's: set by one run each, 512 × 8, 40 M tokens (30 M different
+            ones) of mixed Chinese text in ChatGLM2's ids: 1.633 bits per byte with Muon, 1.688 with AdamW. E itself
+            stays: an anchor at one small size says little about the limit, and shifting E instead would promise
+            absurdly small losses to large models.
+    """
+
+    moments: int
+    moved: int
+    work: int
+    iterations: int
+    reducible: float
+
+
+ADAMW = Cost(moments=8, moved=52, work=0, iterations=0, reducible=0.602)
+COSTS = {"adamw": ADAMW, "muon": Cost(moments=4, moved=90, work=24, iterations=5, reducible=0.571)}
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,11 @@ class Workload:
     gpus: int = 1
     sharded: bool = False  # FSDP; else every process holds the whole state
     chunk_rows: int = 8192  # of logits held at a time: hardware.chunk_rows
+
+    @property
+    def cost(self) -> Cost:
+        """Of its optimiser."""
+        return COSTS[self.optimizer]
 
     @property
     def tokens(self) -> int:
@@ -125,18 +150,19 @@ def memory(work: Workload) -> dict[str, float]:
     float32 at the end of the backward pass; the optimiser's step.
     """
     count, share = work.config.parameters, work.gpus if work.sharded else 1
-    inside = block_parameters(work.config) if work.optimizer == "muon" else 0
-    state = {"parameters": 4 * count / share, "moments": (8 * count - 4 * inside) / share}
+    inside = block_parameters(work.config)
+    moments = ADAMW.moments * (count - inside) + work.cost.moments * inside
+    state = {"parameters": 4 * count / share, "moments": moments / share}
     full = 4 * count / share
     held = full if work.accumulate > 1 or (work.gpus > 1 and not work.sharded) else 0.0  # DDP's buckets stay
     copies = _copies(work) if work.half else 0
-    moments = (
+    instants = (
         {"half-precision copies": copies, "gradients": held, "activations": _activations(work),
          "loss and backward": _loss(work)},
         {"gradients": full + held, "gradients in half": 2 * count / share if work.half else 0},
-        {"gradients": full, "optimiser's work": _muon_work(work) / share if inside else 0},
+        {"gradients": full, "optimiser's work": _stack_bytes(work) / share},
     )  # fmt: skip
-    return {**state, **max(moments, key=lambda terms: sum(terms.values()))}
+    return {**state, **max(instants, key=lambda terms: sum(terms.values()))}
 
 
 def memory_gib(work: Workload, on_gpu: bool = True) -> float:
@@ -171,10 +197,11 @@ def _loss(work: Workload) -> float:
     return padded + 4 * head + max(logits, backward)
 
 
-def _muon_work(work: Workload) -> float:
+def _stack_bytes(work: Workload) -> float:
+    """What the optimiser holds while it steps the largest stack of equal matrices."""
     c = work.config
     attention = 2 * c.hidden_size * (c.hidden_size + (kv_width(c) if kv_width(c) == c.hidden_size else 0))
-    return MUON_WORK * c.num_hidden_layers * max(attention, 2 * c.hidden_size * c.intermediate_size)
+    return work.cost.work * c.num_hidden_layers * max(attention, 2 * c.hidden_size * c.intermediate_size)
 
 
 # ── time ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -210,20 +237,16 @@ def tokens_per_second(work: Workload, card: Card) -> float:
 
 
 def _optimizer_seconds(work: Workload, peak: float, bus: float) -> float:
-    c, share = work.config, work.gpus if work.sharded else 1
-    inside = block_parameters(c) if work.optimizer == "muon" else 0
-    moved = ADAM_BYTES * (c.parameters - inside) + MUON_BYTES * inside
+    c, cost, share = work.config, work.cost, work.gpus if work.sharded else 1
+    inside, kv = block_parameters(c), kv_width(c)
+    moved = ADAMW.moved * (c.parameters - inside) + cost.moved * inside
+    shapes = (
+        [(c.hidden_size, c.hidden_size)] * 2 + [(c.hidden_size, kv)] * 2 + [(c.hidden_size, c.intermediate_size)] * 3
+    )
     flops = 0.0
-    if inside:
-        kv = kv_width(c)
-        shapes = (
-            [(c.hidden_size, c.hidden_size)] * 2
-            + [(c.hidden_size, kv)] * 2
-            + [(c.hidden_size, c.intermediate_size)] * 3
-        )
-        for one, other in shapes:  # five iterations of X·Xᵀ, its square, and their product with X
-            short, long = min(one, other), max(one, other)
-            flops += 5 * (4 * short**2 * long + 2 * short**3) * c.num_hidden_layers
+    for one, other in shapes:  # an iteration is X·Xᵀ, its square, and their product with X
+        short, long = min(one, other), max(one, other)
+        flops += cost.iterations * (4 * short**2 * long + 2 * short**3) * c.num_hidden_layers
     return moved / share / bus + flops / (peak * NEWTON_SCHULZ)
 
 
@@ -272,6 +295,6 @@ def expected_loss(config: ModelConfig, tokens: float, unique: float | None = Non
     """
     inside = block_parameters(config)
     seen = worth(tokens, unique) * bytes_per_token / BYTES_PER_TOKEN
-    nats = E + REDUCIBLE[optimizer] * (A / inside**ALPHA + B / seen**BETA)
+    nats = E + COSTS[optimizer].reducible * (A / inside**ALPHA + B / seen**BETA)
     away = abs(math.log10(inside / ANCHOR[0])) + abs(math.log10(seen / ANCHOR[1]))
     return Loss(nats / math.log(2) / BYTES_PER_TOKEN, 0.08 + 0.04 * away)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from babyllama.data.streams.batches import IGNORE, Batch, Rows
@@ -24,7 +24,7 @@ from babyllama.errors import InputError, Interrupted
 from babyllama.foresight.evidence import Gain, Reference, Rehearsal, Tally
 from babyllama.run import Run
 from babyllama.train.losses.distil import Taught
-from babyllama.train.optimizers.optim import AdamW, Cosine, Muon, Optimizer, in_block
+from babyllama.train.optimizers.optim import AdamPart, Cosine
 from babyllama.train.trainer import Diverged, Trainer
 
 NEVER = 1 << 40  # steps
@@ -86,7 +86,7 @@ class _Counted:
 class _Moves:
     """Shows nothing, but looks at the weights after each step."""
 
-    def __init__(self, trainer: Trainer, adam: Adam, tell: Callable[[int], None]) -> None:
+    def __init__(self, trainer: Trainer, adam: AdamPart, tell: Callable[[int], None]) -> None:
         self.trainer, self.adam, self.tell = trainer, adam, tell
         self.before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
         self.start = {name: p.to("cpu", copy=True) for name, p in self.before.items()}
@@ -132,25 +132,6 @@ class _Moves:
                     parameter.copy_(self.start[name])
 
 
-@dataclass(frozen=True)
-class Adam:
-    """The part of an optimiser recipe whose first step has a size that is known beforehand."""
-
-    lr: float
-    eps: float
-    everything: bool
-
-    @classmethod
-    def of(cls, optimizer: Optimizer) -> Adam:
-        if not isinstance(optimizer, Muon):
-            return cls(optimizer.lr, optimizer.eps, isinstance(optimizer, AdamW))
-        return cls(optimizer.adam_lr, optimizer.adam_eps, False)
-
-    def owns(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether Adam trains this parameter."""
-        return self.everything or not in_block(name, parameter)
-
-
 def rehearse(trainer: Trainer, steps: int, eos: int | None = None, tell: Callable[[int], None] = lambda _: None,
              everything: bool = False) -> Rehearsal:  # fmt: skip
     """Take the first `steps` of a training that has not begun, eagerly and in one process; its run stays as it is.
@@ -164,7 +145,7 @@ def rehearse(trainer: Trainer, steps: int, eos: int | None = None, tell: Callabl
     Raises:
         InputError: the loss is no number before anything was learned.
     """
-    adam, rows = Adam.of(trainer.optimizer), trainer.plan.rows
+    adam, rows = trainer.optimizer.adam, trainer.plan.rows
     first = [trainer.stream.batch(row, 1) for row in range(rows)]
     frozen = [name for name, p in trainer.model.named_parameters() if not p.requires_grad] if everything else []
     reference = refer(trainer, first, adam)
@@ -203,13 +184,9 @@ def _take(trainer: Trainer, show: Any, stream: Rows) -> tuple[tuple[dict[str, An
 
 def _trial(trainer: Trainer, first: Sequence[Batch], before: float, steps: int) -> Gain:
     """The same steps at the optimiser's default rates, without warm-up, clipped at 1."""
-    given = trainer.optimizer
-    rates = {name: type(given).model_fields[name].default for name in type(given).model_fields if name.endswith("lr")}
-    calm = {"weight_decay": 0.0} if "weight_decay" in type(given).model_fields else {}
     plan = trainer.plan.model_copy(update={"clip": 1.0})
-    other = replace(trainer, optimizer=given.model_copy(update={**rates, **calm}), schedule=Cosine(warmup=0.0, final=1),
-                    plan=plan)  # fmt: skip
-    moves = _Moves(other, Adam.of(other.optimizer), lambda _: None)
+    other = replace(trainer, optimizer=trainer.optimizer.usual(), schedule=Cosine(warmup=0.0, final=1), plan=plan)
+    moves = _Moves(other, other.optimizer.adam, lambda _: None)
     _take(other, moves, _Counted(trainer.stream, steps * plan.rows, None))
     return Gain(before, _loss(trainer, first), len(moves.ratios), len(moves.ratios))
 
@@ -236,7 +213,7 @@ def _summed(trainer: Trainer, batch: Batch) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def refer(trainer: Trainer, rows: Iterable[Batch], adam: Adam) -> Reference | None:
+def refer(trainer: Trainer, rows: Iterable[Batch], adam: AdamPart) -> Reference | None:
     """The step that `rows` make, by autograd through `_summed`; None without any target.
 
     Raises:

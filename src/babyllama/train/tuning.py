@@ -16,6 +16,7 @@ from babyllama.model.transformer import Transformer
 from babyllama.quant.folder import is_packed
 from babyllama.quant.onebit import start
 from babyllama.recipe import Recipe
+from babyllama.train.engines.engines import Engine
 from babyllama.train.lisa import Lisa
 from babyllama.train.optimizers.optim import AdamW, Optimizer
 
@@ -59,16 +60,16 @@ def put_on(model: Transformer, adapter: Adapter, seed: int) -> None:
         start(model)
 
 
-def check(adapter: Adapter, optimizer: Optimizer, engine: str, new: bool) -> None:
+def check(adapter: Adapter, optimizer: Optimizer, engine: Engine, new: bool) -> None:
     """Raise InputError for choices that exclude each other."""
     if isinstance(adapter, Lora | OneBit) and new:
         raise InputError(f"adapter.kind: {adapter.kind} needs a trained base; give init.kind=from init.path=…")
     if isinstance(adapter, Lora) and not optimizer.by_numbers:
         raise InputError(f"optimizer.kind: {optimizer.kind} is for whole matrices, not for {adapter.kind}'s factors; "
                          "use optimizer.kind=adamw")  # fmt: skip
-    if isinstance(optimizer, AdamW) and optimizer.whole_lr and not (isinstance(adapter, Lora) and adapter.train):
+    if optimizer.beside_factors and not (isinstance(adapter, Lora) and adapter.train):
         raise InputError("optimizer.whole_lr: is the rate of the modules of adapter.train, and it names none; "
                          "use optimizer.lr, or give adapter.train")  # fmt: skip
-    if isinstance(adapter, Lisa) and engine == "deepspeed":
-        raise InputError("engine.kind: deepspeed cannot freeze blocks while it trains, as adapter.kind=lisa does; "
+    if isinstance(adapter, Lisa) and not engine.freezes:
+        raise InputError(f"engine.kind: {engine.kind} cannot freeze blocks while it trains, as adapter.kind=lisa does; "
                          "use engine.kind=ddp or fsdp")  # fmt: skip

@@ -1,11 +1,12 @@
 """Schedules at their corners, parameter groups, float32 masters."""
 
 import pytest
+import torch
 
 from babyllama.model.config import ModelConfig
 from babyllama.model.lora import Dora, attach
 from babyllama.model.transformer import Transformer, initialise
-from babyllama.train.optimizers.optim import AdamW, Cosine, Muon, Wsd
+from babyllama.train.optimizers.optim import AdamW, Cosine, GaLore, Muon, Wsd
 
 
 def model(tie=True):
@@ -65,3 +66,27 @@ def test_every_parameter_has_exactly_one_optimizer(tie):
         assert sorted(owned) == sorted(id(p) for p in made.parameters())
     muon, _ = Muon().build(made.named_parameters())
     assert len(muon.param_groups[0]["params"]) == 2 * 7  # seven matrices a block; never the embedding or the head
+
+
+@pytest.mark.parametrize("recipe", [AdamW(lr=0.1, eps=0.2), Muon(adam_lr=0.1, adam_eps=0.2), GaLore(lr=0.1, eps=0.2)])
+def test_what_is_called_adam_is_what_torchs_adamw_trains(recipe):
+    made = model()
+    adams = [o for o in recipe.build(made.named_parameters()) if isinstance(o, torch.optim.AdamW)]
+    owned = {id(p): g for o in adams for g in o.param_groups for p in g["params"]}
+    for name, parameter in made.named_parameters():
+        assert recipe.adam.owns(name, parameter) == (id(parameter) in owned), name
+    assert {(g["lr"], g["eps"]) for g in owned.values()} == {(recipe.adam.lr, recipe.adam.eps)} == {(0.1, 0.2)}
+
+
+def test_what_a_machine_chooses_is_chosen_once(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("babyllama.train.optimizers.optim.bf16_is_faster", lambda _: True)
+    assert Muon().settled(cpu).chosen == {"rounding": "bf16"}
+    assert Muon().settled(cpu, {"rounding": "fp32", "other": "x"}).chosen == {"rounding": "fp32"}
+    assert Muon(rounding="bf16").settled(cpu, {"rounding": "fp32"}).chosen == {"rounding": "bf16"}
+    assert AdamW().settled(cpu, {"rounding": "fp32"}) == AdamW() and AdamW().chosen == {}
+
+
+def test_the_usual_rates_are_the_defaults_without_decay():
+    assert Muon(lr=1, adam_lr=2, momentum=0.5, weight_decay=3).usual() == Muon(momentum=0.5, weight_decay=0)
+    assert AdamW(lr=1, whole_lr=2, eps=1e-4).usual() == AdamW(eps=1e-4, weight_decay=0)

@@ -9,7 +9,7 @@ divided once. Not here: the workers (worker.py, fsdp.py, deepspeed.py); the last
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,10 @@ from babyllama.train.optimizers.optim import Optimizer
 
 
 class _Engine(Recipe):
-    """What all have."""
+    """What all have, and what is asked of one instead of its name."""
+
+    freezes: ClassVar[bool] = True  # parameters may stop and start to learn while it trains
+    mixes: ClassVar[bool] = True  # parameters may compute in float32 beside others in half precision
 
     def check(self, processes: int, optimizer: Optimizer) -> None:
         """Raise InputError when so many processes cannot train with this optimiser in this way."""
@@ -87,6 +90,8 @@ class Fsdp(_Engine):
 class DeepSpeed(_Engine):
     """DeepSpeed ZeRO (arXiv 1910.02054), AdamW only. One process may use it too, for `offload`."""
 
+    freezes: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
     kind: Literal["deepspeed"] = "deepspeed"
     stage: Literal[1, 2, 3] = Field(default=2, description="sharded: 1 optimizer state, 2 + gradients, 3 + parameters")
     offload: Literal["none", "cpu"] = Field(

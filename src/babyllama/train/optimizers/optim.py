@@ -6,8 +6,9 @@ Not here: when to step (trainer.py), on whose gradients (engines.py), what is mi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -73,12 +74,54 @@ def _warm(step: int, steps: int, share: float) -> tuple[float, float]:
 Schedule = Annotated[Cosine | Wsd, Field(discriminator="kind")]
 
 
+@dataclass(frozen=True)
+class AdamPart:
+    """The part of an optimiser whose first step has a size that is known beforehand: Adam's, at most its rate.
+
+    Attributes:
+        matrices: whether the matrices inside the blocks belong to it.
+    """
+
+    lr: float
+    eps: float
+    matrices: bool = False
+
+    def owns(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether Adam trains this parameter."""
+        return self.matrices or not in_block(name, parameter)
+
+
 class _Optimizer(Recipe):
-    """What engines and adapters ask of an optimiser, instead of its name."""
+    """What engines, adapters, runs and the doctor ask of an optimiser, instead of its name."""
 
     captured: ClassVar[bool] = True  # every step is the same work, so that a CUDA graph can hold it
     by_rows: ClassVar[bool] = True  # a matrix may lie on several ranks, each with some of its rows
     by_numbers: ClassVar[bool] = False  # any cut of any parameter will do: ZeRO's flat parts, an adapter's factors
+
+    @property
+    def adam(self) -> AdamPart:
+        """What of it is Adam."""
+        raise NotImplementedError
+
+    @property
+    def beside_factors(self) -> float | None:
+        """Its own rate for whole modules that learn beside an adapter's factors."""
+        return None
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """Field → what a machine may choose by a stopwatch, as it stands; a run notes it and keeps to it."""
+        return {}
+
+    def settled(self, device: torch.device, chosen: Mapping[str, str] | None = None) -> Self:
+        """The same with every ``auto`` replaced: by what was `chosen` before, else by what suits the device."""
+        return self
+
+    def usual(self) -> Self:
+        """The same at its default rates, without weight decay."""
+        fields = type(self).model_fields
+        rates: dict[str, Any] = {name: fields[name].default for name in fields if name.endswith("lr")}
+        return self.model_copy(update=rates | ({"weight_decay": 0.0} if "weight_decay" in fields else {}))
 
 
 class AdamW(_Optimizer):
@@ -91,6 +134,14 @@ class AdamW(_Optimizer):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
+
+    @property
+    def adam(self) -> AdamPart:
+        return AdamPart(self.lr, self.eps, matrices=True)
+
+    @property
+    def beside_factors(self) -> float | None:
+        return self.whole_lr
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -130,12 +181,22 @@ class Muon(_Optimizer):
                            beta2=self.beta2, dtype=dtype)  # fmt: skip
         return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
 
-    def settled(self, device: torch.device) -> Muon:
-        """The same with `rounding` chosen for a device. On a CPU a stopwatch chooses: a run asks once and notes it."""
+    @property
+    def adam(self) -> AdamPart:
+        return AdamPart(self.adam_lr, self.adam_eps)
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        return {"rounding": self.rounding}
+
+    def settled(self, device: torch.device, chosen: Mapping[str, str] | None = None) -> Self:
+        """As of every optimiser; on a CPU a stopwatch chooses."""
         if self.rounding != "auto":
             return self
-        fast = device.type != "cpu" or bf16_is_faster(device)
-        return self.model_copy(update={"rounding": "bf16" if fast else "fp32"})
+        rounding = (chosen or {}).get("rounding")
+        if rounding is None:
+            rounding = "bf16" if device.type != "cpu" or bf16_is_faster(device) else "fp32"
+        return self.model_copy(update={"rounding": rounding})
 
 
 class GaLore(_Optimizer):
@@ -155,6 +216,10 @@ class GaLore(_Optimizer):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
+
+    @property
+    def adam(self) -> AdamPart:
+        return AdamPart(self.lr, self.eps)
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
         matrices, others = _inside_and_out(named)

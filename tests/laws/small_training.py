@@ -20,6 +20,7 @@ from babyllama.model.laws import RopeConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.recipe import Recipe
 from babyllama.run import Run
+from babyllama.train.engines.worker import Worker
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import AdamW, Cosine, Muon, Optimizer
 from babyllama.train.plan import Plan
@@ -50,6 +51,36 @@ class Formula:
     @staticmethod
     def _seed(row: int) -> torch.Generator:
         return torch.Generator().manual_seed(row)
+
+
+class Made:
+    """Rows that the model writes itself, in each step some more: its greedy continuations of four tokens. The newest
+    twelve are read, so rows hang on steps long past."""
+
+    def __init__(self) -> None:
+        self.written, self.step = torch.zeros(0, CONTEXT + 1, dtype=torch.int64), -1
+
+    def prepare(self, step: int, worker: Worker) -> None:
+        if step == self.step:
+            return
+        rows = torch.arange(4)[:, None] + 4 * (step % 9)  # (4, 1)
+        with worker.policy() as model:
+            for _ in range(3 * worker.world.rank):  # ranks need not keep step
+                model(rows)
+            for _ in range(CONTEXT):
+                rows = torch.cat([rows, model(rows)[:, -1:].argmax(-1)], 1)
+        self.written, self.step = torch.cat([self.written, rows])[-12:], step
+
+    def batch(self, first_row: int, count: int) -> Batch:
+        rows = self.written[torch.arange(first_row, first_row + count) % len(self.written)]
+        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), None, None)
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"written": self.written, "step": torch.tensor(self.step)}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        self.written, self.step = state["written"], int(state["step"])
 
 
 @dataclass(frozen=True)
@@ -99,7 +130,7 @@ def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch
         vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=kv_heads,
         max_position_embeddings=CONTEXT, tie_word_embeddings=tie)  # fmt: skip
-    stream: Rows = Formula()
+    stream: Rows = plan.pop("stream", Formula)()
     if rope is not None:
         config = extended(config, rope)
         stream = Stretched(stream, CONTEXT, rope.stretch, CONTEXT, seed=1) if rope.stretch else stream

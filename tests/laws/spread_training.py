@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mishaps import BUCKETS, SEEN, Counting, Drifting, Killed, Spying, poison
-from small_training import Silent, StopAt, small_trainer
+from small_training import Made, Silent, StopAt, small_trainer
 
 import babyllama.train.trainer
 from babyllama.errors import InputError, Interrupted
@@ -57,13 +57,16 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "fsdp-adamw-clex": ("fsdp", settings("adamw", 4, rope=CLEX)),
     "fsdp-muon-clex": ("fsdp", settings("muon", 16, rope=CLEX)),
     "zero3-untied-4": ("zero3", settings("adamw", 4, tie=False, kv_heads=1)),
+    **{f"{engine}-made-adamw": (engine, settings("adamw", 4, stream=Made))
+       for engine in ("ddp", "fsdp", "zero2", "zero3")},
 }  # fmt: skip
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RESUMED = {"steps": 8, "save_every": 3}  # stopped after step 4 alone, 5 together: the others must hear of it
 WHOLE = {"ddp-muon": "muon", "fsdp-muon": "muon", "fsdp-adamw": "adamw", "zero2-adamw": "adamw",
          "zero3-adamw": "adamw"}  # fmt: skip
 STOPPED = {**{name: settings(optimizer, 4, **RESUMED) for name, optimizer in WHOLE.items()},
-           **{f"{engine}-clex": settings("adamw", 4, rope=CLEX, **RESUMED) for engine in ("ddp", "fsdp")}}  # fmt: skip
+           **{f"{engine}-clex": settings("adamw", 4, rope=CLEX, **RESUMED) for engine in ("ddp", "fsdp")},
+           "fsdp-made": settings("adamw", 4, stream=Made, **RESUMED)}  # fmt: skip
 # From whose checkpoint which engine goes on, in two processes. `one` was written by a single process.
 CROSSED = [("ddp-muon", "fsdp"), ("fsdp-muon", "ddp"), ("fsdp-adamw", "zero2"), ("zero3-adamw", "fsdp"),
            ("one-muon", "fsdp"), ("one-adamw", "ddp"), ("one-adamw", "zero3")]  # fmt: skip

@@ -62,7 +62,7 @@ def test_fsdp_reshards_and_reduces_as_asked(tmp_path, monkeypatch, keep, dtype):
 
     seen = []
     monkeypatch.setattr(fsdp, "fully_shard", lambda module, **given: seen.append((module, given)))
-    monkeypatch.setattr(fsdp, "init_device_mesh", lambda *_: "mesh")
+    monkeypatch.setattr(World, "mesh", lambda *_: {"dp": "mesh"})
     model = small_trainer(tmp_path / "run").model
     setting = Setting(model=model, objective=NextToken(), optimizer=AdamW(), world=World(), dtype=dtype, clip=1.0,
                       device=torch.device("cpu"), micro_batches=1, compiled=False)  # fmt: skip

@@ -17,7 +17,10 @@ from babyllama.train.engines.worker import Worker
 from babyllama.train.engines.world import World
 from babyllama.train.guard import Watchman
 from babyllama.train.progress import Progress
+from babyllama.train.source import Source
 from babyllama.train.state import Saver
+
+SOURCE = "source."  # before the names of what the source keeps, among a checkpoint's tensors
 
 
 class Drifted(InputError):
@@ -32,9 +35,9 @@ class Checkpoints:
         say: shows a line, on the first rank.
     """
 
-    def __init__(self, run: Run, world: World, worker: Worker, watchman: Watchman, keep: int, branch: int,
-                 say: Callable[[str], None]) -> None:  # fmt: skip
-        self._run, self._world, self._worker, self._watchman = run, world, worker, watchman
+    def __init__(self, run: Run, world: World, worker: Worker, watchman: Watchman, source: Source, keep: int,
+                 branch: int, say: Callable[[str], None]) -> None:  # fmt: skip
+        self._run, self._world, self._worker, self._watchman, self._source = run, world, worker, watchman, source
         self._keep, self.branch, self._say, self._saver = keep, branch, say, Saver()
 
     def save(self, step: int, progress: Progress) -> list[str]:
@@ -45,10 +48,11 @@ class Checkpoints:
         """
         prints = self._fingerprints(step)
         facts = {"step": step, **progress.facts, "world_size": self._world.size}
-        guard = {f"guard.{name}": value for name, value in self._watchman.state.items()}
+        extra = {f"guard.{name}": value for name, value in self._watchman.state.items()}
+        extra |= {f"{SOURCE}{name}": value for name, value in self._source.state.items()}
         save = partial(self._run.save_state, step, keep=self._keep, branch=self.branch)
         self._saver.wait()  # one checkpoint in memory at a time
-        self._saver.start(self._worker.writer(save, guard, facts))
+        self._saver.start(self._worker.writer(save, extra, facts))
         return prints
 
     def save_best(self, model: Transformer, export: Callable[[Transformer, Path], None]) -> None:
@@ -74,6 +78,7 @@ class Checkpoints:
         step, folder = found
         tensors, facts = self._worker.read(folder)
         self._watchman.restore(tensors)
+        self._source.restore({name.removeprefix(SOURCE): t for name, t in tensors.items() if name.startswith(SOURCE)})
         if self._world.first:
             self._run.drop_states(after=step)
             self._run.rewind_metrics(step)

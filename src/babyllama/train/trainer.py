@@ -34,6 +34,7 @@ from babyllama.train.plan import Plan
 from babyllama.train.progress import Progress
 from babyllama.train.signals import stop_flag
 from babyllama.train.sinks import Service
+from babyllama.train.source import Source, source
 from babyllama.train.state import seed_step
 from babyllama.train.validation import LossSums
 
@@ -75,6 +76,7 @@ class Trainer:
     seed: int = 1  # of what is drawn in a step: noise, dropout, LISA's blocks
     progress: Progress = field(init=False)
     worker: Worker = field(init=False)
+    source: Source = field(init=False)
     work: float = field(init=False)  # FLOPs a token
     watchman: Watchman = field(init=False)
     checkpoints: Checkpoints = field(init=False)
@@ -101,7 +103,8 @@ class Trainer:
         )  # fmt: skip
         self.watchman = Watchman(self.plan.guard, self.device, self.dtype == torch.float16)
         say = self.show.line if self.world.first else lambda _: None
-        self.checkpoints = Checkpoints(self.run, self.world, self.worker, self.watchman, self.plan.keep,
+        self.source = source(self.stream)
+        self.checkpoints = Checkpoints(self.run, self.world, self.worker, self.watchman, self.source, self.plan.keep,
                                        self.schedule.branch(self.steps), say)  # fmt: skip
         first, self.progress = self.checkpoints.resume()
         self.journal = Journal(self.run, self.show, first, self.world.first, self.sinks)
@@ -182,8 +185,10 @@ class Trainer:
 
     def _micro_batches(self, step: int, shares: list[int]) -> list[Batch]:
         """This rank's part of a step's rows."""
-        start = step * self.plan.rows + self.progress.rows_skipped + self.world.rank * sum(shares)
-        return [self.stream.batch(start + number * rows, rows) for number, rows in enumerate(shares)]
+        first = step * self.plan.rows + self.progress.rows_skipped
+        self.source.prepare(first // self.plan.rows, self.worker)
+        start = first + self.world.rank * sum(shares)
+        return [self.source.batch(start + number * rows, rows) for number, rows in enumerate(shares)]
 
     def _warm_up(self, step: int, shares: list[int]) -> None:
         """Compile before the clock starts, on batches whose gradients are thrown away."""

@@ -12,8 +12,8 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
@@ -122,15 +122,29 @@ class Zero(Worker):
     # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
     def snapshot(self) -> Transformer:
         """As in Worker; the other ranks' copies have no weights."""
+        return self._whole(self.world.first)
+
+    @contextmanager
+    def policy(self) -> Iterator[Transformer]:
+        """As in Worker; at stage 3 gathered once, and dropped at the end."""
+        if self.stage < 3:
+            with super().policy() as model:
+                yield model
+        else:
+            with torch.no_grad():
+                yield self._whole(keep=True).eval()
+
+    def _whole(self, keep: bool) -> Transformer:
+        """The model gathered by all ranks, on this one too if it is to `keep` it."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         def gather(name: str) -> Tensor | None:
             parameter = self.model.get_parameter(name)
             if name in self.setting.adapter:
                 exact = safe_get_full_fp32_param(parameter)
-                return exact.to(self.device, copy=True) if exact is not None and self.world.first else None
+                return exact.to(self.device, copy=True) if exact is not None and keep else None
             with self._gathered([parameter]):
-                return parameter.detach().to(self.setting.dtype, copy=True) if self.world.first else None
+                return parameter.detach().to(self.setting.dtype, copy=True) if keep else None
 
         return self._skeleton.filled(gather, self.device)
 

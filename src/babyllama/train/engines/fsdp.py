@@ -8,15 +8,14 @@ and scattered. Checkpoints are written by all ranks, each its own rows. Imported
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
@@ -38,7 +37,7 @@ class Sharded(Worker):
     def __init__(self, setting: Setting, reshard_after_forward: bool) -> None:
         self._reshard = reshard_after_forward
         self._savers = setting.world.second()
-        self._hosts = init_device_mesh("cpu", (setting.world.size,))
+        self._hosts = setting.world.mesh("cpu")["dp"]
         self._skeleton = Skeleton(setting.model)
         super().__init__(setting)
 
@@ -47,7 +46,7 @@ class Sharded(Worker):
         if self.setting.dtype != torch.float32:
             precision = MixedPrecisionPolicy(param_dtype=self.setting.dtype, reduce_dtype=torch.float32)
         freeze(self.model, self.setting.dtype)
-        mesh = self._hosts if self.device.type == "cpu" else init_device_mesh(self.device.type, (self.world.size,))
+        mesh = self._hosts if self.device.type == "cpu" else self.world.mesh(self.device.type)["dp"]
         for block in self.model.layers:
             if self.setting.compiled:
                 block.compile()
@@ -78,12 +77,22 @@ class Sharded(Worker):
     # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
     def snapshot(self) -> Transformer:
         """As in Worker; the other ranks' copies have no weights."""
+        return self._whole(self.world.first)
+
+    @contextmanager
+    def policy(self) -> Iterator[Transformer]:
+        """As in Worker: weights gathered once, in what they compute in, and dropped at the end."""
+        with torch.no_grad():
+            yield self._whole(keep=True).eval()
+
+    def _whole(self, keep: bool) -> Transformer:
+        """The model gathered by all ranks, on this one too if it is to `keep` it."""
 
         def gather(name: str) -> Tensor | None:
             mine = self.model.get_parameter(name).detach().to(self.setting.copied(name))
             assert isinstance(mine, DTensor)
             whole = mine.full_tensor()
-            return whole if self.world.first else None
+            return whole if keep else None
 
         return self._skeleton.filled(gather, self.device)
 

@@ -191,6 +191,21 @@ class Worker:
         copied = copy.deepcopy(self.model)
         return copied if self.setting.adapter else copied.to(self.setting.dtype)
 
+    @contextmanager
+    def policy(self) -> Iterator[Transformer]:
+        """The model as it is now, plain and whole on every rank, to generate with: no dropout, no gradients.
+
+        Every rank enters and leaves; in between they need not keep step. Where a rank holds all weights they are the
+        very ones that learn, and nothing is copied.
+        """
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield self.model
+        finally:
+            self.model.train(training)
+
     def fingerprint(self) -> dict[str, int]:
         """Name → sum of the parameter's bits, of what every rank holds: equal where the parameters are."""
         bits = {2: torch.int16, 4: torch.int32}

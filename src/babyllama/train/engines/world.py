@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from babyllama.errors import InputError
 
+DIMENSIONS = ("dp", "cp", "tp")  # ranks that share out rows, the tokens of a row, the columns of a matrix
 PATIENCE = timedelta(hours=1)  # of the others, while the first rank validates, samples and exports
 
 
@@ -68,6 +70,10 @@ class World:
         """Meet the others: gloo for what the hosts say to each other, NCCL for what the GPUs do."""
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group(backend(device), timeout=PATIENCE)
+
+    def mesh(self, kind: str) -> DeviceMesh:
+        """The ranks by what they share out, on devices of this kind: all of them rows, so far."""
+        return init_device_mesh(kind, (self.size, 1, 1), mesh_dim_names=DIMENSIONS)
 
     def second(self) -> World:
         """The same ranks over a gloo group of their own, for a thread that talks while training does."""

@@ -1,0 +1,61 @@
+"""What a training reads: rows that lay there before it, or rows that are made while it trains.
+
+Not here: the rows of prepared data (data/streams/), which of them a rank reads (trainer.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, cast, runtime_checkable
+
+from torch import Tensor
+
+from babyllama.data.streams.batches import Batch, Rows
+from babyllama.train.engines.worker import Worker
+
+
+@runtime_checkable
+class Source(Rows, Protocol):
+    """Rows that hang on the model as it is, or on what was made of it before."""
+
+    def prepare(self, step: int, worker: Worker) -> None:
+        """Before rows step × plan.rows … of a step are asked for; every rank calls it, after a resume or a warm-up once
+        more for the same step. `worker.policy()` lends the model.
+
+        What is drawn here comes from generators of its own, by (seed, step).
+        """
+        ...
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What later rows need and nobody can make again, by name; on every rank the same. Goes into checkpoints."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lying:
+    """Rows that lie there: nothing to prepare, nothing to keep."""
+
+    rows: Rows
+
+    def batch(self, first_row: int, count: int) -> Batch:
+        return self.rows.batch(first_row, count)
+
+    def prepare(self, step: int, worker: Worker) -> None:
+        """Nothing."""
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Nothing."""
+
+
+def source(rows: Rows) -> Source:
+    """Any rows as a source."""
+    return cast(Source, rows) if isinstance(rows, Source) else Lying(rows)

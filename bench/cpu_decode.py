@@ -37,7 +37,7 @@ from babyllama.model.transformer import Transformer, initialise
 from babyllama.quant.calibrate import settled
 from babyllama.quant.int8 import to_int8
 from babyllama.quant.linear import GroupedLinear, PackedEmbedding
-from babyllama.quant.onebit import pack, start
+from babyllama.quant.onebit import pack_trained, start
 from babyllama.quant.rtn import Rtn
 
 SIZES = {"seed": (64793, {"preset": "seed"}),
@@ -81,7 +81,7 @@ def contenders(size: str) -> dict[str, Transformer]:
     to_int8(made["LLM.int8()"])
     made["1 bit (OneBit)"] = deepcopy(base)
     start(made["1 bit (OneBit)"])
-    pack(made["1 bit (OneBit)"])
+    pack_trained(made["1 bit (OneBit)"])
     for name in ("LLM.int8()", "1 bit (OneBit)"):
         made[name].bfloat16()
     made["ternary (BitNet), float32"] = dense(size, weights="ternary")

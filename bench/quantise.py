@@ -41,7 +41,7 @@ from babyllama.quant.gptq import Gptq
 from babyllama.quant.grid import Grid
 from babyllama.quant.int8 import Int8, MixedInt8Linear, mixed_product
 from babyllama.quant.linear import GroupedLinear
-from babyllama.quant.onebit import PackedOneBitLinear, pack, start
+from babyllama.quant.onebit import PackedOneBitLinear, pack_trained, start
 from babyllama.quant.rtn import Rtn
 from babyllama.train.validation import LossSums
 
@@ -256,7 +256,7 @@ def decode(args: argparse.Namespace, file: Path, device: torch.device) -> None:
         made[name] = model.bfloat16()
     model = read_model(folder).to(device).float().eval().requires_grad_(False)
     start(model)
-    pack(model)
+    pack_trained(model)
     made["one bit"] = model.bfloat16()  # its answers are nonsense, its speed is not: that takes no training
     speeds: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(3):

@@ -19,7 +19,7 @@ from babyllama.model.checkpoint import load_model, read_config
 from babyllama.model.config import ModelConfig, extended
 from babyllama.model.laws import RopeConfig
 from babyllama.model.lora import merge
-from babyllama.model.nf4 import pack
+from babyllama.model.nf4 import pack_base
 from babyllama.model.transformer import Transformer
 from babyllama.quant.folder import is_packed, to_dense, unpacking
 from babyllama.recipe import maker
@@ -105,7 +105,7 @@ def read_model(folder: Path, attach: bool = False, rope: RopeConfig | None = Non
     link.check(folder)
     model = read_model(model_folder(link.folder), attach and link.packed == "dense", rope or link.rope)
     model = model if attach else model.float()
-    pack(model, link.packed)
+    pack_base(model, link.packed)
     load_adapter(model, folder, folder.resolve().parent.name if folder.name == "model" else folder.name)
     if not attach:
         merge(model)

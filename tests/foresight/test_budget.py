@@ -112,9 +112,9 @@ def test_terms_of_the_state():
     assert (found["parameters"], found["moments"]) == (4 * count, 8 * count)
     assert (found["half-precision copies"], found["gradients"]) == (2 * count, 0)
     assert memory(workload(micro_batch_size=64))["moments"] == 8 * count - 4 * inside
-    assert memory(workload(micro_batch_size=64, accumulate=2))["gradients"] == 4 * count
+    assert memory(workload(micro_batch_size=64, micro_batches=2))["gradients"] == 4 * count
     assert memory(workload(micro_batch_size=64, gpus=2))["gradients"] == 4 * count  # DDP's buckets
-    shared = memory(workload(micro_batch_size=64, gpus=4, sharded=True, accumulate=2, optimizer="adamw"))
+    shared = memory(workload(micro_batch_size=64, gpus=4, sharded=True, micro_batches=2, optimizer="adamw"))
     assert (shared["parameters"], shared["moments"], shared["gradients"]) == (count, 2 * count, count)
     assert memory(workload(micro_batch_size=64, half=False, compiled=False))["half-precision copies"] == 0
     tiny_batch = memory(workload(ModelChoice(depth=24).build(6400), 64, optimizer="adamw"))
@@ -127,7 +127,7 @@ SHAPES = st.builds(
         lambda depth, layers, vocab, kv: ModelChoice(
             depth=depth, num_hidden_layers=layers, num_key_value_heads=kv or depth).build(vocab),
         st.integers(1, 24), st.integers(2, 24), st.integers(300, 70_000), st.integers(0, 1)),
-    context=st.sampled_from([64, 512, 1024]), micro_batch_size=st.integers(1, 300), accumulate=st.integers(1, 4),
+    context=st.sampled_from([64, 512, 1024]), micro_batch_size=st.integers(1, 300), micro_batches=st.integers(1, 4),
     optimizer=st.sampled_from(["muon", "adamw"]), half=st.booleans(), compiled=st.booleans(), recompute=st.booleans(),
     gpus=st.sampled_from([1, 2, 8]), sharded=st.booleans())  # fmt: skip
 
@@ -140,7 +140,7 @@ def test_memory_grows_with_everything_that_it_must(work):
         work
     )
     assert memory_gib(replace(work, context=2 * work.context)) >= now
-    assert memory_gib(replace(work, accumulate=work.accumulate + 1)) >= now
+    assert memory_gib(replace(work, micro_batches=work.micro_batches + 1)) >= now
     assert memory_gib(replace(work, config=c.model_copy(update={"num_hidden_layers": c.num_hidden_layers + 1}))) > now
     assert memory_gib(replace(work, config=c.model_copy(update={"vocab_size": c.vocab_size + 128}))) > now
     assert memory_gib(replace(work, compiled=True)) <= memory_gib(replace(work, compiled=False))
@@ -165,9 +165,9 @@ def test_time_falls_with_the_card_and_grows_with_the_work(work):
     faster = replace(H100, tflops=2 * H100.tflops, bandwidth=2 * H100.bandwidth)
     now = sum(step_seconds(work, H100).values())
     assert sum(step_seconds(work, faster).values()) <= now < sum(step_seconds(work, RTX3060).values())
-    assert sum(step_seconds(replace(work, accumulate=work.accumulate + 1), H100).values()) > now
+    assert sum(step_seconds(replace(work, micro_batches=work.micro_batches + 1), H100).values()) > now
     assert sum(step_seconds(replace(work, recompute=True), H100).values()) >= now
-    assert now >= work.tokens * work.accumulate * work.config.flops_per_token(work.context) / (H100.tflops * 1e12)
+    assert now >= work.tokens * work.micro_batches * work.config.flops_per_token(work.context) / (H100.tflops * 1e12)
 
 
 def test_exchange_only_between_several():
@@ -218,7 +218,7 @@ def test_a_proposal_keeps_its_terms(card, hours, unique, depth, gpus, sharded):
 def test_wishes_are_kept():
     terms = Terms(H100, context=256, tokens=10**9, micro_batch_size=48, global_batch_tokens=98_304, recompute=True)
     found = propose(SEED, terms)
-    assert found.work.micro_batch_size == 48 and found.work.accumulate == 8 and found.work.recompute
+    assert found.work.micro_batch_size == 48 and found.work.micro_batches == 8 and found.work.recompute
     assert 0 <= found.tokens - 10**9 < found.work.step_tokens
     with pytest.raises(InputError, match=r"micro_batch_size 5000 × 256 tokens .*; at most \d+ rows fit"):
         propose(SEED, replace(terms, micro_batch_size=5000, recompute=False))

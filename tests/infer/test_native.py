@@ -21,7 +21,7 @@ from babyllama.model.transformer import Transformer
 from babyllama.quant.grid import Grid
 from babyllama.quant.int8 import MixedInt8Linear
 from babyllama.quant.linear import GroupedLinear, PackedEmbedding
-from babyllama.quant.onebit import pack, start
+from babyllama.quant.onebit import pack_trained, start
 from conftest import sharp_model, tiny_config
 
 needs_compiler = pytest.mark.skipif(library() is None, reason="needs a C++ compiler")
@@ -138,7 +138,7 @@ def test_rows_of_int8(columns):
 def test_one_bit_and_its_layer_norm():
     model = sharp_model(tiny_config())
     start(model)
-    pack(model)
+    pack_trained(model)
     compare(model.bfloat16())
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from babyllama.errors import InputError
 from babyllama.model.lora import Dora, DoraLinear, Lora, LoraLinear, attach, enabled, merge, switch, unmerge
-from babyllama.model.nf4 import PACKED, Int8Linear, Nf4Linear, pack
+from babyllama.model.nf4 import PACKED, Int8Linear, Nf4Linear, pack_base
 from babyllama.model.surgery import dense_weight, replace_modules
 from babyllama.quant.folder import to_dense
 from conftest import sharp_model
@@ -31,7 +31,7 @@ BASES = ("dense", "nf4", "int8")
 @pytest.fixture(params=BASES)
 def based(request, model):
     """A sharp model of every variant × every way to keep its blocks."""
-    pack(model, request.param)
+    pack_base(model, request.param)
     return model
 
 
@@ -175,7 +175,7 @@ def test_values_and_gradients_are_the_dense_formulas(kind, formula, kept):
 @pytest.mark.parametrize("kept", BASES)
 def test_doras_magnitude_is_the_norm_of_the_loaded_weights(model, kept):
     """Fault 7: a magnitude that was taken before the weights were loaded."""
-    pack(model, kept)
+    pack_base(model, kept)
     rows = {path: dense_weight(m).double().pow(2).sum(1).sqrt() for path, m in model.named_modules()
             if path.endswith("_proj")}  # fmt: skip
     attach(model, Dora(rank=2), seed=1)
@@ -187,7 +187,7 @@ def test_doras_magnitude_is_the_norm_of_the_loaded_weights(model, kept):
 def test_rows_of_zeros_have_no_direction_and_stay_finite(config, kept, tokens):
     model = sharp_model(config)
     model.layers[1].mlp.down_proj.weight[::2] = 0
-    pack(model, kept)
+    pack_base(model, kept)
     before = model(tokens)
     attach(model, Dora(rank=2), seed=1)
     assert torch.equal(model(tokens), before)
@@ -225,7 +225,7 @@ def test_dropout_is_for_training_and_for_the_factors_only(config, tokens):
 @pytest.mark.parametrize("kept", BASES)
 def test_adapters_stack_and_are_switched_one_by_one(config, kept, tokens):
     model = sharp_model(config)
-    pack(model, kept)
+    pack_base(model, kept)
     base = model(tokens)
     attach(model, Lora(rank=2, train=("norms",)), 1, "first")
     stir(model, 1)

@@ -16,7 +16,7 @@ from babyllama.load import read_model
 from babyllama.model.adapters import BaseLink, claim_base, save_adapter
 from babyllama.model.checkpoint import save_model
 from babyllama.model.lora import Dora, Lora, attach, enabled
-from babyllama.model.nf4 import pack
+from babyllama.model.nf4 import pack_base
 from conftest import sharp_model
 
 WHOLE = ("embed_tokens", "norms")
@@ -47,7 +47,7 @@ def saved_base(model, folder):
 def trained(base, folder, adapter):
     """An adapter on `base` whose every part has moved, in `folder`; returns the attached model."""
     model = read_model(base).float()
-    pack(model, adapter.base)
+    pack_base(model, adapter.base)
     attach(model, adapter, seed=1)
     stir(model)
     folder.mkdir(parents=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from babyllama.model.nf4 import NF4, PACKED, Int8Linear, Nf4Linear, pack
+from babyllama.model.nf4 import NF4, PACKED, Int8Linear, Nf4Linear, pack_base
 from conftest import sharp_model
 
 
@@ -83,6 +83,6 @@ def test_zeros_stay_zeros():
 
 def test_packing_takes_the_blocks_only(config):
     model = sharp_model(config)
-    pack(model, "nf4")
+    pack_base(model, "nf4")
     kinds = {name: type(m) for name, m in model.named_modules() if hasattr(m, "in_features")}
     assert kinds.pop("lm_head") is nn.Linear and set(kinds.values()) == {Nf4Linear} and len(kinds) == 7 * 3

@@ -13,7 +13,7 @@ from babyllama.errors import InputError
 from babyllama.model.bitnet import EPS, OneBitLinear
 from babyllama.model.checkpoint import load_model, save_model
 from babyllama.model.lora import LoraLinear
-from babyllama.quant.onebit import PackedOneBitLinear, pack, pack_signs, start, svid, unpack_signs
+from babyllama.quant.onebit import PackedOneBitLinear, pack_signs, pack_trained, start, svid, unpack_signs
 from conftest import sharp_model, tiny_config
 
 SIZES = [(8, 5), (40, 33), (64, 70), (31, 96)]
@@ -165,10 +165,10 @@ def test_a_trained_folder_loads_strictly_and_packs(tmp_path, tokens, tied):
     save_model(model, tmp_path, 1, 2)
     loaded = load_model(tmp_path)
     assert loaded.config == model.config and torch.equal(loaded(tokens), model(tokens))
-    assert len(pack(loaded)) == 21
+    assert len(pack_trained(loaded)) == 21
     torch.testing.assert_close(loaded(tokens), model(tokens), rtol=1e-2, atol=2e-2)
     with pytest.raises(InputError, match="has trained"):
-        pack(loaded)
+        pack_trained(loaded)
 
 
 def test_an_adapter_trains_on_the_packed_form():

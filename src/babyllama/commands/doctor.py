@@ -25,7 +25,7 @@ from babyllama.errors import InputError
 from babyllama.foresight.checks.finding import Finding
 from babyllama.foresight.corpus import SAMPLE, sampled, survey
 from babyllama.foresight.doctor import diagnose
-from babyllama.foresight.evidence import Evidence, Kept, Setting, Weights
+from babyllama.foresight.evidence import Choices, Evidence, Kept, SavedWeights
 from babyllama.foresight.kept import again, apart, folder_weights, masters, put_masters
 from babyllama.foresight.rehearsal import rehearse
 from babyllama.hardware import DeviceChoice
@@ -129,14 +129,14 @@ def _rehearsed(found: Evidence, steps: int, run: Run | None, training: TrainReci
         made = assemble(alone, World(), device)
         trainer = made.trainer
         try:
-            setting = Setting(training.optimizer, training.schedule, training.plan, trainer.steps,
+            choices = Choices(training.optimizer, training.schedule, training.plan, trainer.steps,
                               isinstance(training.init, NewModel), _ropes(training, trainer))  # fmt: skip
             whole = isinstance(training.adapter, Full | OneBit)
             rehearsal = rehearse(trainer, steps, made.prepared.eos, tell, everything=whole)
             kept = _saved(run, training, device, trainer) if run else {}
         finally:
             trainer.run.unlock()
-    return replace(found, rehearsal=rehearsal, setting=setting, **kept)
+    return replace(found, rehearsal=rehearsal, choices=choices, **kept)
 
 
 def _prepared(training: TrainRecipe, needed: bool) -> tuple[Prepared | None, Tokenizer | None]:
@@ -159,7 +159,7 @@ def _used(prepared: Prepared) -> np.ndarray:
     return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
-def _folders(run: Run | None, training: TrainRecipe, used: np.ndarray | None) -> tuple[Weights, ...]:
+def _folders(run: Run | None, training: TrainRecipe, used: np.ndarray | None) -> tuple[SavedWeights, ...]:
     """The run's model/ and the one that it starts from."""
     folders = [run.model] if run and (run.model / "config.json").is_file() else []
     if isinstance(training.init, FromModel):

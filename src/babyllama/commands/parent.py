@@ -9,7 +9,7 @@ from babyllama.commands.train_recipe import FromModel, NewModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import DataRecipe
 from babyllama.errors import InputError
-from babyllama.foresight.evidence import Turned, Weights
+from babyllama.foresight.evidence import SavedWeights, Turned
 from babyllama.foresight.kept import folder_weights
 from babyllama.load import config_of, model_folder
 from babyllama.model.config import extended
@@ -72,7 +72,7 @@ def templates(training: TrainRecipe, prepared: Prepared | None) -> tuple[str, ..
     return tuple(data.manifest["chat_template"] for data in both) if chats else ()
 
 
-def restarted(training: TrainRecipe) -> Weights | None:
+def restarted(training: TrainRecipe) -> SavedWeights | None:
     """The weights that a training starts from, when they are those of a run over the very same data."""
     parent = parent_of(training)
     if parent is None or _resolved(parent[1].data) != _resolved(training.data):

@@ -162,7 +162,7 @@ def train_recipe(recipe: PlanRecipe, choice: ModelChoice, proposal: Proposal) ->
             "steps": proposal.steps,
             "context": work.context,
             "micro_batch_size": work.micro_batch_size,
-            "accumulate": work.accumulate * work.gpus,
+            "accumulate": work.micro_batches * work.gpus,
         },
     }
     if work.recompute:
@@ -196,7 +196,7 @@ def _brief(proposal: Proposal) -> dict[str, Any]:
     return {
         "hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers,
         "parameters": config.parameters, "tokens": proposal.tokens, "seconds": round(proposal.seconds),
-        "micro_batch_size": work.micro_batch_size, "accumulate": work.accumulate * work.gpus,
+        "micro_batch_size": work.micro_batch_size, "accumulate": work.micro_batches * work.gpus,
         "memory_gib": round(proposal.memory_gib, 2), "bits_per_byte": round(proposal.loss.bits_per_byte, 3),
     }  # fmt: skip
 

@@ -26,7 +26,7 @@ from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
 from babyllama.train.sinks import Sink
-from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, OneBit, check
+from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, OneBit, check_together
 
 
 class NewModel(Recipe):
@@ -85,7 +85,7 @@ class TrainRecipe(Recipe):
             object.__setattr__(self, "objective", Distil())
         if isinstance(self.objective, Distil):
             self.objective.check(isinstance(self.init, NewModel), self.compile)
-        check(self.adapter, self.optimizer, self.engine, isinstance(self.init, NewModel))
+        check_together(self.adapter, self.optimizer, self.engine, isinstance(self.init, NewModel))
         law = self.init.rope if isinstance(self.init, FromModel) else None
         if isinstance(self.adapter, Lora) and isinstance(law, ClexRope):
             # Its weights would stay as they start: an adapter freezes all that it does not train itself.

@@ -16,7 +16,7 @@ from babyllama.foresight.forecast import (
     BYTES_PER_TOKEN,
     COMPILE_S,
     USABLE,
-    Loss,
+    LossForecast,
     Workload,
     block_parameters,
     expected_loss,
@@ -73,7 +73,7 @@ class Proposal:
     card: Card
     largest_micro_batch: int
     steps: int
-    loss: Loss
+    loss: LossForecast
 
     @property
     def tokens(self) -> int:
@@ -172,12 +172,12 @@ def _portion(work: Workload, largest: int, tokens: float, terms: Terms) -> Workl
     if terms.micro_batch_size:
         chosen = terms.micro_batch_size
     elif largest >= rows:
-        return replace(work, micro_batch_size=round_down(rows), accumulate=1)
+        return replace(work, micro_batch_size=round_down(rows), micro_batches=1)
     else:  # gradients that wait for the next micro-batch take memory too
-        chosen = round_down(largest_micro_batch(replace(work, accumulate=2), terms.card) or largest)
-    portioned = replace(work, micro_batch_size=chosen, accumulate=max(1, round(rows / chosen)))
+        chosen = round_down(largest_micro_batch(replace(work, micro_batches=2), terms.card) or largest)
+    portioned = replace(work, micro_batch_size=chosen, micro_batches=max(1, round(rows / chosen)))
     fits = memory_gib(portioned, not terms.card.is_cpu) <= usable_gib(terms.card)
-    return portioned if fits else replace(portioned, accumulate=1)
+    return portioned if fits else replace(portioned, micro_batches=1)
 
 
 def _steps(work: Workload, terms: Terms) -> int:

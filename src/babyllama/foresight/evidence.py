@@ -129,7 +129,7 @@ class Distance:
 
 # ── weights on disk ────────────────────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
-class Weights:
+class SavedWeights:
     """One folder's matrices: how many entries are numbers of a half precision, and what can be no training's work."""
 
     where: str
@@ -172,7 +172,7 @@ class Turned:
 
 # ── all of it ──────────────────────────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
-class Setting:
+class Choices:
     """What the recipe says."""
 
     optimizer: Optimizer
@@ -193,11 +193,11 @@ class Evidence:
     documents_per_token: float = 0.0  # of the prepared data
     recorded: tuple[Line, ...] = ()
     rehearsal: Rehearsal | None = None
-    states: tuple[Weights, ...] = ()
-    restarted: Weights | None = None  # the weights that a run began with whose parent had read the same data
-    setting: Setting | None = None
+    states: tuple[SavedWeights, ...] = ()
+    restarted: SavedWeights | None = None  # the weights that a run began with whose parent had read the same data
+    choices: Choices | None = None
     corpora: tuple[Corpus, ...] = ()
-    models: tuple[Weights, ...] = ()  # the run's model/, and the one that it starts from
+    models: tuple[SavedWeights, ...] = ()  # the run's model/, and the one that it starts from
     kept: tuple[Kept, ...] = ()
     apart: Apart | None = None
     turned: tuple[Turned, ...] = ()

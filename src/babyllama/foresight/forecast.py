@@ -79,12 +79,12 @@ COSTS = {"adamw": ADAMW, "muon": Cost(moments=4, moved=90, work=24, iterations=5
 
 @dataclass(frozen=True)
 class Workload:
-    """One training step, as a card sees it. `accumulate`: micro-batches of one process in one step."""
+    """One training step, as a card sees it. `micro_batches`: of one process in one step."""
 
     config: ModelConfig
     context: int
     micro_batch_size: int = 1
-    accumulate: int = 1
+    micro_batches: int = 1
     optimizer: Literal["muon", "adamw"] = "muon"
     half: bool = True
     compiled: bool = True
@@ -106,7 +106,7 @@ class Workload:
     @property
     def step_tokens(self) -> int:
         """Of one optimiser step, over all GPUs."""
-        return self.tokens * self.accumulate * self.gpus
+        return self.tokens * self.micro_batches * self.gpus
 
     @property
     def number_bytes(self) -> int:
@@ -154,7 +154,7 @@ def memory(work: Workload) -> dict[str, float]:
     moments = ADAMW.moments * (count - inside) + work.cost.moments * inside
     state = {"parameters": 4 * count / share, "moments": moments / share}
     full = 4 * count / share
-    held = full if work.accumulate > 1 or (work.gpus > 1 and not work.sharded) else 0.0  # DDP's buckets stay
+    held = full if work.micro_batches > 1 or (work.gpus > 1 and not work.sharded) else 0.0  # DDP's buckets stay
     copies = _copies(work) if work.half else 0
     instants = (
         {"half-precision copies": copies, "gradients": held, "activations": _activations(work),
@@ -211,14 +211,14 @@ def step_seconds(work: Workload, card: Card) -> dict[str, float]:
     Narrow models are slow for their size because of the traffic, which grows with the width where products grow with
     its square.
     """
-    c, tokens = work.config, work.tokens * work.accumulate
+    c, tokens = work.config, work.tokens * work.micro_batches
     peak, bus = card.tflops * 1e12, card.bandwidth * 1e9 * BANDWIDTH
     again = RECOMPUTE if work.recompute else 1.0
     inside = c.flops_per_token(work.context) - 6 * c.vocab_size * c.hidden_size
     passes, launches = (PASSES, LAUNCHES) if work.compiled else (EAGER_PASSES, EAGER_LAUNCHES)
     products = tokens * inside * again / (peak * PRODUCTS)
     traffic = tokens * c.num_hidden_layers * work.saved_bytes * passes * again / bus
-    launched = 0 if card.is_cpu else work.accumulate * c.num_hidden_layers * launches * again * LAUNCH_S
+    launched = 0 if card.is_cpu else work.micro_batches * c.num_hidden_layers * launches * again * LAUNCH_S
     logits = 2 * work.number_bytes * work.padded_vocab  # read once and written once by the kernel
     head = tokens * (6 * work.padded_vocab * c.hidden_size / (peak * HEAD_PRODUCTS) + logits / bus)
     return {
@@ -255,7 +255,7 @@ def _exchange(work: Workload, card: Card) -> float:
     if work.gpus == 1:
         return 0.0
     ring = (work.gpus - 1) / work.gpus * work.config.parameters / (card.link * 1e9 * LINK)
-    return ring * (2 + 2 + 4) * work.accumulate if work.sharded else ring * 2 * 4
+    return ring * (2 + 2 + 4) * work.micro_batches if work.sharded else ring * 2 * 4
 
 
 # ── loss ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -271,7 +271,7 @@ def worth(tokens: float, unique: float | None) -> float:
 
 
 @dataclass(frozen=True)
-class Loss:
+class LossForecast:
     """Expected bits per byte on held-out text of the same kind. A rough forecast: `spread` is its ± share."""
 
     bits_per_byte: float
@@ -285,7 +285,7 @@ class Loss:
 
 
 def expected_loss(config: ModelConfig, tokens: float, unique: float | None = None,
-                  bytes_per_token: float = BYTES_PER_TOKEN, optimizer: str = "muon") -> Loss:  # fmt: skip
+                  bytes_per_token: float = BYTES_PER_TOKEN, optimizer: str = "muon") -> LossForecast:  # fmt: skip
     """The scaling law at N block parameters and the worth of the tokens, as bits per byte.
 
     Tokens enter by their bytes, so that vocabularies can be compared. The spread is 8 % at the anchor and 4 % more for
@@ -297,4 +297,4 @@ def expected_loss(config: ModelConfig, tokens: float, unique: float | None = Non
     seen = worth(tokens, unique) * bytes_per_token / BYTES_PER_TOKEN
     nats = E + COSTS[optimizer].reducible * (A / inside**ALPHA + B / seen**BETA)
     away = abs(math.log10(inside / ANCHOR[0])) + abs(math.log10(seen / ANCHOR[1]))
-    return Loss(nats / math.log(2) / BYTES_PER_TOKEN, 0.08 + 0.04 * away)
+    return LossForecast(nats / math.log(2) / BYTES_PER_TOKEN, 0.08 + 0.04 * away)

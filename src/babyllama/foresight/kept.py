@@ -14,7 +14,7 @@ from torch import Tensor
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import Rows
 from babyllama.evals.bits import measure
-from babyllama.foresight.evidence import Apart, Kept, Line, Weights
+from babyllama.foresight.evidence import Apart, Kept, Line, SavedWeights
 from babyllama.model.transformer import Transformer
 from babyllama.run import Run, damage
 from babyllama.train.plan import Plan
@@ -27,7 +27,7 @@ EMBEDDING = "embed_tokens.weight"
 
 
 # ── tensors ────────────────────────────────────────────────────────────────────────────────────────────────────────
-def masters(run: Run, used: np.ndarray | None = None) -> tuple[Weights, ...]:
+def masters(run: Run, used: np.ndarray | None = None) -> tuple[SavedWeights, ...]:
     """The float32 masters of every checkpoint that can be read."""
     found = []
     for step, folder in run.states():
@@ -48,13 +48,13 @@ def stored(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
                 yield from ((name, tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118  (not a dict)
 
 
-def folder_weights(folder: Path, used: np.ndarray | None = None) -> Weights | None:
+def folder_weights(folder: Path, used: np.ndarray | None = None) -> SavedWeights | None:
     """Of a model folder."""
     return weights(stored(sorted(folder.glob("*.safetensors"))), str(folder), used)
 
 
 def weights(named: Iterable[tuple[str, Tensor]], where: str, used: np.ndarray | None = None,
-            changed: str = "") -> Weights | None:  # fmt: skip
+            changed: str = "") -> SavedWeights | None:  # fmt: skip
     """Of all matrices of real numbers in `named`; None when there are none.
 
     Args:
@@ -82,7 +82,7 @@ def weights(named: Iterable[tuple[str, Tensor]], where: str, used: np.ndarray | 
     if not entries:
         return None
     precision = max(exact, key=lambda name: exact[name])
-    return Weights(where, exact[precision] / entries, precision, tuple(broken), tuple(zero), dead, changed)
+    return SavedWeights(where, exact[precision] / entries, precision, tuple(broken), tuple(zero), dead, changed)
 
 
 def apart(model: Transformer, folder: Path, run: Run, steps: int) -> Apart | None:

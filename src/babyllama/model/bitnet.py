@@ -158,7 +158,7 @@ class _Sign(torch.autograd.Function):
 KINDS: dict[str, type[_Trained]] = {"ternary": BitLinear, "onebit": OneBitLinear}
 
 
-def place(model: nn.Module, weights: Weights) -> None:
+def replace_matrices(model: nn.Module, weights: Weights) -> None:
     """Put the trained form of `weights` in the place of all plain linears inside the blocks, their matrices kept."""
     if weights == "dense":
         return

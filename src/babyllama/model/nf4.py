@@ -103,7 +103,7 @@ def _dense(packed: Tensor, scales: Tensor, table: Tensor, out_features: int, in_
     return weights.flatten()[: out_features * in_features].view(out_features, in_features)
 
 
-def pack(model: nn.Module, base: Base) -> None:
+def pack_base(model: nn.Module, base: Base) -> None:
     """Put packed linears in the place of all plain ones inside the blocks; embedding, head and norms stay.
 
     Raises:

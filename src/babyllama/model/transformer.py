@@ -17,7 +17,7 @@ from torch.nn.functional import linear, rms_norm, silu
 from torch.utils.checkpoint import checkpoint
 
 from babyllama.model.attention import Attend, attend_sdpa, segment_mask
-from babyllama.model.bitnet import place
+from babyllama.model.bitnet import replace_matrices
 from babyllama.model.cache import KVCache
 from babyllama.model.clex import Clex
 from babyllama.model.config import ModelConfig
@@ -167,7 +167,7 @@ class Transformer(nn.Module):
         self.through: Callable[[Block, Tensor, Angles, Tensor | None, KVCache | None], Tensor] = direct
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        place(self, config.weights)
+        replace_matrices(self, config.weights)
 
     def hidden(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
                cache: KVCache | None = None, lengths: Tensor | None = None,

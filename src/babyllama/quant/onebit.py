@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from babyllama.errors import InputError
-from babyllama.model.bitnet import OneBitLinear, normed, place
+from babyllama.model.bitnet import OneBitLinear, normed, replace_matrices
 from babyllama.model.surgery import FewBits, Unrounded, replace_modules, unpacked_product
 from babyllama.model.transformer import Transformer
 from babyllama.quant.cpu import MIDDLE, Nibbles, nibble_group
@@ -51,7 +51,7 @@ def start(model: Transformer) -> None:
     if model.config.weights != "dense":
         raise InputError(f"adapter.kind: onebit starts from a dense model; this one's weights are "
                          f"{model.config.weights}, which go on with adapter.kind=full")  # fmt: skip
-    place(model, "onebit")
+    replace_matrices(model, "onebit")
     placed = [module for module in model.modules() if isinstance(module, OneBitLinear)]
     if len(placed) != 7 * len(model.layers):
         raise InputError("adapter.kind: onebit starts from a dense model; this one's blocks hold packed weights")
@@ -153,7 +153,7 @@ class PackSigns(Recipe):
 
     def place(self, model: Transformer, run: Callable[[], Any]) -> list[str]:
         """As every method that needs no walk: the names of what it replaced."""
-        return pack(model)
+        return pack_trained(model)
 
 
 def check_trained(model: nn.Module) -> None:
@@ -163,7 +163,7 @@ def check_trained(model: nn.Module) -> None:
                          "babyllama train seed/onebit makes them")  # fmt: skip
 
 
-def pack(model: Transformer) -> list[str]:
+def pack_trained(model: Transformer) -> list[str]:
     """Put packed linears in the place of all trained ones; returns their names.
 
     Raises:

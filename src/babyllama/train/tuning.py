@@ -11,7 +11,7 @@ from pydantic import Field
 
 from babyllama.errors import InputError
 from babyllama.model.lora import Dora, Lora, attach
-from babyllama.model.nf4 import pack
+from babyllama.model.nf4 import pack_base
 from babyllama.model.transformer import Transformer
 from babyllama.quant.folder import is_packed
 from babyllama.quant.onebit import start
@@ -52,7 +52,7 @@ def put_on(model: Transformer, adapter: Adapter, seed: int) -> None:
         raise InputError(f"adapter.kind: {adapter.kind} changes whole weights, this model's are packed in few bits; "
                          "train adapter.kind=lora over them, or give the model that they were made from")  # fmt: skip
     if isinstance(adapter, Lora):
-        pack(model, adapter.base)
+        pack_base(model, adapter.base)
         attach(model, adapter, seed)
     elif isinstance(adapter, Lisa):
         adapter.check(len(model.layers))
@@ -60,7 +60,7 @@ def put_on(model: Transformer, adapter: Adapter, seed: int) -> None:
         start(model)
 
 
-def check(adapter: Adapter, optimizer: Optimizer, engine: Engine, new: bool) -> None:
+def check_together(adapter: Adapter, optimizer: Optimizer, engine: Engine, new: bool) -> None:
     """Raise InputError for choices that exclude each other."""
     if isinstance(adapter, Lora | OneBit) and new:
         raise InputError(f"adapter.kind: {adapter.kind} needs a trained base; give init.kind=from init.path=…")

@@ -17,7 +17,7 @@ from babyllama.data.shards.shards import Prepared, TokenStore
 from babyllama.data.streams.batches import IGNORE, Batch, DataRecipe, Packed, Stream, Windows
 from babyllama.data.streams.evaluation import evaluation
 from babyllama.data.streams.order import BLOCK, block_counts, permute
-from babyllama.data.streams.packing import pack
+from babyllama.data.streams.packing import fit_documents
 from babyllama.errors import InputError
 from babyllama.recipe import load_recipe
 
@@ -98,7 +98,7 @@ def check_positions(segments: np.ndarray, positions: np.ndarray) -> None:
 @given(lengths=LENGTHS, context=st.integers(1, 17), kind=st.sampled_from(["text", "chat"]), seed=st.integers(0, 3))
 def test_packing_loses_and_cuts_nothing(lengths: list[int], context: int, kind: str, seed: int) -> None:
     store = Memory(lengths, kind, masked=0.0)
-    packed = Packed(store, pack(store, context, seed), EOS)
+    packed = Packed(store, fit_documents(store, context, seed), EOS)
     ends = np.cumsum(lengths)
     starts = ends - lengths
     owner = np.repeat(np.arange(len(lengths)), lengths)
@@ -127,7 +127,9 @@ def test_packing_loses_and_cuts_nothing(lengths: list[int], context: int, kind: 
 @given(lengths=LENGTHS, context=st.integers(2, 17), packing=st.sampled_from(["stream", "documents"]))
 def test_only_masked_targets_of_chats(lengths: list[int], context: int, packing: str) -> None:
     store = Memory(lengths, "chat")
-    rows = Packed(store, pack(store, context, 1), EOS) if packing == "documents" else Windows(store, context, EOS)
+    rows = (
+        Packed(store, fit_documents(store, context, 1), EOS) if packing == "documents" else Windows(store, context, EOS)
+    )
     targets = [t for i in range(rows.rows) for t in rows.row(i).targets.tolist() if t != IGNORE]
     skipped = set((np.cumsum(lengths) - lengths).tolist()) if packing == "documents" else set()
     assert sorted(targets) == [t for t in np.flatnonzero(store.kept).tolist() if t not in skipped]
@@ -135,7 +137,7 @@ def test_only_masked_targets_of_chats(lengths: list[int], context: int, packing:
 
 def test_packing_is_tight_and_fast() -> None:
     lengths = np.clip(np.random.default_rng(0).lognormal(4.5, 0.8, 100_000).astype(int), 2, 512)
-    packing = pack(Memory(lengths.tolist()), 512, 1)
+    packing = fit_documents(Memory(lengths.tolist()), 512, 1)
     assert packing.fill > 0.97
     assert packing.lengths.sum() == lengths.sum()
     row_sizes = np.add.reduceat(packing.lengths, packing.borders[:-1])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from babyllama.data.shards.shards import Prepared, TokenStore
 from babyllama.data.streams.order import BLOCK, block_counts, permute
-from babyllama.data.streams.packing import Packing, pack
+from babyllama.data.streams.packing import Packing, fit_documents
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe
 
@@ -260,5 +260,5 @@ class Stream:
 
 def _rows_of(store: TokenStore, recipe: DataRecipe, context: int, eos: int, seed: int) -> Windows | Packed:
     if recipe.packing == "documents" or (recipe.packing == "auto" and store.kind == "chat"):
-        return Packed(store, pack(store, context, seed), eos)
+        return Packed(store, fit_documents(store, context, seed), eos)
     return Windows(store, context, eos, recipe.separate_documents)

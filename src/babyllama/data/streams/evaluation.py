@@ -9,7 +9,7 @@ import numpy as np
 
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import Batch, Packed, Windows, collated
-from babyllama.data.streams.packing import pack
+from babyllama.data.streams.packing import fit_documents
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,4 +51,4 @@ def evaluation(
         documents = max(1, int(np.searchsorted(offsets, max_tokens, "right")) - 1)
     if store.kind == "text":
         return Evaluation(Windows(store, context, prepared.eos, stop=int(offsets[documents])), rows, documents)
-    return Evaluation(Packed(store, pack(store, context, 0, documents), prepared.eos), rows, documents)
+    return Evaluation(Packed(store, fit_documents(store, context, 0, documents), prepared.eos), rows, documents)

@@ -39,7 +39,7 @@ class Packing:
         return self.starts[spans], self.lengths[spans]
 
 
-def pack(store: TokenStore, context: int, seed: int, documents: int | None = None) -> Packing:
+def fit_documents(store: TokenStore, context: int, seed: int, documents: int | None = None) -> Packing:
     """Best-fit decreasing: the longest first, each into the fullest row that has room; equals in a seeded shuffle.
 
     `documents` takes the first ones only. A document longer than `context` is cut into spans of `context` whose

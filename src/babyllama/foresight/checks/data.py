@@ -124,7 +124,7 @@ def long_chats(evidence: Evidence) -> Finding:
 
 
 def _context(evidence: Evidence, where: str) -> str:
-    context = evidence.setting.plan.context if evidence.setting else None
+    context = evidence.choices.plan.context if evidence.choices else None
     return where if context is None else f"{where}, plan.context={context}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from babyllama.foresight.evidence import Evidence, Line, Setting
+from babyllama.foresight.evidence import Choices, Evidence, Line
 
 Verdict = Literal["ok", "fault", "not applicable"]
 
@@ -29,11 +29,11 @@ def nothing(why: str) -> Finding:
     return Finding("not applicable", why)
 
 
-def rates(setting: Setting | None) -> str:
+def rates(choices: Choices | None) -> str:
     """The recipe's learning rates as keys and values."""
-    if setting is None:
+    if choices is None:
         return "optimizer.lr"
-    found = {name: getattr(setting.optimizer, name) for name in type(setting.optimizer).model_fields}
+    found = {name: getattr(choices.optimizer, name) for name in type(choices.optimizer).model_fields}
     return " ".join(f"optimizer.{name}={rate:g}" for name, rate in found.items() if name.endswith("lr") and rate)
 
 

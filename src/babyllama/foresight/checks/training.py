@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from babyllama.amounts import amount
 from babyllama.foresight.checks.finding import Finding, guarded, nothing, rates, sources, trained
-from babyllama.foresight.evidence import Evidence, Line, Rehearsal, Setting
+from babyllama.foresight.evidence import Choices, Evidence, Line, Rehearsal
 
 LATER = "can be told when the learning rate is right"
 WILD_RATIO = 10.0  # a step that changes a matrix by ten times itself; healthy first steps stay below one
@@ -20,18 +20,18 @@ def learning_rate(evidence: Evidence) -> Finding:
     shown = ""
     for source, lines, diverged in sources(evidence):
         if fault := _exploded(lines, diverged, evidence.scaled):
-            return Finding("fault", f"{source}: {fault}", remedy, rates(evidence.setting))
+            return Finding("fault", f"{source}: {fault}", remedy, rates(evidence.choices))
         losses = [m["loss"] for m in trained(lines)]
         shown = f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {len(losses)} logged steps" if losses else shown
     ratios = evidence.rehearsal.ratios if evidence.rehearsal else ()
     if ratios and max(ratios) > WILD_RATIO:
         step = ratios.index(max(ratios)) + 1
         return Finding("fault", f"step {step} changes the weights by {max(ratios):.3g} times themselves", remedy,
-                       rates(evidence.setting))  # fmt: skip
+                       rates(evidence.choices))  # fmt: skip
     if not shown:
         return nothing("no step with a loss")
     if outgrown := _outgrown(evidence):
-        return Finding("fault", outgrown, remedy, rates(evidence.setting))
+        return Finding("fault", outgrown, remedy, rates(evidence.choices))
     return Finding("ok", shown + (f", a step changes the weights by {median(ratios):.2g} of themselves"
                                   if ratios else ""))  # fmt: skip
 
@@ -53,7 +53,7 @@ def _outgrown(evidence: Evidence) -> str:
 def _floor(evidence: Evidence) -> float | None:
     """The largest entropy of single tokens in the texts that a new model learns: where learning begins."""
     entropies = [corpus.entropy for corpus in evidence.corpora if corpus.chats is None]
-    return max(entropies) if entropies and evidence.setting is not None and evidence.setting.new else None
+    return max(entropies) if entropies and evidence.choices is not None and evidence.choices.new else None
 
 
 def _exploded(lines: Sequence[Line], diverged: str, scaled: bool) -> str:
@@ -86,35 +86,35 @@ SHARE = 0.1  # of what the default rates gain in twenty steps: the least that a 
 
 def progress(evidence: Evidence) -> Finding:
     """The training must gain something: judged by the default rates on the same rows, and by the token frequencies."""
-    setting, rehearsal = evidence.setting, evidence.rehearsal
+    choices, rehearsal = evidence.choices, evidence.rehearsal
     if learning_rate(evidence).verdict == "fault":
         return nothing(LATER)
     recorded = _learned_nothing(evidence)
-    if rehearsal is None or rehearsal.gain is None or setting is None:
+    if rehearsal is None or rehearsal.gain is None or choices is None:
         return recorded or nothing("no rehearsal that came to its end")
     gain, trial = rehearsal.gain, rehearsal.trial
     shown = f"the first step's rows {gain.before:.3f} → {gain.after:.3f} in {gain.steps} steps"
     if trial is None or trial.nats < max(NOTABLE, 0.02 * trial.before):
         return recorded or Finding("ok", shown)
-    whole = gain.nats * sum(_factors(setting)) / max(gain.path, 1e-12)
+    whole = gain.nats * sum(_factors(choices)) / max(gain.path, 1e-12)
     shown += f", {trial.before:.3f} → {trial.after:.3f} in {trial.steps} at the optimiser's default rates"
     if whole > SHARE * trial.nats:
         return recorded or Finding("ok", shown)
-    return Finding("fault", shown, *_why_it_stands(setting, rehearsal))
+    return Finding("fault", shown, *_why_it_stands(choices, rehearsal))
 
 
-def _why_it_stands(setting: Setting, rehearsal: Rehearsal) -> tuple[str, str]:
+def _why_it_stands(choices: Choices, rehearsal: Rehearsal) -> tuple[str, str]:
     """(remedy, where) of a training that gains nothing."""
-    fields = type(setting.optimizer).model_fields
+    fields = type(choices.optimizer).model_fields
     defaults = " ".join(f"optimizer.{n}={f.default:g}" for n, f in fields.items() if n.endswith("lr") and f.default)
     if rehearsal.reference is not None and rehearsal.reference.update < 0.5:
         return (f"gradients are smaller than the optimiser's eps: set plan.clip=1.0 and leave eps at its default "
                 f"(an update reaches {rehearsal.reference.update:.2g} of the learning rate)",
-                f"plan.clip={setting.plan.clip:g}")  # fmt: skip
+                f"plan.clip={choices.plan.clip:g}")  # fmt: skip
     if median(rehearsal.ratios) > WILD_RATIO / 50:
-        return f"lower the learning rate; the default is {defaults}", rates(setting)
+        return f"lower the learning rate; the default is {defaults}", rates(choices)
     return (f"raise the learning rate; the default is {defaults} (a step changes the weights by "
-            f"{median(rehearsal.ratios):.2g} of themselves)", rates(setting))  # fmt: skip
+            f"{median(rehearsal.ratios):.2g} of themselves)", rates(choices))  # fmt: skip
 
 
 def _learned_nothing(evidence: Evidence) -> Finding | None:
@@ -128,26 +128,26 @@ def _learned_nothing(evidence: Evidence) -> Finding | None:
         return None
     return Finding("fault", f"recorded: loss {start:.3f} → {end:.3f} in {steps:,} steps; the tokens' "
                    f"frequencies alone give {floor:.3f}", "set the optimiser's default learning rate; where that is "
-                   "what it has, look at the data", rates(evidence.setting))  # fmt: skip
+                   "what it has, look at the data", rates(evidence.choices))  # fmt: skip
 
 
-def _factors(setting: Setting) -> list[float]:
-    return [setting.schedule(step, setting.steps) for step in range(setting.steps)]
+def _factors(choices: Choices) -> list[float]:
+    return [choices.schedule(step, choices.steps) for step in range(choices.steps)]
 
 
 def warm_up(evidence: Evidence) -> Finding:
     """The learning rate must reach its height before half of the training is over."""
-    setting = evidence.setting
-    if setting is None or setting.steps < 10:
+    choices = evidence.choices
+    if choices is None or choices.steps < 10:
         return nothing("no recipe of ten steps")
-    factors = _factors(setting)
+    factors = _factors(choices)
     peak = max(factors)
     first = next(step for step, factor in enumerate(factors, 1) if factor >= 0.99 * peak)
-    shown = f"the learning rate reaches {peak:.0%} of its height, at step {first:,} of {setting.steps:,}"
-    if first <= 0.5 * setting.steps + 1 and peak >= 0.5:
+    shown = f"the learning rate reaches {peak:.0%} of its height, at step {first:,} of {choices.steps:,}"
+    if first <= 0.5 * choices.steps + 1 and peak >= 0.5:
         return Finding("ok", shown)
     return Finding("fault", shown, "set schedule.warmup=0.02; it is a share of all steps",
-                   f"schedule.warmup={setting.schedule.warmup:g}")  # fmt: skip
+                   f"schedule.warmup={choices.schedule.warmup:g}")  # fmt: skip
 
 
 FORGETS = 50  # steps: a memory shorter than this holds less than the optimiser's own averages do
@@ -155,13 +155,13 @@ FORGETS = 50  # steps: a memory shorter than this holds less than the optimiser'
 
 def weight_decay(evidence: Evidence) -> Finding:
     """Decay must not outweigh learning: 1 / (lr × weight_decay) steps is how long the weights remember."""
-    setting, rehearsal = evidence.setting, evidence.rehearsal
-    if setting is None or not setting.optimizer.weight_decay:
+    choices, rehearsal = evidence.choices, evidence.rehearsal
+    if choices is None or not choices.optimizer.weight_decay:
         return nothing("no weight decay")
     if learning_rate(evidence).verdict == "fault":
         return nothing(LATER)
-    decay = setting.optimizer.weight_decay
-    memory = 1 / (setting.optimizer.lr * decay)
+    decay = choices.optimizer.weight_decay
+    memory = 1 / (choices.optimizer.lr * decay)
     shown = f"the weights forget in {memory:,.0f} steps"
     if rehearsal is not None and rehearsal.ratios:
         shown += f"; after {len(rehearsal.ratios)} their norm is {rehearsal.growth:.2f} of what it was"

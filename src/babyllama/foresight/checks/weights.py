@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from babyllama.foresight.checks.finding import Finding, nothing
-from babyllama.foresight.evidence import Evidence, Weights
+from babyllama.foresight.evidence import Evidence, SavedWeights
 
 HALF = 0.999  # share of entries; of true float32 ones, one in 65,536 is a bf16 number and one in 8,192 an fp16 one
 
@@ -27,7 +27,7 @@ def half_resume(evidence: Evidence) -> Finding:
     return Finding("ok", f"{newest.where}: {_exactness(newest)}, the others need float32")
 
 
-def _exactness(weights: Weights) -> str:
+def _exactness(weights: SavedWeights) -> str:
     return f"{weights.exact:.2%} are {weights.precision} numbers"
 
 
@@ -82,7 +82,7 @@ def checkpoint(evidence: Evidence) -> Finding:
 
 def rope(evidence: Evidence) -> Finding:
     """Another RoPE scaling must leave most of what the model knows: judged at the length that it was trained for."""
-    setting = evidence.setting
+    choices = evidence.choices
     for turned in evidence.turned:
         return Finding(
             "fault",
@@ -90,9 +90,9 @@ def rope(evidence: Evidence) -> Finding:
             "put back what they were trained with; for a longer context give init.rope",
             turned.where,
         )
-    if setting is None or setting.rope is None:
+    if choices is None or choices.rope is None:
         return nothing("no other RoPE scaling")
-    own, given = setting.rope
+    own, given = choices.rope
     entropy = min((corpus.entropy for corpus in evidence.corpora), default=0.0)
     shown = f"at the trained length the loss is {own:.3f} under the model's own RoPE, {given:.3f} under init.rope"
     if entropy - own < 0.5 or given - own < 0.5 * (entropy - own):

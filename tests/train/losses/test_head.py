@@ -14,7 +14,7 @@ ROWS, WIDTH, VOCAB, CHUNK = 40, 8, 31, 7
 
 
 class Logits(TorchDispatchMode):
-    """Watches every tensor with a column for each token."""
+    """Watches every tensor with a column for each token, but the head itself, (WIDTH, VOCAB) where it is turned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Logits(TorchDispatchMode):
         if product:
             self.before.append(sum(not other.expired() for other in self.born))
         made = func(*args, **(kwargs or {}))
-        if isinstance(made, torch.Tensor) and made.ndim == 2 and made.shape[1] == VOCAB:
+        if isinstance(made, torch.Tensor) and made.ndim == 2 and made.shape[1] == VOCAB and made.shape[0] != WIDTH:
             self.rows.append(made.shape[0])
             self.born.append(StorageWeakRef(made.untyped_storage()))
         return made

@@ -52,6 +52,8 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
        for engine in ("ddp", "fsdp") for optimizer in OPTIMIZERS for accumulate in MICRO},
     **{f"{engine}-adamw-4": (engine, settings("adamw", 4)) for engine in ENGINES if engine not in ("ddp", "fsdp")},
     "zero3-adamw-1": ("zero3", settings("adamw", 1)),
+    # Nine rows for each process: micro-batches of five and four.
+    "ddp-adamw-uneven": ("ddp", {**settings("adamw", 4), "accumulate": 3, "micro_batch_size": 6}),
     "fsdp-untied-4": ("fsdp", settings("muon", 4, tie=False, kv_heads=1, recompute=True)),
     "ddp-adamw-clex": ("ddp", settings("adamw", 4, rope=CLEX)),
     "fsdp-adamw-clex": ("fsdp", settings("adamw", 4, rope=CLEX)),

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,8 @@ class Trainer:
         """This rank's part of a step's rows."""
         first = step * self.plan.rows + self.progress.rows_skipped
         self.source.prepare(first // self.plan.rows, self.worker)
-        start = first + self.world.rank * sum(shares)
-        return [self.source.batch(start + number * rows, rows) for number, rows in enumerate(shares)]
+        starts = accumulate(shares, initial=first + self.world.rank * sum(shares))
+        return [self.source.batch(start, rows) for start, rows in zip(starts, shares, strict=False)]
 
     def _warm_up(self, step: int, shares: list[int]) -> None:
         """Compile before the clock starts, on batches whose gradients are thrown away."""

@@ -71,6 +71,7 @@ class Sharded(Worker):
         return [p.grad.to_local() for _, p in self.named if isinstance(p.grad, DTensor)]
 
     def _norm(self) -> Tensor:
+        # torch's get_total_norm of DTensors takes ten times as long on the host (docs/log.md, 2026-11-29).
         mine = torch.stack(torch._foreach_norm(self._grads()))
         return self.world.reduce_(mine.square().sum()).sqrt()
 

@@ -75,6 +75,7 @@ class Worker:
         loss, *metrics = (self.world.reduce_(self.add_gradients(micro, watchman.scale / total)) / total).unbind()
         norm = self._norm() / watchman.scale
         ok, figures = watchman.judge(loss, norm, torch.stack(metrics) if metrics else None)
+        # torch's clip_grads_with_norm_, and fp16's scale taken off in the same pass over the gradients.
         shrink = (self.setting.clip / (norm + 1e-6)).clamp(max=1.0) / watchman.scale
         torch._foreach_mul_(self._grads(), shrink)
         self._set_rates(factor)
@@ -164,7 +165,7 @@ class Worker:
 
     def _norm(self) -> Tensor:
         """The global gradient's 2-norm, on every rank the same."""
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._grads())))
+        return torch.nn.utils.get_total_norm(self._grads())
 
     def _grads(self) -> list[Tensor]:
         """What this rank holds of the gradients."""

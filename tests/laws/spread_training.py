@@ -18,7 +18,7 @@ import torch.distributed as dist
 from mishaps import BUCKETS, SEEN, Counting, Drifting, Killed, Spying, poison
 from small_training import Made, Silent, StopAt, small_trainer
 
-import babyllama.train.trainer
+import babyllama.train.meter
 from babyllama.errors import InputError, Interrupted
 from babyllama.model.laws import ClexRope
 from babyllama.train.engines.engines import Ddp, DeepSpeed, Engine, Fsdp
@@ -236,7 +236,7 @@ PARTS = {part.__name__: part for part in (curves, halves, guarded, drift, exchan
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    babyllama.train.trainer.peak_flops = lambda *_: 1e12  # nobody asks how fast this machine is
+    babyllama.train.meter.peak_flops = lambda *_: 1e12  # nobody asks how fast this machine is
     here = World.from_environment()
     here.join(torch.device("cpu"))
     for part in sys.argv[2:]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from spread_training import settings, stopped, train
 
-import babyllama.train.trainer
+import babyllama.train.meter
 from babyllama.data.streams.batches import Batch
 from babyllama.model.lora import Dora, Lora
 from babyllama.model.transformer import Transformer
@@ -89,7 +89,7 @@ PARTS = {part.__name__: part for part in (tuned, halves, resumes, drawn)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    babyllama.train.trainer.peak_flops = lambda *_: 1e12  # nobody asks how fast this machine is
+    babyllama.train.meter.peak_flops = lambda *_: 1e12  # nobody asks how fast this machine is
     here = World.from_environment()
     here.join(torch.device("cpu"))
     for part in sys.argv[2:]:

@@ -6,13 +6,22 @@ Not here: the loop that follows it (trainer.py), the verb that proposes one (com
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
 from babyllama.errors import InputError
 from babyllama.recipe import Changeable, Recipe
 from babyllama.train.guard import Guard
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    validate: bool
+    sample: bool
+    save: bool
 
 
 class Plan(Recipe):
@@ -68,6 +77,11 @@ class Plan(Recipe):
         if self.epochs is not None:
             return max(1, math.ceil(self.epochs * rows_in_epoch / self.rows))
         return max(1, math.ceil((self.tokens or 0) / (self.rows * context)))
+
+    def due(self, step: int, last: bool) -> Due:
+        """After step `step`, 1 being the first; after the last all."""
+        intervals = self.log_every, self.validate_every, self.sample_every, self.save_every
+        return Due(*(last or step % every == 0 for every in intervals))
 
     def shares(self, size: int) -> list[int]:
         """Rows of each micro-batch of one of `size` processes, the same on every one: as few micro-batches as

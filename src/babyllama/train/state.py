@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,15 @@ def read_shards(folder: Path, place: Callable[[str, torch.Size, torch.dtype], Te
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # it is not: each reads for itself
         checkpoint.load(found, storage_reader=reader, no_dist=True)
     return found
+
+
+def check_masters(tensors: Mapping[str, Tensor], sizes: Mapping[str, torch.Size]) -> None:
+    """Raise KeyError, with words, unless there is a ``master.NAME`` of the right shape for every name."""
+    for name, size in sizes.items():
+        saved = tensors.get(f"master.{name}")
+        if saved is None or saved.shape != size:
+            found = "is missing" if saved is None else f"has shape {list(saved.shape)}"
+            raise KeyError(f"{name} {found}, the model needs {list(size)}")
 
 
 class Saver:

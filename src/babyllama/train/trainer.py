@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from babyllama.data.streams.batches import Batch, Rows
 from babyllama.errors import InputError, Interrupted
-from babyllama.hardware import peak_flops, utilisation
 from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.transformer import Transformer, recompute
 from babyllama.run import Run
@@ -30,6 +29,7 @@ from babyllama.train.guard import Outcome, Watchman
 from babyllama.train.journal import Journal, Show
 from babyllama.train.lisa import Lisa
 from babyllama.train.losses.objectives import Objective
+from babyllama.train.meter import Meter, synchronise, work_per_token
 from babyllama.train.optimizers.optim import Optimizer, Schedule
 from babyllama.train.plan import Plan
 from babyllama.train.progress import Progress
@@ -78,7 +78,7 @@ class Trainer:
     progress: Progress = field(init=False)
     worker: Worker = field(init=False)
     source: Source = field(init=False)
-    work: float = field(init=False)  # FLOPs a token
+    meter: Meter = field(init=False)
     watchman: Watchman = field(init=False)
     checkpoints: Checkpoints = field(init=False)
     journal: Journal = field(init=False)
@@ -96,7 +96,8 @@ class Trainer:
         """
         if self.plan.recompute:
             self.model.through = recompute
-        shares, self.work = self.plan.shares(self.world.size), self._work()
+        shares = self.plan.shares(self.world.size)
+        work = work_per_token(self.model, self.context, self.lisa)  # before an engine takes the model apart
         self.worker = self.engine(
             Setting(model=self.model, objective=self.objective, optimizer=self.optimizer, world=self.world,
                     device=self.device, dtype=self.dtype, clip=self.plan.clip, micro_batches=len(shares),
@@ -109,8 +110,7 @@ class Trainer:
                                        self.schedule.branch(self.steps), say)  # fmt: skip
         first, self.progress = self.checkpoints.resume()
         self.journal = Journal(self.run, self.show, first, self.world.first, self.sinks)
-        peak = peak_flops(self.device, self.dtype)
-        self.peak = None if peak is None else peak * self.world.size
+        self.meter = Meter(work, self.device, self.dtype, self.world.size)
         try:
             with stop_flag() as stopping:
                 self._warm_up(first, shares)
@@ -125,64 +125,59 @@ class Trainer:
     # ── the loop ───────────────────────────────────────────────────────────────────────────────────────────────
     def _loop(self, first: int, shares: list[int], stopping: Callable[[], bool]) -> None:
         self.model.train()
-        step, self.lap = first, time.perf_counter()
-        self.logged = self.progress.tokens, self.progress.seconds  # at the last log
+        step = first
+        self.meter.begin(self.progress)
         while step < self.steps:
-            micro = self._micro_batches(step, shares)
-            total, asked = self.world.sum(sum(map(self.objective.weight, micro)), stopping())
-            step, self.targets = step + 1, int(total)
-            seed_step(self.seed, step, self.world.rank)
-            self.worker.update(step, micro, total, self.schedule(step - 1, self.steps), self.watchman)
-            self.progress.tokens += self.plan.rows * self.context
-            if not self.targets:
-                self._count_empty(step)
+            asked = self._step(step, shares, stopping)
+            step += 1
             last = step == self.steps
-            stop = bool(asked) or (self.world.size == 1 and stopping())
-            log, validate, sample, save = (
-                last or step % every == 0
-                for every in (
-                    self.plan.log_every,
-                    self.plan.validate_every,
-                    self.plan.sample_every,
-                    self.plan.save_every,
-                )
-            )
-            save = save or step == self.checkpoints.branch  # from there it can become longer
-            due = log or validate or sample or save or stop
+            stop = asked or (self.world.size == 1 and stopping())
+            due = self.plan.due(step, last)
+            save = due.save or step == self.checkpoints.branch  # from there it can become longer
+            pause = any(due) or save or stop
             # Several ranks must hear of a bad step at the same moment; when a device reports by itself is chance.
-            heard = self.watchman.read(wait=due) if due or self.world.size == 1 else []
+            heard = self.watchman.read(wait=pause) if pause or self.world.size == 1 else []
             if self._judge(heard, step):
                 step = self._rewind(step)
                 continue
-            if not due:
+            if not pause:
                 continue
-            self._stop_clock()
-            if log:
+            self.meter.stop(self.progress)
+            if due.log:
                 self._log(step)
                 stop = stop or (self.world.size == 1 and stopping())
-            if validate or sample:
-                self._look(step, validate, sample)
+            if due.validate or due.sample:
+                self._look(step, due.validate, due.sample)
             if (save or stop) and not self.bad_steps:
-                prints = self.checkpoints.save(step, self.progress)
-                if prints:
-                    self.journal.record(step, "ranks", fingerprints=prints)
+                self._save(step)
             if stop and not last:
-                self.checkpoints.wait()
-                # In the middle of bad steps nothing was saved: the last checkpoint is from before them.
-                where = "all saved; the same command continues from there"
-                if self.bad_steps:
-                    where = "in a row of bad steps; the same command continues from the checkpoint before them"
-                raise Interrupted(f"stopped after step {step}, {where}")
-            self.lap = time.perf_counter()
+                self._stop(step)
+            self.meter.go()
 
-    def _work(self) -> float:
-        """FLOPs a token: a third of a full training's is for the gradients of weights, and some may be frozen."""
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        if self.lisa is not None:
-            blocks = sum(p.numel() for p in self.model.layers.parameters())
-            trained -= blocks * (1 - self.lisa.layers / len(self.model.layers))
-        share = min(1.0, trained / self.model.config.parameters)
-        return self.model.config.flops_per_token(self.context) * (2 + share) / 3
+    def _step(self, step: int, shares: list[int], stopping: Callable[[], bool]) -> bool:
+        """Train on the rows of step `step`, 0 being the first; returns whether any rank was asked to stop."""
+        micro = self._micro_batches(step, shares)
+        total, asked = self.world.sum(sum(map(self.objective.weight, micro)), stopping())
+        step, self.targets = step + 1, int(total)
+        seed_step(self.seed, step, self.world.rank)
+        self.worker.update(step, micro, total, self.schedule(step - 1, self.steps), self.watchman)
+        self.progress.tokens += self.plan.rows * self.context
+        if not self.targets:
+            self._count_empty(step)
+        return bool(asked)
+
+    def _save(self, step: int) -> None:
+        prints = self.checkpoints.save(step, self.progress)
+        if prints:
+            self.journal.record(step, "ranks", fingerprints=prints)
+
+    def _stop(self, step: int) -> NoReturn:
+        self.checkpoints.wait()
+        # In the middle of bad steps nothing was saved: the last checkpoint is from before them.
+        where = "all saved; the same command continues from there"
+        if self.bad_steps:
+            where = "in a row of bad steps; the same command continues from the checkpoint before them"
+        raise Interrupted(f"stopped after step {step}, {where}")
 
     def _micro_batches(self, step: int, shares: list[int]) -> list[Batch]:
         """This rank's part of a step's rows."""
@@ -198,17 +193,9 @@ class Trainer:
         started = time.perf_counter()
         self.model.train()
         self.worker.warm_up(self._micro_batches(step, shares))
-        self._synchronise()
+        synchronise(self.device)
         took = self.progress.last["compile_seconds"] = round(time.perf_counter() - started, 1)
         self.journal.line(f"compiled in {took:.0f} s")
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def _stop_clock(self) -> None:
-        self._synchronise()
-        self.progress.seconds += time.perf_counter() - self.lap
 
     def _count_empty(self, step: int) -> None:
         """A step without targets changes nothing; it is said the first time, and counted."""
@@ -243,7 +230,7 @@ class Trainer:
         self.progress.rows_skipped = before.rows_skipped + (step - back) * self.plan.rows
         self.progress.rewinds, self.bad_steps = before.rewinds + 1, []
         self.journal.line(f"rewound from step {step} to {back}; the rows in between are left out")
-        self.logged, self.lap = (self.progress.tokens, self.progress.seconds), time.perf_counter()
+        self.meter.begin(self.progress)
         return back
 
     def _divergence(self) -> str:
@@ -263,14 +250,12 @@ class Trainer:
         if outcome is None or outcome.step != step:  # the newest loss is of a step before
             self.journal.line(f"step {step}/{self.steps}  no target, nothing learned")
             return
-        tokens, seconds = done.tokens - self.logged[0], done.seconds - self.logged[1]
-        self.logged = done.tokens, done.seconds
-        rate = tokens / max(1e-9, seconds)
+        rate, mfu = self.meter.speed(done)
         lr = self.worker.rates[0][0] * self.schedule(step - 1, self.steps)
         values = {"loss": outcome.loss, **dict(zip(self.worker.metrics, outcome.metrics, strict=True)), "lr": lr,
                   "norm": outcome.norm, "targets": self.targets, "tokens": done.tokens,
                   "seconds": round(done.seconds, 2), "tokens_per_second": round(rate, 1),
-                  "mfu": utilisation(rate * self.work, self.peak)}  # fmt: skip
+                  "mfu": mfu}  # fmt: skip
         if outcome.skipped:
             values["skipped"] = outcome.skipped
         if self.watchman.scaled:
@@ -278,8 +263,7 @@ class Trainer:
         if self.device.type == "cuda":
             values["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
         self.journal.step(step, self.steps, values)
-        done.last |= {"train_loss": outcome.loss, "tokens_per_second": values["tokens_per_second"],
-                      "mfu": values["mfu"]}  # fmt: skip
+        done.last |= {"train_loss": outcome.loss, "tokens_per_second": values["tokens_per_second"], "mfu": mfu}
 
     def _look(self, step: int, validate: bool, sample: bool) -> None:
         """Validation and samples, on a copy in the precision that will be saved."""

@@ -26,10 +26,10 @@ from babyllama.model.transformer import Transformer
 from babyllama.train.engines.precision import LossModule
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.skeleton import Skeleton
-from babyllama.train.engines.worker import Worker, check_masters
+from babyllama.train.engines.worker import Worker
 from babyllama.train.engines.world import backend
 from babyllama.train.guard import Watchman
-from babyllama.train.state import on_host
+from babyllama.train.state import check_masters, on_host
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -8,7 +8,7 @@ other (world.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from babyllama.model.transformer import Attention, Transformer
 from babyllama.train.engines.precision import InHalf, LossModule
 from babyllama.train.engines.setting import Setting
 from babyllama.train.guard import Watchman
-from babyllama.train.state import on_host, read_state, write_state
+from babyllama.train.state import check_masters, on_host, read_state, write_state
 
 Save = Callable[[Callable[[Path], None]], None]  # (what fills an empty folder) → the folder is in its place
 
@@ -291,12 +291,3 @@ def freeze(model: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if not (parameter.requires_grad or exact(name)):
             parameter.data = parameter.data.to(dtype)
-
-
-def check_masters(tensors: Mapping[str, Tensor], sizes: Mapping[str, torch.Size]) -> None:
-    """Raise KeyError, with words, unless there is a ``master.NAME`` of the right shape for every name."""
-    for name, size in sizes.items():
-        saved = tensors.get(f"master.{name}")
-        if saved is None or saved.shape != size:
-            found = "is missing" if saved is None else f"has shape {list(saved.shape)}"
-            raise KeyError(f"{name} {found}, the model needs {list(size)}")

@@ -26,7 +26,8 @@ import xxhash
 
 from babyllama.atomic import disk_errors, json_text, recover_folder, write_atomic, write_folder, write_json
 from babyllama.errors import InputError
-from babyllama.recipe import R, Recipe, dump_recipe, maker, parse_yaml, validate
+from babyllama.plain_yaml import parse_yaml
+from babyllama.recipe import R, Recipe, dump_recipe, maker, validate
 
 _FIRST = {".lock", "recipe.yaml", "env.json"}  # what `Run.create` writes before run.json
 

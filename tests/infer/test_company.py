@@ -26,8 +26,9 @@ from babyllama.infer.sampling import Sampling
 from babyllama.infer.speculate import Draft, NGrams
 from babyllama.model.config import extended
 from babyllama.model.laws import ClexRope, DynamicNtkRope
-from babyllama.model.lora import Lora, LoraLinear, attach, enabled, switch
+from babyllama.model.lora import Lora, attach, enabled, switch
 from babyllama.model.transformer import make_rope
+from babyllama.model.wrappers import LoraLinear
 from conftest import sharp_model, tiny_config, transformers_twin
 
 ROOTS = ([5, 9, 2, 11, 3, 3, 8, 60, 21, 4, 4, 9, 17, 2, 30, 31], [7, 7, 7], [1])

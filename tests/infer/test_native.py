@@ -14,10 +14,10 @@ from babyllama.infer.sampling import Sampling
 from babyllama.infer.step import Launched, ModelForward
 from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelConfig
-from babyllama.model.lora import LoraLinear
 from babyllama.model.nf4 import plain_linear
 from babyllama.model.surgery import replace_modules
 from babyllama.model.transformer import Transformer
+from babyllama.model.wrappers import LoraLinear
 from babyllama.quant.grid import Grid
 from babyllama.quant.int8 import MixedInt8Linear
 from babyllama.quant.linear import GroupedLinear, PackedEmbedding

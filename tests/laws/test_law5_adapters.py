@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn.functional import linear
 
 from babyllama.errors import InputError
-from babyllama.model.lora import Dora, DoraLinear, Lora, LoraLinear, attach, enabled, merge, switch, unmerge
+from babyllama.model.lora import Dora, Lora, attach, enabled, merge, switch, unmerge
 from babyllama.model.nf4 import PACKED, Int8Linear, Nf4Linear, pack_base
 from babyllama.model.surgery import dense_weight, replace_modules
+from babyllama.model.wrappers import DoraLinear, LoraLinear
 from babyllama.quant.folder import to_dense
 from conftest import sharp_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from babyllama.model.lora import LoraLinear
+from babyllama.model.wrappers import LoraLinear
 from babyllama.quant.grid import Grid
 from babyllama.quant.linear import GroupedLinear, PackedEmbedding
 

@@ -12,7 +12,7 @@ from torch import nn
 from babyllama.errors import InputError
 from babyllama.model.bitnet import EPS, OneBitLinear
 from babyllama.model.checkpoint import load_model, save_model
-from babyllama.model.lora import LoraLinear
+from babyllama.model.wrappers import LoraLinear
 from babyllama.quant.onebit import PackedOneBitLinear, pack_signs, pack_trained, start, svid, unpack_signs
 from conftest import sharp_model, tiny_config
 

@@ -80,15 +80,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     model, tokenizer = _start(recipe, prepared)
     prepared.check_tokenizer(tokenizer.hash)
     context = recipe.plan.context or model.config.max_position_embeddings
-    if context > model.config.max_position_embeddings:
-        raise InputError(
-            f"plan.context: {context} is above the model's {model.config.max_position_embeddings} positions"
-        )
-    if isinstance(recipe.attend, ShiftedSparse):
-        recipe.attend.check(context)
-    noise = recipe.objective.neftune if isinstance(recipe.objective, NextToken) else 0.0
-    if noise and all(stores["train"].kind == "text" for stores in prepared.corpora.values()):
-        raise InputError(f"objective.neftune: {noise:g} is for chats, but {recipe.data.path} has none")
+    _check(recipe, prepared, model.config, context)
     objective = objective_of(recipe.objective, model, tokenizer)
     put_on(model, recipe.adapter, recipe.seed)
     stream = _stream(recipe, prepared, context, tokenizer)
@@ -104,16 +96,8 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     for sink in recipe.sinks if world.first else ():
         sink.check()
     watch = Watch(steps, shown=world.first)
-
     base = _base(recipe, model.config)
-
-    def export(trained: Transformer, folder: Path) -> None:
-        if base is not None and isinstance(recipe.adapter, Lora):
-            save_adapter(trained, folder, recipe.adapter, base)
-        else:
-            save_model(trained, folder, **tokenizer.config_ids)
-        tokenizer.save(folder)
-
+    export = _exporter(recipe, base, tokenizer)
     resident = Resident.of(stream, context, device) if device.type == "cuda" and isinstance(stream, Stream) else None
     rows = _stretched(recipe, model.config, resident or stream, context)
     sample = sampler(recipe.samples, tokenizer, model.config.max_position_embeddings)
@@ -128,6 +112,30 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         engine=recipe.engine, world=world, attend=recipe.attend, lisa=lisa, sinks=recipe.sinks, seed=recipe.seed,
     )  # fmt: skip
     return Assembled(trainer, watch, prepared, stream, export, precision)
+
+
+def _check(recipe: TrainRecipe, prepared: Prepared, config: ModelConfig, context: int) -> None:
+    """Raise InputError where recipe, data and model do not fit together."""
+    if context > config.max_position_embeddings:
+        raise InputError(f"plan.context: {context} is above the model's {config.max_position_embeddings} positions")
+    if isinstance(recipe.attend, ShiftedSparse):
+        recipe.attend.check(context)
+    noise = recipe.objective.neftune if isinstance(recipe.objective, NextToken) else 0.0
+    if noise and all(stores["train"].kind == "text" for stores in prepared.corpora.values()):
+        raise InputError(f"objective.neftune: {noise:g} is for chats, but {recipe.data.path} has none")
+
+
+def _exporter(recipe: TrainRecipe, base: BaseLink | None, tokenizer: Tokenizer) -> Callable[[Transformer, Path], None]:
+    """What writes a model folder: an adapter's over a base, else the whole."""
+
+    def export(trained: Transformer, folder: Path) -> None:
+        if base is not None and isinstance(recipe.adapter, Lora):
+            save_adapter(trained, folder, recipe.adapter, base)
+        else:
+            save_model(trained, folder, **tokenizer.config_ids)
+        tokenizer.save(folder)
+
+    return export
 
 
 def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:

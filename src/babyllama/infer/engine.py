@@ -31,8 +31,9 @@ from babyllama.infer.slots import SMALLEST, Job, Slot, Slots
 from babyllama.infer.speculate import guessed, verify
 from babyllama.infer.step import Captured, Launched, ModelForward, Step
 from babyllama.model.cache import KVCache
-from babyllama.model.lora import Adapted, only
+from babyllama.model.lora import only
 from babyllama.model.transformer import Transformer
+from babyllama.model.wrappers import Adapted
 
 BROKEN = ("the model's logits are not finite: its weights are damaged, or precision=fp16 is too narrow for it; try "
           "precision=fp32 or an earlier checkpoint")  # fmt: skip

@@ -27,10 +27,11 @@ from babyllama.atomic import write_json
 from babyllama.errors import InputError
 from babyllama.model.checkpoint import missing_weights
 from babyllama.model.laws import RopeConfig, law_of
-from babyllama.model.lora import NORMS, WRAPPERS, Lora, LoraLinear, Trained, is_end, is_tied, linears, train_whole, wrap
+from babyllama.model.lora import NORMS, WRAPPERS, Lora, is_end, linears, train_whole, wrap
 from babyllama.model.nf4 import PACKED, Base
 from babyllama.model.starts import LOST, STARTS, beside_whole
 from babyllama.model.surgery import dense_weight
+from babyllama.model.wrappers import LoraLinear, Trained, is_tied
 from babyllama.run import add_file
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import nn
 
 from babyllama.hardware import bf16_is_faster
-from babyllama.model.lora import is_whole
 from babyllama.model.roles import Role, role
+from babyllama.model.wrappers import is_whole
 from babyllama.recipe import Recipe
 from babyllama.train.optimizers.galore import GaloreAdamW
 from babyllama.train.optimizers.muon import StackedMuon

@@ -1,0 +1,70 @@
+"""YAML as plain data and back, without its surprises. Not here: what the data mean (recipe.py)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from babyllama.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its surprises: ``3e-4`` is a number, a date is text, a repeated key is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(":timestamp")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be one word", problem_mark=key_node.start_mark)
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would take for a number, such as ``"3e-4"``."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$|^[-+]?\.\d+(?:[eE][-+]?\d+)?$"),
+        list("-+.0123456789"),
+    )
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Unicode's line breaks are escaped, in double quotes: in single ones PyYAML writes what it cannot read."""
+    unusual = any(character in text for character in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if unusual else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """One YAML document as plain data. Raises InputError with line and column."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+        raise InputError(f"{place}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a control character; a tag whose value does not fit
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML in the order of its keys; `parse_yaml` gives equal data."""
+    return yaml.dump(data, Dumper=_Dumper, allow_unicode=True, sort_keys=False)

@@ -106,17 +106,13 @@ def load_model(folder: Path, rope: RopeConfig | None = None, unpacking: Unpackin
     Raises:
         InputError: a missing, unexpected or misshapen tensor (all are named), a truncated file, pickled weights only.
     """
-    stored, found = read_config(folder), _read_tensors(folder)
-    if stored.tie_word_embeddings and "lm_head.weight" in found:
-        if _same(found["lm_head.weight"], found.get("embed_tokens.weight")):
-            del found["lm_head.weight"]
-        else:  # what a merge of a separately trained head leaves behind; transformers computes with that head too
-            stored = stored.model_copy(update={"tie_word_embeddings": False})
+    stored, found = _untied(read_config(folder), _read_tensors(folder))
     config = stored if rope is None else extended(stored, rope)
     with torch.device("meta"):
         model = Transformer(config)
     model.rope = make_rope(config)  # its numbers come from the config, or stay as they start
-    if config.rope != stored.rope:
+    new_law = config.rope != stored.rope
+    if new_law:
         found = {name: tensor for name, tensor in found.items() if not exact(name)}
     if settings := quantization(folder):
         if unpacking is None:
@@ -126,7 +122,6 @@ def load_model(folder: Path, rope: RopeConfig | None = None, unpacking: Unpackin
     owner: dict[int, str] = {}  # of what several modules share: the first
     for name, tensor in every.items():
         owner.setdefault(id(tensor), name)
-    new_law = config.rope != stored.rope
     expected = {name: tuple(every[name].shape) for name in owner.values() if not (new_law and exact(name))}
     _check(folder, expected, {name: tuple(tensor.shape) for name, tensor in found.items()})
     dtype = next(found[name] for name in DTYPE_FROM if name in found).dtype
@@ -155,8 +150,15 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def _same(one: Tensor, other: Tensor | None) -> bool:
-    return other is not None and one.shape == other.shape and bool(torch.equal(one, other))
+def _untied(stored: ModelConfig, found: dict[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and tensors that agree on whether the head is the embedding: a tied one that is written besides goes, one
+    that differs is a head of its own, as a merge of a separately trained head leaves it and transformers computes."""
+    head, embedding = found.get("lm_head.weight"), found.get("embed_tokens.weight")
+    if not stored.tie_word_embeddings or head is None:
+        return stored, found
+    if embedding is None or head.shape != embedding.shape or not torch.equal(head, embedding):
+        return stored.model_copy(update={"tie_word_embeddings": False}), found
+    return stored, {name: tensor for name, tensor in found.items() if name != "lm_head.weight"}
 
 
 def weights_dtype(folder: Path) -> torch.dtype:

@@ -191,20 +191,9 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
     Raises:
         InputError: `stock`, and the law has no form in Hugging Face's words.
     """
-    rope, own = config.rope, own or config.weights != "dense"
+    own = own or config.weights != "dense"
     if stock and own:
         raise InputError(f"weights: {config.weights} matrices have no form in a Hugging Face LLaMA folder")
-    theirs = hugging_face_rope(rope, config.head_dim)
-    if theirs is None and stock:
-        hint = " (with ramp: dimensions)" if getattr(rope, "ramp", None) == "rotations" else ""
-        raise InputError(f"rope.kind: {rope.kind} has no form in a Hugging Face config.json; "
-                         f"others can read: none, linear, ntk, dynamic_ntk, by_parts, yarn{hint}")  # fmt: skip
-    parameters = theirs or {"rope_type": rope.kind, "rope_theta": rope.base}
-    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-    ours: dict[str, Any] = {}
-    if not isinstance(rope, PlainRope):
-        ours["rope_parameters"] = parameters
-        ours["babyllama"] = {"rope": rope.model_dump(), "max_position_embeddings": config.max_position_embeddings}
     return {
         "architectures": ["BabyllamaForCausalLM" if own else "LlamaForCausalLM"],
         "model_type": OWN_TYPE if own else "llama",  # nobody else may take such weights as dense
@@ -214,15 +203,33 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "rope_theta": parameters["rope_theta"],
-        "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
-        **ours,
+        **_written_rope(config, stock),
         "bos_token_id": bos_id,
         "eos_token_id": eos_id,
         "pad_token_id": eos_id if pad_id is None else pad_id,
         "dtype": dtype,
         "torch_dtype": dtype,  # the name that readers before transformers 5 know
     }
+
+
+def _written_rope(config: ModelConfig, stock: bool) -> dict[str, Any]:
+    """The law in Hugging Face's words, and in ours where it is more than a base. Raises as `to_hugging_face`."""
+    rope = config.rope
+    theirs = hugging_face_rope(rope, config.head_dim)
+    if theirs is None and stock:
+        hint = " (with ramp: dimensions)" if getattr(rope, "ramp", None) == "rotations" else ""
+        raise InputError(f"rope.kind: {rope.kind} has no form in a Hugging Face config.json; "
+                         f"others can read: none, linear, ntk, dynamic_ntk, by_parts, yarn{hint}")  # fmt: skip
+    parameters = theirs or {"rope_type": rope.kind, "rope_theta": rope.base}
+    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+    found: dict[str, Any] = {
+        "rope_theta": parameters["rope_theta"],
+        "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
+    }
+    if not isinstance(rope, PlainRope):
+        found["rope_parameters"] = parameters
+        found["babyllama"] = {"rope": rope.model_dump(), "max_position_embeddings": config.max_position_embeddings}
+    return found
 
 
 def _their_longest(config: ModelConfig) -> int:

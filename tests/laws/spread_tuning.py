@@ -31,6 +31,8 @@ TUNED: dict[str, dict[str, Any]] = {
     "lisa": {"adapter": Lisa(layers=1, every=2)},
     "galore": {"optimizer": GaLore(lr=1e-2, rank=4, refresh=3, eps=1e-3)},
 }
+# What draws in a step draws by rank, so that two processes learn another thing than one: law 7 only.
+DRAWN = {"dropout": {"adapter": Lora(rank=4, dropout=0.3)}, "neftune": {"objective": NextToken(neftune=5.0)}}
 ENGINES = {"ddp": TUNED, "fsdp": {k: v for k, v in TUNED.items() if k != "galore"},
            "zero2": {k: TUNED[k] for k in ("lora", "dora-plus", "two-rates", "qlora")},
            "zero3": {k: TUNED[k] for k in ("lora", "dora-plus", "qlora")}}  # fmt: skip
@@ -39,6 +41,9 @@ RESUMED = [
     ("ddp", "lora"),
     ("ddp", "lisa"),
     ("ddp", "galore"),
+    ("ddp", "neftune"),
+    ("ddp", "dropout"),
+    ("fsdp", "neftune"),
     ("fsdp", "dora-plus"),
     ("fsdp", "lisa"),
     ("zero2", "qlora"),
@@ -57,7 +62,7 @@ class Watching(NextToken):
 def what(name: str, **more: Any) -> dict[str, Any]:
     """The arguments of `small_trainer`."""
     given = settings("adamw", 4, **more)
-    return {**given, **TUNED[name]}
+    return {**given, **{**TUNED, **DRAWN}[name]}
 
 
 def tuned(folder: Path, world: World) -> None:

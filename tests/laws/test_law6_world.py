@@ -1,14 +1,19 @@
 """Law 6 in many processes: how many train together, by which engine, does not change the update."""
 
 import json
+import math
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from mishaps import poison
-from small_training import small_trainer
+from small_training import Formula, small_trainer
 from spread import Alone, Result, spread_results
-from spread_training import ALL, CLEX, CURVES, HALVES, settings
+from spread_training import ALL, CLEX, CURVES, ENGINES, HALVES, settings
+from torch.nn.functional import cross_entropy
 
+from babyllama.model.transformer import Transformer
 from babyllama.train.engines.deepspeed import computes_fp16
 
 ALONE: dict[str, Alone] = {}
@@ -28,6 +33,51 @@ def test_two_processes_learn_what_one_does(folder, tmp_path, name):
         ALONE[str(kwargs)] = Alone(tmp_path / "alone", **kwargs)
     # AdamW differs by float32's rounding, Muon by that of its bf16 iteration.
     Result(folder, name).close_to(ALONE[str(kwargs)], 2e-6 if "adamw" in name else 1e-4)
+
+
+def by_hand(steps: int = 4) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
+    """The training of `settings("adamw", …)` in float64, typed out: the mean over all targets of a step's sixteen rows,
+    clipped at 1, AdamW (lr 0.01, betas 0.9 and 0.95, eps 0.001, decay 0.1 of matrices), half a cosine down to a tenth.
+    """
+    model = started().double()
+    weights = dict(model.named_parameters())
+    first, second = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    curve = []
+    for step in range(steps):
+        batch = Formula().batch(16 * step, 16)
+        loss = cross_entropy(model(batch.tokens).flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+        grads = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+        norm = math.sqrt(sum(g.square().sum().item() for g in grads.values()))
+        lr = 0.01 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        curve.append([step + 1, loss.item(), norm, lr])
+        with torch.no_grad():
+            for name, weight in weights.items():
+                grad = grads[name] * min(1.0, 1 / norm)
+                first[name] = 0.9 * first[name] + 0.1 * grad
+                second[name] = 0.95 * second[name] + 0.05 * grad**2
+                mean, power = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.95 ** (step + 1))
+                weight *= 1 - lr * (0.1 if weight.ndim == 2 else 0)
+                weight -= lr * mean / (power.sqrt() + 0.001)
+    return model.state_dict(), curve
+
+
+def started() -> Transformer:
+    """The model that every training here starts from."""
+    with tempfile.TemporaryDirectory() as folder:
+        return small_trainer(Path(folder) / "run").model
+
+
+@pytest.mark.parametrize("name", [f"{engine}-adamw-4" for engine in ENGINES])
+def test_two_processes_learn_what_the_formulas_say(folder, name):
+    """The oracle is neither our trainer nor an engine: a plain loop in float64."""
+    weights, curve = by_hand()
+    result = Result(folder, name)
+    for mine, theirs in zip(result.losses, curve, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+    for key, weight in result.weights.items():
+        torch.testing.assert_close(weight.double(), weights[key], atol=5e-6, rtol=0)
+    begun = started().state_dict()
+    assert min((weights[key] - begun[key]).abs().max().item() for key in weights) > 2e-4  # far beyond the bounds
 
 
 def test_gradients_travel_once_a_step(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from small_training import StopAt, fingerprint, finished, small_trainer
 from spread import ENVIRONMENT, TORCHRUN, Alone, Result
 from spread_training import settings
-from spread_tuning import CASES, RESUMED, TUNED, what
+from spread_tuning import CASES, DRAWN, RESUMED, TUNED, what
 
 from babyllama.errors import Interrupted
 from babyllama.model.lora import Lora
@@ -22,8 +23,7 @@ from babyllama.train.losses.objectives import NextToken
 
 ONE = {
     **TUNED,
-    "dropout": {"adapter": Lora(rank=4, dropout=0.3)},
-    "neftune": {"objective": NextToken(neftune=5.0)},
+    **DRAWN,
     "int8": {"adapter": Lora(rank=4, base="int8", train=("norms",))},
 }
 
@@ -183,6 +183,21 @@ def test_lisa_equals_a_training_that_freezes_by_hand(tmp_path, steps, every):
         model.zero_grad()
     for name, parameter in trainer.model.named_parameters():
         torch.testing.assert_close(parameter, model.get_parameter(name), atol=2e-6, rtol=1e-5)
+
+
+def test_lisa_compiled_learns_what_it_learns_eagerly(tmp_path, monkeypatch):
+    """What is compiled while one block is awake must not be used, as it is, for another. Dynamo and AOTAutograd choose
+    what is differentiated; Inductor, which takes minutes here, only how it is computed."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    eager, compiled = (small_trainer(tmp_path / name, adapter=Lisa(layers=1, every=2), steps=8)
+                       for name in ("eager", "compiled"))  # fmt: skip
+    compiled.compile = True
+    eager.train()
+    compiled.train()
+    lisa = Lisa(layers=1, every=2)
+    assert len({lisa.awake(step, 2, seed=1) for step in range(8)}) == 2  # both blocks have their turn
+    for name, parameter in compiled.model.named_parameters():
+        torch.testing.assert_close(parameter, eager.model.get_parameter(name), atol=2e-6, rtol=1e-5)
 
 
 def test_interrupted_by_a_kill(tmp_path):

@@ -16,7 +16,7 @@ FENCE = re.compile(r"(?<=```mermaid\n)[^`]*")
 INNER = {"data": ("sources", "shards", "streams"), "train": ("losses", "optimizers", "engines")}  # rooms within rooms
 TOGETHER = {
     "cli": ("__main__", "cli", "verbs", "words", "index"),
-    "base": ("amounts", "atomic", "errors", "hardware", "interrupts", "keys", "recipe", "run"),
+    "base": ("amounts", "atomic", "errors", "hardware", "interrupts", "keys", "plain_yaml", "recipe", "run"),
     "train/plan": ("train.guard", "train.lisa", "train.plan", "train.state"),
 }
 LABELS = {

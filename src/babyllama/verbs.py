@@ -1,9 +1,8 @@
 """Verbs → commands. Nothing heavy is imported until a verb runs, so ``--help`` answers at once.
 
 Every verb takes an optional recipe (a YAML file, or the name of one that comes with the package) and any number of
-settings, ``key.path=value`` or ``--key.path value``. One file of more than 300 lines: most of it is the verbs' help.
-Not here: signals, streams and exit codes (cli.py), what a verb
-does (commands/).
+settings, ``key.path=value`` or ``--key.path value``. In one file although it is long: it is the help of all verbs.
+Not here: signals, streams and exit codes (cli.py), what a verb does (commands/).
 """
 
 from __future__ import annotations

@@ -87,13 +87,7 @@ def main(recipe: QuantizeRecipe) -> None:
     prepared.check_tokenizer(tokenizer.hash)
     tokenizer = tokenizer.with_template(prepared.manifest["chat_template"])
     batches = recipe.calibration.batches(prepared, model.config.max_position_embeddings, recipe.seed)
-    asked = recipe.sweep or (recipe.method,)
-    methods = tuple(settled(method, model) for method in asked)
-    for method in methods:
-        check(model, method)
-    if methods != asked:
-        console.print("group_size: 128 does not divide every width; a smaller one is taken "
-                      "(method.short_group=true keeps it)", soft_wrap=True)  # fmt: skip
+    methods = _methods(recipe, model, console)
     # What is written is what was done: a repetition of the written recipe chooses nothing anew.
     recipe = recipe.model_copy(update={"sweep": methods} if recipe.sweep else {"method": methods[0]})
     run = Run.create(recipe.out, "quantize", recipe, recipe.model)
@@ -119,6 +113,18 @@ def main(recipe: QuantizeRecipe) -> None:
     _show(json.loads((run.path / "report.json").read_text("utf-8")), console)
     made = f"{recipe.out}/figure.png" if recipe.sweep else f"{recipe.out}/model is ready: babyllama chat {recipe.out}"
     console.print(made, markup=False, soft_wrap=True)
+
+
+def _methods(recipe: QuantizeRecipe, model: Transformer, console: Console) -> tuple[AnyMethod, ...]:
+    """What is asked for, as it suits the model; what is changed is said."""
+    asked = recipe.sweep or (recipe.method,)
+    methods = tuple(settled(method, model) for method in asked)
+    for method in methods:
+        check(model, method)
+    if methods != asked:
+        console.print("group_size: 128 does not divide every width; a smaller one is taken "
+                      "(method.short_group=true keeps it)", soft_wrap=True)  # fmt: skip
+    return methods
 
 
 def _dtype(recipe: QuantizeRecipe, model: Transformer) -> torch.dtype:

@@ -3,7 +3,8 @@
 `add` puts a request in line, each `step` goes one token further with all that are at work, `remove` drops one: prompts
 are read in chunks beside the rows that decode, and what a prompt shares with an earlier text is not read again.
 `generate` and `stream` are clients of these three. A request gives the same tokens alone and in any company (in
-float32). One thread at a time. Not here: how a token is chosen (sampling.py), one step of decoding (step.py), which row
+float32). One thread at a time. In one file although it is long: adding, reading, decoding and telling share the state
+of every request. Not here: how a token is chosen (sampling.py), one step of decoding (step.py), which row
 a request gets (slots.py), the cache (model/cache.py), tokenizers.
 """
 

@@ -185,10 +185,7 @@ def _grouped(model: Transformer, settings: Json, found: Tensors, where: str) -> 
         expected = {"qweight": (inputs, rows // 8) if awq else (word_count(inputs, bits), rows),
                     "qzeros": (-(-inputs // size), rows // 8 if awq else word_count(rows, bits)),
                     "scales": (-(-inputs // size), rows)}  # fmt: skip
-        for key, shape in expected.items():
-            if tuple(parts[key].shape) != shape:  # type: ignore[union-attr]
-                raise InputError(f"{where}{name}.{key} has shape {list(parts[key].shape)}, "  # type: ignore[union-attr]
-                                 f"{list(shape)} is meant by config.json's bits and group_size")  # fmt: skip
+        _check_shapes(parts, expected, f"{where}{name}")
         if awq:
             words, zeros, order = pack(unpack_awq(parts["qweight"]).T, 4).T, unpack_awq(parts["qzeros"]), None  # type: ignore[arg-type]
         else:
@@ -210,6 +207,13 @@ def _grouped(model: Transformer, settings: Json, found: Tensors, where: str) -> 
             made["lm_head"] = table
     replace_modules(model, lambda name, _: name in made, lambda name, _: made[name])
     return found
+
+
+def _check_shapes(parts: dict[str, Tensor | None], expected: dict[str, tuple[int, int]], where: str) -> None:
+    for key, shape in expected.items():
+        if tuple(parts[key].shape) != shape:  # type: ignore[union-attr]
+            raise InputError(f"{where}.{key} has shape {list(parts[key].shape)}, "  # type: ignore[union-attr]
+                             f"{list(shape)} is meant by config.json's bits and group_size")  # fmt: skip
 
 
 def _sorted(qweight: Tensor, g_idx: Tensor | None, bits: int, inputs: int, size: int, where: str

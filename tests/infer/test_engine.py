@@ -137,6 +137,14 @@ def test_the_next_turn_prefills_only_what_is_new(monkeypatch):
     assert counts[0] == 2
 
 
+def test_tables_are_there_once_a_request_asks_for_them():
+    engine = Engine(make_model(), 67)
+    engine.generate([[5, 9]], GREEDY, 3)
+    assert all(getattr(engine.rows, name) is None for name in ("seen", "counts", "bias", "mask"))
+    engine.generate([[5, 9]], Sampling(temperature=0, logit_bias={3: 1.0}), 3)
+    assert engine.rows.bias is not None and engine.rows.seen is None and engine.rows.mask is None
+
+
 def test_streams_may_overlap_and_be_left():
     engine = Engine(make_model(), 67)
     expected = engine.generate(PROMPTS[:2], GREEDY, 10)

@@ -216,6 +216,10 @@ def test_a_pickle_is_never_opened(one):
     (lambda t: t.update({"base_model.model.model.norm.weight": torch.zeros(5)}), r"norm has shape \[5\], the base has"),
     (lambda t: t.update({"base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector": torch.zeros(56)}),
      r"unexpected layers\.0\.mlp\.up_proj\.magnitude"),
+    (lambda t: [t.pop(n) for n in [n for n in t if "lora_B" in n][:5]],
+     r"missing [^;]+; missing [^;]+; missing [^;]+ and 2 more$"),
+    (lambda t: [t.pop(n) for n in [n for n in t if "lora_B" in n][:3]],
+     r"missing [^;]+; missing [^;]+; missing \S+$"),
 ])  # fmt: skip
 def test_tensors_that_do_not_fit_are_named(one, change, said):
     tensors = load_file(one / "adapter_model.safetensors")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from babyllama.model.laws import PlainRope
+from babyllama.model.laws import PlainRope, from_hugging_face_rope
 from babyllama.model.rope import Rope, rotate
 
 D = 12
@@ -62,3 +62,22 @@ def test_frequencies_are_no_part_of_the_weights(model):
 def test_rotate_keeps_the_dtype(dtype):
     x = torch.randn(1, 2, 3, D).to(dtype)
     assert rotate(x, *Rope(PlainRope(), D)(torch.arange(3)[None])).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"mscale": 1.0, "mscale_all_dim": 0.7}, {"mscale": 0.707}, {"attention_factor": 1.5}]
+)
+def test_a_file_with_yarn_turns_as_transformers_turns_it(more):
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    found = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64, **more}
+    config = LlamaConfig(
+        hidden_size=24, num_attention_heads=2, max_position_embeddings=256, rope_parameters=dict(found)
+    )
+    positions = torch.tensor([[0, 1, 100, 255]])
+    expected = LlamaRotaryEmbedding(config)(torch.zeros(1, 4, 24), positions)
+    rope, longest = from_hugging_face_rope(found, 256, "config.json")
+    assert longest == 256
+    for ours, theirs in zip(Rope(rope, D)(positions), expected, strict=True):
+        torch.testing.assert_close(ours[:, 0], theirs, rtol=0, atol=2e-5)

@@ -63,6 +63,15 @@ def test_every_matrix_is_packed_and_reported(model, method, tokens):
     assert 4 + 20 / 16 <= report.bits_per_weight < 8 and report.seconds > 0 and report.error < 0.05
 
 
+@pytest.mark.parametrize("ends", [Ends(), Ends(head="rtn"), Ends(head="gptq", embedding="rtn"), Ends(embedding="rtn")],
+                         ids=lambda e: f"{e.head}-{e.embedding}")  # fmt: skip
+def test_progress_ends_at_its_total(model, ends):
+    seen = []
+    quantise(copy.deepcopy(model), batches(count=1), METHODS[0], ends, progress=lambda *now: seen.append(now))
+    assert [now for now, _, _ in seen] == list(range(1, len(seen) + 1))
+    assert {total for _, total, _ in seen} == {len(seen)}
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.kind)
 def test_eight_bits_change_little_and_two_runs_nothing(model, method, tokens):
     ends = Ends(head="gptq", embedding="rtn")

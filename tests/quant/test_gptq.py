@@ -122,3 +122,6 @@ def test_faults_are_one_line():
         Gptq().solve(weight, broken, "q_proj")
     with pytest.raises(InputError, match="static_groups needs a group_size"):
         load_recipe(Gptq, None, ["static_groups=true", "group_size=null"])
+    for damp in ("0", "1.01"):
+        with pytest.raises(InputError, match="damp"):
+            load_recipe(Gptq, None, [f"damp={damp}"])

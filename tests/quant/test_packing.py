@@ -41,6 +41,7 @@ def test_awq_order_interleaves_eight_values(rows, eights, seed):
             nibbles = [(word >> (4 * i)) & 15 for i in range(8)]
             assert nibbles == [int(codes[row, 8 * e + output]) for output in (0, 2, 4, 6, 1, 3, 5, 7)]
     assert torch.equal(unpack_awq(words), codes)
+    assert torch.equal(unpack_awq(words[None].expand(2, -1, -1)), codes.expand(2, -1, -1))
 
 
 def test_units_fill_whole_words():

@@ -266,7 +266,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         rows = [(1, "第一条", "为了甲。", "现行有效"), (2, "第二条", "旧文。", "已废止")]
         insert = "INSERT INTO articles VALUES (?, 'a', '中华人民共和国甲法', '第一章 总则', NULL, ?, ?, ?)"
         connection.executemany(insert, rows)
-    graph = {"糖尿病": {"常见症状": ["多饮", "多尿", "多尿症", "伴消瘦"], "就诊科室": ["内分泌科"], "ICD10": ["E14"]}}
+    graph = {
+        "糖尿病": {"常见症状": ["多饮", "多尿", "多尿症", "伴消瘦"], "就诊科室": ["内分泌科"], "ICD10": ["E14"]},
+        "感冒": {"常见症状": [f"{c}痛" for c in "头眼鼻耳喉胸背腹腿"]},
+    }
     contents = {
         "IDIOMS": wheel(
             packages.IDIOMS.member, json.dumps([idiom, {**idiom, "explanation": "无", "word": "无此"}]).encode()
@@ -280,6 +283,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(packages, name, package)
         (tmp_path / package.file).write_bytes(content)
     return tmp_path
+
+
+@pytest.mark.parametrize("name,form,hinted", [("a.txt", "auto", True), ("a.txt", "lines", False),
+                                              ("a.jsonl", "auto", False)])  # fmt: skip
+def test_a_text_file_that_is_one_document_comes_with_a_hint(tmp_path, name, form, hinted):
+    (tmp_path / name).write_text('{"text": "一"}\n', "utf-8")
+    source = CorpusChoice(path=str(tmp_path / name), format=form).open()
+    assert ("format: lines" in source.hint) == hinted
 
 
 def test_embedded_entries(cache: Path) -> None:
@@ -296,10 +307,14 @@ def test_embedded_entries(cache: Path) -> None:
     assert found("sanguo") == ["第一回 桃园\n话说天下大势。"]
     assert found("laws") == ["中华人民共和国甲法\n第一章 总则\n第一条 为了甲。"]
     assert [m[1]["content"] for m in found("law_qa")] == ["《甲法》第一条规定：为了甲。"]
-    assert found("medical_text") == ["糖尿病的常见症状有多饮、多尿，患者可到内分泌科就诊。"]
+    assert found("medical_text") == [
+        "糖尿病的常见症状有多饮、多尿，患者可到内分泌科就诊。",
+        "感冒的常见症状有头痛、眼痛、鼻痛、耳痛、喉痛、胸痛、背痛、腹痛。",
+    ]
     assert {m[1]["content"] for m in found("medical_qa")} == {
         "糖尿病的常见症状有多饮、多尿。",
         "糖尿病可以到内分泌科就诊。",
+        "感冒的常见症状有头痛、眼痛、鼻痛、耳痛、喉痛、胸痛。",
     }
     assert all(CORPORA[name].licence for name in CORPORA)
 

@@ -120,6 +120,7 @@ def test_blobs_cover_the_file_and_know_their_place(tmp_path: Path) -> None:
         ("a.jsonl", b"[1]\n", "a.jsonl, record 1: a record is a JSON object, not a int"),
         ("a.json", b'[{"text": "a"}, {"text": ]', "a.json, record 2: not valid JSON"),
         ("a.json", b'[{"text": "a"}', "a.json, record 2: not valid JSON"),
+        ("a.json", b'{\n"text": "a"}\n{\n"text": "b"}\nzzz', "a.json, record 3: not valid JSON"),
         ("a.json", b'[{"text": "a"}, 3]', "a.json, record 2: a record is a JSON object"),
         ("a.jsonl.gz", gzip.compress(lines(TEXTS * 99), mtime=0)[:-20], "damaged or cut off"),
         ("a.jsonl.zst", b"no zstandard at all", "damaged or cut off"),

@@ -1,5 +1,7 @@
 """Engines as recipes, and with one process. What many do is in tests/laws/test_law6_world.py and test_law7_world.py."""
 
+import copy
+
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -7,6 +9,7 @@ from small_training import small_trainer
 from spread import Alone
 from spread_training import losses, settings
 
+from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError
 from babyllama.train.engines.deepspeed import _config, _package
 from babyllama.train.engines.engines import Ddp, DeepSpeed, Engine, Fsdp, Single
@@ -21,6 +24,19 @@ from babyllama.train.optimizers.optim import AdamW, Muon
                                          ("deepspeed", DeepSpeed())])  # fmt: skip
 def test_a_recipe_names_its_engine(kind, engine):
     assert TypeAdapter(Engine).validate_python({"kind": kind}) == engine
+
+
+def test_warming_up_runs_every_size_once_and_teaches_nothing(tmp_path):
+    trainer = small_trainer(tmp_path / "run", **settings("adamw", 4))
+    trainer.train()
+    before, sizes = copy.deepcopy(trainer.model.state_dict()), []
+    trainer.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    whole = trainer.stream.batch(0, 5)
+    parts = [Batch(whole.tokens[rows], whole.targets[rows]) for rows in (slice(0, 2), slice(2, 4), slice(4, 5))]
+    trainer.worker.warm_up(parts)
+    assert sorted(sizes) == [1, 2]
+    assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+    assert all(torch.equal(before[name], weight) for name, weight in trainer.model.state_dict().items())
 
 
 @pytest.mark.parametrize("engine", [Ddp(), Fsdp()])

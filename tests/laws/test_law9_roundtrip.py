@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from babyllama.errors import InputError
 from babyllama.model.checkpoint import load_model, save_model
-from babyllama.model.config import extended, to_hugging_face
+from babyllama.model.config import extended
+from babyllama.model.config_json import to_hugging_face
 from babyllama.model.laws import (
     ByPartsRope,
     ClexRope,

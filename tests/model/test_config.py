@@ -7,8 +7,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from babyllama.errors import InputError
-from babyllama.model.config import PRESETS, ModelChoice, swiglu_width
-from babyllama.model.transformer import Transformer
+from babyllama.model.config import PRESETS, ModelChoice, Swiglu, swiglu_width
+from babyllama.model.config_json import to_hugging_face
+from babyllama.model.transformer import MLPS, Block, Transformer
 
 
 def count(model: torch.nn.Module) -> int:
@@ -89,3 +90,13 @@ def test_flops_by_hand(config):
     model = Transformer(config)
     matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2)  # tied: the embedding is the head
     assert config.flops_per_token(10) == 6 * matrices + 6 * config.num_hidden_layers * 10 * config.hidden_size
+
+
+def test_what_follows_attention_is_a_value_and_no_key():
+    """Its size stands in Hugging Face's field; files and recipes say nothing else of it."""
+    config = ModelChoice(preset="tiny").build(500)
+    assert config.mlp == Swiglu(width=config.intermediate_size) and "mlp" not in config.model_dump()
+    mlp = Block(config, 0).mlp
+    assert type(mlp) is MLPS[config.mlp.kind]
+    assert sum(p.numel() for p in mlp.parameters()) == config.mlp.parameters(config.hidden_size)
+    assert "mlp" not in to_hugging_face(config, 1, 2, "float32")

@@ -16,8 +16,9 @@ from babyllama.errors import InputError
 from babyllama.load import load
 from babyllama.model.bitnet import BitLinear, OneBitLinear, rounded_tokens, ternary
 from babyllama.model.checkpoint import load_model, save_model
-from babyllama.model.config import ModelChoice, to_hugging_face
-from babyllama.quant.onebit import pack
+from babyllama.model.config import ModelChoice
+from babyllama.model.config_json import to_hugging_face
+from babyllama.quant.onebit import pack_trained
 from babyllama.recipe import load_recipe
 from babyllama.run import Run
 from babyllama.train.checkpoints import Checkpoints
@@ -226,7 +227,7 @@ def test_a_onebit_run_packs(folder, trained):
     model = load(path, CPU, "fp32").model
     tokens = torch.randint(300, (2, 20), generator=generator(6))
     before = model(tokens)
-    assert len(pack(model)) == 14
+    assert len(pack_trained(model)) == 14
     assert (model(tokens) - before).norm() < 0.02 * before.norm()
 
 
@@ -264,5 +265,5 @@ def test_it_trains_on_a_gpu_in_half_precision(folder, way):
     before = model(tokens).float()
     assert before.isfinite().all()
     if way == "onebit":
-        pack(model)
+        pack_trained(model)
         assert (model(tokens).float() - before).norm() < 0.05 * before.norm()

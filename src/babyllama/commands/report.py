@@ -22,7 +22,8 @@ from pydantic import Field
 from babyllama.amounts import duration, short, size
 from babyllama.atomic import write_atomic
 from babyllama.errors import InputError, needs_extra
-from babyllama.model.config import ModelConfig, from_hugging_face
+from babyllama.model.config import ModelConfig
+from babyllama.model.config_json import from_hugging_face
 from babyllama.recipe import Recipe
 from babyllama.run import Run
 

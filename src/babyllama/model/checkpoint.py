@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from babyllama.atomic import write_json
 from babyllama.errors import InputError
-from babyllama.model.config import ModelConfig, extended, from_hugging_face, to_hugging_face
+from babyllama.model.config import ModelConfig, extended
+from babyllama.model.config_json import from_hugging_face, to_hugging_face
 from babyllama.model.laws import RopeConfig
 from babyllama.model.roles import exact
 from babyllama.model.transformer import Transformer, make_rope

@@ -20,7 +20,7 @@ from babyllama.model.attention import Attend, attend_sdpa, segment_mask
 from babyllama.model.bitnet import replace_matrices
 from babyllama.model.cache import KVCache
 from babyllama.model.clex import Clex
-from babyllama.model.config import ModelConfig
+from babyllama.model.config import ModelConfig, Swiglu
 from babyllama.model.fused import rotate_joined, swiglu_down
 from babyllama.model.roles import exact
 from babyllama.model.rope import DynamicNtk, Rope, rotate, spans
@@ -90,11 +90,11 @@ class Angles:
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) · up(x))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, mlp: Swiglu, hidden_size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(hidden_size, mlp.width, bias=False)
+        self.up_proj = nn.Linear(hidden_size, mlp.width, bias=False)
+        self.down_proj = nn.Linear(mlp.width, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         weights = joined(x, self.gate_proj, self.up_proj, self.down_proj)
@@ -117,6 +117,9 @@ def joined(x: Tensor, *linears: nn.Module) -> list[Tensor] | None:
     return weights if len(weights) == len(linears) else None
 
 
+MLPS: dict[str, type[nn.Module]] = {"swiglu": SwiGLU}  # kind of ModelConfig.mlp → (mlp, hidden_size) → module
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -125,7 +128,7 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp = MLPS[config.mlp.kind](config.mlp, config.hidden_size)
 
     def forward(self, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), angles, mask, cache)

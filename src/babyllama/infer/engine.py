@@ -31,6 +31,7 @@ from babyllama.infer.sampling import NOT_FINITE, Sampling, Uses
 from babyllama.infer.slots import SMALLEST, Job, Slot, Slots
 from babyllama.infer.speculate import guessed, verify
 from babyllama.infer.step import Captured, Launched, ModelForward, Step
+from babyllama.infer.threads import Threads
 from babyllama.model.cache import KVCache
 from babyllama.model.lora import only
 from babyllama.model.transformer import Transformer
@@ -81,6 +82,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._ended: list[Event] = []  # not told yet
         self._mail: dict[int, deque[Event]] = {}  # of requests whose events `stream` and `generate` want
+        self.threads = Threads() if weight.device.type == "cpu" else nullcontext()
         self._guessing = False  # whether the last step read guesses
         self._ids = itertools.count()
 
@@ -125,7 +127,8 @@ class Engine:
 
         Events of requests that `stream` or `generate` wait for go there.
         """
-        self._advance()
+        with self.threads:
+            self._advance()
         ended, self._ended = self._ended, []
         events: deque[Event] = deque()
         for event in ended:

@@ -158,7 +158,9 @@ struct Call {
     int64_t rows, threads, dtype, layer_stride, row_stride, head_stride, slot_stride;  // strides in elements
     const int64_t *tokens, *positions, *places;  // (B,); places: the cache's row of each
     void *keys, *values;
-    float* logits;  // (B, V)
+    float* logits;  // (wanted_count, V)
+    int64_t wanted_count;
+    const int64_t* wanted;  // (wanted_count,) the rows after which logits are wanted, ascending
 };
 
 namespace {
@@ -349,10 +351,10 @@ struct Worker {  // one thread's way through a step
     const Model& model;
     const Call& call;
     Team& team;
-    int64_t phase = 0;
+    int64_t phase = 0, rows;  // rows: that are computed now
     std::vector<float> x, normed, mixed, changed[3], sums[3], scores;
 
-    Worker(const Model& m, const Call& c, Team& t) : model(m), call(c), team(t) {}
+    Worker(const Model& m, const Call& c, Team& t) : model(m), call(c), team(t), rows(c.rows) {}
 
     template <class F>
     void shared(int64_t count, int64_t chunk, F work) {  // work(from, to) over all of count, then a barrier
@@ -364,7 +366,7 @@ struct Worker {  // one thread's way through a step
 
     void norm(const float* weight) {  // RMSNorm of x → normed
         int64_t C = model.width;
-        for (int64_t b = 0; b < call.rows; b++) {
+        for (int64_t b = 0; b < rows; b++) {
             const float* in = &x[b * C];
             float total = 0;
             for (int64_t i = 0; i < C; i++) total += in[i] * in[i];
@@ -375,7 +377,7 @@ struct Worker {  // one thread's way through a step
 
     Inputs prepared(const Matrix& m, const float* in, int which) {  // `in` (B, inputs) as the matrix wants it
         if (m.kind <= HALF && !m.order && !m.before && !m.rounds) return {in, nullptr, m.inputs, 0};
-        for (int64_t b = 0; b < call.rows; b++) {
+        for (int64_t b = 0; b < rows; b++) {
             const float* source = in + b * m.inputs;
             float *to = &changed[which][b * m.padded], *sum = &sums[which][b * spaced(m.groups)], largest = 0;
             for (int64_t k = 0; k < m.inputs; k++) to[k] = source[m.order ? m.order[k] : k];
@@ -422,22 +424,22 @@ struct Worker {  // one thread's way through a step
 
     void outputs(const Matrix& m, const float* in, Inputs given, float* out, int64_t from, int64_t to) {
         int64_t N = m.outputs;
-        for (int64_t b = 0; b < call.rows;) {
+        for (int64_t b = 0; b < rows;) {
             Inputs now = given;
             now.x += b * given.stride, now.sums += b * given.groups;
-            int64_t left = call.rows - b;
+            int64_t left = rows - b;
             if (left >= 4) product<4>(m, now, out + b * N, N, from, to), b += 4;
             else if (left >= 2) product<2>(m, now, out + b * N, N, from, to), b += 2;
             else product<1>(m, now, out + b * N, N, from, to), b++;
         }
-        for (int64_t b = 0; b < call.rows && m.kept_count; b++)
+        for (int64_t b = 0; b < rows && m.kept_count; b++)
             for (int64_t n = from; n < to; n++)
                 for (int64_t i = 0; i < m.kept_count; i++)
                     out[b * N + n] += m.kept[n * m.kept_count + i] * in[b * m.inputs + m.kept_index[i]];
     }
 
     void layer_norm(float* out, int64_t N) {  // OneBit's, over all outputs
-        shared(call.rows, 1, [&](int64_t b, int64_t) {
+        shared(rows, 1, [&](int64_t b, int64_t) {
             float *y = out + b * N, mean = 0, square = 0;
             for (int64_t n = 0; n < N; n++) mean += y[n];
             mean /= N;
@@ -459,7 +461,7 @@ struct Worker {  // one thread's way through a step
 
     template <class T>
     void attention(int64_t layer, float* q, float* k, float* v, float* out) {
-        int64_t D = model.head_dim, H = model.heads, K = model.kv_heads, pairs = call.rows * K;
+        int64_t D = model.head_dim, H = model.heads, K = model.kv_heads, pairs = rows * K;
         T *keys = (T*)call.keys + layer * call.layer_stride, *values = (T*)call.values + layer * call.layer_stride;
         auto place = [&](int64_t b, int64_t head) { return call.places[b] * call.row_stride + head * call.head_stride; };
         shared(pairs, (pairs + team.size - 1) / team.size, [&](int64_t from, int64_t to) {
@@ -469,7 +471,7 @@ struct Worker {  // one thread's way through a step
                 for (int64_t d = 0; d < D; d++) put(keys + slot + d, k[i * D + d]), put(values + slot + d, v[i * D + d]);
             }
         });
-        shared(call.rows * H, 1, [&](int64_t i, int64_t) {
+        shared(rows * H, 1, [&](int64_t i, int64_t) {
             int64_t b = i / H, position = call.positions[b], base = place(b, i % H / (H / K));
             turn(q + i * D, position);
             attend(q + i * D, keys + base, values + base, position + 1, out + i * D);
@@ -506,7 +508,7 @@ struct Worker {  // one thread's way through a step
     }
 
     void run(float* q, float* k, float* v, float* attended, float* back, float* gate, float* up) {
-        int64_t C = model.width, F = model.inner, B = call.rows;
+        int64_t C = model.width, F = model.inner, B = rows;
         int64_t widest = ((C > F ? C : F) + 63) / 32 * 32;
         x.resize(B * C), normed.resize(B * C), mixed.resize(B * F);
         for (int i = 0; i < 3; i++) changed[i].resize(B * widest), sums[i].resize(B * widest);
@@ -526,6 +528,8 @@ struct Worker {  // one thread's way through a step
             add(back);
         }
         norm(model.norm);
+        rows = call.wanted_count;
+        for (int64_t i = 0; i < rows; i++) memmove(&normed[i * C], &normed[call.wanted[i] * C], C * sizeof(float));
         linear(normed.data(), {{model.head, call.logits}});
     }
 };

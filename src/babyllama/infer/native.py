@@ -39,7 +39,8 @@ FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w", "-fassociative-math", "-
 # The threads are PyTorch's own, whose OpenMP is already loaded; a compiler's own comes second, one thread last.
 THREADS = (("-fopenmp", "-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc"), ("-fopenmp",), ())
 CPUS = ("-march=native",), ("-mcpu=native",), ()
-MOST_ROWS = 8  # of a batch; with more, products of matrices are faster
+MOST_ROWS = 8  # of a batch: with more, products of matrices are faster
+MOST_FLOATS = 64  # rows of weights in float32, with which they are not (docs/log.md)
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 EIGHT, FOUR, UNIT, PAGE = 3, 4, 32, 2 << 20  # codes of a row are filled up to UNITs; bytes of a large page
 
@@ -132,6 +133,8 @@ class _Call(Structure):
             for name in ("rows", "threads", "dtype", "layer_stride", "row_stride", "head_stride", "slot_stride")
         ),
         *((name, c_void_p) for name in ("tokens", "positions", "places", "keys", "values", "logits")),
+        ("wanted_count", c_int64),
+        ("wanted", c_void_p),
     ]
 
 
@@ -162,26 +165,30 @@ class Native:
                             config.num_key_value_heads, config.head_dim, config.rms_norm_eps, self.layers,
                             self._numbers(model.norm.weight), None, None)  # fmt: skip
         self.model.embedding, self.model.head = self._matrix(model.embed_tokens), self._matrix(model.lm_head)
+        floats = all(matrix.kind == KINDS[torch.float32] for matrix in self.matrices.values())
+        self.most_rows = MOST_FLOATS if floats else MOST_ROWS
         _in_large_pages(self.held)
 
-    def step(self, tokens: Tensor, positions: Tensor, cache: KVCache, places: Tensor | None = None) -> Tensor:
+    def step(self, tokens: Tensor, positions: Tensor, cache: KVCache, places: Tensor | None = None,
+             wanted: Tensor | None = None) -> Tensor:  # fmt: skip
         """One token for every row; the cache's slots at `positions` are written.
 
         Args:
-            tokens, positions: (B,) int64.
+            tokens, positions: (B,) int64. Several tokens of one text may be read at once, each in a row of its own.
             places: (B,) int64, the cache's row of each; 0 … B−1 when absent.
+            wanted: (W,) int64, ascending: the rows after which logits are wanted; all when absent.
 
         Returns:
-            (B, V) float32.
+            (W, V) float32.
         """
         B, keys, tokens, positions = len(tokens), cache.keys, tokens.contiguous(), positions.contiguous()
-        places = torch.arange(B) if places is None else places
+        places, wanted = (torch.arange(B) if rows is None else rows.contiguous() for rows in (places, wanted))
         self._angles(cache.max_tokens)
-        logits = torch.empty(B, self.config.vocab_size)
+        logits = torch.empty(len(wanted), self.config.vocab_size)
         layer, row, head, slot, _ = keys.stride()
         call = _Call(B, torch.get_num_threads(), KINDS[keys.dtype], layer, row, head, slot, tokens.data_ptr(),
                      positions.data_ptr(), places.data_ptr(), keys.data_ptr(), cache.values.data_ptr(),
-                     logits.data_ptr())  # fmt: skip
+                     logits.data_ptr(), len(wanted), wanted.data_ptr())  # fmt: skip
         self.step_(ctypes.addressof(self.model), ctypes.addressof(call))
         return logits
 
@@ -294,7 +301,8 @@ class NativeForward:
             self.native = native(other.model)
         self.end = end
         cache, rows = other.cache, other.rows
-        if self.native is None or not cache.rotated or which.stop - which.start > MOST_ROWS:
+        made = self.native
+        if made is None or not cache.rotated or which.stop - which.start > made.most_rows:
             return other(which, end)
-        found = self.native.step(rows.token[which], rows.position[which], cache, rows.index[which])
+        found = made.step(rows.token[which], rows.position[which], cache, rows.index[which])
         return found[:, : rows.vocab_size]

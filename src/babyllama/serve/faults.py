@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
+import orjson
 from starlette.responses import Response
 
 SERVER_FAULT = "the server failed on this request; its log says why"
@@ -48,10 +50,17 @@ def _type(status: int) -> str:
 
 
 # Unicode's line breaks: some clients, httpx for one, end a line of a stream there.
-BREAKS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+_BREAKS = re.compile(rb"\xc2\x85|\xe2\x80[\xa8\xa9]")
 
 
 def json_bytes(value: Any) -> bytes:
     """On one line, in UTF-8, half a surrogate pair as ?."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.translate(BREAKS).encode("utf-8", "replace")
+    try:
+        text = orjson.dumps(value)
+    except orjson.JSONEncodeError:  # half a surrogate pair
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return _BREAKS.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return f"\\u{ord(found[0].decode()):04x}".encode()

@@ -25,7 +25,7 @@ from babyllama.serve.prompts import Prompt, prompts_of, requests_of, stops_of
 from babyllama.serve.protocol import ChatRequest, CompletionRequest, Sampled
 from babyllama.serve.worker import Answers, Batch
 
-PACE = 0.001  # seconds between two events of a stream, for each open request: a token each for few, more for many
+PACE, LONGEST = 0.002, 0.25  # seconds between two events of a stream: for each open answer, and at most
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
            (b"x-accel-buffering", b"no")]  # fmt: skip
 
@@ -150,7 +150,7 @@ class Completion:
             try:
                 async with asyncio.timeout(max(left, 0)):
                     if paced:
-                        await asyncio.sleep(PACE * served.worker.open)
+                        await asyncio.sleep(min(PACE * (served.worker.open - 1), LONGEST))
                     batch = _sound(await answers.batch())
             except TimeoutError:
                 yield {}

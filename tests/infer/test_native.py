@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 
-from babyllama.infer import native as module
+from babyllama.infer import library as module
 from babyllama.infer.engine import Engine
-from babyllama.infer.native import library, native
+from babyllama.infer.library import library
+from babyllama.infer.native import MORE_ROWS, native
 from babyllama.infer.sampling import Sampling
 from babyllama.infer.step import Launched, ModelForward
 from babyllama.model.cache import KVCache
@@ -224,9 +225,9 @@ def test_the_engine_answers_as_by_pytorch(bits):
     if bits:
         packed(model, lambda w: GroupedLinear.of(Grid(bits=bits, group_size=32, short_group=True).nearest(w)), True)
         model.embed_tokens.like = model.embed_tokens.like.float()  # type: ignore[union-attr]
-    prompts = [[i + 1, 2 * i + 3] + [5] * i for i in range(module.MOST_ROWS + 3)]
+    prompts = [[i % 60 + 1, i % 31 + 3] + [5] * (i % 9) for i in range(MORE_ROWS + 3)]
     engine = Engine(model, 67)
     other = Engine(model, 67, make_step=lambda m, rows, cache: Launched(ModelForward(m, rows, cache), rows))
-    for some in (prompts[:1], prompts[:4], prompts):
+    for some in (prompts[:1], prompts[:4], prompts[:12], prompts):
         for sampling in (Sampling(temperature=0.0), Sampling(temperature=1.0)):
             assert engine.generate(some, sampling, 20, {0}) == other.generate(some, sampling, 20, {0})

@@ -1,30 +1,21 @@
-"""Decoding on a CPU by one call for a whole token: native.cpp, compiled where it runs, over the model's own weights.
+"""Decoding on a CPU by one call for a whole token: native.cpp over the model's own weights.
 
-The compiled file lies in the user's cache folder, named by everything it depends on, and is made once. Where there is
-no compiler, or the model holds something that is not known here, PyTorch's path goes on: it is the oracle too.
-Not here: prompts (the model's own forward pass), sampling.
+Where it cannot be compiled (library.py), or the model holds something that is not known here, PyTorch's path goes on:
+it is the oracle too. Not here: sampling.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 import sys
-import tempfile
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from babyllama.infer.library import library
 from babyllama.infer.rows import Rows
 from babyllama.infer.step import ModelForward
 from babyllama.model.attention import attend_sdpa
@@ -32,78 +23,10 @@ from babyllama.model.cache import KVCache
 from babyllama.model.surgery import FewBits
 from babyllama.model.transformer import Transformer
 
-SOURCE = Path(__file__).with_name("native.cpp")
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math",
-         "-fno-math-errno")  # fmt: skip
-# The threads are PyTorch's own, whose OpenMP is already loaded; a compiler's own comes second, one thread last.
-THREADS = (("-fopenmp", "-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc"), ("-fopenmp",), ())
-CPUS = ("-march=native",), ("-mcpu=native",), ()
-MOST_ROWS = 8  # of a batch: with more, products of matrices are faster
-MOST_FLOATS = 64  # rows of weights in float32, with which they are not (docs/log.md)
+MOST_ROWS, MORE_ROWS = 8, 64  # of a batch: with more, products of matrices are faster; of a small model with more yet:
+SMALL = 200_000_000  # rows × weights, up to which what PyTorch's operators take beside their work outweighs it
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 EIGHT, FOUR, UNIT, PAGE = 3, 4, 32, 2 << 20  # codes of a row are filled up to UNITs; bytes of a large page
-
-
-# ── compiling ───────────────────────────────────────────────────────────────────────────────────────────────────────
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled file, made where it is not there yet; None, and a note once, where it cannot be."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    file = cache_folder() / f"native-{_fingerprint(compiler)}.so"
-    reason = "no C++ compiler (c++, g++ or clang++) is installed"
-    if not file.exists() and compiler:
-        reason = compiled(compiler, file)
-    try:
-        found = ctypes.CDLL(str(file))
-        found.babyllama_step.argtypes, found.babyllama_step.restype = (c_void_p, c_void_p), None
-        return found
-    except OSError as error:
-        print(
-            f"note: decoding on a CPU goes by PyTorch's operators, a third as fast: {reason or error}", file=sys.stderr
-        )
-        return None
-
-
-def compiled(compiler: str, file: Path) -> str | None:
-    """Write `file`, whole or not at all; why not. Several processes may do so at once."""
-    last = ""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            made = Path(folder) / "native.so"
-            for threads in THREADS:
-                for cpu in CPUS:
-                    command = [compiler, *FLAGS, *cpu, str(SOURCE), "-o", str(made), *threads]
-                    done = subprocess.run(command, capture_output=True, text=True, check=False)
-                    if done.returncode == 0 and _loads(made):
-                        made.replace(file)
-                        return None
-                    last = (done.stderr.strip().splitlines() or ["the compiled file does not load"])[0]
-    except OSError as error:
-        last = str(error)
-    return f"{compiler}: {last}"
-
-
-def _loads(file: Path) -> bool:
-    """Whether this process can load it."""
-    with contextlib.suppress(OSError):
-        return bool(ctypes.CDLL(str(file), mode=os.RTLD_NOW))
-    return False
-
-
-def cache_folder() -> Path:
-    """Of the user: XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "babyllama"
-
-
-def _fingerprint(compiler: str | None) -> str:
-    """Of the source, how it is compiled, by and for what."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text("utf-8", "replace").split("\n\n")[0].splitlines() if cpu.exists() else []
-    kept = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
-    parts = SOURCE.read_text("utf-8"), FLAGS, THREADS, CPUS, compiler, platform.platform(), torch.__version__, kept
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 # ── native.cpp's structs ────────────────────────────────────────────────────────────────────────────────────────────
@@ -165,8 +88,8 @@ class Native:
                             config.num_key_value_heads, config.head_dim, config.rms_norm_eps, self.layers,
                             self._numbers(model.norm.weight), None, None)  # fmt: skip
         self.model.embedding, self.model.head = self._matrix(model.embed_tokens), self._matrix(model.lm_head)
-        floats = all(matrix.kind == KINDS[torch.float32] for matrix in self.matrices.values())
-        self.most_rows = MOST_FLOATS if floats else MOST_ROWS
+        weights = sum(matrix.outputs * matrix.inputs for matrix in self.matrices.values())
+        self.most_rows = max(MOST_ROWS, min(MORE_ROWS, SMALL // weights))
         _in_large_pages(self.held)
 
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache, places: Tensor | None = None,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from babyllama.infer.native import MOST_ROWS, native
+from babyllama.infer.native import MORE_ROWS, native
 from babyllama.infer.rows import Rows, Sampled
 from babyllama.infer.sampling import Uses
 from babyllama.infer.slots import Slot, Slots
@@ -35,38 +35,54 @@ class Prompts:
     def read(self, slots: list[Slot], first: int) -> list[tuple[list[Slot], Sampled]]:
         """Read the next pieces of neighbouring rows from `first` on; the first tokens where a prompt ends."""
         pieces = [self._piece(slot) for slot in slots]
-        lengths = [min(len(slot.job.request.prompt), self.cache.window) for slot in slots if slot.job is not None]
-        hidden = self.hidden(slots, pieces, first, lengths)
-        ended = []
-        for row, (slot, piece) in enumerate(zip(slots, pieces, strict=True)):
-            assert slot.job is not None
-            self.slots.read(slot, piece, len(slot.job.request.prompt))
-            if len(slot.tokens) == len(slot.job.request.prompt):
-                ended.append(row)
+        whole = [len(slot.job.request.prompt) for slot in slots if slot.job is not None]
+        read = [len(slot.tokens) + len(piece) for slot, piece in zip(slots, pieces, strict=True)]
+        ended = [row for row in range(len(slots)) if read[row] == whole[row]]
+        logits = self._last(slots, pieces, first, [min(length, self.cache.window) for length in whole], ended)
+        for slot, piece, length in zip(slots, pieces, whole, strict=True):
+            self.slots.read(slot, piece, length)
         if not ended:
             return []
-        rows, last = torch.tensor([(row, len(pieces[row]) - 1) for row in ended], device=hidden.device).unbind(1)
-        logits = self.model.lm_head(hidden[rows, last])[:, : self.rows.vocab_size]
-        done = [slots[row] for row in ended]
+        rows, done = torch.tensor(ended, device=self.rows.device), [slots[row] for row in ended]
         return [(done, self.rows.choose(rows + first, logits, uses_of(done)))]
 
-    def logits(self, slots: Sequence[Slot], pieces: Sequence[list[int]], first: int) -> list[Tensor]:
+    def _last(self, slots: list[Slot], pieces: list[list[int]], first: int, lengths: list[int], ended: list[int]
+              ) -> Tensor:  # fmt: skip
+        """Read the pieces; logits (E, V) after those of the rows `ended`."""
+        ends = list(itertools.accumulate(map(len, pieces)))
+        found = self._compiled(slots, pieces, first, [ends[row] - 1 for row in ended])
+        if found is None:
+            hidden = self.hidden(slots, pieces, first, lengths)
+            rows, last = [list(ended), [len(pieces[row]) - 1 for row in ended]]
+            found = self.model.lm_head(hidden[rows, last])[:, : self.rows.vocab_size]
+        return found
+
+    def logits(self, slots: list[Slot], pieces: list[list[int]], first: int) -> list[Tensor]:
         """Of what follows each token of a piece, which is fed after each row's tokens: place by place (B, V); a row
-        whose piece is shorter repeats its last. On a CPU a few tokens go the compiled way."""
-        vocab, longest, count = self.rows.vocab_size, max(map(len, pieces)), sum(map(len, pieces))
-        made = native(self.model) if count <= MOST_ROWS and self.cache.rotated and not self.cache.sinks else None
-        if made is None:
+        whose piece is shorter repeats its last."""
+        ends, longest = list(itertools.accumulate(map(len, pieces))), max(map(len, pieces))
+        found = self._compiled(slots, pieces, first, list(range(ends[-1])))
+        if found is None:
             hidden = self.hidden(slots, pieces, first, [len(slot.tokens) + longest for slot in slots])
-            return list(self.model.lm_head(hidden)[..., :vocab].unbind(1))
+            return list(self.model.lm_head(hidden)[..., : self.rows.vocab_size].unbind(1))
+        begins = [end - len(piece) for end, piece in zip(ends, pieces, strict=True)]
+        return [found[[min(begin + place, end - 1) for begin, end in zip(begins, ends, strict=True)]]
+                for place in range(longest)]  # fmt: skip
+
+    def _compiled(self, slots: list[Slot], pieces: list[list[int]], first: int, wanted: list[int]) -> Tensor | None:
+        """On a CPU a few tokens go the compiled way: logits (W, V) after the tokens `wanted`, counted through all
+        pieces. None where that cannot be, or is not faster."""
+        count = sum(map(len, pieces))
+        made = native(self.model) if count <= MORE_ROWS and self.cache.rotated and not self.cache.sinks else None
+        if made is None or count > made.most_rows:
+            return None
         starts = [len(slot.tokens) for slot in slots]
-        self.slots.reserve(max(starts) + longest)
+        self.slots.reserve(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))
         fed = [(token, start + i, first + row) for row, (start, piece) in enumerate(zip(starts, pieces, strict=True))
                for i, token in enumerate(piece)]  # fmt: skip
         tokens, positions, places = torch.tensor(fed).unbind(1)
-        found = made.step(tokens, positions, self.cache, places.contiguous())[:, :vocab]
-        before = [0, *itertools.accumulate(map(len, pieces))]
-        return [found[[at + min(place, len(piece) - 1) for at, piece in zip(before, pieces, strict=False)]]
-                for place in range(longest)]  # fmt: skip
+        found = made.step(tokens, positions, self.cache, places, torch.tensor(wanted, dtype=torch.int64))
+        return found[:, : self.rows.vocab_size]
 
     def hidden(self, slots: Sequence[Slot], pieces: Sequence[list[int]], first: int, lengths: Sequence[int]) -> Tensor:
         """Feed a piece after each row's tokens, (B, T, C); rows of shorter pieces are filled up.

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from record import RESULTS, append, facts, forget, lines, surviving, table
 
+from babyllama.commands.figures import COLOURS, Line, bare, name_ends, plain_log
 from babyllama.commands.train import TrainRecipe
 from babyllama.commands.train import main as train
 from babyllama.data.shards.shards import Prepared
@@ -160,19 +161,24 @@ def plot(found: list[dict[str, Any]], file: Path) -> None:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     titles = {"zero_shot": "without training", "tuned": "after the same steps of training"}
     found = [line for line in found if line["phase"] in titles]
-    names = list(dict.fromkeys(line["name"] for line in found))
+    names, named = list(dict.fromkeys(line["name"] for line in found)), []
     for axes, (phase, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
+        ends: list[Line] = []
         for line in (line for line in found if line["phase"] == phase):
             points = sorted((int(n), math.exp(min(x, 20))) for n, x in line["loss"].items())
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=line["name"],
-                      color=f"C{names.index(line['name'])}")  # fmt: skip
+            colour = COLOURS[names.index(line["name"]) % len(COLOURS)]
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, color=colour)
+            ends.append(Line(line["name"], points[-1][1], colour))
         lengths = sorted({int(n) for line in found for n in line["loss"]})
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-        axes.set(title=title, xlabel="tokens of context", ylabel="perplexity", yscale="log")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=7)
+        axes.set_title(f"perplexity, {title}", loc="left", fontsize=10)
+        axes.set_xlabel("tokens of context", fontsize=8)
+        bare(axes)
+        named.append((axes, ends))
+    for axes, ends in named:  # both have the same limits, which are known now
+        plain_log(axes)
+        name_ends(axes, ends)
     figure.savefig(file, dpi=150)
 
 

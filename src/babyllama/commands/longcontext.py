@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from babyllama.atomic import check_writable, write_atomic, write_json
+from babyllama.commands.figures import COLOURS, GREY, Line, bare, name_ends, plain_log
 from babyllama.commands.table import shortly, table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError, needs_extra
@@ -176,7 +177,7 @@ def write(folder: Path, result: Json) -> None:
 
 
 def draw(file: Path, result: Json) -> None:
-    """Perplexity by length, loss by position, and a passkey map of each contender."""
+    """Perplexity by length, loss by position, and a passkey map of each contender that found a key."""
     try:
         from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -187,19 +188,22 @@ def draw(file: Path, result: Json) -> None:
     installed = {font.name for font in fontManager.ttflist}
     hanzi = [family for family in HANZI_FONTS if family in installed]
     found = dict(zip(legible(list(result["contenders"]), bool(hanzi)), result["contenders"].values(), strict=True))
-    maps = {name: values["passkey"] for name, values in found.items() if values["passkey"]}
-    columns = max(2, min(4, len(maps)))
-    rows = 1 + -(-len(maps) // columns)
+    asked = {name: values["passkey"] for name, values in found.items() if values["passkey"]}
+    maps = {name: keys for name, keys in asked.items() if any(key["right"] for key in keys)}
+    rows = -(-len(maps) // 4)
+    columns = max(2, -(-len(maps) // max(1, rows)))
     with rc_context({"font.family": ["DejaVu Sans", *hanzi]}):
-        figure = Figure(figsize=(4.2 * columns, 1.0 + 3.8 * rows), layout="constrained")
+        figure = Figure(figsize=(max(11.0, 3.4 * columns), 4.0 + 3.4 * rows), layout="constrained")
         FigureCanvasAgg(figure)
-        grid = figure.add_gridspec(rows, columns)
-        _draw_curves(figure, grid, found, result)
-        below = [figure.add_subplot(grid[1 + i // columns, i % columns]) for i in range(len(maps))]
-        for axes, (name, entries) in zip(below, maps.items(), strict=True):
-            _draw_passkeys(axes, name, entries, result)
-        if below:
-            figure.colorbar(below[0].images[0], ax=below, label="keys found", format="{x:.0%}", pad=0.01)
+        heights = [4.0, 3.4 * rows] if rows else [4.0]
+        curves, *below = figure.subfigures(len(heights), height_ratios=heights, squeeze=False)[:, 0]
+        left, right = curves.subplots(1, 2)
+        _draw_by_length(left, found, result)
+        _draw_by_position(right, found, result)
+        for i, (name, entries) in enumerate(maps.items()):
+            _draw_passkeys(below[0].add_subplot(rows, columns, i + 1), name, entries, result)
+        if none := [name for name in asked if name not in maps]:
+            figure.supxlabel(f"passkey: found at no length by {', '.join(none)}", fontsize=9)
         figure.savefig(file, dpi=130)
 
 
@@ -215,31 +219,47 @@ def legible(names: list[str], hanzi: bool) -> list[str]:
     return [name if hanzi or western[i] else f"no. {i + 1}" for i, name in enumerate(names)]
 
 
-def _draw_curves(figure: Any, grid: Any, found: Json, result: Json) -> None:
-    """The upper row, and a legend above it."""
-    lengths, half = result["lengths"], grid.ncols // 2
-    by_length, by_position = figure.add_subplot(grid[0, :half]), figure.add_subplot(grid[0, half:])
-    for name, values in found.items():
-        by_length.plot(lengths, [values["perplexity"][n] for n in lengths], marker="o", markersize=4, label=name)
-        by_position.plot(*zip(*values["by_position"], strict=True), linewidth=1.2)
-    by_length.set(xlabel="tokens before the last target", ylabel="perplexity", yscale="log",
-                  title=f"the same {result['scored']:,} targets after more text")  # fmt: skip
-    by_length.set_xscale("log", base=2)
-    by_length.set_xticks(lengths, [f"{n:,}" for n in lengths])
-    by_length.yaxis.set_major_formatter("{x:,.10g}")
-    if by_length.get_ylim()[1] < 30 * by_length.get_ylim()[0]:  # more of them would overlap
-        by_length.yaxis.set_minor_formatter("{x:,.3g}")
+def _draw_by_length(axes: Any, found: Json, result: Json) -> None:
+    lengths, ends = result["lengths"], []
+    for index, (name, values) in enumerate(found.items()):
+        colour, perplexity = COLOURS[index % len(COLOURS)], [values["perplexity"][n] for n in lengths]
+        axes.plot(lengths, perplexity, marker="o", markersize=3, linewidth=2.2 if index == 0 else 1.3, color=colour)
+        ends.append(Line(name, perplexity[-1], colour))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
+    axes.set_xlabel("tokens in the row", fontsize=8)
+    axes.set_title(f"Perplexity of the same {result['scored']:,} targets", loc="left", fontsize=10)
+    plain_log(axes)
+    _finish(axes, ends, result)
+
+
+def _draw_by_position(axes: Any, found: Json, result: Json) -> None:
+    """The loss at each position; of several contenders, how much more it is than the first one's."""
+    (own, first), *others = found.items()
+    places, base = zip(*first["by_position"], strict=True)
+    ends, what = [], f"all targets of {result['lengths'][-1]:,} tokens"
+    if others:
+        axes.axhline(0, color=COLOURS[0], linewidth=2.2)
+        ends.append(Line(own, 0.0, COLOURS[0]))
+        for index, (name, values) in enumerate(others, start=1):
+            more = [loss - its for (_, loss), its in zip(values["by_position"], base, strict=True)]
+            axes.plot(places, more, linewidth=1.3, color=COLOURS[index % len(COLOURS)])
+            ends.append(Line(name, more[-1], COLOURS[index % len(COLOURS)]))
     else:
-        by_length.yaxis.set_minor_formatter("")
-    by_length.tick_params(axis="y", which="both", labelsize=8)
-    by_position.set(xlabel="position", ylabel="loss, nats a token", title=f"all targets of {lengths[-1]:,} tokens")
-    by_position.xaxis.set_major_formatter("{x:,.0f}")
-    for axes in (by_length, by_position):
-        axes.axvline(result["trained_context"], color="gray", linewidth=1, linestyle=":")
-        axes.annotate(" trained", (result["trained_context"], 0.98), xycoords=("data", "axes fraction"), color="gray",
-                      fontsize=8, va="top")  # fmt: skip
-        axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=min(8, len(found)), frameon=False)
+        axes.plot(places, base, linewidth=1.6, color=COLOURS[0])
+    title = f"Nats more than {own}, {what}" if others else f"Loss in nats, {what}"
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("position", fontsize=8)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _finish(axes, ends, result)
+
+
+def _finish(axes: Any, ends: list[Line], result: Json) -> None:
+    axes.axvline(result["trained_context"], color=GREY, linewidth=1, linestyle=":")
+    axes.annotate(" trained", (result["trained_context"], 0.98), xycoords=("data", "axes fraction"), color=GREY,
+                  fontsize=8, va="top")  # fmt: skip
+    bare(axes)
+    name_ends(axes, ends)
 
 
 def _draw_passkeys(axes: Any, name: str, entries: list[Json], result: Json) -> None:
@@ -259,4 +279,4 @@ def _draw_passkeys(axes: Any, name: str, entries: list[Json], result: Json) -> N
     axes.set_yticks(range(len(depths)), [f"{d:.0%}" for d in depths], fontsize=8)
     axes.set_xlabel("context, tokens", fontsize=8)
     axes.set_ylabel("the key's place in it", fontsize=8)
-    axes.set_title(f"passkey: {name}", fontsize=10)
+    axes.set_title(f"Passkey found: {name}", loc="left", fontsize=10)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from babyllama.atomic import write_json
+from babyllama.commands.figures import COLOURS, GREY, Line, bare, name_ends, plain_log
 from babyllama.commands.samples import Samples, sampler
 from babyllama.commands.table import shortly, table_of
 from babyllama.data.shards.shards import Prepared
@@ -282,10 +283,16 @@ def draw(file: Path, result: Json) -> None:
     for found in result["after"]:
         name = found["name"].replace(f"{found['method'].get('bits')} bit ", "")
         lines.setdefault(name, []).append((found["bits_per_weight"], found["perplexity"]))
-    for name, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name)
-    axes.axhline(result["before"]["perplexity"], color="gray", linewidth=0.8, linestyle=":", label="before")
-    axes.set(xlabel="bits a weight", ylabel="perplexity, held-out text", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
+    ends = []
+    for index, (name, points) in enumerate(lines.items()):
+        colour, (bits, perplexity) = COLOURS[index % len(COLOURS)], zip(*sorted(points), strict=True)
+        axes.plot(bits, perplexity, marker="o", markersize=4, linewidth=1.5, color=colour)
+        ends.append(Line(name, perplexity[-1], colour))
+    axes.axhline(result["before"]["perplexity"], color=GREY, linewidth=1, linestyle=":")
+    ends.append(Line("before", result["before"]["perplexity"], GREY))
+    axes.set_xlabel("bits a weight", fontsize=8)
+    axes.set_title("Perplexity of held-out text", loc="left", fontsize=10)
+    plain_log(axes)
+    bare(axes)
+    name_ends(axes, ends)
     figure.savefig(file, dpi=130)

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from babyllama.amounts import duration, short, size
 from babyllama.atomic import write_atomic
+from babyllama.commands.figures import Line, name_ends
 from babyllama.errors import InputError, needs_extra
 from babyllama.model.config import ModelConfig
 from babyllama.model.config_json import from_hugging_face
@@ -195,18 +196,21 @@ def _chart(title: str, curves: dict[str, Points], guessing: float | None = None)
         shown = Figure(figsize=(3.9, 2.7), layout="constrained")
         axes = shown.subplots()
         axes.set_title(title, loc="left", fontsize=11, pad=10)
+        ends = []
         for (name, (x, y)), colour, marker in zip(curves.items(), (FIRST, SECOND), ("", "o"), strict=False):
             dot = marker if marker or len(x) > 1 else "o"
-            axes.plot(x, y, color=colour, marker=dot, markersize=3.5, linewidth=1.6, label=name if x else None)
+            axes.plot(x, y, color=colour, marker=dot, markersize=3.5, linewidth=1.6)
+            ends += [Line(name, y[-1], colour)] if y else []
         if guessing is not None:
-            axes.axhline(guessing, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), label="pure guessing")
+            axes.axhline(guessing, color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
+            ends.append(Line("pure guessing", guessing, MUTED))
         axes.grid(axis="y", color=LINE, linewidth=0.6)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)
         axes.set_xlabel("step")
         axes.locator_params(nbins=6)
-        if len(axes.get_legend_handles_labels()[1]) > 1:
-            axes.legend(frameon=False, fontsize=9)
+        if len(ends) > 1:
+            name_ends(axes, ends, size=9)
         text = io.StringIO()
         FigureCanvasSVG(shown).print_svg(text, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return _inline(text.getvalue(), title)

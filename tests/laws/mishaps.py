@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from typing import Any, ClassVar
 
 from small_training import Formula
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.tensor import DTensor
 
 from babyllama.recipe import Recipe
 from babyllama.train.engines.replica import Replica
@@ -16,6 +17,7 @@ from babyllama.train.trainer import Trainer
 
 SEEN: list[tuple[str, str]] = []  # by Spying
 BUCKETS: list[int] = []  # by Counting
+HELD: list[bool] = []  # by Looking
 
 
 class Spying(NextToken):
@@ -24,6 +26,15 @@ class Spying(NextToken):
     def __call__(self, model: Any, batch: Any) -> Any:
         SEEN.append((str(model.hidden(batch.tokens).dtype), type(model).__name__))
         return NextToken()(model, batch)
+
+
+class Looking(NextToken):
+    """NextToken that notes whether this rank still has the whole first block when the forward pass is over."""
+
+    def __call__(self, model: Any, batch: Any) -> Any:
+        found = super().__call__(model, batch)
+        HELD.append(not isinstance(model.layers[0].mlp.up_proj.weight, DTensor))
+        return found
 
 
 class Poisoned(Formula):
@@ -37,6 +48,7 @@ class Poisoned(Formula):
 class Nan(Recipe):
     """NextToken; NaN for a bad batch."""
 
+    plain: ClassVar[bool] = True
     stream: Any
 
     def __call__(self, model: Any, batch: Any) -> Any:

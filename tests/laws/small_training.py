@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -85,8 +85,9 @@ class Made:
 
 @dataclass(frozen=True)
 class By:
-    """An objective that is computed by a function; what its sums count for is NextToken's."""
+    """An objective that is computed by a function; what its sums count for, and what it claims, is NextToken's."""
 
+    plain: ClassVar[bool] = True
     compute: Callable[[Transformer, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

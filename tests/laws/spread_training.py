@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mishaps import BUCKETS, SEEN, Counting, Drifting, Killed, Spying, poison
+from mishaps import BUCKETS, HELD, SEEN, Counting, Drifting, Killed, Looking, Spying, poison
 from small_training import Made, Silent, StopAt, small_trainer
 
 import babyllama.train.meter
@@ -158,8 +158,8 @@ def drift(folder: Path, world: World) -> None:
 
 
 def exchanges(folder: Path, world: World) -> None:
-    """How often gradients travel in four steps of eight micro-batches a rank."""
-    counted = {}
+    """How often gradients travel in four steps of eight micro-batches a rank, and what FSDP holds in between."""
+    counted, held = {}, {}
     trainer = made(folder, "counted-ddp", world, "ddp", **settings("adamw", 16))
     trainer.engine = Counting()
     trainer.train()
@@ -174,11 +174,14 @@ def exchanges(folder: Path, world: World) -> None:
             return original(*args, **kwargs)
 
         trainer = made(folder, f"counted-{engine}", world, engine, **settings("adamw", 16))
+        trainer.objective = Looking()
+        HELD.clear()
         setattr(dist, name, counting)
         trainer.train()
         setattr(dist, name, original)
-        counted[engine] = len(calls)
+        counted[engine], held[engine] = len(calls), list(HELD)
     if world.first:
+        (folder / "held.json").write_text(json.dumps(held))
         (folder / "exchanges.json").write_text(json.dumps(counted))
 
 

@@ -86,6 +86,12 @@ def test_gradients_travel_once_a_step(folder):
     assert json.loads((folder / "exchanges.json").read_text()) == {"ddp": 4 + 1, "fsdp": 4 * 3, "fsdp_kept": 4 * 3}
 
 
+def test_fsdp_holds_whole_blocks_as_long_as_it_was_told(folder):
+    """Its whole weights go after its forward pass, or (reshard_after_forward: false) wait for the backward one."""
+    held = json.loads((folder / "held.json").read_text())
+    assert held == {"fsdp": [False] * 32, "fsdp_kept": [True] * 32}  # four steps of eight micro-batches
+
+
 def test_muon_on_rows_that_cannot_be_shared_equally(folder):
     assert json.loads((folder / "shapes.json").read_text()) <= 1e-6
 

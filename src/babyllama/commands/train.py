@@ -88,7 +88,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     made = settled(recipe, world, device)
     precision: Precision = made.precision  # type: ignore[assignment]
     lisa = recipe.adapter if isinstance(recipe.adapter, Lisa) else None  # each of its draws would be compiled anew
-    suits = device.type == "cuda" and not lisa and isinstance(recipe.objective, NextToken)
+    suits = device.type == "cuda" and not lisa and recipe.objective.compiles
     compiled = suits and can_compile(device) if recipe.compile is None else recipe.compile
     recipe.engine.check(world.size, recipe.optimizer)  # before there is a run of this recipe
     recipe.engine.check_precision(device, DTYPES[precision])

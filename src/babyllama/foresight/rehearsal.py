@@ -23,7 +23,6 @@ from babyllama.data.streams.batches import IGNORE, Batch, Rows
 from babyllama.errors import InputError, Interrupted
 from babyllama.foresight.evidence import Gain, Reference, Rehearsal, Tally
 from babyllama.run import Run
-from babyllama.train.losses.distil import Taught
 from babyllama.train.optimizers.optim import AdamPart, Cosine
 from babyllama.train.trainer import Diverged, Trainer
 
@@ -205,9 +204,9 @@ def _batches(trainer: Trainer, rows: Sequence[Batch]) -> Iterable[Batch]:
 
 
 def _summed(trainer: Trainer, batch: Batch) -> Tensor:
-    """The loss of a batch by plain means: cross-entropy of full float32 logits; a taught model's by its objective,
-    which no plain means compute."""
-    if isinstance(trainer.objective, Taught):
+    """The loss of a batch by plain means: cross-entropy of full float32 logits; by its objective where no plain means
+    compute it."""
+    if not trainer.objective.plain:
         return trainer.objective(trainer.model, batch)[0]
     logits = trainer.model(batch.tokens, batch.positions, batch.segments).float()
     return cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum")

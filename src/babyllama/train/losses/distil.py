@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +29,7 @@ class Distil(Recipe):
     t and s are what the same block of teacher and student puts out.
     """
 
+    compiles: ClassVar[bool] = False
     kind: Literal["distil"] = "distil"
     alpha: float = Field(default=1.0, ge=0, description="α; 0: the teacher may have another width or depth")
     teacher: Path | None = Field(default=None, description="with the same tokenizer; null: the init's model")
@@ -61,6 +62,7 @@ class Taught:
     """An objective; its metrics are the two parts of its loss: `soft`, and `apart` before α. Holds the teacher, which
     moves to the batch's device and the student's dtype."""
 
+    plain: ClassVar[bool] = False
     recipe: Distil
     teacher: Transformer
 

@@ -6,7 +6,7 @@ cannot change the update. The metrics are summed and divided alike, and logged. 
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -19,7 +19,13 @@ from babyllama.train.losses.cross_entropy import linear_cross_entropy
 
 
 class Objective(Protocol):
-    """What a training minimises."""
+    """What a training minimises.
+
+    Attributes:
+        plain: the loss is the cross-entropy of the batch's targets by the model's logits, which anybody can compute.
+    """
+
+    plain: ClassVar[bool]
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and what else is measured, as sums: float32 scalars, the metrics without a gradient and of the same
@@ -34,6 +40,8 @@ class Objective(Protocol):
 class NextToken(Recipe):
     """Cross-entropy of the next token. Pretraining counts every token, SFT those that the batch's targets keep."""
 
+    plain: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True  # it asks the model for what a compiled forward pass gives
     kind: Literal["next_token"] = "next_token"
     fp8_head: bool = Field(default=False, description="logits in float8; RTX 40 series, H100 and newer")
 

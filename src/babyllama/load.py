@@ -6,6 +6,7 @@ merged or attached → dtype and device. Another attend function comes after the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from babyllama.model.adapters import base_link, is_adapter, load_adapter
 from babyllama.model.checkpoint import load_model, read_config
 from babyllama.model.config import ModelConfig, extended
 from babyllama.model.laws import RopeConfig
-from babyllama.model.lora import merge
+from babyllama.model.lora import merge, switch
 from babyllama.model.nf4 import pack_base
 from babyllama.model.transformer import Transformer
 from babyllama.quant.folder import is_packed, to_dense, unpacking
@@ -143,6 +144,37 @@ def load(path: Path, device: torch.device | None = None, precision: Precision | 
     check_vocabulary(model, tokenizer, folder)
     model.to(device, DTYPES[precision or serving_precision(model, device)]).eval().requires_grad_(False)
     return Loaded(model, tokenizer, folder)
+
+
+def load_adapters(folders: Mapping[str, Path], device: torch.device, precision: Precision | None = None) -> Loaded:
+    """One base with adapters of its own attached by name and switched off; the base's tokenizer.
+
+    Args:
+        folders: name → `model_folder` of an adapter, at least one.
+
+    Raises:
+        InputError: as `load`; adapters of different bases, or trained by different RoPE scalings.
+    """
+    links = {name: base_link(folder) for name, folder in folders.items()}
+    (first, link), *others = links.items()
+    for name, other in others:
+        if (other.folder.resolve(), other.packed, other.rope) != (link.folder.resolve(), link.packed, link.rope):
+            raise InputError(f"{folders[name]} and {folders[first]} have not the same base; share what has")
+    base = model_folder(link.folder)
+    tokenizer = read_tokenizer(base)
+    for folder in folders.values():
+        if read_tokenizer(folder).hash != tokenizer.hash:
+            raise InputError(f"{folder}: has another tokenizer than its base {base}; serve it without share_base")
+    model = read_model(base, rope=link.rope)
+    pack_base(model, link.packed)
+    for name, folder in folders.items():
+        links[name].check(folder)
+        switch(model, False)  # a start that was taken out of the base is computed from the base alone
+        load_adapter(model, folder, name)
+    switch(model, False)
+    check_vocabulary(model, tokenizer, base)
+    model.to(device, DTYPES[precision or serving_precision(model, device)]).eval().requires_grad_(False)
+    return Loaded(model, tokenizer, base)
 
 
 def check_vocabulary(model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:

@@ -67,7 +67,7 @@ def names_of(tokenizer: Tokenizer) -> list[str]:
 
 async def ask(tokenizers: dict[str, Tokenizer], requests: list[tuple[str, dict]]) -> list[dict]:
     """The answers of a server with these models."""
-    models = Models({name: lambda n=name, t=tokenizer: served(n, t) for name, tokenizer in tokenizers.items()})
+    models = Models({name: lambda n=name, t=tokenizer: [served(n, t)] for name, tokenizer in tokenizers.items()})
     app = application(models, Limits(None, 64, 60, 60), Sampling())
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

@@ -10,6 +10,7 @@ from small_run import small_tokenizer, taught_model
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.request import Request
+from babyllama.serve import models as module
 from babyllama.serve.faults import Refused
 from babyllama.serve.models import Models, Served
 from babyllama.serve.worker import Worker
@@ -21,10 +22,10 @@ class Opener:
     def __init__(self, name: str) -> None:
         self.name, self.times = name, 0
 
-    def __call__(self) -> Served:
+    def __call__(self) -> list[Served]:
         self.times += 1
         engine = Engine(taught_model(), small_tokenizer().vocab_size, slots=4)
-        return Served(self.name, Worker(engine), small_tokenizer())
+        return [Served(self.name, Worker(engine), small_tokenizer())]
 
 
 def openers() -> dict[str, Opener]:
@@ -104,8 +105,29 @@ def test_idle_ones_go():
     asyncio.run(story())
 
 
+def test_what_is_left_of_conversations_goes_after_a_while(monkeypatch):
+    monkeypatch.setattr(module, "REST", 0.05)
+
+    async def story() -> None:
+        models = Models(openers())
+        tidy = asyncio.create_task(models.tidy())
+        async with models.use("a") as served:
+            await answer(served)
+            held = served.worker.engine.slots
+            assert any(slot.tokens for slot in held.all)
+        for _ in range(200):
+            await asyncio.sleep(0.05)
+            if not any(slot.tokens for slot in held.all):
+                break
+        assert not any(slot.tokens for slot in held.all) and list(models.loaded) == ["a"]
+        tidy.cancel()
+        await models.close()
+
+    asyncio.run(story())
+
+
 def test_a_model_that_cannot_be_read_any_more():
-    def gone() -> Served:
+    def gone() -> list[Served]:
         raise InputError("runs/a: is not there")
 
     async def story() -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -53,6 +53,7 @@ class ServeRecipe(Recipe):
     time: float = Field(default=600, gt=0, description="seconds for an answer, which ends there")
     max_tokens: int | None = Field(default=None, ge=1, description="the longest answer; null: the model's context")
     body: int = Field(default=1 << 20, ge=1024, description="bytes of a request; beyond: 413")
+    share_base: bool = Field(default=False, description="adapters of one base beside it, not merged: one in memory")
     loaded: int | None = Field(default=None, ge=1, description="models in memory at once; null: all")
     idle: float | None = Field(default=None, gt=0, description="seconds after which an unused model is unloaded")
     cors: tuple[str, ...] = Field(default=(), description="origins of web pages that may use the server")
@@ -79,7 +80,7 @@ def main(recipe: ServeRecipe) -> None:
     listener = _listen(recipe)
     models = Models(openers, recipe.loaded, recipe.idle)
     first = next(iter(openers))
-    models.loaded[first] = openers[first]()  # a fault shows now, and the first answer need not wait
+    models.loaded |= {served.name: served for served in openers[first]()}  # a fault shows now, and nobody waits
     limits = Limits(recipe.max_tokens, recipe.queue, recipe.wait, recipe.time)
     app = application(
         models, limits, recipe.sampling, keys, recipe.body, recipe.cors, sys.stdout if recipe.log else None
@@ -100,35 +101,64 @@ def _run(server: uvicorn.Server, listener: socket.socket) -> None:
             signal.signal(number, handler)
 
 
-def _openers(recipe: ServeRecipe) -> dict[str, Callable[[], Served]]:
-    """Name → how it is loaded. Paths are looked at now."""
+def _openers(recipe: ServeRecipe) -> dict[str, Callable[[], list[Served]]]:
+    """Name → how it is loaded, with those that share its base. Paths are looked at now."""
     from babyllama.load import model_folder
 
-    found: dict[str, Callable[[], Served]] = {}
+    models: dict[str, ServedRecipe] = {}
     for given in recipe.models:
         served = ServedRecipe(path=given) if isinstance(given, Path) else given
         model_folder(served.path)
         path = served.path.resolve()
         name = served.name or (path.parent.name if path.name == "model" else path.name)
-        if name in found:
+        if name in models:
             raise InputError(
                 f"models: two are called {name!r}; give one another name: models=[{{path: …, name: …}}, …]"
             )
-        found[name] = partial(_open, name, served, recipe)
-    return found
+        models[name] = served
+    found: dict[str, Callable[[], list[Served]]] = {}
+    for group in _groups(models, recipe.share_base):
+        opener = partial(_open, {name: models[name] for name in group}, recipe)
+        found |= dict.fromkeys(group, opener)
+    return {name: found[name] for name in models}
 
 
-def _open(name: str, served: ServedRecipe, recipe: ServeRecipe) -> Served:
-    """Load a model, and let it write two tokens so that what is compiled is compiled."""
-    from babyllama.load import load, pick_device, pick_precision
+def _groups(models: Mapping[str, ServedRecipe], share: bool) -> list[list[str]]:
+    """Names of those that are loaded together: adapters of the same base, and that base, where they share it."""
+    from babyllama.load import model_folder
+    from babyllama.model.adapters import base_link, is_adapter
+
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, served in models.items():
+        folder = model_folder(served.path)
+        link = base_link(folder) if is_adapter(folder) else None
+        base = folder if link is None else model_folder(link.folder)
+        kind = ("dense", "None") if link is None else (link.packed, str(link.rope))
+        key = (str(base.resolve()), *kind, served.precision)
+        found.setdefault(key if share else (name,), []).append(name)
+    return list(found.values())
+
+
+def _open(models: Mapping[str, ServedRecipe], recipe: ServeRecipe) -> list[Served]:
+    """Load models that share a base, or one alone. Each writes two tokens, so that what is compiled is compiled."""
+    from babyllama.infer.request import Request
+    from babyllama.load import load, load_adapters, model_folder, pick_device, pick_precision, read_tokenizer
+    from babyllama.model.adapters import is_adapter
     from babyllama.serve.models import Served
     from babyllama.serve.worker import Worker
 
-    device = pick_device(recipe.device)
-    loaded = load(served.path, device, None if served.precision == "auto" else pick_precision(served.precision, device))
+    device, (first, *_) = pick_device(recipe.device), models.values()
+    precision = None if first.precision == "auto" else pick_precision(first.precision, device)
+    folders = {name: model_folder(served.path) for name, served in models.items()}
+    adapters = {name: folder for name, folder in folders.items() if is_adapter(folder)} if recipe.share_base else {}
+    loaded = load_adapters(adapters, device, precision) if adapters else load(first.path, device, precision)
     engine = engine_of(loaded, recipe.speculate, slots=recipe.slots)
-    engine.generate([loaded.tokenizer.start_ids], Sampling(temperature=0), 2)
-    return Served(name, Worker(engine, name), loaded.tokenizer)
+    greedy, start = Sampling(temperature=0), loaded.tokenizer.start_ids
+    for name in models:
+        list(engine.events(Request(start, greedy, 2, adapter=name if name in adapters else None)))
+    worker = Worker(engine, next(iter(models)))
+    return [Served(name, worker, read_tokenizer(folder), name if name in adapters else None)
+            for name, folder in folders.items()]  # fmt: skip
 
 
 def _keys(recipe: ServeRecipe) -> list[str]:
@@ -161,7 +191,7 @@ def _listen(recipe: ServeRecipe) -> socket.socket:
     return listener
 
 
-def _say(recipe: ServeRecipe, listener: socket.socket, names: dict[str, Callable[[], Served]], keys: list[str]) -> None:
+def _say(recipe: ServeRecipe, listener: socket.socket, names: Collection[str], keys: list[str]) -> None:
     port = listener.getsockname()[1]
     host = f"[{recipe.host}]" if ":" in recipe.host else recipe.host
     print(f"babyllama serves {', '.join(names)} at http://{host}:{port}/v1 (routes: http://{host}:{port}/docs); "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,10 +18,13 @@ from babyllama.serve.faults import Refused
 from babyllama.serve.worker import Worker
 from babyllama.tokenizer.tokenizer import Tokenizer
 
+REST = 60.0  # seconds without a request after which what is left of conversations is forgotten
+
 
 @dataclass(eq=False)
 class Served:
-    """A model that is loaded. `adapter`: the name, in the engine, of the adapter that this name stands for."""
+    """A model that is loaded. `adapter`: the name, in the engine, of the adapter that this name stands for. Adapters of
+    one base may share a worker, and come and go together."""
 
     name: str
     worker: Worker
@@ -44,12 +47,12 @@ class Models:
     """All models of a server.
 
     Args:
-        openers: name → how it is loaded; called on another thread, one at a time.
-        most: how many are loaded at once; None: all.
+        openers: name → how it is loaded, with all that share its worker; called on another thread, one at a time.
+        most: how many workers there are at once; None: any number.
         idle: seconds without a request after which one is unloaded; None: never.
     """
 
-    def __init__(self, openers: Mapping[str, Callable[[], Served]], most: int | None = None,
+    def __init__(self, openers: Mapping[str, Callable[[], Sequence[Served]]], most: int | None = None,
                  idle: float | None = None) -> None:  # fmt: skip
         self.openers, self.most, self.idle = openers, most, idle
         self.created = int(time.time())
@@ -85,33 +88,56 @@ class Models:
         async with self._changing:
             if name in self.loaded:
                 return self.loaded[name]
-            if self.most is not None and len(self.loaded) >= self.most:
-                idle = [served for served in self.loaded.values() if not served.users]
+            if self.most is not None and len(self._groups()) >= self.most:
+                idle = [group for group in self._groups() if not any(served.users for served in group)]
                 if not idle:
                     raise Refused(503, f"all {self.most} models that may be loaded at once (loaded={self.most}) are "
                                   "answering; try again", "model", wait=5)  # fmt: skip
-                await self._unload(min(idle, key=lambda served: served.last))
-            try:
-                self.loaded[name] = await asyncio.to_thread(self.openers[name])
-            except InputError as error:
-                raise Refused(503, f"the model {name!r} cannot be loaded: {error}", "model") from None
+                await self._unload(min(idle, key=_last_use))
+            await self.open(name)
             return self.loaded[name]
 
-    async def _unload(self, served: Served) -> None:
-        del self.loaded[served.name]
-        await asyncio.to_thread(served.worker.close)
+    async def open(self, name: str) -> None:
+        """Load it. Raises Refused (503) where it cannot be read any more."""
+        try:
+            for served in await asyncio.to_thread(self.openers[name]):
+                self.loaded[served.name] = served
+        except InputError as error:
+            raise Refused(503, f"the model {name!r} cannot be loaded: {error}", "model") from None
+
+    def _groups(self) -> list[list[Served]]:
+        """Those that are loaded, by their workers."""
+        found: dict[Worker, list[Served]] = {}
+        for served in self.loaded.values():
+            found.setdefault(served.worker, []).append(served)
+        return list(found.values())
+
+    async def _unload(self, group: list[Served]) -> None:
+        for served in group:
+            del self.loaded[served.name]
+        await asyncio.to_thread(group[0].worker.close)
 
     async def tidy(self) -> None:
-        """Unload what nobody has asked for lately, for ever; a task of the server's."""
-        while self.idle is not None:
-            await asyncio.sleep(min(self.idle, 5))
+        """Give memory back that nobody uses, for ever; a task of the server's: what is left of conversations after a
+        while, and whole models where that is asked for."""
+        while True:
+            await asyncio.sleep(min(self.idle or REST, 5))
             async with self._changing:
-                for served in list(self.loaded.values()):
-                    if not served.users and time.monotonic() - served.last >= self.idle:
-                        await self._unload(served)
+                for group in self._groups():
+                    rest = time.monotonic() - _last_use(group)
+                    if any(served.users for served in group):
+                        continue
+                    if self.idle is not None and rest >= self.idle:
+                        await self._unload(group)
+                    elif rest >= REST:
+                        group[0].worker.trim()
 
     async def close(self) -> None:
         """Unload all."""
         async with self._changing:
-            for served in list(self.loaded.values()):
-                await self._unload(served)
+            for group in self._groups():
+                await self._unload(group)
+
+
+def _last_use(group: list[Served]) -> float:
+    return max(served.last for served in group)

@@ -94,7 +94,7 @@ class Worker:
     def __init__(self, engine: Engine, name: str = "engine") -> None:
         self.engine = engine
         self.steps = self.tokens = self.faults = 0
-        self._inbox: queue.SimpleQueue[tuple[str, Answers] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[str, Answers | None] | None] = queue.SimpleQueue()
         self._asked: set[Answers] = set()  # the event loop's
         self._at_work: dict[int, Answers] = {}  # the thread's: by the engine's ids
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -117,6 +117,10 @@ class Worker:
         """No more is wanted of these; what is still running loses its row before the next step."""
         self._asked.discard(answers)
         self._inbox.put(("remove", answers))
+
+    def trim(self) -> None:
+        """Forget earlier texts and give their memory back, when there is nothing else to do."""
+        self._inbox.put(("trim", None))
 
     def close(self) -> None:
         """End the thread; whatever is open fails."""
@@ -148,7 +152,9 @@ class Worker:
             if found is None:
                 return False
             kind, answers = found
-            if kind == "add":
+            if answers is None:
+                self.engine.trim()
+            elif kind == "add":
                 self._add(answers)
             else:
                 self._remove(answers)

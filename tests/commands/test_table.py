@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from babyllama.commands import doctor, evaluate, longcontext, plan, prepare, quantize, quickstart
+from babyllama.commands import doctor, evaluate, longcontext, plan, prepare, quantize_shown, quickstart
 from babyllama.commands.table import shortly
 from babyllama.foresight.checks.finding import Finding
 from babyllama.recipe import bundled, load_recipe
@@ -21,7 +21,7 @@ SOURCE = Path(longcontext.__file__).parents[1]
 LONG = "shibing624_medical_encyclopedia"
 BEFORE = {"bits_per_weight": 16.0, "perplexity": 41.234, "bits_per_byte": 1.2345, "answers": {"f1": 0.873},
           "held_bytes": 4_116_123_456, "tokens_per_second": 12234.0, "samples": {}}  # fmt: skip
-MATRICES = [f"layers.{i}.{name}" for i in (0, 31) for stage in quantize.STAGES for name in stage]
+MATRICES = [f"layers.{i}.{name}" for i in (0, 31) for stage in quantize_shown.STAGES for name in stage]
 AFTER = {**BEFORE, "name": "4 bit gptq, groups of 128, act-order", "error": 0.1234, "seconds": 1234.5,
          "layers": [{"name": name, "error": 0.1234} for name in (*MATRICES, "embed_tokens", "lm_head")]}  # fmt: skip
 LENGTHS = [2**n for n in range(9, 17)]
@@ -45,8 +45,8 @@ def of_plan(console: Console) -> None:
 
 
 CASES = {
-    "quantize": lambda c: c.print(quantize._table({"before": BEFORE, "after": [AFTER]})),
-    "quantize's layers": lambda c: c.print(quantize._layer_table(AFTER["layers"])),
+    "quantize": lambda c: c.print(quantize_shown.table({"before": BEFORE, "after": [AFTER]})),
+    "quantize's layers": lambda c: c.print(quantize_shown.layer_table(AFTER["layers"])),
     "longcontext": lambda c: [c.print(table) for table in longcontext.tables(LONG_RESULT)],
     "evaluate's losses": lambda c: c.print(evaluate._loss_table(LOSSES, "val split, held out from all training")),
     "evaluate's answers": lambda c: c.print(evaluate._answer_table(ANSWERS)),

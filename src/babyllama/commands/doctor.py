@@ -51,8 +51,10 @@ class DoctorRecipe(Recipe):
     """The verb's recipe."""
 
     target: str = Field(description="a train run, or a train recipe: a file, or a bundled name")
-    overrides: tuple[str, ...] = Field(default=(), description="of the train recipe's keys: [optimizer.lr=0.01]")
-    steps: int = Field(default=50, ge=0, description="to rehearse; 0 only reads what the run recorded")
+    overrides: tuple[str, ...] = Field(
+        default=(), description="settings of the train recipe, such as [optimizer.lr=0.01]"
+    )
+    steps: int = Field(default=50, ge=0, description="steps to rehearse; 0 only reads what the run recorded")
     device: DeviceChoice = "auto"
     format: Literal["table", "json"] = "table"
     out: Path | None = Field(default=None, description="a JSON file for the report")

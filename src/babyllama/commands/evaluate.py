@@ -37,9 +37,9 @@ class EvaluateRecipe(Recipe):
     split: Literal["val", "train"] = "val"
     corpora: tuple[str, ...] = Field(default=(), description="labels of the prepared folder; default: all")
     questions_from: tuple[CorpusChoice, ...] = Field(default=(), description="more chats to ask")
-    questions: int = Field(default=50, ge=0, description="asked of each chat corpus; 0 asks nothing")
+    questions: int = Field(default=50, ge=0, description="questions asked of each chat corpus; 0 asks nothing")
     answer_tokens: int = Field(default=256, ge=1, description="the longest answer")
-    loss_tokens: int | None = Field(default=200_000, ge=1, description="measured of each corpus; null takes all")
+    loss_tokens: int | None = Field(default=200_000, ge=1, description="tokens measured of each corpus; null: all")
     context: int | None = Field(default=None, ge=2, description="tokens of a row; default: as in training")
     rows: int = Field(default=16, ge=1, description="rows of a batch")
     name: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$", description="of the file in evals/")

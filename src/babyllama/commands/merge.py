@@ -22,7 +22,9 @@ class MergeRecipe(Recipe):
 
     model: Path = Field(description="an adapter: a run, or a folder of PEFT's")
     out: Changeable[Path] = Field(description="the run to make")
-    precision: Literal["base", "fp32", "bf16", "fp16"] = Field(default="base", description="base: as its files are")
+    precision: Literal["base", "fp32", "bf16", "fp16"] = Field(
+        default="base", description="base: that of the base's files"
+    )
 
 
 def main(recipe: MergeRecipe) -> None:

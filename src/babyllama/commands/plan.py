@@ -37,16 +37,24 @@ class PlanRecipe(Recipe):
 
     gpu: str = Field(default="auto", description="RTX 3060, 4090, A100 40G, H100, …; auto: what is here; cpu")
     gpus: int = Field(default=1, ge=1)
-    engine: Literal["ddp", "fsdp"] = Field(default="ddp", description="for several GPUs: state replicated, or sharded")
+    engine: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="for several GPUs: ddp keeps all on each, fsdp shards"
+    )
     hours: float | None = Field(default=None, gt=0)
     money: float | None = Field(default=None, gt=0)
-    price_per_hour: float | None = Field(default=None, gt=0, description="of one GPU, in the currency of money")
-    data: Path | None = Field(default=None, description="a prepared folder; its manifest says tokens and vocabulary")
-    corpus_tokens: int | None = Field(default=None, ge=1, description="instead of data; with neither: unlimited")
+    price_per_hour: float | None = Field(default=None, gt=0, description="of one GPU, in the same currency as money")
+    data: Path | None = Field(
+        default=None, description="a prepared folder, for the number of tokens and the vocabulary"
+    )
+    corpus_tokens: int | None = Field(
+        default=None, ge=1, description="tokens of the corpus, instead of data; default: unlimited"
+    )
     bytes_per_token: float | None = Field(default=None, gt=0, description=f"the data's, else {BYTES_PER_TOKEN:g}")
     vocab_size: int | None = Field(default=None, ge=1, description="default: the data's, else ChatGLM2's 64,793")
-    model: ModelChoice | None = Field(default=None, description="default: automatic, to suit the hours")
-    tokens: int | None = Field(default=None, ge=1, description="to train on; default: as many as time and corpus allow")
+    model: ModelChoice | None = Field(default=None, description="default: chosen to suit the hours")
+    tokens: int | None = Field(
+        default=None, ge=1, description="tokens to train on; default: as many as time and corpus allow"
+    )
     max_epochs: float = Field(default=4.0, gt=0, description="of the corpus; four are worth nearly as much as new text")
     context: int | None = Field(default=None, ge=2, description="tokens in a row; default: the model's")
     global_batch_tokens: int | None = Field(default=None, ge=1, description="of one step; default: automatic")

@@ -38,7 +38,7 @@ class PrepareRecipe(Recipe):
     corpora: tuple[CorpusChoice, ...] = Field(
         min_length=1, description="texts and chats, each by path or name", examples=["'corpora=[{path: my.jsonl}]'"]
     )
-    validation: float = Field(0.01, ge=0, le=0.5, description="share of the documents that is held out")
+    validation: float = Field(0.01, ge=0, le=0.5, description="fraction of the documents that is held out")
     template: str | None = Field(None, description="chat template; default: the tokenizer's own")
     on_bad: Literal["stop", "skip"] = Field("stop", description="what to do about a record that cannot be read")
     workers: int | None = Field(None, ge=1, description="processes; default: one for each core")

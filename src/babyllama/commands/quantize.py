@@ -13,15 +13,13 @@ import torch
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from babyllama.atomic import write_json
-from babyllama.commands.figures import COLOURS, GREY, Line, bare, name_ends, plain_log
+from babyllama.commands.quantize_shown import draw, show
 from babyllama.commands.samples import Samples, sampler
-from babyllama.commands.table import shortly, table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import Batch
-from babyllama.errors import InputError, needs_extra
+from babyllama.errors import InputError
 from babyllama.evals.answers import AnswerSums, ask, chat_questions, compared
 from babyllama.evals.bits import measure
 from babyllama.hardware import DeviceChoice, device_name
@@ -40,7 +38,7 @@ from babyllama.load import (
 from babyllama.model.checkpoint import save_model
 from babyllama.model.transformer import Transformer
 from babyllama.quant.awq import Awq
-from babyllama.quant.calibrate import STAGES, Calibration, Ends, Report, check, quantise, settled
+from babyllama.quant.calibrate import Calibration, Ends, Report, check, quantise, settled
 from babyllama.quant.folder import packing_of
 from babyllama.quant.gptq import Gptq
 from babyllama.quant.int8 import Int8
@@ -66,15 +64,22 @@ class QuantizeRecipe(Recipe):
     calibration: Calibration = Calibration()
     ends: Ends = Field(default=Ends(), description="the head and the embedding")
     corpora: tuple[str, ...] = Field(default=(), description="labels of the prepared folder to measure; default: all")
-    loss_tokens: int | None = Field(default=200_000, ge=1, description="measured of each corpus; null takes all")
-    rows: int = Field(default=16, ge=1, description="of a batch of measuring")
-    prompts: tuple[str, ...] = Field(default=("",), description="continued by both models; empty: a text of their own")
-    questions: int = Field(default=16, ge=0, description="asked of each chat corpus; their answers' F1 is the score")
-    sample_tokens: int = Field(default=64, ge=1, description="of each sample, and of the test of speed")
+    loss_tokens: int | None = Field(default=200_000, ge=1, description="tokens measured of each corpus; null: all")
+    rows: int = Field(default=16, ge=1, description="rows of a batch")
+    prompts: tuple[str, ...] = Field(
+        default=("",), description="prompts that both models continue; an empty one: a text of their own"
+    )
+    questions: int = Field(
+        default=16, ge=0, description="questions asked of each chat corpus; their score is the answers' F1"
+    )
+    sample_tokens: int = Field(default=64, ge=1, description="tokens of each sample, and of the test of speed")
     device: DeviceChoice = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(default="auto", description="of measuring the loss")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="in which the loss is measured"
+    )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="of what is not packed; fp16, which GPTQ's folders have, or bf16 where it was"
+        default="auto",
+        description="of what is not packed; default: fp16, as in GPTQ's folders, or bf16 where the model was bf16",
     )
     seed: int = Field(default=0, ge=0, description="which rows calibration takes")
 
@@ -111,7 +116,7 @@ def main(recipe: QuantizeRecipe) -> None:
             draw(run.path / "figure.png", result)
         write_json(run.path / "report.json", result)
         run.finish(**{key: found[-1][key] for key in ("name", "bits_per_weight", "perplexity", "bits_per_byte")})
-    _show(json.loads((run.path / "report.json").read_text("utf-8")), console)
+    show(json.loads((run.path / "report.json").read_text("utf-8")), console)
     made = f"{recipe.out}/figure.png" if recipe.sweep else f"{recipe.out}/model is ready: babyllama chat {recipe.out}"
     console.print(made, markup=False, soft_wrap=True)
 
@@ -216,83 +221,3 @@ def write(model: Transformer, tokenizer: Tokenizer, method: str, folder: Path) -
     """A folder of the packed weights, in the layout that suits them."""
     save_model(model, folder, packing=packing_of(model, method), **tokenizer.config_ids)
     tokenizer.save(folder)
-
-
-# ── showing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-def _show(result: Json, console: Console) -> None:
-    if len(result["after"]) == 1:
-        console.print(_layer_table(result["after"][0]["layers"]))
-    console.print(_table(result))
-    for prompt, text in result["before"]["samples"].items():
-        console.print(f"before: {prompt}{text}", style="dim", markup=False, soft_wrap=True)
-        for found in result["after"]:
-            console.print(f"{found['name']}: {prompt}{found['samples'][prompt]}", markup=False, soft_wrap=True)
-
-
-def _table(result: Json) -> Table:
-    figures = [
-        "bits/\nweight",
-        "perplexity",
-        "bits/\nbyte",
-        "answer\nF1",
-        "layer\nerror",
-        "MB",
-        "tokens\n/s",
-        "seconds",
-    ]
-    table = table_of([""], figures, title="before and after, held-out text")
-    for found in ({"name": "before", **result["before"]}, *result["after"]):
-        bits, answers = found["bits_per_byte"], found["answers"]
-        table.add_row(
-            found["name"], f"{found['bits_per_weight']:.2f}" if "bits_per_weight" in found else "–",
-            shortly(found["perplexity"]) if "perplexity" in found else "–",
-            "–" if bits is None else f"{bits:.4f}", "–" if answers is None else f"{answers['f1']:.1%}",
-            f"{found['error']:.2%}" if "error" in found else "–",
-            f"{found['held_bytes'] / 1e6:.1f}", f"{found['tokens_per_second']:.0f}",
-            f"{found['seconds']:.1f}" if "seconds" in found else "–")  # fmt: skip
-    return table
-
-
-def _layer_table(layers: Sequence[Json]) -> Table:
-    """A row for each block; what lies outside the blocks stands below."""
-    names = [name for stage in STAGES for name in stage]
-    short = [name.rsplit(".", 1)[1].removesuffix("_proj") for name in names]
-    table = table_of([""], short, title="error of the outputs of each matrix")
-    blocks: dict[str, dict[str, str]] = {}
-    for layer in layers:
-        block = next((layer["name"].removesuffix(f".{name}") for name in names if layer["name"].endswith(name)), "")
-        blocks.setdefault(block or layer["name"], {})[layer["name"]] = f"{layer['error']:.2%}"
-    ends = {block: errors.pop(block) for block, errors in blocks.items() if block in errors}
-    for block, errors in blocks.items():
-        if errors:
-            table.add_row(block, *(errors.get(f"{block}.{name}", "") for name in names))
-    table.caption = ", ".join(f"{name} {error}" for name, error in ends.items()) or None
-    return table
-
-
-def draw(file: Path, result: Json) -> None:
-    """Perplexity by bits a weight: a line for each method and group size."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise needs_extra("matplotlib", "report") from None
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes, lines = figure.add_subplot(), {}
-    for found in result["after"]:
-        name = found["name"].replace(f"{found['method'].get('bits')} bit ", "")
-        lines.setdefault(name, []).append((found["bits_per_weight"], found["perplexity"]))
-    ends = []
-    for index, (name, points) in enumerate(lines.items()):
-        colour, (bits, perplexity) = COLOURS[index % len(COLOURS)], zip(*sorted(points), strict=True)
-        axes.plot(bits, perplexity, marker="o", markersize=4, linewidth=1.5, color=colour)
-        ends.append(Line(name, perplexity[-1], colour))
-    axes.axhline(result["before"]["perplexity"], color=GREY, linewidth=1, linestyle=":")
-    ends.append(Line("before", result["before"]["perplexity"], GREY))
-    axes.set_xlabel("bits a weight", fontsize=8)
-    axes.set_title("Perplexity of held-out text", loc="left", fontsize=10)
-    plain_log(axes)
-    bare(axes)
-    name_ends(axes, ends)
-    figure.savefig(file, dpi=130)

@@ -69,7 +69,7 @@ class ServingRecipe(SamplingRecipe):
     system: str = Field(default="", description="the system message of a chat")
     max_tokens: int = Field(default=512, ge=1, description="the longest answer")
     rope: RopeConfig | None = Field(default=None, description="another RoPE scaling, for a longer context")
-    sinks: int = Field(default=0, ge=0, description="first tokens kept for an endless text, such as 4; 0 is off")
+    sinks: int = Field(default=0, ge=0, description="first tokens to keep for text without end, such as 4; 0 is off")
     speculate: Speculation | None = Field(
         default=None, description="guess the next tokens and read them at once: the same answer, sooner")  # fmt: skip
     device: DeviceChoice = "auto"

@@ -37,15 +37,17 @@ class TrainSource(Recipe):
     corpora: tuple[CorpusChoice, ...] = Field(min_length=1)
     vocab_size: int = Field(8192, ge=262)
     min_frequency: int = Field(2, ge=1)
-    max_alphabet: int | None = Field(None, ge=1, description="most characters with a token of their own; default: all")
+    max_alphabet: int | None = Field(
+        None, ge=1, description="the most characters that get a token of their own; default: all"
+    )
 
 
 class ChatGlm2Source(Recipe):
     """ChatGLM2's 64,793 tokens."""
 
     kind: Literal["chatglm2"] = "chatglm2"
-    path: Path | None = Field(None, description=f"its tokenizer.model; default: fetched from {FETCHED}, and known by "
-                              "its sha256 from any other")  # fmt: skip
+    path: Path | None = Field(None, description=f"its tokenizer.model; default: downloaded from {FETCHED} and checked "
+                              "by its sha256")  # fmt: skip
 
 
 class FolderSource(Recipe):

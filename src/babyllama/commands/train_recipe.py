@@ -53,17 +53,22 @@ class TrainRecipe(Recipe):
 
     out: Changeable[Path] = Field(description="the run to make or to continue", examples=["out=runs/NAME"])
     data: DataRecipe = Field(description="what is read", examples=["data.path=runs/corpus"])
-    replay: Replay | None = Field(default=None, description="rows of earlier data between the new, against forgetting")
+    replay: Replay | None = Field(
+        default=None, description="mix rows of earlier data into the new ones, against forgetting"
+    )
     init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
     objective: Annotated[NextToken | Distil, Field(discriminator="kind")] = Field(
-        default=NextToken(), description="adapter.kind=onebit's is distil"
+        default=NextToken(), description="what is minimised; default with adapter.kind=onebit: distil"
     )
     attend: Annotated[FullAttention | ShiftedSparse, Field(discriminator="kind")] = Field(
-        default=FullAttention(), description="while it trains; validation, samples and chats attend in full"
+        default=FullAttention(),
+        description="attention while training; validation, samples and chats use full attention",
     )
-    adapter: Adapter = Field(default=Full(), description="what is trained; lora and dora save an adapter")
+    adapter: Adapter = Field(default=Full(), description="what is trained; with lora and dora an adapter is saved")
     engine: Changeable[Engine] = Single()
-    optimizer: Optimizer = Field(default=Muon(), description="an adapter's is adamw, lr 0.001, without decay")
+    optimizer: Optimizer = Field(
+        default=Muon(), description="default with lora and dora: adamw, lr 0.001, no weight decay"
+    )
     schedule: Schedule = Wsd()
     plan: Plan = Field(description="how long, in what portions", examples=["plan.epochs=1"])
     samples: Changeable[Samples] = Samples()
@@ -73,7 +78,7 @@ class TrainRecipe(Recipe):
     seed: int = 1
     device: Changeable[DeviceChoice] = "auto"
     precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="fast: bf16 on a CPU too, if its instructions multiply it")  # fmt: skip
+        default="auto", description="fast: bf16 on a CPU too, if it has instructions for it")  # fmt: skip
     compile: Changeable[bool | None] = Field(default=None, description="torch.compile; default: automatic")
 
     @model_validator(mode="after")

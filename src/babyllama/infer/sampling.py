@@ -33,9 +33,15 @@ class Sampling(Recipe):
     top_k: int = Field(default=0, ge=0, description="only the k likeliest tokens; 0 is off")
     top_p: float = Field(default=1.0, gt=0, le=1, description="only the likeliest that together reach p; 1 is off")
     min_p: float = Field(default=0.0, ge=0, le=1, description="only those min_p times as likely as the likeliest")
-    repetition_penalty: float = Field(default=1.0, gt=0, le=10, description="above 1 shuns tokens seen; 1 is off")
-    presence_penalty: float = Field(default=0.0, ge=-2, le=2, description="off the logits of the answer's tokens")
-    frequency_penalty: float = Field(default=0.0, ge=-2, le=2, description="the same for each time that they came")
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, le=10, description="above 1 makes tokens that came before less likely; 1 is off"
+    )
+    presence_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="subtracted from the logits of tokens already in the answer"
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="subtracted for each time the token is in the answer"
+    )
     logit_bias: dict[Token, Bias] = Field(default={}, description="by token id, added to its logit")
     seed: int = Field(default=0, ge=0, lt=2**63)
 

@@ -121,7 +121,9 @@ class ModelChoice(Recipe):
     max_position_embeddings: int | None = None
     rms_norm_eps: float | None = None
     tie_word_embeddings: bool | None = None
-    weights: Literal["dense", "ternary"] | None = Field(default=None, description="ternary: BitNet b1.58's matrices")
+    weights: Literal["dense", "ternary"] | None = Field(
+        default=None, description="ternary: the matrices of BitNet b1.58"
+    )
     rope: RopeConfig = PlainRope()
 
     def build(self, vocab_size: int) -> ModelConfig:

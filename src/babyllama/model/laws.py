@@ -145,9 +145,9 @@ class ClexRope(_Extension):
     """
 
     kind: Literal["clex"] = "clex"
-    max_t: int = Field(default=16, ge=2, le=256, description="the longest context that is learned / trained context")
+    max_t: int = Field(default=16, ge=2, le=256, description="the longest context that is trained / the original one")
     amplify: int = Field(default=1, ge=1, le=16, description="λ: width of the hidden layer / head_dim")
-    steps: int = Field(default=8, ge=1, le=1000, description="of Runge-Kutta from one whole t to the next")
+    steps: int = Field(default=8, ge=1, le=1000, description="Runge-Kutta steps from one whole t to the next")
 
     @property
     def reach(self) -> float:

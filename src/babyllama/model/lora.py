@@ -36,15 +36,17 @@ class Lora(Recipe):
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(default=16, ge=1)
-    ranks: dict[str, Annotated[int, Field(ge=1)]] = Field(default={}, description="by target, where it is not `rank`")
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default={}, description="ranks of single targets, where they differ from `rank`"
+    )
     alpha: float = Field(default=32.0, gt=0)
     scaling: Literal["rank", "sqrt_rank"] = Field(default="rank", description="s = α/r, or rsLoRA's α/√r (2312.03732)")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the factors' input, in training")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="on the adapters' input, while training")
     targets: tuple[str, ...] = Field(
         default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1,
         description="ends of the names of linears in the blocks: q_proj, or layers.0.mlp.up_proj",
     )  # fmt: skip
-    train: tuple[Extra, ...] = Field(default=(), description="trained whole")
+    train: tuple[Extra, ...] = Field(default=(), description="modules trained whole, beside the adapters")
     base: Base = Field(default="dense", description="how the frozen blocks are kept; nf4 and int8 are QLoRA")
 
     def scale(self, rank: int) -> float:

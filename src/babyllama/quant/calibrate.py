@@ -69,7 +69,7 @@ class Ends(Recipe):
 
     head: Literal["keep", "rtn", "gptq"] = "keep"
     embedding: Literal["keep", "rtn"] = "keep"
-    bits: Bits = Field(default=8, description="of either; the rest of the grid is the method's")
+    bits: Bits = Field(default=8, description="of both; the rest of the grid is that of the method")
 
 
 class Layer(NamedTuple):

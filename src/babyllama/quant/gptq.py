@@ -26,10 +26,13 @@ class Gptq(Method):
     order, which more programs read."""
 
     kind: Literal["gptq"] = "gptq"
-    mse: bool = Field(default=True, description="search a clipped range with less error, norm 2.4")
-    damp: float = Field(default=0.01, gt=0, le=1, description="share of H's mean diagonal that is added to it")
+    mse: bool = Field(default=True, description="search for a clipped range with a smaller error (norm 2.4)")
+    damp: float = Field(
+        default=0.01, gt=0, le=1, description="fraction of the Hessian's mean diagonal that is added to it"
+    )
     act_order: Literal[False, True, "groups"] = Field(
-        default=False, description="columns of large inputs first; groups: the model's groups, ordered inside too"
+        default=False,
+        description="quantise columns of large inputs first; groups: whole groups, and the columns inside each",
     )
     static_groups: bool = Field(default=False, description="scales from the unchanged matrix")
     block: int = Field(default=128, ge=16, multiple_of=16, description="columns between updates of all the rest")

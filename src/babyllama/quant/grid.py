@@ -57,12 +57,14 @@ class Grid(Recipe):
     """How finely: what all methods share."""
 
     bits: Bits = 4
-    group_size: int | None = Field(default=128, ge=16, multiple_of=16, description="inputs a scale; null: whole rows")
-    short_group: bool = Field(
-        default=False, description="a last group may be shorter; else 128 gives way to 64, 32, 16"
+    group_size: int | None = Field(
+        default=128, ge=16, multiple_of=16, description="inputs that share a scale; null: whole rows"
     )
-    symmetric: bool = Field(default=False, description="zero in the middle of the grid")
-    mse: bool = Field(default=False, description="search a clipped range with less error, norm 2.4")
+    short_group: bool = Field(
+        default=False, description="let the last group be shorter; default: take 64, 32 or 16 where 128 does not divide"
+    )
+    symmetric: bool = Field(default=False, description="put zero in the middle of the grid")
+    mse: bool = Field(default=False, description="search for a clipped range with a smaller error (norm 2.4)")
 
     def fit(self, weight: Tensor, shrink: Tensor | None = None) -> Scales:
         """The grids of groups (…, g) → scale and zero (…), from their smallest and largest values.

@@ -165,8 +165,12 @@ class Int8(Recipe):
     """LLM.int8(): as `MixedInt8Linear`. No walk: every matrix is rounded by itself."""
 
     kind: Literal["int8"] = "int8"
-    threshold: float | None = Field(default=THRESHOLD, gt=0, description="of an outlier; null: plain int8, none are")
-    keep_columns: bool = Field(default=True, description="16-bit weights for inputs that reach it in calibration")
+    threshold: float | None = Field(
+        default=THRESHOLD, gt=0, description="inputs above it are outliers; null: none are (plain int8)"
+    )
+    keep_columns: bool = Field(
+        default=True, description="keep 16-bit weights for inputs that are outliers in calibration"
+    )
 
     def place(self, model: nn.Module, run: Callable[[], Any]) -> list[str]:
         """Replace the blocks' matrices; `run` calls the model with calibration data. Returns their names."""

@@ -33,8 +33,12 @@ class Guard(Recipe):
         "and past those rows; stop: at the first bad step"
     )  # fmt: skip
     patience: int = Field(default=5, ge=1, description="bad steps in a row that are skipped before `action`")
-    spike: float | None = Field(default=10.0, gt=0, description="standard deviations; null: only the non-finite")
-    settle: int = Field(default=100, ge=1, description="good steps before a jump can be told")
+    spike: float | None = Field(
+        default=10.0,
+        gt=0,
+        description="standard deviations above the recent losses that make a step bad; null: only NaN and infinity",
+    )
+    settle: int = Field(default=100, ge=1, description="good steps before losses are judged")
 
 
 class Outcome(NamedTuple):

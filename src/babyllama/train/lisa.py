@@ -23,8 +23,8 @@ class Lisa(Recipe):
     """
 
     kind: Literal["lisa"] = "lisa"
-    layers: int = Field(default=2, ge=1, description="blocks awake at a time")
-    every: int = Field(default=20, ge=1, description="steps between draws")
+    layers: int = Field(default=2, ge=1, description="blocks trained at a time")
+    every: int = Field(default=20, ge=1, description="steps until other blocks are drawn")
 
     def check(self, blocks: int) -> None:
         """Raise InputError for more layers than the model has."""

@@ -39,18 +39,18 @@ class Plan(Recipe):
     accumulate: Changeable[int] = Field(
         default=1, ge=1, description="forward passes in one optimiser step, over all processes"
     )
-    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    clip: float = Field(default=1.0, gt=0, description="gradients with a larger norm are scaled down to it")
     recompute: Changeable[bool] = Field(
         default=False, description="activation checkpointing: a third more time, far less memory"
     )
     guard: Guard = Guard()
-    log_every: Changeable[int] = Field(default=10, ge=1, description="steps between two")
-    validate_every: Changeable[int] = Field(default=250, ge=1, description="steps between two")
-    validation_tokens: Changeable[int] = Field(default=65_536, ge=1, description="read at most, of each corpus")
-    sample_every: Changeable[int] = Field(default=250, ge=1, description="steps between two")
+    log_every: Changeable[int] = Field(default=10, ge=1, description="steps between logged lines")
+    validate_every: Changeable[int] = Field(default=250, ge=1, description="steps between validations")
+    validation_tokens: Changeable[int] = Field(default=65_536, ge=1, description="at most, of each corpus")
+    sample_every: Changeable[int] = Field(default=250, ge=1, description="steps between samples")
     save_every: Changeable[int] = Field(default=250, ge=1, description="steps between two checkpoints")
     keep: Changeable[int] = Field(
-        default=2, ge=2, description="checkpoints; two, so that a damaged one has another before it"
+        default=2, ge=2, description="checkpoints to keep; two, so that a damaged one has another before it"
     )
     keep_best: Changeable[bool] = Field(
         default=True, description="keep the model of the lowest validation loss in best/"

@@ -27,7 +27,7 @@ class Service(Recipe):
 
     package: ClassVar[str]
     project: str = "babyllama"
-    name: str | None = Field(default=None, description="of the run there; default: that of its folder")
+    name: str | None = Field(default=None, description="of the run there; default: the folder's name")
 
     def check(self) -> None:
         """Raises InputError when the package is not installed."""
@@ -52,7 +52,7 @@ class Wandb(Service):
 
     package = "wandb"
     kind: Literal["wandb"] = "wandb"
-    offline: bool = Field(default=False, description="keep all here; send it later with wandb sync")
+    offline: bool = Field(default=False, description="keep everything on this machine; upload later with wandb sync")
 
     def options(self, folder: Path, name: str, key: str) -> dict[str, Any]:
         mode = {"mode": "offline"} if self.offline else {}  # else as WANDB_MODE says
@@ -64,7 +64,7 @@ class Swanlab(Service):
 
     package = "swanlab"
     kind: Literal["swanlab"] = "swanlab"
-    offline: bool = Field(default=False, description="keep all here; send it later with swanlab sync")
+    offline: bool = Field(default=False, description="keep everything on this machine; upload later with swanlab sync")
 
     def options(self, folder: Path, name: str, key: str) -> dict[str, Any]:
         mode = {"mode": "offline"} if self.offline else {}  # else as SWANLAB_MODE says

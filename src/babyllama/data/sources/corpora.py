@@ -69,19 +69,19 @@ class CorpusChoice(Recipe):
     order, corpora made from packages are put in the order of a hash first, so a part of them is a fair sample.
     """
 
-    name: str | None = Field(None, description="of a corpus that comes along, such as idioms")
+    name: str | None = Field(None, description="a corpus known by name, such as idioms")
     path: str | None = Field(None, description="your own file, folder or glob")
-    revision: str | None = Field(None, description="of a corpus from the hub: its commit; default: the newest, which "
-                                 "manifest.json names")  # fmt: skip
+    revision: str | None = Field(None, description="commit of a corpus from the hub; default: the newest, which is "
+                                 "recorded in manifest.json")  # fmt: skip
     field: str | None = Field(None, description="the key with the text; default: text, content or completion")
     format: Format = Field("auto", description="auto: by the file's name; a .txt file is one document, lines "
                            "makes each of its lines one, blocks each run of lines between blank ones")  # fmt: skip
     encoding: str = Field("utf-8", description="of the files: gb18030 (for GBK too), utf-16, …")
     kind: Kind | None = Field(None, description="text, chat or preference; default: told by the first record's keys")
     label: str | None = Field(None, description="its folder in the prepared data; default: the file's name")
-    max_documents: int | None = Field(None, ge=1, description="keeps the first ones")
-    max_characters: int | None = Field(None, ge=1, description="skips longer documents; of a chat, the longest "
-                                       "answer counts")  # fmt: skip
+    max_documents: int | None = Field(None, ge=1, description="keep only the first ones")
+    max_characters: int | None = Field(None, ge=1, description="skip longer documents; of a chat, the "
+                                       "longest answer counts")  # fmt: skip
 
     @model_validator(mode="after")
     def _check(self) -> CorpusChoice:

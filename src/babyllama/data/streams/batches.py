@@ -77,7 +77,9 @@ class DataRecipe(Recipe):
     weights: dict[str, float] | None = None
     packing: Literal["auto", "stream", "documents"] = Field(
         default="auto", description="auto: documents for chats, stream for texts")  # fmt: skip
-    separate_documents: bool = Field(False, description="for stream; documents are always separate")
+    separate_documents: bool = Field(
+        False, description="keep documents apart where packing is stream; with documents they always are"
+    )
     stretch: int | None = Field(default=None, ge=1, description="spread each row's positions at random over up to so "
                                 "many trained contexts; default: CLEX's max_t; 1: off")  # fmt: skip
 

@@ -20,8 +20,10 @@ class Replay(Recipe):
     """`share` of all rows come from the prepared folder `path`, packed as by default, with every document apart."""
 
     path: Path
-    share: float = Field(default=0.1, gt=0, lt=1, description="of the rows of each thousand; at least a thousandth")
-    weights: dict[str, float] | None = Field(default=None, description="of its corpora, by label; default: all of each")
+    share: float = Field(default=0.1, gt=0, lt=1, description="fraction of the rows, in thousandths")
+    weights: dict[str, float] | None = Field(
+        default=None, description="of the earlier corpora, by label; default: all of each"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,8 +31,14 @@ class Distil(Recipe):
 
     compiles: ClassVar[bool] = False
     kind: Literal["distil"] = "distil"
-    alpha: float = Field(default=1.0, ge=0, description="α; 0: the teacher may have another width or depth")
-    teacher: Path | None = Field(default=None, description="with the same tokenizer; null: the init's model")
+    alpha: float = Field(
+        default=1.0,
+        ge=0,
+        description="weight of the layers' part of the loss; with 0 the teacher may have another width or depth",
+    )
+    teacher: Path | None = Field(
+        default=None, description="a run or folder with the same tokenizer; default: the model of init"
+    )
 
     def check(self, new: bool, compiled: bool | None) -> None:
         """Raise InputError for a new model without a teacher, and for a compiled one."""

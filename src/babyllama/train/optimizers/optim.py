@@ -26,7 +26,7 @@ class Cosine(Recipe):
     """Linear warm-up, then half a cosine down to `final` × lr."""
 
     kind: Literal["cosine"] = "cosine"
-    warmup: float = Field(default=0.02, ge=0, lt=1, description="share of all steps")
+    warmup: float = Field(default=0.02, ge=0, lt=1, description="fraction of all steps")
     final: float = Field(default=0.1, ge=0, le=1)
 
     def __call__(self, step: int, steps: int) -> float:
@@ -47,8 +47,8 @@ class Wsd(Recipe):
     """Warm-up, stable, decay (arXiv 2404.06395): constant, then linear to `final` × lr over the last `decay` share."""
 
     kind: Literal["wsd"] = "wsd"
-    warmup: float = Field(default=0.02, ge=0, lt=1, description="share of all steps")
-    decay: float = Field(default=0.5, gt=0, le=1, description="share of all steps")
+    warmup: float = Field(default=0.02, ge=0, lt=1, description="fraction of all steps")
+    decay: float = Field(default=0.5, gt=0, le=1, description="fraction of all steps")
     final: float = Field(default=0.0, ge=0, le=1)
 
     def __call__(self, step: int, steps: int) -> float:
@@ -130,7 +130,9 @@ class AdamW(_Optimizer):
     by_numbers: ClassVar[bool] = True
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(default=1e-3, gt=0)
-    whole_lr: float | None = Field(default=None, gt=0, description="rate of what adapter.train names; default: lr")
+    whole_lr: float | None = Field(
+        default=None, gt=0, description="learning rate of the modules in adapter.train; default: lr"
+    )
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
@@ -164,7 +166,9 @@ class Muon(_Optimizer):
     kind: Literal["muon"] = "muon"
     lr: float = Field(default=0.02, gt=0)
     momentum: float = Field(default=0.95, ge=0, lt=1)
-    beta2: float | None = Field(default=0.95, ge=0, lt=1, description="of each row's power; null is plain Muon")
+    beta2: float | None = Field(
+        default=0.95, ge=0, lt=1, description="decay of the mean square of each row (NorMuon); null: plain Muon"
+    )
     rounding: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="of the products that orthogonalise; auto: bf16, but fp32 on a CPU that emulates it"
     )
@@ -210,7 +214,7 @@ class GaLore(_Optimizer):
     by_rows: ClassVar[bool] = False
     kind: Literal["galore"] = "galore"
     lr: float = Field(default=1e-3, gt=0)
-    rank: int = Field(default=128, ge=1, description="a matrix that is no wider gets plain AdamW at lr × scale")
+    rank: int = Field(default=128, ge=1, description="matrices no wider than this get plain AdamW at lr × scale")
     refresh: int = Field(default=200, ge=1, description="steps between singular value decompositions")
     scale: float = Field(default=0.25, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)

@@ -26,8 +26,8 @@ from babyllama.infer.guess import Guess, Pace
 from babyllama.infer.native import NativeForward
 from babyllama.infer.prompts import Prompts, uses_of
 from babyllama.infer.request import Event, Proposer, Request
-from babyllama.infer.rows import DRAWS, SKIPPED, Rows, Sampled
-from babyllama.infer.sampling import NOT_FINITE, Sampling, Uses
+from babyllama.infer.rows import DRAWS, Rows, Sampled
+from babyllama.infer.sampling import Sampling, Uses
 from babyllama.infer.slots import SMALLEST, Job, Slot, Slots
 from babyllama.infer.speculate import guessed, verify
 from babyllama.infer.step import Captured, Launched, ModelForward, Step
@@ -39,7 +39,7 @@ from babyllama.model.wrappers import Adapted
 
 BROKEN = ("the model's logits are not finite: its weights are damaged, or precision=fp16 is too narrow for it; try "
           "precision=fp32 or an earlier checkpoint")  # fmt: skip
-
+SOME = 4  # steps in a row while somebody waits to be read
 UNFIT = "no token goes on in the form that was asked for, or the model's logits are not finite"
 
 
@@ -245,8 +245,7 @@ class Engine:
         try:
             active = self.slots.active
             began, decoding = time.perf_counter(), sum(len(group) for _, group, _ in self._groups)
-            for row, slot in enumerate(active):
-                self._prepare(row, slot)
+            self._prepare(active)
             made = self._decode(decoding < len(active))
             if decoding < len(active):
                 reading = self.prompts.next(active[decoding:], decoding)
@@ -261,17 +260,19 @@ class Engine:
                 slot.placed = False
             raise
 
-    def _prepare(self, row: int, slot: Slot) -> None:
-        """Tell the device what it does not know yet: a new job, random numbers, which tokens a mask allows."""
-        job = slot.job
-        assert job is not None
-        if not slot.placed:
-            job.drawn = self.rows.place(row, job.request, job.answer)
-            slot.placed = True
-        elif job.given + DRAWS // 2 >= job.drawn:
-            job.drawn = self.rows.refill(row, job.request, job.drawn, DRAWS // 2)
-        if job.request.mask is not None:
-            self.rows.allow(row, job.request.mask)
+    def _prepare(self, active: list[Slot]) -> None:
+        """Tell the device what it does not know yet: new jobs, random numbers, which tokens a mask allows."""
+        jobs = [(row, slot, slot.job) for row, slot in enumerate(active) if slot.job is not None]
+        new = [(row, slot, job) for row, slot, job in jobs if not slot.placed]
+        if new:
+            drawn = self.rows.place([row for row, _, _ in new], [(job.request, job.answer) for _, _, job in new])
+            for (_, slot, job), count in zip(new, drawn, strict=True):
+                job.drawn, slot.placed = count, True
+        for row, _, job in jobs:
+            if job.given + DRAWS // 2 >= job.drawn:
+                job.drawn = self.rows.refill(row, job.request, job.drawn, DRAWS // 2)
+            if job.request.mask is not None:
+                self.rows.allow(row, job.request.mask)
 
     def _decode(self, others: bool) -> list[tuple[list[Slot], Sampled]]:
         """A step of every adapter's rows, which are side by side. `others`: there is more to do than decoding."""
@@ -287,9 +288,8 @@ class Engine:
                     made.append((group, verify(self.prompts, group, guesses, first, uses)))
                 first += len(group)
                 continue
-            step, single = self._steps[adapter], others or uses.mask
-            left = (slot.job.room - slot.job.given for slot in group if slot.job is not None)
-            limit = 1 if single or step.most == 1 else min(step.most, *left)
+            step = self._steps[adapter]
+            limit = 1 if uses.mask or step.most == 1 else min(step.most, self._ahead(group, others))
             end = max(len(slot.tokens) for slot in group) + limit
             self.slots.reserve(end)
             with self._adapted(adapter):
@@ -297,39 +297,54 @@ class Engine:
             first += len(group)
         return made
 
+    def _ahead(self, group: list[Slot], others: bool) -> int:
+        """How many tokens to go on without asking who has ended: such a row computes for nothing, but the others do
+        not stop for it."""
+        left = max(slot.job.room - slot.job.given for slot in group if slot.job is not None)
+        longest = max(len(slot.tokens) for slot in group)
+        return min(left, self.context - longest, SOME if others else left)
+
     def _note(self, slots: list[Slot], sampled: Sampled) -> None:
         """Tokens that came, (n, B), to the texts that they belong to; this waits for the device."""
-        tokens = sampled.tokens.tolist()
+        columns = sampled.tokens.T.tolist()
         told = None
         if sampled.logprobs is not None and sampled.top is not None and sampled.top_logprobs is not None:
-            told = sampled.logprobs.tolist(), sampled.top.tolist(), sampled.top_logprobs.tolist()
-        for i, column in itertools.product(range(len(tokens)), range(len(slots))):
-            slot, logprob, top = slots[column], None, ()
-            if slot.job is None or tokens[i][column] == SKIPPED:  # it ended in an earlier one of the n steps
+            told = (
+                sampled.logprobs.T.tolist(),
+                sampled.top.transpose(0, 1).tolist(),
+                sampled.top_logprobs.transpose(0, 1).tolist(),
+            )
+        for column, slot in enumerate(slots):
+            if slot.job is None:
                 continue
-            wanted = slot.job.request.logprobs
+            wanted, events = slot.job.request.logprobs, self._given(slot, slot.job, columns[column])
             if told is not None and wanted is not None:
-                logprob = told[0][i][column]
-                top = tuple(zip(told[1][i][column][:wanted], told[2][i][column][:wanted], strict=True))
-            self._ended.append(self._token(slot, slot.job, tokens[i][column], logprob, top))
+                chosen, top, logprobs = (part[column] for part in told)
+                tops = [tuple(zip(t[:wanted], p[:wanted], strict=True)) for t, p in zip(top, logprobs, strict=True)]
+                events = [event if event.token is None else event._replace(logprob=chosen[i], top=tops[i])
+                          for i, event in enumerate(events)]  # fmt: skip
+            self._ended += events
 
-    def _token(self, slot: Slot, job: Job, token: int, logprob: float | None, top: tuple) -> Event:
-        """One more token of an answer."""
-        if slot.decoding:
-            self.slots.read(slot, job.known[-1:], len(job.known))
-        else:
+    def _given(self, slot: Slot, job: Job, tokens: list[int]) -> list[Event]:
+        """Some more tokens of an answer, all at once: each costs the host a fraction of what one by one they would."""
+        run, finish = job.cut(tokens)
+        if not slot.decoding:
             self.slots.stale = True
-        if token == NOT_FINITE:
-            self.slots.release(slot, broken=True)
+        elif run:
+            self.slots.decoded(slot, [job.known[-1], *run[:-1]], len(job.known))
+        job.known += run
+        events = [Event(job.id, token) for token in run]
+        if (mask := job.request.mask) is not None:
+            for token in run:
+                mask.accept(token)
+        if finish == "error":
             fault = BROKEN if job.request.mask is None else UNFIT
-            return Event(job.id, None, finish="error", error=fault)
-        job.known.append(token)
-        if job.request.mask is not None:
-            job.request.mask.accept(token)
-        finish = "stop" if token in job.stop else "length" if job.given == job.room else None
+            events.append(Event(job.id, None, finish="error", error=fault))
+        elif finish is not None:
+            events[-1] = events[-1]._replace(finish=finish)
         if finish is not None:
-            self.slots.release(slot)
-        return Event(job.id, token, logprob, top, finish)
+            self.slots.release(slot, broken=finish == "error")
+        return events
 
     # ── facts ──────────────────────────────────────────────────────────────────────────────────────────────────
     @property

@@ -15,7 +15,8 @@ from babyllama.infer.slots import Slot, Slots
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 
-BESIDE, ALONE, LEAST = 512, 8192, 64  # prompt tokens a step: beside decoding, without, and at least of each prompt
+ALONE, LEAST = 8192, 64  # prompt tokens a step when no row decodes, and at least of each prompt
+BESIDE = {"cpu": 512, "cuda": 4096}  # beside rows that decode: on a GPU a pass over fewer takes as long
 
 
 class Prompts:
@@ -27,10 +28,15 @@ class Prompts:
     def next(self, slots: list[Slot], decoding: int) -> list[Slot]:
         """Those of `slots`, which read in order of arrival, that are served now: one adapter's, and with sinks one,
         since what pads a piece would stay in its ring."""
-        budget = BESIDE if decoding else ALONE
+        budget = BESIDE.get(self.rows.device.type, BESIDE["cpu"]) if decoding else ALONE
         self.share = max(LEAST, budget // len(slots))
-        most = 1 if self.cache.sinks else budget // self.share
-        return list(itertools.takewhile(lambda slot: slot.adapter == slots[0].adapter, slots[:most]))
+        found, longest = [], 0
+        for slot in slots:
+            longest = max(longest, len(self._piece(slot)))  # the others of the pass are filled up to it
+            if found and (slot.adapter != slots[0].adapter or self.cache.sinks or (len(found) + 1) * longest > budget):
+                break
+            found.append(slot)
+        return found
 
     def read(self, slots: list[Slot], first: int) -> list[tuple[list[Slot], Sampled]]:
         """Read the next pieces of neighbouring rows from `first` on; the first tokens where a prompt ends."""

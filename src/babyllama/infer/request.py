@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -60,8 +60,7 @@ class Request:
     mask: TokenMask | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One token of one answer, or its end without one ("cancelled", "error": then `token` is None).
 
     The token that ends an answer comes with `finish`: "stop" (it is one of the stop ids) or "length".

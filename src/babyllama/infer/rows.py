@@ -85,13 +85,27 @@ class Rows:
             tensor = getattr(self, name)
             tensor[[one, other]] = tensor[[other, one]]
 
-    def place(self, row: int, request: Request, answer: Sequence[int]) -> int:
-        """Give the row to a request whose answer so far is `answer`, often empty; how many numbers are drawn."""
-        sampling, given = request.sampling, len(answer)
-        self.token[row], self.counter[row] = answer[-1] if answer else 0, given
-        self.position[row] = len(request.prompt) + given - 1
-        self.rules[row] = sampling.rules()[0]
-        uses = Uses.of([sampling], request.mask is not None)
+    def place(self, rows: Sequence[int], jobs: Sequence[tuple[Request, Sequence[int]]]) -> list[int]:
+        """Give rows to requests, each with its answer so far, often empty; how many numbers are drawn for each."""
+        state, rules, drawn = [], [], []
+        for request, answer in jobs:
+            given = len(answer)
+            state.append((answer[-1] if answer else 0, given, len(request.prompt) + given - 1))
+            rules.append(request.sampling.rule)
+            drawn.append(given // (DRAWS // 2) * (DRAWS // 2) + DRAWS)
+        index = torch.tensor(rows, device=self.device)
+        self.token[index], self.counter[index], self.position[index] = torch.tensor(state, device=self.device).unbind(1)
+        self.rules[index] = torch.tensor(rules, device=self.device, dtype=torch.float32)
+        self._draw(
+            [(row, request, end - DRAWS) for row, (request, _), end in zip(rows, jobs, drawn, strict=True)], DRAWS
+        )
+        for row, (request, answer) in zip(rows, jobs, strict=True):
+            self._place_tables(row, request, answer)
+        return drawn
+
+    def _place_tables(self, row: int, request: Request, answer: Sequence[int]) -> None:
+        """The row of each table that is there, or that this request is the first to ask for."""
+        uses = Uses.of([request.sampling], request.mask is not None)
         needed = {"seen": uses.penalties, "counts": uses.penalties, "bias": uses.bias, "mask": uses.mask}
         for name in TABLES:
             if needed[name] and getattr(self, name) is None:
@@ -101,19 +115,26 @@ class Rows:
             self.seen[row], self.counts[row] = self._seen(request), self._counts(answer)
         if self.bias is not None:
             self.bias[row] = 0
-            for token, bias in sampling.logit_bias.items():
+            for token, bias in request.sampling.logit_bias.items():
                 self.bias[row, token] = bias
         if self.mask is not None:
             self.mask[row] = -1
-        return self.refill(row, request, given // (DRAWS // 2) * (DRAWS // 2), DRAWS)
 
     def refill(self, row: int, request: Request, start: int, count: int) -> int:
         """Put `count` numbers of the request's stream, from `start` on, in their columns; how many are drawn."""
-        if request.sampling.temperature > 0:
-            seed = request.sampling.seed if request.seed is None else request.seed
-            columns = torch.arange(start, start + count, device=self.device) % DRAWS
-            self.draws[row, columns] = uniforms(seed, count, start).to(self.device)
+        self._draw([(row, request, start)], count)
         return start + count
+
+    def _draw(self, wanted: Sequence[tuple[int, Request, int]], count: int) -> None:
+        """Of rows that draw, `count` numbers of a request's stream from its start on: (row, request, start)."""
+        wanted = [(row, request, start) for row, request, start in wanted if request.sampling.temperature > 0]
+        if not wanted:
+            return
+        numbers = [uniforms(request.sampling.seed if request.seed is None else request.seed, count, start)
+                   for _, request, start in wanted]  # fmt: skip
+        columns = torch.tensor([start for _, _, start in wanted])[:, None] + torch.arange(count)
+        rows = torch.tensor([row for row, _, _ in wanted])[:, None]
+        self.draws[rows.to(self.device), (columns % DRAWS).to(self.device)] = torch.stack(numbers).to(self.device)
 
     def allow(self, row: int, mask: TokenMask) -> None:
         """Ask which tokens may come next."""

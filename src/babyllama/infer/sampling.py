@@ -67,10 +67,14 @@ class Sampling(Recipe):
 
     def rules(self, device: torch.device | str = "cpu") -> Tensor:
         """(1, 7) float32: one row of what `scores` goes by."""
+        return torch.tensor([self.rule], device=device, dtype=torch.float32)
+
+    @property
+    def rule(self) -> tuple[float, ...]:
+        """The same as numbers."""
         floor = math.log(self.min_p) if self.min_p else -math.inf
-        row = (self.temperature, self.top_k, self.top_p, floor, self.repetition_penalty, self.presence_penalty,
-               self.frequency_penalty)  # fmt: skip
-        return torch.tensor([row], device=device, dtype=torch.float32)
+        return (self.temperature, self.top_k, self.top_p, floor, self.repetition_penalty, self.presence_penalty,
+                self.frequency_penalty)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import torch
 
 from babyllama.infer.guess import Guess
-from babyllama.infer.request import Request
-from babyllama.infer.rows import Rows
+from babyllama.infer.request import Finish, Request
+from babyllama.infer.rows import SKIPPED, Rows
+from babyllama.infer.sampling import NOT_FINITE
 from babyllama.model.cache import KVCache
 
 SMALLEST = 64  # slots that a cache has at least; then twice as many each time
@@ -31,11 +32,13 @@ class Job:
     room: int
     known: list[int] = field(init=False)
     stop: frozenset[int] = field(init=False)
+    ends: frozenset[int] = field(init=False)  # the same, and the token of logits that are not finite
     drawn: int = 0  # random numbers that are on the device
     guess: Guess | None = None
 
     def __post_init__(self) -> None:
         self.known, self.stop = list(self.request.prompt), frozenset(self.request.stop)
+        self.ends = self.stop | {NOT_FINITE}
 
     @property
     def answer(self) -> list[int]:
@@ -45,6 +48,17 @@ class Job:
     def given(self) -> int:
         """Tokens of the answer."""
         return len(self.known) - len(self.request.prompt)
+
+    def cut(self, tokens: list[int]) -> tuple[list[int], Finish | None]:
+        """Of tokens that came, those that belong to the answer, and how it ends with the last of them, if it does."""
+        if SKIPPED in tokens:
+            tokens = tokens[: tokens.index(SKIPPED)]
+        room = self.room - self.given
+        tokens = tokens[:room]
+        if not self.ends.isdisjoint(tokens):
+            last = next(i for i, token in enumerate(tokens) if token in self.ends)
+            return (tokens[:last], "error") if tokens[last] == NOT_FINITE else (tokens[: last + 1], "stop")
+        return tokens, "length" if len(tokens) == room else None
 
 
 @dataclass(eq=False)
@@ -122,9 +136,17 @@ class Slots:
         if self.cache.sinks:
             slot.dropped = max(slot.dropped, len(slot.tokens) - self.cache.window)
 
+    def decoded(self, slot: Slot, tokens: Sequence[int], length: int) -> None:
+        """The row has read these one by one, the first as the last of a text of `length` tokens."""
+        if length + len(tokens) - 1 <= self.trained or length > self.trained:
+            self.read(slot, tokens, length)
+        else:
+            for i, token in enumerate(tokens):
+                self.read(slot, [token], length + i)
+
     def _shared(self, slot: Slot, job: Job) -> int:
         """How many tokens of the prompt, but the last, the row holds in a form that serves."""
-        if slot.adapter != job.request.adapter:
+        if slot.adapter != job.request.adapter or slot.tokens[:1] != job.known[:1]:
             return 0
         known = job.known[:-1]
         shared = min(shared_prefix(slot.tokens, known), slot.plain if len(job.known) <= self.trained else 0)
@@ -179,16 +201,18 @@ class Slots:
         if not self.stale:
             return False
         self.stale = False
-        wanted = sorted(map(_class, self.all))
-        for row, kind in enumerate(wanted):
-            if _class(self.all[row]) == kind:
+        kinds = list(map(_class, self.all))
+        for row, kind in enumerate(wanted := sorted(kinds)):
+            if kinds[row] == kind:
                 continue
-            fitting = [r for r in range(row + 1, len(wanted)) if _class(self.all[r]) == kind != wanted[r]]
-            other = next((r for r in fitting if wanted[r] == _class(self.all[row])), fitting[-1])
+            fitting = [r for r in range(row + 1, len(wanted)) if kinds[r] == kind != wanted[r]]
+            other = next((r for r in fitting if wanted[r] == kinds[row]), fitting[-1])
             one, two = self.all[row], self.all[other]
             self.cache.swap(row, other, (len(one.tokens), len(two.tokens)))
-            self.rows.swap(row, other)
+            if one.placed or two.placed:
+                self.rows.swap(row, other)
             self.all[row], self.all[other] = two, one
+            kinds[row], kinds[other] = kinds[other], kinds[row]
         return True
 
 

@@ -138,9 +138,12 @@ class KVCache:
         first, second = (min(count, self.max_tokens) for count in counts)
         for kept in (self.keys, self.values):
             lent = kept[:, one, :, :first].clone()
-            kept[:, one, :, :second] = kept[:, other, :, :second]
-            kept[:, other, :, :first] = lent
-        self.dropped[[one, other]] = self.dropped[[other, one]]
+            if second:
+                kept[:, one, :, :second] = kept[:, other, :, :second]
+            if first:
+                kept[:, other, :, :first] = lent
+        if self.sinks:
+            self.dropped[[one, other]] = self.dropped[[other, one]]
 
     def wipe(self, row: int) -> None:
         """Zeros: NaN in a slot would break even those that do not look at it."""

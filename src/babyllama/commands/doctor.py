@@ -237,7 +237,7 @@ def _show(target: str, findings: list[Finding], console: Console) -> None:
     console.print(table)
     idle = [finding.check for finding in findings if finding.verdict == "not applicable"]
     if idle:
-        console.print(f"nothing to look at: {', '.join(idle)}", style="dim", soft_wrap=True)
+        console.print(f"not applicable: {', '.join(idle)}", style="dim", soft_wrap=True)
     faults = [finding for finding in findings if finding.verdict == "fault"]
     for finding in faults:
         console.print(f"{finding.check}: {finding.where}: {finding.evidence}; {finding.remedy}", markup=False,

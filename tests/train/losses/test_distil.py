@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_one_line(pair):
     few = sharp_model(tiny_config().model_copy(update={"vocab_size": 50}))
     with pytest.raises(InputError, match="vocab_size"):
         Distil(alpha=0.0).of(teacher, few)
-    with pytest.raises(InputError, match="nobody to learn from"):
+    with pytest.raises(InputError, match="needs a teacher"):
         Distil().check(True, None)
     with pytest.raises(InputError, match="compile"):
         Distil().check(False, True)

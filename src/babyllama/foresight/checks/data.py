@@ -12,7 +12,7 @@ def labels(evidence: Evidence) -> Finding:
     """Each target must be the next token of its document."""
     tally = evidence.rehearsal.tally if evidence.rehearsal else None
     if tally is None or not tally.judged:
-        return nothing("no target whose next tokens are in sight")
+        return nothing("no target with a next token in the row")
     shares = {
         "the next token": tally.following,
         "the token itself": tally.same,
@@ -31,13 +31,13 @@ def end_token(evidence: Evidence) -> Finding:
     remedy = "prepare the data again so that each text and each answer ends with the end token, and keep it a target"
     for corpus in evidence.corpora:
         if (chats := corpus.chats) is not None and chats.learned and chats.unended > 0.1 * chats.answers:
-            return Finding("fault", f"{chats.unended:,} of {chats.answers:,} answers have no end token that counts",
+            return Finding("fault", f"{chats.unended:,} of {chats.answers:,} answers have no end token in the loss",
                            remedy, corpus.where)  # fmt: skip
     tally = evidence.rehearsal.tally if evidence.rehearsal else None
     if tally is None or evidence.eos is None or not tally.targets:
         return nothing("no targets, or no end token, to look for")
     if labels(evidence).verdict == "fault":
-        return nothing("can be told when the labels are right")
+        return nothing("cannot be judged while the labels are wrong")
     taught, expected = tally.documents - tally.untaught, tally.places * evidence.documents_per_token
     if not tally.documents and expected >= 10:
         return Finding("fault", f"no document ends in {tally.places:,} tokens; about {expected:.0f} should", remedy,
@@ -51,8 +51,8 @@ def end_token(evidence: Evidence) -> Finding:
 def mask(evidence: Evidence) -> Finding:
     """Some targets must count, in most documents."""
     remedy = (
-        "look at the chats' roles: only what the assistant says counts; and give plan.context room for the answers, "
-        "which stand at the end"
+        "look at the chats' roles: only what the assistant says is in the loss; and give plan.context room for the "
+        "answers, which come last"
     )
     for corpus in evidence.corpora:
         if (fault := _beside_answers(corpus)) is not None:
@@ -62,17 +62,17 @@ def mask(evidence: Evidence) -> Finding:
     if tally is not None and tally.places:
         shares.append(tally.targets / tally.places)
     if not shares:
-        return nothing("nothing says how many targets count")
+        return nothing("nothing says how many tokens are in the loss")
     share = min(shares)
     if share < 0.005:
-        return Finding("fault", f"{share:.2%} of all places are targets that count", remedy, "data.path")
+        return Finding("fault", f"{share:.2%} of all positions are in the loss", remedy, "data.path")
     if tally is not None and tally.documents >= 4 and tally.untaught > 0.5 * tally.documents:
         return Finding("fault", f"{tally.untaught:,} of {tally.documents:,} documents have no target", remedy,
                        "data.path")  # fmt: skip
     if tally is not None and tally.blank > max(3, 0.25 * tally.rows):
         return Finding("fault", f"{tally.blank:,} of {tally.rows:,} rows have no target, only padding or prompts",
                        remedy, "data.path")  # fmt: skip
-    return Finding("ok", f"{share:.1%} of all places are targets that count")
+    return Finding("ok", f"{share:.1%} of all positions are in the loss")
 
 
 def _recorded_shares(lines: Sequence[Line]) -> list[float]:
@@ -87,9 +87,9 @@ def _beside_answers(corpus: Corpus) -> Finding | None:
     chats = corpus.chats
     if chats is None or not chats.answers or chats.foreign <= 0.01 * chats.learned:
         return None
-    return Finding("fault", f"{chats.foreign:,} of {chats.learned:,} tokens that count stand outside the answers: "
-                   "questions are learned too", "prepare the chats again: only what the assistant says counts",
-                   corpus.where)  # fmt: skip
+    return Finding("fault", f"{chats.foreign:,} of {chats.learned:,} tokens in the loss lie outside the answers: "
+                   "questions are trained on too",
+                   "prepare the chats again: only what the assistant says belongs in the loss", corpus.where)  # fmt: skip
 
 
 def chat_template(evidence: Evidence) -> Finding:
@@ -102,7 +102,7 @@ def chat_template(evidence: Evidence) -> Finding:
                            "use; manifest.json's chat_template must name it", corpus.where)  # fmt: skip
     if evidence.templates and len(set(evidence.templates)) > 1:
         (before, now) = evidence.templates
-        return Finding("fault", f"the model that it starts from learned chats by the template {before!r}, these data "
+        return Finding("fault", f"the model it starts from was trained on chats of the template {before!r}, these data "
                        f"follow {now!r}", f"prepare the chats again with template={before}", "data.path")  # fmt: skip
     if not found:
         return nothing("no chats")
@@ -136,9 +136,9 @@ TOLD = 0.01
 def text(evidence: Evidence) -> Finding:
     """Tokens must tell of each other, as they do in any text and in no noise."""
     return _each(evidence, lambda c: c.tokens >= 1000 and c.gain < TOLD * c.entropy, lambda c:
-                 f"the token before tells {c.gain:.3f} of {c.entropy:.2f} nats, as in shuffled tokens "
+                 f"the previous token explains {c.gain:.3f} of {c.entropy:.2f} nats, no more than in shuffled tokens "
                  f"(“{c.sample[:30]}”)" if c.gain < TOLD * c.entropy else
-                 f"the token before tells {c.gain:.2f} of {c.entropy:.2f} nats",
+                 f"the previous token explains {c.gain:.2f} of {c.entropy:.2f} nats",
                  "the order of the tokens is lost: prepare the data again from their source")  # fmt: skip
 
 
@@ -156,15 +156,15 @@ def vocabulary(evidence: Evidence) -> Finding:
 def repetition(evidence: Evidence) -> Finding:
     """Most of the data must be different."""
     return _each(evidence, lambda c: c.documents >= 4 and c.repeated > 0.5, lambda c:
-                 f"{c.distinct:,} of {c.documents:,} documents are different, {c.repeated:.0%} of the tokens repeat "
-                 "others", "leave the copies out; plan.epochs reads the data again where that is wanted")  # fmt: skip
+                 f"{c.distinct:,} of {c.documents:,} documents are distinct, {c.repeated:.0%} of the tokens repeat "
+                 "others", "remove the copies; to read data several times use plan.epochs")  # fmt: skip
 
 
 def held_out(evidence: Evidence) -> Finding:
     """No validation document may stand in the training split."""
     return _each(evidence, lambda c: c.leaked > 0.02 * c.held_out, lambda c:
-                 f"{c.leaked:,} of {c.held_out:,} validation documents stand in the training split too",
-                 "prepare the data again: validation measures what was learned by heart",
+                 f"{c.leaked:,} of {c.held_out:,} validation documents are in the training split too",
+                 "prepare the data again: otherwise validation measures what was memorised",
                  lambda c: c.held_out > 0)  # fmt: skip
 
 
@@ -189,4 +189,4 @@ def _each(evidence: Evidence, wrong: Callable[[Corpus], bool], shown: Callable[[
     for corpus in found:
         if wrong(corpus):
             return Finding("fault", shown(corpus), remedy, corpus.where)
-    return Finding("ok", shown(found[0])) if found else nothing("no prepared data to look at")
+    return Finding("ok", shown(found[0])) if found else nothing("no prepared data to check")

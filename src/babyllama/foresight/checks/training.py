@@ -10,7 +10,7 @@ from babyllama.amounts import amount
 from babyllama.foresight.checks.finding import Finding, guarded, nothing, rates, sources, trained
 from babyllama.foresight.evidence import Choices, Evidence, Line, Rehearsal
 
-LATER = "can be told when the learning rate is right"
+LATER = "cannot be judged while the learning rate is wrong"
 WILD_RATIO = 10.0  # a step that changes a matrix by ten times itself; healthy first steps stay below one
 
 
@@ -47,7 +47,7 @@ def _outgrown(evidence: Evidence) -> str:
     if rehearsal.gain.after < 0.97 * floor:
         return ""
     return (f"in {rehearsal.gain.steps} steps the weights grow to {rehearsal.growth:.1f} times their norm, and the "
-            f"loss stands at {rehearsal.gain.after:.3f}; the tokens' frequencies alone give {floor:.3f}")  # fmt: skip
+            f"loss stays at {rehearsal.gain.after:.3f}; the tokens' frequencies alone give {floor:.3f}")  # fmt: skip
 
 
 def _floor(evidence: Evidence) -> float | None:
@@ -91,7 +91,7 @@ def progress(evidence: Evidence) -> Finding:
         return nothing(LATER)
     recorded = _learned_nothing(evidence)
     if rehearsal is None or rehearsal.gain is None or choices is None:
-        return recorded or nothing("no rehearsal that came to its end")
+        return recorded or nothing("the rehearsal did not finish")
     gain, trial = rehearsal.gain, rehearsal.trial
     shown = f"the first step's rows {gain.before:.3f} → {gain.after:.3f} in {gain.steps} steps"
     if trial is None or trial.nats < max(NOTABLE, 0.02 * trial.before):
@@ -143,10 +143,10 @@ def warm_up(evidence: Evidence) -> Finding:
     factors = _factors(choices)
     peak = max(factors)
     first = next(step for step, factor in enumerate(factors, 1) if factor >= 0.99 * peak)
-    shown = f"the learning rate reaches {peak:.0%} of its height, at step {first:,} of {choices.steps:,}"
+    shown = f"the learning rate reaches {peak:.0%} of its peak, at step {first:,} of {choices.steps:,}"
     if first <= 0.5 * choices.steps + 1 and peak >= 0.5:
         return Finding("ok", shown)
-    return Finding("fault", shown, "set schedule.warmup=0.02; it is a share of all steps",
+    return Finding("fault", shown, "set schedule.warmup=0.02; it is a fraction of all steps",
                    f"schedule.warmup={choices.schedule.warmup:g}")  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def weight_decay(evidence: Evidence) -> Finding:
         return nothing(LATER)
     decay = choices.optimizer.weight_decay
     memory = 1 / (choices.optimizer.lr * decay)
-    shown = f"the weights forget in {memory:,.0f} steps"
+    shown = f"weight decay shrinks the weights by e in {memory:,.0f} steps"
     if rehearsal is not None and rehearsal.ratios:
         shown += f"; after {len(rehearsal.ratios)} their norm is {rehearsal.growth:.2f} of what it was"
     if memory >= FORGETS and (rehearsal is None or rehearsal.growth > 0.5):
@@ -183,7 +183,8 @@ def frozen(evidence: Evidence) -> Finding:
     names = ", ".join(rehearsal.still[:3]) + (", …" if len(rehearsal.still) > 3 else "")
     shown = f"{amount(len(rehearsal.still), 'parameter')} did not change in {len(rehearsal.ratios)} steps: {names}"
     return Finding("fault", shown,
-                   "give every parameter requires_grad and a share in the loss, or say adapter.kind=lora or lisa",
+                   "every parameter must have requires_grad and take part in the loss; to freeze some use "
+                   "adapter.kind=lora or lisa",
                    "adapter.kind=full")  # fmt: skip
 
 
@@ -282,10 +283,10 @@ def overflow(evidence: Evidence) -> Finding:
         train, broken = trained(lines), guarded(lines, finite=False)
         skipped = (train[-1].get("skipped", 0) - len(broken) - len(guarded(lines, finite=True))) if train else 0
         steps, scale = (train[-1]["step"] if train else 0), min((m["loss_scale"] for m in train), default=1.0)
-        shown = f"{skipped} of {steps} steps left out, loss scale down to {scale:g}"
+        shown = f"{skipped} of {steps} steps skipped, loss scale down to {scale:g}"
         if skipped >= max(10, 0.05 * steps) or scale < 1 or len(broken) >= _many(lines) or diverged:
-            extra = f", {len(broken)} losses that are no number" if broken else ""
+            extra = f", {len(broken)} losses that are not numbers" if broken else ""
             return Finding("fault", f"{source}: {shown}{extra}",
                            "use precision=bf16 (or fp32 where the card has no bf16); else lower optimizer.lr and look "
                            "for a loss that is a sum where it should be a mean", "precision=fp16")  # fmt: skip
-    return Finding("ok", shown) if shown else nothing("no step to look at")
+    return Finding("ok", shown) if shown else nothing("no step to check")

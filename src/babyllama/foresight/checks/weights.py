@@ -14,7 +14,7 @@ def half_resume(evidence: Evidence) -> Finding:
         if state.exact >= HALF:
             return Finding("fault", _exactness(state),
                            "save and load the float32 masters; go back to a checkpoint that has them, or start "
-                           "anew", state.where)  # fmt: skip
+                           "again", state.where)  # fmt: skip
     start = evidence.restarted
     if start is not None and start.exact >= HALF:
         return Finding("fault", f"{start.where} was trained on the same data, and of its weights {_exactness(start)}",
@@ -41,7 +41,7 @@ def whole(evidence: Evidence) -> Finding:
                 return Finding("fault", f"{len(names)} tensors {what}: {shown}", REMAKE, found.where)
         if found.dead:
             return Finding("fault", f"the embedding rows of {found.dead:,} ids that the data use are all zeros",
-                           "give new tokens a start of their own, the mean of the other rows for one; then train "
+                           "initialise new tokens, for example with the mean of the other rows; then train "
                            "again", found.where)  # fmt: skip
         if found.changed:
             return Finding("fault", found.changed, REMAKE, found.where)
@@ -58,7 +58,7 @@ def saved(evidence: Evidence) -> Finding:
     broken = {found.where for found in (*evidence.models, *evidence.states) if found.broken}
     for kept in evidence.kept:
         if kept.where in broken:
-            return nothing("can be told of weights that are numbers")
+            return nothing("cannot be judged while weights are not finite")
         shown = f"{kept.what}: loss {kept.recorded:.3f} recorded, {kept.measured:.3f} now"
         if not kept.measured < kept.recorded + max(0.5, 0.25 * kept.recorded):
             return Finding("fault", shown, f"its weights or its config.json (rope_theta for one) are not what was "
@@ -87,7 +87,7 @@ def rope(evidence: Evidence) -> Finding:
         return Finding(
             "fault",
             f"config.json says {turned.found}, the weights were trained with {turned.trained}",
-            "put back what they were trained with; for a longer context give init.rope",
+            "restore what they were trained with; for a longer context give init.rope",
             turned.where,
         )
     if choices is None or choices.rope is None:

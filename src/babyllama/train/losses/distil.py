@@ -43,7 +43,7 @@ class Distil(Recipe):
     def check(self, new: bool, compiled: bool | None) -> None:
         """Raise InputError for a new model without a teacher, and for a compiled one."""
         if new and self.teacher is None:
-            raise InputError("objective.teacher: a new model has nobody to learn from; give a run or a folder")
+            raise InputError("objective.teacher: a new model needs a teacher: give a run or a folder")
         if compiled:
             raise InputError("compile: objective.kind=distil reads what each block puts out, which compiling hides; "
                              "leave compile out")  # fmt: skip

@@ -89,7 +89,8 @@ def _beside_answers(corpus: Corpus) -> Finding | None:
         return None
     return Finding("fault", f"{chats.foreign:,} of {chats.learned:,} tokens in the loss lie outside the answers: "
                    "questions are trained on too",
-                   "prepare the chats again: only what the assistant says belongs in the loss", corpus.where)  # fmt: skip
+                   "prepare the chats again: only what the assistant says belongs in the loss",
+                   corpus.where)  # fmt: skip
 
 
 def chat_template(evidence: Evidence) -> Finding:

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from babyllama.errors import InputError
-from babyllama.infer.sampling import NOT_FINITE, Sampling, SamplingRecipe, uniforms
+from babyllama.infer.sampling import NOT_FINITE, Sampling, SamplingRecipe, _searched_floor, uniforms
 from babyllama.recipe import load_recipe
 
 V = 97
@@ -80,6 +80,20 @@ def test_repetition_penalty_as_transformers(penalty, temperature):
     else:
         expected = TemperatureLogitsWarper(temperature)(history, expected)
         torch.testing.assert_close(chances(sampling, logits, seen), expected.softmax(-1))
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
+def test_the_search_of_a_gpu_finds_the_same_nucleus(spread):
+    scores = (spread * torch.randn(6, 5000, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
+    scores[0, :50] = scores[0].max()  # equal ones
+    top_p = torch.tensor([0.1, 0.5, 0.8, 0.9, 0.95, 0.999])[:, None]
+    found = scores >= _searched_floor(scores, scores.exp(), top_p)
+    for row, p in enumerate(top_p.flatten().tolist()):
+        order = scores[row].double().sort(descending=True).values
+        before = order.exp().cumsum(0) - order.exp()  # of the likelier ones
+        last = order[before < p - 1e-5].min(), order[before < p + 1e-5].min()
+        kept = scores[row][found[row]].double().min()
+        assert last[1] <= kept <= last[0]
 
 
 def test_equal_logits_stay_together():

@@ -217,7 +217,7 @@ def test_a_pickle_is_never_opened(one):
     (lambda t: t.update({"base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector": torch.zeros(56)}),
      r"unexpected layers\.0\.mlp\.up_proj\.magnitude"),
     (lambda t: [t.pop(n) for n in [n for n in t if "lora_B" in n][:5]],
-     r"missing [^;]+; missing [^;]+; missing [^;]+ and 2 more$"),
+     r"base: missing [^;]+; missing [^;]+; missing [^;]+ and 2 more$"),
     (lambda t: [t.pop(n) for n in [n for n in t if "lora_B" in n][:3]],
      r"missing [^;]+; missing [^;]+; missing \S+$"),
 ])  # fmt: skip

@@ -63,6 +63,10 @@ def test_ends_too(model, ends, tied, tokens, tmp_path):
         assert found.embed_tokens.packed is found.lm_head
 
 
+def test_a_head_of_other_bits_than_the_blocks(model, tokens, tmp_path):
+    same(saved(model, Gptq(bits=3, **SIXTEEN), tmp_path, Ends(head="rtn", bits=4)), tmp_path, tokens)
+
+
 def reader(folder, name, bits):
     """(out, in), written from the format's definition alone."""
     tensors = load_file(folder / "model.safetensors")

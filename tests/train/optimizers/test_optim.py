@@ -37,6 +37,11 @@ def test_no_warmup_starts_at_full_rate():
     assert Cosine(warmup=0.0)(0, 10) == 1.0 and Wsd(warmup=0.0)(0, 10) == 1.0
 
 
+def test_only_a_stable_rate_can_be_lengthened():
+    assert not any(Cosine().branches(step, 100) for step in range(101))
+    assert [step for step in range(101) if Wsd(decay=0.5).branches(step, 100)]
+
+
 def test_adamw_decays_matrices_only():
     (optimizer,) = AdamW(weight_decay=0.1).build(model().named_parameters())
     for group in optimizer.param_groups:

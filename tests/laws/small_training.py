@@ -20,7 +20,9 @@ from babyllama.model.laws import RopeConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.recipe import Recipe
 from babyllama.run import Run
+from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.worker import Worker
+from babyllama.train.engines.world import World
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import AdamW, Cosine, Muon, Optimizer
 from babyllama.train.plan import Plan
@@ -151,6 +153,13 @@ def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch
         plan=Plan(**plan), steps=steps, context=CONTEXT, device=torch.device("cpu"), dtype=dtype,
         show=show or Silent(), validate=lambda _: {}, sample=lambda _: [], **{"schedule": Cosine(), **arguments},
     )  # fmt: skip
+
+
+def setting_of(model: torch.nn.Module, **more: Any) -> Setting:
+    """What an engine is given, for one process in float32, unless said otherwise."""
+    given = {"objective": NextToken(), "optimizer": AdamW(), "world": World(), "dtype": torch.float32, "clip": 1.0,
+             "device": torch.device("cpu"), "micro_batches": 1, "compiled": False, **more}  # fmt: skip
+    return Setting(model=model, **given)  # type: ignore[arg-type]
 
 
 def finished(out: Path, **kwargs: Any) -> Trainer:

@@ -1,8 +1,8 @@
 """What a training will need and bring, before it runs: memory, seconds, bits per byte. Pure arithmetic, no torch.
 
 Each term is written out, and every constant that a measurement can move is a named one below: recalibrate there;
-tests/train/test_budget.py holds the measured points. Not here: which size to choose (budget.py), what cards can do
-(hardware.py).
+tests/foresight/test_forecast.py holds the measured points. Not here: which size to choose (budget.py), what cards can
+do (hardware.py).
 """
 
 from __future__ import annotations

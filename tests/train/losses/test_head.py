@@ -1,4 +1,4 @@
-"""The head and its loss in chunks: what is held at a time. Their numbers: test_objectives.py, test_distil.py."""
+"""The head and its loss in chunks: what is held at a time. Their numbers: test_cross_entropy.py, test_distil.py."""
 
 import pytest
 import torch

@@ -1,73 +1,85 @@
-"""Objectives against torch's own cross-entropy on full logits."""
+"""NEFTune's noise: its size by the document's own length, only in training, drawn from (seed, step, rank)."""
+
+from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from small_training import small_trainer
 
-from babyllama.data.streams.batches import IGNORE
-from babyllama.train.losses.objectives import linear_cross_entropy
+from babyllama.data.streams.batches import Batch
+from babyllama.train.losses.objectives import NextToken, lengths
+from babyllama.train.state import seed_step
+from babyllama.train.validation import evaluate_loss
+from conftest import sharp_model, tiny_config
 
-
-def problem(rows=37, width=16, vocab=50, dtype=torch.float32, ignored=5):
-    g = torch.Generator().manual_seed(0)
-    hidden = torch.randn(rows, width, generator=g).to(dtype).requires_grad_()
-    weight = torch.randn(vocab, width, generator=g).to(dtype).requires_grad_()
-    targets = torch.randint(0, vocab, (rows,), generator=g)
-    targets[:ignored] = IGNORE
-    return hidden, weight, targets
+ALPHA = 5.0
 
 
-@pytest.mark.parametrize("multiple", [1, 64])
-@pytest.mark.parametrize("chunk_rows", [1, 7, 37, 1000])
-def test_loss_and_gradients_equal_full_cross_entropy(chunk_rows, multiple):
-    hidden, weight, targets = problem()
-    (linear_cross_entropy(hidden, weight, targets, chunk_rows, multiple) * 0.37).backward()
-    ours = hidden.grad, weight.grad
-    hidden.grad = weight.grad = None
-    reference = cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE, reduction="sum")
-    (reference * 0.37).backward()
-    assert linear_cross_entropy(hidden, weight, targets, chunk_rows).item() == pytest.approx(reference.item(), rel=1e-6)
-    torch.testing.assert_close(ours[0], hidden.grad, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ours[1], weight.grad, atol=1e-5, rtol=1e-5)
+def packed() -> Batch:
+    """Two rows of 20: documents of 5 and 12 and three places of padding; one of 20."""
+    tokens = torch.randint(67, (2, 20), generator=torch.Generator().manual_seed(0))
+    segments = torch.tensor([[0] * 5 + [1] * 12 + [2] * 3, [0] * 20])
+    positions = torch.tensor([[*range(5), *range(12), *range(3)], [*range(20)]])
+    return Batch(tokens, tokens.clone(), positions, segments)
 
 
-def test_bf16_stays_close_to_float32():
-    hidden, weight, targets = problem(dtype=torch.bfloat16)
-    loss = linear_cross_entropy(hidden, weight, targets)
-    loss.backward()
-    exact = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
-    reference = cross_entropy(exact[0] @ exact[1].T, targets, ignore_index=IGNORE, reduction="sum")
-    reference.backward()
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(reference.item(), rel=1e-2)
-    assert (hidden.grad.float() - exact[0].grad).norm() / exact[0].grad.norm() < 1e-2
-    assert (weight.grad.float() - exact[1].grad).norm() / exact[1].grad.norm() < 1e-2
+def noise(model, batch, step):
+    """What is added to the embeddings in one step."""
+    seed_step(1, step, 0)
+    given = []
+    original = model.hidden
+    model.hidden = lambda *args, embedded=None, **kw: given.append(embedded) or original(*args, embedded=embedded, **kw)
+    NextToken(neftune=ALPHA)(model, batch)
+    del model.hidden
+    return given[0] - model.embed_tokens(batch.tokens)
 
 
-def test_token_zero_is_a_target_like_any_other():
-    """Fault 22: ignore_index=0 masked a real token."""
-    hidden, weight, _ = problem(rows=4)
-    targets = torch.zeros(4, dtype=torch.int64)
-    assert linear_cross_entropy(hidden, weight, targets).item() > 0
+def test_lengths_are_the_documents_own():
+    assert lengths(packed()).tolist() == [[5.0] * 5 + [12.0] * 12 + [3.0] * 3, [20.0] * 20]
+    assert lengths(Batch(*[torch.zeros(2, 7, dtype=torch.int64)] * 2)).tolist() == [[7.0] * 7] * 2
 
 
-def test_nothing_to_predict_is_zero_loss_and_zero_gradient():
-    hidden, weight, targets = problem(rows=5, ignored=5)
-    loss = linear_cross_entropy(hidden, weight, targets)
-    loss.backward()
-    assert loss.item() == 0 and not weight.grad.any() and not hidden.grad.any()
+def test_noise_is_uniform_and_as_large_as_the_paper_says():
+    model, batch = sharp_model(tiny_config()).train(), packed()
+    drawn = torch.stack([noise(model, batch, step) for step in range(300)])  # (300, B, T, C)
+    bound = ALPHA / (lengths(batch) * 32).sqrt()
+    assert (drawn.abs().amax((0, 3)) <= bound + 1e-5).all() and (drawn.abs().amax((0, 3)) > 0.99 * bound).all()
+    unit = drawn / bound[..., None]
+    assert abs(unit.mean().item()) < 0.005 and unit.var().item() == pytest.approx(1 / 3, rel=0.01)
+    fresh = unit[0].flatten(), unit[1].flatten()
+    assert abs(torch.corrcoef(torch.stack(fresh))[0, 1].item()) < 0.1
 
 
-def test_frozen_head_gets_no_gradient():
-    hidden, weight, targets = problem()
-    linear_cross_entropy(hidden, weight.detach(), targets).backward()
-    assert hidden.grad is not None
+def test_seed_step_and_rank_decide():
+    def drawn(*key):
+        seed_step(*key)
+        return torch.rand(8)
+
+    assert torch.equal(drawn(1, 2, 3), drawn(1, 2, 3))
+    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
+        assert not torch.equal(drawn(1, 2, 3), drawn(*other))
 
 
-def test_no_rows_give_no_gradient(monkeypatch):
-    # fresh memory is often zero: here it is not
-    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: torch.full_like(*args, fill_value=7, **kwargs))
-    hidden, weight = torch.zeros(0, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
-    loss = linear_cross_entropy(hidden, weight, torch.zeros(0, dtype=torch.int64))
-    loss.backward()
-    assert loss == 0 and hidden.grad.shape == (0, 8) and torch.equal(weight.grad, torch.zeros(11, 8))
+def test_off_in_eval_and_at_zero():
+    model, batch = sharp_model(tiny_config()), packed()
+    plain = NextToken()(model, batch)[0]
+    assert torch.equal(NextToken(neftune=ALPHA)(model, batch)[0], plain)
+    measured = evaluate_loss(model.train(), [batch]).nll_nats
+    assert measured == pytest.approx(plain.item(), rel=1e-5)
+    assert not torch.equal(NextToken(neftune=ALPHA)(model, batch)[0], plain)
+    assert torch.equal(NextToken()(model, batch)[0], plain)
+
+
+def test_gradients_flow_through_the_noise_into_the_embedding():
+    model, batch = sharp_model(tiny_config(tied=False)).train().requires_grad_(True), packed()
+    NextToken(neftune=ALPHA)(model, batch)[0].backward()
+    assert model.embed_tokens.weight.grad.abs().sum() > 0
+
+
+def test_two_trainings_of_one_seed_are_the_same_and_of_two_are_not(tmp_path):
+    ends = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trainer = small_trainer(tmp_path / name, objective=NextToken(neftune=ALPHA), seed=seed, steps=3)
+        trainer.train()
+        ends.append(trainer.model.embed_tokens.weight.detach().clone())
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])

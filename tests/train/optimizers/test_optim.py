@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from small_training import small_trainer
+from torch import nn
 
 from babyllama.model.config import ModelConfig
 from babyllama.model.lora import Dora, attach
@@ -95,3 +97,72 @@ def test_what_a_machine_chooses_is_chosen_once(monkeypatch):
 def test_the_usual_rates_are_the_defaults_without_decay():
     assert Muon(lr=1, adam_lr=2, momentum=0.5, weight_decay=3).usual() == Muon(momentum=0.5, weight_decay=0)
     assert AdamW(lr=1, whole_lr=2, eps=1e-4).usual() == AdamW(eps=1e-4, weight_decay=0)
+
+
+MATRIX, EMBEDDING, NORM = "layers.0.mlp.up_proj.weight", "embed_tokens.weight", "norm.weight"
+NAMED = [(MATRIX, nn.Parameter(torch.ones(4, 3))), (EMBEDDING, nn.Parameter(torch.ones(5, 3))),
+         (NORM, nn.Parameter(torch.ones(3)))]  # fmt: skip
+
+
+def group_of(optimizers, name):
+    """(optimiser, group) that holds a parameter."""
+    mine = dict(NAMED)[name]
+    ((optimizer, group),) = [(o, g) for o in optimizers for g in o.param_groups if any(p is mine for p in g["params"])]
+    return optimizer, group
+
+
+def said(group, *keys):
+    return [group[key] for key in keys]
+
+
+@pytest.mark.parametrize("rounding,dtype", [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_muon(rounding, dtype):
+    recipe = Muon(lr=0.1, momentum=0.2, beta2=0.3, weight_decay=0.4, adam_lr=0.5, adam_betas=(0.6, 0.7), adam_eps=0.8,
+                  rounding=rounding)  # fmt: skip
+    built = recipe.build(NAMED)
+    muon, group = group_of(built, MATRIX)
+    assert said(group, "lr", "momentum", "beta2", "weight_decay") == [0.1, 0.2, 0.3, 0.4] and muon._dtype == dtype
+    for name in (EMBEDDING, NORM):
+        assert said(group_of(built, name)[1], "lr", "betas", "eps", "weight_decay") == [0.5, (0.6, 0.7), 0.8, 0.0]
+    assert group_of(Muon(beta2=None).build(NAMED), MATRIX)[1]["beta2"] is None
+
+
+def test_adamw():
+    built = AdamW(lr=0.1, betas=(0.2, 0.3), eps=0.4, weight_decay=0.5).build(NAMED)
+    for name, decay in ((MATRIX, 0.5), (EMBEDDING, 0.5), (NORM, 0.0)):
+        assert said(group_of(built, name)[1], "lr", "betas", "eps", "weight_decay") == [0.1, (0.2, 0.3), 0.4, decay]
+
+
+def test_galore():
+    recipe = GaLore(lr=0.1, rank=2, refresh=3, scale=0.4, betas=(0.5, 0.6), eps=0.7, weight_decay=0.8)
+    built = recipe.build(NAMED)
+    keys = ("lr", "rank", "refresh", "scale", "betas", "eps", "weight_decay")
+    assert said(group_of(built, MATRIX)[1], *keys) == [0.1, 2, 3, 0.4, (0.5, 0.6), 0.7, 0.8]
+    assert said(group_of(built, NORM)[1], "lr", "betas", "eps", "weight_decay") == [0.1, (0.5, 0.6), 0.7, 0.0]
+
+
+@pytest.mark.parametrize("schedule,shares", [
+    # Two steps up, then half a cosine from 1 to 0.2 over the six that are left; typed out.
+    (Cosine(warmup=0.25, final=0.2), [0.5, 1.0, 1.0, 0.946410, 0.8, 0.6, 0.4, 0.253590]),
+    # Two steps up; from step 5 of 8 on a line from 1 to 0.2.
+    (Wsd(warmup=0.25, decay=0.5, final=0.2), [0.5, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4]),
+])  # fmt: skip
+def test_a_schedule_reaches_every_group_of_every_optimizer(tmp_path, schedule, shares):
+    trainer = small_trainer(tmp_path / "run", schedule=schedule, optimizer=Muon(lr=0.02, adam_lr=0.003), steps=8)
+    rates = []
+    real = trainer.engine
+
+    class Watched(type(real)):
+        def __call__(self, setting):
+            worker = super().__call__(setting)
+            for optimizer in worker.optimizers:
+                optimizer.register_step_pre_hook(lambda o, *_: rates.append([g["lr"] for g in o.param_groups]))
+            return worker
+
+    trainer.engine = Watched()
+    trainer.train()
+    muon, adam = rates[::2], rates[1::2]
+    assert [r for (r,) in muon] == pytest.approx([0.02 * share for share in shares], rel=1e-5)
+    assert [r for (r,) in adam] == pytest.approx([0.003 * share for share in shares], rel=1e-5)
+    logged = [m["lr"] for m in trainer.run.metrics() if m["kind"] == "train"]
+    assert logged == pytest.approx([0.02 * share for share in shares], rel=1e-5)

@@ -1,0 +1,159 @@
+"""Forecasts against measured points and autograd's own count; what must grow with what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from workloads import BASE, H100, RTX3060, SEED, SHAPES, V, workload
+
+from babyllama.foresight.forecast import (
+    GIB,
+    block_parameters,
+    expected_loss,
+    memory,
+    memory_gib,
+    step_seconds,
+    tokens_per_second,
+    worth,
+)
+from babyllama.model.config import ModelChoice, ModelConfig
+from babyllama.model.transformer import Transformer, initialise
+
+# Measured on one H100 80GB HBM3 (bf16, compiled, torch 2.11.0+cu130): model, tokens a row, rows, optimiser, peak of
+# max_memory_allocated in GiB, tokens/s (None: not taken). The last five with chunks of 16,384 logits, as hardware.py
+# now has them for such a card; those of at most 96 rows as one CUDA graph.
+MEASURED = [
+    (SEED, 512, 256, "adamw", 16.18, 1_098_241),
+    (SEED, 512, 256, "muon", 16.08, 1_065_430),
+    (SEED, 512, 64, "adamw", 5.48, None),
+    (SEED, 512, 320, "adamw", 20.02, None),
+    (BASE, 1024, 46, "adamw", 19.19, 326_924),
+    (BASE, 1024, 64, "adamw", 24.96, None),
+    (SEED, 512, 256, "adamw", 16.85, 1_140_598),
+    (SEED, 512, 256, "muon", 16.66, 1_056_795),
+    (SEED, 512, 64, "muon", 6.4, 985_944),
+    (SEED, 512, 32, "muon", 4.7, 862_537),
+    (BASE, 1024, 96, "adamw", 36.3, 351_071),
+]
+
+
+@pytest.mark.parametrize("number", range(len(MEASURED)))
+def test_measured_points(number):
+    config, context, rows, optimizer, gib, rate = MEASURED[number]
+    chunk = 16384 if number >= len(MEASURED) - 5 else 8192
+    work = workload(config, context, micro_batch_size=rows, optimizer=optimizer, chunk_rows=chunk)
+    assert sum(memory(work).values()) / GIB == pytest.approx(gib, rel=0.10)
+    if rate is not None:
+        assert tokens_per_second(work, H100) == pytest.approx(rate, rel=0.15)
+
+
+def saved_by_autograd(config: ModelConfig, dtype: torch.dtype) -> float:
+    """Bytes a token that the eager model's graph keeps beside its weights."""
+    model, sizes = Transformer(config).to(dtype), dict[int, int]()
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = []  # so that no address is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    initialise(model, 0)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.hidden(torch.zeros(2, 64, dtype=torch.int64))
+    return sum(sizes.values()) / 128
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("ffn", [160, 352])
+def test_eager_activations_are_what_autograd_counts(kv_heads, dtype, ffn):
+    configs = [
+        ModelConfig(vocab_size=97, hidden_size=64, intermediate_size=ffn, num_hidden_layers=layers,
+                    num_attention_heads=4, num_key_value_heads=kv_heads, max_position_embeddings=64)
+        for layers in (1, 3)
+    ]  # fmt: skip
+    one, three = (saved_by_autograd(config, dtype) for config in configs)
+    work = workload(configs[0], 64, half=dtype == torch.bfloat16, compiled=False)
+    assert work.saved_bytes == pytest.approx((three - one) / 2, rel=0.02)
+
+
+def test_terms_of_the_state():
+    """4 parameter + 8 moments (Muon's matrices 4) + 2 copy; a gradient of 4 waits only between micro-batches."""
+    count, inside = SEED.parameters, block_parameters(SEED)
+    assert inside == SEED.parameters - (V + 1) * 512
+    found = memory(workload(micro_batch_size=64, optimizer="adamw"))
+    assert (found["parameters"], found["moments"]) == (4 * count, 8 * count)
+    assert (found["half-precision copies"], found["gradients"]) == (2 * count, 0)
+    assert memory(workload(micro_batch_size=64))["moments"] == 8 * count - 4 * inside
+    assert memory(workload(micro_batch_size=64, micro_batches=2))["gradients"] == 4 * count
+    assert memory(workload(micro_batch_size=64, gpus=2))["gradients"] == 4 * count  # DDP's buckets
+    shared = memory(workload(micro_batch_size=64, gpus=4, sharded=True, micro_batches=2, optimizer="adamw"))
+    assert (shared["parameters"], shared["moments"], shared["gradients"]) == (count, 2 * count, count)
+    assert memory(workload(micro_batch_size=64, half=False, compiled=False))["half-precision copies"] == 0
+    tiny_batch = memory(workload(ModelChoice(depth=24).build(6400), 64, optimizer="adamw"))
+    assert "gradients in half" in tiny_batch  # without activations the end of the backward pass is the fullest moment
+
+
+@given(SHAPES)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_memory_grows_with_everything_that_it_must(work):
+    now, c = memory_gib(work), work.config
+    assert memory_gib(replace(work, micro_batch_size=work.micro_batch_size + 1)) > now or "activations" not in memory(
+        work
+    )
+    assert memory_gib(replace(work, context=2 * work.context)) >= now
+    assert memory_gib(replace(work, micro_batches=work.micro_batches + 1)) >= now
+    assert memory_gib(replace(work, config=c.model_copy(update={"num_hidden_layers": c.num_hidden_layers + 1}))) > now
+    assert memory_gib(replace(work, config=c.model_copy(update={"vocab_size": c.vocab_size + 128}))) > now
+    assert memory_gib(replace(work, compiled=True)) <= memory_gib(replace(work, compiled=False))
+    assert memory_gib(replace(work, recompute=True)) <= memory_gib(replace(work, recompute=False))
+    assert memory_gib(replace(work, sharded=True)) <= memory_gib(replace(work, sharded=False))
+    assert all(size >= 0 for size in memory(work).values())
+
+
+@given(SHAPES)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_time_falls_with_the_card_and_grows_with_the_work(work):
+    faster = replace(H100, tflops=2 * H100.tflops, bandwidth=2 * H100.bandwidth)
+    now = sum(step_seconds(work, H100).values())
+    assert sum(step_seconds(work, faster).values()) <= now < sum(step_seconds(work, RTX3060).values())
+    assert sum(step_seconds(replace(work, micro_batches=work.micro_batches + 1), H100).values()) > now
+    assert sum(step_seconds(replace(work, recompute=True), H100).values()) >= now
+    assert now >= work.tokens * work.micro_batches * work.config.flops_per_token(work.context) / (H100.tflops * 1e12)
+
+
+def test_exchange_only_between_several():
+    one, two = workload(micro_batch_size=64), workload(micro_batch_size=64, gpus=2)
+    assert step_seconds(one, H100)["exchange between GPUs"] == 0 < step_seconds(two, H100)["exchange between GPUs"]
+    assert tokens_per_second(one, H100) < tokens_per_second(two, H100) < 2 * tokens_per_second(one, H100)
+
+
+# ── loss ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize(("optimizer", "measured"), [("muon", 1.633), ("adamw", 1.688)])
+def test_the_anchors(optimizer, measured):
+    assert expected_loss(SEED, 40e6, 30e6, optimizer=optimizer).bits_per_byte == pytest.approx(measured, rel=0.005)
+
+
+def test_worth_of_repeated_tokens():
+    assert worth(5e6, 1e7) == 5e6 and worth(1e12, None) == 1e12
+    assert 0.90 < worth(4e7, 1e7) / 4e7 < 0.95  # four epochs: nearly new
+    values = [worth(epochs * 1e7, 1e7) for epochs in range(1, 60)]
+    assert values == sorted(values) and values[-1] < 1e7 * (1 + 15.39)
+
+
+@given(st.floats(1e7, 1e11), st.integers(2, 24))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_more_of_anything_is_better(tokens, depth):
+    small, large = (ModelChoice(depth=d).build(V) for d in (depth, depth + 1))
+    loss = expected_loss(small, tokens)
+    assert expected_loss(large, tokens).bits_per_byte < loss.bits_per_byte
+    assert expected_loss(small, 2 * tokens).bits_per_byte < loss.bits_per_byte
+    assert expected_loss(small, tokens, tokens / 4).bits_per_byte > loss.bits_per_byte
+    assert 0.4 < loss.low < loss.bits_per_byte < loss.high

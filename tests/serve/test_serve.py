@@ -207,6 +207,9 @@ def test_other_faults(client, server):
         found = httpx.get(f"{server.url}/v1/models", headers=header)
         assert found.status_code == 401 and found.json()["error"]["code"] == "invalid_api_key"
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok", "ill": []}
+    for nothing in ([], [[]], [[9], []]):  # no prompt, an empty one, an empty one among others
+        found = client.post("/v1/completions", json={"model": "taught", "prompt": nothing})
+        assert found.status_code == 400 and "prompt: is empty" in found.json()["error"]["message"]
     over = client.post("/v1/completions", json={"model": "taught", "prompt": [9] * CONTEXT}).json()["error"]
     assert over["code"] == "context_length_exceeded" and f"at most {CONTEXT - 1}" in over["message"]
 

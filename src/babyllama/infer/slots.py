@@ -100,8 +100,11 @@ class Slots:
         idle = [slot for slot in self.all if slot.job is None]
         if not idle and len(self.all) == self.most:
             return False
-        best = max(self.all, key=lambda slot: (self._shared(slot, job), slot.job is None, slot.last))
-        shared, slot = self._shared(best, job), best
+        known = job.known[:-1]  # its last token has to be read in any case
+        shares = [(self._shared(slot, job, known), slot.job is None, slot.last, -row)
+                  for row, slot in enumerate(self.all)]  # fmt: skip
+        shared, _, _, row = max(shares)
+        slot = best = self.all[-row]
         if best.job is not None or not shared or 2 * shared < len(best.tokens):
             slot = self._free(idle)
         if slot is not best:
@@ -144,11 +147,10 @@ class Slots:
             for i, token in enumerate(tokens):
                 self.read(slot, [token], length + i)
 
-    def _shared(self, slot: Slot, job: Job) -> int:
-        """How many tokens of the prompt, but the last, the row holds in a form that serves."""
-        if slot.adapter != job.request.adapter or slot.tokens[:1] != job.known[:1]:
+    def _shared(self, slot: Slot, job: Job, known: list[int]) -> int:
+        """How many tokens of `known` the row holds in a form that serves the job."""
+        if slot.adapter != job.request.adapter or not slot.tokens or slot.tokens[:1] != known[:1]:
             return 0
-        known = job.known[:-1]
         shared = min(shared_prefix(slot.tokens, known), slot.plain if len(job.known) <= self.trained else 0)
         if slot.dropped and shared - slot.dropped <= self.cache.sinks:
             return 0
@@ -230,5 +232,7 @@ def _power(count: int) -> int:
 
 def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two sequences have in common from the start."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)

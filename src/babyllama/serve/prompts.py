@@ -35,9 +35,9 @@ def prompts_of(served: Served, asked: Sampled) -> list[Prompt]:
     """
     found = _chat(served, asked) if isinstance(asked, ChatRequest) else _texts(served, asked)
     param = "messages" if isinstance(asked, ChatRequest) else "prompt"
+    if not found or not all(prompt.tokens for prompt in found):
+        raise Refused(400, "prompt: is empty; give at least one token", param)
     for prompt in found:
-        if not prompt.tokens:
-            raise Refused(400, "prompt: is empty; give at least one token", param)
         if len(prompt.tokens) >= served.context:
             raise Refused(400, f"{param}: this model's maximum context length is {served.context} tokens, and the "
                           f"{param} have {len(prompt.tokens)}; shorten them to at most {served.context - 1}",

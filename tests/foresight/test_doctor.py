@@ -322,7 +322,7 @@ def test_weights_that_are_no_numbers_are_bad_input(tmp_path):
     trainer = trainer_for(tmp_path)
     with torch.no_grad():
         trainer.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(InputError, match="nan before anything was learned"):
+    with pytest.raises(InputError, match="nan before the first step"):
         rehearse(trainer, 5, EOS)
 
 

@@ -148,8 +148,8 @@ def test_a_step_without_targets_has_no_loss_of_its_own(tmp_path):
     trainer.stream = HalfMasked()
     trainer.train()
     assert [line["step"] for line in trainer.run.metrics() if line["kind"] == "train"] == [1, 2]
-    assert [line for line in trainer.show.lines if "no target, nothing" in line] == [
-        "step 3/4  no target, nothing learned", "step 4/4  no target, nothing learned"]  # fmt: skip
+    assert [line for line in trainer.show.lines if "no targets, nothing" in line] == [
+        "step 3/4  no targets, nothing trained", "step 4/4  no targets, nothing trained"]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

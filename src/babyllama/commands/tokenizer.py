@@ -89,7 +89,7 @@ def main(recipe: TokenizerRecipe) -> None:
         console.print(
             f"{tokenizer.vocab_size:,} tokens instead of the {asked:,} asked for: no other pair occurs often "
             "enough in the text (source.min_frequency); give more text", markup=False, soft_wrap=True)  # fmt: skip
-    _show(tokenizer, figures, "the text it learned from" if sample else "the examples below", console)
+    _show(tokenizer, figures, "the text it was trained on" if sample else "the examples below", console)
     console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
 
 

@@ -142,7 +142,7 @@ def rehearse(trainer: Trainer, steps: int, eos: int | None = None, tell: Callabl
         everything: all parameters ought to learn; else those that want a gradient.
 
     Raises:
-        InputError: the loss is no number before anything was learned.
+        InputError: the loss is no number before the first step.
     """
     adam, rows = trainer.optimizer.adam, trainer.plan.rows
     first = [trainer.stream.batch(row, 1) for row in range(rows)]
@@ -232,7 +232,7 @@ def refer(trainer: Trainer, rows: Iterable[Batch], adam: AdamPart) -> Reference 
     peak = max((g.abs().max().item() for n, p, g in grads if adam.owns(n, p)), default=0.0)
     model.zero_grad(set_to_none=True)
     if not math.isfinite(loss.item()):
-        raise InputError(f"the loss is {loss.item()} before anything was learned: the weights that it starts from hold "
+        raise InputError(f"the loss is {loss.item()} before the first step: the weights that it starts from hold "
                          "numbers that are not finite; choose another init.path, or make the model anew")  # fmt: skip
     peak *= min(1.0, trainer.plan.clip / max(norm, 1e-30))
     return Reference(loss.item(), norm, peak / (peak + adam.eps))

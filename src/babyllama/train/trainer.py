@@ -248,7 +248,7 @@ class Trainer:
     def _log(self, step: int) -> None:
         done, outcome = self.progress, self.outcome
         if outcome is None or outcome.step != step:  # the newest loss is of a step before
-            self.journal.line(f"step {step}/{self.steps}  no target, nothing learned")
+            self.journal.line(f"step {step}/{self.steps}  no targets, nothing trained")
             return
         rate, mfu = self.meter.speed(done)
         lr = self.worker.rates[0][0] * self.schedule(step - 1, self.steps)

@@ -31,7 +31,8 @@ def summary(prepared: Prepared, sources: Sequence[Source], tokenizer: Tokenizer)
             yield "  nothing is held out: too few documents; evaluate and validation will have nothing to measure"
         if source.kind == "chat":
             yield from _lengths(stores)
-        yield f"  a sample{', what is learned in [[ ]]' if source.kind == 'chat' else ''}: {_sample(stores, tokenizer)}"
+        covered = ", in [[ ]] what the loss covers" if source.kind == "chat" else ""
+        yield f"  a sample{covered}: {_sample(stores, tokenizer)}"
 
 
 def _left_out(source: Source, corpus: dict[str, Any]) -> Iterator[str]:

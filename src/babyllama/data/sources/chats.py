@@ -289,5 +289,5 @@ def _in_order(messages: list[Message], notes: Notes) -> list[Message]:
 
 def _joined(first: Message, second: Message) -> Message:
     if first.get("learned", True) != second.get("learned", True):
-        raise BadRecord("two answers in a row, of which only one is to be learned; put a question between")
+        raise BadRecord("two answers in a row, of which only one is in the loss; put a question between them")
     return {**first, "content": f"{first['content']}\n{second['content']}"}

@@ -33,7 +33,7 @@ def _about_chats(label: str, store: TokenStore, context: int, whole: bool) -> It
     elif longer:
         yield (
             f"{label}: {longer:,} of {store.documents:,} chats ({longer / store.documents:.1%}) are longer than the "
-            f"context of {context:,} tokens and are cut; the later parts are learned without their beginning"
+            f"context of {context:,} tokens and are cut; the later parts are trained on without their beginning"
         )
 
 

@@ -89,9 +89,9 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
             note(watchman.read())
             done += 1
 
-    def note(verdicts: list) -> None:
+    def note(outcomes: list) -> None:
         nonlocal lost
-        lost += sum(verdict.bad for verdict in verdicts)
+        lost += sum(outcome.bad for outcome in outcomes)
 
     def lost_steps() -> int:
         note(watchman.read(wait=True))

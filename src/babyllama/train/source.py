@@ -1,4 +1,4 @@
-"""What a training reads: rows that lay there before it, or rows that are made while it trains.
+"""What a training reads: rows that were stored before it, or rows that are made while it trains.
 
 Not here: the rows of prepared data (data/streams/), which of them a rank reads (trainer.py).
 """
@@ -37,8 +37,8 @@ class Source(Rows, Protocol):
 
 
 @dataclass(frozen=True)
-class Lying:
-    """Rows that lie there: nothing to prepare, nothing to keep."""
+class Stored:
+    """Rows that were stored before: nothing to prepare, nothing to keep."""
 
     rows: Rows
 
@@ -58,4 +58,4 @@ class Lying:
 
 def source(rows: Rows) -> Source:
     """Any rows as a source."""
-    return cast(Source, rows) if isinstance(rows, Source) else Lying(rows)
+    return cast(Source, rows) if isinstance(rows, Source) else Stored(rows)

@@ -1,4 +1,4 @@
-"""The house rules that a machine can read."""
+"""The house rules that a machine can read: sizes, and tests that stand where what they test stands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "babyllama"
+SOURCE, TESTS = ROOT / "src" / "babyllama", ROOT / "tests"
 FILES = sorted(file for file in SOURCE.rglob("*.py") if file.name not in ("__init__.py", "__main__.py"))
 REASON = "although it is long"  # so begins what a docstring says of it
 
@@ -35,3 +35,26 @@ def test_what_is_long_says_why(file):
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines_of(node) > 40:
             assert REASON in (ast.get_docstring(node) or ""), f"{node.name} has {lines_of(node)} lines"
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def mirrored(file: Path) -> bool:
+    """Whether a test file of its room, or one of the laws, is named after it or imports it."""
+    place = file.relative_to(SOURCE)
+    room, name = TESTS / place.parent, ".".join(("babyllama", *place.with_suffix("").parts))
+    near = [*(room.glob("*.py") if room == TESTS else room.rglob("*.py")), *(TESTS / "laws").glob("*.py")]
+    return any(test.stem.startswith(f"test_{file.stem}") or name in imports(test) for test in near)
+
+
+def test_four_of_five_modules_have_tests_in_their_room():
+    without = [file.relative_to(SOURCE).as_posix() for file in FILES if not mirrored(file)]
+    assert len(without) <= len(FILES) / 5, without

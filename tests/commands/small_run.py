@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
 import torch
+import xxhash
 from torch.nn.functional import cross_entropy
 
 from babyllama.model.checkpoint import save_model
@@ -67,3 +69,28 @@ def save_taught(folder: Path) -> Path:
     save_model(taught_model(), folder, **tokenizer.config_ids)
     tokenizer.save(folder)
     return folder
+
+
+def a_run(path, parent=None, data=None, verb="train", context=None, replay=None):
+    """A run's facts without its model."""
+    path.mkdir()
+    start = {"kind": "new"} if parent is None else {"kind": "from", "path": str(parent)}
+    recipe = {"init": start, "data": {"path": str(data)}, "plan": {"context": context},
+              "replay": replay and {"path": str(replay)}}  # fmt: skip
+    (path / "recipe.yaml").write_text(json.dumps(recipe if verb == "train" else {}))
+    (path / "run.json").write_text(json.dumps({"verb": verb, "parent": parent and str(parent)}))
+    return path
+
+
+def some_data(path, validation, source):
+    path.mkdir()
+    corpora = {Path(source).stem: {"kind": "text", "source": str(source), "splits": {}}}
+    (path / "manifest.json").write_text(
+        json.dumps({"version": 1, "dtype": "uint16", "validation": validation, "corpora": corpora})
+    )
+    return path
+
+
+def hashed(low, high):
+    """A text whose hash lies between two shares of all."""
+    return next(t for t in map(str, range(10_000)) if low <= xxhash.xxh3_64_intdigest(t.encode()) / 2**64 < high)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import xxhash
 
 from babyllama.commands import prepare
 from babyllama.commands.evaluate import EvaluateRecipe, main
@@ -16,20 +14,15 @@ from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
 from babyllama.evals.answers import (
-    Answer,
-    AnswerSums,
     ask,
-    character_f1,
-    compared,
     corpus_questions,
     prepared_questions,
 )
-from babyllama.evals.provenance import provenance
 from babyllama.infer.engine import Engine
 from babyllama.recipe import load_recipe
 from babyllama.tokenizer.chat import render_chat
 
-from .small_run import CHATS, messages_of, save_taught, small_tokenizer, taught_model
+from .small_run import CHATS, a_run, hashed, messages_of, save_taught, small_tokenizer, taught_model
 
 TEXTS = ["小小的语言模型很高兴。", "一加一等于二，二加一等于三。", "再见，欢迎再来！再见。"]
 
@@ -177,81 +170,6 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(folder, tmp_pat
         evaluate(folder, f"out={tmp_path}/file/here.json")
 
 
-# ── what a model has seen ───────────────────────────────────────────────────────────────────────────────────────────
-def a_run(path, parent=None, data=None, verb="train", context=None, replay=None):
-    """A run's facts without its model."""
-    path.mkdir()
-    start = {"kind": "new"} if parent is None else {"kind": "from", "path": str(parent)}
-    recipe = {"init": start, "data": {"path": str(data)}, "plan": {"context": context},
-              "replay": replay and {"path": str(replay)}}  # fmt: skip
-    (path / "recipe.yaml").write_text(json.dumps(recipe if verb == "train" else {}))
-    (path / "run.json").write_text(json.dumps({"verb": verb, "parent": parent and str(parent)}))
-    return path
-
-
-def some_data(path, validation, source):
-    path.mkdir()
-    corpora = {Path(source).stem: {"kind": "text", "source": str(source), "splits": {}}}
-    (path / "manifest.json").write_text(
-        json.dumps({"version": 1, "dtype": "uint16", "validation": validation, "corpora": corpora})
-    )
-    return path
-
-
-def hashed(low, high):
-    """A text whose hash lies between two shares of all."""
-    return next(t for t in map(str, range(10_000)) if low <= xxhash.xxh3_64_intdigest(t.encode()) / 2**64 < high)
-
-
-def test_held_out_is_what_no_training_of_the_model_or_its_ancestors_saw(tmp_path):
-    mine, other = tmp_path / "mine.jsonl", tmp_path / "other.jsonl"
-    wide, narrow, much = (some_data(tmp_path / n, v, mine) for n, v in (("wide", 0.2), ("narrow", 0.1), ("much", 0.5)))
-    base = a_run(tmp_path / "base", data=wide, context=32)
-    tuned = a_run(tmp_path / "tuned", base, narrow, context=16)
-    packed = a_run(tmp_path / "packed", tuned / "model", verb="quantize")
-    replayed = a_run(tmp_path / "replayed", base, wide, replay=narrow)
-    assert [provenance(run).context for run in (base, tuned, packed, replayed)] == [32, 16, 16, None]
-    assert [provenance(run).held_out for run in (base, tuned, packed, replayed)] == [0.2, 0.1, 0.1, 0.1]
-    held = [[provenance(run).of_split(Prepared.open(data), split) for data in (wide, narrow, much)
-             for split in ("val", "train")] for run in (base, packed)]  # fmt: skip
-    unknown = ["unknown", "unknown"]
-    assert held[0] == ["held out", "trained on", "held out", "unknown", *unknown]
-    assert held[1] == ["unknown", "trained on", "held out", "trained on", *unknown]
-    chats = some_data(tmp_path / "chats", 0.5, other)  # of another source than the base's
-    assert provenance(a_run(tmp_path / "sft", base, chats)).of_split(Prepared.open(chats), "val") == "held out"
-    texts = [hashed(0, 0.1), hashed(0.1, 0.2), hashed(0.2, 1)]
-    choices = CorpusChoice(path=str(mine)), CorpusChoice(path=str(other))
-    for choice, beyond in zip(choices, ("trained on", "unknown"), strict=True):
-        assert [provenance(base).of_text(t, choice) for t in texts] == ["held out", "held out", beyond]
-        assert [provenance(tuned).of_text(t, choice) for t in texts] == ["held out", beyond, beyond]
-
-
-def test_a_text_that_max_documents_may_have_left_out_is_not_called_trained_on(tmp_path):
-    file = tmp_path / "poems.jsonl"
-    file.write_text("".join(json.dumps({"text": f"{text}春眠不觉晓"}) + "\n" for text in range(9)), "utf-8")
-    small_tokenizer().save(tmp_path / "tok")
-    found = {}
-    for name, cut in {"whole": {}, "first": {"max_documents": 4}, "short": {"max_characters": 4000}}.items():
-        choice = CorpusChoice(path=str(file), **cut)
-        prepare.main(prepare.PrepareRecipe(out=tmp_path / name, tokenizer=tmp_path / "tok", corpora=(choice,),
-                                           validation=0.0, workers=1))  # fmt: skip
-        history = provenance(a_run(tmp_path / f"run-{name}", data=tmp_path / name))
-        found[name] = history.of_text("8春眠不觉晓", CorpusChoice(path=str(file)))
-        assert history.of_split(Prepared.open(tmp_path / name), "train") == "trained on"
-    assert found == {"whole": "trained on", "first": "unknown", "short": "unknown"}
-
-
-def test_a_past_that_is_not_known_is_said_so(tmp_path):
-    data = some_data(tmp_path / "data", 0.2, "x")
-    foreign = a_run(tmp_path / "foreign", tmp_path / "nowhere", data)
-    gone = a_run(tmp_path / "gone", data=tmp_path / "removed")
-    for model in (foreign, gone, tmp_path):
-        assert provenance(model).held_out is None
-        assert provenance(model).of_split(Prepared.open(data), "val") == "unknown"
-        assert provenance(model).of_text(hashed(0, 0.1), CorpusChoice(path="y")) == "unknown"
-    assert provenance(foreign).of_split(Prepared.open(data), "train") == "trained on"
-
-
 def test_context_and_documents_are_said(folder, capsys):
     found = evaluate(folder, "questions=0", "context=32")
     assert (found["context"], found["trained_context"], found["documents"]) == (32, 96, "unknown")
@@ -263,23 +181,6 @@ def test_context_and_documents_are_said(folder, capsys):
     found = evaluate(folder, f"model={folder}/trained", "questions=0")
     assert (found["context"], found["trained_context"], found["documents"]) == (48, 48, "trained on")
     assert "rows of 48 tokens, as in training" in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "expected"),
-    [("你好", "你好", 1.0), ("好 你\n", "你好", 1.0), ("你你", "你好", 0.5), ("你", "你好吗", 0.5), ("是", "否", 0.0),
-     ("", "否", 0.0), ("", " ", 1.0)],
-)  # fmt: skip
-def test_character_f1(answer, reference, expected):
-    assert character_f1(answer, reference) == expected
-
-
-def test_scores_add_up():
-    good, poor = Answer("q", " 是的 ", "是的", 3, True), Answer("q", "不", "是的", 9, False)
-    sums = sum(map(compared, (good, poor)), AnswerSums())
-    figures = sums.figures
-    assert sums.asked == 2 and figures["exact"] == figures["f1"] == figures["ended"] == 0.5
-    assert figures["tokens"] == 6 and figures["characters"] == 2.5 and figures["reference_characters"] == 2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
@@ -36,7 +37,19 @@ class Answers:
         self.fault: Exception | None = None
         self._loop = asyncio.get_running_loop()
         self._events: deque[tuple[int, Event]] = deque()
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None  # for any event
+        self._resting: asyncio.Future[None] | None = None  # for the end
+
+    async def rest(self, seconds: float) -> None:
+        """Let events gather for so long, or until all requests have ended: nobody waits for an end that is there."""
+        self._resting = waiter = self._loop.create_future()
+        timer = self._loop.call_later(seconds, _resolve, waiter)
+        try:
+            if self.open:
+                await waiter
+        finally:
+            timer.cancel()
+            self._resting = None
 
     async def batch(self) -> Batch:
         """All events that have come: (which request, event), at least one.
@@ -70,12 +83,10 @@ class Answers:
 
     def wake(self) -> None:
         """Let the task that waits go on, on its own thread."""
-        waiter = self._waiter
-        if waiter is not None:
-            try:
-                self._loop.call_soon_threadsafe(_resolve, waiter)
-            except RuntimeError:  # the loop has ended
-                self._waiter = None
+        for waiter in (self._waiter, self._resting if not self.open else None):
+            if waiter is not None:
+                with suppress(RuntimeError):  # the loop has ended
+                    self._loop.call_soon_threadsafe(_resolve, waiter)
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:

@@ -1,4 +1,4 @@
-"""What people see while a training runs. Not here: what is logged to files (board.py, run.py)."""
+"""What people see while a training runs. Not here: what is logged to files (sinks.py, run.py)."""
 
 from __future__ import annotations
 

@@ -70,7 +70,8 @@ def started(folder: Path, *words: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> Path:
-    """`taught`: knows the CHATS of small_run by heart. `endless`: writes anything, for long; see POISON."""
+    """`taught`: knows the CHATS of small_run by heart. `steady`: writes anything, for long. `endless`: the same, but
+    one of its tokens breaks an answer, see POISON."""
     root = tmp_path_factory.mktemp("served")
     save_taught(root / "taught")
     tokenizer = small_tokenizer()
@@ -80,12 +81,13 @@ def folders(tmp_path_factory) -> Path:
         tie_word_embeddings=False))  # fmt: skip
     initialise(endless, 0)
     with torch.no_grad():
-        endless.embed_tokens.weight[POISON] = torch.nan
         for special in tokenizer.special_ids:
             endless.lm_head.weight[special] = 0
-    (root / "endless").mkdir()
-    save_model(endless, root / "endless", **tokenizer.config_ids)
-    tokenizer.save(root / "endless")
+    for name in ("steady", "endless"):
+        (root / name).mkdir()
+        save_model(endless, root / name, **tokenizer.config_ids)
+        tokenizer.save(root / name)
+        endless.embed_tokens.weight.data[POISON] = torch.nan
     return root
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 from babyllama.commands.bench_serve import BenchServeRecipe, measure
 
-from .conftest import KEY
+from .conftest import KEY, started
 from .test_serve import FORMS, ROUTES, answers_or_refuses
 
 pytestmark = pytest.mark.slow
@@ -23,18 +23,20 @@ def resident(process: int) -> int:
     return int(Path(f"/proc/{process}/statm").read_text().split()[1])
 
 
-def test_many_streams_for_long(server):
-    def streams(seconds: float) -> dict:
-        recipe = BenchServeRecipe(url=f"{server.url}/v1", model="endless", clients=CLIENTS, requests=10**9,
-                                  seconds=seconds, max_tokens=128, api_key=KEY)  # fmt: skip
+def test_many_streams_for_long(folders, tmp_path):
+    def streams(url: str, seconds: float) -> dict:
+        recipe = BenchServeRecipe(url=f"{url}/v1", clients=CLIENTS, requests=10**9, seconds=seconds, max_tokens=128,
+                                  api_key=KEY)  # fmt: skip
         return asyncio.run(measure(recipe))
 
-    streams(20)
-    before, began = resident(server.process.pid), time.monotonic()
-    found = streams(SECONDS)
-    assert found["errors"] == found["refused (429)"] == 0 and found["answers"] > CLIENTS
-    assert time.monotonic() - began < 2 * SECONDS
-    assert resident(server.process.pid) < 1.03 * before
+    with started(tmp_path, str(folders / "steady")) as server:
+        streams(server.url, 20)
+        before, began = resident(server.process.pid), time.monotonic()
+        found = streams(server.url, SECONDS)
+        assert found["errors"] == found["refused (429)"] == 0 and found["answers"] > CLIENTS, found
+        assert time.monotonic() - began < 2 * SECONDS
+        assert abs(resident(server.process.pid) / before - 1) < 0.03
+        print(found, before, resident(server.process.pid))
 
 
 @settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))

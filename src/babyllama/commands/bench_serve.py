@@ -144,9 +144,11 @@ async def _ask(client: httpx.AsyncClient, recipe: BenchServeRecipe, model: str, 
 
 def _figures(model: str, recipe: BenchServeRecipe, seen: Seen, wall: float) -> dict[str, Any]:
     first, gaps = _spread(seen.first), _spread(seen.gaps)
+    faults = {"first error": seen.errors[0]} if seen.errors else {}
     return {
         "model": model, "clients": recipe.clients, "answers": seen.done, "refused (429)": seen.refused,
-        "errors": len(seen.errors), "seconds": round(wall, 2), "tokens": seen.tokens,
+        "errors": len(seen.errors), **faults,
+        "seconds": round(wall, 2), "tokens": seen.tokens,
         "tokens a second": round(seen.tokens / wall, 1), "answers a second": round(seen.done / wall, 2),
         "first token, ms, p50": first[0], "first token, ms, p99": first[1],
         "between events, ms, p50": gaps[0], "between events, ms, p99": gaps[1],

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LOCAL = {"127.0.0.1", "::1", "localhost"}
 KEYS = "BABYLLAMA_API_KEYS"
+KEPT_OPEN = 75  # seconds for a client's next request: clients who give up after 5 must be the first to do so
 
 
 class ServedRecipe(Recipe):
@@ -86,6 +87,7 @@ def main(recipe: ServeRecipe) -> None:
         models, limits, recipe.sampling, keys, recipe.body, recipe.cors, sys.stdout if recipe.log else None
     )
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=recipe.grace,
+                            timeout_keep_alive=KEPT_OPEN,
                             ws="none", server_header=False)  # fmt: skip
     _say(recipe, listener, openers, keys)
     _run(uvicorn.Server(config), listener)

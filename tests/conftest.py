@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -78,3 +80,11 @@ def twin(model: Transformer) -> LlamaForCausalLM:
 def tokens() -> torch.Tensor:
     """(2, 22) random ids below 67."""
     return torch.randint(67, (2, 22), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path):
+    """What transformers makes of a tokenizer's folder, which the module gives by its fixture `folder`."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)

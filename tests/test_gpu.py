@@ -91,6 +91,18 @@ def test_trains_as_on_the_cpu(tmp_path, dtype, optimizer, compiled):
     assert losses[1] == pytest.approx(losses[0], rel=1e-3 if dtype == torch.float32 else 5e-2)
 
 
+def whole_and_continued(trainer, steps):
+    """Trainings of so many steps: in one go, and one that was stopped after 8."""
+    whole = trainer("whole", steps)
+    whole.train()
+    half = trainer("half", 8)
+    half.train()
+    half.run.unlock()
+    again = trainer("half", steps)
+    again.train()
+    return whole, again
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_resume_continues_the_curve(tmp_path, dtype):
     def trainer(out, steps):
@@ -100,13 +112,7 @@ def test_resume_continues_the_curve(tmp_path, dtype):
         made.model.cuda()
         return made
 
-    whole = trainer("whole", 12)
-    whole.train()
-    half = trainer("half", 8)
-    half.train()
-    half.run.unlock()
-    again = trainer("half", 12)
-    again.train()
+    whole, again = whole_and_continued(trainer, 12)
     assert [m["loss"] for m in again.run.metrics()] == pytest.approx([m["loss"] for m in whole.run.metrics()], rel=1e-4)
 
 
@@ -153,13 +159,7 @@ def test_a_captured_training_resumes_bit_for_bit(tmp_path, optimizer):
         made.schedule = Wsd(warmup=0, decay=1e-6)  # constant, however long
         return made
 
-    whole = trainer("whole", 16)
-    whole.train()
-    half = trainer("half", 8)
-    half.train()
-    half.run.unlock()
-    again = trainer("half", 16)
-    again.train()
+    whole, again = whole_and_continued(trainer, 16)
     assert again.worker.graph is not None
     assert [m["loss"] for m in again.run.metrics()] == [m["loss"] for m in whole.run.metrics()]
     assert again.worker.fingerprint() == whole.worker.fingerprint()

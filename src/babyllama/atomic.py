@@ -114,6 +114,19 @@ def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
     write_atomic(path, json_text(data, indent) + "\n")
 
 
+def read_json(path: Path, remedy: str = "restore it from a backup") -> dict[str, Any]:
+    """The object in a file. Raises InputError: it cannot be read, is no JSON, or holds something else."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: must hold a JSON object, not a {type(found).__name__}; {remedy}")
+    return found
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write a whole folder under a temporary name, fsync it, then swap it for `folder`.
 

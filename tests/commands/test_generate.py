@@ -115,8 +115,8 @@ def test_texts_of_a_given_form(capsys, folder, tmp_path):
     assert re.fullmatch("小小的(甲|乙){3}\n", generate(capsys, folder, "prompt=小小的", "regex=(甲|乙){3}"))
     (tmp_path / "list.json").write_text("[]")
     for form, fault in [(f"json_schema={tmp_path}/no", "cannot be read"), ("regex=(", "regex: "),
-                        (f"json_schema={tmp_path}/list.json", "holds list"), ("json_schema={type: x}", "json_schema: "),
-                        ("regex=(", "regex")]:  # fmt: skip
+                        (f"json_schema={tmp_path}/list.json", "not a list; give a file"),
+                        ("json_schema={type: x}", "json_schema: ")]:  # fmt: skip
         with pytest.raises(InputError, match=fault):
             generate(capsys, folder, "prompt=a", form)
     with pytest.raises(InputError, match="exclude each other"):

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -237,14 +238,20 @@ def kill(folder: Path, world: World) -> None:
 
 PARTS = {part.__name__: part for part in (curves, halves, guarded, drift, exchanges, shapes, resumes, kill)}
 
-if __name__ == "__main__":
+
+def run_parts(parts: dict[str, Callable[[Path, World], None]]) -> None:
+    """In each of several processes: the parts that are named after the folder, one after the other."""
     torch.set_num_threads(1)
     babyllama.train.meter.peak_flops = lambda *_: 1e12  # nobody asks how fast this machine is
     here = World.from_environment()
     here.join(torch.device("cpu"))
     for part in sys.argv[2:]:
         started = time.perf_counter()
-        PARTS[part](Path(sys.argv[1]), here)
+        parts[part](Path(sys.argv[1]), here)
         here.wait()
         print(f"{part}: {time.perf_counter() - started:.1f} s")
     here.leave()
+
+
+if __name__ == "__main__":
+    run_parts(PARTS)

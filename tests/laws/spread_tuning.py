@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from spread_training import settings, stopped, train
+from spread_training import run_parts, settings, stopped, train
 
-import babyllama.train.meter
 from babyllama.data.streams.batches import Batch
 from babyllama.model.lora import Dora, Lora
 from babyllama.model.transformer import Transformer
@@ -93,11 +91,4 @@ def drawn(folder: Path, world: World) -> None:
 PARTS = {part.__name__: part for part in (tuned, halves, resumes, drawn)}
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    babyllama.train.meter.peak_flops = lambda *_: 1e12  # nobody asks how fast this machine is
-    here = World.from_environment()
-    here.join(torch.device("cpu"))
-    for part in sys.argv[2:]:
-        PARTS[part](Path(sys.argv[1]), here)
-        here.wait()
-    here.leave()
+    run_parts(PARTS)

@@ -9,18 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from babyllama.errors import InputError
+from babyllama.model import laws
 from babyllama.model.checkpoint import load_model, save_model
 from babyllama.model.config import extended
 from babyllama.model.config_json import to_hugging_face
-from babyllama.model.laws import (
-    ByPartsRope,
-    ClexRope,
-    DynamicNtkRope,
-    LinearRope,
-    NtkRope,
-    PlainRope,
-    YarnRope,
-)
 from babyllama.model.transformer import make_rope
 
 
@@ -76,9 +68,10 @@ def test_we_read_a_config_of_transformers_4(tmp_path, model, tokens):
 
 
 # ── RoPE laws ──────────────────────────────────────────────────────────────────────────────────────────────────────
-THEIRS = [LinearRope(factor=2.0), NtkRope(factor=3.0), DynamicNtkRope(factor=2.0), ByPartsRope(factor=4.0),
-          YarnRope(factor=4.0), YarnRope(factor=2.5, attention_factor=1.4, alpha=2.0, beta=9.0)]  # fmt: skip
-OURS = [YarnRope(factor=4.0, ramp="rotations"), ClexRope(max_t=4)]
+THEIRS = [laws.LinearRope(factor=2.0), laws.NtkRope(factor=3.0), laws.DynamicNtkRope(factor=2.0),
+          laws.ByPartsRope(factor=4.0), laws.YarnRope(factor=4.0),
+          laws.YarnRope(factor=2.5, attention_factor=1.4, alpha=2.0, beta=9.0)]  # fmt: skip
+OURS = [laws.YarnRope(factor=4.0, ramp="rotations"), laws.ClexRope(max_t=4)]
 TRAINED = 16  # so that 22 tokens are beyond it
 
 
@@ -128,7 +121,9 @@ def test_transformers_computes_the_same_with_every_law_it_knows(tmp_path, model,
     assert torch.equal(again(tokens), logits)
 
 
-@pytest.mark.parametrize("law", [LinearRope(factor=2.0), DynamicNtkRope(factor=2.0), YarnRope(factor=4.0)], ids=ids)
+@pytest.mark.parametrize(
+    "law", [laws.LinearRope(factor=2.0), laws.DynamicNtkRope(factor=2.0), laws.YarnRope(factor=4.0)], ids=ids
+)
 @pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
 def test_their_words_alone_are_enough(tmp_path, model, tokens, law, key):
     """A folder that never was ours, from transformers 5 (rope_parameters) or 4 (rope_scaling beside rope_theta)."""
@@ -157,12 +152,12 @@ def test_what_has_no_form_of_theirs_is_refused(tmp_path, model, law):
 def test_another_law_for_stored_weights(tmp_path, config):
     from conftest import sharp_model
 
-    model = stretched(sharp_model(config), ClexRope(max_t=4))
+    model = stretched(sharp_model(config), laws.ClexRope(max_t=4))
     save_model(model, tmp_path, bos_id=1, eos_id=2)
-    longer = load_model(tmp_path, YarnRope(factor=8.0))
+    longer = load_model(tmp_path, laws.YarnRope(factor=8.0))
     assert longer.config.max_position_embeddings == 8 * TRAINED and not list(longer.rope.parameters())
-    anew = load_model(tmp_path, ClexRope(max_t=6))
+    anew = load_model(tmp_path, laws.ClexRope(max_t=6))
     assert not anew.rope.down.any() and anew.config.max_position_embeddings == 6 * TRAINED
-    kept = load_model(tmp_path, ClexRope(max_t=4))
+    kept = load_model(tmp_path, laws.ClexRope(max_t=4))
     assert torch.equal(kept.rope.down, model.rope.down)
-    assert load_model(tmp_path, PlainRope()).config.max_position_embeddings == TRAINED
+    assert load_model(tmp_path, laws.PlainRope()).config.max_position_embeddings == TRAINED

@@ -244,4 +244,4 @@ def test_configs_that_we_do_not_compute_are_refused(one, values, said):
 
 def test_a_damaged_config_is_one_clear_line(one):
     (one / "adapter_config.json").write_text('{"r": ')
-    refused(one, "adapter_config.json: not a readable JSON file")
+    refused(one, "adapter_config.json: not valid JSON")

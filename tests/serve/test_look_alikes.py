@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import sentencepiece_model
+from small import foreign_folder, sentencepiece_model
 from small_run import small_tokenizer
-from tokenizers import AddedToken
 
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
@@ -42,14 +40,7 @@ def tokenizers(tmp_path_factory) -> dict[str, Tokenizer]:
 def foreign(folder: Path, like: Tokenizer) -> Tokenizer:
     """A Hugging Face folder with markers and a chat template of its own."""
     backend = type(like.backend).from_str(like.backend.to_str())
-    names = ["<|im_start|>", "<|im_end|>"]
-    backend.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    (folder / "tokenizer.json").write_text(backend.to_str(), "utf-8")
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
-              "add_bos_token": False, "chat_template": CHATML}  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return Tokenizer.load(folder)
+    return Tokenizer.load(foreign_folder(folder, backend, ["<|im_start|>", "<|im_end|>"], CHATML))
 
 
 def served(name: str, tokenizer: Tokenizer) -> Served:

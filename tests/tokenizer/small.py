@@ -1,10 +1,14 @@
 """Small vocabularies, made here so that the tests need no download."""
 
 import io
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 SMALL_TEXT = [
     "今天天气很好，我们一起去公园散步。天空是蓝色的，云是白色的。",
@@ -34,3 +38,14 @@ def sentencepiece_model(**changes: Any) -> bytes:
     found = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=found, **settings | changes)
     return found.getvalue()
+
+
+def foreign_folder(folder: Path, backend: Backend, markers: list[str], template: str, special: bool = True) -> Path:
+    """A Hugging Face folder with markers and a chat template of its own."""
+    backend.add_tokens([AddedToken(name, special=special, normalized=False) for name in markers])
+    (folder / "tokenizer.json").write_text(backend.to_str(), "utf-8")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+              "add_bos_token": False, "chat_template": template}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder

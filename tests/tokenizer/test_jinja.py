@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small import SMALL_TEXT, sentencepiece_model
-from tokenizers import AddedToken
+from small import SMALL_TEXT, foreign_folder, sentencepiece_model
 from transformers import AutoTokenizer
 
 from babyllama.errors import InputError
@@ -43,13 +42,7 @@ def folder_of(kind: str, template: str, special: bool, folder: Path) -> Path:
     else:
         (folder / "tokenizer.model").write_bytes(sentencepiece_model())
         backend = Tokenizer.load(folder / "tokenizer.model").backend
-    backend.add_tokens([AddedToken(name, special=special, normalized=False) for name in MARKERS])
-    (folder / "tokenizer.json").write_text(backend.to_str(), "utf-8")
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
-              "add_bos_token": False, "chat_template": template}  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return folder
+    return foreign_folder(folder, backend, MARKERS, template, special)
 
 
 @pytest.fixture(scope="module", params=["own-chatml", "own-brackets", "sentencepiece-chatml", "own-chatml-plain"])
@@ -62,11 +55,6 @@ def folder(request, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def ours(folder: Path) -> Tokenizer:
     return Tokenizer.load(folder)
-
-
-@pytest.fixture(scope="module")
-def theirs(folder: Path):
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def chat(*contents: str) -> list[dict[str, str]]:

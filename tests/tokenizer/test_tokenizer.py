@@ -63,7 +63,7 @@ def small_sentencepiece(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["own", "sentencepiece", "chatglm2"])
-def saved(request, tmp_path_factory, small_sentencepiece: Path) -> Path:
+def folder(request, tmp_path_factory, small_sentencepiece: Path) -> Path:
     """A folder written by `save`, one for each kind of vocabulary."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "own":
@@ -74,13 +74,8 @@ def saved(request, tmp_path_factory, small_sentencepiece: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(saved: Path) -> Tokenizer:
-    return Tokenizer.load(saved)
-
-
-@pytest.fixture(scope="module")
-def theirs(saved: Path):
-    return AutoTokenizer.from_pretrained(saved)
+def tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder)
 
 
 Oracle = Callable[[str], list[int]]
@@ -122,11 +117,11 @@ class Merging:
 
 
 @pytest.fixture(scope="module")
-def oracle(saved: Path) -> Oracle:
+def oracle(folder: Path) -> Oracle:
     """Ids of a text by other code than ours: BPE by hand; beside SentencePiece, which encodes, the file read alone."""
-    if not (saved / "tokenizer.model").is_file():
-        return Merging(saved)
-    alone = tokenizers.Tokenizer.from_file(str(saved / "tokenizer.json"))
+    if not (folder / "tokenizer.model").is_file():
+        return Merging(folder)
+    alone = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     alone.encode_special_tokens = True
     return lambda text: alone.encode(text, add_special_tokens=False).ids
 
@@ -202,14 +197,14 @@ def test_special_tokens_can_be_shown(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids, skip_special=False).replace(" ", "") == "<s>好</s>"
 
 
-def test_save_load_save_is_byte_identical(saved: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_save_load_save_is_byte_identical(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in saved.iterdir()}
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_hash_is_of_the_vocabulary_alone(saved: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_hash_is_of_the_vocabulary_alone(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert tokenizer.with_template("bos").hash == tokenizer.hash
-    shutil.copy(saved / "tokenizer.json", tmp_path)
+    shutil.copy(folder / "tokenizer.json", tmp_path)
     assert Tokenizer.load(tmp_path).hash == tokenizer.hash
     assert train_bpe(SMALL_TEXT, 400).hash != tokenizer.hash
 
@@ -227,9 +222,9 @@ def test_pickle_keeps_special_tokens_out_of_text(tokenizer: Tokenizer, oracle: O
     assert again.encode("</s>") == oracle("</s>") == tokenizer.encode("</s>") and 9 in again.stop_ids
 
 
-def test_a_run_is_searched_in_its_model_folder(saved: Path, tmp_path: Path) -> None:
-    shutil.copytree(saved, tmp_path / "model")
-    assert Tokenizer.load(tmp_path).vocab_size == Tokenizer.load(str(saved / "tokenizer.json")).vocab_size
+def test_a_run_is_searched_in_its_model_folder(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    assert Tokenizer.load(tmp_path).vocab_size == Tokenizer.load(str(folder / "tokenizer.json")).vocab_size
 
 
 def test_chatglm2_has_the_earlier_projects_ids() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 from rich.console import Console
 
+from babyllama.atomic import read_json
 from babyllama.commands.serving import ServingRecipe
-from babyllama.errors import InputError
 from babyllama.infer.request import Request, TokenMask
 from babyllama.infer.sampling import Sampling
 from babyllama.infer.text import Text, pieces
@@ -70,7 +69,8 @@ class Forms:
 
     def __init__(self, recipe: GenerateRecipe, tokenizer: Tokenizer) -> None:
         given = recipe.json_schema
-        self.regex, self.schema = recipe.regex, _read(given) if isinstance(given, Path) else given
+        self.regex = recipe.regex
+        self.schema = read_json(given, "give a file with a JSON Schema") if isinstance(given, Path) else given
         if self.regex or self.schema is not None:
             from babyllama.infer.grammar import Grammars
 
@@ -81,13 +81,3 @@ class Forms:
         if self.schema is not None:
             return self.grammars.json_schema(self.schema)
         return self.grammars.regex(self.regex) if self.regex else None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"json_schema: {file} cannot be read as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"json_schema: {file} holds {type(found).__name__}, not an object; give a JSON Schema")
-    return found

@@ -10,7 +10,6 @@ wrappers (lora.py), the order of assembly (load.py).
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from babyllama.atomic import write_json
+from babyllama.atomic import read_json, write_json
 from babyllama.errors import InputError
 from babyllama.model.checkpoint import missing_weights
 from babyllama.model.laws import RopeConfig, law_of
@@ -88,7 +87,7 @@ def claim_base(run: Path, base: BaseLink, write: bool) -> None:
     """Note beside a training which base it is for. Raises InputError when it went on from another one before."""
     note = run / BASE
     if note.is_file():
-        began = _json(note).get("hash")
+        began = read_json(note).get("hash")
         if began != base.hash:
             raise InputError(f"{run}: began on a base with hash {began}, but {base.folder} has {base.hash}; "
                              "put that base back, or choose another out=…")  # fmt: skip
@@ -145,8 +144,8 @@ def base_link(folder: Path) -> BaseLink:
     Raises:
         InputError: damaged files, or a base that is not there.
     """
-    written = str(_json(folder / CONFIG).get("base_model_name_or_path") or "")
-    link = _json(folder / BASE) if (folder / BASE).is_file() else {}
+    written = str(read_json(folder / CONFIG).get("base_model_name_or_path") or "")
+    link = read_json(folder / BASE) if (folder / BASE).is_file() else {}
     packed = link.get("packed", "dense")
     if packed != "dense" and packed not in PACKED:
         raise InputError(f"{folder / BASE}: packed is {packed!r}; it must be dense, {' or '.join(PACKED)}")
@@ -160,23 +159,13 @@ def base_link(folder: Path) -> BaseLink:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error}); restore it from a backup") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: must hold a JSON object, not a {type(found).__name__}")
-    return found
-
-
 def load_adapter(model: nn.Module, folder: Path, name: str = "default") -> None:
     """Put the adapter of a folder on top of its base, which is in `model`.
 
     Raises:
         InputError: a truncated or incomplete file, factors that do not fit the model, a kind that we do not compute.
     """
-    config = _json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     _refuse(config, folder / CONFIG)
     parts = _read(folder / WEIGHTS)
     factors = {path: p for path, p in parts.items() if "weight" not in p}

@@ -6,9 +6,13 @@ Not here: what the codes stand for (linear.py, int8.py, onebit.py). Shapes: K in
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from babyllama.model.surgery import Unrounded
 
 SIZES, OUTPUTS = (128, 64, 32, 256), 16  # groups that the 4-bit product takes, and what outputs are a multiple of
 MIDDLE = 8  # the code that stands for zero there
@@ -53,3 +57,23 @@ class Nibbles:
         found = [torch._weight_int4pack_mm_for_cpu(rows, words, self.size, scales) for words, scales in self.terms]
         y = found[0] if len(found) == 1 else found[0] + found[1]
         return y[:, : self.outputs].view(*x.shape[:-1], -1)
+
+
+class WithNibbles(Unrounded):
+    """A packed linear that holds `Nibbles` beside its codes from the first time that they are asked for."""
+
+    _nibbles: Nibbles | None = None
+
+    @property
+    def nibbles(self) -> Nibbles:
+        """The same weights in the order of that product."""
+        if self._nibbles is None:
+            self._nibbles = self._as_nibbles()
+        return self._nibbles
+
+    def _as_nibbles(self) -> Nibbles:
+        raise NotImplementedError
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._nibbles = None  # they do not follow the module to another device or dtype
+        return super()._apply(fn, recurse)

@@ -6,20 +6,20 @@ Gradients flow to inputs, not to weights: adapters train on top. Not here: how c
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from babyllama.model.surgery import FewBits, Unrounded, unpacked_product
-from babyllama.quant.cpu import Nibbles, nibble_group
+from babyllama.model.surgery import FewBits, unpacked_product
+from babyllama.quant.cpu import Nibbles, WithNibbles, nibble_group
 from babyllama.quant.grid import Solution, group_index
 from babyllama.quant.packing import pack, unit, unpack, word_count
 
 FEW_ROWS = 16  # of decoding: the weights' way through memory is what costs, so they travel packed
 
 
-class GroupedLinear(Unrounded):
+class GroupedLinear(WithNibbles):
     """x · ((codes − zero) · scale)ᵀ, codes in 2, 3, 4 or 8 bits.
 
     Buffers: words (K · bits / 32, N) int32, rounded up to whole units of packing.py; zeros (G, N) uint8; scales (G, N)
@@ -44,7 +44,6 @@ class GroupedLinear(Unrounded):
         self.register_buffer("zeros", torch.zeros(groups, out_features, dtype=torch.uint8))
         self.register_buffer("scales", torch.zeros(groups, out_features, dtype=torch.float16))
         self.register_buffer("order", torch.arange(in_features, dtype=torch.int32) if ordered else None)
-        self._nibbles: Nibbles | None = None
 
     @classmethod
     def of(cls, solution: Solution) -> Self:
@@ -110,17 +109,9 @@ class GroupedLinear(Unrounded):
         """Whether PyTorch's own product of few bits computes this."""
         return nibble_group(self.in_features, self.group_size) is not None
 
-    @property
-    def nibbles(self) -> Nibbles:
-        """The same weights in the order of that product, made when it is first asked for."""
-        if self._nibbles is None:
-            size = nibble_group(self.in_features, self.group_size) or 0
-            self._nibbles = Nibbles(self.codes, self.scales, self.zeros, self.bits, self.group_size, size)
-        return self._nibbles
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._nibbles = None
-        return super()._apply(fn, recurse)
+    def _as_nibbles(self) -> Nibbles:
+        size = nibble_group(self.in_features, self.group_size) or 0
+        return Nibbles(self.codes, self.scales, self.zeros, self.bits, self.group_size, size)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} → {self.out_features}, {self.bits} bits, groups of {self.group_size}"

@@ -15,9 +15,9 @@ from torch.nn.functional import pad
 
 from babyllama.errors import InputError
 from babyllama.model.bitnet import OneBitLinear, normed, replace_matrices
-from babyllama.model.surgery import FewBits, Unrounded, replace_modules, unpacked_product
+from babyllama.model.surgery import FewBits, replace_modules, unpacked_product
 from babyllama.model.transformer import Transformer
-from babyllama.quant.cpu import MIDDLE, Nibbles, nibble_group
+from babyllama.quant.cpu import MIDDLE, Nibbles, WithNibbles, nibble_group
 from babyllama.quant.linear import few_rows, kernels_take, on_cpu
 from babyllama.recipe import Recipe
 
@@ -77,7 +77,7 @@ def unpack_signs(words: Tensor, in_features: int, dtype: torch.dtype = torch.flo
     return 1 - 2 * bits.flatten(1)[:, :in_features].to(dtype)
 
 
-class PackedOneBitLinear(Unrounded):
+class PackedOneBitLinear(WithNibbles):
     """OneBitLinear's forward from one bit a weight and 16 an input and an output. Gradients flow to x only.
 
     Buffers: signs (out, ⌈in / 32⌉) int32; g (in,) and h (out,) float16, which no change of the model's dtype rounds.
@@ -95,7 +95,6 @@ class PackedOneBitLinear(Unrounded):
         self.register_buffer("signs", torch.zeros(out_features, -(-in_features // WORD), dtype=torch.int32))
         self.register_buffer("g", torch.zeros(in_features, dtype=torch.float16))
         self.register_buffer("h", torch.zeros(out_features, dtype=torch.float16))
-        self._nibbles: Nibbles | None = None
 
     @classmethod
     def of(cls, trained: OneBitLinear) -> Self:
@@ -128,19 +127,11 @@ class PackedOneBitLinear(Unrounded):
             codes, self.h[None], torch.ones_like(self.h)[None], 2, self.in_features, before=self.g, normed=True
         )
 
-    @property
-    def nibbles(self) -> Nibbles:
-        """The signs as ±1 for PyTorch's own product of few bits, made when it is first asked for."""
-        if self._nibbles is None:
-            codes = (MIDDLE + unpack_signs(self.signs, self.in_features)).to(torch.uint8)
-            ones = torch.ones(1, self.out_features)
-            size = nibble_group(self.in_features, self.in_features) or 0
-            self._nibbles = Nibbles(codes, ones, MIDDLE * ones, 4, self.in_features, size)
-        return self._nibbles
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._nibbles = None
-        return super()._apply(fn, recurse)
+    def _as_nibbles(self) -> Nibbles:
+        codes = (MIDDLE + unpack_signs(self.signs, self.in_features)).to(torch.uint8)
+        ones = torch.ones(1, self.out_features)
+        size = nibble_group(self.in_features, self.in_features) or 0
+        return Nibbles(codes, ones, MIDDLE * ones, 4, self.in_features, size)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} → {self.out_features}, 1 bit"

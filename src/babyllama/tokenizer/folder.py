@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import AddedToken
 
+from babyllama.atomic import read_json
 from babyllama.errors import InputError
 from babyllama.recipe import maker
 from babyllama.tokenizer.chat import TEMPLATES, name_of
@@ -140,15 +140,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(found).__name__}")
-    return found
+    return read_json(path) if path.is_file() else {}
 
 
 def _token_name(value: Any, folder: Path) -> str | None:

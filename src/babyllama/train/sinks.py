@@ -47,28 +47,35 @@ class Service(Recipe):
         raise NotImplementedError
 
 
-class Wandb(Service):
+class Uploaded(Service):
+    """A service that also keeps what it is told on this machine."""
+
+    offline: bool = Field(default=False, description="keep everything on this machine; upload it later with the "
+                                                     "service's own sync command")  # fmt: skip
+
+    @property
+    def mode(self) -> dict[str, str]:
+        return {"mode": "offline"} if self.offline else {}  # else as WANDB_MODE or SWANLAB_MODE says
+
+
+class Wandb(Uploaded):
     """Weights & Biases; what it keeps here lies in ``RUN/wandb``."""
 
     package = "wandb"
     kind: Literal["wandb"] = "wandb"
-    offline: bool = Field(default=False, description="keep everything on this machine; upload later with wandb sync")
 
     def options(self, folder: Path, name: str, key: str) -> dict[str, Any]:
-        mode = {"mode": "offline"} if self.offline else {}  # else as WANDB_MODE says
-        return {"name": name, "id": key, "dir": str(folder), "settings": {"console": "off"}, **mode}
+        return {"name": name, "id": key, "dir": str(folder), "settings": {"console": "off"}, **self.mode}
 
 
-class Swanlab(Service):
+class Swanlab(Uploaded):
     """SwanLab; what it keeps here lies in ``RUN/swanlab``."""
 
     package = "swanlab"
     kind: Literal["swanlab"] = "swanlab"
-    offline: bool = Field(default=False, description="keep everything on this machine; upload later with swanlab sync")
 
     def options(self, folder: Path, name: str, key: str) -> dict[str, Any]:
-        mode = {"mode": "offline"} if self.offline else {}  # else as SWANLAB_MODE says
-        return {"name": name, "id": key, "log_dir": str(folder / "swanlab"), **mode}
+        return {"name": name, "id": key, "log_dir": str(folder / "swanlab"), **self.mode}
 
 
 class Trackio(Service):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import peft
@@ -22,6 +20,7 @@ from babyllama.load import load
 from babyllama.model.lora import enabled
 from babyllama.recipe import load_recipe
 from babyllama.run import Run
+from conftest import one_clear_line
 
 from .small_run import messages_of, save_taught
 
@@ -230,7 +229,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_faults_are_one_clear_line_and_exit_code_2(folder, tuned, name):
+def test_faults_are_one_clear_line_and_exit_code_2(folder, tuned, name, monkeypatch, capsys):
     if not (folder / "cut").exists():
         for copy in ("cut", "lost", "bent"):
             shutil.copytree(tuned["lora"] / "model", folder / copy)
@@ -251,10 +250,7 @@ def test_faults_are_one_clear_line_and_exit_code_2(folder, tuned, name):
         if not any(word.startswith("init=") for word in words):
             given |= {"init.kind": "from", "init.path": f"{folder}/base"}
         words = ["train", *(f"{k}={v}" for k, v in given.items()), *words[1:]]
-    done = subprocess.run([sys.executable, "-m", "babyllama.cli", *words], capture_output=True, text=True, check=False)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("babyllama: ")]
-    assert done.returncode == 2 and len(lines) == 1 and expected in lines[0], done.stderr
-    assert "Traceback" not in done.stderr
+    one_clear_line(words, expected, monkeypatch, capsys)
     assert not (folder / "fault").exists()
 
 

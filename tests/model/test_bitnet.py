@@ -234,7 +234,7 @@ def test_a_onebit_run_packs(folder, trained):
 def test_choices_that_cannot_be(folder):
     with pytest.raises(InputError, match="needs a trained base"):
         run(folder, "none", "ternary", "adapter.kind=onebit", "objective.kind=next_token")
-    with pytest.raises(InputError, match="nobody to learn from"):
+    with pytest.raises(InputError, match="a new model needs a teacher"):
         run(folder, "none", "ternary", "objective.kind=distil")
     with pytest.raises(InputError, match="compile"):
         run(folder, "none", "onebit", "compile=true")

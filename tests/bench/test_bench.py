@@ -46,6 +46,7 @@ def results(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_train_speed(tmp_path: Path) -> None:
     shown = script(
         "train_speed.py", "--results", str(tmp_path), "--contenders", "ours-adamw", "earlier", "transformers"
@@ -72,6 +73,7 @@ def test_linear_ce(tmp_path: Path) -> None:
     assert [line["contender"] for line in found] == ["ours", "eager"] and all(line["passed"] for line in found)
 
 
+@pytest.mark.slow
 def test_time_to_quality(tmp_path: Path) -> None:
     tokenizer, text = tmp_path / "tok", tmp_path / "text.jsonl"
     tokenizer.mkdir()
@@ -220,6 +222,7 @@ def test_reading_a_curve() -> None:
     assert comparable([{**points[0], "device": "b"}, *points]) == points[1:]
 
 
+@pytest.mark.slow
 def test_long_context(tmp_path: Path) -> None:
     from babyllama.commands.train import TrainRecipe
     from babyllama.commands.train import main as train

@@ -41,6 +41,8 @@ class Metrics:
         for name in models.openers:
             served = models.loaded.get(name)
             count, slots = (served.worker.open, served.worker.engine.slots.most) if served else (0, 0)
+            for side in ("in", "out"):  # there from the start, at 0: a rate over the first answer is no gap then
+                self._tokens.labels(name, side)
             self._loaded.labels(name).set(served is not None)
             self._running.labels(name).set(min(count, slots))
             self._waiting.labels(name).set(max(count - slots, 0))

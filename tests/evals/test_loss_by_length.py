@@ -29,7 +29,8 @@ def test_a_passkey_is_hidden_where_it_says_and_asked_for_at_the_end(monkeypatch)
     haystack = torch.randint(5, 200, (2, 400), generator=torch.Generator().manual_seed(0))
     asked = []
 
-    def scored(_, pairs):
+    def scored(_, pairs, vocab_size):
+        assert vocab_size == tokenizer.vocab_size
         asked.extend(pairs)
         return [Score(-3.0 * len(pair.completion), len(pair.completion), i % 2 == 0) for i, pair in enumerate(pairs)]
 

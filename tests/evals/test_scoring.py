@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 
@@ -88,6 +90,24 @@ def test_frequencies_that_go_by_the_length_go_by_each_pairs_own():
         logprobs = model(torch.tensor([[*prompt, *completion[:-1]]]))[0, len(prompt) - 1 :].double().log_softmax(-1)
         expected.append(sum(logprobs[i, token].item() for i, token in enumerate(completion)))
     assert [one.loglikelihood for one in score(model, pairs)] == pytest.approx(expected, abs=2e-4)
+
+
+def test_padding_rows_of_the_head_do_not_count():
+    model, padded = sharp_model(tiny_config()), sharp_model(tiny_config())
+    with torch.no_grad():  # 60 rows are the vocabulary's; the others would win everywhere
+        padded.embed_tokens.weight[60:] = 50 * padded.embed_tokens.weight[:7].sign()
+    pairs = [Pair([token % 60 for token in p.prompt], [token % 60 for token in p.completion]) for p in few_shot()]
+    twin = transformers_twin(model)
+    pairs += [Pair([1, 2, 3], told_greedily(lambda tokens: Cut(twin(tokens).logits[..., :60]), [1, 2, 3], 4))]
+    expected = by_hand(lambda tokens: Cut(twin(tokens).logits[..., :60]), pairs)
+    found = score(padded, pairs, vocab_size=60)
+    assert [one[1:] for one in found] == [one[1:] for one in expected] and found[-1].greedy
+    assert [one.loglikelihood for one in found] == pytest.approx([one.loglikelihood for one in expected], abs=2e-4)
+    assert not score(padded, pairs)[-1].greedy
+
+
+class Cut(NamedTuple):
+    logits: torch.Tensor
 
 
 def test_nothing_to_predict_is_an_error():

@@ -115,7 +115,7 @@ def passkey(model: Transformer, tokenizer: Tokenizer, haystacks: Tensor, length:
             cut = round(depth * room)
             pairs.append(Pair([*row[:cut], *needle, *row[cut:room], *asked], answer))
             places.append(depth)
-    found = zip(places, score(model, pairs), strict=True)
+    found = zip(places, score(model, pairs, vocab_size=tokenizer.vocab_size), strict=True)
     return [Found(depth, one.greedy, -one.loglikelihood / one.tokens) for depth, one in found]
 
 

@@ -49,13 +49,12 @@ class Score(NamedTuple):
 
 
 @torch.inference_mode()
-def score(model: Transformer, pairs: Iterable[Pair], batch: int = BATCH) -> list[Score]:
-    """One score for each pair, in their order.
-
-    Probabilities go over all rows of the model's head. The result is the same in any company up to rounding.
+def score(model: Transformer, pairs: Iterable[Pair], batch: int = BATCH, vocab_size: int | None = None) -> list[Score]:
+    """One score for each pair, in their order. The result is the same in any company up to rounding.
 
     Args:
         batch: tokens that are read at a time; one pair that is longer is read alone.
+        vocab_size: the tokenizer's; rows of the head beyond it are padding, which nobody draws. None: all rows count.
 
     Raises:
         ValueError: an empty prompt or completion.
@@ -65,7 +64,7 @@ def score(model: Transformer, pairs: Iterable[Pair], batch: int = BATCH) -> list
         if not (len(prompt) and len(completion)):
             raise ValueError(f"pair {number}: prompt and completion need at least one token each")
         rows.append(_Row(number, [*prompt, *completion[:-1]], len(prompt) - 1, completion))
-    reader = _Reader(model, batch, len(rows))
+    reader = _Reader(model, batch, len(rows), vocab_size)
     if model.rope.static:
         nodes = list(_tree(sorted(rows, key=lambda row: row.inputs), 0))
     else:  # what a beginning is depends on how long the whole is
@@ -118,8 +117,8 @@ def _tree(rows: list[_Row], begin: int) -> Iterator[_Node]:
 class _Reader:
     """Reads nodes in batches, and adds up what they score."""
 
-    def __init__(self, model: Transformer, batch: int, pairs: int) -> None:
-        self.model, self.batch = model, batch
+    def __init__(self, model: Transformer, batch: int, pairs: int, vocab_size: int | None) -> None:
+        self.model, self.batch, self.vocab_size = model, batch, vocab_size
         self.loglikelihood = torch.zeros(pairs, dtype=torch.float64)
         self.greedy = torch.ones(pairs, dtype=torch.bool)
 
@@ -165,7 +164,7 @@ class _Reader:
         if not scored:
             return
         row, offset, target, pair = torch.tensor(scored, device=hidden.device).unbind(1)
-        nats, likeliest = target_nats(self.model, hidden[row, offset], target)
+        nats, likeliest = target_nats(self.model, hidden[row, offset], target, self.vocab_size)
         pair = pair.cpu()  # added up there: in a fixed order
         self.loglikelihood.index_add_(0, pair, -nats.double().cpu())
         self.greedy[pair[~likeliest.cpu()]] = False

@@ -130,8 +130,13 @@ class Run:
 
     def recipe(self, kind: type[R]) -> R:
         """The recipe that it was last continued with; keys that came with a later version have their defaults."""
-        where = self.path / "recipe.yaml"
-        return validate(kind, parse_yaml(where.read_text("utf-8"), str(where)), str(where))
+        return validate(kind, self.plain_recipe, str(self.path / "recipe.yaml"))
+
+    @property
+    def plain_recipe(self) -> Any:
+        """The same as plain data."""
+        file = self.path / "recipe.yaml"
+        return parse_yaml(file.read_text("utf-8"), str(file))
 
     @property
     def inputs(self) -> dict[str, str]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import Field
 
 from babyllama.amounts import amount
@@ -65,12 +64,12 @@ def learned(model: Path, tokenizer: Tokenizer) -> Lessons:
     """From the training run behind `model`: its record, and its data where they are still at hand."""
     for path in _ancestry(model):
         try:
-            data = yaml.safe_load((path / "recipe.yaml").read_text("utf-8"))["data"]
+            data = Run(path).plain_recipe["data"]
             prepared = Prepared.open(data["path"])
             weights: dict[str, float] = data.get("weights") or dict.fromkeys(prepared.corpora, 1.0)
             labels = sorted(weights, key=lambda label: -weights[label])
             stores = [prepared.store(label, "train") for label in labels]
-        except (OSError, KeyError, TypeError, yaml.YAMLError, InputError):
+        except (OSError, KeyError, TypeError, InputError):
             return Lessons(_recorded(path))
         chats = [store for store in stores if store.kind == "chat" and store.documents]
         turns = _recorded(path)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import xxhash
-import yaml
 
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
@@ -59,7 +58,7 @@ def provenance(model: Path) -> Provenance:
         run = next((place for place in (at, at.parent) if (place / "run.json").is_file()), None)
         if run is None:  # some other program's model
             return _from([*data, None], context)
-        info, recipe = Run(run).info, yaml.safe_load((run / "recipe.yaml").read_text("utf-8"))
+        info, recipe = Run(run).info, Run(run).plain_recipe
         if info["verb"] == "train":
             context = context if data else recipe["plan"].get("context")
             data += [_prepared(Path(recipe[part]["path"])) for part in ("data", "replay") if recipe.get(part)]

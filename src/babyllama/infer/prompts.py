@@ -44,24 +44,21 @@ class Prompts:
         whole = [len(slot.job.request.prompt) for slot in slots if slot.job is not None]
         read = [len(slot.tokens) + len(piece) for slot, piece in zip(slots, pieces, strict=True)]
         ended = [row for row in range(len(slots)) if read[row] == whole[row]]
-        logits = self._last(slots, pieces, first, [min(length, self.cache.window) for length in whole], ended)
+        ends = list(itertools.accumulate(map(len, pieces)))
+        logits = self._compiled(slots, pieces, first, [ends[row] - 1 for row in ended])
+        hidden = None
+        if logits is None:
+            hidden = self.hidden(slots, pieces, first, [min(length, self.cache.window) for length in whole])
         for slot, piece, length in zip(slots, pieces, whole, strict=True):
             self.slots.read(slot, piece, length)
         if not ended:
             return []
-        rows, done = torch.tensor(ended, device=self.rows.device), [slots[row] for row in ended]
+        rows, last = torch.tensor([(row, len(pieces[row]) - 1) for row in ended], device=self.rows.device).unbind(1)
+        if hidden is not None:
+            logits = self.model.lm_head(hidden[rows, last])[:, : self.rows.vocab_size]
+        assert logits is not None
+        done = [slots[row] for row in ended]
         return [(done, self.rows.choose(rows + first, logits, uses_of(done)))]
-
-    def _last(self, slots: list[Slot], pieces: list[list[int]], first: int, lengths: list[int], ended: list[int]
-              ) -> Tensor:  # fmt: skip
-        """Read the pieces; logits (E, V) after those of the rows `ended`."""
-        ends = list(itertools.accumulate(map(len, pieces)))
-        found = self._compiled(slots, pieces, first, [ends[row] - 1 for row in ended])
-        if found is None:
-            hidden = self.hidden(slots, pieces, first, lengths)
-            rows, last = [list(ended), [len(pieces[row]) - 1 for row in ended]]
-            found = self.model.lm_head(hidden[rows, last])[:, : self.rows.vocab_size]
-        return found
 
     def logits(self, slots: list[Slot], pieces: list[list[int]], first: int) -> list[Tensor]:
         """Of what follows each token of a piece, which is fed after each row's tokens: place by place (B, V); a row

@@ -59,6 +59,11 @@ class Request:
     adapter: str | None = None
     mask: TokenMask | None = None
 
+    @property
+    def draws_by(self) -> int:
+        """The seed of its random numbers: its own, or else its sampling's."""
+        return self.sampling.seed if self.seed is None else self.seed
+
 
 class Event(NamedTuple):
     """One token of one answer, or its end without one ("cancelled", "error": then `token` is None).

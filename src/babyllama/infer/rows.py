@@ -130,8 +130,7 @@ class Rows:
         wanted = [(row, request, start) for row, request, start in wanted if request.sampling.temperature > 0]
         if not wanted:
             return
-        numbers = [uniforms(request.sampling.seed if request.seed is None else request.seed, count, start)
-                   for _, request, start in wanted]  # fmt: skip
+        numbers = [uniforms(request.draws_by, count, start) for _, request, start in wanted]
         columns = torch.tensor([start for _, _, start in wanted])[:, None] + torch.arange(count)
         rows = torch.tensor([row for row, _, _ in wanted])[:, None]
         self.draws[rows.to(self.device), (columns % DRAWS).to(self.device)] = torch.stack(numbers).to(self.device)

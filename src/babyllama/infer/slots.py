@@ -31,14 +31,12 @@ class Job:
     request: Request
     room: int
     known: list[int] = field(init=False)
-    stop: frozenset[int] = field(init=False)
-    ends: frozenset[int] = field(init=False)  # the same, and the token of logits that are not finite
+    ends: frozenset[int] = field(init=False)  # its stop tokens, and that of logits that are not finite
     drawn: int = 0  # random numbers that are on the device
     guess: Guess | None = None
 
     def __post_init__(self) -> None:
-        self.known, self.stop = list(self.request.prompt), frozenset(self.request.stop)
-        self.ends = self.stop | {NOT_FINITE}
+        self.known, self.ends = list(self.request.prompt), frozenset(self.request.stop) | {NOT_FINITE}
 
     @property
     def answer(self) -> list[int]:
@@ -101,10 +99,10 @@ class Slots:
         if not idle and len(self.all) == self.most:
             return False
         known = job.known[:-1]  # its last token has to be read in any case
-        shares = [(self._shared(slot, job, known), slot.job is None, slot.last, -row)
-                  for row, slot in enumerate(self.all)]  # fmt: skip
-        shared, _, _, row = max(shares)
-        slot = best = self.all[-row]
+        shares = [(self._shared(slot, job, known), slot.job is None, slot.last) for slot in self.all]
+        row = max(range(len(shares)), key=shares.__getitem__)
+        shared, slot = shares[row][0], self.all[row]
+        best = slot
         if best.job is not None or not shared or 2 * shared < len(best.tokens):
             slot = self._free(idle)
         if slot is not best:
@@ -149,7 +147,7 @@ class Slots:
 
     def _shared(self, slot: Slot, job: Job, known: list[int]) -> int:
         """How many tokens of `known` the row holds in a form that serves the job."""
-        if slot.adapter != job.request.adapter or not slot.tokens or slot.tokens[:1] != known[:1]:
+        if slot.adapter != job.request.adapter or slot.tokens[:1] != known[:1]:
             return 0
         shared = min(shared_prefix(slot.tokens, known), slot.plain if len(job.known) <= self.trained else 0)
         if slot.dropped and shared - slot.dropped <= self.cache.sinks:

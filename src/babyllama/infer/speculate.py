@@ -60,8 +60,7 @@ class Draft:
         if count < 1:
             return []
         sampling, given = self.request.sampling, len(known) - len(self.request.prompt)
-        seed = sampling.seed if self.request.seed is None else self.request.seed
-        draws = uniforms(seed, count, given).to(self.cache.keys.device)
+        draws = uniforms(self.request.draws_by, count, given).to(self.cache.keys.device)
         self.read = self.read[: min(shared_prefix(self.read, known), len(known) - 1)]
         text, made = list(known), native(self.model)
         for step in range(count):

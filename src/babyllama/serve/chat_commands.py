@@ -15,11 +15,7 @@ from babyllama.tokenizer.chat import check_messages
 
 
 class Stage(Protocol):
-    """Where a command is given.
-
-    Attributes:
-        other: the conversation's double with another model, and that model's path; None before the first comparison.
-    """
+    """Where a command is given."""
 
     chat: Conversation
 

@@ -103,7 +103,6 @@ class Conversation:
         """This conversation before its last question, with another model, which would draw as this one did."""
         sampling = self.sampling.model_copy(update={"seed": max(self.seed - 1, 0)})
         other = Conversation(engine, tokenizer, sampling, self.max_tokens, self.system, self.memory)
-        other.turns = [*self.turns]
-        if other.turns and other.turns[-1][0] == self.question:
-            del other.turns[-1]
+        other.turns, other.question = [*self.turns], self.question
+        other.take_back()
         return other

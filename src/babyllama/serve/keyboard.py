@@ -51,10 +51,10 @@ def _line(text: str) -> str:
 
 def _full(commands: Sequence[str], history: Path | None) -> Read:
     """By prompt-toolkit. Enter sends, also one that was typed while an answer came; Alt-Enter begins a new line."""
-    from prompt_toolkit import PromptSession  # pyright: ignore[reportMissingImports]
-    from prompt_toolkit.completion import NestedCompleter, PathCompleter  # pyright: ignore[reportMissingImports]
-    from prompt_toolkit.history import FileHistory, InMemoryHistory  # pyright: ignore[reportMissingImports]
-    from prompt_toolkit.key_binding import KeyBindings  # pyright: ignore[reportMissingImports]
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import NestedCompleter, PathCompleter
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
 
     keys, files = KeyBindings(), PathCompleter(expanduser=True)
     keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())

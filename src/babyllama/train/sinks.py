@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import xxhash
-import yaml
 from pydantic import Field
 
 from babyllama.errors import InputError
@@ -37,9 +36,13 @@ class Service(Recipe):
     def open(self, run: Run) -> Any:
         """The package's own run. A training that is continued goes on with the one it had."""
         key = xxhash.xxh3_64_hexdigest(f"{run.path.resolve().name} {run.info.get('created')}".encode())
-        recipe = yaml.safe_load((run.path / "recipe.yaml").read_text("utf-8"))
         name = self.name or run.path.resolve().name
-        asked = {"project": self.project, "config": recipe, "resume": "allow", **self.options(run.path, name, key)}
+        asked = {
+            "project": self.project,
+            "config": run.plain_recipe,
+            "resume": "allow",
+            **self.options(run.path, name, key),
+        }
         return import_module(self.package).init(**asked)
 
     def options(self, folder: Path, name: str, key: str) -> dict[str, Any]:

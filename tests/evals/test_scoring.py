@@ -80,6 +80,36 @@ def test_each_beginning_is_read_once(monkeypatch):
     assert read == [(1, 30), (4, 4)]
 
 
+def test_beginnings_within_beginnings(monkeypatch):
+    """A text's thousand prefixes are one row to read; a thousand that go apart again and again need no recursion."""
+    model, tokens, read = sharp_model(tiny_config()), random_tokens(60, 1), []
+    hidden = model.hidden
+    monkeypatch.setattr(
+        model, "hidden", lambda tokens, *a, **k: (read.append(tokens.shape), hidden(tokens, *a, **k))[1]
+    )
+    pairs = [Pair(tokens[:n], [tokens[n]]) for n in range(20, 60)]
+    found = score(model, pairs)
+    assert read == [(1, 59)]
+    expected = by_hand(transformers_twin(model), pairs)
+    assert [one.loglikelihood for one in found] == pytest.approx([one.loglikelihood for one in expected], abs=2e-4)
+    monkeypatch.setattr(scoring, "SHARED", 1)
+    rows = [scoring._Row(n, [*[1] * n, 2], n, [3]) for n in range(2000)]
+    nodes, depth = scoring._tree(sorted(rows, key=lambda row: row.inputs)), 0
+    while nodes:
+        nodes, depth = [child for node in nodes for child in node.after], depth + 1
+    assert depth == 1999
+
+
+def test_a_chain_of_branches_is_scored(monkeypatch):
+    monkeypatch.setattr(scoring, "SHARED", 1)
+    model, tokens = sharp_model(tiny_config()), random_tokens(60, 2)
+    pairs = [Pair(tokens[:n], [option, 3]) for n in range(2, 58) for option in (5, 6, tokens[n])]
+    expected = by_hand(transformers_twin(model), pairs)
+    for batch in (1, scoring.BATCH):
+        found = [one.loglikelihood for one in score(model, pairs, batch)]
+        assert found == pytest.approx([one.loglikelihood for one in expected], abs=2e-4)
+
+
 def test_frequencies_that_go_by_the_length_go_by_each_pairs_own():
     model = sharp_model(tiny_config())
     model.config = extended(model.config.model_copy(update={"max_position_embeddings": 16}), DynamicNtkRope(factor=4.0))

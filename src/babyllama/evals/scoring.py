@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
@@ -66,9 +66,9 @@ def score(model: Transformer, pairs: Iterable[Pair], batch: int = BATCH, vocab_s
         rows.append(_Row(number, [*prompt, *completion[:-1]], len(prompt) - 1, completion))
     reader = _Reader(model, batch, len(rows), vocab_size)
     if model.rope.static:
-        nodes = list(_tree(sorted(rows, key=lambda row: row.inputs), 0))
+        nodes = _tree(sorted(rows, key=lambda row: row.inputs))
     else:  # what a beginning is depends on how long the whole is
-        nodes = [_Node(0, row.inputs, [row], []) for row in rows]
+        nodes = [_Node(0, row.inputs, [row]) for row in rows]
     reader.read(nodes)
     found = zip(reader.loglikelihood.tolist(), reader.greedy.tolist(), rows, strict=True)
     return [Score(nats, len(row.completion), greedy) for nats, greedy, row in found]
@@ -86,12 +86,12 @@ class _Row:
 
 @dataclass(frozen=True, eq=False)
 class _Node:
-    """Some tokens from position `begin` on, read once for all `rows`; `after` them the rows go apart."""
+    """Some tokens from position `begin` on, read once for all `rows`; `after` them the longer rows go apart."""
 
     begin: int
     tokens: list[int]
     rows: list[_Row]
-    after: list[_Node]
+    after: list[_Node] = field(default_factory=list)
 
     @property
     def end(self) -> int:
@@ -100,18 +100,36 @@ class _Node:
     def targets(self) -> Iterator[tuple[int, int, int]]:
         """(offset in `tokens`, the token after it, number of the pair) of all that is scored here."""
         for row in self.rows:
-            for position in range(max(self.begin, row.first), self.end):
+            for position in range(max(self.begin, row.first), min(self.end, len(row.inputs))):
                 yield position - self.begin, row.completion[position - row.first], row.number
 
 
-def _tree(rows: list[_Row], begin: int) -> Iterator[_Node]:
-    """Sorted rows that agree up to `begin` → nodes from there on."""
-    for _, group in groupby(rows, key=lambda row: row.inputs[begin : begin + SHARED]):
-        same = list(group)
-        first, last = same[0].inputs, same[-1].inputs  # sorted, so all have in common what these two have
-        end = next((i for i in range(begin, len(first)) if first[i] != last[i]), len(first))
-        longer = [row for row in same if len(row.inputs) > end]
-        yield _Node(begin, first[begin:end], same, list(_tree(longer, end)))
+def _tree(rows: list[_Row]) -> list[_Node]:
+    """Sorted rows → the nodes of the first level, with all below them."""
+    top: list[_Node] = []
+    waiting = [(rows, 0, top)]  # rows that agree up to a position, and whose nodes they become
+    while waiting:
+        rows, begin, siblings = waiting.pop()
+        for _, group in groupby(rows, key=lambda row: row.inputs[begin : begin + SHARED]):
+            same = list(group)
+            end = _parting(same, begin)
+            node = _Node(begin, same[-1].inputs[begin:end], same)
+            siblings.append(node)
+            longer = [row for row in same if len(row.inputs) > end]
+            if longer:
+                waiting.append((longer, end, node.after))
+    return top
+
+
+def _parting(same: list[_Row], begin: int) -> int:
+    """Where sorted rows that agree up to `begin` first go apart. One that only ends before is read in passing."""
+    last = same[-1].inputs
+    for row in same:  # sorted, so all from this one on have in common what it has with the last
+        end = next((i for i in range(begin, len(row.inputs)) if row.inputs[i] != last[i]), len(row.inputs))
+        if end < len(row.inputs):
+            return end
+        begin = end
+    return len(last)
 
 
 class _Reader:
@@ -122,17 +140,26 @@ class _Reader:
         self.loglikelihood = torch.zeros(pairs, dtype=torch.float64)
         self.greedy = torch.ones(pairs, dtype=torch.bool)
 
-    def read(self, nodes: list[_Node], cache: KVCache | None = None, parents: Sequence[int] = ()) -> None:
-        """Nodes of one level with all below them; `parents`: the row of the cache that each goes on from."""
-        order = sorted(range(len(nodes)), key=lambda i: -nodes[i].end)
-        start = 0
-        while start < len(order):
-            count = max(1, self.batch // nodes[order[start]].end)
-            picked = order[start : start + count]
-            self._batch([nodes[i] for i in picked], cache, [parents[i] for i in picked] if cache else ())
-            start += count
+    def read(self, nodes: list[_Node]) -> None:
+        """Nodes of the first level with all below them; a level's cache lives until what goes on from it is read."""
+        waiting: list[tuple[list[_Node], KVCache | None, list[int]]] = []
+        if nodes:
+            waiting.append((nodes, None, [0] * len(nodes)))
+        while waiting:
+            level, cache, parents = waiting.pop()
+            order = sorted(range(len(level)), key=lambda i: -level[i].end)
+            count = max(1, self.batch // level[order[0]].end)
+            picked, left = order[:count], order[count:]
+            if left:
+                waiting.append(([level[i] for i in left], cache, [parents[i] for i in left]))
+            batch = [level[i] for i in picked]
+            own = self._batch(batch, cache, [parents[i] for i in picked])
+            after = [(child, row) for row, node in enumerate(batch) for child in node.after]
+            if after:
+                waiting.append(([child for child, _ in after], own, [row for _, row in after]))
 
-    def _batch(self, nodes: list[_Node], cache: KVCache | None, parents: Sequence[int]) -> None:
+    def _batch(self, nodes: list[_Node], cache: KVCache | None, parents: Sequence[int]) -> KVCache | None:
+        """Read and score nodes that go on from rows of a cache; what they leave behind for those after them."""
         device, width = self.model.embed_tokens.weight.device, max(len(node.tokens) for node in nodes)
         tokens = torch.tensor([node.tokens + [0] * (width - len(node.tokens)) for node in nodes], device=device)
         begin = torch.tensor([[node.begin] for node in nodes], device=device)
@@ -140,9 +167,7 @@ class _Reader:
         positions = begin + torch.arange(width, device=device)  # (B, T); padding writes where nobody looks
         own = self._cache(nodes, width, cache, parents)
         self._add(self.model.hidden(tokens, positions, cache=own, lengths=lengths), nodes)
-        after = [(child, row) for row, node in enumerate(nodes) for child in node.after]
-        if after:
-            self.read([child for child, _ in after], own, [row for _, row in after])
+        return own
 
     def _cache(self, nodes: list[_Node], width: int, cache: KVCache | None, parents: Sequence[int]) -> KVCache | None:
         """With the parents' keys and values and room for the nodes'; None where nothing comes before or after."""

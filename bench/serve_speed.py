@@ -48,7 +48,7 @@ def offline(loaded: Any, engine: Engine, clients: int, seconds: float, tokens: i
     began, before, made = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - began < seconds:
         for event in engine.step():
-            made += event.token is not None
+            made += len(event.tokens)
             if event.finish is not None:
                 engine.add(asked(loaded, number, tokens))
                 number += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
 
 torch.set_num_threads(1)
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started this in the background
 
 VARIANTS = {
     f"{name}-{'tied' if tied else 'untied'}": (kv_heads, tied)

@@ -94,7 +94,7 @@ class Several:
 @cache
 def alone(kind: str, prompt: tuple[int, ...], sampling: int, seed: int, count: int, adapter: str | None) -> list[int]:
     request = Request(prompt, SAMPLINGS[sampling], count, {0, 13}, seed, adapter=adapter)
-    return [event.token for event in make_engine(kind, guessing=False).events(request)]
+    return [token for event in make_engine(kind, guessing=False).events(request) for token in event.tokens]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def play(engine: Engine, planned: list[Plan]) -> tuple[dict[int, list[int]], dic
         for event in told:
             i = ids[event.id]
             assert i not in ends
-            tokens[i] += [] if event.token is None else [event.token]
+            tokens[i] += event.tokens
             if event.finish is not None:
                 ends[i] = event.finish
             elif planned[i].dropped is not None and len(tokens[i]) > planned[i].dropped and i not in gone:
@@ -281,9 +281,11 @@ def test_broken_logits_end_one_request_alone():
     engine = Engine(model, 67)
     good, bad = engine.add(Request([1, 2, 3], SAMPLINGS[0], 12)), engine.add(Request([4, 13], SAMPLINGS[0], 12))
     events = [event for _ in range(14) for event in engine.step()]
-    assert [e.token for e in events if e.id == good] == Engine(model, 67).generate([[1, 2, 3]], SAMPLINGS[0], 12)[0]
+    assert [t for e in events if e.id == good for t in e.tokens] == Engine(model, 67).generate(
+        [[1, 2, 3]], SAMPLINGS[0], 12
+    )[0]
     (error,) = (e for e in events if e.id == bad)
-    assert error.finish == "error" and error.token is None and "not finite" in (error.error or "")
+    assert error.finish == "error" and not error.tokens and "not finite" in (error.error or "")
 
 
 def test_memory_is_given_back():
@@ -357,15 +359,27 @@ def test_log_probabilities():
     plain = engine.add(replace(told, logprobs=None))
     id = engine.add(told)
     events = [event for _ in range(7) for event in engine.step()]
-    tokens = [event.token for event in events if event.id == id]
-    assert tokens == [event.token for event in events if event.id == plain]
-    assert all(event.logprob is None and event.top == () for event in events if event.id == plain)
+    events = [part for event in events for part in event.split()]
+    tokens = [token for event in events if event.id == id for token in event.tokens]
+    assert tokens == [token for event in events if event.id == plain for token in event.tokens]
+    assert not any(event.logprobs or event.tops for event in events if event.id == plain)
     logits = engine.model(torch.tensor([[*prompt, *tokens]]))[0, 2:-1].double().log_softmax(-1)
     for event, row in zip((e for e in events if e.id == id), logits, strict=True):
-        assert event.logprob == pytest.approx(row[event.token].item(), abs=1e-4)
+        assert event.logprobs == pytest.approx([row[event.tokens[0]].item()], abs=1e-4)
         best = row.topk(4)
-        assert [token for token, _ in event.top] == best.indices.tolist()
-        assert [value for _, value in event.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert [token for token, _ in event.tops[0]] == best.indices.tolist()
+        assert [value for _, value in event.tops[0]] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_rows_that_memory_holds_no_more_of():
+    engine = make_engine("gqa")
+    row = engine.cache.row_bytes(engine.window)
+    assert row == engine.cache.keys[:, :1].nbytes * 2 // engine.cache.max_tokens * engine.window
+    assert engine.slots.fill(3 * row + row // 2) == 3
+    prompts = [[n + 1, 2] for n in range(7)]
+    assert engine.generate(prompts, SAMPLINGS[0], 5) == make_engine("gqa").generate(prompts, SAMPLINGS[0], 5)
+    engine.trim()
+    assert engine.cache.keys.shape[1] == 3
 
 
 def test_what_cannot_be_asked():
@@ -375,4 +389,4 @@ def test_what_cannot_be_asked():
     with pytest.raises(InputError, match="logit_bias: token 67 is outside the vocabulary of 67"):
         engine.add(Request([1], Sampling(logit_bias={67: 1.0})))
     id = engine.add(Request([1], max_tokens=0))
-    assert engine.step() == [Event(id, None, finish="length")] and not engine.busy
+    assert engine.step() == [Event(id, finish="length")] and not engine.busy

@@ -56,7 +56,7 @@ def together(model, requests: list[Request]) -> list[list[int]]:
     found: dict[int, list[int]] = {id: [] for id in ids}
     while engine.busy:
         for event in engine.step():
-            found[event.id] += [] if event.token is None else [event.token]
+            found[event.id] += event.tokens
     return [found[id] for id in ids]
 
 

@@ -132,6 +132,25 @@ def test_the_engine_answers_as_with_the_forward_path():
     assert [len(answer) for answer in penalised] == [10] * 4
 
 
+def test_a_warm_engine_answers_as_a_cold_one():
+    """Its prompts are read by graphs, several at a time and beside rows that decode; nothing is recorded later."""
+    model, exact = twins(config(max_position_embeddings=96))
+    engine, cold = (Engine(model.requires_grad_(False), 67, slots=24) for _ in range(2))
+    assert engine.warm() == 24
+    recorded = len(engine.prompts.passes.graphs)
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(67, (1 + 3 * n,), generator=generator).tolist() for n in range(24)]
+    for sampling in (Sampling(temperature=0), Sampling(temperature=0.9, seed=4)):
+        made = engine.generate(prompts, sampling, 12)
+        assert sum(a == b for a, b in zip(made, cold.generate(prompts, sampling, 12), strict=True)) >= 18  # ties
+    engine.trim()
+    assert (engine.cache.keys.shape[1], engine.cache.max_tokens) == (24, 96)
+    first = [answer[0] for answer in engine.generate(prompts, Sampling(temperature=0), 1)]
+    want = [int(exact(torch.tensor([p], device="cuda"))[0, -1, :67].argmax()) for p in prompts]
+    assert sum(a == b for a, b in zip(first, want, strict=True)) >= 22  # in bf16 a tie may fall otherwise
+    assert len(engine.prompts.passes.graphs) == recorded > 0 and None not in engine.prompts.passes.graphs.values()
+
+
 def test_what_the_kernels_do_not_compute_is_left_to_others():
     cache = KVCache(config(), 1, 8, "cuda", torch.float32)
     assert not suits(sharp_model(config()).cuda(), cache)

@@ -35,12 +35,12 @@ def answers(asked) -> list[str]:
     for seed, mask in enumerate(asked):
         texts[engine.add(Request([5 + seed], Sampling(), 80, {tokenizer.eos_id}, seed, mask=mask))] = Text(tokenizer)
     said = dict.fromkeys(texts, "")
-    alone = [event.token for event in Engine(engine.model, tokenizer.vocab_size).events(free)]
+    alone = [t for event in Engine(engine.model, tokenizer.vocab_size).events(free) for t in event.tokens]
     tokens = []
     while engine.busy:
         for event in engine.step():
             said[event.id] += texts[event.id].feed(event)
-            tokens += [event.token] if event.id == 0 else []
+            tokens += event.tokens if event.id == 0 else []
     assert tokens == alone
     assert [text.finish for text in texts.values()][1:] == ["stop"] * len(asked)
     return list(said.values())[1:]

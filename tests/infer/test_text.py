@@ -15,18 +15,23 @@ from babyllama.tokenizer.chat import render_chat
 ALPHABET = "ab，。你😀 "
 
 
-def fed(text: str, stop: list[str], finish: str = "length") -> tuple[list[str], Text]:
+def fed(text: str, stop: list[str], finish: str = "cancelled", run: int = 1) -> tuple[list[str], Text]:
+    """In events of `run` tokens."""
     tokenizer = small_tokenizer()
     tokens, found = tokenizer.encode(text), Text(tokenizer, stop)
-    events = [Event(0, token) for token in tokens]
-    events.append(Event(0, tokenizer.eos_id, finish="stop") if finish == "stop" else Event(0, None, finish="cancelled"))
+    events = [Event(0, tokens[at : at + run]) for at in range(0, len(tokens), run)]
+    events.append(Event(0, [tokenizer.eos_id] if finish == "stop" else [], finish))  # type: ignore[arg-type]
     return [found.feed(event) for event in events], found
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.text(ALPHABET, max_size=14), st.lists(st.text(ALPHABET, min_size=1, max_size=4), max_size=3))
-def test_the_text_ends_before_the_first_stop_string(text, stop):
+@given(st.text(ALPHABET, max_size=14), st.lists(st.text(ALPHABET, min_size=1, max_size=4), max_size=3),
+       st.integers(1, 9))  # fmt: skip
+def test_the_text_ends_before_the_first_stop_string(text, stop, run):
     parts, found = fed(text, stop)
+    at_once, same = fed(text, stop, run=run)
+    assert "".join(at_once) == "".join(parts)
+    assert (same.finish, same.matched, same.tokens) == (found.finish, found.matched, found.tokens)
     # The first that is complete ends it; of several that end with the same token, the one that begins first.
     tokens = small_tokenizer().encode(text)
     grown = [small_tokenizer().decode(tokens[: n + 1]) for n in range(len(tokens))]

@@ -65,7 +65,7 @@ def test_adapters_of_one_base_share_it(folders):
             answers, tokens = served.worker.ask(asked), [list[int]() for _ in asked]
             while answers.open or not all(tokens):
                 for which, event in await answers.batch():
-                    tokens[which] += [] if event.token is None else [event.token]
+                    tokens[which] += event.tokens
             served.worker.give_up(answers)
         await models.close()
         assert not models.loaded
@@ -75,7 +75,7 @@ def test_adapters_of_one_base_share_it(folders):
     for name in NAMES:
         alone = load(folders / name, torch.device("cpu"))  # merged
         engine = Engine(alone.model, alone.tokenizer.vocab_size)
-        assert found[name] == [[e.token for e in engine.events(request)] for request in requests(None)]
+        assert found[name] == [[t for e in engine.events(request) for t in e.tokens] for request in requests(None)]
     assert len({str(answers) for answers in found.values()}) == 3
 
 

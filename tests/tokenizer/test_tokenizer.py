@@ -174,8 +174,10 @@ def test_transformers_knows_the_special_tokens(theirs, tokenizer: Tokenizer) -> 
 def test_stream_equals_decode_for_any_ids(tokenizer: Tokenizer, data: st.DataObject) -> None:
     low = st.integers(0, min(tokenizer.vocab_size, 270))  # special tokens and bytes
     ids = data.draw(st.lists(low | st.integers(0, tokenizer.vocab_size + 3), max_size=30))
-    stream = tokenizer.stream()
+    stream, run = tokenizer.stream(), data.draw(st.integers(1, 12))
     assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
+    runs = [stream.push(*ids[at : at + run]) for at in range(0, len(ids), run)]
+    assert "".join(runs) + stream.flush() == tokenizer.decode(ids)
 
 
 @given(text=TEXT)

@@ -18,9 +18,10 @@ from babyllama.errors import InputError, needs_extra
 from babyllama.recipe import Recipe
 
 if TYPE_CHECKING:
-    import httpx
+    import aiohttp
 
 KEY = "OPENAI_API_KEY"
+BUSY = 0.9  # of a core: beyond it the figures say as much of this client as of the server
 
 
 class BenchServeRecipe(Recipe):
@@ -74,44 +75,45 @@ def main(recipe: BenchServeRecipe) -> None:
 async def measure(recipe: BenchServeRecipe) -> dict[str, Any]:
     """The figures by name."""
     try:
-        import httpx
+        import aiohttp
     except ImportError:
-        raise needs_extra("httpx", "serve") from None
-    key = recipe.api_key or os.environ.get(KEY, "")
+        raise needs_extra("aiohttp", "serve") from None
+    key, url = recipe.api_key or os.environ.get(KEY, ""), recipe.url.rstrip("/")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     seen, numbers = Seen(), iter(range(recipe.requests))
-    async with httpx.AsyncClient(headers=headers, timeout=recipe.timeout, limits=limits) as client:
+    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(recipe.timeout),
+                                     connector=aiohttp.TCPConnector(limit=0)) as client:  # fmt: skip
         try:
-            listed = await client.get(f"{recipe.url.rstrip('/')}/models")
-            listed.raise_for_status()
-            model = recipe.model or listed.json()["data"][0]["id"]
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+            async with client.get(f"{url}/models", raise_for_status=True) as answer:
+                listed = json.loads(await answer.read())
+            model = recipe.model or listed["data"][0]["id"]
+        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
             raise InputError(f"url={recipe.url}: no server with models answers there ({error}); start one with: "
                              "babyllama serve RUN") from None  # fmt: skip
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         until = began + recipe.seconds
         await asyncio.gather(*(_client(client, recipe, model, numbers, until, seen) for _ in range(recipe.clients)))
-        wall = time.perf_counter() - began
+        wall, used = time.perf_counter() - began, time.process_time() - used
     if not seen.done:
         raise InputError(f"url={recipe.url}: no request succeeded; the first fault: {(seen.errors or ['busy'])[0]}")
-    return _figures(model, recipe, seen, wall)
+    return _figures(model, recipe, seen, wall, used / wall)
 
 
-async def _client(client: httpx.AsyncClient, recipe: BenchServeRecipe, model: str, numbers: Any, until: float,
+async def _client(client: aiohttp.ClientSession, recipe: BenchServeRecipe, model: str, numbers: Any, until: float,
                   seen: Seen) -> None:  # fmt: skip
-    import httpx
+    import aiohttp
 
     for number in numbers:
         if time.perf_counter() >= until:
             return
         try:
             await _ask(client, recipe, model, number, seen)
-        except (httpx.HTTPError, ValueError, LookupError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError) as error:
             seen.errors.append(f"{type(error).__name__}: {error}")
 
 
-async def _ask(client: httpx.AsyncClient, recipe: BenchServeRecipe, model: str, number: int, seen: Seen) -> None:
+async def _ask(client: aiohttp.ClientSession, recipe: BenchServeRecipe, model: str, number: int,
+               seen: Seen) -> None:  # fmt: skip
     """One request as a stream. A server that is busy (429) is left alone for as long as it says."""
     text = f"{number}。{recipe.prompt}"
     asked = {"messages": [{"role": "user", "content": text}]} if recipe.chat else {"prompt": text}
@@ -119,17 +121,17 @@ async def _ask(client: httpx.AsyncClient, recipe: BenchServeRecipe, model: str, 
             "max_tokens": recipe.max_tokens, "temperature": recipe.temperature, **asked}  # fmt: skip
     route = f"{recipe.url.rstrip('/')}/{'chat/' if recipe.chat else ''}completions"
     began, last = time.perf_counter(), 0.0
-    async with client.stream("POST", route, json=body) as answer:
-        if answer.status_code != 200:
-            said = (await answer.aread()).decode("utf-8", "replace")
-            if answer.status_code == 429:
+    async with client.post(route, json=body) as answer:
+        if answer.status != 200:
+            said = (await answer.read()).decode("utf-8", "replace")
+            if answer.status == 429:
                 seen.refused += 1
                 await asyncio.sleep(min(float(answer.headers.get("retry-after", 1)), 10))
             else:
-                seen.errors.append(f"{answer.status_code}: {said[:200]}")
+                seen.errors.append(f"{answer.status}: {said[:200]}")
             return
-        async for line in answer.aiter_lines():
-            if not line.startswith("data: {"):
+        async for line in answer.content:
+            if not line.startswith(b"data: {"):
                 continue
             event, now = json.loads(line[6:]), time.perf_counter()
             if "error" in event:
@@ -142,9 +144,11 @@ async def _ask(client: httpx.AsyncClient, recipe: BenchServeRecipe, model: str, 
     seen.done += 1
 
 
-def _figures(model: str, recipe: BenchServeRecipe, seen: Seen, wall: float) -> dict[str, Any]:
+def _figures(model: str, recipe: BenchServeRecipe, seen: Seen, wall: float, busy: float) -> dict[str, Any]:
     first, gaps = _spread(seen.first), _spread(seen.gaps)
     faults = {"first error": seen.errors[0]} if seen.errors else {}
+    if busy > BUSY:
+        faults["note"] = "this client was busy all the time: the server may be faster than these figures"
     return {
         "model": model, "clients": recipe.clients, "answers": seen.done, "refused (429)": seen.refused,
         "errors": len(seen.errors), **faults,
@@ -153,6 +157,7 @@ def _figures(model: str, recipe: BenchServeRecipe, seen: Seen, wall: float) -> d
         "first token, ms, p50": first[0], "first token, ms, p99": first[1],
         "between events, ms, p50": gaps[0], "between events, ms, p99": gaps[1],
         "tokens an event": round(seen.tokens / max(len(seen.first) + len(seen.gaps), 1), 2),
+        "client's share of a core": round(busy, 2),
     }  # fmt: skip
 
 

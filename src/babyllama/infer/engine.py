@@ -39,6 +39,7 @@ from babyllama.model.wrappers import Adapted
 
 BROKEN = ("the model's logits are not finite: its weights are damaged, or precision=fp16 is too narrow for it; try "
           "precision=fp32 or an earlier checkpoint")  # fmt: skip
+MEMORY = 0.7  # of what a GPU has free, for keys and values of a server
 SOME = 4  # steps in a row while somebody waits to be read
 UNFIT = "no token goes on in the form that was asked for, or the model's logits are not finite"
 
@@ -112,14 +113,14 @@ class Engine:
         if room > 0:
             self._waiting.append(job)
         else:
-            self._ended.append(Event(job.id, None, finish="length"))
+            self._ended.append(Event(job.id, finish="length"))
         return job.id
 
     def remove(self, id: int) -> bool:
         """Drop a request, whose "cancelled" comes with the next step; False where it has ended already."""
         found = self._drop(id)
         if found:
-            self._ended.append(Event(id, None, finish="cancelled"))
+            self._ended.append(Event(id, finish="cancelled"))
         return found
 
     def step(self) -> list[Event]:
@@ -143,6 +144,21 @@ class Engine:
     def trim(self, keep: int = 0) -> None:
         """Give memory back: forget all earlier texts but the `keep` newest."""
         self.slots.trim(keep)
+
+    @torch.inference_mode()
+    def warm(self) -> int:
+        """On a GPU take the memory of all rows, each of a whole context, and record what they replay, before the first
+        request: none waits for either. How many rows there are then: fewer than `slots` where memory does not hold
+        them."""
+        step = self.make_step(self.model, self.rows, self.cache)
+        if self._device.type != "cuda" or not isinstance(step, FusedStep):
+            return self.slots.most
+        self._steps[None] = step
+        found = self.slots.fill(int(MEMORY * torch.cuda.mem_get_info(self._device)[0]))
+        step.warm()
+        if self.prompts.passes is not None:
+            self.prompts.passes.warm()
+        return found
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, max_tokens: int | None = None,
                  stop: Collection[int] = (), seeds: Sequence[int] | None = None) -> list[list[int]]:  # fmt: skip
@@ -182,7 +198,7 @@ class Engine:
 
     def _tokens(self, request: Request) -> Iterator[int]:
         with closing(self.events(request)) as events:
-            yield from (event.token for event in events if event.token is not None)
+            yield from itertools.chain.from_iterable(event.tokens for event in events)
 
     def events(self, request: Request) -> Generator[Event, None, None]:
         """The events of one request as they come; leaving the iterator drops the request.
@@ -216,7 +232,7 @@ class Engine:
                 return
 
     def _answer(self, id: int) -> Iterator[int]:
-        return (event.token for event in self._events(id) if event.token is not None)
+        return itertools.chain.from_iterable(event.tokens for event in self._events(id))
 
     def _forget(self, id: int) -> None:
         self._mail.pop(id, None)
@@ -317,15 +333,15 @@ class Engine:
         for column, slot in enumerate(slots):
             if slot.job is None:
                 continue
-            wanted, events = slot.job.request.logprobs, self._given(slot, slot.job, columns[column])
+            wanted, event = slot.job.request.logprobs, self._given(slot, slot.job, columns[column])
             if told is not None and wanted is not None:
-                chosen, top, logprobs = (part[column] for part in told)
-                tops = [tuple(zip(t[:wanted], p[:wanted], strict=True)) for t, p in zip(top, logprobs, strict=True)]
-                events = [event if event.token is None else event._replace(logprob=chosen[i], top=tops[i])
-                          for i, event in enumerate(events)]  # fmt: skip
-            self._ended += events
+                chosen, top, logprobs = (part[column][: len(event.tokens)] for part in told)
+                tops = [list(zip(t[:wanted], p[:wanted], strict=True)) for t, p in zip(top, logprobs, strict=True)]
+                event = event._replace(logprobs=chosen, tops=tops)
+            if event.tokens or event.finish is not None:
+                self._ended.append(event)
 
-    def _given(self, slot: Slot, job: Job, tokens: list[int]) -> list[Event]:
+    def _given(self, slot: Slot, job: Job, tokens: list[int]) -> Event:
         """Some more tokens of an answer, all at once: each costs the host a fraction of what one by one they would."""
         run, finish = job.cut(tokens)
         if not slot.decoding:
@@ -333,18 +349,15 @@ class Engine:
         elif run:
             self.slots.decoded(slot, [job.known[-1], *run[:-1]], len(job.known))
         job.known += run
-        events = [Event(job.id, token) for token in run]
         if (mask := job.request.mask) is not None:
             for token in run:
                 mask.accept(token)
+        fault = None
         if finish == "error":
             fault = BROKEN if job.request.mask is None else UNFIT
-            events.append(Event(job.id, None, finish="error", error=fault))
-        elif finish is not None:
-            events[-1] = events[-1]._replace(finish=finish)
         if finish is not None:
             self.slots.release(slot, broken=finish == "error")
-        return events
+        return Event(job.id, run, finish, error=fault)
 
     # ── facts ──────────────────────────────────────────────────────────────────────────────────────────────────
     @property

@@ -7,7 +7,7 @@ the model's own way. Not here: the kernels (kernels.py), prompts, when an answer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from babyllama.infer.rows import DRAWS, Rows, Sampled
 from babyllama.infer.sampling import Uses
-from babyllama.infer.step import Step
+from babyllama.infer.step import Recorder, Step
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Attention, RMSNorm, SwiGLU, Transformer
 
@@ -88,19 +88,32 @@ class FusedStep:
 
     def __init__(self, model: Transformer, rows: Rows, cache: KVCache, other: Step) -> None:
         self.model, self.rows, self.cache, self.other = model, rows, cache, other
-        self.versions = (0, 0)
+        self.versions, self.record = (0, 0), Recorder()
         self.decoders: dict[int, Decoder] = {}
 
     def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
         if uses.penalties or uses.bias or uses.mask or uses.logprobs is not None or which.start != 0:
             return self.other(which, end, uses, 1)
+        steps = 1 << (min(limit, self.most).bit_length() - 1)
+        return Sampled(self._decoder(which.stop)(steps, uses.drawn)[:, : which.stop])
+
+    def _decoder(self, rows: int) -> Decoder:
+        """That of at least so many rows."""
         if self.versions != (self.rows.version, self.cache.version):  # the graphs read tensors that are gone
             self.decoders, self.versions = {}, (self.rows.version, self.cache.version)
-        count = min(self.rows.count, 1 << (which.stop - 1).bit_length())
+        count = min(self.rows.count, _power(rows))
         if count not in self.decoders:
-            self.decoders[count] = Decoder(self.model, self.rows, self.cache, count)
-        steps = 1 << (min(limit, self.most).bit_length() - 1)
-        return Sampled(self.decoders[count](steps, uses.drawn)[:, : which.stop])
+            self.decoders[count] = Decoder(self.model, self.rows, self.cache, count, record=self.record)
+        return self.decoders[count]
+
+    def warm(self) -> None:
+        """Record all there is, while no row decodes: a step that comes later waits for none."""
+        self.rows.live.fill_(0)
+        for rows in range(_power(self.rows.count).bit_length()):
+            for steps in range(self.most.bit_length()):
+                for drawn in (False, True):
+                    for _ in ("launched", "recorded"):
+                        self._decoder(1 << rows)(1 << steps, drawn)
 
 
 @dataclass(eq=False)
@@ -112,6 +125,7 @@ class Decoder:
     cache: KVCache
     count: int
     tiles: Tiles | None = None  # by the number of rows when absent
+    record: Recorder = field(default_factory=Recorder)
 
     def __post_init__(self) -> None:
         weight = self.model.embed_tokens.weight
@@ -125,7 +139,6 @@ class Decoder:
         # Programs that wait hold room: with one row that costs less than starting late.
         self.early = self.few and torch.cuda.get_device_capability(weight.device) >= (9, 0)
         self.graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
-        self.records = True
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=self.device)
@@ -152,22 +165,12 @@ class Decoder:
         if key not in self.graphs:
             self.graphs[key] = None
             return self.launch(steps, drawn)
-        found = self.graphs[key] or (self._record(key) if self.records else None)
+        found = self.graphs[key] or self.record(lambda: self.launch(steps, drawn))
         if found is None:
             return self.launch(steps, drawn)
+        self.graphs[key] = found
         found[0].replay()
         return found[1]
-
-    def _record(self, key: tuple[int, bool]) -> tuple[torch.cuda.CUDAGraph, Tensor] | None:
-        """This computes nothing. Where it fails, for want of memory say, steps go on being launched."""
-        try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                chosen = self.launch(*key)
-            self.graphs[key] = graph, chosen
-        except RuntimeError:
-            self.records = False
-        return self.graphs[key]
 
     def launch(self, steps: int, drawn: bool) -> Tensor:
         """The kernels of so many steps."""

@@ -12,11 +12,14 @@ from babyllama.infer.native import MORE_ROWS, native
 from babyllama.infer.rows import Rows, Sampled
 from babyllama.infer.sampling import Uses
 from babyllama.infer.slots import Slot, Slots
+from babyllama.infer.step import SLOTS, Recorder
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 
 ALONE, LEAST = 8192, 64  # prompt tokens a step when no row decodes, and at least of each prompt
 BESIDE = {"cpu": 512, "cuda": 4096}  # beside rows that decode: on a GPU a pass over fewer takes as long
+SHORT, RECORDED = 16, 2048  # tokens of a piece at least, of a pass at most that a graph computes
+COPIED = 1 << 15  # slots that such a pass copies at most
 
 
 class Prompts:
@@ -24,6 +27,8 @@ class Prompts:
 
     def __init__(self, model: Transformer, rows: Rows, cache: KVCache, slots: Slots) -> None:
         self.model, self.rows, self.cache, self.slots = model, rows, cache, slots
+        known = model.rope.static and cache.rotated and not cache.sinks
+        self.passes = Passes(model, rows, cache) if rows.device.type == "cuda" and known else None
 
     def next(self, slots: list[Slot], decoding: int) -> list[Slot]:
         """Those of `slots`, which read in order of arrival, that are served now: one adapter's, and with sinks one,
@@ -46,6 +51,8 @@ class Prompts:
         ended = [row for row in range(len(slots)) if read[row] == whole[row]]
         ends = list(itertools.accumulate(map(len, pieces)))
         logits = self._compiled(slots, pieces, first, [ends[row] - 1 for row in ended])
+        if logits is None and self.passes is not None:
+            logits = self._replayed(slots, pieces, first, ended)
         hidden = None
         if logits is None:
             hidden = self.hidden(slots, pieces, first, [min(length, self.cache.window) for length in whole])
@@ -87,6 +94,15 @@ class Prompts:
         found = made.step(tokens, positions, self.cache, places, torch.tensor(wanted, dtype=torch.int64))
         return found[:, : self.rows.vocab_size]
 
+    def _replayed(self, slots: list[Slot], pieces: list[list[int]], first: int, ended: list[int]) -> Tensor | None:
+        """On a GPU a pass that is short goes as a graph: logits after the last token of the pieces `ended`. None where
+        it is not short."""
+        assert self.passes is not None
+        starts = [len(slot.tokens) for slot in slots]
+        self.slots.reserve(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))
+        logits = self.passes(pieces, starts, list(range(first, first + len(slots))), slots[0].adapter)
+        return logits if logits is None or len(ended) == len(slots) else logits[ended]
+
     def hidden(self, slots: Sequence[Slot], pieces: Sequence[list[int]], first: int, lengths: Sequence[int]) -> Tensor:
         """Feed a piece after each row's tokens, (B, T, C); rows of shorter pieces are filled up.
 
@@ -114,6 +130,80 @@ class Prompts:
             window = self.cache.window
             share = min(share, window - start) if start < window else self.cache.piece
         return list(slot.job.request.prompt[start : start + share])
+
+
+class Passes:
+    """Passes over pieces of prompts as CUDA graphs: launched one by one, a short pass's kernels take longer to launch
+    than to compute. Pieces, their tokens and the slots that are read are filled up to powers of two.
+    """
+
+    def __init__(self, model: Transformer, rows: Rows, cache: KVCache) -> None:
+        self.model, self.rows, self.cache, self.record = model, rows, cache, Recorder()
+        self.versions = (0, 0)
+        self.graphs: dict[tuple[int, int, int, str | None], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
+        self.inputs: dict[tuple[int, int], Tensor] = {}  # of graphs that take B pieces of T tokens
+
+    def __call__(self, pieces: Sequence[list[int]], starts: Sequence[int], rows: Sequence[int],
+                 adapter: str | None) -> Tensor | None:  # fmt: skip
+        """Logits (B, V) after the last token of each piece, which comes after `starts` tokens of its row, until the
+        next call. None where a pass is too large to gain by it."""
+        longest = max(map(len, pieces))
+        B, T = _power(len(pieces)), max(SHORT, _power(longest))
+        end = min(self.cache.max_tokens, max(SLOTS, _power(max(starts) + longest)))
+        if not fits(B, T, end):
+            return None
+        # Filled up by tokens of the piece, and by the last piece once more: it then writes the same twice.
+        fed = [[*piece, *piece[-1:] * (T - len(piece)), start, row, len(piece) - 1]
+               for piece, start, row in zip(pieces, starts, rows, strict=True)]  # fmt: skip
+        return self._run(torch.tensor(fed + fed[-1:] * (B - len(fed))), T, end, adapter)[: len(pieces)]
+
+    def warm(self) -> None:
+        """Record all there is, while no row holds anything."""
+        ends = [1 << n for n in range(_power(SLOTS).bit_length() - 1, self.cache.max_tokens.bit_length())]
+        for end in {self.cache.max_tokens, *(end for end in ends if end <= self.cache.max_tokens)}:
+            for B in (1 << n for n in range(_power(self.rows.count).bit_length())):
+                for T in (SHORT << n for n in range(RECORDED.bit_length())):
+                    if fits(B, T, end) and _power(end) >= T:
+                        fed = torch.zeros(B, T + 3, dtype=torch.int64)
+                        for _ in ("launched", "recorded"):
+                            self._run(fed, T, end, None)
+
+    def _run(self, fed: Tensor, T: int, end: int, adapter: str | None) -> Tensor:
+        """fed (B, T + 3): tokens, the number of the first in its text, the row, the last one's place."""
+        versions = self.rows.version, self.cache.version
+        if self.versions != versions:  # the graphs read tensors that are gone
+            self.graphs, self.versions = {}, versions
+        B, V = len(fed), self.rows.vocab_size
+        inputs = self.inputs.setdefault((B, T), torch.empty_like(fed, device=self.rows.device))
+        inputs.copy_(fed)
+
+        def compute() -> Tensor:
+            tokens, (start, row, last) = inputs[:, :T], inputs[:, T:].unbind(1)
+            numbers = start[:, None] + torch.arange(T, device=inputs.device)
+            numbers = numbers.clamp(max=self.cache.max_tokens - 1)  # only what fills up comes that far
+            hidden = self.model.hidden(tokens, numbers, cache=self.cache.part(row, end))
+            return self.model.lm_head(hidden[torch.arange(B, device=inputs.device), last])[:, :V]
+
+        key = B, T, end, adapter
+        if key not in self.graphs:
+            self.graphs[key] = None
+            return compute()
+        found = self.graphs[key] or self.record(compute)
+        if found is None:
+            return compute()
+        self.graphs[key] = found
+        found[0].replay()
+        return found[1]
+
+
+def fits(B: int, T: int, end: int) -> bool:
+    """Whether B pieces of T tokens that read `end` slots are short enough to gain by a graph."""
+    return B * T <= RECORDED and B * end <= COPIED
+
+
+def _power(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
 
 
 def uses_of(slots: Sequence[Slot]) -> Uses:

@@ -66,14 +66,32 @@ class Request:
 
 
 class Event(NamedTuple):
-    """One token of one answer, or its end without one ("cancelled", "error": then `token` is None).
+    """Some more tokens of one answer, as many as came at once, or its end without one ("cancelled", "error").
 
-    The token that ends an answer comes with `finish`: "stop" (it is one of the stop ids) or "length".
+    Attributes:
+        finish: how the answer ends with the last of the tokens: "stop" (it is one of the stop ids) or "length".
+        logprobs: of each token; empty where the request does not ask.
+        tops: for each token (token, log-probability), the likeliest first.
     """
 
     id: int
-    token: int | None
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()  # (token, log-probability), the likeliest first
+    tokens: Sequence[int] = ()
     finish: Finish | None = None
+    logprobs: Sequence[float] = ()
+    tops: Sequence[Sequence[tuple[int, float]]] = ()
     error: str | None = None
+
+    def split(self) -> list[Event]:
+        """The same, token by token."""
+        if len(self.tokens) < 2:
+            return [self]
+        last = len(self.tokens) - 1
+        return [Event(self.id, self.tokens[i : i + 1], self.finish if i == last else None, self.logprobs[i : i + 1],
+                      self.tops[i : i + 1], self.error if i == last else None)
+                for i in range(len(self.tokens))]  # fmt: skip
+
+    def unstopped(self) -> Event:
+        """Without the stop token that ends it, which is no part of the text."""
+        if self.finish != "stop":
+            return self
+        return self._replace(tokens=self.tokens[:-1], logprobs=self.logprobs[:-1], tops=self.tops[:-1])

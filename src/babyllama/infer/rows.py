@@ -46,11 +46,11 @@ class Rows:
         rules: (rows, 7) float32, see `sampling.scores`.
         seen, counts, bias, mask: (rows, V), see there; None until a request asks. The mask is packed: (rows, ⌈V/32⌉).
         live: (1,) int64: rows from this one on are not decoding, and what a step does to them is undone.
-        version: changes when the tensors are other ones than before.
+        version: changes when the tensors are other ones than before; `tables`: the same for seen, counts, bias, mask.
     """
 
     def __init__(self, vocab_size: int, count: int, device: torch.device) -> None:
-        self.vocab_size, self.count, self.device, self.version = vocab_size, count, device, 0
+        self.vocab_size, self.count, self.device, self.version, self.tables = vocab_size, count, device, 0, 0
         self.live = torch.zeros(1, dtype=torch.int64, device=device)
         self.seen = self.counts = self.bias = self.mask = None
         self.resize([], count)
@@ -110,7 +110,7 @@ class Rows:
         for name in TABLES:
             if needed[name] and getattr(self, name) is None:
                 setattr(self, name, self._table(name))
-                self.version += 1
+                self.tables += 1
         if self.seen is not None and self.counts is not None and uses.penalties:
             self.seen[row], self.counts[row] = self._seen(request), self._counts(answer)
         if self.bias is not None:

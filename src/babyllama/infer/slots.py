@@ -87,6 +87,7 @@ class Slots:
         self.cache, self.rows, self.most, self.context, self.trained = cache, rows, most, context, trained
         self.all = [Slot() for _ in range(rows.count)]
         self.clock, self.stale = 0, False  # stale: the rows may be out of order
+        self.least = 1, SMALLEST  # rows and slots that `trim` leaves
 
     @property
     def active(self) -> list[Slot]:
@@ -176,6 +177,15 @@ class Slots:
             self._resize(len(self.all), min(self.context, _power(end)))
 
     @torch.inference_mode()
+    def fill(self, room: int) -> int:
+        """Take `room` bytes, or less, for as many rows of a whole context as can be: how many there are from now on."""
+        row = self.cache.row_bytes(self.context)
+        self.most = max(1, min(self.most, room // row))
+        self._resize(self.most, self.context)
+        self.least = self.most, self.context
+        return self.most
+
+    @torch.inference_mode()
     def trim(self, keep: int = 0) -> None:
         """Forget all idle rows but the `keep` newest, and give their memory back."""
         idle = sorted((s for s in self.all if s.job is None and s.tokens), key=lambda s: s.last, reverse=True)
@@ -183,7 +193,8 @@ class Slots:
             self._restart(slot)
         held = [slot for slot in self.all if slot.job is not None or slot.tokens]
         longest = max((max(len(s.tokens), len(s.job.known) if s.job else 0) for s in held), default=0) + 1
-        rows, slots = 1 << max(len(held) - 1, 0).bit_length(), min(self.context, _power(longest))
+        rows = max(self.least[0], 1 << max(len(held) - 1, 0).bit_length())
+        slots = max(self.least[1], min(self.context, _power(longest)))
         if rows < len(self.all) or slots < self.cache.max_tokens:
             self._resize(min(rows, len(self.all)), min(slots, self.cache.max_tokens), held)
 

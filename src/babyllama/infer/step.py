@@ -7,7 +7,9 @@ Not here: prompts, which rows there are, when an answer ends (engine.py).
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from functools import cache
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from babyllama.model.transformer import Transformer
 
 EAGER_STEPS = 16  # before a capture, which takes as long as about so many: short answers go without
 SLOTS = 256  # that a graph reads at least; then twice as many each time
+Made = TypeVar("Made")
 
 
 class Forward(Protocol):
@@ -71,6 +74,44 @@ class Launched:
         return self.rows.choose(which, self.forward(which, end), uses)
 
 
+class Recorder:
+    """Records CUDA graphs, which share the memory that they compute in; `works` until one cannot be recorded."""
+
+    def __init__(self) -> None:
+        self.works, self._pool = torch.cuda.is_available(), None
+
+    def __call__(self, call: Callable[[], Made]) -> tuple[torch.cuda.CUDAGraph, Made] | None:
+        """What `call` launches, not computed now, and what it returns; None where recording fails, for want of memory
+        say. It must have been launched before: recording must neither compile nor load a kernel.
+
+        Not `torch.cuda.graph`, which collects garbage and empties the allocator's cache each time.
+        """
+        if not self.works:
+            return None
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, side, here = torch.cuda.CUDAGraph(), _side(torch.cuda.current_device()), torch.cuda.current_stream()
+        side.wait_stream(here)
+        try:
+            with torch.cuda.stream(side):
+                graph.capture_begin(self._pool, capture_error_mode="thread_local")
+                try:
+                    value = call()
+                finally:
+                    graph.capture_end()
+        except RuntimeError:
+            self.works = False
+            return None
+        here.wait_stream(side)
+        return graph, value
+
+
+@cache
+def _side(device: int) -> torch.cuda.Stream:
+    """The stream on which all graphs of a GPU are recorded: each stream has a workspace of cuBLAS's own."""
+    return torch.cuda.Stream(device)
+
+
 class Captured:
     """A step as a CUDA graph for each bucket: numbers of rows and of slots are powers of two, and what is beyond those
     in use is masked.
@@ -82,38 +123,27 @@ class Captured:
     def __init__(self, step: Step, rows: Rows, cache: KVCache) -> None:
         self.step, self.rows, self.cache, self.most = step, rows, cache, 1
         self.graphs: dict[tuple[int, int, Uses], tuple[torch.cuda.CUDAGraph, Sampled] | None] = {}
-        self.versions, self.taken, self.captures = (0, 0), 0, True
+        self.versions, self.taken, self.record = (0, 0, 0), 0, Recorder()
 
     def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
         self.taken += 1
-        if not self.captures or self.taken <= EAGER_STEPS or which.start != 0:
+        if not self.record.works or self.taken <= EAGER_STEPS or which.start != 0:
             return self.step(which, end, uses, limit)
-        if self.versions != (self.rows.version, self.cache.version):  # the graphs read tensors that are gone
-            self.graphs, self.versions = {}, (self.rows.version, self.cache.version)
+        versions = self.rows.version, self.rows.tables, self.cache.version
+        if self.versions != versions:  # the graphs read tensors that are gone
+            self.graphs, self.versions = {}, versions
         count = min(self.rows.count, 1 << (which.stop - 1).bit_length())
         slots = min(self.cache.max_tokens, max(SLOTS, 1 << (end - 1).bit_length()))
         key = count, slots, uses
         if key not in self.graphs:
             self.graphs[key] = None
             return self.step(which, end, uses, limit)
-        if self.graphs[key] is None:
-            self._capture(key)
-        found = self.graphs[key]
+        found = self.graphs[key] or self.record(lambda: self.step(slice(0, count), slots, uses, 1))
         if found is None:
             return self.step(which, end, uses, limit)
+        self.graphs[key] = found
         found[0].replay()
         return _first(found[1], which.stop)
-
-    def _capture(self, key: tuple[int, int, Uses]) -> None:
-        """This computes nothing."""
-        count, slots, uses = key
-        try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                sampled = self.step(slice(0, count), slots, uses, 1)
-            self.graphs[key] = graph, sampled
-        except RuntimeError:
-            self.captures = False
 
 
 def _first(sampled: Sampled, count: int) -> Sampled:

@@ -34,8 +34,10 @@ class Text:
         """The text that became certain with this event; often empty. After the end nothing comes any more."""
         if self.finish is not None:
             return ""
-        self.tokens += event.token is not None
-        new = "" if event.token is None or event.finish == "stop" else self._stream.push(event.token)
+        if self.stop and len(event.tokens) > 1:  # which of them completes a stop string shows one by one
+            return "".join(map(self.feed, event.split()))
+        self.tokens += len(event.tokens)
+        new = self._stream.push(*event.unstopped().tokens)
         if event.finish is not None:
             new += self._stream.flush()
         text, self._held = self._held + new, ""

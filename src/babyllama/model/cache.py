@@ -39,6 +39,7 @@ class KVCache:
         self.shape = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         self.slides = slides or sinks > 0
         self.rotated, self.sinks, self.window = rotated and not self.slides, sinks, window or max_tokens
+        self.rows: Tensor | None = None  # of a part: which of all rows its own are, where it is no slice
         self.used, self.version = 0, 0  # used: slots that any row has written, which is what attention has to read
         self._new(rows, max_tokens, device, dtype)
 
@@ -92,16 +93,25 @@ class KVCache:
             tokens = positions + self.dropped
             turned = self.sinks + (tokens - self.sinks) % (self.window - self.sinks)
             positions = torch.where(tokens < self.sinks, tokens, turned)
-        rows = torch.arange(k.shape[0], device=k.device)[:, None]
-        self.keys[layer][rows, :, positions] = k.transpose(1, 2)
-        self.values[layer][rows, :, positions] = v.transpose(1, 2)
-        return self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]
+        rows = torch.arange(k.shape[0], device=k.device) if self.rows is None else self.rows
+        self.keys[layer][rows[:, None], :, positions] = k.transpose(1, 2)
+        self.values[layer][rows[:, None], :, positions] = v.transpose(1, 2)
+        keys, values = self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]
+        return (keys, values) if self.rows is None else (keys[rows], values[rows])
 
     # ── what the engine calls ──────────────────────────────────────────────────────────────────────────────────
-    def part(self, rows: slice, end: int) -> KVCache:
-        """Some of the rows, of which slots below `end` are read; it writes to this cache."""
+    def part(self, rows: slice | Tensor, end: int) -> KVCache:
+        """Some of the rows, of which slots below `end` are read; it writes to this cache.
+
+        Args:
+            rows: a slice, or numbers (B,) on the device, which a CUDA graph may have changed between two replays; then
+                what is read is copied first. Numbers not with sinks.
+        """
         found = copy.copy(self)
-        found.keys, found.values, found.dropped = self.keys[:, rows], self.values[:, rows], self.dropped[rows]
+        if isinstance(rows, Tensor):
+            found.rows = rows
+        else:
+            found.keys, found.values, found.dropped = self.keys[:, rows], self.values[:, rows], self.dropped[rows]
         found.used = min(end, self.window)
         return found
 
@@ -116,6 +126,11 @@ class KVCache:
     def piece(self) -> int:
         """Tokens to feed at a time beyond the window: each still sees three quarters of it."""
         return max(1, (self.window - self.sinks) // 4)
+
+    def row_bytes(self, max_tokens: int) -> int:
+        """What a row of so many slots takes."""
+        layers, heads, size = self.shape
+        return 2 * layers * heads * size * max_tokens * self.keys.element_size()
 
     def resize(self, kept: Sequence[int], rows: int, max_tokens: int) -> None:
         """Other numbers of rows and slots. The old rows `kept` become the first ones."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -37,48 +38,53 @@ class Choice:
     def feed(self, events: Iterable[Event]) -> tuple[str, list[Event]]:
         """The text that became certain, and the tokens that are part of the answer."""
         text, counted = "", list[Event]()
-        for event in events:
+        for event in events if not self._text.stop else itertools.chain.from_iterable(map(Event.split, events)):
             if self.finish is not None:
                 break
-            if event.token is not None and event.finish != "stop":
-                counted.append(event)
+            if (kept := event.unstopped()).tokens:
+                counted.append(kept)
             text += self._text.feed(event)
         return text, counted
 
     def cut(self) -> str:
         """End it here, as where max_tokens are reached; the rest of the text."""
-        rest = "" if self.finish is not None else self._text.feed(Event(0, None, finish="length"))
+        rest = "" if self.finish is not None else self._text.feed(Event(0, finish="length"))
         self._ended = self.finish or "length"
         return rest
 
     # ── log-probabilities ──────────────────────────────────────────────────────────────────────────────────────
     def chat_logprobs(self, events: Sequence[Event]) -> Json:
         """As chat completions have them."""
-        content = [{**self._entry(e.token or 0, e.logprob), "top_logprobs": [self._entry(*t) for t in e.top]}
-                   for e in events]  # fmt: skip
+        content = [{**self._entry(token, logprob), "top_logprobs": [self._entry(*pair) for pair in top]}
+                   for token, logprob, top in _told(events)]  # fmt: skip
         return {"content": content, "refusal": None}
 
     def text_logprobs(self, events: Sequence[Event]) -> Json:
         """As text completions have them; offsets count characters from the answer's beginning."""
         found: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        for event in events:
-            entry = self._entry(event.token or 0, event.logprob)
+        for token, logprob, likeliest in _told(events):
+            entry = self._entry(token, logprob)
             found["tokens"].append(entry["token"])
             found["token_logprobs"].append(entry["logprob"])
-            top = {self._entry(*pair)["token"]: _finite(pair[1]) for pair in event.top}
+            top = {self._entry(*pair)["token"]: _finite(pair[1]) for pair in likeliest}
             found["top_logprobs"].append(top or None)
             found["text_offset"].append(self._length)
             self._length += len(entry["token"])
         return found
 
-    def _entry(self, token: int, logprob: float | None) -> Json:
+    def _entry(self, token: int, logprob: float) -> Json:
         raw = token_bytes(self.tokenizer, token)
         return {"token": raw.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(raw)}
 
 
-def _finite(logprob: float | None) -> float:
+def _told(events: Iterable[Event]) -> Iterator[tuple[int, float, Sequence[tuple[int, float]]]]:
+    """Each token with its log-probability and the likeliest ones with theirs."""
+    return itertools.chain.from_iterable(zip(e.tokens, e.logprobs, e.tops, strict=True) for e in events)
+
+
+def _finite(logprob: float) -> float:
     """−∞ has no JSON; OpenAI says −9999."""
-    return -9999.0 if logprob is None or not math.isfinite(logprob) else logprob
+    return logprob if math.isfinite(logprob) else -9999.0
 
 
 @cache

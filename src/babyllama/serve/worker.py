@@ -196,7 +196,7 @@ class Worker:
                 continue
             if event.finish is not None:
                 del self._at_work[event.id]
-            self.tokens += event.token is not None
+            self.tokens += len(event.tokens)
             answers.tell(answers.ids[event.id], event)
             told[answers] = None
         for answers in told:

@@ -29,28 +29,35 @@ class TextStream:
 
     def __init__(self, tokenizer: Decoder, after: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._context = list(after)
+        self._context = self._kept(after)
         self._pending: list[int] = []
 
-    def push(self, token: int) -> str:
-        """The text that became certain; often empty."""
-        token = int(token)
-        name = self._tokenizer.backend.id_to_token(token)
-        if name is None or token in self._tokenizer.special_ids:
-            return ""
-        self._pending.append(token)
-        text = self._pending_text()
-        if not text or text.endswith("\ufffd") or re.fullmatch("<0x[0-9A-Fa-f]{2}>", name):
-            return ""
-        self._context, self._pending = self._pending, []
-        return text
+    def push(self, *tokens: int) -> str:
+        """The text that became certain with some more tokens; often empty."""
+        new = self._kept(tokens)
+        self._pending += new
+        for end in range(len(self._pending), len(self._pending) - len(new), -1):
+            text = self._text(end)
+            if text and not text.endswith("\ufffd") and not self._is_byte(self._pending[end - 1]):
+                self._context, self._pending = self._pending[:end], self._pending[end:]
+                return text
+        return ""
 
     def flush(self) -> str:
         """What is left, unfinished bytes as U+FFFD; the stream starts anew after it."""
-        text = self._pending_text()
+        text = self._text(len(self._pending))
         self._context, self._pending = [], []
         return text
 
-    def _pending_text(self) -> str:
-        before = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode(self._context + self._pending)[len(before) :]
+    def _kept(self, tokens: Sequence[int]) -> list[int]:
+        """Those that are text."""
+        special, name = self._tokenizer.special_ids, self._tokenizer.backend.id_to_token
+        return [token for token in map(int, tokens) if token not in special and name(token) is not None]
+
+    def _is_byte(self, token: int) -> bool:
+        return re.fullmatch("<0x[0-9A-Fa-f]{2}>", self._tokenizer.backend.id_to_token(token) or "") is not None
+
+    def _text(self, end: int) -> str:
+        """Of so many tokens after the context."""
+        before = self._tokenizer.decode(self._context, skip_special=False)
+        return self._tokenizer.decode(self._context + self._pending[:end], skip_special=False)[len(before) :]

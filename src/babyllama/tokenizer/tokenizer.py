@@ -225,11 +225,12 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """Ids outside the vocabulary are left out; bytes that make no character become U+FFFD."""
-        kept = [int(token) for token in tokens if not (skip_special and int(token) in self.special_ids)]
+        special = self.special_ids if skip_special else ()
+        kept = [token for token in map(int, tokens) if token not in special]
         return self.backend.decode(kept, skip_special_tokens=skip_special)
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
-        """Decode token by token, special tokens skipped; `after` is the text that is continued."""
+        """Decode some tokens at a time, special tokens skipped; `after` is the text that is continued."""
         return TextStream(self, after)
 
     def continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:

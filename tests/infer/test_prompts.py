@@ -1,0 +1,47 @@
+"""A pass over pieces of prompts in the form that a CUDA graph takes, beside the model's own forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from babyllama.infer.prompts import RECORDED, SHORT, Passes, fits
+from babyllama.infer.rows import Rows
+from babyllama.model.cache import KVCache
+from conftest import sharp_model, tiny_config
+
+WINDOW = 64
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+@torch.inference_mode()
+def test_filled_up_pieces_give_the_logits_of_their_texts(kv_heads):
+    model = sharp_model(tiny_config(kv_heads, tied=False))
+    cache = KVCache(model.config, 6, WINDOW, "cpu", torch.float32)
+    passes = Passes(model, Rows(60, 6, torch.device("cpu")), cache)
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(60, (length,), generator=generator).tolist() for length in (5, 30, WINDOW - 1, 17)]
+    model.hidden(torch.tensor([texts[0] * 6] * 6)[:, :30], cache=cache.part(slice(0, 6), 30))
+    rows, begun = [4, 1, 5, 2], [0, 0, 0, 0]
+    before = [kept.clone() for kept in (cache.keys, cache.values)]
+    for ends in ([3, 10, 20, 1], [5, 30, 40, 17], [5, 30, WINDOW - 1, 17]):  # pieces of three, or fewer, of the rows
+        at = [i for i in range(4) if ends[i] > begun[i]]
+        pieces = [texts[i][begun[i] : ends[i]] for i in at]
+        cache.reserve(max(ends))
+        logits = passes(pieces, [begun[i] for i in at], [rows[i] for i in at], None)
+        assert logits is not None
+        for i, row in zip(at, logits, strict=True):
+            want = model(torch.tensor([texts[i][: ends[i]]]))[0, -1, :60]
+            torch.testing.assert_close(row, want, rtol=1e-4, atol=1e-4)
+        begun = ends
+    for kept, old in zip((cache.keys, cache.values), before, strict=True):
+        assert torch.equal(kept[:, [0, 3]], old[:, [0, 3]])  # rows that are not asked for
+
+
+def test_a_large_pass_is_left_alone():
+    model = sharp_model(tiny_config())
+    cache = KVCache(model.config, 2, WINDOW, "cpu", torch.float32)
+    passes = Passes(model, Rows(60, 2, torch.device("cpu")), cache)
+    assert passes([[1] * (RECORDED + 1)], [0], [0], None) is None
+    assert fits(1, RECORDED, 256) and not fits(2, RECORDED, 256) and fits(128, SHORT, 256)
+    assert not fits(128, SHORT, 4096)  # would copy more of the cache than it computes

@@ -178,6 +178,18 @@ def merge() -> None:
     """
 
 
+@verb("ExportRecipe", "model")
+def export() -> None:
+    """A run → a GGUF file for llama.cpp, LM Studio and their kin. Needs: pip install -e '.[export]'
+
+    \b
+      babyllama export runs/sft
+      babyllama export runs/sft type=Q8_0 out=sft.gguf
+      babyllama export runs/sft-4bit                      GPTQ's codes as they are, nothing is rounded again
+      babyllama export runs/medical-lora adapter=apart    a LoRA for the file of its base
+    """
+
+
 @verb("QuantizeRecipe", "model")
 def quantize() -> None:
     """A model in 8, 4, 3 or 2 bits a weight: GPTQ, AWQ or rounding, with what it costs in loss, size and speed.

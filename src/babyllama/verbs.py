@@ -180,13 +180,15 @@ def merge() -> None:
 
 @verb("ExportRecipe", "model")
 def export() -> None:
-    """A run → a GGUF file for llama.cpp, LM Studio and their kin. Needs: pip install -e '.[export]'
+    """A run → what other programs run: a GGUF file, a folder for Ollama or the hub. Needs: pip install -e '.[export]'
 
     \b
       babyllama export runs/sft
       babyllama export runs/sft type=Q8_0 out=sft.gguf
       babyllama export runs/sft-4bit                      GPTQ's codes as they are, nothing is rounded again
       babyllama export runs/medical-lora adapter=apart    a LoRA for the file of its base
+      babyllama export runs/sft to=ollama                 then: ollama create sft -f sft-ollama/Modelfile
+      babyllama export runs/sft to=hf push=me/sft licence=apache-2.0 dry_run=true
     """
 
 

@@ -60,3 +60,23 @@ def test_what_cannot_be_exported_leaves_nothing(place, monkeypatch, capsys):
     one_clear_line(words, "dynamic_ntk goes by the length at hand", monkeypatch, capsys)
     one_clear_line(["export", "nowhere"], "nowhere: does not exist", monkeypatch, capsys)
     assert {path.name for path in place.iterdir()} == {"runs"}
+
+
+def test_folders_for_ollama_and_the_hub(place, monkeypatch, capsys):
+    assert "ollama create taught -f " in exported(["runs/taught", "to=ollama", "type=F32"], monkeypatch, capsys)
+    assert {path.name for path in (place / "taught-ollama").iterdir()} == {"Modelfile", "taught-F32.gguf"}
+    assert "FROM ./taught-F32.gguf\n" in (place / "taught-ollama/Modelfile").read_text()
+    said = exported(["runs/taught", "to=hf", "push=me/taught", "dry_run=true"], monkeypatch, capsys)
+    assert "nothing was uploaded" in said and "me/taught (private)" in said and "  README.md  " in said
+    found, before = read_model(place / "taught-hf"), read_model(place / "runs/taught")
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), before.parameters(), strict=True))
+    one_clear_line(["export", "runs/taught", "to=hf"], "taught-hf: exists already", monkeypatch, capsys)
+    for words, said in (
+        (["push=me/x"], "push has no effect with to=gguf"),
+        (["to=hf", "type=F16"], "type has no effect"),
+        (["to=ollama", "adapter=apart"], "adapter has no effect with to=ollama"),
+        (["to=hf", "push=a//b", "out=n"], "Repo id must be"),
+        (["to=hf", "licence_file=n", "out=n"], "n is not"),
+    ):
+        one_clear_line(["export", "runs/taught", *words], said, monkeypatch, capsys)
+    assert not (place / "n").exists()

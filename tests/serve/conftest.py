@@ -92,8 +92,33 @@ def folders(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(folders) -> Iterator[Server]:
-    with started(folders, str(folders / "taught"), str(folders / "endless"), "body=100000") as found:
+def runs(tmp_path_factory) -> Path:
+    """A small pipeline: tokenizer and corpus in a folder of their own, a base that is trained, a sft that has ended."""
+    root = tmp_path_factory.mktemp("work") / "runs"
+    recipes = {"small/tok": ("tokenizer", {}), "small/corpus": ("prepare", {"tokenizer": "runs/small/tok"}),
+               "base": ("train", {"data": {"path": "runs/small/corpus"}, "plan": {"steps": 40}}),
+               "sft": ("train", {"data": {"path": "runs/small/corpus"}, "init": {"path": "runs/base/model"}}),
+               }  # fmt: skip
+    for i, (name, (verb, recipe)) in enumerate(recipes.items()):
+        folder = root / name
+        folder.mkdir(parents=True)
+        (folder / "recipe.yaml").write_text(json.dumps({"out": f"runs/{name}", **recipe}))
+        info = {"verb": verb, "status": "started" if name == "base" else "finished", "summary": {"loss": 1.5},
+                "created": f"2026-01-0{i + 1}T00:00:00+0000", "parent": "runs/base" if name == "sft" else None,
+                }  # fmt: skip
+        (folder / "run.json").write_text(json.dumps(info))
+        (folder / "env.json").write_text('{"torch": "2.11"}')
+    lines = [{"step": step, "kind": "train", "loss": 4 - step / 10, "lr": 0.001} for step in range(1, 11)]
+    lines.append({"step": 10, "kind": "sample", "prompt": "春", "text": "天<b>来了"})
+    (root / "base" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (root / "sft" / "evals").mkdir()
+    (root / "sft" / "evals" / "exam.json").write_text('{"corpora": {"qa": {"exact": 0.5}}}')
+    return root
+
+
+@pytest.fixture(scope="session")
+def server(folders, runs) -> Iterator[Server]:
+    with started(folders, str(folders / "taught"), str(folders / "endless"), "body=100000", f"runs={runs}") as found:
         yield found
 
 

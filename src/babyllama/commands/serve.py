@@ -57,6 +57,7 @@ class ServeRecipe(Recipe):
     share_base: bool = Field(default=False, description="adapters of one base beside it, not merged: one in memory")
     loaded: int | None = Field(default=None, ge=1, description="models in memory at once; null: all")
     idle: float | None = Field(default=None, gt=0, description="seconds after which an unused model is unloaded")
+    runs: Path | None = Field(default=None, description="the folder whose runs the web app shows; null: ./runs")
     cors: tuple[str, ...] = Field(default=(), description="origins of web pages that may use the server")
     log: bool = Field(default=True, description="one line of JSON a request on stdout, without what was said")
     grace: int = Field(default=60, ge=1, description="seconds that a stopping server leaves open answers")
@@ -66,7 +67,8 @@ def main(recipe: ServeRecipe) -> None:
     """Serve until SIGTERM or Ctrl-C, then let open answers end.
 
     Raises:
-        InputError: a model that cannot be loaded, two of one name, a file of keys that is empty, a port in use.
+        InputError: a model that cannot be loaded, two of one name, a file of keys that is empty, a port in use, a
+            folder of runs that is not there.
     """
     try:
         import uvicorn
@@ -77,15 +79,14 @@ def main(recipe: ServeRecipe) -> None:
     from babyllama.serve.models import Models
     from babyllama.serve.reply import Limits
 
-    openers, keys = _openers(recipe), _keys(recipe)
+    openers, keys, runs = _openers(recipe), _keys(recipe), _runs(recipe)
     listener = _listen(recipe)
     models = Models(openers, recipe.loaded, recipe.idle)
     first = next(iter(openers))
     models.loaded |= {served.name: served for served in openers[first]()}  # a fault shows now, and nobody waits
     limits = Limits(recipe.max_tokens, recipe.queue, recipe.wait, recipe.time)
-    app = application(
-        models, limits, recipe.sampling, keys, recipe.body, recipe.cors, sys.stdout if recipe.log else None
-    )
+    app = application(models, limits, recipe.sampling, keys, recipe.body, recipe.cors,
+                      sys.stdout if recipe.log else None, runs)  # fmt: skip
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=recipe.grace,
                             timeout_keep_alive=KEPT_OPEN,
                             ws="none", server_header=False)  # fmt: skip
@@ -166,6 +167,13 @@ def _open(models: Mapping[str, ServedRecipe], recipe: ServeRecipe) -> list[Serve
             for name, folder in folders.items()]  # fmt: skip
 
 
+def _runs(recipe: ServeRecipe) -> Path | None:
+    folder = recipe.runs or Path("runs")
+    if recipe.runs is not None and not folder.is_dir():
+        raise InputError(f"runs: {folder} is not a folder; give the one that holds your runs, or leave runs out")
+    return folder if folder.is_dir() else None
+
+
 def _keys(recipe: ServeRecipe) -> list[str]:
     found = [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
     if recipe.api_keys is None:
@@ -199,8 +207,8 @@ def _listen(recipe: ServeRecipe) -> socket.socket:
 def _say(recipe: ServeRecipe, listener: socket.socket, names: Collection[str], keys: list[str]) -> None:
     port = listener.getsockname()[1]
     host = f"[{recipe.host}]" if ":" in recipe.host else recipe.host
-    print(f"babyllama serves {', '.join(names)} at http://{host}:{port}/v1 (routes: http://{host}:{port}/docs); "
-          "Ctrl-C stops", file=sys.stderr, flush=True)  # fmt: skip
+    print(f"babyllama serves {', '.join(names)} at http://{host}:{port}/v1 (routes: http://{host}:{port}/docs; "
+          f"to talk in a browser: http://{host}:{port}); Ctrl-C stops", file=sys.stderr, flush=True)  # fmt: skip
     if not keys and recipe.host not in LOCAL:
         print(
             f"babyllama: anyone who reaches {recipe.host} may use it: give api_keys=FILE", file=sys.stderr, flush=True

@@ -29,7 +29,10 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def attend_eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The definition, written out: softmax(q·kᵀ/√D)·v. The reference that `attend_sdpa` is tested against."""
+    """The definition, written out: softmax(q·kᵀ/√D)·v. The reference that `attend_sdpa` is tested against.
+
+    Values may have another width than keys: those of unit vectors give the weights themselves (inside.py).
+    """
     B, H, T, D = q.shape
     K, S = k.shape[1], k.shape[2]
     if mask is None:
@@ -37,7 +40,7 @@ def attend_eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
     q = q.view(B, K, H // K, T, D)  # query heads h·G … h·G+G−1 share key head h
     scores = torch.einsum("bkgtd,bksd->bkgts", q, k) / math.sqrt(D)
     weights = scores.float().masked_fill(~mask[:, :, None], -math.inf).softmax(-1).to(v.dtype)
-    return torch.einsum("bkgts,bksd->bkgtd", weights, v).reshape(B, H, T, D)
+    return torch.einsum("bkgts,bksd->bkgtd", weights, v).flatten(1, 2)
 
 
 class ShiftedSparse(Recipe):

@@ -1,10 +1,12 @@
-"""The HTTP application: OpenAI's routes over `Models`. Not here: processes, sockets (commands/serve.py)."""
+"""The HTTP application: OpenAI's routes over `Models`. Not here: the web app's (pages.py), processes, sockets
+(commands/serve.py)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from fastapi import FastAPI, Request
@@ -21,6 +23,7 @@ from babyllama.serve.faults import SERVER_FAULT, Refused
 from babyllama.serve.gate import Gate
 from babyllama.serve.metrics import Metrics
 from babyllama.serve.models import Models
+from babyllama.serve.pages import add_pages
 from babyllama.serve.prompts import check_ids, tokenized
 from babyllama.serve.protocol import (
     REQUESTS,
@@ -28,10 +31,9 @@ from babyllama.serve.protocol import (
     CompletionRequest,
     DetokenizeRequest,
     Given,
-    R,
     Sampled,
     TokenizeRequest,
-    parse,
+    read,
 )
 from babyllama.serve.reply import Completion, Limits, WhileThere
 
@@ -40,13 +42,15 @@ SCHEMA = "#/components/schemas/{model}"
 
 
 def application(models: Models, limits: Limits, defaults: Sampling, keys: Collection[str] = (),
-                body: int = 1 << 20, cors: Collection[str] = (), log: TextIO | None = None) -> ASGIApp:  # fmt: skip
+                body: int = 1 << 20, cors: Collection[str] = (), log: TextIO | None = None,
+                runs: Path | None = None) -> ASGIApp:  # fmt: skip
     """The whole application.
 
     Args:
         defaults: the sampling of requests that do not say.
         keys: see `Gate`; `body`: bytes of a request at most.
         cors: the origins whose pages may use the server from a browser.
+        runs: the folder whose runs are shown; None: none are.
     """
     metrics = Metrics()
 
@@ -64,19 +68,12 @@ def application(models: Models, limits: Limits, defaults: Sampling, keys: Collec
     _completions(app, models, limits, defaults, metrics)
     _words(app, models)
     _state(app, models, metrics)
+    add_pages(app, models, runs, defaults)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     gate = Gate(app, keys, body, log, metrics)
     if not cors:
         return gate
     return CORSMiddleware(gate, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
-
-
-async def _read(request: Request, kind: type[R]) -> R:
-    """The request's JSON. Another content type is refused: any web page may send that to a server on this machine."""
-    sort = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if sort != "application/json":
-        raise Refused(415, f"the content type is {sort!r:.60}; send JSON with Content-Type: application/json")
-    return parse(kind, await request.body())
 
 
 def _takes(kind: type[Given]) -> dict[str, Any]:
@@ -87,7 +84,7 @@ def _takes(kind: type[Given]) -> dict[str, Any]:
 
 def _completions(app: FastAPI, models: Models, limits: Limits, defaults: Sampling, metrics: Metrics) -> None:
     async def answer(request: Request, kind: type[Sampled]) -> Response:
-        asked = await _read(request, kind)
+        asked = await read(request, kind)
         return WhileThere(Completion(asked, models, limits, defaults, metrics, request.state.record))
 
     @app.post("/v1/chat/completions", openapi_extra=_takes(ChatRequest), tags=["OpenAI"])
@@ -105,7 +102,7 @@ def _words(app: FastAPI, models: Models) -> None:
     @app.post("/v1/tokenize", openapi_extra=_takes(TokenizeRequest), tags=["tokens"])
     async def tokenize(request: Request) -> dict[str, Any]:
         """The token ids of a text, or of a chat as the model reads it."""
-        asked = await _read(request, TokenizeRequest)
+        asked = await read(request, TokenizeRequest)
         request.state.record.model = asked.model
         async with models.use(asked.model) as served:
             tokens = await asyncio.to_thread(tokenized, served, asked)
@@ -114,7 +111,7 @@ def _words(app: FastAPI, models: Models) -> None:
     @app.post("/v1/detokenize", openapi_extra=_takes(DetokenizeRequest), tags=["tokens"])
     async def detokenize(request: Request) -> dict[str, Any]:
         """The text of token ids, special tokens by their names."""
-        asked = await _read(request, DetokenizeRequest)
+        asked = await read(request, DetokenizeRequest)
         request.state.record.model = asked.model
         async with models.use(asked.model) as served:
             check_ids(served.tokenizer, asked.tokens, "tokens")

@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from babyllama.serve.faults import SERVER_FAULT, Refused
 from babyllama.serve.metrics import Metrics
 
-OPEN = {"/health", "/docs", "/openapi.json", "/docs/oauth2-redirect"}  # without a key
+OPEN = {"/", "/health", "/docs", "/openapi.json", "/docs/oauth2-redirect"}  # without a key
+PAGES = "/web/"  # so do the files of the web app, which hold nothing of anybody's
 GONE = 499  # in the log: the client went away
 
 
@@ -75,7 +76,8 @@ class Gate:
             self._note(scope, record)
 
     def _admit(self, scope: Scope) -> None:
-        if not self._keys or scope["path"] in OPEN or scope["method"] == "OPTIONS":
+        open_ = scope["path"] in OPEN or scope["path"].startswith(PAGES) or scope["method"] == "OPTIONS"
+        if not self._keys or open_:
             return
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         kind, _, key = given.partition(b" ")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
 
 from babyllama.serve.faults import Refused
 
@@ -101,6 +102,14 @@ class DetokenizeRequest(Given):
 R = TypeVar("R", bound=Given)
 MEMBERS = {"str", "int", "float"}
 REQUESTS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+
+
+async def read(request: Request, kind: type[R]) -> R:
+    """A request's JSON. Another content type is refused: any web page may send that to a server on this machine."""
+    sort = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if sort != "application/json":
+        raise Refused(415, f"the content type is {sort!r:.60}; send JSON with Content-Type: application/json")
+    return parse(kind, await request.body())
 
 
 def parse(kind: type[R], body: bytes) -> R:

@@ -14,14 +14,17 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
+from typing import TypeVar
 
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.request import Event, Request
 
 Batch = list[tuple[int, Event]]
+T = TypeVar("T")
 
 
 class Answers:
@@ -105,7 +108,7 @@ class Worker:
     def __init__(self, engine: Engine, name: str = "engine") -> None:
         self.engine = engine
         self.steps = self.tokens = self.faults = 0
-        self._inbox: queue.SimpleQueue[tuple[str, Answers | None] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[str, Answers | None] | Callable[[], None] | None] = queue.SimpleQueue()
         self._asked: set[Answers] = set()  # the event loop's
         self._at_work: dict[int, Answers] = {}  # the thread's: by the engine's ids
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -116,11 +119,6 @@ class Worker:
     def open(self) -> int:
         """Requests that have not ended."""
         return sum(answers.open for answers in self._asked)
-
-    @property
-    def asked(self) -> int:
-        """Those who asked and have not given up yet; counted at once."""
-        return len(self._asked)
 
     def ask(self, requests: Sequence[Request]) -> Answers:
         """Put requests in line; who asks gives them up in the end, ended or not."""
@@ -137,6 +135,19 @@ class Worker:
     def trim(self) -> None:
         """Forget earlier texts and give their memory back, when there is nothing else to do."""
         self._inbox.put(("trim", None))
+
+    async def call(self, work: Callable[[Engine], T]) -> T:
+        """What `work` makes of the engine, on its thread between two steps: the answers wait meanwhile."""
+        future: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                future.set_result(work(self.engine))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._inbox.put(do)
+        return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """End the thread; whatever is open fails."""
@@ -167,6 +178,9 @@ class Worker:
                 return True
             if found is None:
                 return False
+            if callable(found):
+                found()
+                continue
             kind, answers = found
             if answers is None:
                 self.engine.trim()

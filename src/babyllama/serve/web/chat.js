@@ -1,0 +1,127 @@
+// Chat: one conversation, its branches, and the history beside it.
+
+import { answer, Fault } from "./api.js";
+import { h, replace, say } from "./dom.js";
+import { historyPanel } from "./history.js";
+import { t } from "./i18n.js";
+import { figuresOf, messageElement, paced, showAnswer } from "./message.js";
+import { openSettings } from "./sampling.js";
+import { keep, sampling, settings } from "./settings.js";
+import { addMessage, chats, choose, newChat, path, siblings } from "./store.js";
+
+export async function show(main, about, [id]) {
+  let chat = (id && (await chats.one(id).catch(() => null))) || newChat();
+  let stopping = null; // of the answer that is being written
+  const log = h("div", { class: "log", role: "log", "aria-live": "off", tabindex: 0, "aria-label": t("chat") });
+  const history = historyPanel((chosen) => (location.hash = chosen ? `#/chat/${chosen}` : "#/chat"), () => chat.id);
+  const input = h("textarea", { rows: 1, placeholder: t("askHere"), "aria-label": t("ask"), enterkeyhint: "send" });
+  const send = h("button", { class: "main", type: "submit" }, t("send"));
+  const model = h("select", { "aria-label": t("model"), onchange: () => keep({ model: model.value }) },
+    about.models.map((name) => h("option", { value: name, selected: name === settings.model }, name)));
+
+  const store = () => chats.put(chat).then(history.draw, () => say(t("noStore")));
+  const told = () => (settings.system.trim() ? [{ role: "system", content: settings.system }] : []);
+
+  function draw() {
+    const nodes = path(chat);
+    replace(log, nodes.length ? nodes.map((node) => messageElement(node, siblings(chat, node), acts(node)))
+      : h("div", { class: "hello" }, h("h1", {}, t("hello")), h("p", {}, t("helloWhy"))));
+    log.scrollTop = log.scrollHeight;
+  }
+
+  const acts = (node) => ({
+    choose: (other) => {
+      choose(chat, other);
+      draw();
+      store();
+    },
+    edit: (text) => stopping || respond(addMessage(chat, node.parent, "user", text)),
+    retry: () => stopping || respond(chat.nodes[node.parent]),
+    inspect: () => {
+      const messages = path(chat, node.id).map(({ role, text }) => ({ role, content: text }));
+      sessionStorage.setItem("babyllama.inspect", JSON.stringify({ model: node.model, messages: [...told(), ...messages] }));
+      location.hash = "#/inside/text";
+    },
+  });
+
+  async function respond(question) {
+    const messages = [...told(), ...path(chat, question.id).map(({ role, text }) => ({ role, content: text }))];
+    const node = addMessage(chat, question.id, "assistant", "", { model: model.value });
+    const mine = chat;
+    stopping = new AbortController();
+    busy(true);
+    draw();
+    store();
+    const body = log.querySelector(`[data-id="${node.id}"] .body`);
+    const figures = log.querySelector(`[data-id="${node.id}"] .figures`);
+    const pace = paced(() => {
+      const low = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+      showAnswer(body, node, false);
+      figures.textContent = figuresOf(node);
+      if (low) log.scrollTop = log.scrollHeight;
+    });
+    say(t("answering"));
+    try {
+      await answer({ model: node.model, messages, ...sampling() }, stopping.signal, (found) => {
+        Object.assign(node, found);
+        pace.soon();
+      });
+      say(`${t("answered")} ${node.text}`);
+    } catch (error) {
+      if (error.name === "AbortError") node.finish = "stopped";
+      else node.fault = error instanceof Fault ? error.message : t("unreachable");
+    }
+    pace.stop();
+    stopping = null;
+    mine.changed = Date.now();
+    await store();
+    if (mine !== chat || !log.isConnected) return;
+    busy(false);
+    draw();
+  }
+
+  function busy(yes) {
+    log.setAttribute("aria-busy", yes);
+    send.textContent = t(yes ? "stop" : "send");
+    send.classList.toggle("stop", yes);
+  }
+
+  function submit(event) {
+    event?.preventDefault();
+    if (stopping) return stopping.abort();
+    const text = input.value.trim();
+    if (!text) return undefined;
+    input.value = "";
+    grow();
+    if (location.hash !== `#/chat/${chat.id}`) window.history.replaceState(null, "", `#/chat/${chat.id}`);
+    return respond(addMessage(chat, chat.leaf, "user", text));
+  }
+
+  function grow() {
+    input.style.height = "auto";
+    input.style.height = `${Math.min(input.scrollHeight, 220)}px`;
+  }
+
+  input.addEventListener("input", grow);
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || stopping) return; // Enter ends an input method's word
+    submit(event);
+  });
+  const bar = h("div", { class: "bar" }, history.toggle,
+    h("button", { type: "button", class: "icon", onclick: () => (location.hash === "#/chat" ? reset() : (location.hash = "#/chat")) }, `＋ ${t("newChat")}`),
+    h("span", { class: "gap" }), model, h("button", { type: "button", class: "icon", onclick: () => openSettings(about) }, `⚙ ${t("settings")}`));
+
+  function reset() {
+    chat = newChat();
+    draw();
+    history.draw();
+    input.focus();
+  }
+
+  replace(main, history.element, h("section", { class: "talk" }, bar, log,
+    h("form", { class: "composer", onsubmit: submit }, input, send)));
+  draw();
+  history.draw();
+  if (matchMedia("(min-width: 60rem)").matches) input.focus();
+  return () => stopping?.abort();
+}

@@ -1,0 +1,101 @@
+// Conversations and votes, kept in this browser (IndexedDB).
+//
+// A conversation is a tree: every message has a parent, siblings are the branches; `leaf` is the message whose path is shown.
+
+const NAME = "babyllama";
+
+const opened = new Promise((resolve, reject) => {
+  const request = indexedDB.open(NAME, 1);
+  request.onupgradeneeded = () => {
+    request.result.createObjectStore("chats", { keyPath: "id" });
+    request.result.createObjectStore("votes", { keyPath: "id" });
+  };
+  request.onsuccess = () => resolve(request.result);
+  request.onerror = () => reject(request.error);
+});
+opened.catch(() => {});
+
+async function act(store, mode, work) {
+  const database = await opened;
+  return new Promise((resolve, reject) => {
+    const transaction = database.transaction(store, mode);
+    const request = work(transaction.objectStore(store));
+    transaction.oncomplete = () => resolve(request?.result);
+    transaction.onerror = transaction.onabort = () => reject(transaction.error);
+  });
+}
+
+export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), (b) => b.toString(16).padStart(2, "0")).join("");
+
+export const chats = {
+  all: async () => (await act("chats", "readonly", (s) => s.getAll())).sort((a, b) => b.changed - a.changed),
+  one: (id) => act("chats", "readonly", (s) => s.get(id)),
+  put: (chat) => act("chats", "readwrite", (s) => s.put(chat)),
+  remove: (id) => act("chats", "readwrite", (s) => s.delete(id)),
+};
+
+export const votes = {
+  all: async () => (await act("votes", "readonly", (s) => s.getAll())).sort((a, b) => a.time - b.time),
+  put: (vote) => act("votes", "readwrite", (s) => s.put(vote)),
+  clear: () => act("votes", "readwrite", (s) => s.clear()),
+};
+
+// ── a conversation ──────────────────────────────────────────────────────────────────────────────────────────────
+export const newChat = () => ({ id: newId(), title: "", created: Date.now(), changed: Date.now(), nodes: {}, leaf: null });
+
+export function addMessage(chat, parent, role, text, more = {}) {
+  const node = { id: newId(), parent, role, text, time: Date.now(), ...more };
+  chat.nodes[node.id] = node;
+  chat.leaf = node.id;
+  chat.changed = Date.now();
+  if (!chat.title && role === "user") chat.title = text.trim().replace(/\s+/g, " ").slice(0, 60);
+  return node;
+}
+
+export function path(chat, leaf = chat.leaf) {
+  const found = [];
+  for (let node = chat.nodes[leaf]; node && !found.includes(node); node = chat.nodes[node.parent]) found.unshift(node);
+  return found;
+}
+
+const below = (chat, parent) => Object.values(chat.nodes).filter((n) => n.parent === parent).sort((a, b) => a.time - b.time);
+
+export const siblings = (chat, node) => below(chat, node.parent);
+
+// Show the branch of a message: down to its newest end.
+export function choose(chat, node) {
+  let last = node;
+  for (let inner = below(chat, last.id); inner.length; inner = below(chat, last.id)) last = inner.at(-1);
+  chat.leaf = last.id;
+}
+
+export function matches(chat, words) {
+  const text = [chat.title, ...Object.values(chat.nodes).map((n) => n.text)].join("\n").toLowerCase();
+  return words.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+}
+
+// ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────
+export async function exported() {
+  return JSON.stringify({ babyllama: "chats", version: 1, chats: await chats.all(), votes: await votes.all() }, null, 1);
+}
+
+const isText = (value) => typeof value === "string";
+
+function soundNode(id, node) {
+  return node && node.id === id && isText(node.text) && ["user", "assistant"].includes(node.role) && Number.isFinite(node.time);
+}
+
+function soundChat(chat) {
+  return chat && isText(chat.id) && isText(chat.title) && Number.isFinite(chat.changed) && chat.nodes &&
+    typeof chat.nodes === "object" && Object.entries(chat.nodes).every(([id, node]) => soundNode(id, node)) &&
+    (chat.leaf === null || chat.leaf in chat.nodes);
+}
+
+// How many conversations came in; throws where the file is another's.
+export async function imported(text) {
+  const found = JSON.parse(text);
+  if (found?.babyllama !== "chats" || !Array.isArray(found.chats) || !found.chats.every(soundChat)) throw new Error("format");
+  for (const chat of found.chats) await chats.put(chat);
+  for (const vote of found.votes ?? []) if (isText(vote?.id)) await votes.put(vote);
+  return found.chats.length;
+}

@@ -1,0 +1,268 @@
+"""The web app in a real Chromium against a real server that asks for a key.
+
+With the extra `e2e`: pytest -m slow tests/serve/test_browser.py; $CHROMIUM names another than /usr/bin/chromium.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+from small_run import CHATS, small_tokenizer, taught_model
+
+from babyllama import inside
+from babyllama.serve.pages import WEB
+from babyllama.tokenizer.chat import render_chat
+
+from .conftest import KEY, started
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra e2e")
+pytestmark = pytest.mark.slow
+QUESTION, ANSWER = CHATS[0]
+SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1280, "height": 800}}
+
+
+@pytest.fixture(scope="module")
+def served(folders, runs, tmp_path_factory):
+    mine = tmp_path_factory.mktemp("browser") / "runs"
+    shutil.copytree(runs, mine)
+    with started(
+        folders, str(folders / "taught"), str(folders / "steady"), f"runs={mine}", "sampling.temperature=0"
+    ) as found:
+        found.runs = mine
+        yield found
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=SIZES)
+def page(request, served, chromium):
+    """The page at /, the key given; nothing may be said on the console, nothing asked of another server."""
+    context = chromium.new_context(viewport=SIZES[request.param], locale="en", accept_downloads=True)
+    page, faults = context.new_page(), []
+    page.set_default_timeout(15_000)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: said.type == "error" and "401" not in said.text and faults.append(said.text))
+    page.on("request", lambda asked: asked.url.startswith((served.url, "blob:")) or faults.append(asked.url))
+    page.goto(served.url)
+    page.get_by_label("API key").fill(KEY)
+    page.get_by_role("button", name="Use it").click()
+    page.get_by_label("Message", exact=True).wait_for()
+    yield page
+    wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
+    context.close()
+    assert not faults and not wide
+
+
+def ask(page, text, model="taught"):
+    page.get_by_label("Model", exact=True).select_option(model)
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+
+
+def answers(page):
+    return page.locator(".message.assistant")
+
+
+def ended(page):
+    page.get_by_role("button", name="Send").wait_for()
+
+
+STORED = """import("/web/store.js").then(store => store.chats.all())"""
+
+
+def test_a_chat_streams_and_a_reload_keeps_it(page):
+    ask(page, QUESTION)
+    ended(page)
+    assert answers(page).locator(".text").inner_text() == ANSWER
+    assert re.search(
+        r"\d+ tokens · [\d.,]+ tokens/s · first token [\d.]+ s", answers(page).locator(".figures").inner_text()
+    )
+    page.reload()
+    assert answers(page).locator(".text").inner_text() == ANSWER
+    seen = page.evaluate(STORED)
+    assert [chat["title"] for chat in seen] == [QUESTION]
+
+
+def test_stop_stops(page):
+    ask(page, "x", "steady")
+    playwright.expect(answers(page).locator(".text")).to_have_text(re.compile(r".{20}", re.DOTALL))
+    page.get_by_role("button", name="Stop").click()
+    ended(page)
+    assert "stopped" in answers(page).locator(".figures").inner_text()
+    before = answers(page).locator(".text").inner_text()
+    page.wait_for_timeout(300)
+    assert answers(page).locator(".text").inner_text() == before
+
+
+def test_edit_and_retry_branch(page):
+    ask(page, QUESTION)
+    ended(page)
+    page.get_by_role("button", name="Edit").click()
+    page.locator(".editing textarea").fill(CHATS[1][0])
+    page.get_by_role("button", name="Send as a new branch").click()
+    ended(page)
+    assert answers(page).locator(".text").inner_text() == CHATS[1][1]
+    page.get_by_role("button", name="Previous branch").click()
+    assert page.locator(".message.user .plain").inner_text() == QUESTION
+    assert answers(page).locator(".text").inner_text() == ANSWER
+    page.get_by_role("button", name="Again").click()
+    ended(page)
+    assert answers(page).locator(".branches").inner_text().replace("\n", "") == "‹2/2›"
+
+
+HOSTILE = """<img src=x onerror="window.hit=1"><script>window.hit=1</script>
+<a href="javascript:window.hit=1">a</a> [b](javascript:window.hit=1) ![c](https://example.invalid/x.png)
+<svg onload="window.hit=1"><style>*{display:none}</style>
+```js
+<b>code</b>
+```
+$\\frac{1}{2}$ and $\\href{javascript:window.hit=1}{x}$ | <math><mi xlink:href="javascript:window.hit=1">"""
+
+
+def test_injected_html_stays_text(page):
+    ask(page, HOSTILE, "steady")
+    page.get_by_role("button", name="Stop").click()
+    ended(page)
+    assert page.locator(".message.user .plain").inner_text() == HOSTILE
+    page.evaluate("""async text => {
+        const { showMarkdown } = await import("/web/markdown.js");
+        const place = document.createElement("div");
+        place.id = "probe";
+        document.body.append(place);
+        showMarkdown(place, text);
+    }""", HOSTILE)  # fmt: skip
+    probe = page.locator("#probe")
+    probe.locator("math mfrac").wait_for(state="attached")
+    page.wait_for_timeout(200)
+    said = probe.inner_text()
+    for written in (
+        '<img src=x onerror="window.hit=1">',
+        "<script>window.hit=1</script>",
+        "<svg onload",
+        "<b>code</b>",
+    ):
+        assert written in said
+    assert page.evaluate("window.hit") is None
+    assert probe.locator("img, script, svg, style, iframe").count() == 0
+    hrefs = page.evaluate("[...document.querySelectorAll('#probe [href]')].map(a => a.getAttribute('href'))")
+    assert not [href for href in hrefs if not href.startswith("http")]
+    page.evaluate("document.getElementById('probe').remove()")
+
+
+def test_history_is_exported_searched_and_imported(page, tmp_path):
+    ask(page, QUESTION)
+    ended(page)
+    if page.viewport_size["width"] < 900:
+        page.get_by_role("button", name="History").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    file = tmp_path / "chats.json"
+    download.value.save_as(file)
+    kept = json.loads(file.read_text("utf-8"))
+    kept["chats"][0]["title"] = "<b>other</b> <script>window.hit=1</script>"
+    file.write_text(json.dumps(kept))
+    for text, said in ((file.read_text("utf-8"), "1 conversations came in."), ("{}", "This is no file")):
+        file.write_text(text)
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Import").click()
+        chooser.value.set_files(file)
+        page.locator("#history .note", has_text=said).wait_for()
+    assert page.locator(".chats a").inner_text().startswith("<b>other</b>") and page.evaluate("window.hit") is None
+    page.get_by_label("Search").fill("nowhere")
+    page.locator("#history .note", has_text="Nothing found").wait_for()
+    page.get_by_label("Search").fill(QUESTION)
+    playwright.expect(page.locator(".chats li")).to_have_count(1)
+
+
+def test_compare_shows_two_answers_and_keeps_the_vote(page, tmp_path):
+    page.goto(page.url.split("#")[0] + "#/compare")
+    page.get_by_placeholder("Write a message").fill(QUESTION)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="A: This is best").wait_for(timeout=60_000)
+    first, second = page.locator(".columns .text").all_inner_texts()
+    assert first == ANSWER and second != ANSWER and len(second) > 20
+    page.get_by_role("button", name="A: This is best").click()
+    page.get_by_text("taught: best 1 times").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save votes").click()
+    line = json.loads(download.value.path().read_text("utf-8"))
+    assert line["chosen"] == [{"role": "assistant", "content": ANSWER}] and line["rejected_model"] == "steady"
+    assert line["prompt"] == [{"role": "user", "content": QUESTION}]
+
+
+def test_the_curve_of_a_running_training_grows(page, served):
+    log = served.runs / "base" / "metrics.jsonl"
+    os.utime(log)
+    page.goto(page.url.split("#")[0] + "#/runs/base")
+    page.get_by_text(re.compile(r"steps \d+ of 40")).wait_for()
+    before = page.locator(".chart path").get_attribute("d").count("L")
+    assert page.get_by_text("天<b>来了").count() == 1
+    at = len(log.read_text().splitlines())
+    with log.open("a") as handle:
+        handle.write(json.dumps({"step": at, "kind": "train", "loss": 2.0}) + "\n")
+        handle.write(json.dumps({"step": at, "kind": "sample", "prompt": "夏", "text": f"new at {at}"}) + "\n")
+    page.get_by_text(f"new at {at}").wait_for()
+    assert page.locator(".chart path").get_attribute("d").count("L") == before + 1
+    page.goto(page.url.split("#")[0] + "#/runs/sft")
+    page.get_by_role("heading", name="sft").wait_for()
+    assert page.locator("section", has_text="Lineage").locator("li").all_inner_texts()[0].splitlines()[:2] == [
+        "sft",
+        "base",
+    ]
+    page.get_by_text("exact").wait_for()
+
+
+def test_look_inside_shows_the_python_apis_figures(page):
+    ask(page, QUESTION)
+    ended(page)
+    page.get_by_role("button", name="Look inside").click()
+    page.locator(".tokens button").first.wait_for()
+    tokenizer, chat = (
+        small_tokenizer(),
+        [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}],
+    )
+    ids = render_chat(tokenizer, chat).tokens
+    shown = page.evaluate("[...document.querySelectorAll('.tokens button')].map(b => [Number(b.dataset.id), b.title])")
+    found = inside.expectations(taught_model(), ids, tokenizer.vocab_size)
+    assert [id for id, _ in shown] == ids[: len(shown)]
+    for t, (_, title) in list(enumerate(shown))[1:]:
+        told = float(re.search(r"([\d.e+-]+) bits", title.replace(",", ""))[1])
+        assert told == pytest.approx(-found.logprobs[t].item() / 0.6931472, rel=0.006, abs=1e-5)
+    page.locator(".tokens button").last.click()
+    for view, there in (
+        ("attention", "canvas.map"),
+        ("lens", ".lens td"),
+        ("sampling", ".bars i"),
+        ("rope", ".chart path"),
+        ("neighbours", ".bars i"),
+    ):
+        page.goto(page.url.split("#")[0] + f"#/inside/{view}")
+        page.locator(there).first.wait_for(state="attached")
+    page.get_by_role("button", name="The code: src/babyllama/inside.py:").click()
+    assert page.locator(".source .here").inner_text().startswith("def neighbours(")
+    page.keyboard.press("Escape")
+
+
+def test_the_page_is_small_and_soon_there(served, chromium, capsys):
+    context = chromium.new_context(locale="zh-CN")
+    page, sizes = context.new_page(), {}
+    page.on("response", lambda found: sizes.update({found.url: len(found.body())}))
+    page.goto(served.url)
+    page.get_by_label("API 密钥").wait_for()
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    total = sum(file.stat().st_size for file in WEB.rglob("*") if file.suffix != ".txt")
+    with capsys.disabled():
+        print(f"\nfirst paint {paint:.0f} ms, chat page {sum(sizes.values())} bytes, all files {total}")
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    assert total < 400_000 and sum(sizes.values()) < 400_000
+    context.close()

@@ -156,6 +156,9 @@ def _open(models: Mapping[str, ServedRecipe], recipe: ServeRecipe) -> list[Serve
     adapters = {name: folder for name, folder in folders.items() if is_adapter(folder)} if recipe.share_base else {}
     loaded = load_adapters(adapters, device, precision) if adapters else load(first.path, device, precision)
     engine = engine_of(loaded, recipe.speculate, slots=recipe.slots)
+    if device.type == "cuda":
+        print("note: getting the GPU ready; the first time this takes a minute, since its kernels are compiled",
+              file=sys.stderr, flush=True)  # fmt: skip
     if (room := engine.warm()) < recipe.slots:
         print(f"note: the GPU's memory holds {room} answers of {', '.join(models)} at once, not slots={recipe.slots}",
               file=sys.stderr, flush=True)  # fmt: skip

@@ -7,6 +7,7 @@ the model's own way. Not here: the kernels (kernels.py), prompts, when an answer
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -107,13 +108,17 @@ class FusedStep:
         return self.decoders[count]
 
     def warm(self) -> None:
-        """Record all there is, while no row decodes: a step that comes later waits for none."""
+        """Compile and record all there is, while no row decodes: a step that comes later waits for none."""
         self.rows.live.fill_(0)
-        for rows in range(_power(self.rows.count).bit_length()):
+        sizes = [1 << n for n in range(_power(self.rows.count).bit_length())]
+        kinds = {decoder.kind: decoder for decoder in map(self._decoder, sizes)}
+        with ThreadPoolExecutor() as pool:  # the compiler leaves Python to others most of the time
+            list(pool.map(Decoder.compile, kinds.values()))
+        for decoder in map(self._decoder, sizes):
             for steps in range(self.most.bit_length()):
                 for drawn in (False, True):
                     for _ in ("launched", "recorded"):
-                        self._decoder(1 << rows)(1 << steps, drawn)
+                        decoder(1 << steps, drawn)
 
 
 @dataclass(eq=False)
@@ -171,6 +176,18 @@ class Decoder:
         self.graphs[key] = found
         found[0].replay()
         return found[1]
+
+    @property
+    def kind(self) -> tuple[Tiles, int]:
+        """Decoders of one kind launch the same compiled kernels."""
+        return self.plan, self.splits
+
+    @torch.inference_mode()
+    def compile(self) -> None:
+        """Launch every kernel once, on whichever thread."""
+        torch.cuda.set_device(self.device)
+        for drawn in (False, True):
+            self.launch(1, drawn)
 
     def launch(self, steps: int, drawn: bool) -> Tensor:
         """The kernels of so many steps."""

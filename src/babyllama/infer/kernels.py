@@ -81,7 +81,7 @@ def _pair(y, squares, first, second, lower, upper, rows, B, n, eps, C: tl.conste
     return a * factor, b * factor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def project(x, y, squares, norm, wq, wk, wv, cos, sin, positions, q, keys, values, B, slots, eps, C: tl.constexpr,
             D: tl.constexpr, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr,
             ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
@@ -192,7 +192,7 @@ def join(a, peaks, sums, out, k: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
     tl.store(out + row * k + columns, found.to(out.dtype.element_ty), mask=columns < k)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def add(a, peaks, sums, w, x, norm, y, squares, B, k: tl.constexpr, C: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
         R: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
         FEW: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
@@ -227,7 +227,7 @@ def add(a, peaks, sums, w, x, norm, y, squares, B, k: tl.constexpr, C: tl.conste
         tl.store(squares + rows * PARTS + part, tl.sum(tl.where(inside, found * found, 0.0), 1), mask=rows < B)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def widen(x, y, squares, norm, gate, up, h, B, eps, C: tl.constexpr, F: tl.constexpr, R: tl.constexpr,
           TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr,
           EARLY: tl.constexpr):  # fmt: skip
@@ -271,7 +271,7 @@ def _summary(scores, outputs, V, row, block, cold, best, places, masses, blocks)
     tl.store(masses + at, tl.sum(tl.exp((scores - top) * cold), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def predict(x, y, squares, norm, w, rules, logits, best, places, masses, B, V, eps, blocks, C: tl.constexpr,
             R: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr,
             EARLY: tl.constexpr):  # fmt: skip
@@ -370,7 +370,7 @@ def _likeliest(best, places, masses, blocks, row, N: tl.constexpr):
     return tl.where(_finite(top, mass), token, -1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step", "B", "last"])
 def greedy(best, places, masses, blocks, tokens, positions, counters, live, chosen, step, B, last, embedding, x, norm,
            y, squares, frequencies, scale, cos, sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr,
            PAIRS: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
@@ -382,7 +382,7 @@ def greedy(best, places, masses, blocks, tokens, positions, counters, live, chos
           squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def bound(best, masses, blocks, rules, B, tops, totals, floors, counts, N: tl.constexpr, EARLY: tl.constexpr):
     """Of each row: its largest logit, and a score below which no cut can lie (tokens below it are never drawn).
 
@@ -427,7 +427,7 @@ def _key(score, place):
     return (order << 32) | (2147483647 - place).to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def collect(logits, tops, floors, rules, B, counts, keys, V, CAP: tl.constexpr, R: tl.constexpr, EARLY: tl.constexpr):
     """The tokens of each row that no cut surely leaves out, as `_key`s (B, CAP) in any order; counts how many."""
     _wait(EARLY)
@@ -553,7 +553,7 @@ def _anything(logits, best, masses, blocks, top, cold, draw, V, N: tl.constexpr,
     return tl.minimum(found * R + tl.minimum(at, R - 1), V - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step", "B", "last"])
 def choose(logits, best, places, masses, blocks, tops, totals, floors, counts, keys, rules, draws, width, V, tokens,
            positions, counters, live, chosen, step, B, last, embedding, x, norm, y, squares, frequencies, scale, cos,
            sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,

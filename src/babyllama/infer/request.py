@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -80,6 +81,15 @@ class Event(NamedTuple):
     logprobs: Sequence[float] = ()
     tops: Sequence[Sequence[tuple[int, float]]] = ()
     error: str | None = None
+
+    @staticmethod
+    def joined(events: Sequence[Event]) -> Event:
+        """Some events of one answer as one."""
+        if len(events) == 1:
+            return events[0]
+        tokens, logprobs, tops = (tuple(itertools.chain.from_iterable(part)) for part in
+                                  zip(*((e.tokens, e.logprobs, e.tops) for e in events), strict=True))  # fmt: skip
+        return events[-1]._replace(tokens=tokens, logprobs=logprobs, tops=tops)
 
     def split(self) -> list[Event]:
         """The same, token by token."""

@@ -35,10 +35,11 @@ class Choice:
         """Why it ended; None while it goes on."""
         return self._ended or self._text.finish
 
-    def feed(self, events: Iterable[Event]) -> tuple[str, list[Event]]:
+    def feed(self, events: Sequence[Event]) -> tuple[str, list[Event]]:
         """The text that became certain, and the tokens that are part of the answer."""
         text, counted = "", list[Event]()
-        for event in events if not self._text.stop else itertools.chain.from_iterable(map(Event.split, events)):
+        whole = Event.joined(events)
+        for event in whole.split() if self._text.stop else (whole,):
             if self.finish is not None:
                 break
             if (kept := event.unstopped()).tokens:

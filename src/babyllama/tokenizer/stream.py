@@ -8,6 +8,8 @@ from typing import Protocol
 
 import tokenizers
 
+CONTEXT = 8  # tokens of the text before that a decoder may look at
+
 
 class Decoder(Protocol):
     """What a stream needs of a tokenizer."""
@@ -29,8 +31,10 @@ class TextStream:
 
     def __init__(self, tokenizer: Decoder, after: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._context = self._kept(after)
+        self._context: list[int] = []
+        self._before = ""  # the context's text
         self._pending: list[int] = []
+        self._remember(self._kept(after))
 
     def push(self, *tokens: int) -> str:
         """The text that became certain with some more tokens; often empty."""
@@ -39,15 +43,25 @@ class TextStream:
         for end in range(len(self._pending), len(self._pending) - len(new), -1):
             text = self._text(end)
             if text and not text.endswith("\ufffd") and not self._is_byte(self._pending[end - 1]):
-                self._context, self._pending = self._pending[:end], self._pending[end:]
+                told, self._pending = self._pending[:end], self._pending[end:]
+                self._remember(told)
                 return text
         return ""
 
     def flush(self) -> str:
         """What is left, unfinished bytes as U+FFFD; the stream starts anew after it."""
         text = self._text(len(self._pending))
-        self._context, self._pending = [], []
+        self._pending = []
+        self._remember([])
         return text
+
+    def _remember(self, told: list[int]) -> None:
+        """Text that was given out becomes the context: a few tokens of it where they end as it does."""
+        whole = self._tokenizer.decode(told, skip_special=False)
+        few = told[-CONTEXT:]
+        before = self._tokenizer.decode(few, skip_special=False)
+        short = bool(before) and whole.endswith(before)
+        self._context, self._before = (few, before) if short else (told, whole)
 
     def _kept(self, tokens: Sequence[int]) -> list[int]:
         """Those that are text."""
@@ -59,5 +73,4 @@ class TextStream:
 
     def _text(self, end: int) -> str:
         """Of so many tokens after the context."""
-        before = self._tokenizer.decode(self._context, skip_special=False)
-        return self._tokenizer.decode(self._context + self._pending[:end], skip_special=False)[len(before) :]
+        return self._tokenizer.decode(self._context + self._pending[:end], skip_special=False)[len(self._before) :]

@@ -43,9 +43,12 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _errno(error: Exception) -> int | None:
-    """The system's error number, also from what safetensors and tokenizers raise: "… (os error 28)"."""
-    if isinstance(error, OSError):
+    """The system's error number, also from what safetensors and tokenizers raise: "… (os error 28)", and from what
+    numpy does, which keeps the number to itself: "… requested and … written"."""
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    if isinstance(error, OSError) and re.search(r"requested and \d+ written", str(error)):
+        return errno.ENOSPC
     said = re.search(r"\(os error (\d+)\)", str(error))
     return int(said[1]) if said else None
 
@@ -72,14 +75,21 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     Raises:
         InputError: full disk, no permission.
     """
+
+    def fill(partial: Path) -> None:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+
+    replace_file(path, fill)
+
+
+def replace_file(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a whole file under a temporary name, fsync it, rename it. Raises as `write_atomic`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as handle:
-                handle.write(data.encode() if isinstance(data, str) else data)
-                handle.flush()
-                os.fsync(handle.fileno())
+            fill(partial)
+            _fsync(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -178,6 +178,20 @@ def merge() -> None:
     """
 
 
+@verb("ExportRecipe", "model")
+def export() -> None:
+    """A run → what other programs run: a GGUF file, a folder for Ollama or the hub. Needs: pip install -e '.[export]'
+
+    \b
+      babyllama export runs/sft
+      babyllama export runs/sft type=Q8_0 out=sft.gguf
+      babyllama export runs/sft-4bit                      GPTQ's codes as they are, nothing is rounded again
+      babyllama export runs/medical-lora adapter=apart    a LoRA for the file of its base
+      babyllama export runs/sft to=ollama                 then: ollama create sft -f sft-ollama/Modelfile
+      babyllama export runs/sft to=hf push=me/sft licence=apache-2.0 dry_run=true
+    """
+
+
 @verb("QuantizeRecipe", "model")
 def quantize() -> None:
     """A model in 8, 4, 3 or 2 bits a weight: GPTQ, AWQ or rounding, with what it costs in loss, size and speed.

@@ -90,7 +90,7 @@ def tuned(folder):
 def test_it_learns_and_saves_an_adapter_only(folder, tuned, name):
     assert losses(tuned[name])[-1] < 0.6 * losses(tuned[name])[0]
     names = {p.name for p in (tuned[name] / "model").iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors", "base.json", "tokenizer.json"} <= names
+    assert {"adapter_config.json", "adapter_model.safetensors", "base.json", "tokenizer.json", "README.md"} <= names
     assert not {"config.json", "model.safetensors"} & names
     summary = Run.open(tuned[name]).info["summary"]
     assert 0 < summary["trained_parameters"] < summary["parameters"]

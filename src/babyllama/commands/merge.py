@@ -10,6 +10,7 @@ from pydantic import Field
 from rich.console import Console
 
 from babyllama.errors import InputError
+from babyllama.export.card import write_card
 from babyllama.load import DTYPES, check_vocabulary, model_folder, read_model, read_tokenizer
 from babyllama.model.adapters import base_link, is_adapter
 from babyllama.model.checkpoint import save_model, weights_dtype
@@ -36,7 +37,7 @@ def main(recipe: MergeRecipe) -> None:
     if not run.finished:
         model, tokenizer = read_model(folder), read_tokenizer(folder)
         check_vocabulary(model, tokenizer, folder)
-        model.to(_base_dtype(folder) if recipe.precision == "base" else DTYPES[recipe.precision])
+        model.to(base_dtype(folder) if recipe.precision == "base" else DTYPES[recipe.precision])
 
         def fill(target: Path) -> None:
             save_model(model, target, **tokenizer.config_ids)
@@ -44,10 +45,11 @@ def main(recipe: MergeRecipe) -> None:
 
         run.save_model(fill)
         run.finish(parameters=model.config.parameters)
+        write_card(run.model, run.path, run.path.resolve().name)
     Console().print(f"{recipe.out}/model is ready: babyllama chat {recipe.out}", markup=False, soft_wrap=True)
 
 
-def _base_dtype(folder: Path) -> torch.dtype:
+def base_dtype(folder: Path) -> torch.dtype:
     """Of the model under all adapters."""
     while is_adapter(folder):
         folder = model_folder(base_link(folder).folder)

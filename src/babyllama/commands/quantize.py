@@ -22,6 +22,7 @@ from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError
 from babyllama.evals.answers import AnswerSums, ask, chat_questions, compared
 from babyllama.evals.bits import measure
+from babyllama.export.card import write_card
 from babyllama.hardware import DeviceChoice, device_name
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
@@ -116,6 +117,8 @@ def main(recipe: QuantizeRecipe) -> None:
             draw(run.path / "figure.png", result)
         write_json(run.path / "report.json", result)
         run.finish(**{key: found[-1][key] for key in ("name", "bits_per_weight", "perplexity", "bits_per_byte")})
+        if not recipe.sweep:
+            write_card(run.model, run.path, run.path.resolve().name)
     show(json.loads((run.path / "report.json").read_text("utf-8")), console)
     made = f"{recipe.out}/figure.png" if recipe.sweep else f"{recipe.out}/model is ready: babyllama chat {recipe.out}"
     console.print(made, markup=False, soft_wrap=True)

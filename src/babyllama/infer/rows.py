@@ -79,11 +79,11 @@ class Rows:
         tables = [name for name in TABLES if getattr(self, name) is not None]
         return ["token", "position", "counter", "draws", "rules", *tables]
 
-    def swap(self, one: int, other: int) -> None:
-        """Exchange two rows."""
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """The rows `sources` become the rows `targets`, the same ones in another order."""
         for name in self._names():
             tensor = getattr(self, name)
-            tensor[[one, other]] = tensor[[other, one]]
+            tensor[targets] = tensor[sources]
 
     def place(self, rows: Sequence[int], jobs: Sequence[tuple[Request, Sequence[int]]]) -> list[int]:
         """Give rows to requests, each with its answer so far, often empty; how many numbers are drawn for each."""
@@ -142,8 +142,9 @@ class Rows:
         if self.mask is not None:
             self.mask[row] = words.to(self.device)
 
-    def rest(self, row: int, token: int, position: int) -> None:
-        """What an idle row feeds in a graph that computes it too: harmless to what it holds."""
+    def rest(self, idle: Sequence[tuple[int, int, int]]) -> None:
+        """What idle rows feed in a graph that computes them too, harmless to what they hold: (row, token, position)."""
+        row, token, position = torch.tensor(idle, device=self.device).unbind(1)
         self.token[row], self.position[row] = token, position
 
     def _seen(self, request: Request) -> Tensor:

@@ -20,6 +20,7 @@ from babyllama.infer.sampling import NOT_FINITE
 from babyllama.model.cache import KVCache
 
 SMALLEST = 64  # slots that a cache has at least; then twice as many each time
+WORTH = 16  # first tokens that a text must share with one that is going on: to copy fewer costs more than to read them
 KEPT = 8  # idle conversations for which a cache grows before the oldest is given up
 
 
@@ -87,6 +88,7 @@ class Slots:
         self.cache, self.rows, self.most, self.context, self.trained = cache, rows, most, context, trained
         self.all = [Slot() for _ in range(rows.count)]
         self.clock, self.stale = 0, False  # stale: the rows may be out of order
+        self._released: list[Slot] = []  # since the rows were last in order
         self.least = 1, SMALLEST  # rows and slots that `trim` leaves
 
     @property
@@ -122,13 +124,12 @@ class Slots:
     @torch.inference_mode()
     def release(self, slot: Slot, broken: bool = False) -> None:
         """The job is done; a broken row forgets its tokens."""
-        row = self.all.index(slot)
         self.clock += 1
         slot.job, slot.last, slot.placed, self.stale = None, self.clock, False, True
         if broken:
-            self.cache.wipe(row)
+            self.cache.wipe(self.all.index(slot))
             slot.tokens, slot.plain, slot.dropped = [], 0, 0
-        self.rows.rest(row, slot.tokens[-1] if slot.tokens else 0, len(slot.tokens))
+        self._released.append(slot)
 
     def read(self, slot: Slot, tokens: Sequence[int], length: int) -> None:
         """The row has read these too, as part of a text of `length` tokens."""
@@ -148,7 +149,8 @@ class Slots:
 
     def _shared(self, slot: Slot, job: Job, known: list[int]) -> int:
         """How many tokens of `known` the row holds in a form that serves the job."""
-        if slot.adapter != job.request.adapter or slot.tokens[:1] != known[:1]:
+        first = 1 if slot.job is None else WORTH
+        if slot.adapter != job.request.adapter or not known or slot.tokens[:first] != known[:first]:
             return 0
         shared = min(shared_prefix(slot.tokens, known), slot.plain if len(job.known) <= self.trained else 0)
         if slot.dropped and shared - slot.dropped <= self.cache.sinks:
@@ -211,20 +213,30 @@ class Slots:
         """Exchange as few rows as the invariant needs; whether anything may have changed since the last time."""
         if not self.stale:
             return False
-        self.stale = False
+        self.stale, before, changed = False, list(self.all), set[int]()
         kinds = list(map(_class, self.all))
         for row, kind in enumerate(wanted := sorted(kinds)):
             if kinds[row] == kind:
                 continue
             fitting = [r for r in range(row + 1, len(wanted)) if kinds[r] == kind != wanted[r]]
             other = next((r for r in fitting if wanted[r] == kinds[row]), fitting[-1])
-            one, two = self.all[row], self.all[other]
-            self.cache.swap(row, other, (len(one.tokens), len(two.tokens)))
-            if one.placed or two.placed:
-                self.rows.swap(row, other)
-            self.all[row], self.all[other] = two, one
+            self.all[row], self.all[other] = self.all[other], self.all[row]
             kinds[row], kinds[other] = kinds[other], kinds[row]
+            changed |= {row, other}
+        if changed:
+            self._move({slot: row for row, slot in enumerate(before)}, sorted(changed))
+        if idle := [(self.all.index(slot), slot) for slot in self._released if slot.job is None and slot in self.all]:
+            self.rows.rest([(row, slot.tokens[-1] if slot.tokens else 0, len(slot.tokens)) for row, slot in idle])
+        self._released = []
         return True
+
+    def _move(self, before: dict[Slot, int], changed: list[int]) -> None:
+        """Tell the device which rows are others than before."""
+        slots = [self.all[row] for row in changed]
+        sources, targets = torch.tensor([[before[s] for s in slots], changed], device=self.rows.device).unbind(0)
+        self.rows.move(sources, targets)
+        if count := max(len(slot.tokens) for slot in slots):
+            self.cache.move(sources, targets, count)
 
 
 def _class(slot: Slot) -> tuple[int, str, int]:

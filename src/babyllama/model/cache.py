@@ -10,6 +10,8 @@ from torch import Tensor
 
 from babyllama.model.config import ModelConfig
 
+MOVED = 4096  # slots of a layer that are moved at once, in all layers
+
 
 class KVCache:
     """Keys and values of every layer, at slot = position: rows of different length share one batch.
@@ -148,17 +150,15 @@ class KVCache:
             kept[:, target, :, :count] = kept[:, source, :, :count]
         self.dropped[target] = self.dropped[source]
 
-    def swap(self, one: int, other: int, counts: tuple[int, int]) -> None:
-        """Exchange two rows, of which so many slots hold something."""
-        first, second = (min(count, self.max_tokens) for count in counts)
+    def move(self, sources: Tensor, targets: Tensor, count: int) -> None:
+        """The rows `sources` become the rows `targets`, the same ones in another order: all at once, and layer by layer
+        where that would take much memory. Slots from `count` on hold nothing."""
+        count = min(count, self.max_tokens)
         for kept in (self.keys, self.values):
-            lent = kept[:, one, :, :first].clone()
-            if second:
-                kept[:, one, :, :second] = kept[:, other, :, :second]
-            if first:
-                kept[:, other, :, :first] = lent
+            for part in (kept,) if len(sources) * count <= MOVED else kept.split(1):
+                part[:, targets, :, :count] = part[:, sources, :, :count]
         if self.sinks:
-            self.dropped[[one, other]] = self.dropped[[other, one]]
+            self.dropped[targets] = self.dropped[sources]
 
     def wipe(self, row: int) -> None:
         """Zeros: NaN in a slot would break even those that do not look at it."""

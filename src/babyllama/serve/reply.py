@@ -150,7 +150,7 @@ class Completion:
             try:
                 async with asyncio.timeout(max(left, 0)):
                     if paced:
-                        await answers.rest(min(PACE * (served.worker.open - 1), LONGEST))
+                        await answers.rest(min(PACE * (served.worker.asked - 1), LONGEST))
                     batch = _sound(await answers.batch())
             except TimeoutError:
                 yield {}

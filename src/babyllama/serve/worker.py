@@ -120,6 +120,11 @@ class Worker:
         """Requests that have not ended."""
         return sum(answers.open for answers in self._asked)
 
+    @property
+    def asked(self) -> int:
+        """Those who asked and have not given up yet; counted at once."""
+        return len(self._asked)
+
     def ask(self, requests: Sequence[Request]) -> Answers:
         """Put requests in line; who asks gives them up in the end, ended or not."""
         answers = Answers(requests)

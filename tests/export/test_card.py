@@ -1,0 +1,132 @@
+"""The card says what the runs wrote down, in both languages; the folder is one that transformers opens."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from exported import pack, save, sharp, vocabulary
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from babyllama.errors import InputError
+from babyllama.export.card import card, history
+from babyllama.export.folder import check_readable, fill
+from babyllama.export.hub import check_repository, listing
+from babyllama.model.config import extended
+from babyllama.model.laws import ClexRope
+from babyllama.model.transformer import make_rope
+from babyllama.plain_yaml import parse_yaml
+from babyllama.quant.grid import Grid
+
+
+def a_run(place: Path, verb: str, parent: Path | None, data: Path | None, **summary) -> Path:
+    place.mkdir()
+    (place / "recipe.yaml").write_text(f"out: {Path.home()}/x\ndata: {{path: {data}}}\nseed: {len(place.name)}\n")
+    info = {"verb": verb, "status": "finished", "parent": parent and str(parent), "summary": summary}
+    (place / "run.json").write_text(json.dumps(info))
+    return place
+
+
+@pytest.fixture
+def runs(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    corpora = {
+        "诗": {"kind": "text", "licence": "CC0", "source": "shi|ji"},
+        "mine": {"kind": "chat", "licence": "not stated", "source": f"{Path.home()}/a.jsonl"},
+    }
+    for corpus in corpora.values():
+        corpus["splits"] = {split: {"documents": 1234, "shards": []} for split in ("train",)}
+    manifest = {"version": 1, "dtype": "uint16", "validation": 0.1, "corpora": corpora}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    base = a_run(tmp_path / "base", "train", None, data, tokens=5000, bits_per_byte=2.25)
+    sft = a_run(tmp_path / "sft", "train", base / "model", data, tokens=700, validation_loss=1.5)
+    (sft / "evals").mkdir()
+    evaluation = {"documents": "held out", "loss": {"诗": {"bits_per_byte": 1.75}},
+                  "answers": {"mine": {"f1": 0.5, "asked": 8}}}  # fmt: skip
+    (sft / "evals" / "val.json").write_text(json.dumps(evaluation))
+    return sft
+
+
+def test_what_the_runs_wrote_down(runs):
+    steps = history(runs / "model")
+    assert [(step.verb, step.summary["tokens"]) for step in steps] == [("train", 5000), ("train", 700)]
+    text = card({"hidden_size": 64, "vocab_size": 460}, steps, "小羊驼")
+    front = parse_yaml(text.split("---\n")[1], "front")
+    assert front["license"] == "other" and front["pipeline_tag"] == "text-generation" and "# 小羊驼" in text
+    assert text.count("| 诗 | text | 1,234 | CC0 | shi\\|ji |") == 2  # once in each language
+    assert "held out): 1.75 bits per byte" in text and "F1 0.500 of 8 answers" in text and "bits per byte 2.25" in text
+    assert "make sure of it" in text and "发布模型之前请先确认" in text and str(Path.home()) not in text
+    assert re.findall(r"```yaml\n.*?seed: (\d)", text, re.DOTALL) == ["4", "3"]  # the base's recipe first
+    assert card({}, [], "x", "apache-2.0").split("---\n")[1].count('license: "apache-2.0"') == 1
+
+
+def test_a_folder_to_publish(tmp_path, runs):
+    tokenizer, folder = vocabulary("own", tmp_path), tmp_path / "out"
+    model = sharp(tokenizer.vocab_size)
+    folder.mkdir()
+    (tmp_path / "licence.txt").write_text("do as you like")
+    fill(folder, model, tokenizer, runs, "小羊驼", None, "mit", tmp_path / "licence.txt")
+    assert (folder / "LICENSE").read_text() == "do as you like" and "README.md  " in listing(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = torch.tensor([[7, 8, 9]])
+    torch.testing.assert_close(theirs(tokens).logits, model(tokens), rtol=0, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(folder).padding_side == "left"
+
+
+def test_what_no_other_program_reads(tmp_path):
+    tokenizer = vocabulary("own", tmp_path)
+    model = sharp(tokenizer.vocab_size)
+    model.config = extended(model.config, ClexRope())
+    model.rope = make_rope(model.config)
+    with pytest.raises(InputError, match="clex has no form in a Hugging Face"):
+        check_readable(model, None)
+    packed = sharp(tokenizer.vocab_size)
+    pack(packed, Grid(group_size=32, symmetric=True))
+    check_readable(packed, "gptq")
+    with pytest.raises(InputError, match="push: "):
+        check_repository("a//b")
+
+
+def test_push_sends_the_folder_to_the_hub(tmp_path, monkeypatch):
+    """A hub that listens here: the repository is asked for, private, and refusals are one line."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    asked = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+            asked.append((self.path, body))
+            self.send_response(403)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    import huggingface_hub
+
+    from babyllama.export.hub import push
+
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(
+        huggingface_hub, "HfApi", lambda make=huggingface_hub.HfApi: make(endpoint=address, token="none")
+    )
+    tokenizer = vocabulary("own", tmp_path)
+    save(sharp(tokenizer.vocab_size), tokenizer, tmp_path / "out")
+    try:
+        with pytest.raises(InputError, match=r"push: me/x: the hub refused .*hf auth login") as error:
+            push(tmp_path / "out", "me/x", private=True)
+    finally:
+        server.shutdown()
+        thread.join()
+    assert "\n" not in str(error.value) and asked[0][0] == "/api/repos/create"
+    assert asked[0][1]["name"] == "x" and asked[0][1]["organization"] == "me"
+    assert asked[0][1].get("private") is True or asked[0][1].get("visibility") == "private"

@@ -192,6 +192,18 @@ def export() -> None:
     """
 
 
+@verb("VerifyRecipe", "model")
+def verify() -> None:
+    """Whether transformers, llama.cpp or a server give the same answers as this program. Exit code 1 when one does not.
+
+    \b
+      babyllama verify runs/sft against=transformers
+      babyllama verify runs/sft 'against=[transformers, llama.cpp]'
+      babyllama verify runs/sft against=sft-Q8_0.gguf tolerance=0.1 least=0.9
+      babyllama verify runs/sft against=http://127.0.0.1:8000/v1
+    """
+
+
 @verb("QuantizeRecipe", "model")
 def quantize() -> None:
     """A model in 8, 4, 3 or 2 bits a weight: GPTQ, AWQ or rounding, with what it costs in loss, size and speed.

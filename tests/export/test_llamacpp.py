@@ -141,3 +141,19 @@ def test_packed_codes_mean_what_they_do_here(symmetric, tokenizer, file):
         model(tokens)[0, -1],
     )
     assert np.abs(found - expected.numpy()).max() < 0.05 * float(expected.std())
+
+
+def test_verify_finds_all_200_the_same(tokenizer, tmp_path):
+    """The verb's own way, from the file that it would write."""
+    from babyllama.export.compare import compared
+    from babyllama.export.peers import in_llamacpp, ours
+    from babyllama.export.prompts import prompts
+
+    model = sharp(tokenizer.vocab_size, max_position_embeddings=512, tie_word_embeddings=False)
+    never = tokenizer.special_ids - {tokenizer.eos_id, tokenizer.turn_end}  # what a trained model does not say either
+    model.lm_head.weight[list(never)] = 0
+    write_gguf(model, tokenizer, tmp_path / "a.gguf", "F32", "a")
+    chats = [[{"role": "user", "content": text}] for text in prompts(200)]
+    mine, theirs = (peer(chats, 12) for peer in (ours(model, tokenizer), in_llamacpp(tmp_path / "a.gguf")))
+    found = compared(mine, theirs, str, 1e-3)
+    assert (found.prompts, found.answers, found.ends, found.first < 1e-4) == (200, 200, 200, True), found

@@ -85,7 +85,7 @@ def test_a_foreign_folder_may_name_several_ends(folder: Path, tmp_path: Path) ->
     assert found.stop_ids == tokenizer.stop_ids | {word, plain} and found.special_ids == tokenizer.special_ids
     save_model(sharp_model(found.vocab_size), tmp_path, **found.config_ids)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).generation_config
-    assert sorted(theirs.eos_token_id) == sorted({tokenizer.eos_id, word, plain})
+    assert sorted(theirs.eos_token_id) == sorted({tokenizer.eos_id, tokenizer.role_ids["user"], word, plain})
     assert Tokenizer.load(tmp_path).stop_ids == found.stop_ids
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(InputError, match=r"generation_config\.json: eos_token_id must be ids, got '</s>'"):

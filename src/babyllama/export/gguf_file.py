@@ -16,7 +16,7 @@ from gguf.constants import Keys
 from babyllama.atomic import replace_file
 from babyllama.errors import InputError
 from babyllama.export.blocks import WHOLE, Encoded, Type
-from babyllama.export.vocabulary import template_text, turn_end, vocabulary_of
+from babyllama.export.vocabulary import template_text, vocabulary_of
 from babyllama.export.weights import Named, Names, check_model, interleaved, settled_type, tensors
 from babyllama.model.laws import attention_factor
 from babyllama.model.transformer import Transformer
@@ -112,7 +112,7 @@ def _tell_vocabulary(writer: GGUFWriter, tokenizer: Tokenizer, rows: int) -> Non
     writer.add_bos_token_id(ids["bos_id"])
     writer.add_eos_token_id(ids["eos_id"])
     writer.add_pad_token_id(ids["pad_id"])
-    if (end := turn_end(tokenizer)) is not None:
+    if (end := tokenizer.turn_end) is not None:
         writer.add_eot_token_id(end)
     writer.add_add_bos_token(tokenizer.adds_bos)
     writer.add_add_eos_token(False)

@@ -16,7 +16,7 @@ import sentencepiece
 from gguf import TokenType
 
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import TEMPLATES, template_of
+from babyllama.tokenizer.chat import template_of
 from babyllama.tokenizer.from_sentencepiece import SPACE
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import SPLITS
@@ -116,8 +116,3 @@ def _scores(tokenizer: Tokenizer, model: Json, tokens: list[str]) -> list[float]
 def template_text(tokenizer: Tokenizer) -> str:
     """The chat template's Jinja, without the marks that only transformers reads."""
     return GENERATION.sub("", template_of(tokenizer.chat_template).jinja_for(tokenizer.bos_token))
-
-
-def turn_end(tokenizer: Tokenizer) -> int | None:
-    """What ends an answer besides the end token: with role tokens the next question."""
-    return tokenizer.role_ids["user"] if tokenizer.chat_template in TEMPLATES and tokenizer.role_ids else None

@@ -120,7 +120,12 @@ class Tokenizer:
     def config_ids(self) -> ConfigIds:
         """What config.json says of a model with this tokenizer; its bos is the one of `save`."""
         return {"bos_id": self._id(self._written_bos), "eos_id": self.eos_id, "pad_id": self.pad_id,
-                "stops": self.stops}  # fmt: skip
+                "stops": self.stops | ({self.turn_end} if self.turn_end is not None else set())}  # fmt: skip
+
+    @property
+    def turn_end(self) -> int | None:
+        """What ends an answer besides the end token, for programs that stop at few tokens: the next question's role."""
+        return self.role_ids["user"] if self.chat_template == "roles" else None
 
     @property
     def _written_bos(self) -> str:

@@ -151,6 +151,17 @@ def test_a_warm_engine_answers_as_a_cold_one():
     assert len(engine.prompts.passes.graphs) == recorded > 0 and None not in engine.prompts.passes.graphs.values()
 
 
+def test_graphs_are_recorded_again_after_the_cache_has_grown():
+    model, _ = twins(config(max_position_embeddings=256))
+    engine = Engine(model.requires_grad_(False), 67)
+    for length in (40, 100, 200):
+        answers = [engine.generate([[1, 2, 3]], Sampling(temperature=0), length) for _ in range(3)]
+        assert answers[0] == answers[1] == answers[2]
+        step = engine._steps[None]
+        assert step.record.works and any(step._decoder(1).graphs.values())  # type: ignore[attr-defined]
+    torch.rand(1, device="cuda")  # a recording that failed would have broken PyTorch's random numbers
+
+
 def test_what_the_kernels_do_not_compute_is_left_to_others():
     cache = KVCache(config(), 1, 8, "cuda", torch.float32)
     assert not suits(sharp_model(config()).cuda(), cache)

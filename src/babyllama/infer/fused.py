@@ -101,7 +101,8 @@ class FusedStep:
     def _decoder(self, rows: int) -> Decoder:
         """That of at least so many rows."""
         if self.versions != (self.rows.version, self.cache.version):  # the graphs read tensors that are gone
-            self.decoders, self.versions = {}, (self.rows.version, self.cache.version)
+            self.decoders, self.record = {}, Recorder()
+            self.versions = self.rows.version, self.cache.version
         count = min(self.rows.count, _power(rows))
         if count not in self.decoders:
             self.decoders[count] = Decoder(self.model, self.rows, self.cache, count, record=self.record)

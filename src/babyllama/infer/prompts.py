@@ -172,7 +172,7 @@ class Passes:
         """fed (B, T + 3): tokens, the number of the first in its text, the row, the last one's place."""
         versions = self.rows.version, self.cache.version
         if self.versions != versions:  # the graphs read tensors that are gone
-            self.graphs, self.versions = {}, versions
+            self.graphs, self.record, self.versions = {}, Recorder(), versions
         B, V = len(fed), self.rows.vocab_size
         inputs = self.inputs.setdefault((B, T), torch.empty_like(fed, device=self.rows.device))
         inputs.copy_(fed)

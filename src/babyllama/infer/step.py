@@ -75,7 +75,10 @@ class Launched:
 
 
 class Recorder:
-    """Records CUDA graphs, which share the memory that they compute in; `works` until one cannot be recorded."""
+    """Records CUDA graphs, which share the memory that they compute in; `works` until one cannot be recorded.
+
+    Who drops all graphs takes a new recorder: PyTorch gives the memory up with the last of them.
+    """
 
     def __init__(self) -> None:
         self.works, self._pool = torch.cuda.is_available(), None
@@ -131,7 +134,7 @@ class Captured:
             return self.step(which, end, uses, limit)
         versions = self.rows.version, self.rows.tables, self.cache.version
         if self.versions != versions:  # the graphs read tensors that are gone
-            self.graphs, self.versions = {}, versions
+            self.graphs, self.record, self.versions = {}, Recorder(), versions
         count = min(self.rows.count, 1 << (which.stop - 1).bit_length())
         slots = min(self.cache.max_tokens, max(SLOTS, 1 << (end - 1).bit_length()))
         key = count, slots, uses

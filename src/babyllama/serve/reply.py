@@ -116,7 +116,7 @@ class Completion:
         room = served.worker.engine.slots.most + self.limits.queue
         if count > room:
             raise Refused(400, f"n: {count} answers at once are above this server's limit of {room}", "n")
-        if served.worker.open + count > room:
+        if served.worker.asked + count > room and served.worker.open + count > room:
             raise Refused(429, f"the server is busy: {served.worker.open} answers are open and its limit is {room} "
                           f"(slots={room - self.limits.queue}, queue={self.limits.queue}); try again",
                           code="rate_limit_exceeded", wait=1)  # fmt: skip

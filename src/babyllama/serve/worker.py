@@ -107,7 +107,7 @@ class Worker:
 
     def __init__(self, engine: Engine, name: str = "engine") -> None:
         self.engine = engine
-        self.steps = self.tokens = self.faults = 0
+        self.steps = self.tokens = self.faults = self._count = 0
         self._inbox: queue.SimpleQueue[tuple[str, Answers | None] | Callable[[], None] | None] = queue.SimpleQueue()
         self._asked: set[Answers] = set()  # the event loop's
         self._at_work: dict[int, Answers] = {}  # the thread's: by the engine's ids
@@ -122,19 +122,21 @@ class Worker:
 
     @property
     def asked(self) -> int:
-        """Those who asked and have not given up yet; counted at once."""
-        return len(self._asked)
+        """Requests of those who have not given up yet, ended or not: counted at once, and no fewer than are open."""
+        return self._count
 
     def ask(self, requests: Sequence[Request]) -> Answers:
         """Put requests in line; who asks gives them up in the end, ended or not."""
         answers = Answers(requests)
         self._asked.add(answers)
+        self._count += len(requests)
         self._inbox.put(("add", answers))
         return answers
 
     def give_up(self, answers: Answers) -> None:
         """No more is wanted of these; what is still running loses its row before the next step."""
-        self._asked.discard(answers)
+        self._asked.remove(answers)
+        self._count -= len(answers.requests)
         self._inbox.put(("remove", answers))
 
     def trim(self) -> None:

@@ -17,7 +17,7 @@ class Decoder(Protocol):
     @property
     def backend(self) -> tokenizers.Tokenizer: ...
     @property
-    def special_ids(self) -> frozenset[int]: ...
+    def text_ids(self) -> frozenset[int]: ...
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str: ...
 
 
@@ -65,8 +65,8 @@ class TextStream:
 
     def _kept(self, tokens: Sequence[int]) -> list[int]:
         """Those that are text."""
-        special, name = self._tokenizer.special_ids, self._tokenizer.backend.id_to_token
-        return [token for token in map(int, tokens) if token not in special and name(token) is not None]
+        text = self._tokenizer.text_ids
+        return [token for token in map(int, tokens) if token in text]
 
     def _is_byte(self, token: int) -> bool:
         return re.fullmatch("<0x[0-9A-Fa-f]{2}>", self._tokenizer.backend.id_to_token(token) or "") is not None

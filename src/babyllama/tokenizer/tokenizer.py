@@ -142,6 +142,11 @@ class Tokenizer:
         return self._special_ids
 
     @cached_property
+    def text_ids(self) -> frozenset[int]:
+        """All others that the vocabulary has."""
+        return frozenset(self.backend.get_vocab(with_added_tokens=True).values()) - self.special_ids
+
+    @cached_property
     def _special_ids(self) -> frozenset[int]:
         found = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
         template = template_of(self.chat_template)

@@ -141,9 +141,13 @@ class Tokenizer:
         """No text: what is called special, and what the chat template writes after an answer."""
         return self._special_ids
 
-    @cached_property
+    @property
     def text_ids(self) -> frozenset[int]:
         """All others that the vocabulary has."""
+        return self._text_ids
+
+    @cached_property
+    def _text_ids(self) -> frozenset[int]:
         return frozenset(self.backend.get_vocab(with_added_tokens=True).values()) - self.special_ids
 
     @cached_property

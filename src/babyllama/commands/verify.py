@@ -48,7 +48,7 @@ class VerifyRecipe(Recipe):
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         """A single word needs no brackets."""
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 def main(recipe: VerifyRecipe) -> None:

@@ -122,8 +122,37 @@ def in_llamacpp(file: Path) -> Peer:
         form: Any = import_module("llama_cpp.llama_chat_format")
     except ImportError:
         raise InputError("against=llama.cpp needs llama-cpp-python: pip install llama-cpp-python") from None
-    bindings = library.llama_cpp
-    given, threads = bindings.llama_model_default_params, torch.get_num_threads()
+    llama = _llama(library, file)
+    special = {name: llama._model.token_get_text(token) if token >= 0 else "" for name, token in
+               (("bos_token", llama.token_bos()), ("eos_token", llama.token_eos()))}  # fmt: skip
+    template = form.Jinja2ChatFormatter(llama.metadata["tokenizer.chat_template"], **special)
+    adds_bos = llama.metadata.get("tokenizer.ggml.add_bos_token") == "true"
+
+    def ends(token: int) -> bool:
+        return library.llama_cpp.llama_vocab_is_eog(llama._model.vocab, token)
+
+    def answer(chats: Sequence[Chat], longest: int) -> list[Answer]:
+        found = []
+        for chat in chats:
+            prompt = llama.tokenize(template(messages=chat).prompt.encode(), add_bos=adds_bos, special=True)
+            llama.reset()
+            first, tokens = _next_logits(llama, prompt), list[int]()
+            likeliest = int(first.argmax())
+            while len(tokens) < longest and not ends(likeliest):
+                tokens.append(likeliest)
+                if len(tokens) < longest:
+                    likeliest = int(_next_logits(llama, [likeliest]).argmax())
+            said = llama.detokenize(tokens, prev_tokens=prompt).decode("utf-8", "replace")
+            found.append(Answer(prompt, _likeliest(first), tokens, said, len(tokens) < longest))
+        return found
+
+    return answer
+
+
+def _llama(library: Any, file: Path) -> Any:
+    """A file opened as `in_llamacpp` says."""
+    bindings, threads = library.llama_cpp, torch.get_num_threads()
+    given = bindings.llama_model_default_params
 
     def plain() -> Any:
         found = given()
@@ -132,41 +161,18 @@ def in_llamacpp(file: Path) -> Peer:
 
     bindings.llama_model_default_params = plain
     try:
-        llama = library.Llama(str(file), n_ctx=0, type_k=0, type_v=0, flash_attn=False, verbose=False,
-                              n_threads=threads, n_threads_batch=threads)  # fmt: skip
+        return library.Llama(str(file), n_ctx=0, type_k=0, type_v=0, flash_attn=False, verbose=False,
+                             n_threads=threads, n_threads_batch=threads)  # fmt: skip
     except (ValueError, RuntimeError) as error:
         raise InputError(f"{file}: llama.cpp does not open it ({error})") from None
     finally:
         bindings.llama_model_default_params = given
-    special = {name: llama._model.token_get_text(token) if token >= 0 else "" for name, token in
-               (("bos_token", llama.token_bos()), ("eos_token", llama.token_eos()))}  # fmt: skip
-    template = form.Jinja2ChatFormatter(llama.metadata["tokenizer.chat_template"], **special)
-    adds_bos = llama.metadata.get("tokenizer.ggml.add_bos_token") == "true"
 
-    def logits() -> torch.Tensor:
-        return torch.from_numpy(np.ctypeslib.as_array(llama._ctx.get_logits(), (llama.n_vocab(),)).copy())
 
-    def answer(chats: Sequence[Chat], longest: int) -> list[Answer]:
-        found = []
-        for chat in chats:
-            text = template(messages=chat).prompt
-            prompt = llama.tokenize(text.encode(), add_bos=adds_bos, special=True)
-            llama.reset()
-            llama.eval(prompt)
-            first, tokens, ended = logits(), [], False
-            likeliest = int(first.argmax())
-            while len(tokens) < longest:
-                if ended := bindings.llama_vocab_is_eog(llama._model.vocab, likeliest):
-                    break
-                tokens.append(likeliest)
-                if len(tokens) < longest:
-                    llama.eval([likeliest])
-                    likeliest = int(logits().argmax())
-            said = llama.detokenize(tokens, prev_tokens=prompt).decode("utf-8", "replace")
-            found.append(Answer(prompt, _likeliest(first), tokens, said, ended))
-        return found
-
-    return answer
+def _next_logits(llama: Any, tokens: list[int]) -> torch.Tensor:
+    """(V,) after some more tokens."""
+    llama.eval(tokens)
+    return torch.from_numpy(np.ctypeslib.as_array(llama._ctx.get_logits(), (llama.n_vocab(),)).copy())
 
 
 def on_a_server(url: str, key: str) -> Peer:

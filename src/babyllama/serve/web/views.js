@@ -35,9 +35,9 @@ function drawText({ tokens, next }, { pick }) {
     const surprise = token.logprob === null ? 0 : bits(-token.logprob);
     const said = token.logprob === null ? "" : ` · ${t("bits", { n: figure(surprise) })}`;
     const made = h("button", { type: "button", class: token.special ? "special" : "", "data-id": token.id, "aria-pressed": "false", title: `${t("id")} ${token.id}${said}`,
-      style: { "--share": `${Math.min(75, surprise * 6)}%` }, onclick: () => {
+      style: { "--share": `${Math.min(45, surprise * 3)}%` }, onclick: () => {
         buttons.forEach((b) => b.setAttribute("aria-pressed", b === made));
-        replace(detail, h("h3", {}, `${t("token")} “${label(token)}”`), h("dl", { class: "facts" },
+        replace(detail, h("h2", {}, `${t("token")} “${label(token)}”`), h("dl", { class: "facts" },
           [["id", token.id], ["bytes", token.bytes], ...(token.special ? [["isSpecial", "✓"]] : []),
             ...(token.logprob === null ? [] : [["probability", percent(token.logprob)], ["rank", token.rank + 1]])]
             .map(([key, value]) => h("div", {}, h("dt", {}, t(key)), h("dd", {}, String(value))))),
@@ -46,7 +46,7 @@ function drawText({ tokens, next }, { pick }) {
     return made;
   });
   return [h("p", { class: "muted" }, t("mean", { tokens: tokens.length, bits: figure(bits(mean)), loss: figure(mean) })),
-    h("div", { class: "tokens" }, buttons), detail, h("h3", {}, t("nextToken")), candidates(next.top, pick)];
+    h("div", { class: "tokens" }, buttons), detail, h("h2", {}, t("nextToken")), candidates(next.top, pick)];
 }
 
 // Rows of weights on a canvas: one pixel a pair of tokens.
@@ -111,7 +111,7 @@ function drawAttention({ tokens, layer, layers, weights }, { extra, look }) {
 function drawLens({ tokens, depths }) {
   const last = depths.length - 1;
   const name = (depth) => (depth === 0 ? t("embedding") : `${t("layer")} ${depth - 1}`);
-  const cell = ({ top }) => h("td", { style: { "--share": `${Math.round(85 * Math.exp(top[0].logprob))}%` },
+  const cell = ({ top }) => h("td", { style: { "--share": `${Math.round(45 * Math.exp(top[0].logprob))}%` },
     title: top.map((c) => `${label(c)} ${percent(c.logprob)}`).join("\n") }, label(top[0]));
   return h("div", { class: "scroll", tabindex: 0 }, h("table", { class: "lens" },
     h("thead", {}, h("tr", {}, h("th", {}, t("token")), tokens.map((token) => h("th", { scope: "col" }, label(token))))),

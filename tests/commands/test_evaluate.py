@@ -215,3 +215,39 @@ def test_a_corpus_that_nothing_is_held_out_of_is_named_and_the_rest_measured(fol
 def test_nothing_to_evaluate_on(folder):
     with pytest.raises(InputError, match="give data"):
         load_recipe(EvaluateRecipe, None, [f"model={folder}/run"])
+
+
+def test_a_suite_is_one_file_that_another_run_is_compared_with(folder, tmp_path, capsys):
+    def run(*more):
+        recipe = load_recipe(EvaluateRecipe, None, [f"model={folder}/run", "suite=zh-small", "device=cpu", *more])
+        main(recipe)
+        return json.loads(recipe.file.read_text("utf-8"))
+
+    first = run()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "ceval: not here; get it from huggingface.co/datasets/ceval/ceval-exam" in shown
+        and "minimal_pairs 250" in shown
+    )
+    assert set(first["missing"]) >= {"ceval", "cmmlu", "c3"} and len(first["tasks"]) == 7
+    figures = first["tasks"]["arithmetic"]
+    assert figures["items"] == 210 and figures["chance"] == 0.25 and figures["interval_kind"] == "Wilson, 95 %"
+    assert figures["right"] == sum(one["taken"] == one["answer"] for one in figures["answers"])
+    again = run(f"out={tmp_path}/again.json", f"against={folder}/run/evals/zh-small.json")
+    assert again["tasks"] == first["tasks"]
+    assert all(apart["value"] == 0 and apart["p"] == 1 for apart in again["against"].values())
+
+
+def test_faults_of_tests(folder, tmp_path):
+    with pytest.raises(InputError, match="unknown task 'mmlu'; there are"):
+        evaluate(folder, "tasks=[mmlu]")
+    with pytest.raises(InputError, match="'arithmetic' is there twice"):
+        evaluate(folder, "suite=zh-small", "tasks=[arithmetic]")
+    config = folder / "run" / "model" / "tokenizer_config.json"
+    kept = config.read_text("utf-8")
+    config.write_text(json.dumps({k: v for k, v in json.loads(kept).items() if k != "chat_template"}))
+    try:
+        with pytest.raises(InputError, match="has no chat template; leave chat=true out"):
+            evaluate(folder, "tasks=[{name: arithmetic, chat: true}]", f"out={tmp_path}/x.json")
+    finally:
+        config.write_text(kept)

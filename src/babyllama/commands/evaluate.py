@@ -1,4 +1,4 @@
-"""evaluate: loss, bits per byte and answers of a model, shown as tables and kept in its ``evals/``."""
+"""evaluate: loss, bits per byte, answers and tests of a model, shown as tables and kept in its ``evals/``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from babyllama.atomic import check_writable, write_json
+from babyllama.commands.evaluate_tasks import run_tasks
 from babyllama.commands.table import shortly, table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
@@ -22,6 +23,7 @@ from babyllama.errors import InputError
 from babyllama.evals.answers import Answer, AnswerSums, Question, ask, chat_questions, compared, corpus_questions
 from babyllama.evals.bits import measure
 from babyllama.evals.provenance import Provenance, Standing, provenance
+from babyllama.evals.tasks import SUITES, TaskChoice
 from babyllama.hardware import DeviceChoice
 from babyllama.infer.engine import Engine
 from babyllama.load import Loaded, load, pick_device, pick_precision
@@ -42,6 +44,13 @@ class EvaluateRecipe(Recipe):
     loss_tokens: int | None = Field(default=200_000, ge=1, description="tokens measured of each corpus; null: all")
     context: int | None = Field(default=None, ge=2, description="tokens of a row; default: as in training")
     rows: int = Field(default=16, ge=1, description="rows of a batch")
+    suite: Literal["zh-small"] | None = Field(default=None, description="a set of tests; what needs files is named")
+    tasks: tuple[TaskChoice, ...] = Field(default=(), description="single tests, by name or with settings")
+    task_data: Path | None = Field(default=None, description="folder with files of published tests: ceval, cmmlu, …")
+    download: bool = Field(default=False, description="fetch what a suite needs from the hub")
+    against: Path | None = Field(default=None, description="another run, or its JSON file, to compare tests with")
+    contamination: bool | None = Field(default=None, description="look for the tests' text in the training data; "
+                                       "default: if that is below 50 million tokens")  # fmt: skip
     name: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$", description="of the file in evals/")
     out: Path | None = Field(default=None, description="the JSON file to write; default: in the model's evals/")
     rope: RopeConfig | None = Field(default=None, description="another RoPE scaling, for a longer context")
@@ -50,8 +59,8 @@ class EvaluateRecipe(Recipe):
 
     @model_validator(mode="after")
     def _something(self) -> EvaluateRecipe:
-        if self.data is None and not self.questions_from:
-            raise ValueError("give data (a prepared folder), or questions_from (chat corpora), or both")
+        if self.data is None and not self.questions_from and not self.chosen:
+            raise ValueError("give data (a prepared folder), questions_from (chat corpora), suite or tasks")
         labels = [choice.stored_as for choice in self.questions_from]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
@@ -59,11 +68,17 @@ class EvaluateRecipe(Recipe):
         return self
 
     @property
+    def chosen(self) -> tuple[TaskChoice, ...]:
+        """All tests that are asked for."""
+        return (*(SUITES[self.suite] if self.suite else ()), *self.tasks)
+
+    @property
     def file(self) -> Path:
         """Where the result goes."""
         if self.out is not None:
             return self.out
-        default = f"{self.data.resolve().name}-{self.split}" if self.data else "questions"
+        other = "questions" if self.questions_from else self.suite or "tasks"
+        default = f"{self.data.resolve().name}-{self.split}" if self.data else other
         return self.model / "evals" / f"{self.name or default}.json"
 
 
@@ -83,11 +98,12 @@ def main(recipe: EvaluateRecipe) -> None:
     losses = dict(_losses(recipe, loaded, prepared, context, console)) if prepared else {}
     answers = {label: {**_answers(recipe, loaded, label, questions, console), "documents": standing}
                for label, questions, standing in _questions(recipe, loaded, prepared, history)}  # fmt: skip
+    tasks = run_tasks(recipe, loaded, context, history, console) if recipe.chosen else {}
     documents = history.of_split(prepared, recipe.split) if prepared else None
     _show(recipe, losses, answers, documents, (context, trained), console)
     result = {"recipe": recipe.model_dump(mode="json"), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
               "context": context, "trained_context": trained, "documents": documents,
-              "loss": losses, "answers": answers}  # fmt: skip
+              "loss": losses, "answers": answers, **tasks}  # fmt: skip
     write_json(recipe.file, result)
     console.print(f"written to {recipe.file}", markup=False, soft_wrap=True)
 
@@ -97,7 +113,7 @@ def _check_split(recipe: EvaluateRecipe, prepared: Prepared, console: Console) -
     labels = recipe.corpora or tuple(prepared.corpora)
     empty = [label for label in labels if not prepared.store(label, recipe.split).documents]
     nothing = "no document is held out" if recipe.split == "val" else "the train split is empty"
-    if len(empty) == len(labels) and not recipe.questions_from:
+    if len(empty) == len(labels) and not (recipe.questions_from or recipe.chosen):
         raise InputError(f"{recipe.data}: {nothing}; prepare more, or with a larger validation=…, or measure what was "
                          "trained on with split=train")  # fmt: skip
     if empty:

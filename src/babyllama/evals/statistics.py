@@ -36,7 +36,7 @@ class Difference(NamedTuple):
     p: float
 
 
-def wilson(right: int, asked: int) -> tuple[float, float]:
+def wilson(right: float, asked: float) -> tuple[float, float]:
     """Wilson's 95 % interval of a share. Source: Wilson 1927."""
     if not asked:
         return 0.0, 1.0
@@ -67,25 +67,25 @@ def at_least(right: int, chances: Sequence[float]) -> float:
     return float(min(1.0, spread[right:].sum()))
 
 
-def by_place(picks: Sequence[Pick]) -> float:
+def by_place(picks: Sequence[Pick], spread: float = 1.0) -> float:
     """p of as many hits if what is taken had nothing to do with the item: the places taken, shuffled over the items.
 
     One preferred letter gives p = 1, however often it happens to be right.
     """
-    return _shuffled([(str(len(pick.sizes)), pick.taken, pick.right) for pick in picks])
+    return _shuffled([(str(len(pick.sizes)), pick.taken, pick.right) for pick in picks], spread)
 
 
-def by_size(picks: Sequence[Pick]) -> float:
+def by_size(picks: Sequence[Pick], spread: float = 1.0) -> float:
     """The same for the options' order by size: always taking the shortest gives p = 1."""
     cases = []
     for sizes, taken, right in picks:
         order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
         steps = "".join("<" if sizes[a] < sizes[b] else "=" for a, b in pairwise(order))
         cases.append((steps, order.index(taken), order.index(right)))
-    return _shuffled(cases)
+    return _shuffled(cases, spread)
 
 
-def _shuffled(cases: Sequence[tuple[str, int, int]]) -> float:
+def _shuffled(cases: Sequence[tuple[str, int, int]], spread: float) -> float:
     """One-sided p of the hits among (kind, taken, right), if `taken` is shuffled within each kind.
 
     Mean and variance of the hits are exact (sums of hypergeometric counts); their sum is taken for normal, with a
@@ -106,7 +106,7 @@ def _shuffled(cases: Sequence[tuple[str, int, int]]) -> float:
             variance += ((both * (n - taken) * (n - right)).sum() + across) / (n * n * (n - 1))
     if variance < 1e-9:
         return 1.0
-    return normal_tail((hits - mean - 0.5) / math.sqrt(variance))
+    return normal_tail((hits - mean - 0.5) / math.sqrt(spread * variance))
 
 
 def normal_tail(z: float) -> float:
@@ -114,10 +114,21 @@ def normal_tail(z: float) -> float:
     return math.erfc(z / math.sqrt(2)) / 2
 
 
-def above_chance(picks: Sequence[Pick]) -> float:
-    """The largest p of the three tests: below 0.05 no cheap habit explains the score."""
+def above_chance(picks: Sequence[Pick], spread: float = 1.0) -> float:
+    """The largest p of the three tests: below 0.05 no cheap habit explains the score.
+
+    Args:
+        spread: how many times as much as independent items the score of an untrained model varies, where items share
+            words; above 1 the first test is no longer exact but the normal distribution's.
+    """
     right = sum(pick.taken == pick.right for pick in picks)
-    return max(at_least(right, [1 / len(pick.sizes) for pick in picks]), by_place(picks), by_size(picks))
+    chances = [1 / len(pick.sizes) for pick in picks]
+    if spread == 1:
+        guessing = at_least(right, chances)
+    else:
+        variance = spread * sum(chance * (1 - chance) for chance in chances)
+        guessing = normal_tail((right - sum(chances) - 0.5) / math.sqrt(variance))
+    return max(guessing, by_place(picks, spread), by_size(picks, spread))
 
 
 def verdict(p: float) -> str:

@@ -1,0 +1,210 @@
+"""The tests of `evaluate`: which ones can be had, all of them asked, one table, one comparable JSON object.
+
+Not here: the recipe (evaluate.py), scores (evals/suites.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from babyllama.amounts import amount, short
+from babyllama.atomic import read_json, write_json
+from babyllama.commands.table import table_of
+from babyllama.data.shards.shards import Prepared
+from babyllama.errors import InputError
+from babyllama.evals.choices import Asked
+from babyllama.evals.items import Items
+from babyllama.evals.overlap import clean_ids, texts_of
+from babyllama.evals.provenance import Provenance
+from babyllama.evals.statistics import LEVEL, Difference, p_words
+from babyllama.evals.suites import Subject, asked_of, difference, fingerprint, marks, result, submission
+from babyllama.evals.tasks import TaskChoice
+from babyllama.load import Loaded, model_folder
+from babyllama.model.adapters import base_link, is_adapter
+
+LOOKED = 50_000_000  # tokens of training data that are searched unasked
+
+
+class Wanted(Protocol):
+    """What of the verb's recipe is about tests."""
+
+    @property
+    def chosen(self) -> tuple[TaskChoice, ...]: ...
+    @property
+    def tasks(self) -> tuple[TaskChoice, ...]: ...
+    @property
+    def suite(self) -> str | None: ...
+    @property
+    def task_data(self) -> Path | None: ...
+    @property
+    def download(self) -> bool: ...
+    @property
+    def against(self) -> Path | None: ...
+    @property
+    def contamination(self) -> bool | None: ...
+    @property
+    def rope(self) -> Any: ...
+    @property
+    def file(self) -> Path: ...
+
+
+class Ready(NamedTuple):
+    """A test whose items are in tokens."""
+
+    choice: TaskChoice
+    items: Items
+    asked: list[Asked]
+
+
+def run_tasks(recipe: Wanted, loaded: Loaded, context: int, history: Provenance, console: Console
+              ) -> dict[str, Any]:  # fmt: skip
+    """Results by test, and what could not be had; shown as a table.
+
+    Raises:
+        InputError: a test that was asked for by name has no files, or files with a fault; no chat template.
+    """
+    labels = [choice.called for choice in recipe.chosen]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice:
+        raise InputError(f"tasks: {twice!r} is there twice; give one of them another label")
+    folders = _folders(loaded.folder)
+    if any(choice.chat for choice in recipe.chosen) and not any(map(_has_template, folders)):
+        raise InputError(f"{loaded.folder}: has no chat template; leave chat=true out, or add one to its tokenizer")
+    dtype = loaded.model.embed_tokens.weight.dtype
+    hash = f"{fingerprint(folders)} {dtype} {recipe.rope!r}"
+    subject, missing = Subject(loaded.model, loaded.tokenizer, context, hash), {}
+    ready: list[Ready] = []
+    for place, choice in enumerate(recipe.chosen):
+        of_suite = place < len(recipe.chosen) - len(recipe.tasks)
+        if (
+            of_suite
+            and choice.task.read
+            and not (choice.found(recipe.task_data) or (recipe.download and choice.task.hub))
+        ):
+            missing[choice.called] = choice.how
+            continue
+        items = choice.items(recipe.task_data)
+        names = choice.task.subjects or {}
+        ready.append(Ready(choice, items, asked_of(subject, choice.form, items, names, choice.called)))
+    clean = _clean(recipe, loaded, history, ready, console)
+    results = _results(recipe, subject, ready, clean, console)
+    console.print(_table(results, context))
+    _remarks(results, missing, console)
+    found = {"model": fingerprint(folders), "suite": recipe.suite, "tasks": results, "missing": missing}
+    return {**found, "against": _compared(recipe, results, console)} if recipe.against else found
+
+
+def _folders(folder: Path) -> list[Path]:
+    """A model's folder and, of an adapter, its base's."""
+    return [folder, *_folders(model_folder(base_link(folder).folder))] if is_adapter(folder) else [folder]
+
+
+def _has_template(folder: Path) -> bool:
+    config = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (
+        config.is_file() and bool(read_json(config).get("chat_template"))
+    )
+
+
+def _clean(recipe: Wanted, loaded: Loaded, history: Provenance, ready: list[Ready], console: Console
+           ) -> dict[str, frozenset[str]]:  # fmt: skip
+    """Test → ids of its items that no training of the model has read; empty when nobody looked."""
+    if recipe.contamination is False or not history.folders:
+        return {}
+    data = [Prepared.open(folder) for folder in sorted(history.folders)]
+    tokens = sum(len(prepared.store(label, "train")) for prepared in data for label in prepared.corpora)
+    if recipe.contamination is None and tokens > LOOKED:
+        console.print(f"not looked for the tests' text in {short(tokens)} tokens of training data; contamination=true "
+                      "does", soft_wrap=True)  # fmt: skip
+        return {}
+    for prepared in data:
+        prepared.check_tokenizer(loaded.tokenizer.hash)
+    held = {f"{at}\n{item.id}": (at, item) for at, one in enumerate(ready) for item in one.items.asked}
+    renamed = [type(item)(key, item.question, item.options, item.answer) for key, (_, item) in held.items()]
+    clean = clean_ids(renamed, texts_of(data, loaded.tokenizer))
+    return {one.choice.called: frozenset(item.id for key, (place, item) in held.items() if place == at and key in clean)
+            for at, one in enumerate(ready)}  # fmt: skip
+
+
+def _results(recipe: Wanted, subject: Subject, ready: list[Ready], clean: dict[str, frozenset[str]],
+             console: Console) -> dict[str, Any]:  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    found: dict[str, Any] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("", total=sum(len(one.asked) for one in ready))
+        for choice, items, asked in ready:
+            progress.update(bar, description=choice.called)
+            done = marks(subject, choice.form, items, asked, recipe.file.parent / "cache",
+                         lambda count: progress.advance(bar, count))  # fmt: skip
+            normalise = choice.normalise or choice.task.normalise
+            figures = result(done, normalise, len(items.asked) - len(asked), clean.get(choice.called),
+                             choice.task.spread)  # fmt: skip
+            found[choice.called] = {"about": choice.task.about, "licence": choice.task.licence,
+                                    "choice": choice.model_dump(mode="json"), "scoring": choice.form.scoring,
+                                    "normalise": normalise, "context": subject.context, **figures}  # fmt: skip
+            if any(mark.item.answer is None for mark in done):
+                path = recipe.file.with_name(f"{recipe.file.stem}-{choice.called}-submission.json")
+                write_json(path, submission(done, normalise))
+                console.print(f"{choice.called}: answers that are not published are in {path}", soft_wrap=True)
+    return found
+
+
+def _table(results: dict[str, Any], context: int) -> Table:
+    table = table_of(["test"], ["items", "right", "95 %", "chance"], "verdict", title=f"tests, context {context}")
+    for label, figures in results.items():
+        if figures["items"]:
+            low, high = figures["interval"]
+            table.add_row(label, f"{figures['items']:,}", f"{figures['accuracy']:.1%}", f"{low:.0%}–{high:.0%}",
+                          f"{figures['chance']:.0%}", figures["verdict"])  # fmt: skip
+    return table
+
+
+def _remarks(results: dict[str, Any], missing: dict[str, str], console: Console) -> None:
+    """What a reader must know beside the figures."""
+    for label, figures in results.items():
+        said = []
+        if figures["cut"]:
+            said.append(f"the beginning of {amount(figures['cut'], 'prompt')} was cut off to fit the context")
+        if figures["left_out"]:
+            said.append(f"{amount(figures['left_out'], 'item')} too long, left out")
+        if figures.get("contaminated"):
+            clean = figures["clean"]
+            rest = f"; the others: {clean['accuracy']:.1%} of {clean['items']}, {clean['verdict']}" if clean else ""
+            said.append(f"{amount(figures['contaminated'], 'item')} in the training data{rest}")
+        if said:
+            console.print(f"{label}: {'; '.join(said)}", markup=False, soft_wrap=True)
+    for label, how in missing.items():
+        console.print(f"{label}: not here; {how}", markup=False, soft_wrap=True)
+
+
+def _compared(recipe: Wanted, results: dict[str, Any], console: Console) -> dict[str, Any]:
+    """Every test that the other has too: the difference in points with its 95 % margin, McNemar's p."""
+    assert recipe.against is not None
+    other = recipe.against
+    path = other if other.is_file() else other / "evals" / recipe.file.name
+    theirs = read_json(path, f"evaluate it with the same tests first: babyllama evaluate {other} suite=zh-small")
+    found: dict[str, Any] = {}
+    for label, figures in results.items():
+        if figures["items"] and label in theirs.get("tasks", {}):
+            compared = difference(figures, theirs["tasks"][label])
+            if compared is not None:
+                count, apart = compared
+                found[label] = {"items": count, **apart._asdict()}
+                console.print(
+                    f"{label}: {_in_words(apart)} than {other} on {count} items", markup=False, soft_wrap=True
+                )
+    if not found:
+        raise InputError(f"{path}: has none of these tests; evaluate it with the same suite or tasks")
+    return found
+
+
+def _in_words(apart: Difference) -> str:
+    """Such as ``2.1 ± 1.3 points better (p = 0.002)``."""
+    clear = "" if apart.p < LEVEL else ", which may be chance"
+    better = "better" if apart.value > 0 else "worse"
+    return f"{100 * abs(apart.value):.1f} ± {100 * apart.margin:.1f} points {better} ({p_words(apart.p)}{clear})"

@@ -1,0 +1,190 @@
+"""Files of published tests → items: a reader for each form in which they are published.
+
+A path is one file, a folder of files (``val/law_val.csv``, ``law/val-00000-of-00001.parquet``), or the .zip that the
+authors give. The split and the subject are in the names of the files, or are columns. Not here: which tests there are
+(tasks.py), downloads (data/sources/hub.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from babyllama.data.sources.files import reason_of
+from babyllama.data.sources.readers import find_files, read_blobs
+from babyllama.errors import InputError
+from babyllama.evals.items import LETTERS, Item, answer_index, column
+
+SPLITS = ("dev", "val", "test", "train")
+
+
+class Row(NamedTuple):
+    """One record of a file: where it stands, the subject and the split that the file's name tells (or "")."""
+
+    where: str
+    subject: str
+    split: str
+    number: int
+    record: Any
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    """Every record of every file. Raises InputError: no file, a damaged one, a record that is none."""
+    if path.suffix == ".zip":
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    archive.extractall(folder)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise InputError(f"{path}: cannot be read as a .zip ({error}); fetch it again") from None
+            for row in rows_of(Path(folder)):
+                yield row._replace(where=row.where.replace(folder, str(path), 1))
+        return
+    for file in find_files(str(path)):
+        subject, split, number = *_named(file), 0
+        for blob in read_blobs([file]):
+            for line in blob.lines.splitlines():
+                number += 1
+                where = f"{blob.where}{number}"
+                reason = reason_of(line)
+                if reason is not None:
+                    raise InputError(f"{where}: {reason}")
+                if line.strip():
+                    yield Row(where, subject, split, number, _parsed(line, where))
+
+
+def _parsed(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not valid JSON ({error}); mend it") from None
+
+
+def _named(file: Path) -> tuple[str, str]:
+    """(subject, split) of a file's name and folder: ``val/law_val.csv``, ``dev/law.csv``, ``law/test-….parquet``."""
+    stem = re.sub(r"\.(jsonl?|csv|tsv|parquet|zst|gz)", "", file.name)
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", stem)
+    words = {"validation": "val", "valid": "val"}
+    for part in (stem, file.parent.name):
+        found = re.search(r"(?:^|[_-])(dev|val|test|train|validation|valid)(?:[_-]public)?$", part)
+        if found:
+            split = words.get(found[1], found[1])
+            rest = part[: found.start()] if part == stem else stem
+            return rest or file.parent.name, split
+    return stem, ""
+
+
+# ── readers: a record → items ──────────────────────────────────────────────────────────────────────────────────────
+Reader = Callable[[Row], Iterator[Item]]
+
+
+def _fields(row: Row) -> Mapping[str, Any]:
+    if not isinstance(row.record, dict):
+        raise InputError(f"{row.where}: must be an object with named fields, not a {type(row.record).__name__}")
+    return row.record
+
+
+def exam(row: Row) -> Iterator[Item]:
+    """C-Eval, CMMLU: columns question, A, B, C, D, answer (any case), often id and subject."""
+    record = {str(key).lower(): value for key, value in _fields(row).items()}
+    options = tuple(str(column(record, [letter], row.where) or "").strip() for letter in "abcd")
+    question = str(column(record, ["question"], row.where)).strip()
+    answer = answer_index(column(record, ["answer"], row.where), options, row.where)
+    subject = str(record.get("subject") or row.subject)
+    number = record.get("id", record.get("", row.number - 1))
+    yield Item(f"{subject}/{number}", question, options, answer, subject)
+
+
+def medical_exam(row: Row) -> Iterator[Item]:
+    """CMB: option = {"A": …}; CMExam: Options = [{"key": "A", "value": …}] or lines "A …". One right option only."""
+    record = {str(key).lower(): value for key, value in _fields(row).items()}
+    given = column(record, ["option", "options"], row.where)
+    if isinstance(given, str):
+        given = dict(re.findall(r"^\s*([A-H])[\s.、．:：]+(.+?)\s*$", given, re.MULTILINE))
+    elif isinstance(given, list):
+        given = {one["key"]: one["value"] for one in given if isinstance(one, dict)}
+    options = tuple(str(text).strip() for text in given.values() if text)
+    answer = str(column(record, ["answer"], row.where) or "").strip()
+    if len(answer) > 1 and set(answer) <= set(LETTERS):
+        return  # several are right: no choice of one
+    group = str(record.get("exam_class") or record.get("exam_type") or row.subject)
+    number = record.get("id", row.number - 1)
+    yield Item(str(number), str(column(record, ["question"], row.where)).strip(), options,
+               answer_index(answer, options, row.where), group)  # fmt: skip
+
+
+def gaokao(row: Row) -> Iterator[Item]:
+    """AGIEval: passage, question, options ["(A)…", …], label "B"."""
+    record = _fields(row)
+    options = tuple(
+        re.sub(r"^\s*[(（]?[A-H][)）.、]\s*", "", str(o)) for o in column(record, ["options"], row.where) or ()
+    )
+    label = column(record, ["label"], row.where)
+    if len(options) < 2 or (isinstance(label, str) and len(label.strip()) > 1):
+        return  # to be filled in, or several are right
+    question = f"{record.get('passage') or ''}\n{column(record, ['question'], row.where)}".strip()
+    yield Item(
+        f"{row.subject}/{row.number - 1}", question, options, answer_index(label, options, row.where), row.subject
+    )
+
+
+def c3(row: Row) -> Iterator[Item]:
+    """C3: [[lines of a text], [{"question", "choice", "answer"}, …], id], or a row for each question."""
+    record = row.record
+    if isinstance(record, list) and len(record) == 3:
+        lines, questions, number = record
+    else:
+        fields = _fields(row)
+        lines, questions, number = column(fields, ["context"], row.where), [fields], fields.get("id", row.number)
+    for n, one in enumerate(questions):
+        options = tuple(str(option).strip() for option in column(one, ["choice"], row.where))
+        answer = answer_index(column(one, ["answer"], row.where), options, row.where)
+        text = "\n".join(lines) if isinstance(lines, list) else str(lines)
+        question = f"{text}\n问题：{column(one, ['question'], row.where)}"
+        yield Item(f"{row.subject}/{number}-{row.number}-{n}", question, options, answer, row.subject)
+
+
+def chid(row: Row) -> Iterator[Item]:
+    """FewCLUE's ChID: content with #idiom#, candidates, answer (an index). Options are idioms with all after them."""
+    record = _fields(row)
+    before, mark, after = str(column(record, ["content"], row.where)).partition("#idiom#")
+    if not mark:
+        raise InputError(f"{row.where}: content holds no #idiom#; mend it, or take the record out")
+    idioms = [str(idiom) for idiom in column(record, ["candidates"], row.where)]
+    answer = record.get("answer")
+    if answer is not None and not (isinstance(answer, int) and 0 <= answer < len(idioms)):
+        raise InputError(f"{row.where}: the answer {answer!r} is not among the {len(idioms)} candidates; mend it")
+    yield Item(str(record.get("id", row.number)), before, tuple(idiom + after for idiom in idioms), answer)
+
+
+def cluewsc(row: Row) -> Iterator[Item]:
+    """CLUEWSC2020: does a pronoun mean a noun? text, target (span1_text, span2_text), label true or false."""
+    record = _fields(row)
+    target = column(record, ["target"], row.where)
+    label = str(column(record, ["label"], row.where)).lower()
+    answer = {"true": 0, "1": 0, "false": 1, "0": 1, "": None}.get(label, -1)
+    if answer == -1:
+        raise InputError(f"{row.where}: the answer {label!r} is not among the options true, false; mend it")
+    question = (f"{column(record, ['text'], row.where)}\n上文中的“{column(target, ['span2_text'], row.where)}”"
+                f"指的是“{column(target, ['span1_text'], row.where)}”吗？")  # fmt: skip
+    yield Item(str(record.get("idx", record.get("id", row.number))), question, ("是", "否"), answer)
+
+
+def ocnli(row: Row) -> Iterator[Item]:
+    """OCNLI: sentence1, sentence2, label. What annotators disagree on (label "-") is left out, as its authors do."""
+    record = _fields(row)
+    names = ("entailment", "neutral", "contradiction")
+    label = str(column(record, ["label"], row.where))
+    if label == "-":
+        return
+    if label and label not in names:
+        raise InputError(f"{row.where}: the answer {label!r} is not among the options {', '.join(names)}; mend it")
+    first, second = (str(column(record, [name], row.where)) for name in ("sentence1", "sentence2"))
+    options = tuple(f"{word}，{second}" for word in ("所以", "也许", "不对"))
+    answer = names.index(label) if label else None
+    yield Item(str(record.get("id", row.number)), first.rstrip("。") + "？", options, answer)

@@ -1,0 +1,120 @@
+"""Published forms, written out by hand in miniature, → items; every fault of a file is one line."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import pytest
+
+from babyllama.errors import InputError
+from babyllama.evals import sources
+from babyllama.evals.items import checked
+from babyllama.evals.tasks import TaskChoice
+
+CEVAL_VAL = (
+    'id,question,A,B,C,D,answer\n0,下列属于税收原则的是____。,公平,"快,慢",大小,长短,A\n1,二加二等于____。,3,4,5,6,B\n'
+)
+CEVAL_DEV = "id,question,A,B,C,D,answer,explanation\n0,一加一等于____。,1,2,3,4,B,因为。\n"
+CMMLU = ",Question,A,B,C,D,Answer\n0,产蛋最多的是,高邮鸭,北京鸭,樱桃谷鸭,绍鸭,D\n"
+
+
+def items(reader, *records, subject=""):
+    rows = [sources.Row(f"f:{n}", subject, "", n, record) for n, record in enumerate(records, start=1)]
+    return checked((row.where, item) for row in rows for item in reader(row))
+
+
+def test_ceval_from_its_folder_its_zip_and_one_file(tmp_path):
+    for name, text in (("val/law_val.csv", CEVAL_VAL), ("dev/law_dev.csv", CEVAL_DEV)):
+        (tmp_path / "ceval" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ceval" / name).write_text(text, "utf-8")
+    with zipfile.ZipFile(tmp_path / "exam.zip", "w") as archive:
+        archive.write(tmp_path / "ceval/val/law_val.csv", "val/law_val.csv")
+        archive.write(tmp_path / "ceval/dev/law_dev.csv", "dev/law_dev.csv")
+    found = TaskChoice(name="ceval").items(tmp_path)
+    assert found == TaskChoice(name="ceval", path=tmp_path / "exam.zip").items(None)
+    first = found.asked[0]
+    assert (first.group, first.options, first.answer) == ("law", ("公平", "快,慢", "大小", "长短"), 0)
+    assert found.chance == 0.25 and found.examples["law"][0].question == "一加一等于____。"
+    lines = [{"subject": "law", "id": 0, "question": "问", "A": "甲", "B": "乙", "C": "丙", "D": "丁", "answer": ""}]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    (item,) = TaskChoice(name="ceval", path=tmp_path / "test.jsonl", split="test").items(None).asked
+    assert item.answer is None and item.group == "law"
+
+
+def test_cmmlu_has_capital_columns_and_its_split_in_the_folder(tmp_path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "agronomy.csv").write_text(CMMLU, "utf-8")
+    (item,) = TaskChoice(name="cmmlu", path=tmp_path).items(None).asked
+    assert (item.group, item.answer, item.options[3]) == ("agronomy", 3, "绍鸭")
+
+
+def test_parquet_as_the_hub_has_it(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "logic").mkdir()
+    table = pyarrow.Table.from_pylist(
+        [{"id": 7, "question": "问", "A": "1", "B": "2", "C": "3", "D": "4", "answer": "C"}]
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "logic" / "val-00000-of-00001.parquet")
+    (item,) = TaskChoice(name="ceval", path=tmp_path).items(None).asked
+    assert (item.id, item.group, item.answer) == ("logic/7", "logic", 2)
+
+
+def test_other_forms():
+    talk = [["男：你好。", "女：再见。"], [{"question": "谁先说？", "choice": ["男的", "女的"], "answer": "女的"}], "1"]
+    (one,) = items(sources.c3, talk)
+    assert one.question == "男：你好。\n女：再见。\n问题：谁先说？" and one.answer == 1
+    (one,) = items(
+        sources.chid, {"id": 3, "content": "他#idiom#，走了。", "candidates": ["一心一意", "半途而废"], "answer": 1}
+    )
+    assert one.question == "他" and one.options[1] == "半途而废，走了。" and one.answer == 1
+    target = {"span1_text": "毛豆", "span2_text": "他"}
+    (one,) = items(sources.cluewsc, {"idx": 5, "text": "毛豆说他饿。", "target": target, "label": "true"})
+    assert one.options == ("是", "否") and one.answer == 0 and one.question.endswith("“他”指的是“毛豆”吗？")
+    pair = {"sentence1": "他在家。", "sentence2": "他不在外面。", "label": "entailment", "id": 1}
+    assert [one.answer for one in items(sources.ocnli, pair, {**pair, "label": "-", "id": 2})] == [0]
+    mcq = {"question": "治感冒", "option": {"A": "水", "B": "药", "C": ""}, "answer": "B", "exam_class": "内科"}
+    (one,) = items(sources.medical_exam, mcq)
+    assert one.options == ("水", "药") and one.answer == 1 and one.group == "内科"
+    assert items(sources.medical_exam, {**mcq, "answer": "AB"}) == ()
+    agi = {"passage": "文。", "question": "选？", "options": ["(A)甲", "(B)乙"], "label": "B"}
+    (one,) = items(sources.gaokao, agi, subject="gaokao-history")
+    assert one.options == ("甲", "乙") and one.answer == 1 and one.question == "文。\n选？"
+
+
+EXAM = {"id": 0, "question": "问", "A": "甲", "B": "乙", "C": "丙", "D": "丁", "answer": "A"}
+
+
+@pytest.mark.parametrize(
+    ("records", "fault"),
+    [([{k: v for k, v in EXAM.items() if k != "C"}], "f:1: the column 'c' is missing; it has id, question"),
+     ([EXAM, EXAM], r"f:2: the id '/0' is there already \(f:1\); ids must differ"),
+     ([{**EXAM, "answer": "E"}], "f:1: the answer 'E' is not among the options A, B, C, D; mend it"),
+     ([{**EXAM, "B": " "}], "f:1: option B is empty; mend it"), ([[1, 2]], "f:1: must be an object with named fields")],
+)  # fmt: skip
+def test_faults_of_records(records, fault):
+    with pytest.raises(InputError, match=fault):
+        items(sources.exam, *records)
+
+
+def test_faults_of_files(tmp_path):
+    (tmp_path / "val.jsonl").write_text(json.dumps(EXAM) + '\n{"question": \n', "utf-8")
+    with pytest.raises(InputError, match=r"val\.jsonl:2: not valid JSON"):
+        TaskChoice(name="ceval", path=tmp_path / "val.jsonl").items(None)
+    (tmp_path / "val.jsonl").write_text(json.dumps(EXAM), "utf-8")
+    with pytest.raises(InputError, match="ceval has no item in split test; there is val"):
+        TaskChoice(name="ceval", path=tmp_path / "val.jsonl", split="test").items(None)
+    (tmp_path / "bad.zip").write_bytes(b"PK no")
+    with pytest.raises(InputError, match=r"bad\.zip: cannot be read as a \.zip"):
+        TaskChoice(name="ceval", path=tmp_path / "bad.zip").items(None)
+    with pytest.raises(InputError, match=r"ocnli: get it from github\.com/CLUEbenchmark/OCNLI"):
+        TaskChoice(name="ocnli").items(None)
+    with pytest.raises(ValueError, match="unknown task 'mmlu'; there are minimal_pairs"):
+        TaskChoice(name="mmlu")
+
+
+def test_a_sample_is_always_the_same(tmp_path):
+    some = TaskChoice(name="arithmetic", max_items=20).items(None).asked
+    assert some == TaskChoice(name="arithmetic", max_items=20).items(None).asked and len(some) == 20

@@ -14,7 +14,6 @@ from typing import Any
 from babyllama.errors import InputError, needs_extra
 from babyllama.evals.scoring import Pair, score
 from babyllama.infer.engine import Engine
-from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
 from babyllama.load import load, pick_device, pick_precision
 
@@ -114,12 +113,11 @@ class Babyllama(TemplateLM):
     def _answer(self, engine: Engine, prompt: list[int], most: int, heat: float, until: list[str]) -> str:
         """One answer, up to the first of the texts that end it; no token is computed after one of them."""
         tokens: list[int] = []
-        request = Request(prompt, Sampling(temperature=heat), most, self.text.stop_ids)
         text = ""
-        for event in engine.events(request):
-            if event.token is None or event.token in self.text.stop_ids:
+        for token in engine.stream(prompt, Sampling(temperature=heat), most, self.text.stop_ids):
+            if token in self.text.stop_ids:
                 break
-            tokens.append(event.token)
+            tokens.append(token)
             text = self.text.continuation(prompt, tokens)
             if any(end and end in text for end in until):
                 break

@@ -2,7 +2,8 @@
 
 It computes what the model's forward path computes, with the sums and the residual stream in float32, and draws as
 sampling.py does. What it does not compute (adapters, packed weights, float32, penalties, masks, log-probabilities) goes
-the model's own way. Not here: the kernels (kernels.py), prompts, when an answer ends (engine.py).
+the model's own way. In one file although it is long: what a step launches shares its buffers. Not here: the kernels
+(kernels.py), prompts, when an answer ends (engine.py).
 """
 
 from __future__ import annotations

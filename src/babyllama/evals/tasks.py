@@ -98,7 +98,7 @@ class TaskChoice(Recipe):
     path: Path | None = Field(
         default=None, description="its files: one, a folder or a .zip; default: task_data, or the hub"
     )
-    revision: str | None = Field(default=None, description="commit on the hub; default: the newest, which is recorded")
+    revision: str | None = Field(default=None, description="commit on the hub; default: the newest")
     split: Literal["dev", "val", "test", "train"] | None = Field(default=None, description="default: the task's own")
     scoring: Scoring | None = Field(
         default=None, description="letter and text show the options; default: the task's own"

@@ -35,6 +35,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 import torch
 from record import RESULTS, append, facts, forget, lines, surviving, table
 
+from babyllama.commands.figures import COLOURS, Line, bare, name_ends
 from babyllama.commands.train import TrainRecipe
 from babyllama.commands.train import main as train
 from babyllama.data.shards.shards import Prepared
@@ -334,18 +335,27 @@ def draw(found: list[dict[str, Any]], file: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
+    named: list[tuple[Any, list[Line]]] = []
     studies = [rows for which in ("sft", "long") if (rows := [r for r in newest(found, which) if "step_s" in r])]
-    figure, axes = pyplot.subplots(1, len(studies), figsize=(7 * len(studies), 5), squeeze=False)
-    for axis, rows in zip(axes[0], studies, strict=True):
+    figure, axes = pyplot.subplots(len(studies), 1, figsize=(9, 3.8 * len(studies)), squeeze=False)
+    for axis, rows in zip(axes[:, 0], studies, strict=True):
         sft = rows[0]["study"] == "sft"
         x, y = ("text_bits_per_byte", "chat_loss") if sft else ("step_s", "text_loss")
-        for number, r in enumerate(rows):
-            axis.scatter(r[x], r[y], color=f"C{number % 10}", marker="osD^"[number // 10 % 4], label=label(r))
-        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
-        axis.set_xlabel("general text, bits per byte (right: forgotten)" if sft else "seconds a step")
+        kinds = [next((n for n, kind in enumerate(("full", "emb", "lora")) if kind in label(r)), 3) for r in rows]
+        colours = [COLOURS[kind] for kind in kinds]
+        right = max(r[x] for r in rows)
+        for r, colour in zip(rows, colours, strict=True):
+            axis.plot([r[x], right], [r[y], r[y]], color=colour, linewidth=0.5, alpha=0.4)
+            axis.scatter(r[x], r[y], color=colour, s=22, zorder=3, clip_on=False)
+        bare(axis)
+        axis.set_xlim(right=right)
+        axis.set_xlabel("general text, bits per byte (further right: more forgotten)" if sft else "seconds a step")
         axis.set_ylabel("loss of held-out answers, nats" if sft else "loss of held-out text, nats")
-        axis.set_title(f"{rows[0]['study']}: {rows[0]['steps']} steps, {rows[0]['device']}")
-    figure.tight_layout()
+        axis.set_title(f"{'answers' if sft else 'long texts'}: {rows[0]['steps']} steps, {rows[0]['device']}")
+        named.append((axis, [Line(label(r), r[y], colour) for r, colour in zip(rows, colours, strict=True)]))
+    figure.subplots_adjust(left=0.09, right=0.62, top=0.96, bottom=0.07, hspace=0.32)  # the names stand beside it
+    for axis, ends in named:
+        name_ends(axis, ends)
     figure.savefig(file, dpi=150)
 
 

@@ -5,6 +5,9 @@ are its own; they are computed by our scoring (what prompts share is read once) 
 extra ``eval``). Not here: tasks of our own (evals/).
 """
 
+# pyright: reportMissingImports=false
+# lm_eval is large and in no set-up that everybody has: the types are checked without it too.
+
 from __future__ import annotations
 
 import sys

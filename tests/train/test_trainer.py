@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -211,6 +212,26 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, name):
     with pytest.raises(InputError, match=r"cannot write here .*; choose another out=") as error:
         trainer.train()
     assert "\n" not in str(error.value) and not [t for t in threading.enumerate() if t.name == "saver"]
+
+
+def test_a_fault_while_a_checkpoint_is_being_written(tmp_path, monkeypatch):
+    """Who began the training may take its folder away at once: nothing writes there any more."""
+
+    def slowly(tensors, path):
+        time.sleep(0.2)
+        save_file(tensors, path)
+
+    class AtSix(Silent):
+        def step(self, step, steps, values):
+            if step == 6:
+                raise RuntimeError("the one to tell")
+
+    monkeypatch.setattr("babyllama.train.state.save_file", slowly)
+    trainer = small_trainer(tmp_path / "run", show=AtSix())
+    with pytest.raises(RuntimeError, match="the one to tell"):
+        trainer.train()
+    assert not [t for t in threading.enumerate() if t.name == "saver"]
+    assert [step for step, _ in trainer.run.states()] == [5]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

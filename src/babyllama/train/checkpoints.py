@@ -6,6 +6,7 @@ Not here: what a worker's state is (engines/), its files (state.py), which are k
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -62,6 +63,11 @@ class Checkpoints:
     def wait(self) -> None:
         """Until nothing is being written. Raises what the last write raised."""
         self._saver.wait()
+
+    def settle(self) -> None:
+        """The same after a fault, which is the one to tell, not that of a write."""
+        with suppress(Exception):
+            self._saver.wait()
 
     def any(self) -> bool:
         """Whether there is one to go back to."""

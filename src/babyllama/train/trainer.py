@@ -116,6 +116,9 @@ class Trainer:
                 self._warm_up(first, shares)
                 self._loop(first, shares, stopping)
             self.checkpoints.wait()
+        except BaseException:
+            self.checkpoints.settle()  # the folder is as it stays when this returns
+            raise
         finally:
             self.journal.close()
         done = self.progress

@@ -150,10 +150,11 @@ class Engine:
         """On a GPU take the memory of all rows, each of a whole context, and record what they replay, before the first
         request: none waits for either. How many rows there are then: fewer than `slots` where memory does not hold
         them."""
-        step = self.make_step(self.model, self.rows, self.cache)
-        if self._device.type != "cuda" or not isinstance(step, FusedStep):
+        if self._device.type != "cuda":
             return self.slots.most
-        self._steps[None] = step
+        self._steps[None] = step = self.make_step(self.model, self.rows, self.cache)
+        if not isinstance(step, FusedStep):
+            return self.slots.most
         found = self.slots.fill(int(MEMORY * torch.cuda.mem_get_info(self._device)[0]))
         step.warm()
         if self.prompts.passes is not None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from babyllama.infer.rows import DRAWS, Rows, Sampled
 from babyllama.infer.sampling import Uses
-from babyllama.infer.step import Recorder, Step
+from babyllama.infer.step import Recorder, Step, power
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Attention, RMSNorm, SwiGLU, Transformer
 
@@ -104,7 +104,7 @@ class FusedStep:
         if self.versions != (self.rows.version, self.cache.version):  # the graphs read tensors that are gone
             self.decoders, self.record = {}, Recorder()
             self.versions = self.rows.version, self.cache.version
-        count = min(self.rows.count, _power(rows))
+        count = min(self.rows.count, power(rows))
         if count not in self.decoders:
             self.decoders[count] = Decoder(self.model, self.rows, self.cache, count, record=self.record)
         return self.decoders[count]
@@ -112,7 +112,7 @@ class FusedStep:
     def warm(self) -> None:
         """Compile and record all there is, while no row decodes: a step that comes later waits for none."""
         self.rows.live.fill_(0)
-        sizes = [1 << n for n in range(_power(self.rows.count).bit_length())]
+        sizes = [1 << n for n in range(power(self.rows.count).bit_length())]
         kinds = {decoder.kind: decoder for decoder in map(self._decoder, sizes)}
         with ThreadPoolExecutor() as pool:  # the compiler leaves Python to others most of the time
             list(pool.map(Decoder.compile, kinds.values()))
@@ -152,7 +152,7 @@ class Decoder:
 
         C, F, D, H = config.hidden_size, config.intermediate_size, config.head_dim, config.num_attention_heads
         self.x, self.y, self.h = empty(B, C), empty(B, C, dtype=self.dtype), empty(B, F, dtype=self.dtype)
-        self.parts = 1 if self.few else _power(-(-C // plan.add))
+        self.parts = 1 if self.few else power(-(-C // plan.add))
         self.squares = torch.zeros(B, self.parts, device=self.device)
         self.cos, self.sin = empty(B, D // 2), empty(B, D // 2)
         self.q, self.attended = empty(B, H, D, dtype=self.dtype), empty(B, C, dtype=self.dtype)
@@ -216,7 +216,7 @@ class Decoder:
         """How a product over `k` inputs is shared out."""
         plan = self.plan
         limit = plan.head_inputs if head else plan.inputs
-        return {"TILE": min(_power(k), limit) if limit else _power(k), "ROWS": plan.rows or self.count,
+        return {"TILE": min(power(k), limit) if limit else power(k), "ROWS": plan.rows or self.count,
                 "FEW": self.few, "PARTS": self.parts, "num_warps": plan.head_warps if head else plan.warps,
                 "num_stages": plan.stages}  # fmt: skip
 
@@ -228,7 +228,7 @@ class Decoder:
         H, K, slots = config.num_attention_heads, config.num_key_value_heads, self.cache.keys.shape[3]
         blocks: list[Any] = list(self.model.layers)
         half, norms = D // 2, [*(block.input_layernorm.weight for block in blocks), self.model.norm.weight]
-        pairs = min(plan.pairs, _power(half)) if self.few else max(16, min(plan.pairs, _power(half)))
+        pairs = min(plan.pairs, power(half)) if self.few else max(16, min(plan.pairs, power(half)))
         stream, shape = (self.x, self.y, self.squares), {"C": C, "D": D, "H": H}
         grid = self._grid(-(-C // plan.add))
         for number, block in enumerate(blocks):
@@ -239,13 +239,13 @@ class Decoder:
                          self.rows.position, self.q, keys, values, B, slots, config.rms_norm_eps, **shape, K=K, P=pairs,
                          **self._meta(C))  # fmt: skip
             self._launch(kernels.attend, (B, K, self.splits), self.q, keys, values, self.rows.position, self.split,
-                         self.peaks, self.sums, slots, D**-0.5, D=D, H=H, K=K, G=max(16, _power(H // K)),
-                         WIDTH=max(16, _power(D)), STEP=plan.slots, SPLITS=self.splits, num_warps=4,
+                         self.peaks, self.sums, slots, D**-0.5, D=D, H=H, K=K, G=max(16, power(H // K)),
+                         WIDTH=max(16, power(D)), STEP=plan.slots, SPLITS=self.splits, num_warps=4,
                          num_stages=2)  # fmt: skip
             splits = self.splits
             if splits > 1 and not self.few:
                 self._launch(kernels.join, (B, -(-C // 512)), self.split, self.peaks, self.sums, self.attended, k=C,
-                             D=D, H=H, TILE=min(512, _power(C)), SPLITS=splits)  # fmt: skip
+                             D=D, H=H, TILE=min(512, power(C)), SPLITS=splits)  # fmt: skip
                 splits = 1
             self._launch(kernels.add, grid, self.split if splits > 1 else self.attended, self.peaks, self.sums,
                          attention.o_proj.weight, self.x, second, self.y, self.squares, B, k=C, **shape, R=plan.add,
@@ -272,7 +272,7 @@ class Decoder:
         first: Any = self.model.layers[0]
         stream = (self.model.embed_tokens.weight, self.x, first.input_layernorm.weight, self.y, self.squares,
                   rope.frequencies, rope.scale, self.cos, self.sin)  # fmt: skip
-        return stream, {"C": C, "TILE": _power(C), "HALF": half, "PAIRS": _power(half), "PARTS": self.parts}
+        return stream, {"C": C, "TILE": power(C), "HALF": half, "PAIRS": power(half), "PARTS": self.parts}
 
     def _after(self, step: int, chosen: Tensor) -> tuple[Any, ...]:
         rows = self.rows
@@ -283,12 +283,12 @@ class Decoder:
         from babyllama.infer import kernels
 
         self._launch(kernels.greedy, (self.count,), self.best, self.places, self.masses, self.blocks,
-                     *self._after(step, chosen), **self._stream()[1], N=_power(self.blocks))  # fmt: skip
+                     *self._after(step, chosen), **self._stream()[1], N=power(self.blocks))  # fmt: skip
 
     def _draw(self, step: int, chosen: Tensor) -> None:
         from babyllama.infer import kernels
 
-        B, N, rules = self.count, _power(self.blocks), self.rows.rules
+        B, N, rules = self.count, power(self.blocks), self.rows.rules
         self._launch(kernels.bound, (B,), self.best, self.masses, self.blocks, rules, B, self.tops, self.totals,
                      self.floors, self.counts, N=N, num_warps=8)  # fmt: skip
         self._launch(kernels.collect, (B, -(-self.V // 1024)), self.logits, self.tops, self.floors, rules, B,
@@ -297,8 +297,3 @@ class Decoder:
                      self.totals, self.floors, self.counts, self.keys, rules, self.rows.draws, DRAWS, self.V,
                      *self._after(step, chosen), **self._stream()[1], SMALL=min(SORTED, CANDIDATES), CAP=CANDIDATES,
                      CHUNK=4096, N=N, R=self.plan.predict, num_warps=4)  # fmt: skip
-
-
-def _power(n: int) -> int:
-    """The least power of two that is at least n."""
-    return 1 << (n - 1).bit_length()

@@ -12,7 +12,7 @@ from babyllama.infer.native import MORE_ROWS, native
 from babyllama.infer.rows import Rows, Sampled
 from babyllama.infer.sampling import Uses
 from babyllama.infer.slots import Slot, Slots
-from babyllama.infer.step import SLOTS, Recorder
+from babyllama.infer.step import SLOTS, Recorder, power
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 
@@ -148,8 +148,8 @@ class Passes:
         """Logits (B, V) after the last token of each piece, which comes after `starts` tokens of its row, until the
         next call. None where a pass is too large to gain by it."""
         longest = max(map(len, pieces))
-        B, T = _power(len(pieces)), max(SHORT, _power(longest))
-        end = min(self.cache.max_tokens, max(SLOTS, _power(max(starts) + longest)))
+        B, T = power(len(pieces)), max(SHORT, power(longest))
+        end = min(self.cache.max_tokens, max(SLOTS, power(max(starts) + longest)))
         if not fits(B, T, end):
             return None
         # Filled up by tokens of the piece, and by the last piece once more: it then writes the same twice.
@@ -159,11 +159,11 @@ class Passes:
 
     def warm(self) -> None:
         """Record all there is, while no row holds anything."""
-        ends = [1 << n for n in range(_power(SLOTS).bit_length() - 1, self.cache.max_tokens.bit_length())]
+        ends = [1 << n for n in range(power(SLOTS).bit_length() - 1, self.cache.max_tokens.bit_length())]
         for end in {self.cache.max_tokens, *(end for end in ends if end <= self.cache.max_tokens)}:
-            for B in (1 << n for n in range(_power(self.rows.count).bit_length())):
+            for B in (1 << n for n in range(power(self.rows.count).bit_length())):
                 for T in (SHORT << n for n in range(RECORDED.bit_length())):
-                    if fits(B, T, end) and _power(end) >= T:
+                    if fits(B, T, end) and power(end) >= T:
                         fed = torch.zeros(B, T + 3, dtype=torch.int64)
                         for _ in ("launched", "recorded"):
                             self._run(fed, T, end, None)
@@ -199,11 +199,6 @@ class Passes:
 def fits(B: int, T: int, end: int) -> bool:
     """Whether B pieces of T tokens that read `end` slots are short enough to gain by a graph."""
     return B * T <= RECORDED and B * end <= COPIED
-
-
-def _power(n: int) -> int:
-    """The least power of two that is at least n."""
-    return 1 << (n - 1).bit_length()
 
 
 def uses_of(slots: Sequence[Slot]) -> Uses:

@@ -135,8 +135,8 @@ class Captured:
         versions = self.rows.version, self.rows.tables, self.cache.version
         if self.versions != versions:  # the graphs read tensors that are gone
             self.graphs, self.record, self.versions = {}, Recorder(), versions
-        count = min(self.rows.count, 1 << (which.stop - 1).bit_length())
-        slots = min(self.cache.max_tokens, max(SLOTS, 1 << (end - 1).bit_length()))
+        count = min(self.rows.count, power(which.stop))
+        slots = min(self.cache.max_tokens, max(SLOTS, power(end)))
         key = count, slots, uses
         if key not in self.graphs:
             self.graphs[key] = None
@@ -147,6 +147,11 @@ class Captured:
         self.graphs[key] = found
         found[0].replay()
         return _first(found[1], which.stop)
+
+
+def power(n: int) -> int:
+    """The least power of two that is at least n: of what a graph or a kernel takes at a time."""
+    return 1 << (n - 1).bit_length()
 
 
 def _first(sampled: Sampled, count: int) -> Sampled:

@@ -101,11 +101,8 @@ class Slots:
         idle = [slot for slot in self.all if slot.job is None]
         if not idle and len(self.all) == self.most:
             return False
-        known = job.known[:-1]  # its last token has to be read in any case
-        shares = [(self._shared(slot, job, known), slot.job is None, slot.last) for slot in self.all]
-        row = max(range(len(shares)), key=shares.__getitem__)
-        shared, slot = shares[row][0], self.all[row]
-        best = slot
+        best, shared = self._longest(job)
+        slot = best
         if best.job is not None or not shared or 2 * shared < len(best.tokens):
             slot = self._free(idle)
         if slot is not best:
@@ -147,10 +144,19 @@ class Slots:
             for i, token in enumerate(tokens):
                 self.read(slot, [token], length + i)
 
+    def _longest(self, job: Job) -> tuple[Slot, int]:
+        """The row that holds most of the job's prompt, and how much; rather an idle one, and the one used last."""
+        known = job.known[:-1]  # its last token has to be read in any case
+        first, more = known[:1], known[:WORTH]
+        like = [slot for slot in self.all if
+                (slot.tokens[:1] == first if slot.job is None else slot.tokens[:WORTH] == more)]  # fmt: skip
+        shares = [(self._shared(slot, job, known), slot.job is None, slot.last) for slot in like]
+        best = max(range(len(like)), key=shares.__getitem__, default=None)
+        return (self.all[0], 0) if best is None else (like[best], shares[best][0])
+
     def _shared(self, slot: Slot, job: Job, known: list[int]) -> int:
         """How many tokens of `known` the row holds in a form that serves the job."""
-        first = 1 if slot.job is None else WORTH
-        if slot.adapter != job.request.adapter or not known or slot.tokens[:first] != known[:first]:
+        if slot.adapter != job.request.adapter or not known:
             return 0
         shared = min(shared_prefix(slot.tokens, known), slot.plain if len(job.known) <= self.trained else 0)
         if slot.dropped and shared - slot.dropped <= self.cache.sinks:
@@ -256,4 +262,8 @@ def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
         return length
-    return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    equal, unequal = 0, length  # so many are equal, among so many one is not
+    while unequal - equal > 1:
+        middle = min(2 * equal + 1, (equal + unequal) // 2)  # most differ early
+        equal, unequal = (middle, unequal) if one[equal:middle] == other[equal:middle] else (equal, middle)
+    return equal

@@ -40,6 +40,9 @@ class Text:
         new = self._stream.push(*event.unstopped().tokens)
         if event.finish is not None:
             new += self._stream.flush()
+        if not self.stop:
+            self.finish = event.finish
+            return new
         text, self._held = self._held + new, ""
         found = [(at, -len(stop), stop) for stop in self.stop if (at := text.find(stop)) >= 0]
         if found:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
 import tokenizers
 
-CONTEXT = 8  # tokens of the text before that a decoder may look at
+CONTEXT = 4  # tokens of the text before that a decoder may look at; up to twice as many are kept
 
 
 class Decoder(Protocol):
@@ -18,7 +17,8 @@ class Decoder(Protocol):
     def backend(self) -> tokenizers.Tokenizer: ...
     @property
     def text_ids(self) -> frozenset[int]: ...
-    def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str: ...
+    @property
+    def byte_ids(self) -> frozenset[int]: ...
 
 
 class TextStream:
@@ -30,47 +30,44 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Decoder, after: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._context: list[int] = []
-        self._before = ""  # the context's text
+        self._backend, self._bytes, self._texts = tokenizer.backend, tokenizer.byte_ids, tokenizer.text_ids
         self._pending: list[int] = []
-        self._remember(self._kept(after))
+        self._context = self._kept(after)
+        self._before = self._text(self._context)  # the context's text
+        self._shorten()
 
     def push(self, *tokens: int) -> str:
         """The text that became certain with some more tokens; often empty."""
         new = self._kept(tokens)
         self._pending += new
         for end in range(len(self._pending), len(self._pending) - len(new), -1):
-            text = self._text(end)
-            if text and not text.endswith("\ufffd") and not self._is_byte(self._pending[end - 1]):
-                told, self._pending = self._pending[:end], self._pending[end:]
-                self._remember(told)
-                return text
+            if self._pending[end - 1] in self._bytes:
+                continue
+            known = self._context + self._pending[:end]
+            whole, start = self._text(known), len(self._before)
+            if len(whole) > start and not whole.endswith("\ufffd"):
+                self._context, self._before, self._pending = known, whole, self._pending[end:]
+                if len(known) > 2 * CONTEXT:
+                    self._shorten()
+                return whole[start:]
         return ""
 
     def flush(self) -> str:
         """What is left, unfinished bytes as U+FFFD; the stream starts anew after it."""
-        text = self._text(len(self._pending))
-        self._pending = []
-        self._remember([])
+        text = self._text(self._context + self._pending)[len(self._before) :]
+        self._context, self._before, self._pending = [], "", []
         return text
 
-    def _remember(self, told: list[int]) -> None:
-        """Text that was given out becomes the context: a few tokens of it where they end as it does."""
-        whole = self._tokenizer.decode(told, skip_special=False)
-        few = told[-CONTEXT:]
-        before = self._tokenizer.decode(few, skip_special=False)
-        short = bool(before) and whole.endswith(before)
-        self._context, self._before = (few, before) if short else (told, whole)
+    def _shorten(self) -> None:
+        """A few last tokens of the context are enough where their text ends as its does."""
+        few = self._context[-CONTEXT:]
+        before = self._text(few)
+        if before and self._before.endswith(before):
+            self._context, self._before = few, before
 
     def _kept(self, tokens: Sequence[int]) -> list[int]:
         """Those that are text."""
-        text = self._tokenizer.text_ids
-        return [token for token in map(int, tokens) if token in text]
+        return [token for token in map(int, tokens) if token in self._texts]
 
-    def _is_byte(self, token: int) -> bool:
-        return re.fullmatch("<0x[0-9A-Fa-f]{2}>", self._tokenizer.backend.id_to_token(token) or "") is not None
-
-    def _text(self, end: int) -> str:
-        """Of so many tokens after the context."""
-        return self._tokenizer.decode(self._context + self._pending[:end], skip_special=False)[len(self._before) :]
+    def _text(self, tokens: list[int]) -> str:
+        return self._backend.decode(tokens, skip_special_tokens=False)

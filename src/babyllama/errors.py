@@ -4,14 +4,19 @@ The command line prints it as one line and exits with code 2; anything else is a
 its traceback. Not here: recovery, logging.
 """
 
+from pathlib import Path
+
 
 class InputError(ValueError):
     """What is wrong, where (path, line, key), with which value, and the remedy, in one line."""
 
 
 def needs_extra(package: str, extra: str) -> InputError:
-    """The error for an optional package that is not installed."""
-    return InputError(f"this needs the package {package}; in babyllama's folder: pip install -e '.[{extra}]'")
+    """The error for an optional package that is not installed; how it is installed goes by how babyllama was."""
+    clone = Path(__file__).parents[2]
+    way = f"in {clone}: pip install -e '.[{extra}]'" if (clone / "pyproject.toml").is_file() else (
+          f"pip install 'babyllama[{extra}]'")  # fmt: skip
+    return InputError(f"this needs the package {package}; {way}")
 
 
 class Interrupted(Exception):

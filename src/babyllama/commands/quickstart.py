@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.text import Text
 
 from babyllama.commands.table import table_of
+from babyllama.errors import needs_extra
 from babyllama.recipe import Recipe, load_recipe
 
 
@@ -70,7 +73,10 @@ def main(recipe: QuickstartRecipe) -> None:
         _run(stage, recipe, size)
         took[stage.name] = time.perf_counter() - started
     console.rule(f"{len(STAGES) + 1}/{len(STAGES) + 1}  report", align="left")
-    page = _report(recipe.out)
+    if find_spec("matplotlib"):
+        page = str(_report(recipe.out))
+    else:
+        page = f"{needs_extra('matplotlib', 'report')}, then the same command once more"
     _closing_words(console, recipe.out, page, took)
 
 
@@ -99,13 +105,13 @@ def _report(out: Path) -> Path:
     return page
 
 
-def _closing_words(console: Console, out: Path, page: Path, took: dict[str, float]) -> None:
+def _closing_words(console: Console, out: Path, page: str, took: dict[str, float]) -> None:
     table = table_of(["step"], ["seconds"], title="where the time went")
     for name, seconds in took.items():
         table.add_row(name, f"{seconds:.0f}")
     table.add_row("all", f"{sum(took.values()):.0f}")
     console.print(table)
-    console.print(f"Curves and answers: [bold]{page}[/]", soft_wrap=True)
+    console.print("Curves and answers:", Text(page, "bold"), soft_wrap=True)
     console.print(
         f"Talk to it:  [bold]babyllama chat {out / 'medical'}[/]  (in a fresh shell: . .venv/bin/activate)",
         soft_wrap=True,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from babyllama.errors import InputError
+from babyllama.errors import InputError, needs_extra
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 # As json.dumps writes it: where any white space may stand, a small model goes on with it for ever.
@@ -29,8 +29,7 @@ class Grammars:
         try:
             import llguidance
         except ImportError:
-            raise InputError("answers of a given form need llguidance; install it with: "
-                             "pip install -e '.[serve]'") from None  # fmt: skip
+            raise needs_extra("llguidance", "serve") from None
         self._library: Any = llguidance
         size = tokenizer.vocab_size
         self._tokens = llguidance.LLTokenizer(tokenizer.backend.to_str(), n_vocab=size, eos_token=tokenizer.eos_id)

@@ -11,6 +11,7 @@ from small import SMALL_TEXT, sentencepiece_model
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from babyllama.export.folder import fill
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelConfig
 from babyllama.model.lora import linears
@@ -66,6 +67,13 @@ def sharp(vocab_size: int, **changes: Any) -> Transformer:
     return model.eval().requires_grad_(False)
 
 
+def talker(tokenizer: Tokenizer) -> Transformer:
+    """A sharp model that, as a trained one, says no marker but those that end an answer."""
+    model = sharp(tokenizer.vocab_size, max_position_embeddings=512, tie_word_embeddings=False)
+    model.lm_head.weight[list(tokenizer.special_ids - {tokenizer.eos_id, tokenizer.turn_end})] = 0
+    return model
+
+
 def pack(model: Transformer, grid: Grid) -> None:
     """Every matrix of the blocks rounded to the grid."""
     chosen = {path for path, _ in linears(model)}
@@ -78,6 +86,13 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder, **tokenizer.config_ids)
     tokenizer.save(folder)
+    return folder
+
+
+def published(model: Transformer, tokenizer: Tokenizer, folder: Path) -> Path:
+    """As `export to=hf` writes it."""
+    folder.mkdir()
+    fill(folder, model, tokenizer, folder, "a", None, "", None)
     return folder
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from exported import hostile, pack, sharp, vocabulary
+from exported import hostile, pack, sharp, talker, vocabulary
 
 from babyllama.export.blocks import Type
 from babyllama.export.gguf_file import write_gguf, write_lora
@@ -149,9 +149,7 @@ def test_verify_finds_all_200_the_same(tokenizer, tmp_path):
     from babyllama.export.peers import in_llamacpp, ours
     from babyllama.export.prompts import prompts
 
-    model = sharp(tokenizer.vocab_size, max_position_embeddings=512, tie_word_embeddings=False)
-    never = tokenizer.special_ids - {tokenizer.eos_id, tokenizer.turn_end}  # what a trained model does not say either
-    model.lm_head.weight[list(never)] = 0
+    model = talker(tokenizer)
     write_gguf(model, tokenizer, tmp_path / "a.gguf", "F32", "a")
     chats = [[{"role": "user", "content": text}] for text in prompts(200)]
     mine, theirs = (peer(chats, 12) for peer in (ours(model, tokenizer), in_llamacpp(tmp_path / "a.gguf")))

@@ -227,11 +227,11 @@ def test_a_suite_is_one_file_that_another_run_is_compared_with(folder, tmp_path,
     shown = " ".join(capsys.readouterr().out.split())
     assert (
         "ceval: not here; get it from huggingface.co/datasets/ceval/ceval-exam" in shown
-        and "minimal_pairs 250" in shown
+        and "minimal_pairs 320" in shown
     )
-    assert set(first["missing"]) >= {"ceval", "cmmlu", "c3"} and len(first["tasks"]) == 7
+    assert set(first["missing"]) >= {"ceval", "cmmlu", "c3"} and len(first["tasks"]) == 10
     figures = first["tasks"]["arithmetic"]
-    assert figures["items"] == 210 and figures["chance"] == 0.25 and figures["interval_kind"] == "Wilson, 95 %"
+    assert figures["items"] == 240 and figures["chance"] == 0.3 and "72 blocks" in figures["interval_kind"]
     assert figures["right"] == sum(one["taken"] == one["answer"] for one in figures["answers"])
     again = run(f"out={tmp_path}/again.json", f"against={folder}/run/evals/zh-small.json")
     assert again["tasks"] == first["tasks"]

@@ -97,7 +97,7 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(suites, "PORTION", 4)
     items = Items(tuple(Item(str(n), "天" * (n % 5), ("地上", "一本书", "鸟"), n % 3) for n in range(20)), {})
     subject = Subject(small_model(), TOKENIZER, 64, "hash")
-    asked = asked_of(subject, Form(), items, {}, "t")
+    asked = asked_of(TOKENIZER, subject.context, Form(), items, {}, "t")
     whole = marks(subject, Form(), items, asked, tmp_path / "a")
     portions = []
 

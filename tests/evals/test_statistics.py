@@ -13,8 +13,10 @@ from babyllama.evals.statistics import (
     above_chance,
     at_least,
     bootstrap,
+    by_parts,
     by_place,
     by_size,
+    interval,
     mcnemar,
     paired,
     verdict,
@@ -77,6 +79,45 @@ def test_knowing_is_above_chance_and_guessing_is_so_in_at_most_five_of_a_hundred
     assert sum(above_chance(picks(0.0)) < 0.05 for _ in range(400)) <= 30  # 20 expected at most; 30 is 2.3 sigma
 
 
+def test_exchanged_parts_are_the_enumeration_of_all_exchanges():
+    """Two blocks of two options and one of three: all 2 · 2 · 6 exchanges, typed out."""
+    blocks = {"a": [(0, 0), (0, 1), (0, 0)], "b": [(1, 0), (0, 1)], "c": [(0, 0), (1, 1), (1, 2)]}
+    options = {"a": 2, "b": 2, "c": 3}
+    picks = [Pick((1,) * options[name], taken, right, name) for name, held in blocks.items() for taken, right in held]
+    ways = [[sum(order[taken] == right for taken, right in held) for order in permutations(range(options[name]))]
+            for name, held in blocks.items()]  # fmt: skip
+    sums = [sum(way) for way in product(*ways)]
+    assert by_parts(picks) == pytest.approx(sum(s >= 2 + 0 + 2 for s in sums) / 24)
+    alone = [Pick((1, 1, 1, 1), 0, int(i > 2)) for i in range(9)]
+    assert by_parts(alone) == pytest.approx(at_least(3, [0.25] * 9))
+
+
+def test_one_preference_that_answers_many_items_is_one_observation():
+    """40 blocks of ten items, each answered alike by a coin: 5 % of such models are called above chance, not more; as
+    items alone a third would be."""
+    draw = np.random.default_rng(3)
+    called, alone, covered = 0, 0, 0
+    for _ in range(300):
+        picks = [
+            Pick((1, 1), 0, int(side), str(n)) for n, side in enumerate(draw.integers(0, 2, 40)) for _ in range(10)
+        ]
+        called += above_chance(picks) < 0.05
+        alone += at_least(sum(pick.taken == pick.right for pick in picks), [0.5] * 400) < 0.05
+        low, high = interval(picks)
+        covered += low <= 0.5 <= high
+    assert called <= 25 and alone > 80 and covered >= 275  # 15 and 285 expected
+    unequal = [pick._replace(sizes=(1, 2), taken=pick.right) for pick in picks]
+    assert above_chance(unequal) == 1  # their length could tell
+
+
+def test_the_interval_is_wilsons_where_items_are_alone_and_that_of_blocks_where_they_hang_together():
+    alone = [Pick((1, 1), 0, int(i >= 81)) for i in range(263)]
+    assert interval(alone) == wilson(81, 263)
+    together = [Pick((1, 1), 0, int(b >= 9), str(b)) for b in range(20) for _ in range(8)]
+    assert interval(together) == pytest.approx(wilson(9 * 19 / 20, 19), abs=1e-9)  # one of 20 for the mean of blocks
+    assert interval([pick._replace(right=0) for pick in together]) == wilson(20, 20)
+
+
 def test_two_models():
     first, second = [True] * 60 + [False] * 40, [True] * 45 + [False] * 15 + [True] * 5 + [False] * 35
     found = mcnemar(first, second)
@@ -84,6 +125,10 @@ def test_two_models():
     assert found.p == pytest.approx(2 * sum(comb(20, k) for k in range(15, 21)) / 2**20)
     assert found.margin == pytest.approx(1.96 * np.std([1] * 15 + [-1] * 5 + [0] * 80) / 10, rel=1e-4)
     assert mcnemar([True], [True]).p == 1
+    blocks = [str(i // 5) for i in range(100)]  # of five that fell out alike for both: 3 blocks against one
+    again = mcnemar(first, second, blocks)
+    assert again.value == found.value and again.p == pytest.approx(2 * (1 + 4) / 16)
+    assert again.margin == pytest.approx(found.margin * 5**0.5, rel=1e-2)
     again = paired(list(map(float, first)), list(map(float, second)))
     assert again.value == pytest.approx(0.10) and again.margin == pytest.approx(found.margin, rel=0.1)
     assert again == paired(list(map(float, first)), list(map(float, second))) and again.p == pytest.approx(

@@ -44,7 +44,9 @@ class EvaluateRecipe(Recipe):
     loss_tokens: int | None = Field(default=200_000, ge=1, description="tokens measured of each corpus; null: all")
     context: int | None = Field(default=None, ge=2, description="tokens of a row; default: as in training")
     rows: int = Field(default=16, ge=1, description="rows of a batch")
-    suite: Literal["zh-small"] | None = Field(default=None, description="a set of tests; what needs files is named")
+    suite: Literal["zh-small", "zh-early"] | None = Field(
+        default=None, description="a set of tests; what needs files is named; zh-early: those that are made here"
+    )
     tasks: tuple[TaskChoice, ...] = Field(default=(), description="single tests, by name or with settings")
     task_data: Path | None = Field(default=None, description="folder with files of published tests: ceval, cmmlu, …")
     download: bool = Field(default=False, description="fetch what a suite needs from the hub")

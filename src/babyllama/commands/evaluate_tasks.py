@@ -90,7 +90,8 @@ def run_tasks(recipe: Wanted, loaded: Loaded, context: int, history: Provenance,
             continue
         items = choice.items(recipe.task_data)
         names = choice.task.subjects or {}
-        ready.append(Ready(choice, items, asked_of(subject, choice.form, items, names, choice.called)))
+        asked = asked_of(loaded.tokenizer, context, choice.form, items, names, choice.called)
+        ready.append(Ready(choice, items, asked))
     clean = _clean(recipe, loaded, history, ready, console)
     results = _results(recipe, subject, ready, clean, console)
     console.print(_table(results, context))
@@ -142,8 +143,7 @@ def _results(recipe: Wanted, subject: Subject, ready: list[Ready], clean: dict[s
             done = marks(subject, choice.form, items, asked, recipe.file.parent / "cache",
                          lambda count: progress.advance(bar, count))  # fmt: skip
             normalise = choice.normalise or choice.task.normalise
-            figures = result(done, normalise, len(items.asked) - len(asked), clean.get(choice.called),
-                             choice.task.spread)  # fmt: skip
+            figures = result(done, normalise, len(items.asked) - len(asked), clean.get(choice.called))
             found[choice.called] = {"about": choice.task.about, "licence": choice.task.licence,
                                     "choice": choice.model_dump(mode="json"), "scoring": choice.form.scoring,
                                     "normalise": normalise, "context": subject.context, **figures}  # fmt: skip

@@ -1,18 +1,26 @@
-"""What a model is asked while it trains. Not here: when (train/trainer.py)."""
+"""What a model is asked while it trains: prompts, and tests in which abilities appear. Not here: when
+(train/trainer.py), tests (evals/)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from pydantic import Field
 
 from babyllama.errors import InputError
+from babyllama.evals.choices import marked
+from babyllama.evals.statistics import LEVEL
+from babyllama.evals.suites import accuracy, asked_of
+from babyllama.evals.tasks import TaskChoice
 from babyllama.infer.engine import Engine as Generator
 from babyllama.infer.sampling import Sampling
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
+
+Seen = tuple[str, dict[str, Any], str]  # its kind, what is recorded, what is shown
 
 
 class Samples(Recipe):
@@ -22,6 +30,22 @@ class Samples(Recipe):
     chat: bool = False
     max_tokens: int = Field(default=48, ge=1)
     sampling: Sampling = Sampling(temperature=0.0)
+
+
+def observer(samples: Samples, tests: tuple[TaskChoice, ...], tokenizer: Tokenizer, positions: int
+             ) -> Callable[[Transformer], Iterator[Seen]]:  # fmt: skip
+    """Both below, one after the other."""
+    sample, examine = sampler(samples, tokenizer, positions), examiner(tests, tokenizer, positions)
+
+    def observe(model: Transformer) -> Iterator[Seen]:
+        for prompt, text in sample(model):
+            yield "sample", {"prompt": prompt, "text": text}, f"{prompt} ▸ {text}"
+        found = examine(model)
+        above = [f"{name} {score['accuracy']:.0%}" for name, score in found.items() if score["p"] < LEVEL]
+        if found:
+            yield "abilities", found, f"above chance in {', '.join(above) or 'no test'} (of {len(found)})"
+
+    return observe
 
 
 def sampler(
@@ -54,3 +78,32 @@ def sampler(
         yield from zip(samples.prompts, texts, strict=True)
 
     return sample
+
+
+def examiner(choices: tuple[TaskChoice, ...], tokenizer: Tokenizer, positions: int
+             ) -> Callable[[Transformer], dict[str, dict[str, float]]]:  # fmt: skip
+    """model → its score in each test.
+
+    Args:
+        positions: of the model.
+
+    Raises:
+        InputError: a test whose files are not there, or that does not fit the model's context.
+    """
+    labels = [choice.called for choice in choices]
+    if len(set(labels)) < len(labels):
+        raise InputError("abilities: a test is there twice; give one of them another label")
+    ready = [(choice, asked_of(tokenizer, positions, choice.form, choice.items(None), choice.task.subjects or {},
+                               choice.called)) for choice in choices]  # fmt: skip
+
+    def examine(model: Transformer) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for choice, asked in ready:
+            done = [mark for mark in marked(model, asked, tokenizer.vocab_size) if mark.item.answer is not None]
+            figures = accuracy(done, choice.normalise or choice.task.normalise)
+            low, high = figures["interval"]
+            found[choice.called] = {"accuracy": figures["accuracy"], "low": low, "high": high,
+                                    "chance": figures["chance"], "p": figures["p"], "items": len(done)}  # fmt: skip
+        return found
+
+    return examine

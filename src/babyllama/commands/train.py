@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from babyllama.commands.continuing import inputs_of, open_run, settled
-from babyllama.commands.samples import sampler
+from babyllama.commands.samples import observer
 from babyllama.commands.teacher import objective_of
 from babyllama.commands.train_recipe import FromModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared, usual_turns
@@ -101,7 +101,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     export = _exporter(recipe, base, tokenizer)
     resident = Resident.of(stream, context, device) if device.type == "cuda" and isinstance(stream, Stream) else None
     rows = _stretched(recipe, model.config, resident or stream, context)
-    sample = sampler(recipe.samples, tokenizer, model.config.max_position_embeddings)
+    sample = observer(recipe.samples, recipe.tests, tokenizer, model.config.max_position_embeddings)
     inputs = inputs_of(made, prepared, tokenizer.hash) if world.first else {}
     run = open_run(recipe, world, inputs, stream.rows, context)
     if base is not None:

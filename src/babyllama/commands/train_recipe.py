@@ -14,6 +14,7 @@ from babyllama.commands.samples import Samples
 from babyllama.data.streams.batches import DataRecipe
 from babyllama.data.streams.replay import Replay
 from babyllama.errors import InputError
+from babyllama.evals.tasks import SUITES, TaskChoice
 from babyllama.hardware import DeviceChoice
 from babyllama.model.attention import FullAttention, ShiftedSparse
 from babyllama.model.config import ModelChoice
@@ -72,6 +73,9 @@ class TrainRecipe(Recipe):
     schedule: Schedule = Wsd()
     plan: Plan = Field(description="how long, in what portions", examples=["plan.epochs=1"])
     samples: Changeable[Samples] = Samples()
+    abilities: Changeable[Literal["zh-early"] | tuple[TaskChoice, ...]] = Field(
+        default=(), description="tests put to the model whenever samples are drawn: zh-early, or a list of tests"
+    )
     sinks: Changeable[tuple[Sink, ...]] = Field(
         default=(), description="where the curves go beside metrics.jsonl and TensorBoard, such as [{kind: wandb}]"
     )
@@ -80,6 +84,11 @@ class TrainRecipe(Recipe):
     precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="fast: bf16 on a CPU too, if it has instructions for it")  # fmt: skip
     compile: Changeable[bool | None] = Field(default=None, description="torch.compile; default: automatic")
+
+    @property
+    def tests(self) -> tuple[TaskChoice, ...]:
+        """`abilities` as single tests."""
+        return SUITES[self.abilities] if isinstance(self.abilities, str) else self.abilities
 
     @model_validator(mode="after")
     def _choices_fit(self) -> Self:

@@ -85,7 +85,7 @@ class Marked(NamedTuple):
 
     def pick(self, normalise: Normalise) -> Pick:
         assert self.item.answer is not None
-        return Pick(self.tokens, self.taken(normalise), self.item.answer)
+        return Pick(self.tokens, self.taken(normalise), self.item.answer, self.item.block)
 
 
 def encoded(form: Form, tokenizer: Tokenizer, item: Item, examples: Sequence[Item], subject: str, context: int

@@ -24,6 +24,8 @@ class Item:
         options: at least two, none empty.
         answer: index of the right one; None where it is not published.
         group: the subject.
+        block: items that one preference would answer alike, so they are one observation (statistics.py). Their options
+            play the same parts in the same order. Empty: an item alone.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Item:
     options: tuple[str, ...]
     answer: int | None
     group: str = ""
+    block: str = ""
 
 
 @dataclass(frozen=True)

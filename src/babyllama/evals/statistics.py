@@ -1,9 +1,16 @@
 """What a score is worth: intervals, tests against chance, two models on the same items.
 
-Chance is more than 1 / options: a model that has learned nothing still prefers one letter, or the shortest option, and
-where answers are spread unevenly that alone is more or less than 1 / options. So a score is called above chance only
-if it is higher than guessing gives (exact Poisson-binomial), than its own letters shuffled over the items would give,
-and than its own preference for short or long options would give. Not here: which items, how they are scored.
+Chance is more than 1 / options: a model that has learned nothing still prefers one letter, one word, or the shortest
+option. So a score is called above chance only if none of these explains it.
+
+    items alone   higher than guessing gives (exact), than the model's own letters shuffled over the items would give,
+                  and than its own preference for short or long options would give
+    in blocks     items whose options play the same parts (made.py) are one observation. To a model that has learned
+                  nothing the parts are alike, so what it took would be as likely with the parts exchanged: p is the
+                  share of all exchanges, one in each block, that give as many hits. Exact, however much the items of
+                  a block hang together. Items whose options differ in tokens are left out: their length could tell
+
+Not here: which items, how they are scored.
 """
 
 from __future__ import annotations
@@ -11,8 +18,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import pairwise, permutations
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,11 +28,12 @@ LEVEL = 0.05
 
 
 class Pick(NamedTuple):
-    """One item: how large each option is (tokens), which one was taken, which one is right."""
+    """One item: how large each option is (tokens), which one was taken, which one is right, its block (items.py)."""
 
     sizes: tuple[int, ...]
     taken: int
     right: int
+    block: str = ""
 
 
 class Difference(NamedTuple):
@@ -44,6 +52,28 @@ def wilson(right: float, asked: float) -> tuple[float, float]:
     middle = (share + z2 / 2) / (1 + z2)
     half = Z / (1 + z2) * math.sqrt(share * (1 - share) / asked + z2 / asked / 4)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def interval(picks: Sequence[Pick]) -> tuple[float, float]:
+    """95 % interval of the share that is right. Items in blocks count as as many items alone as would scatter like
+    them, by the variance between blocks. Source: Korn and Graubard 1998, with Wilson's interval."""
+    hits = np.array([pick.taken == pick.right for pick in picks], np.float64)
+    share, blocks = hits.mean(), _blocks(picks)
+    worth = float(len(picks))
+    if len(blocks) < len(picks):
+        apart = np.array([(hits[held] - share).sum() for held in blocks])
+        variance = (apart**2).sum() / len(hits) ** 2 * len(blocks) / max(1, len(blocks) - 1)
+        even = 0 < share < 1 and len(blocks) > 1
+        worth = min(worth, share * (1 - share) / max(variance, 1e-12)) if even else float(len(blocks))
+    return wilson(share * worth, worth)
+
+
+def _blocks(picks: Sequence[Pick]) -> list[list[int]]:
+    """Places of the items of each block; an item alone is one."""
+    found: dict[Any, list[int]] = defaultdict(list)
+    for place, pick in enumerate(picks):
+        found[pick.block or place].append(place)
+    return list(found.values())
 
 
 def bootstrap(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -67,25 +97,46 @@ def at_least(right: int, chances: Sequence[float]) -> float:
     return float(min(1.0, spread[right:].sum()))
 
 
-def by_place(picks: Sequence[Pick], spread: float = 1.0) -> float:
+def by_parts(picks: Sequence[Pick]) -> float:
+    """P(at least as many hits) if in each block the options' parts were exchanged at random: exact, by enumeration.
+
+    An item alone is a block of one: its hit has the chance 1 / options.
+    """
+    spread, hits = np.ones(1), 0
+    for held in _blocks(picks):
+        options = len(picks[held[0]].sizes)
+        table = np.zeros((options, options), int)  # taken × right
+        for place in held:
+            table[picks[place].taken, picks[place].right] += 1
+        hits += int(table.trace())
+        if len(held) == 1:
+            ways = np.array([1 - 1 / options, 1 / options])
+        else:
+            counts = [table[range(options), order].sum() for order in permutations(range(options))]
+            ways = np.bincount(counts) / len(counts)
+        spread = np.convolve(spread, ways)
+    return float(min(1.0, spread[hits:].sum()))
+
+
+def by_place(picks: Sequence[Pick]) -> float:
     """p of as many hits if what is taken had nothing to do with the item: the places taken, shuffled over the items.
 
     One preferred letter gives p = 1, however often it happens to be right.
     """
-    return _shuffled([(str(len(pick.sizes)), pick.taken, pick.right) for pick in picks], spread)
+    return _shuffled([(str(len(pick.sizes)), pick.taken, pick.right) for pick in picks])
 
 
-def by_size(picks: Sequence[Pick], spread: float = 1.0) -> float:
+def by_size(picks: Sequence[Pick]) -> float:
     """The same for the options' order by size: always taking the shortest gives p = 1."""
     cases = []
-    for sizes, taken, right in picks:
+    for sizes, taken, right, _ in picks:
         order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
         steps = "".join("<" if sizes[a] < sizes[b] else "=" for a, b in pairwise(order))
         cases.append((steps, order.index(taken), order.index(right)))
-    return _shuffled(cases, spread)
+    return _shuffled(cases)
 
 
-def _shuffled(cases: Sequence[tuple[str, int, int]], spread: float) -> float:
+def _shuffled(cases: Sequence[tuple[str, int, int]]) -> float:
     """One-sided p of the hits among (kind, taken, right), if `taken` is shuffled within each kind.
 
     Mean and variance of the hits are exact (sums of hypergeometric counts); their sum is taken for normal, with a
@@ -106,7 +157,7 @@ def _shuffled(cases: Sequence[tuple[str, int, int]], spread: float) -> float:
             variance += ((both * (n - taken) * (n - right)).sum() + across) / (n * n * (n - 1))
     if variance < 1e-9:
         return 1.0
-    return normal_tail((hits - mean - 0.5) / math.sqrt(spread * variance))
+    return normal_tail((hits - mean - 0.5) / math.sqrt(variance))
 
 
 def normal_tail(z: float) -> float:
@@ -114,21 +165,11 @@ def normal_tail(z: float) -> float:
     return math.erfc(z / math.sqrt(2)) / 2
 
 
-def above_chance(picks: Sequence[Pick], spread: float = 1.0) -> float:
-    """The largest p of the three tests: below 0.05 no cheap habit explains the score.
-
-    Args:
-        spread: how many times as much as independent items the score of an untrained model varies, where items share
-            words; above 1 the first test is no longer exact but the normal distribution's.
-    """
-    right = sum(pick.taken == pick.right for pick in picks)
-    chances = [1 / len(pick.sizes) for pick in picks]
-    if spread == 1:
-        guessing = at_least(right, chances)
-    else:
-        variance = spread * sum(chance * (1 - chance) for chance in chances)
-        guessing = normal_tail((right - sum(chances) - 0.5) / math.sqrt(variance))
-    return max(guessing, by_place(picks, spread), by_size(picks, spread))
+def above_chance(picks: Sequence[Pick]) -> float:
+    """p that nothing was learned: below 0.05 no cheap habit explains the score. See above for the tests."""
+    if any(pick.block for pick in picks):
+        return by_parts([pick for pick in picks if len(set(pick.sizes)) == 1])
+    return max(by_parts(picks), by_place(picks), by_size(picks))
 
 
 def verdict(p: float) -> str:
@@ -141,15 +182,26 @@ def p_words(p: float) -> str:
     return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Difference:
-    """Two models on the same yes-or-no items; p exact (binomial over the items where they differ)."""
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    n, apart = len(first), only_first + only_second
-    value = (only_first - only_second) / n
-    margin = Z * math.sqrt(apart - (only_first - only_second) ** 2 / n) / n
-    p = 2 * at_least(max(only_first, only_second), [0.5] * apart)
-    return Difference(value, margin, min(1.0, p))
+def mcnemar(first: Sequence[bool], second: Sequence[bool], blocks: Sequence[str] = ()) -> Difference:
+    """Two models on the same yes-or-no items.
+
+    p is exact: as likely would each block have fallen out the other way round for the two models. Of items alone that
+    is McNemar's test (binomial over the items where they differ).
+
+    Args:
+        blocks: of each item, as in Pick; empty: all are alone.
+    """
+    apart = np.array(first, int) - np.array(second, int)
+    value, n = float(apart.mean()), len(apart)
+    held = _blocks([Pick((), 0, 0, block) for block in blocks or [""] * n])
+    sums = np.array([apart[places].sum() for places in held])
+    margin = Z * math.sqrt(sum((apart[places] - value).sum() ** 2 for places in held)) / n
+    spread = np.ones(1)  # of the sum of all blocks with drawn signs, from its least value on
+    for size in abs(sums[sums != 0]):
+        spread = np.convolve(spread, np.bincount([0, 2 * size]) / 2)
+    most, total = int(abs(sums).sum()), abs(int(sums.sum()))
+    beyond = spread[most + total :].sum() + spread[: most - total + 1].sum()
+    return Difference(value, margin, float(min(1.0, beyond)))
 
 
 def paired(first: Sequence[float], second: Sequence[float], draws: int = 2000, seed: int = 0) -> Difference:

@@ -20,7 +20,7 @@ from babyllama.atomic import json_text, write_atomic
 from babyllama.errors import InputError
 from babyllama.evals.choices import NORMALISATIONS, Asked, Form, Marked, Normalise, check_shots, encoded, marked
 from babyllama.evals.items import LETTERS, Items
-from babyllama.evals.statistics import Difference, above_chance, mcnemar, verdict, wilson
+from babyllama.evals.statistics import Difference, above_chance, interval, mcnemar, verdict
 from babyllama.model.transformer import Transformer
 from babyllama.run import add_file
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -57,18 +57,19 @@ class Subject:
         return xxhash.xxh3_64_hexdigest(said.encode())
 
 
-def asked_of(subject: Subject, form: Form, items: Items, names: dict[str, str], task: str) -> list[Asked]:
+def asked_of(tokenizer: Tokenizer, context: int, form: Form, items: Items, names: dict[str, str], task: str
+             ) -> list[Asked]:  # fmt: skip
     """The items in tokens; those of which an option alone fills the context are left out.
 
     Raises:
         InputError: the worked examples fill the context, are too few, or no item fits.
     """
-    check_shots(form, subject.tokenizer, items, names, subject.context, task)
-    found = [encoded(form, subject.tokenizer, item, items.examples.get(item.group, ()),
-                     names.get(item.group, item.group), subject.context) for item in items.asked]  # fmt: skip
+    check_shots(form, tokenizer, items, names, context, task)
+    found = [encoded(form, tokenizer, item, items.examples.get(item.group, ()), names.get(item.group, item.group),
+                     context) for item in items.asked]  # fmt: skip
     asked = [one for one in found if one is not None]
     if not asked:
-        raise InputError(f"{task}: no item fits the model's context of {subject.context} tokens")
+        raise InputError(f"{task}: no item fits the model's context of {context} tokens")
     return asked
 
 
@@ -100,41 +101,42 @@ def marks(subject: Subject, form: Form, items: Items, asked: Sequence[Asked], fo
     return found
 
 
-def result(found: Sequence[Marked], normalise: Normalise, left_out: int, clean: frozenset[str] | None,
-           spread: float = 1.0) -> dict[str, Any]:  # fmt: skip
+def result(found: Sequence[Marked], normalise: Normalise, left_out: int, clean: frozenset[str] | None = None
+           ) -> dict[str, Any]:  # fmt: skip
     """Figures of one task; those of items without a published answer are its picks alone.
 
     Args:
-        spread: of the task (tasks.py).
         clean: ids of items that do not occur in what the model was trained on; None: nobody looked.
     """
     scored = [mark for mark in found if mark.item.answer is not None]
     figures: dict[str, Any] = {"items": len(scored), "cut": sum(mark.cut for mark in found), "left_out": left_out}
     if scored:
-        figures |= accuracy(scored, normalise, spread)
-        figures["by_normalisation"] = {name: accuracy(scored, name, spread) for name in NORMALISATIONS}
+        figures |= accuracy(scored, normalise)
+        figures["by_normalisation"] = {name: accuracy(scored, name) for name in NORMALISATIONS}
         groups: dict[str, list[Marked]] = defaultdict(list)
         for mark in scored:
             groups[mark.item.group].append(mark)
         if len(groups) > 1:
-            figures["groups"] = {name: accuracy(held, normalise, spread) for name, held in sorted(groups.items())}
+            figures["groups"] = {name: accuracy(held, normalise) for name, held in sorted(groups.items())}
         if clean is not None:
             held = [mark for mark in scored if mark.item.id in clean]
             figures["contaminated"] = len(scored) - len(held)
-            figures["clean"] = accuracy(held, normalise, spread) if held else None
+            figures["clean"] = accuracy(held, normalise) if held else None
     figures["answers"] = [{"id": mark.item.id, "taken": mark.taken(normalise), "answer": mark.item.answer,
-                           "nats": mark.nats, "tokens": mark.tokens} for mark in found]  # fmt: skip
+                           "block": mark.item.block, "nats": mark.nats, "tokens": mark.tokens}
+                          for mark in found]  # fmt: skip
     return figures
 
 
-def accuracy(scored: Sequence[Marked], normalise: Normalise, spread: float) -> dict[str, Any]:
-    """The share of right picks with its 95 % interval (Wilson), chance, and whether it is more than that."""
+def accuracy(scored: Sequence[Marked], normalise: Normalise) -> dict[str, Any]:
+    """The share of right picks with its 95 % interval, chance, and whether it is more than that."""
     picks = [mark.pick(normalise) for mark in scored]
     right = sum(pick.taken == pick.right for pick in picks)
-    p, chance = above_chance(picks, spread), sum(1 / len(pick.sizes) for pick in picks) / len(picks)
-    return {"items": len(picks), "right": right, "accuracy": right / len(picks),
-            "interval": wilson(right / spread, len(picks) / spread), "interval_kind": "Wilson, 95 %", "spread": spread,
-            "chance": chance, "p": p, "verdict": verdict(p)}  # fmt: skip
+    p, chance = above_chance(picks), sum(1 / len(pick.sizes) for pick in picks) / len(picks)
+    blocks = len({pick.block for pick in picks if pick.block})
+    kind = f"Wilson, 95 %, over {blocks} blocks" if blocks else "Wilson, 95 %"
+    return {"items": len(picks), "right": right, "accuracy": right / len(picks), "interval": interval(picks),
+            "interval_kind": kind, "chance": chance, "p": p, "verdict": verdict(p)}  # fmt: skip
 
 
 def submission(found: Sequence[Marked], normalise: Normalise) -> dict[str, dict[str, str]]:
@@ -147,6 +149,9 @@ def submission(found: Sequence[Marked], normalise: Normalise) -> dict[str, dict[
 
 def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[int, Difference] | None:
     """Two results of one task on the items that both have: how many, mine − theirs (McNemar). None: no such item."""
-    other = {one["id"]: one["taken"] == one["answer"] for one in theirs["answers"] if one["answer"] is not None}
-    pairs = [(one["taken"] == one["answer"], other[one["id"]]) for one in mine["answers"] if one["id"] in other]
-    return (len(pairs), mcnemar([a for a, _ in pairs], [b for _, b in pairs])) if pairs else None
+    other = {one["id"]: one for one in theirs["answers"] if one["answer"] is not None}
+    both = [(one, other[one["id"]]) for one in mine["answers"] if one["id"] in other]
+    if not both:
+        return None
+    first, second = ([pair[side]["taken"] == pair[side]["answer"] for pair in both] for side in (0, 1))
+    return len(both), mcnemar(first, second, [one.get("block", "") for one, _ in both])

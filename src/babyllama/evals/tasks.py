@@ -36,8 +36,6 @@ class Task:
         read: records of its files → items; None: it is made here.
         form, normalise: how it is put and chosen unless the recipe says otherwise.
         get: where its files are had.
-        spread: variance of an untrained model's score over that of as many independent items. Sentences by rules share
-            their words, so one preference answers many of them; measured on untrained models (docs/log.md).
         hub: its files on the hub, if they can be fetched from there; None where `get` is by hand.
     """
 
@@ -50,20 +48,22 @@ class Task:
     get: str = ""
     hub: tuple[HubFile, ...] = ()
     subjects: dict[str, str] | None = None
-    spread: float = 1.0
 
 
 _CLUE = "github.com/CLUEbenchmark"
 _CEVAL_FILES = tuple(HubFile("ceval/ceval-exam", f"{subject}/{split}-00000-of-00001.parquet")
                      for subject in CEVAL for split in ("dev", "val", "test"))  # fmt: skip
 TASKS: dict[str, Task] = {
-    "minimal_pairs": Task("the grammatical of two sentences that differ in a word of grammar, by rules", spread=3.0),
+    "minimal_pairs": Task("the grammatical of two sentences that differ in a word of grammar, by rules"),
     "measure_words": Task("the right of two measure words before a noun (量词), by rules"),
-    "word_order": Task("the possible of two orders of the same words, by rules", spread=4.0),
-    "induction": Task("the next character of a row that is said again, drawn", spread=1.25),
+    "word_order": Task("the possible of two orders of the same words, by rules"),
+    "induction": Task("the next character of a row that is said again, drawn"),
     "copying": Task("the word that was said before, drawn"),
-    "arithmetic": Task("the right of four results of a sum, difference or product, drawn", spread=2.0),
-    "common_knowledge": Task("facts, idioms and verses to complete, written here", normalise="character", spread=1.5),
+    "arithmetic": Task("the right result of a sum, difference or product, drawn"),
+    "hanzi_parts": Task("the hanzi that is made of two others (拆字), written here"),
+    "common_knowledge": Task("facts that every child knows, to complete, written here"),
+    "idioms": Task("the last hanzi of an idiom (成语), written here"),
+    "verses": Task("the last hanzi of a verse (古诗), written here"),
     "ceval": Task("C-Eval: 52 subjects of Chinese exams", "CC BY-NC-SA 4.0", sources.exam,
                   Form("letter", intro=_EXAM, ask="\n答案："),
                   get="huggingface.co/datasets/ceval/ceval-exam", hub=_CEVAL_FILES, subjects=CEVAL),
@@ -185,9 +185,11 @@ class TaskChoice(Recipe):
         return f"get it from {self.task.get} and give tasks=[{{name: {self.name}, path: …}}] or task_data=FOLDER"
 
 
+EARLY = tuple(TaskChoice(name=name) for name, task in TASKS.items() if task.read is None)
 SUITES: dict[str, tuple[TaskChoice, ...]] = {
+    "zh-early": EARLY,
     "zh-small": (
-        *(TaskChoice(name=name) for name, task in TASKS.items() if task.read is None),
+        *EARLY,
         TaskChoice(name="ceval"),
         TaskChoice(name="ceval", scoring="cloze", normalise="character"),
         TaskChoice(name="cmmlu"),

@@ -66,7 +66,7 @@ class Trainer:
     dtype: torch.dtype
     show: Show
     validate: Callable[[Transformer], dict[str, LossSums]]
-    sample: Callable[[Transformer], Iterable[tuple[str, str]]]
+    sample: Callable[[Transformer], Iterable[tuple[str, dict[str, Any], str]]]  # kind, what is recorded, what is shown
     export: Callable[[Transformer, Path], None] | None = None
     compile: bool = False
     engine: Engine = field(default_factory=Single)
@@ -275,9 +275,9 @@ class Trainer:
             if validate:
                 self._validate(step, model)
             if sample:
-                for prompt, text in self.sample(model):
-                    self.journal.record(step, "sample", prompt=prompt, text=text)
-                    self.journal.line(f"step {step}: {prompt} ▸ {text}")
+                for kind, values, line in self.sample(model):
+                    self.journal.record(step, kind, **values)
+                    self.journal.line(f"step {step}: {line}")
         self.world.wait()
 
     def _validate(self, step: int, model: Transformer) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +20,14 @@ import pytest
 import torch
 from small_run import save_taught, small_tokenizer
 
+from babyllama.infer.request import Event
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
+from babyllama.serve.host import Host
+from babyllama.serve.models import Models
+from babyllama.serve.wire import Ends, pair
+from babyllama.serve.worker import Told
 
 KEY = "sk-of-the-tests"
 LONG = 4096  # the context of the model that writes on and on
@@ -126,6 +133,54 @@ def server(folders, runs) -> Iterator[Server]:
 def client(server) -> Iterator[httpx.Client]:
     with server.client() as found:
         yield found
+
+
+class Mailbox:
+    """Reads a worker's events in a test's own event loop."""
+
+    def __init__(self) -> None:
+        self.loop, self.mail = asyncio.get_running_loop(), asyncio.Queue[list[tuple[int, Event]] | Exception]()
+
+    def told(self, events: Told) -> None:
+        self.put([(which, event) for _, which, event in events])
+
+    def failed(self, number: int, fault: Exception) -> None:
+        self.put(fault)
+
+    def put(self, found: list[tuple[int, Event]] | Exception) -> None:
+        self.loop.call_soon_threadsafe(self.mail.put_nowait, found)
+
+    async def answers(self, count: int) -> list[list[int]]:
+        """The tokens of so many requests, all of them."""
+        tokens, going = [list[int]() for _ in range(count)], count
+        while going:
+            found = await self.mail.get()
+            if isinstance(found, Exception):
+                raise found
+            for which, event in found:
+                tokens[which] += event.tokens
+                going -= event.finish is not None
+        return tokens
+
+
+@contextmanager
+def hosted(models: Models, queue: int = 64) -> Iterator[Ends]:
+    """HTTP's ends of a host on a thread of its own."""
+    mine, theirs = pair()
+
+    async def serve() -> None:
+        await Host(models, queue).serve(mine)
+        await models.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        yield theirs
+    finally:
+        for end in theirs:
+            end.close()
+        thread.join(30)
+    assert not thread.is_alive()
 
 
 def on_and_on(**more) -> dict:

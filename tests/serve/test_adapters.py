@@ -23,6 +23,8 @@ from babyllama.recipe import load_recipe
 from babyllama.serve.models import Models
 from babyllama.tokenizer.chat import render_chat
 
+from .conftest import Mailbox
+
 NAMES = ("base", "one", "two")
 LORA = Lora(rank=4, targets=("q_proj", "down_proj"))
 
@@ -62,11 +64,10 @@ def test_adapters_of_one_base_share_it(folders):
             workers = {models.loaded[name].worker for name in NAMES}
             assert workers == {served.worker}
             asked = [request for name in NAMES for request in requests(models.loaded[name].adapter)]
-            answers, tokens = served.worker.ask(asked), [list[int]() for _ in asked]
-            while answers.open or not all(tokens):
-                for which, event in await answers.batch():
-                    tokens[which] += event.tokens
-            served.worker.give_up(answers)
+            mailbox = Mailbox()
+            together = served.worker.ask(asked, mailbox)
+            tokens = await mailbox.answers(len(asked))
+            served.worker.give_up(together)
         await models.close()
         assert not models.loaded
         return {name: tokens[4 * i : 4 * i + 4] for i, name in enumerate(NAMES)}

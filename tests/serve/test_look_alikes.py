@@ -17,10 +17,13 @@ from babyllama.infer.sampling import Sampling
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.serve.api import application
+from babyllama.serve.link import Link
 from babyllama.serve.models import Models, Served
 from babyllama.serve.reply import Limits
 from babyllama.serve.worker import Worker
 from babyllama.tokenizer.tokenizer import Tokenizer
+
+from .conftest import hosted
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -59,11 +62,13 @@ def names_of(tokenizer: Tokenizer) -> list[str]:
 async def ask(tokenizers: dict[str, Tokenizer], requests: list[tuple[str, dict]]) -> list[dict]:
     """The answers of a server with these models."""
     models = Models({name: lambda n=name, t=tokenizer: [served(n, t)] for name, tokenizer in tokenizers.items()})
-    app = application(models, Limits(None, 64, 60, 60), Sampling())
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        found = [(await client.post(f"/v1/{route}", json=body)) for route, body in requests]
-    await models.close()
+    with hosted(models) as ends:
+        link = Link(list(tokenizers), 0)
+        await link.connect(ends)
+        app = application(link, Limits(None, 60, 60), Sampling())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            found = [(await client.post(f"/v1/{route}", json=body)) for route, body in requests]
+        link.close()
     assert all(answer.status_code == 200 for answer in found), [answer.text for answer in found]
     return [answer.json() for answer in found]
 

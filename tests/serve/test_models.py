@@ -15,6 +15,8 @@ from babyllama.serve.faults import Refused
 from babyllama.serve.models import Models, Served
 from babyllama.serve.worker import Worker
 
+from .conftest import Mailbox
+
 
 class Opener:
     """Loads a model, and remembers how often."""
@@ -34,12 +36,11 @@ def openers() -> dict[str, Opener]:
 
 async def answer(served: Served) -> int:
     """How many tokens came."""
-    answers = served.worker.ask([Request(small_tokenizer().start_ids, max_tokens=5)])
-    tokens = 0
-    while answers.open or tokens == 0:
-        tokens += len(await answers.batch())
-    served.worker.give_up(answers)
-    return tokens
+    mailbox = Mailbox()
+    asked = served.worker.ask([Request(small_tokenizer().start_ids, max_tokens=5)], mailbox)
+    (tokens,) = await mailbox.answers(1)
+    served.worker.give_up(asked)
+    return len(tokens)
 
 
 def test_the_longest_unused_makes_room():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from babyllama.commands.table import table_of
 from babyllama.data.shards.encode import Done, Plan, encode_corpora, write_manifest
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.shards.summary import summary
+from babyllama.data.shards.workers import cores
 from babyllama.data.sources.corpora import CorpusChoice, Source
 from babyllama.errors import InputError
 from babyllama.recipe import Changeable, Recipe, dump_recipe
@@ -85,7 +85,7 @@ def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: lis
     tokenizer.save(run.path)  # the folder is complete in itself: training needs no other
     plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation)
     started = time.perf_counter()
-    done = list(_watched(encode_corpora(sources, run.path, plan, recipe.workers or _cores()), sources, console))
+    done = list(_watched(encode_corpora(sources, run.path, plan, recipe.workers or cores()), sources, console))
     manifest = write_manifest(run.path, sources, done, plan)
     seconds = time.perf_counter() - started
     splits = [split for corpus in manifest["corpora"].values() for split in corpus["splits"].values()]
@@ -106,10 +106,6 @@ def _run(recipe: PrepareRecipe) -> Run:
         if (recipe.out / "recipe.yaml").read_text("utf-8") == stopped:
             write_atomic(recipe.out / "recipe.yaml", dump_recipe(recipe))
     return Run.create(recipe.out, "prepare", recipe)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _watched(results: Iterator[Done], sources: list[Source], console: Console) -> Iterator[Done]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,11 @@ from babyllama.infer.sampling import Sampling
 from babyllama.recipe import Recipe
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from babyllama.serve.models import Served
 
 LOCAL = {"127.0.0.1", "::1", "localhost"}
 KEYS = "BABYLLAMA_API_KEYS"
-KEPT_OPEN = 75  # seconds for a client's next request: clients who give up after 5 must be the first to do so
+MOST = 4  # processes that speak HTTP unless asked for more
 
 
 class ServedRecipe(Recipe):
@@ -48,6 +46,8 @@ class ServeRecipe(Recipe):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     speculate: Speculation | None = Field(
         default=None, description="guess the next tokens and read them at once: the same answers, sooner")  # fmt: skip
+    workers: int | None = Field(
+        default=None, ge=1, le=64, description="processes that speak HTTP; null: by the cores, on a CPU 1")  # fmt: skip
     slots: int = Field(default=256, ge=1, description="answers written at once, of each model")
     queue: int = Field(default=256, ge=0, description="answers that may wait; beyond: 429")
     wait: float = Field(default=60, gt=0, description="seconds until the first token; beyond: 429")
@@ -71,37 +71,35 @@ def main(recipe: ServeRecipe) -> None:
             folder of runs that is not there.
     """
     try:
-        import uvicorn
-
-        from babyllama.serve.api import application
+        from babyllama.serve.processes import Speech, serve, speakers
     except ImportError as error:
         raise needs_extra(error.name or "fastapi", "serve") from None
+    from babyllama.serve.host import Host
     from babyllama.serve.models import Models
     from babyllama.serve.reply import Limits
 
     openers, keys, runs = _openers(recipe), _keys(recipe), _runs(recipe)
-    listener = _listen(recipe)
-    models = Models(openers, recipe.loaded, recipe.idle)
-    first = next(iter(openers))
-    models.loaded |= {served.name: served for served in openers[first]()}  # a fault shows now, and nobody waits
-    limits = Limits(recipe.max_tokens, recipe.queue, recipe.wait, recipe.time)
-    app = application(models, limits, recipe.sampling, keys, recipe.body, recipe.cors,
-                      sys.stdout if recipe.log else None, runs)  # fmt: skip
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=recipe.grace,
-                            timeout_keep_alive=KEPT_OPEN,
-                            ws="none", server_header=False)  # fmt: skip
-    _say(recipe, listener, openers, keys)
-    _run(uvicorn.Server(config), listener)
+    listeners = _listen(recipe, _workers(recipe))
+    port = listeners[0].getsockname()[1]
+    speech = Speech(tuple(openers), int(time.time()), Limits(recipe.max_tokens, recipe.wait, recipe.time),
+                    recipe.sampling, tuple(keys), recipe.body, recipe.cors, recipe.log, runs, recipe.grace)  # fmt: skip
+    with speakers(speech, listeners) as speaking:  # they begin beside the loading of the first model
+        models = Models(openers, recipe.loaded, recipe.idle)
+        first = next(iter(openers))
+        models.loaded |= {served.name: served for served in openers[first]()}  # a fault shows now, and nobody waits
+        code = serve(Host(models, recipe.queue), speaking, recipe.grace, partial(_say, recipe, port, openers, keys))
+    if code:
+        raise SystemExit(code)
 
 
-def _run(server: uvicorn.Server, listener: socket.socket) -> None:
-    """The server's own handlers stop it in good order; afterwards it repeats the signal, which then means nothing."""
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        server.run(sockets=[listener])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _workers(recipe: ServeRecipe) -> int:
+    """How many processes speak HTTP. Beside an engine on the CPU they would take cores from it."""
+    from babyllama.data.shards.workers import cores
+    from babyllama.load import pick_device
+
+    if recipe.workers is not None:
+        return recipe.workers
+    return 1 if pick_device(recipe.device).type == "cpu" else max(1, min(MOST, cores() // 4))
 
 
 def _openers(recipe: ServeRecipe) -> dict[str, Callable[[], list[Served]]]:
@@ -193,22 +191,31 @@ def _keys(recipe: ServeRecipe) -> list[str]:
     return [*found, *own]
 
 
-def _listen(recipe: ServeRecipe) -> socket.socket:
-    """The socket, before anything is loaded: a port in use shows at once."""
+def _listen(recipe: ServeRecipe, count: int) -> list[socket.socket]:
+    """So many sockets of one port, before anything is loaded: a port in use shows at once. The system gives each
+    connection to one of them."""
     try:
+        if count > 1 and not hasattr(socket, "SO_REUSEPORT"):
+            raise InputError(f"workers={count}: this system cannot share a port; give workers=1")
         family, *_, address = socket.getaddrinfo(recipe.host, recipe.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
+        with socket.socket(family, socket.SOCK_STREAM) as alone:  # where others share the port this one is refused
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+            address = alone.getsockname()
+        found = [socket.socket(family, socket.SOCK_STREAM) for _ in range(count)]
+        for listener in found:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if count > 1:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address)
+            listener.listen(2048)
     except OSError as error:
         raise InputError(f"host={recipe.host} port={recipe.port}: cannot listen there ({error.strerror}); "
                          "choose another port=…, or 0 for any that is free") from None  # fmt: skip
-    return listener
+    return found
 
 
-def _say(recipe: ServeRecipe, listener: socket.socket, names: Collection[str], keys: list[str]) -> None:
-    port = listener.getsockname()[1]
+def _say(recipe: ServeRecipe, port: int, names: Collection[str], keys: list[str]) -> None:
     host = f"[{recipe.host}]" if ":" in recipe.host else recipe.host
     print(f"babyllama serves {', '.join(names)} at http://{host}:{port}/v1 (routes: http://{host}:{port}/docs; "
           f"to talk in a browser: http://{host}:{port}); Ctrl-C stops", file=sys.stderr, flush=True)  # fmt: skip

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from typing import TYPE_CHECKING
 
-from babyllama.infer.engine import Engine
 from babyllama.infer.request import Event, Finish, Request
 from babyllama.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from babyllama.infer.engine import Engine
 
 
 class Text:

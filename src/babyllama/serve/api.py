@@ -1,11 +1,10 @@
-"""The HTTP application: OpenAI's routes over `Models`. Not here: the web app's (pages.py), processes, sockets
-(commands/serve.py)."""
+"""The HTTP application: OpenAI's routes over a `Link` to the engines. Not here: the web app's (pages.py), processes,
+sockets (processes.py)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,14 +14,13 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from babyllama import __version__
 from babyllama.infer.sampling import Sampling
 from babyllama.serve.faults import SERVER_FAULT, Refused
 from babyllama.serve.gate import Gate
-from babyllama.serve.metrics import Metrics
-from babyllama.serve.models import Models
+from babyllama.serve.link import Link
 from babyllama.serve.pages import add_pages
 from babyllama.serve.prompts import check_ids, tokenized
 from babyllama.serve.protocol import (
@@ -37,11 +35,11 @@ from babyllama.serve.protocol import (
 )
 from babyllama.serve.reply import Completion, Limits, WhileThere
 
-FAULTY = 3  # steps of an engine that fail one after the other until the server calls itself ill
+LONG = 4096  # bytes of a request from which on its text becomes tokens beside the event loop
 SCHEMA = "#/components/schemas/{model}"
 
 
-def application(models: Models, limits: Limits, defaults: Sampling, keys: Collection[str] = (),
+def application(link: Link, limits: Limits, defaults: Sampling, keys: Collection[str] = (),
                 body: int = 1 << 20, cors: Collection[str] = (), log: TextIO | None = None,
                 runs: Path | None = None) -> ASGIApp:  # fmt: skip
     """The whole application.
@@ -52,25 +50,14 @@ def application(models: Models, limits: Limits, defaults: Sampling, keys: Collec
         cors: the origins whose pages may use the server from a browser.
         runs: the folder whose runs are shown; None: none are.
     """
-    metrics = Metrics()
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tidy = asyncio.create_task(models.tidy())
-        yield
-        tidy.cancel()
-        with suppress(asyncio.CancelledError):
-            await tidy
-        await models.close()
-
-    app = FastAPI(title="babyllama", version=__version__, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="babyllama", version=__version__, redoc_url=None)
     _faults(app)
-    _completions(app, models, limits, defaults, metrics)
-    _words(app, models)
-    _state(app, models, metrics)
-    add_pages(app, models, runs, defaults)
+    short = _completions(app, link, limits, defaults)
+    _words(app, link)
+    _state(app, link)
+    add_pages(app, link, runs, defaults)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
-    gate = Gate(app, keys, body, log, metrics)
+    gate = Gate(app, keys, body, log, link.note, short)
     if not cors:
         return gate
     return CORSMiddleware(gate, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
@@ -82,10 +69,14 @@ def _takes(kind: type[Given]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _completions(app: FastAPI, models: Models, limits: Limits, defaults: Sampling, metrics: Metrics) -> None:
+def _completions(app: FastAPI, link: Link, limits: Limits, defaults: Sampling) -> dict[str, ASGIApp]:
+    """Add both routes; the same as applications by path, for the gate: FastAPI's way to them costs as much as all the
+    rest of a short answer."""
+
     async def answer(request: Request, kind: type[Sampled]) -> Response:
         asked = await read(request, kind)
-        return WhileThere(Completion(asked, models, limits, defaults, metrics, request.state.record))
+        long = len(await request.body()) > LONG
+        return WhileThere(Completion(asked, link, limits, defaults, request.state.record, long))
 
     @app.post("/v1/chat/completions", openapi_extra=_takes(ChatRequest), tags=["OpenAI"])
     async def chat_completion(request: Request) -> Response:
@@ -97,51 +88,60 @@ def _completions(app: FastAPI, models: Models, limits: Limits, defaults: Samplin
         """The continuation of a text."""
         return await answer(request, CompletionRequest)
 
+    def alone(route: Callable[[Request], Awaitable[Response]]) -> ASGIApp:
+        async def asked(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await route(Request(scope, receive))
+            await response(scope, receive, send)
 
-def _words(app: FastAPI, models: Models) -> None:
+        return asked
+
+    return {"/v1/chat/completions": alone(chat_completion), "/v1/completions": alone(completion)}
+
+
+def _words(app: FastAPI, link: Link) -> None:
     @app.post("/v1/tokenize", openapi_extra=_takes(TokenizeRequest), tags=["tokens"])
     async def tokenize(request: Request) -> dict[str, Any]:
         """The token ids of a text, or of a chat as the model reads it."""
         asked = await read(request, TokenizeRequest)
         request.state.record.model = asked.model
-        async with models.use(asked.model) as served:
-            tokens = await asyncio.to_thread(tokenized, served, asked)
-            return {"tokens": tokens, "count": len(tokens), "max_model_len": served.context}
+        model = await link.open(asked.model)
+        tokens = await asyncio.to_thread(tokenized, model, asked)
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": model.context}
 
     @app.post("/v1/detokenize", openapi_extra=_takes(DetokenizeRequest), tags=["tokens"])
     async def detokenize(request: Request) -> dict[str, Any]:
         """The text of token ids, special tokens by their names."""
         asked = await read(request, DetokenizeRequest)
         request.state.record.model = asked.model
-        async with models.use(asked.model) as served:
-            check_ids(served.tokenizer, asked.tokens, "tokens")
-            return {"prompt": await asyncio.to_thread(served.tokenizer.decode, asked.tokens, False)}
+        model = await link.open(asked.model)
+        check_ids(model.tokenizer, asked.tokens, "tokens")
+        return {"prompt": await asyncio.to_thread(model.tokenizer.decode, asked.tokens, False)}
 
 
-def _state(app: FastAPI, models: Models, metrics: Metrics) -> None:
+def _state(app: FastAPI, link: Link) -> None:
     def card(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": models.created, "owned_by": "babyllama"}
+        return {"id": name, "object": "model", "created": link.created, "owned_by": "babyllama"}
 
     @app.get("/v1/models", tags=["OpenAI"])
     async def all_models() -> dict[str, Any]:
         """The models that requests may name."""
-        return {"object": "list", "data": [card(name) for name in models.openers]}
+        return {"object": "list", "data": [card(name) for name in link.names]}
 
     @app.get("/v1/models/{name:path}", tags=["OpenAI"])
     async def one_model(name: str) -> dict[str, Any]:
         """One of them."""
-        return card(models.check(name))
+        return card(link.check(name))
 
     @app.get("/health", tags=["server"])
     async def health() -> Response:
         """200 while the engines work; 503 when one keeps failing."""
-        ill = [name for name, served in models.loaded.items() if served.worker.faults >= FAULTY]
+        ill = (await link.call("state"))["ill"]
         return JSONResponse({"status": "ill" if ill else "ok", "ill": ill}, 503 if ill else 200)
 
     @app.get("/metrics", tags=["server"])
     async def page() -> Response:
         """For Prometheus."""
-        return Response(metrics.page(models), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await link.call("metrics"), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _faults(app: FastAPI) -> None:

@@ -28,6 +28,9 @@ class Refused(Exception):
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.wait = status, message, param, code, wait
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.status, self.message, self.param, self.code, self.wait)
+
     @property
     def body(self) -> dict[str, Any]:
         """``{"error": {message, type, param, code}}``."""
@@ -39,6 +42,10 @@ class Refused(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return Response(json_bytes(self.body), self.status, headers, "application/json")
+
+
+class Stale(Exception):
+    """The model is another one than when its tokenizer was asked for."""
 
 
 def _type(status: int) -> str:

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TextIO
@@ -19,7 +19,6 @@ from typing import TextIO
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from babyllama.serve.faults import SERVER_FAULT, Refused
-from babyllama.serve.metrics import Metrics
 
 OPEN = {"/", "/health", "/docs", "/openapi.json", "/docs/oauth2-redirect"}  # without a key
 PAGES = "/web/"  # so do the files of the web app, which hold nothing of anybody's
@@ -28,13 +27,20 @@ GONE = 499  # in the log: the client went away
 
 @dataclass
 class Record:
-    """What the log says of a request beside its route; the routes fill it in."""
+    """What the log and the counters are told of a request; the routes fill in what they know.
+
+    Attributes:
+        first: seconds until the first token.
+    """
 
     model: str | None = None
     tokens_in: int = 0
     tokens_out: int = 0
     status: int = GONE
     began: float = field(default_factory=time.perf_counter)
+    first: float | None = None
+    route: str = "other"
+    seconds: float = 0.0
 
 
 class Gate:
@@ -44,10 +50,13 @@ class Gate:
         keys: any of them opens the server; none: it is open to all.
         most: bytes of a body.
         log: where a line for each request goes.
+        note: told of each request that has ended.
+        short: applications of paths that are asked so often that they go past `app`, by POST.
     """
 
-    def __init__(self, app: ASGIApp, keys: Collection[str], most: int, log: TextIO | None, metrics: Metrics) -> None:
-        self.app, self.most, self.log, self.metrics = app, most, log, metrics
+    def __init__(self, app: ASGIApp, keys: Collection[str], most: int, log: TextIO | None,
+                 note: Callable[[Record], None], short: Mapping[str, ASGIApp]) -> None:  # fmt: skip
+        self.app, self.most, self.log, self.note, self.short = app, most, log, note, short
         self._keys = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +73,8 @@ class Gate:
 
         try:
             self._admit(scope)
-            await self.app(scope, self._limited(scope, receive), told)
+            app = self.short.get(scope["path"], self.app) if scope["method"] == "POST" else self.app
+            await app(scope, self._limited(scope, receive), told)
         except Refused as fault:
             if record.status == GONE:
                 await fault.response()(scope, receive, told)
@@ -105,14 +115,15 @@ class Gate:
         return limited
 
     def _note(self, scope: Scope, record: Record) -> None:
-        seconds = time.perf_counter() - record.began
-        route = getattr(scope.get("route"), "path", "") or "other"
-        self.metrics.request(route, record.status, seconds)
+        record.seconds = time.perf_counter() - record.began
+        path = scope["path"] if scope["path"] in self.short else getattr(scope.get("route"), "path", "")
+        record.route = path or "other"
+        self.note(record)
         if self.log is None:
             return
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "method": scope["method"],
-                "route": route, "model": record.model, "status": record.status, "tokens_in": record.tokens_in,
-                "tokens_out": record.tokens_out, "ms": round(1000 * seconds, 1)}  # fmt: skip
+                "route": record.route, "model": record.model, "status": record.status, "tokens_in": record.tokens_in,
+                "tokens_out": record.tokens_out, "ms": round(1000 * record.seconds, 1)}  # fmt: skip
         self.log.write(json.dumps(line) + "\n")
         self.log.flush()
 

@@ -1,6 +1,6 @@
-"""Looking inside a model over HTTP: what is asked, and the figures of babyllama.inside as JSON with the tokens' texts.
+"""Looking inside a model over HTTP: the figures of babyllama.inside as JSON with the tokens' texts.
 
-Not here: the figures themselves, routes (pages.py).
+Not here: the figures themselves, requests (protocol.py), routes (pages.py).
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from torch import Tensor
 
 import babyllama
@@ -27,7 +26,7 @@ from babyllama.serve.choices import token_bytes
 from babyllama.serve.faults import Refused
 from babyllama.serve.models import Served
 from babyllama.serve.prompts import rendered
-from babyllama.serve.protocol import ChatMessage, Given
+from babyllama.serve.protocol import AttentionLook, Look, NeighboursLook, RopeLook, SamplingLook
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 MOST = {"text": 1024, "attention": 160, "lens": 160}  # tokens of one view
@@ -38,40 +37,6 @@ SOURCES: dict[str, Any] = {
     "sampling": sampling.scores, "rope": rope.parted_frequencies, "neighbours": inside.neighbours,
     "block": transformer.Block,
 }  # fmt: skip
-
-
-class Look(Given):
-    """POST /api/inside/…: a text as it is, or a chat as the model's template writes it."""
-
-    model: str
-    text: str | None = None
-    messages: list[ChatMessage] | None = None
-    top: Annotated[int, Field(ge=1, le=50)] = 8
-
-
-class AttentionLook(Look):
-    layer: Annotated[int, Field(ge=0)] = 0
-
-
-class SamplingLook(Look):
-    temperature: Annotated[float, Field(ge=0, le=5)] = 1.0
-    top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
-
-
-class RopeLook(Given):
-    model: str
-    factor: Annotated[float, Field(ge=1, le=64)] = 4.0
-
-
-class NeighboursLook(Given):
-    """`token`: an id, or a text whose first token is meant."""
-
-    model: str
-    token: int | str
-    count: Annotated[int, Field(ge=1, le=100)] = 24
 
 
 def ids_of(served: Served, asked: Look, most: int) -> list[int]:
@@ -176,6 +141,12 @@ def watched(served: Served, view: Callable[..., Json], asked: Any) -> Callable[[
             return view(served, asked, engine)
 
     return look
+
+
+VIEWS: dict[str, Callable[..., Json]] = {
+    "text": text_view, "attention": attention_view, "lens": lens_view, "sampling": sampling_view, "rope": rope_view,
+    "neighbours": neighbours_view,
+}  # fmt: skip
 
 
 # ── parts ──────────────────────────────────────────────────────────────────────────────────────────────────────────

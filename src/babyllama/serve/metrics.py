@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from babyllama.serve.gate import Record
 from babyllama.serve.models import Models
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -23,18 +24,16 @@ class Metrics:
         self._running = Gauge("requests_running", "answers that are being written", ["model"], **made)
         self._waiting = Gauge("requests_waiting", "answers that wait for a row", ["model"], **made)
 
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """One HTTP request has ended."""
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
-
-    def first_token(self, model: str, seconds: float) -> None:
-        self._first.labels(model).observe(seconds)
-
-    def answered(self, model: str, tokens_in: int, tokens_out: int) -> None:
-        """The tokens of one HTTP request."""
-        self._tokens.labels(model, "in").inc(tokens_in)
-        self._tokens.labels(model, "out").inc(tokens_out)
+    def ended(self, record: Record, known: bool) -> None:
+        """One HTTP request has. `known`: whether its model is one of the server's."""
+        self._requests.labels(record.route, str(record.status)).inc()
+        self._seconds.labels(record.route).observe(record.seconds)
+        if not known or not record.tokens_in:
+            return
+        self._tokens.labels(record.model, "in").inc(record.tokens_in)
+        self._tokens.labels(record.model, "out").inc(record.tokens_out)
+        if record.first is not None:
+            self._first.labels(record.model).observe(record.first)
 
     def page(self, models: Models) -> bytes:
         """The text of /metrics, with what the models do now."""

@@ -6,11 +6,14 @@ Not here: how one is read (commands/serve.py gives a function for each), request
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+
+import xxhash
 
 from babyllama.errors import InputError
 from babyllama.infer.grammar import Grammars
@@ -23,8 +26,13 @@ REST = 60.0  # seconds without a request after which what is left of conversatio
 
 @dataclass(eq=False)
 class Served:
-    """A model that is loaded. `adapter`: the name, in the engine, of the adapter that this name stands for. Adapters of
-    one base may share a worker, and come and go together."""
+    """A model that is loaded. Adapters of one base may share a worker, and come and go together.
+
+    Attributes:
+        adapter: the name, in the engine, of the adapter that this name stands for.
+        users: how many use it now, so that it stays.
+        card: (context, tokenizer), pickled, for those who write its requests; `mark`: another one for another card.
+    """
 
     name: str
     worker: Worker
@@ -32,6 +40,12 @@ class Served:
     adapter: str | None = None
     users: int = 0
     last: float = field(default_factory=time.monotonic)
+    card: bytes = field(init=False, repr=False)
+    mark: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.card = pickle.dumps((self.context, self.tokenizer))
+        self.mark = xxhash.xxh3_64_hexdigest(self.card)
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -55,34 +69,27 @@ class Models:
     def __init__(self, openers: Mapping[str, Callable[[], Sequence[Served]]], most: int | None = None,
                  idle: float | None = None) -> None:  # fmt: skip
         self.openers, self.most, self.idle = openers, most, idle
-        self.created = int(time.time())
         self.loaded: dict[str, Served] = {}
         self._changing = asyncio.Lock()
-
-    def check(self, name: str) -> str:
-        """The name. Raises Refused (404) where no model has it."""
-        if name not in self.openers:
-            there = ", ".join(self.openers)
-            raise Refused(
-                404, f"the model {name!r:.100} does not exist; there are: {there}", "model", "model_not_found"
-            )
-        return name
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Served]:
         """The model, which stays loaded inside.
 
         Raises:
-            Refused: 404 for a name that is not there; 503 where all places are taken by models that are answering, or
-                the model cannot be read any more.
+            Refused: 503 where all places are taken by models that are answering, or the model cannot be read any more.
         """
-        served = self.loaded.get(self.check(name)) or await self._load(name)
+        served = self.loaded.get(name) or await self._load(name)
         served.users += 1
         try:
             yield served
         finally:
-            served.users -= 1
-            served.last = time.monotonic()
+            self.leave(served)
+
+    def leave(self, served: Served) -> None:
+        """One user less."""
+        served.users -= 1
+        served.last = time.monotonic()
 
     async def _load(self, name: str) -> Served:
         async with self._changing:

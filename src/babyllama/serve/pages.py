@@ -15,12 +15,10 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from babyllama import __version__
-from babyllama.errors import InputError
 from babyllama.infer.sampling import Sampling
-from babyllama.serve import inside
 from babyllama.serve.faults import Refused, json_bytes
-from babyllama.serve.models import Models
-from babyllama.serve.protocol import Given, read
+from babyllama.serve.link import Link
+from babyllama.serve.protocol import LOOKS, read
 from babyllama.serve.runs import Runs
 
 WEB = Path(__file__).with_name("web")
@@ -31,25 +29,20 @@ POLICY = "; ".join(("default-src 'none'", "script-src 'self'", "style-src 'self'
                     ))  # fmt: skip
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
            "Cross-Origin-Opener-Policy": "same-origin", "Cache-Control": "no-cache"}  # fmt: skip
-VIEWS: dict[str, tuple[type[Given], Any]] = {
-    "text": (inside.Look, inside.text_view), "attention": (inside.AttentionLook, inside.attention_view),
-    "lens": (inside.Look, inside.lens_view), "sampling": (inside.SamplingLook, inside.sampling_view),
-    "rope": (inside.RopeLook, inside.rope_view), "neighbours": (inside.NeighboursLook, inside.neighbours_view),
-}  # fmt: skip
 
 
-def add_pages(app: FastAPI, models: Models, folder: Path | None, defaults: Sampling) -> None:
+def add_pages(app: FastAPI, link: Link, folder: Path | None, defaults: Sampling) -> None:
     """Add everything to the application. `folder`: of the runs, or None."""
     _files(app)
     _runs(app, None if folder is None else Runs(folder))
-    _looks(app, models)
+    _looks(app, link)
 
     @app.get("/api/app", tags=["web app"])
     async def about() -> Response:
         """What the page wants to know first."""
-        loaded = {name: served.context for name, served in models.loaded.items()}
+        loaded = (await link.call("state"))["loaded"]
         sampling = defaults.model_dump(exclude={"logit_bias", "seed"})
-        return _json({"version": __version__, "models": list(models.openers), "context": loaded, "sampling": sampling,
+        return _json({"version": __version__, "models": list(link.names), "context": loaded, "sampling": sampling,
                       "runs": folder is not None})  # fmt: skip
 
 
@@ -102,26 +95,23 @@ def _runs(app: FastAPI, runs: Runs | None) -> None:
         return _json(await asyncio.to_thread(known().metrics, id, cursor))
 
 
-def _looks(app: FastAPI, models: Models) -> None:
+def _looks(app: FastAPI, link: Link) -> None:
     @app.get("/api/source", tags=["web app"])
     async def source(view: str) -> Response:
         """The code that computes a view."""
-        return _json(inside.source(view))
+        return _json(await link.call("source", view))
 
     @app.post("/api/inside/{view}", tags=["web app"])
     async def look(view: str, request: Request) -> Response:
         """The figures of one view."""
-        if view not in VIEWS:
-            raise Refused(404, f"there is no view {view!r:.40}; there are: {', '.join(VIEWS)}")
-        kind, figures = VIEWS[view]
-        asked: Any = await read(request, kind)
-        request.state.record.model = asked.model
-        async with models.use(asked.model) as served:
-            try:
-                return _json(await served.worker.call(inside.watched(served, figures, asked)))
-            except InputError as error:
-                raise Refused(400, str(error)) from None
+        if view not in LOOKS:
+            raise Refused(404, f"there is no view {view!r:.40}; there are: {', '.join(LOOKS)}")
+        asked: Any = await read(request, LOOKS[view])
+        request.state.record.model = link.check(asked.model)
+        return _json(await link.call("look", view, asked))
 
 
 def _json(value: Any) -> Response:
-    return Response(json_bytes(value), media_type="application/json", headers={"Cache-Control": "no-store"})
+    """`value`: JSON already where it is bytes."""
+    body = value if isinstance(value, bytes) else json_bytes(value)
+    return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})

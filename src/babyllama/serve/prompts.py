@@ -5,12 +5,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from babyllama.errors import InputError
-from babyllama.infer.request import Request, TokenMask
+from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
 from babyllama.serve.faults import Refused
-from babyllama.serve.models import Served
+from babyllama.serve.link import Model
 from babyllama.serve.protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled, TokenizeRequest
 from babyllama.tokenizer.chat import Message, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -27,26 +28,26 @@ class Prompt:
     text: str = ""
 
 
-def prompts_of(served: Served, asked: Sampled) -> list[Prompt]:
+def prompts_of(model: Model, asked: Sampled) -> list[Prompt]:
     """The prompts of a request. This takes time where texts are long.
 
     Raises:
         Refused: messages that the template cannot render, a prompt that leaves no room in the context, unknown ids.
     """
-    found = _chat(served, asked) if isinstance(asked, ChatRequest) else _texts(served, asked)
+    found = _chat(model, asked) if isinstance(asked, ChatRequest) else _texts(model, asked)
     param = "messages" if isinstance(asked, ChatRequest) else "prompt"
     if not found or not all(prompt.tokens for prompt in found):
         raise Refused(400, "prompt: is empty; give at least one token", param)
     for prompt in found:
-        if len(prompt.tokens) >= served.context:
-            raise Refused(400, f"{param}: this model's maximum context length is {served.context} tokens, and the "
-                          f"{param} have {len(prompt.tokens)}; shorten them to at most {served.context - 1}",
+        if len(prompt.tokens) >= model.context:
+            raise Refused(400, f"{param}: this model's maximum context length is {model.context} tokens, and the "
+                          f"{param} have {len(prompt.tokens)}; shorten them to at most {model.context - 1}",
                           param, "context_length_exceeded")  # fmt: skip
     return found
 
 
-def _chat(served: Served, asked: ChatRequest) -> list[Prompt]:
-    return [Prompt(rendered(served.tokenizer, asked.messages, True))]
+def _chat(model: Model, asked: ChatRequest) -> list[Prompt]:
+    return [Prompt(rendered(model.tokenizer, asked.messages, True))]
 
 
 def rendered(tokenizer: Tokenizer, messages: Sequence[ChatMessage], answering: bool) -> list[int]:
@@ -71,15 +72,15 @@ def _content(message: ChatMessage, index: int) -> str:
     return "".join(part.text or "" for part in message.content)
 
 
-def _texts(served: Served, asked: Sampled) -> list[Prompt]:
+def _texts(model: Model, asked: Sampled) -> list[Prompt]:
     assert isinstance(asked, CompletionRequest)
     given = asked.prompt
     one = isinstance(given, str) or (given and isinstance(given[0], int))
-    return [_text(served, prompt) for prompt in ([given] if one else given)]  # type: ignore[list-item]
+    return [_text(model, prompt) for prompt in ([given] if one else given)]  # type: ignore[list-item]
 
 
-def _text(served: Served, prompt: str | list[int]) -> Prompt:
-    tokenizer = served.tokenizer
+def _text(model: Model, prompt: str | list[int]) -> Prompt:
+    tokenizer = model.tokenizer
     if isinstance(prompt, str):
         text = tuple(tokenizer.encode(prompt))
         return Prompt([*tokenizer.start_ids, *text], text, prompt)
@@ -94,17 +95,17 @@ def check_ids(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> None:
         raise Refused(400, f"{param}: {unknown} is no token: the vocabulary ends at {tokenizer.vocab_size - 1}", param)
 
 
-def tokenized(served: Served, asked: TokenizeRequest) -> list[int]:
+def tokenized(model: Model, asked: TokenizeRequest) -> list[int]:
     """The ids of a text alone, or of a chat up to where the answer begins (after an answer: its end)."""
     if (asked.prompt is None) == (asked.messages is None):
         raise Refused(400, "prompt: give either prompt or messages", "prompt")
     if asked.prompt is not None:
-        return served.tokenizer.encode(asked.prompt)
+        return model.tokenizer.encode(asked.prompt)
     messages = asked.messages or []
-    return rendered(served.tokenizer, messages, bool(messages) and messages[-1].role != "assistant")
+    return rendered(model.tokenizer, messages, bool(messages) and messages[-1].role != "assistant")
 
 
-def requests_of(served: Served, asked: Sampled, prompts: Sequence[Prompt], defaults: Sampling, limit: int | None
+def requests_of(model: Model, asked: Sampled, prompts: Sequence[Prompt], defaults: Sampling, limit: int | None
                 ) -> list[Request]:  # fmt: skip
     """Requests of all prompts, `n` of each; choice i draws with seed + i.
 
@@ -118,26 +119,22 @@ def requests_of(served: Served, asked: Sampled, prompts: Sequence[Prompt], defau
     if limit is not None and wanted is not None and wanted > limit:
         raise Refused(400, f"{name}: {wanted} is above this server's limit of {limit}", name)
     _check_supported(asked)
-    sampling, logprobs = _sampling(served, asked, defaults), _logprobs(asked)
+    sampling, logprobs = _sampling(model, asked, defaults), _logprobs(asked)
     seed = secrets.randbits(62) if asked.seed is None else asked.seed
-    stop = served.tokenizer.stop_ids
-    return [Request(prompt.tokens, sampling, limit if wanted is None else wanted, stop, (seed + i) % 2**63, logprobs,
-                    served.adapter, _mask(served, asked))
+    stop = model.tokenizer.stop_ids
+    return [Request(prompt.tokens, sampling, limit if wanted is None else wanted, stop, (seed + i) % 2**63, logprobs)
             for prompt in prompts for i in range(asked.n or 1)]  # fmt: skip
 
 
-def _mask(served: Served, asked: Sampled) -> TokenMask | None:
-    """Of one answer: what keeps it to its form."""
+def form_of(asked: Sampled) -> dict[str, Any] | None:
+    """The JSON Schema that the answers keep to."""
     form = asked.response_format
     if form is None or form.type == "text":
         return None
     schema = {"type": "object"} if form.type == "json_object" else (form.json_schema or {}).get("schema")
     if not isinstance(schema, dict):
         raise Refused(400, "response_format.json_schema.schema: must be a JSON Schema", "response_format")
-    try:
-        return served.grammars.json_schema(schema)
-    except InputError as error:
-        raise Refused(400, f"response_format: {error}", "response_format") from None
+    return schema
 
 
 def _check_supported(asked: Sampled) -> None:
@@ -162,7 +159,7 @@ def _logprobs(asked: Sampled) -> int | None:
     return asked.logprobs if isinstance(asked, CompletionRequest) else None
 
 
-def _sampling(served: Served, asked: Sampled, defaults: Sampling) -> Sampling:
+def _sampling(model: Model, asked: Sampled, defaults: Sampling) -> Sampling:
     names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "top_k", "min_p", "repetition_penalty")
     given = {name: value for name in names if (value := getattr(asked, name)) is not None}
     if "top_p" in given:
@@ -173,7 +170,7 @@ def _sampling(served: Served, asked: Sampled, defaults: Sampling) -> Sampling:
         keys = [key for key in asked.logit_bias if not (key.isascii() and key.isdecimal() and len(key) < 10)]
         if keys:
             raise Refused(400, f"logit_bias: {keys[0]!r:.40} is no token id", "logit_bias")
-        check_ids(served.tokenizer, [int(key) for key in asked.logit_bias], "logit_bias")
+        check_ids(model.tokenizer, [int(key) for key in asked.logit_bias], "logit_bias")
         given["logit_bias"] = {int(key): float(bias) for key, bias in asked.logit_bias.items()}
     return defaults.model_copy(update=given)
 

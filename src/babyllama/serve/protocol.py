@@ -99,6 +99,43 @@ class DetokenizeRequest(Given):
     tokens: Ids
 
 
+# ── Look inside ────────────────────────────────────────────────────────────────────────────────────────────────────
+class Look(Given):
+    """POST /api/inside/…: a text as it is, or a chat as the model's template writes it."""
+
+    model: str
+    text: str | None = None
+    messages: list[ChatMessage] | None = None
+    top: Annotated[int, Field(ge=1, le=50)] = 8
+
+
+class AttentionLook(Look):
+    layer: Annotated[int, Field(ge=0)] = 0
+
+
+class SamplingLook(Look):
+    temperature: Annotated[float, Field(ge=0, le=5)] = 1.0
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+
+
+class RopeLook(Given):
+    model: str
+    factor: Annotated[float, Field(ge=1, le=64)] = 4.0
+
+
+class NeighboursLook(Given):
+    """`token`: an id, or a text whose first token is meant."""
+
+    model: str
+    token: int | str
+    count: Annotated[int, Field(ge=1, le=100)] = 24
+
+
+LOOKS: dict[str, type[Given]] = {"text": Look, "attention": AttentionLook, "lens": Look, "sampling": SamplingLook,
+                                 "rope": RopeLook, "neighbours": NeighboursLook}  # fmt: skip
 R = TypeVar("R", bound=Given)
 MEMBERS = {"str", "int", "float"}
 REQUESTS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)

@@ -4,8 +4,8 @@ listens any more. Not here: which requests (prompts.py), what a token looks like
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,13 +17,11 @@ from babyllama.errors import InputError
 from babyllama.infer.request import Event, Request
 from babyllama.infer.sampling import Sampling
 from babyllama.serve.choices import Choice, Json
-from babyllama.serve.faults import SERVER_FAULT, Refused, json_bytes
+from babyllama.serve.faults import SERVER_FAULT, Refused, Stale, json_bytes
 from babyllama.serve.gate import Record
-from babyllama.serve.metrics import Metrics
-from babyllama.serve.models import Models, Served
-from babyllama.serve.prompts import Prompt, prompts_of, requests_of, stops_of
+from babyllama.serve.link import Answers, Batch, Link, Model
+from babyllama.serve.prompts import Prompt, form_of, prompts_of, requests_of, stops_of
 from babyllama.serve.protocol import ChatRequest, CompletionRequest, Sampled
-from babyllama.serve.worker import Answers, Batch
 
 PACE, LONGEST = 0.002, 0.25  # seconds between two events of a stream: for each open answer, and at most
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
@@ -36,13 +34,11 @@ class Limits:
 
     Args:
         tokens: the longest answer; None: the model's context.
-        queue: answers that wait for a row, of one model.
         wait: seconds until the first token.
         time: seconds for the whole answer, which ends there as at max_tokens.
     """
 
     tokens: int | None
-    queue: int
     wait: float
     time: float
 
@@ -75,13 +71,13 @@ async def _gone(receive: Receive) -> None:
 class Completion:
     """One request for a chat or text completion."""
 
-    def __init__(self, asked: Sampled, models: Models, limits: Limits, defaults: Sampling, metrics: Metrics,
-                 record: Record) -> None:  # fmt: skip
-        self.asked, self.models, self.limits, self.defaults = asked, models, limits, defaults
-        self.metrics, self.record = metrics, record
+    def __init__(self, asked: Sampled, link: Link, limits: Limits, defaults: Sampling, record: Record,
+                 long: bool = True) -> None:  # fmt: skip
+        self.asked, self.link, self.limits, self.defaults = asked, link, limits, defaults
+        self.record, self.long = record, long
         self.began = time.monotonic()
         self.chat = isinstance(asked, ChatRequest)
-        self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(16)}"
         self.created = int(time.time())
         self.prompts: list[Prompt] = []
         self.choices: list[Choice] = []
@@ -89,41 +85,36 @@ class Completion:
     async def __call__(self, send: Send) -> None:
         """Answer it. Raises Refused before anything was sent; a later fault is told in the stream."""
         self.record.model = self.asked.model
-        async with self.models.use(self.asked.model) as served:
-            requests = await asyncio.to_thread(self._requests, served)
-            self._admit(served, len(requests))
-            stops, n = stops_of(self.asked), self.asked.n or 1
-            self.choices = [Choice(served.tokenizer, prompt, stops) for prompt in self.prompts for _ in range(n)]
-            self.record.tokens_in = sum(len(prompt.tokens) for prompt in self.prompts)
-            answers = served.worker.ask(requests)
+        while True:
+            model = await self.link.open(self.asked.model)
             try:
-                first = await self._first(answers)
-                self.metrics.first_token(served.name, time.monotonic() - self.began)
-                batches = self._batches(served, answers, first)
-                await (self._stream(send, batches) if self.asked.stream else self._whole(send, batches))
-            finally:
-                served.worker.give_up(answers)
-                self.record.tokens_out = sum(choice.tokens for choice in self.choices)
-                self.metrics.answered(served.name, self.record.tokens_in, self.record.tokens_out)
+                return await self._answer(model, send)
+            except Stale:
+                self.link.forget(model)
 
-    def _requests(self, served: Served) -> list[Request]:
-        """On another thread: long texts and grammars take time."""
-        self.prompts = prompts_of(served, self.asked)
-        return requests_of(served, self.asked, self.prompts, self.defaults, self.limits.tokens)
+    async def _answer(self, model: Model, send: Send) -> None:
+        requests = await asyncio.to_thread(self._requests, model) if self.long else self._requests(model)
+        stops, n = stops_of(self.asked), self.asked.n or 1
+        self.choices = [Choice(model.tokenizer, prompt, stops) for prompt in self.prompts for _ in range(n)]
+        answers = self.link.ask(model, requests, form_of(self.asked))
+        try:
+            first = await self._first(answers)
+            self.record.first = time.monotonic() - self.began
+            self.record.tokens_in = sum(len(prompt.tokens) for prompt in self.prompts)
+            batches = self._batches(answers, first)
+            await (self._stream(send, batches) if self.asked.stream else self._whole(send, batches))
+        finally:
+            self.link.leave(answers)
+            self.record.tokens_out = sum(choice.tokens for choice in self.choices)
 
-    # ── limits ─────────────────────────────────────────────────────────────────────────────────────────────────
-    def _admit(self, served: Served, count: int) -> None:
-        room = served.worker.engine.slots.most + self.limits.queue
-        if count > room:
-            raise Refused(400, f"n: {count} answers at once are above this server's limit of {room}", "n")
-        if served.worker.asked + count > room and served.worker.open + count > room:
-            raise Refused(429, f"the server is busy: {served.worker.open} answers are open and its limit is {room} "
-                          f"(slots={room - self.limits.queue}, queue={self.limits.queue}); try again",
-                          code="rate_limit_exceeded", wait=1)  # fmt: skip
+    def _requests(self, model: Model) -> list[Request]:
+        """On another thread where texts are long, since that takes time."""
+        self.prompts = prompts_of(model, self.asked)
+        return requests_of(model, self.asked, self.prompts, self.defaults, self.limits.tokens)
 
     async def _first(self, answers: Answers) -> Batch:
         try:
-            return _sound(await asyncio.wait_for(answers.batch(), self.limits.wait))
+            return await asyncio.wait_for(answers.batch(), self.limits.wait)
         except TimeoutError:
             raise Refused(429, f"the server is busy: no token came within its limit of {self.limits.wait:g} seconds "
                           "(wait); try again", code="rate_limit_exceeded", wait=5) from None  # fmt: skip
@@ -132,7 +123,7 @@ class Completion:
         except RuntimeError:
             raise Refused(500, SERVER_FAULT) from None
 
-    async def _batches(self, served: Served, answers: Answers, first: Batch) -> AsyncIterator[dict[int, list[Event]]]:
+    async def _batches(self, answers: Answers, first: Batch) -> AsyncIterator[Batch]:
         """Events by choice, until every choice has ended; {} when the time is over.
 
         Raises:
@@ -140,18 +131,15 @@ class Completion:
         """
         batch, paced = first, bool(self.asked.stream) and not self.asked.stop
         while True:
-            found: dict[int, list[Event]] = {}
-            for which, event in batch:
-                found.setdefault(which, []).append(event)
-            yield found
+            yield batch
             if all(choice.finish is not None for choice in self.choices):
                 return
             left = self.began + self.limits.time - time.monotonic()
             try:
                 async with asyncio.timeout(max(left, 0)):
                     if paced:
-                        await answers.rest(min(PACE * (served.worker.asked - 1), LONGEST))
-                    batch = _sound(await answers.batch())
+                        await answers.rest(min(PACE * (self.link.asked - 1), LONGEST))
+                    batch = await answers.batch()
             except TimeoutError:
                 yield {}
                 return
@@ -159,7 +147,7 @@ class Completion:
                 raise Refused(500, SERVER_FAULT) from None
 
     # ── whole ──────────────────────────────────────────────────────────────────────────────────────────────────
-    async def _whole(self, send: Send, batches: AsyncIterator[dict[int, list[Event]]]) -> None:
+    async def _whole(self, send: Send, batches: AsyncIterator[Batch]) -> None:
         texts, counted = [""] * len(self.choices), [list[Event]() for _ in self.choices]
         async for batch in batches:
             for which, text, events in self._fed(batch):
@@ -174,11 +162,11 @@ class Completion:
         await _send(send, json_bytes({**self._head("chat.completion"), "choices": choices, "usage": self._usage()}))
 
     # ── as a stream ────────────────────────────────────────────────────────────────────────────────────────────
-    async def _stream(self, send: Send, batches: AsyncIterator[dict[int, list[Event]]]) -> None:
+    async def _stream(self, send: Send, batches: AsyncIterator[Batch]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         options = self.asked.stream_options
         usage = {"usage": None} if options is not None and options.include_usage else {}
-        head = {**self._head("chat.completion.chunk"), **usage}
+        head = json_bytes({**self._head("chat.completion.chunk"), **usage})[:-1] + b',"choices":['
         opened = set[int]()
         try:
             async for batch in batches:
@@ -188,14 +176,15 @@ class Completion:
                     opened.add(which)
                     choice = self.choices[which]
                     if first or text or events or choice.finish is not None:
-                        chunks.append({**head, "choices": [self._delta(which, text, events, first)]})
+                        chunks.append(head + json_bytes(self._delta(which, text, events, first)) + b"]}")
                 if chunks:
-                    await _event(send, *map(json_bytes, chunks))
+                    await _event(send, *chunks)
         except Refused as fault:
             await _event(send, json_bytes(fault.body))
         else:
             if usage:
-                await _event(send, json_bytes({**head, "choices": [], "usage": self._usage()}))
+                told = {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
+                await _event(send, json_bytes(told))
         await _event(send, b"[DONE]")
         await send({"type": "http.response.body", "body": b""})
 
@@ -209,7 +198,7 @@ class Completion:
         return {"index": which, **said, "logprobs": self._logprobs(choice, events), "finish_reason": choice.finish}
 
     # ── what both say ──────────────────────────────────────────────────────────────────────────────────────────
-    def _fed(self, batch: dict[int, list[Event]]) -> list[tuple[int, str, list[Event]]]:
+    def _fed(self, batch: Batch) -> list[tuple[int, str, list[Event]]]:
         """(choice, its new text, its new tokens) of those that had not ended; nothing came: the time is over."""
         if not batch:
             return [(i, choice.cut(), []) for i, choice in enumerate(self.choices) if choice.finish is None]
@@ -234,14 +223,6 @@ class Completion:
             return choice.chat_logprobs(events) if self.asked.logprobs else None
         wanted = isinstance(self.asked, CompletionRequest) and self.asked.logprobs is not None
         return choice.text_logprobs(events) if wanted else None
-
-
-def _sound(batch: Batch) -> Batch:
-    """The batch. Raises Refused (500) where an answer ended in an error."""
-    for _, event in batch:
-        if event.error is not None:
-            raise Refused(500, event.error)
-    return batch
 
 
 async def _send(send: Send, body: bytes) -> None:

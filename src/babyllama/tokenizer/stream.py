@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import tokenizers
@@ -17,8 +18,13 @@ class Decoder(Protocol):
     def backend(self) -> tokenizers.Tokenizer: ...
     @property
     def text_ids(self) -> frozenset[int]: ...
-    @property
-    def byte_ids(self) -> frozenset[int]: ...
+
+
+@lru_cache(maxsize=16)
+def byte_ids(tokenizer: Decoder) -> frozenset[int]:
+    """SentencePiece's tokens of single bytes, <0x00> … <0xFF>."""
+    names = (form.format(byte) for byte in range(256) for form in ("<0x{:02X}>", "<0x{:02x}>"))
+    return frozenset(found for name in names if (found := tokenizer.backend.token_to_id(name)) is not None)
 
 
 class TextStream:
@@ -30,7 +36,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Decoder, after: Sequence[int] = ()) -> None:
-        self._backend, self._bytes, self._texts = tokenizer.backend, tokenizer.byte_ids, tokenizer.text_ids
+        self._backend, self._bytes, self._texts = tokenizer.backend, byte_ids(tokenizer), tokenizer.text_ids
         self._pending: list[int] = []
         self._context = self._kept(after)
         self._before = self._text(self._context)  # the context's text

@@ -146,16 +146,6 @@ class Tokenizer:
         """All others that the vocabulary has."""
         return self._text_ids
 
-    @property
-    def byte_ids(self) -> frozenset[int]:
-        """SentencePiece's tokens of single bytes, <0x00> … <0xFF>."""
-        return self._byte_ids
-
-    @cached_property
-    def _byte_ids(self) -> frozenset[int]:
-        names = (form.format(byte) for byte in range(256) for form in ("<0x{:02X}>", "<0x{:02x}>"))
-        return frozenset(found for name in names if (found := self.backend.token_to_id(name)) is not None)
-
     @cached_property
     def _text_ids(self) -> frozenset[int]:
         return frozenset(self.backend.get_vocab(with_added_tokens=True).values()) - self.special_ids

@@ -52,6 +52,11 @@ def spread(work: Callable[[J], R], jobs: Iterable[J], known: Callable[[J], R | N
                 given += 1
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _result(found: R | Exception) -> R:
     if isinstance(found, Exception):
         raise found

@@ -1,0 +1,222 @@
+"""The side of the engines: what the processes that speak HTTP ask is answered here, on one event loop beside the
+engines' threads. Which models there are and how many answers may be open is decided here, for all of them together.
+
+Not here: texts of requests and answers (link.py and what is above it), threads (worker.py), processes (processes.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from socket import socket
+from typing import Any
+
+from babyllama.errors import InputError
+from babyllama.infer.request import Request
+from babyllama.serve import inside
+from babyllama.serve.faults import SERVER_FAULT, Refused, Stale, json_bytes
+from babyllama.serve.gate import Record
+from babyllama.serve.metrics import Metrics
+from babyllama.serve.models import Models, Served
+from babyllama.serve.wire import Ends, Frames, frame
+from babyllama.serve.worker import Asked, Told
+
+FAULTY = 3  # steps of an engine that fail one after the other until the server calls itself ill
+
+
+@dataclass
+class Host:
+    """Answers any number of HTTP processes.
+
+    Attributes:
+        queue: answers that may wait for a row, of one model.
+        ready: released by each process that takes connections.
+    """
+
+    models: Models
+    queue: int
+
+    def __post_init__(self) -> None:
+        self.metrics, self.ready = Metrics(), asyncio.Semaphore(0)
+        self.clients: list[Client] = []
+        self.calls: dict[str, Callable[..., Awaitable[Any]]] = {
+            "open": self.open, "look": self.look, "source": self.source, "state": self.state,
+            "metrics": self.page}  # fmt: skip
+
+    async def serve(self, ends: Ends) -> None:
+        """Answer one process until it is gone; what it asked for is given up then."""
+        (up, down), frames, loop = ends, Frames(), asyncio.get_running_loop()
+        up.setblocking(False)
+        client = Client(self, down)
+        self.clients.append(client)
+        try:
+            with suppress(OSError):
+                while data := await loop.sock_recv(up, 1 << 18):
+                    for message in frames.feed(data):
+                        client.take(message)
+        finally:
+            self.clients.remove(client)
+            client.close()
+
+    def stop(self) -> None:
+        """Ask all processes to let open answers end, and to go."""
+        for client in self.clients:
+            client.send(("stop",))
+
+    # ── calls ──────────────────────────────────────────────────────────────────────────────────────────────────
+    async def open(self, name: str) -> tuple[str, bytes]:
+        """(mark, card) of a model, which is loaded if need be. Raises Refused as `Models.use`."""
+        async with self.models.use(name) as served:
+            return served.mark, served.card
+
+    async def look(self, view: str, asked: Any) -> bytes:
+        """The figures of one view of Look inside, as JSON. Raises Refused."""
+        async with self.models.use(asked.model) as served:
+            try:
+                return json_bytes(await served.worker.call(inside.watched(served, inside.VIEWS[view], asked)))
+            except InputError as error:
+                raise Refused(400, str(error)) from None
+
+    async def source(self, view: str) -> dict[str, Any]:
+        """The code that computes a view. Raises Refused (404)."""
+        return inside.source(view)
+
+    async def state(self) -> dict[str, Any]:
+        """``loaded``: name → context; ``ill``: the models whose engine keeps failing."""
+        loaded = self.models.loaded
+        return {"loaded": {name: served.context for name, served in loaded.items()},
+                "ill": [name for name, served in loaded.items() if served.worker.faults >= FAULTY]}  # fmt: skip
+
+    async def page(self) -> bytes:
+        """The text of /metrics."""
+        return self.metrics.page(self.models)
+
+    # ── limits ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def admit(self, served: Served, count: int) -> None:
+        """Raise Refused where so many answers more are too many."""
+        worker, room = served.worker, served.worker.engine.slots.most + self.queue
+        if count > room:
+            raise Refused(400, f"n: {count} answers at once are above this server's limit of {room}", "n")
+        if worker.asked + count > room and worker.open + count > room:
+            raise Refused(429, f"the server is busy: {worker.open} answers are open and its limit is {room} "
+                          f"(slots={room - self.queue}, queue={self.queue}); try again",
+                          code="rate_limit_exceeded", wait=1)  # fmt: skip
+
+
+class Client:
+    """One process that speaks HTTP."""
+
+    def __init__(self, host: Host, down: socket) -> None:
+        self.host, self.down = host, down
+        self._sending = threading.Lock()
+        self._asked: dict[int, tuple[Served, Asked] | None] = {}  # None: it is being loaded for
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        """From any thread. Waits while the process is far behind; nothing where it is gone."""
+        body = frame(message)
+        with self._sending, suppress(OSError):
+            self.down.sendall(body)
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for number in list(self._asked):
+            self._leave(number)
+        self.down.close()
+
+    # ── the engines' threads ───────────────────────────────────────────────────────────────────────────────────
+    def told(self, events: Told) -> None:
+        self.send(("events", events))
+
+    def failed(self, number: int, fault: Exception) -> None:
+        self.send(("fault", number, fault))
+
+    # ── messages ───────────────────────────────────────────────────────────────────────────────────────────────
+    def take(self, message: tuple[Any, ...]) -> None:
+        """Do what a message says."""
+        kind, *what = message
+        if kind == "ask":
+            self._ask(*what)
+        elif kind == "leave":
+            self._leave(*what)
+        elif kind == "call":
+            self._start(self._call(*what))
+        elif kind == "note":
+            self._note(*what)
+        else:
+            self.host.ready.release()
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _call(self, number: int, what: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            self.send(("done", number, await self.host.calls[what](*arguments)))
+        except Exception as error:
+            self._refuse(number, error)
+
+    def _refuse(self, number: int, error: Exception) -> None:
+        if not isinstance(error, Refused | Stale):
+            traceback.print_exception(error, file=sys.stderr)
+            error = Refused(500, SERVER_FAULT)
+        self.send(("fault", number, error))
+
+    def _note(self, record: Record) -> None:
+        self.host.metrics.ended(record, record.model in self.host.models.openers)
+
+    # ── answers ────────────────────────────────────────────────────────────────────────────────────────────────
+    def _ask(self, number: int, name: str, mark: str, requests: Sequence[Request], form: Any) -> None:
+        """Put requests in line, at once where the model is loaded and no form has to be made ready."""
+        served = self.host.models.loaded.get(name)
+        self._asked[number] = None
+        if served is None or form is not None:
+            self._start(self._prepare(number, name, mark, requests, form))
+        else:
+            self._put(number, served, mark, requests)
+
+    async def _prepare(self, number: int, name: str, mark: str, requests: Sequence[Request], form: Any) -> None:
+        try:
+            async with self.host.models.use(name) as served:
+                if form is not None:
+                    requests = await asyncio.to_thread(_formed, served, requests, form)
+                if number in self._asked:  # else it was given up meanwhile
+                    self._put(number, served, mark, requests)
+        except Exception as error:
+            self._asked.pop(number, None)
+            self._refuse(number, error)
+
+    def _put(self, number: int, served: Served, mark: str, requests: Sequence[Request]) -> None:
+        try:
+            if served.mark != mark:
+                raise Stale
+            self.host.admit(served, len(requests))
+        except (Refused, Stale) as error:
+            del self._asked[number]
+            self._refuse(number, error)
+            return
+        if served.adapter is not None:
+            requests = [replace(request, adapter=served.adapter) for request in requests]
+        served.users += 1
+        self._asked[number] = served, served.worker.ask(requests, self, number)
+
+    def _leave(self, number: int) -> None:
+        if (found := self._asked.pop(number, None)) is not None:
+            served, asked = found
+            served.worker.give_up(asked)
+            self.host.models.leave(served)
+
+
+def _formed(served: Served, requests: Sequence[Request], schema: dict[str, Any]) -> list[Request]:
+    """Each with what keeps its answer to a JSON Schema. Raises Refused (400)."""
+    try:
+        return [replace(request, mask=served.grammars.json_schema(schema)) for request in requests]
+    except InputError as error:
+        raise Refused(400, f"response_format: {error}", "response_format") from None

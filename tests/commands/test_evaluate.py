@@ -229,10 +229,12 @@ def test_a_suite_is_one_file_that_another_run_is_compared_with(folder, tmp_path,
         "ceval: not here; get it from huggingface.co/datasets/ceval/ceval-exam" in shown
         and "minimal_pairs 320" in shown
     )
-    assert set(first["missing"]) >= {"ceval", "cmmlu", "c3"} and len(first["tasks"]) == 10
+    assert set(first["missing"]) >= {"ceval", "cmmlu", "c3"} and len(first["tasks"]) == 11
     figures = first["tasks"]["arithmetic"]
     assert figures["items"] == 240 and figures["chance"] == 0.3 and "72 blocks" in figures["interval_kind"]
     assert figures["right"] == sum(one["taken"] == one["answer"] for one in figures["answers"])
+    figures = first["tasks"]["word_problems"]
+    assert figures["items"] == 240 and figures["right"] == sum(one["right"] for one in figures["answers"])
     again = run(f"out={tmp_path}/again.json", f"against={folder}/run/evals/zh-small.json")
     assert again["tasks"] == first["tasks"]
     assert all(apart["value"] == 0 and apart["p"] == 1 for apart in again["against"].values())
@@ -243,6 +245,8 @@ def test_faults_of_tests(folder, tmp_path):
         evaluate(folder, "tasks=[mmlu]")
     with pytest.raises(InputError, match="'arithmetic' is there twice"):
         evaluate(folder, "suite=zh-small", "tasks=[arithmetic]")
+    with pytest.raises(InputError, match="word_problems has free answers: scoring and normalise are for"):
+        evaluate(folder, "tasks=[{name: word_problems, scoring: cloze}]")
     config = folder / "run" / "model" / "tokenizer_config.json"
     kept = config.read_text("utf-8")
     config.write_text(json.dumps({k: v for k, v in json.loads(kept).items() if k != "chat_template"}))

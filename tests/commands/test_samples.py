@@ -50,5 +50,7 @@ def test_faults_of_abilities_are_said_before_the_training():
         examiner((TaskChoice(name="verses"),), small_tokenizer(), 3)
     with pytest.raises(InputError, match="abilities: a test is there twice"):
         examiner((TaskChoice(name="verses"), TaskChoice(name="verses")), small_tokenizer(), 96)
+    with pytest.raises(InputError, match="abilities: word_problems has free answers"):
+        examiner((TaskChoice(name="word_problems"),), small_tokenizer(), 96)
     with pytest.raises(InputError, match="ocnli: get it from"):
         examiner((TaskChoice(name="ocnli"),), small_tokenizer(), 96)

@@ -45,6 +45,7 @@ def test_tokens_are_those_of_the_whole_text(form):
         text = form.prompt(ITEM, (), "law") + completion
         assert [*pair.prompt, *pair.completion] == [*TOKENIZER.start_ids, *TOKENIZER.encode(text)]
     assert len({tuple(pair.prompt) for pair in asked.pairs}) == 1 and not asked.cut
+    assert asked.characters == ((1,) * 4 if form.scoring == "letter" else (2, 2, 3, 1))  # of what is compared
 
 
 def test_a_chat_ends_as_in_training():
@@ -88,7 +89,8 @@ def test_the_pick_is_that_of_a_loop_by_hand():
     ):
         values = [value / size for value, size in zip(nats, sizes, strict=True)]
         assert mark.taken(name) == values.index(max(values))
-        assert mark.pick(name) == Pick(mark.tokens, mark.taken(name), 0)
+        rates = tuple(count / size for count, size in zip(mark.tokens, (2, 2, 3, 1), strict=True))
+        assert mark.pick(name) == Pick(mark.tokens, mark.taken(name), 0, "", rates)
 
 
 def test_a_killed_evaluation_goes_on_and_gives_the_same(tmp_path, monkeypatch):
@@ -127,7 +129,7 @@ def test_a_result_its_difference_and_the_submission():
     assert figures["clean"]["items"] == 2 and figures["verdict"] == "not distinguishable from chance"
     count, apart = difference(figures, figures)
     assert (count, apart.value, apart.p) == (12, 0, 1)
-    letters = submission(found, "none")["law"]
+    letters = submission(figures["answers"])["law"]
     assert set(letters) == {str(n) for n in range(12)} and len(set(letters.values())) == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from babyllama.errors import InputError
 from babyllama.evals import sources
-from babyllama.evals.items import checked
+from babyllama.evals.items import Item, checked
 from babyllama.evals.tasks import TaskChoice
 
 CEVAL_VAL = (
@@ -19,9 +19,9 @@ CEVAL_DEV = "id,question,A,B,C,D,answer,explanation\n0,一加一等于____。,1,
 CMMLU = ",Question,A,B,C,D,Answer\n0,产蛋最多的是,高邮鸭,北京鸭,樱桃谷鸭,绍鸭,D\n"
 
 
-def items(reader, *records, subject=""):
+def items(reader, *records, subject="", least=2):
     rows = [sources.Row(f"f:{n}", subject, "", n, record) for n, record in enumerate(records, start=1)]
-    return checked((row.where, item) for row in rows for item in reader(row))
+    return checked(((row.where, item) for row in rows for item in reader(row)), least)
 
 
 def test_ceval_from_its_folder_its_zip_and_one_file(tmp_path):
@@ -118,3 +118,26 @@ def test_faults_of_files(tmp_path):
 def test_a_sample_is_always_the_same(tmp_path):
     some = TaskChoice(name="arithmetic", max_items=20).items(None).asked
     assert some == TaskChoice(name="arithmetic", max_items=20).items(None).asked and len(some) == 20
+
+
+def test_gsm8k_and_cmrc_in_all_their_forms():
+    first, second = items(sources.gsm8k, {"question_zh": "几个？", "question": "?", "answer_only": "18", "answer": "x"},
+                          {"question": "多少？", "answer": "先算。\n#### 1,200"}, least=1)  # fmt: skip
+    assert (first.question, first.options, second.options) == ("几个？", ("18",), ("1,200",))
+    row = {"id": "Q0", "context": "甲写了书。", "question": "谁？", "answers": ["甲", "甲", "作者甲"]}
+    asked = {"id": "Q0", "question": "谁？", "answers": [{"text": "甲", "answer_start": 0}, {"text": "作者甲"}]}
+    nested = {"paragraphs": [{"id": "D", "context": "甲写了书。", "qas": [asked]}]}
+    hub = {**row, "answers": {"text": ["甲", "作者甲"], "answer_start": [0, 0]}}
+    for record in (row, nested, hub):
+        (item,) = items(sources.cmrc, record, least=1)
+        assert item == Item("Q0", "甲写了书。\n问题：谁？", ("甲", "作者甲"), 0)
+
+
+@pytest.mark.parametrize(("reader", "record", "fault"), [
+    (sources.gsm8k, {"question": "?", "answer": "#### 无"}, "f:1: the answer '无' holds no number"),
+    (sources.cmrc, {"context": "文", "question": "?", "answers": []}, "f:1: has no answer; mend it"),
+    (sources.cmrc, {"context": "文", "answers": ["文"]}, "f:1: the column 'question' is missing"),
+])  # fmt: skip
+def test_faults_of_free_answers(reader, record, fault):
+    with pytest.raises(InputError, match=fault):
+        items(reader, record, least=1)

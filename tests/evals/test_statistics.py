@@ -15,6 +15,7 @@ from babyllama.evals.statistics import (
     bootstrap,
     by_parts,
     by_place,
+    by_rate,
     by_size,
     interval,
     mcnemar,
@@ -62,6 +63,8 @@ def test_cheap_habits_are_chance():
         shortest.append(Pick(tuple(2 if i == place else 5 for i in range(4)), place, right))
         shortest.append(Pick((3, 3, 3, 3), int(draw.integers(4)), int(draw.integers(4))))
     assert by_place(shortest) < 1e-6 and by_size(shortest) > 0.05
+    rates = [pick._replace(sizes=(4,) * 4, rates=pick.sizes) for pick in shortest]  # the fewest tokens a character
+    assert by_size(rates) < 1e-6 and by_rate(rates) == by_size(shortest) <= above_chance(rates)
     assert verdict(above_chance(shortest)) == "not distinguishable from chance"
 
 

@@ -5,6 +5,7 @@ Not here: the recipe (evaluate.py), scores (evals/suites.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from babyllama.commands.table import table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.evals.choices import Asked
+from babyllama.evals.free import Prompt, free_result, prompts_of, written
 from babyllama.evals.items import Items
 from babyllama.evals.overlap import clean_ids, texts_of
 from babyllama.evals.provenance import Provenance
@@ -58,7 +60,7 @@ class Ready(NamedTuple):
 
     choice: TaskChoice
     items: Items
-    asked: list[Asked]
+    asked: list[Asked] | list[Prompt]
 
 
 def run_tasks(recipe: Wanted, loaded: Loaded, context: int, history: Provenance, console: Console
@@ -90,8 +92,10 @@ def run_tasks(recipe: Wanted, loaded: Loaded, context: int, history: Provenance,
             continue
         items = choice.items(recipe.task_data)
         names = choice.task.subjects or {}
-        asked = asked_of(loaded.tokenizer, context, choice.form, items, names, choice.called)
-        ready.append(Ready(choice, items, asked))
+        free = choice.task.free
+        ready.append(Ready(choice, items,
+                           asked_of(loaded.tokenizer, context, choice.form, items, names, choice.called) if free is None
+                           else prompts_of(loaded.tokenizer, context, choice.form, free, items, names)))  # fmt: skip
     clean = _clean(recipe, loaded, history, ready, console)
     results = _results(recipe, subject, ready, clean, console)
     console.print(_table(results, context))
@@ -138,20 +142,34 @@ def _results(recipe: Wanted, subject: Subject, ready: list[Ready], clean: dict[s
     found: dict[str, Any] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("", total=sum(len(one.asked) for one in ready))
-        for choice, items, asked in ready:
-            progress.update(bar, description=choice.called)
-            done = marks(subject, choice.form, items, asked, recipe.file.parent / "cache",
-                         lambda count: progress.advance(bar, count))  # fmt: skip
-            normalise = choice.normalise or choice.task.normalise
-            figures = result(done, normalise, len(items.asked) - len(asked), clean.get(choice.called))
-            found[choice.called] = {"about": choice.task.about, "licence": choice.task.licence,
-                                    "choice": choice.model_dump(mode="json"), "scoring": choice.form.scoring,
-                                    "normalise": normalise, "context": subject.context, **figures}  # fmt: skip
-            if any(mark.item.answer is None for mark in done):
-                path = recipe.file.with_name(f"{recipe.file.stem}-{choice.called}-submission.json")
-                write_json(path, submission(done, normalise))
-                console.print(f"{choice.called}: answers that are not published are in {path}", soft_wrap=True)
+        for one in ready:
+            progress.update(bar, description=one.choice.called)
+            found[one.choice.called] = {
+                "about": one.choice.task.about, "licence": one.choice.task.licence,
+                "choice": one.choice.model_dump(mode="json"), "context": subject.context,
+                **_figures(recipe, subject, one, clean.get(one.choice.called), lambda n: progress.advance(bar, n)),
+            }  # fmt: skip
+            answers = found[one.choice.called]["answers"]
+            if any(answer.get("answer", 0) is None for answer in answers):
+                path = recipe.file.with_name(f"{recipe.file.stem}-{one.choice.called}-submission.json")
+                write_json(path, submission(answers))
+                console.print(f"{one.choice.called}: answers that are not published are in {path}", soft_wrap=True)
     return found
+
+
+def _figures(recipe: Wanted, subject: Subject, ready: Ready, clean: frozenset[str] | None,
+             advance: Callable[[int], None]) -> dict[str, Any]:  # fmt: skip
+    """What one test says: of options that were chosen, or of answers that were written."""
+    choice, items, asked = ready
+    folder, form, free = recipe.file.parent / "cache", choice.form, choice.task.free
+    if free is not None:
+        prompts = [one for one in asked if isinstance(one, Prompt)]
+        answers = written(subject, form, free, items, prompts, folder, advance)
+        return {"scoring": free.mark, "normalise": None, **free_result(free, prompts, answers, clean)}
+    normalise = choice.normalise or choice.task.normalise
+    done = marks(subject, form, items, [one for one in asked if isinstance(one, Asked)], folder, advance)
+    left_out = len(items.asked) - len(asked)
+    return {"scoring": form.scoring, "normalise": normalise, **result(done, normalise, left_out, clean)}
 
 
 def _table(results: dict[str, Any], context: int) -> Table:

@@ -93,6 +93,9 @@ def examiner(choices: tuple[TaskChoice, ...], tokenizer: Tokenizer, positions: i
     labels = [choice.called for choice in choices]
     if len(set(labels)) < len(labels):
         raise InputError("abilities: a test is there twice; give one of them another label")
+    free = next((label for label, choice in zip(labels, choices, strict=True) if choice.task.free), None)
+    if free:
+        raise InputError(f"abilities: {free} has free answers, which take long; only tests of choice can be put here")
     ready = [(choice, asked_of(tokenizer, positions, choice.form, choice.items(None), choice.task.subjects or {},
                                choice.called)) for choice in choices]  # fmt: skip
 

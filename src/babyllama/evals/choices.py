@@ -61,10 +61,12 @@ class Form:
 
 
 class Asked(NamedTuple):
-    """One item in tokens: a pair for each option, all with one prompt. `cut`: the prompt's beginning is missing."""
+    """One item in tokens: a pair for each option, all with one prompt, and the characters of what is compared.
+    `cut`: the prompt's beginning is missing."""
 
     item: Item
     pairs: tuple[Pair, ...]
+    characters: tuple[int, ...]
     cut: bool
 
 
@@ -85,7 +87,8 @@ class Marked(NamedTuple):
 
     def pick(self, normalise: Normalise) -> Pick:
         assert self.item.answer is not None
-        return Pick(self.tokens, self.taken(normalise), self.item.answer, self.item.block)
+        rates = tuple(tokens / count for tokens, count in zip(self.tokens, self.characters, strict=True))
+        return Pick(self.tokens, self.taken(normalise), self.item.answer, self.item.block, rates)
 
 
 def encoded(form: Form, tokenizer: Tokenizer, item: Item, examples: Sequence[Item], subject: str, context: int
@@ -105,7 +108,7 @@ def encoded(form: Form, tokenizer: Tokenizer, item: Item, examples: Sequence[Ite
     cut = len(prompt) > room
     if cut:  # what a text begins with stays in front of what is left of it
         prompt = [*tokenizer.start_ids, *prompt[len(prompt) - room + len(tokenizer.start_ids) :]]
-    return Asked(item, tuple(Pair(prompt, end) for end in ends), cut)
+    return Asked(item, tuple(Pair(prompt, end) for end in ends), tuple(map(len, completions)), cut)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -138,6 +141,6 @@ def marked(model: Transformer, asked: Sequence[Asked], vocab_size: int) -> Itera
             one.item,
             tuple(s.loglikelihood for s in found),
             tuple(s.tokens for s in found),
-            tuple(max(1, len(option)) for option in one.item.options),
+            one.characters,
             one.cut,
         )

@@ -21,7 +21,7 @@ class Item:
     Attributes:
         id: no other item of the task has it.
         question: what stands before the options; empty where whole texts are compared.
-        options: at least two, none empty.
+        options: at least two, none empty. Of a test with free answers: what is right, one or several.
         answer: index of the right one; None where it is not published.
         group: the subject.
         block: items that one preference would answer alike, so they are one observation (statistics.py). Their options
@@ -49,15 +49,21 @@ class Items:
         return sum(1 / len(item.options) for item in self.asked) / len(self.asked)
 
 
-def checked(items: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
-    """(where it stands, item) → the items. Raises InputError for the first that is none."""
+def checked(items: Iterable[tuple[str, Item]], least: int = 2) -> tuple[Item, ...]:
+    """(where it stands, item) → the items. Raises InputError for the first that is none.
+
+    Args:
+        least: number of options.
+    """
     found: list[Item] = []
     seen: dict[str, str] = {}
     for where, item in items:
         empty = [LETTERS[i] for i, option in enumerate(item.options) if not option.strip()]
         if empty:
             raise InputError(f"{where}: option {empty[0]} is empty; mend it, or take the item out")
-        if len(item.options) < 2:
+        if not item.options:
+            raise InputError(f"{where}: has no answer; mend it, or take the item out")
+        if len(item.options) < least:
             raise InputError(f"{where}: has {len(item.options)} option; a choice needs at least two")
         if item.id in seen:
             raise InputError(f"{where}: the id {item.id!r} is there already ({seen[item.id]}); ids must differ")

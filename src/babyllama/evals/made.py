@@ -1,10 +1,10 @@
 """Sets made here, from a seed: small signals that move early in training. Everything is written here and in the public
 domain.
 
-Each set is made of blocks of items whose options are the same, in which each option is right as often as any other: so
-a preference for a word, for short options or for the first place gains nothing, and a model that has learned nothing
-scores at chance by symmetry. Drawn here: characters and numbers; grammar.py and knowledge.py hold what is written. Not
-here: how items are scored (choices.py), items of published tests (sources.py).
+Each set of choices is made of blocks of items whose options are the same, in which each option is right as often as any
+other: so a preference for a word, for short options or for the first place gains nothing, and a model that has learned
+nothing scores at chance by symmetry. Drawn here: characters and numbers; grammar.py, knowledge.py and problems.py hold
+what is written. Not here: how items are scored (choices.py), items of published tests (sources.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from random import Random
 from babyllama.evals.grammar import measure_words, minimal_pairs, word_order
 from babyllama.evals.items import Item
 from babyllama.evals.knowledge import block, common_knowledge, hanzi_parts, idioms, verses
+from babyllama.evals.problems import word_problems
 
 _HANZI = list("天地人山水火木金土日月星云风雨雪花草树鸟鱼马牛羊春夏秋冬东西南北红黄蓝白黑高低大小长短")
 _SUMS = {
@@ -68,7 +69,7 @@ def copying(draw: Random) -> list[Item]:
 MADE: dict[str, Callable[[Random], list[Item]]] = {
     "minimal_pairs": minimal_pairs, "measure_words": measure_words, "word_order": word_order, "induction": induction,
     "copying": copying, "arithmetic": arithmetic, "hanzi_parts": hanzi_parts, "common_knowledge": common_knowledge,
-    "idioms": idioms, "verses": verses,
+    "idioms": idioms, "verses": verses, "word_problems": word_problems,
 }  # fmt: skip
 
 

@@ -188,3 +188,30 @@ def ocnli(row: Row) -> Iterator[Item]:
     options = tuple(f"{word}，{second}" for word in ("所以", "也许", "不对"))
     answer = names.index(label) if label else None
     yield Item(str(record.get("id", row.number)), first.rstrip("。") + "？", options, answer)
+
+
+def gsm8k(row: Row) -> Iterator[Item]:
+    """GSM8K in Chinese: question_zh (or question), answer_only (or answer, whose number stands after ####)."""
+    record = _fields(row)
+    question = str(column(record, ["question_zh", "question"], row.where)).strip()
+    answer = str(column(record, ["answer_only", "answer"], row.where)).rpartition("####")[2].strip()
+    if not re.search(r"\d", answer):
+        raise InputError(f"{row.where}: the answer {answer[:20]!r} holds no number; mend it")
+    yield Item(str(record.get("id", row.number)), question, (answer,), 0)
+
+
+def cmrc(row: Row) -> Iterator[Item]:
+    """CMRC 2018: SQuAD's paragraphs, or a row for each question (context, question, answers or {"text": answers})."""
+    record = _fields(row)
+    if "paragraphs" in record:
+        rows = [{**question, "context": column(paragraph, ["context"], row.where)}
+                for paragraph in record["paragraphs"]
+                for question in column(paragraph, ["qas"], row.where)]  # fmt: skip
+    else:
+        rows = [record]
+    for one in rows:
+        text, asked = (str(column(one, [name], row.where)).strip() for name in ("context", "question"))
+        answers = column(one, ["answers"], row.where)
+        answers = answers["text"] if isinstance(answers, dict) else answers
+        answers = [str(answer["text"] if isinstance(answer, dict) else answer).strip() for answer in answers]
+        yield Item(str(one.get("id", row.number)), f"{text}\n问题：{asked}", tuple(dict.fromkeys(answers)), 0)

@@ -4,7 +4,7 @@ Chance is more than 1 / options: a model that has learned nothing still prefers 
 option. So a score is called above chance only if none of these explains it.
 
     items alone   higher than guessing gives (exact), than the model's own letters shuffled over the items would give,
-                  and than its own preference for short or long options would give
+                  and than its own preference for short or long options would give, by tokens and by tokens a character
     in blocks     items whose options play the same parts (made.py) are one observation. To a model that has learned
                   nothing the parts are alike, so what it took would be as likely with the parts exchanged: p is the
                   share of all exchanges, one in each block, that give as many hits. Exact, however much the items of
@@ -16,7 +16,7 @@ Not here: which items, how they are scored.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import pairwise, permutations
 from typing import Any, NamedTuple
@@ -28,12 +28,14 @@ LEVEL = 0.05
 
 
 class Pick(NamedTuple):
-    """One item: how large each option is (tokens), which one was taken, which one is right, its block (items.py)."""
+    """One item: how large each option is (tokens), which one was taken, which one is right, its block (items.py), and
+    how many tokens each option has for a character; () where nobody divides by characters."""
 
     sizes: tuple[int, ...]
     taken: int
     right: int
     block: str = ""
+    rates: tuple[float, ...] = ()
 
 
 class Difference(NamedTuple):
@@ -102,7 +104,7 @@ def by_parts(picks: Sequence[Pick]) -> float:
 
     An item alone is a block of one: its hit has the chance 1 / options.
     """
-    spread, hits = np.ones(1), 0
+    kinds, hits = Counter[tuple[float, ...]](), 0
     for held in _blocks(picks):
         options = len(picks[held[0]].sizes)
         table = np.zeros((options, options), int)  # taken × right
@@ -110,12 +112,23 @@ def by_parts(picks: Sequence[Pick]) -> float:
             table[picks[place].taken, picks[place].right] += 1
         hits += int(table.trace())
         if len(held) == 1:
-            ways = np.array([1 - 1 / options, 1 / options])
+            kinds[1 - 1 / options, 1 / options] += 1
         else:
             counts = [table[range(options), order].sum() for order in permutations(range(options))]
-            ways = np.bincount(counts) / len(counts)
-        spread = np.convolve(spread, ways)
+            kinds[tuple(np.bincount(counts) / len(counts))] += 1
+    spread = np.ones(1)
+    for ways, times in kinds.items():
+        spread = np.convolve(spread, _repeated(np.array(ways), times))
     return float(min(1.0, spread[hits:].sum()))
+
+
+def _repeated(ways: np.ndarray, times: int) -> np.ndarray:
+    """The distribution of the sum of so many draws."""
+    if times == 1:
+        return ways
+    half = _repeated(ways, times // 2)
+    twice = np.convolve(half, half)
+    return np.convolve(twice, ways) if times % 2 else twice
 
 
 def by_place(picks: Sequence[Pick]) -> float:
@@ -128,8 +141,17 @@ def by_place(picks: Sequence[Pick]) -> float:
 
 def by_size(picks: Sequence[Pick]) -> float:
     """The same for the options' order by size: always taking the shortest gives p = 1."""
+    return _by_order([(pick.sizes, pick.taken, pick.right) for pick in picks])
+
+
+def by_rate(picks: Sequence[Pick]) -> float:
+    """The same for their order by tokens a character, which decides where log-likelihoods are divided by characters."""
+    return _by_order([(pick.rates, pick.taken, pick.right) for pick in picks if pick.rates])
+
+
+def _by_order(picks: Sequence[tuple[Sequence[float], int, int]]) -> float:
     cases = []
-    for sizes, taken, right, _ in picks:
+    for sizes, taken, right in picks:
         order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
         steps = "".join("<" if sizes[a] < sizes[b] else "=" for a, b in pairwise(order))
         cases.append((steps, order.index(taken), order.index(right)))
@@ -169,7 +191,8 @@ def above_chance(picks: Sequence[Pick]) -> float:
     """p that nothing was learned: below 0.05 no cheap habit explains the score. See above for the tests."""
     if any(pick.block for pick in picks):
         return by_parts([pick for pick in picks if len(set(pick.sizes)) == 1])
-    return max(by_parts(picks), by_place(picks), by_size(picks))
+    habits = by_place(picks), by_size(picks), by_rate(picks) if all(pick.rates for pick in picks) else 0.0
+    return max(by_parts(picks), *habits)
 
 
 def verdict(p: float) -> str:

@@ -26,7 +26,7 @@ from babyllama.run import add_file
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 PORTION = 64  # items between two writes of the cache
-VERSION = 1  # of the form of what is kept
+VERSION = 2  # of the form of what is kept
 
 
 def fingerprint(folders: Sequence[Path]) -> str:
@@ -73,6 +73,15 @@ def asked_of(tokenizer: Tokenizer, context: int, form: Form, items: Items, names
     return asked
 
 
+def kept_marks(path: Path) -> dict[str, Any]:
+    """What a cache holds by id of item; nothing where it is damaged: it is computed again."""
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def marks(subject: Subject, form: Form, items: Items, asked: Sequence[Asked], folder: Path,
           advance: Callable[[int], None] = lambda _: None) -> list[Marked]:  # fmt: skip
     """Every item as the model answered it, from the cache in `folder` as far as that goes.
@@ -81,12 +90,7 @@ def marks(subject: Subject, form: Form, items: Items, asked: Sequence[Asked], fo
         advance: is told how many more items are done.
     """
     path = folder / f"{subject.key(form, items)}.json"
-    kept: dict[str, list[Any]] = {}
-    if path.is_file():
-        try:
-            kept = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
-            kept = {}  # damaged: it is computed again
+    kept = kept_marks(path)
     found: list[Marked] = []
     for start in range(0, len(asked), PORTION):  # always the same portions, so that a stop changes no figure
         part = asked[start : start + PORTION]
@@ -139,19 +143,27 @@ def accuracy(scored: Sequence[Marked], normalise: Normalise) -> dict[str, Any]:
             "interval_kind": kind, "chance": chance, "p": p, "verdict": verdict(p)}  # fmt: skip
 
 
-def submission(found: Sequence[Marked], normalise: Normalise) -> dict[str, dict[str, str]]:
-    """C-Eval's form: subject → number → letter."""
+def submission(answers: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """A result's answers in C-Eval's form: subject → number → letter."""
     said: dict[str, dict[str, str]] = defaultdict(dict)
-    for mark in found:
-        said[mark.item.group][mark.item.id.rpartition("/")[2]] = LETTERS[mark.taken(normalise)]
+    for one in answers:
+        subject, _, number = one["id"].rpartition("/")
+        said[subject][number] = LETTERS[one["taken"]]
     return dict(said)
 
 
 def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[int, Difference] | None:
     """Two results of one task on the items that both have: how many, mine − theirs (McNemar). None: no such item."""
-    other = {one["id"]: one for one in theirs["answers"] if one["answer"] is not None}
+    other = {one["id"]: one for one in theirs["answers"] if _is_right(one) is not None}
     both = [(one, other[one["id"]]) for one in mine["answers"] if one["id"] in other]
     if not both:
         return None
-    first, second = ([pair[side]["taken"] == pair[side]["answer"] for pair in both] for side in (0, 1))
+    first, second = ([bool(_is_right(pair[side])) for pair in both] for side in (0, 1))
     return len(both), mcnemar(first, second, [one.get("block", "") for one, _ in both])
+
+
+def _is_right(one: dict[str, Any]) -> bool | None:
+    """Of one kept answer, chosen or free; None where the right one is not published."""
+    if "right" in one:
+        return one["right"]
+    return None if one["answer"] is None else one["taken"] == one["answer"]

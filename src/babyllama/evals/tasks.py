@@ -18,12 +18,14 @@ from babyllama.data.sources.hub import HubFile, fetch
 from babyllama.errors import InputError
 from babyllama.evals import sources
 from babyllama.evals.choices import Form, Normalise, Scoring
+from babyllama.evals.free import Free
 from babyllama.evals.items import Item, Items, checked
 from babyllama.evals.made import made
 from babyllama.evals.subjects import CEVAL, CMMLU
 from babyllama.recipe import Recipe
 
 PLAIN = Form()
+_ASKED = Form("cloze", ask="\n答案：")
 _EXAM = "以下是中国关于{subject}的单项选择题，请选出其中的正确答案。\n\n"
 _CMMLU = "以下是关于{subject}的单项选择题，请直接给出正确答案的选项。\n\n"
 
@@ -36,6 +38,7 @@ class Task:
         read: records of its files → items; None: it is made here.
         form, normalise: how it is put and chosen unless the recipe says otherwise.
         get: where its files are had.
+        free: how answers are marked that the model writes; None: it chooses among options.
         hub: its files on the hub, if they can be fetched from there; None where `get` is by hand.
     """
 
@@ -46,6 +49,7 @@ class Task:
     normalise: Normalise = "none"
     split: str = "val"
     get: str = ""
+    free: Free | None = None
     hub: tuple[HubFile, ...] = ()
     subjects: dict[str, str] | None = None
 
@@ -64,6 +68,8 @@ TASKS: dict[str, Task] = {
     "common_knowledge": Task("facts that every child knows, to complete, written here"),
     "idioms": Task("the last hanzi of an idiom (成语), written here"),
     "verses": Task("the last hanzi of a verse (古诗), written here"),
+    "word_problems": Task("word problems of arithmetic with a number as answer, drawn", form=_ASKED,
+                          free=Free("number", 32)),
     "ceval": Task("C-Eval: 52 subjects of Chinese exams", "CC BY-NC-SA 4.0", sources.exam,
                   Form("letter", intro=_EXAM, ask="\n答案："),
                   get="huggingface.co/datasets/ceval/ceval-exam", hub=_CEVAL_FILES, subjects=CEVAL),
@@ -71,7 +77,7 @@ TASKS: dict[str, Task] = {
                   Form("letter", intro=_CMMLU, ask="\n答案："),
                   split="test", get="huggingface.co/datasets/haonan-li/cmmlu",
                   hub=(HubFile("haonan-li/cmmlu", "cmmlu_v1_0_1.zip"),), subjects=CMMLU),
-    "c3": Task("C3: questions on texts and dialogues", "research only", sources.c3, Form("cloze", ask="\n答案："),
+    "c3": Task("C3: questions on texts and dialogues", "research only", sources.c3, _ASKED,
                "character", get="github.com/nlpdata/c3 (c3-m-dev.json, c3-d-dev.json)"),
     "chid": Task("ChID (FewCLUE): the idiom that fits a gap", "none stated", sources.chid, split="test",
                  get=f"{_CLUE}/FewCLUE (chid/test_public.json)"),
@@ -85,6 +91,12 @@ TASKS: dict[str, Task] = {
     "cmexam": Task("CMExam: the medical licensing exam, questions with one answer", "Apache-2.0", sources.medical_exam,
                    Form("letter", intro="以下是医学考试的单项选择题，请选出其中的正确答案。\n\n", ask="\n答案："),
                    get="github.com/williamliujl/CMExam"),
+    "gsm8k_zh": Task("GSM8K in Chinese: word problems with a number as answer", "MIT", sources.gsm8k, _ASKED,
+                     split="test", free=Free("number", 256),
+                     get="huggingface.co/datasets/meta-math/GSM8K_zh (GSM8K_zh.json)"),
+    "cmrc": Task("CMRC 2018: the words of a text that answer a question", "CC BY-SA 4.0", sources.cmrc,
+                 _ASKED, free=Free("span", 48),
+                 get="github.com/ymcui/cmrc2018 (cmrc2018_dev.json)"),
     "gaokao": Task("GAOKAO in AGIEval: the college entrance exam", "MIT", sources.gaokao,
                    Form("letter", intro="以下是高考的单项选择题，请选出其中的正确答案。\n\n", ask="\n答案："),
                    split="test", get="github.com/ruixiangcui/AGIEval (data/v1_1/gaokao-*.jsonl)"),
@@ -123,6 +135,17 @@ class TaskChoice(Recipe):
             raise ValueError(f"unknown task {name!r}; there are {', '.join(TASKS)}")
         return name
 
+    @model_validator(mode="after")
+    def _free_answers_have_no_options(self) -> TaskChoice:
+        if self.task.free and (self.scoring or self.normalise):
+            raise ValueError(f"{self.name} has free answers: scoring and normalise are for tests of choice")
+        return self
+
+    @property
+    def least(self) -> int:
+        """Options of an item: of a free answer one reference is enough."""
+        return 1 if self.task.free else 2
+
     @property
     def task(self) -> Task:
         return TASKS[self.name]
@@ -149,7 +172,8 @@ class TaskChoice(Recipe):
         """Raises InputError: its files are not there, cannot be fetched, or hold what is no item."""
         task = self.task
         if task.read is None:
-            return Items(self._some(checked((self.name, item) for item in made(self.name, self.seed))), {})
+            drawn = ((self.name, item) for item in made(self.name, self.seed))
+            return Items(self._some(checked(drawn, self.least)), {})
         path, split = self.found(task_data), self.split or task.split
         paths = [path] if path is not None else self._fetched(split)
         kinds: dict[str, list[tuple[str, Item]]] = defaultdict(list)
@@ -162,9 +186,9 @@ class TaskChoice(Recipe):
             wanted = f"of {', '.join(self.groups)} " if self.groups else ""
             raise InputError(f"{paths[0]}: {self.name} has no item {wanted}in split {split}; there is {has}")
         examples: dict[str, list[Item]] = defaultdict(list)
-        for item in checked(kinds.get("dev", [])) if split != "dev" else ():
+        for item in checked(kinds.get("dev", []), self.least) if split != "dev" else ():
             examples[item.group].append(item)
-        return Items(self._some(checked(asked)), {group: tuple(held) for group, held in examples.items()})
+        return Items(self._some(checked(asked, self.least)), {group: tuple(held) for group, held in examples.items()})
 
     def _some(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
         if self.max_items is None or len(items) <= self.max_items:
@@ -185,15 +209,16 @@ class TaskChoice(Recipe):
         return f"get it from {self.task.get} and give tasks=[{{name: {self.name}, path: …}}] or task_data=FOLDER"
 
 
-EARLY = tuple(TaskChoice(name=name) for name, task in TASKS.items() if task.read is None)
+EARLY = tuple(TaskChoice(name=name) for name, task in TASKS.items() if task.read is None and not task.free)
 SUITES: dict[str, tuple[TaskChoice, ...]] = {
     "zh-early": EARLY,
     "zh-small": (
         *EARLY,
+        TaskChoice(name="word_problems"),
         TaskChoice(name="ceval"),
         TaskChoice(name="ceval", scoring="cloze", normalise="character"),
         TaskChoice(name="cmmlu"),
         TaskChoice(name="cmmlu", scoring="cloze", normalise="character"),
-        *(TaskChoice(name=name) for name in ("c3", "chid", "cluewsc", "ocnli", "cmb", "gaokao")),
+        *(TaskChoice(name=name) for name in ("c3", "chid", "cluewsc", "ocnli", "cmb", "gaokao", "cmrc", "gsm8k_zh")),
     ),
 }

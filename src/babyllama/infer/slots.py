@@ -150,9 +150,12 @@ class Slots:
         first, more = known[:1], known[:WORTH]
         like = [slot for slot in self.all if
                 (slot.tokens[:1] == first if slot.job is None else slot.tokens[:WORTH] == more)]  # fmt: skip
-        shares = [(self._shared(slot, job, known), slot.job is None, slot.last) for slot in like]
-        best = max(range(len(like)), key=shares.__getitem__, default=None)
-        return (self.all[0], 0) if best is None else (like[best], shares[best][0])
+        best, most = self.all[0], (0, False, -1)
+        for slot in like:
+            if slot.tokens[: most[0]] == known[: most[0]]:  # else it holds less than one before
+                share = self._shared(slot, job, known), slot.job is None, slot.last
+                best, most = (slot, share) if share > most else (best, most)
+        return best, most[0]
 
     def _shared(self, slot: Slot, job: Job, known: list[int]) -> int:
         """How many tokens of `known` the row holds in a form that serves the job."""

@@ -5,23 +5,34 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from babyllama.infer.request import Event
 from babyllama.infer.text import Text
 from babyllama.serve.prompts import Prompt
 from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.tokenizer.tools import Calls, ToolForm
 
 Json = dict[str, Any]
+
+
+class Fed(NamedTuple):
+    """What became certain of an answer: text, the tokens that are part of it, and calls as OpenAI has them."""
+
+    text: str
+    events: list[Event]
+    calls: Sequence[Json] = ()
 
 
 class Choice:
     """One answer."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, stop: Sequence[str]) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, stop: Sequence[str],
+                 tools: ToolForm | None = None) -> None:  # fmt: skip
+        self.tokenizer, self._calls = tokenizer, None if tools is None else Calls(tools)
         self._text, self._length = Text(tokenizer, stop, prompt.after), 0
         self._ended: str | None = None
 
@@ -33,10 +44,11 @@ class Choice:
     @property
     def finish(self) -> str | None:
         """Why it ended; None while it goes on."""
-        return self._ended or self._text.finish
+        found = self._ended or self._text.finish
+        return "tool_calls" if found == "stop" and self._calls is not None and self._calls.count else found
 
-    def feed(self, events: Sequence[Event]) -> tuple[str, list[Event]]:
-        """The text that became certain, and the tokens that are part of the answer."""
+    def feed(self, events: Sequence[Event]) -> Fed:
+        """What became certain."""
         text, counted = "", list[Event]()
         whole = Event.joined(events)
         for event in whole.split() if self._text.stop else (whole,):
@@ -45,13 +57,23 @@ class Choice:
             if (kept := event.unstopped()).tokens:
                 counted.append(kept)
             text += self._text.feed(event)
-        return text, counted
+        return self._fed(text, counted)
 
-    def cut(self) -> str:
+    def cut(self) -> Fed:
         """End it here, as where max_tokens are reached; the rest of the text."""
         rest = "" if self.finish is not None else self._text.feed(Event(0, finish="length"))
         self._ended = self.finish or "length"
-        return rest
+        return self._fed(rest, [])
+
+    def _fed(self, text: str, events: list[Event]) -> Fed:
+        if self._calls is None:
+            return Fed(text, events)
+        before = self._calls.count
+        said, calls = self._calls.feed(text, (self._ended or self._text.finish) is not None)
+        return Fed(said, events, [
+            {"index": i, "id": f"call_{secrets.token_hex(12)}", "type": "function",
+             "function": {"name": call.name, "arguments": call.arguments}} for i, call in enumerate(calls, before)
+        ])  # fmt: skip
 
     # ── log-probabilities ──────────────────────────────────────────────────────────────────────────────────────
     def chat_logprobs(self, events: Sequence[Event]) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
 from babyllama.serve.faults import Refused
 from babyllama.serve.link import Model
-from babyllama.serve.protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled, TokenizeRequest
+from babyllama.serve.protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled, TokenizeRequest, ToolCall
 from babyllama.tokenizer.chat import Message, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.tokenizer.tools import ToolForm, tool_form
 
 LEAST = 1e-6  # top_p=0 means the likeliest token alone
 
@@ -47,17 +49,55 @@ def prompts_of(model: Model, asked: Sampled) -> list[Prompt]:
 
 
 def _chat(model: Model, asked: ChatRequest) -> list[Prompt]:
-    return [Prompt(rendered(model.tokenizer, asked.messages, True))]
+    tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()] if calls_tools(asked) else []
+    return [Prompt(rendered(model.tokenizer, asked.messages, True, tools))]
 
 
-def rendered(tokenizer: Tokenizer, messages: Sequence[ChatMessage], answering: bool) -> list[int]:
-    """A chat as training rendered it. Raises Refused as `render_chat` raises InputError."""
-    plain: list[Message] = [{"role": "system" if m.role == "developer" else m.role, "content": _content(m, i)}
-                            for i, m in enumerate(messages)]  # fmt: skip
+def calls_tools(asked: Sampled) -> bool:
+    """Whether the answer may call tools."""
+    return isinstance(asked, ChatRequest) and bool(asked.tools) and asked.tool_choice != "none"
+
+
+def tool_form_of(model: Model, asked: Sampled) -> ToolForm | None:
+    """How the answers call tools. Raises Refused (400) where the model's chat template cannot write them."""
+    if not calls_tools(asked):
+        return None
     try:
-        return render_chat(tokenizer, plain, add_generation_prompt=answering).tokens
+        return tool_form(model.tokenizer)
+    except InputError as error:
+        raise Refused(400, f"tools: {error}", "tools") from None
+
+
+def rendered(tokenizer: Tokenizer, messages: Sequence[ChatMessage], answering: bool,
+             tools: Sequence[dict[str, Any]] = ()) -> list[int]:  # fmt: skip
+    """A chat as training rendered it. Raises Refused as `render_chat` raises InputError."""
+    plain = [_message(message, i) for i, message in enumerate(messages)]
+    try:
+        return render_chat(tokenizer, plain, answering, tools).tokens
     except InputError as error:
         raise Refused(400, str(error), "messages") from None
+
+
+def _message(given: ChatMessage, index: int) -> Message:
+    found: Message = {"role": "system" if given.role == "developer" else given.role, "content": _content(given, index)}
+    if given.tool_call_id is not None:
+        found["tool_call_id"] = given.tool_call_id
+    if given.name is not None:
+        found["name"] = given.name
+    if given.tool_calls:
+        found["tool_calls"] = [_call(call, index) for call in given.tool_calls]
+    return found
+
+
+def _call(call: ToolCall, index: int) -> dict[str, Any]:
+    """As templates take it: the arguments are no JSON, but what it says."""
+    try:
+        found = json.loads(call.function.arguments)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Refused(400, f"messages[{index}].tool_calls: the arguments must be a JSON object", "messages")
+    return {"id": call.id, "type": call.type, "function": {"name": call.function.name, "arguments": found}}
 
 
 def _content(message: ChatMessage, index: int) -> str:
@@ -67,6 +107,8 @@ def _content(message: ChatMessage, index: int) -> str:
         if part.type != "text" or part.text is None:
             raise Refused(400, f"messages[{index}].content: a part of type {part.type!r:.40}; the models here read "
                           "text alone", "messages")  # fmt: skip
+    if message.content is None and message.tool_calls:
+        return ""
     if message.content is None:
         raise Refused(400, f"messages[{index}].content: must be text", "messages")
     return "".join(part.text or "" for part in message.content)
@@ -140,8 +182,8 @@ def form_of(asked: Sampled) -> dict[str, Any] | None:
 def _check_supported(asked: Sampled) -> None:
     """Refuse what would change the answer and is not there."""
     if isinstance(asked, ChatRequest):
-        if asked.tools:
-            raise Refused(400, "tools: the models here call no tools; leave them out", "tools")
+        if asked.tools and asked.tool_choice not in (None, "auto", "none"):
+            raise Refused(400, "tool_choice: must be auto or none; a model here cannot be made to call", "tool_choice")
         if asked.top_logprobs is not None and not asked.logprobs:
             raise Refused(400, "top_logprobs: needs logprobs=true", "top_logprobs")
     if isinstance(asked, CompletionRequest):

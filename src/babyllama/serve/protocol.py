@@ -59,9 +59,34 @@ class ContentPart(Given):
     text: str | None = None
 
 
+class Function(Given):
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Given):
+    type: Literal["function"]
+    function: Function
+
+
+class Called(Given):
+    name: str
+    arguments: str
+
+
+class ToolCall(Given):
+    id: str
+    type: Literal["function"] = "function"
+    function: Called
+
+
 class ChatMessage(Given):
     role: str
     content: str | list[ContentPart] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class ChatRequest(Sampled):
@@ -71,7 +96,8 @@ class ChatRequest(Sampled):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | dict[str, Any] | None = None
 
 
 class CompletionRequest(Sampled):

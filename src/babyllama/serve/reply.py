@@ -16,11 +16,11 @@ from starlette.types import Receive, Scope, Send
 from babyllama.errors import InputError
 from babyllama.infer.request import Event, Request
 from babyllama.infer.sampling import Sampling
-from babyllama.serve.choices import Choice, Json
+from babyllama.serve.choices import Choice, Fed, Json
 from babyllama.serve.faults import SERVER_FAULT, Refused, Stale, json_bytes
 from babyllama.serve.gate import Record
 from babyllama.serve.link import Answers, Batch, Link, Model
-from babyllama.serve.prompts import Prompt, form_of, prompts_of, requests_of, stops_of
+from babyllama.serve.prompts import Prompt, form_of, prompts_of, requests_of, stops_of, tool_form_of
 from babyllama.serve.protocol import ChatRequest, CompletionRequest, Sampled
 
 PACE, LONGEST = 0.002, 0.25  # seconds between two events of a stream: for each open answer, and at most
@@ -93,9 +93,10 @@ class Completion:
                 self.link.forget(model)
 
     async def _answer(self, model: Model, send: Send) -> None:
+        tools = tool_form_of(model, self.asked)
         requests = await asyncio.to_thread(self._requests, model) if self.long else self._requests(model)
         stops, n = stops_of(self.asked), self.asked.n or 1
-        self.choices = [Choice(model.tokenizer, prompt, stops) for prompt in self.prompts for _ in range(n)]
+        self.choices = [Choice(model.tokenizer, prompt, stops, tools) for prompt in self.prompts for _ in range(n)]
         answers = self.link.ask(model, requests, form_of(self.asked))
         try:
             first = await self._first(answers)
@@ -149,13 +150,15 @@ class Completion:
     # ── whole ──────────────────────────────────────────────────────────────────────────────────────────────────
     async def _whole(self, send: Send, batches: AsyncIterator[Batch]) -> None:
         texts, counted = [""] * len(self.choices), [list[Event]() for _ in self.choices]
+        calls = [list[Json]() for _ in self.choices]
         async for batch in batches:
-            for which, text, events in self._fed(batch):
-                texts[which] += text
-                counted[which] += events
+            for which, fed in self._fed(batch):
+                texts[which] += fed.text
+                counted[which] += fed.events
+                calls[which] += fed.calls
         choices = []
         for which, choice in enumerate(self.choices):
-            said = {"message": {"role": "assistant", "content": texts[which], "refusal": None}} if self.chat else {
+            said = {"message": _message(texts[which], calls[which])} if self.chat else {
                 "text": self._echoed(which) + texts[which]}  # fmt: skip
             choices.append({"index": which, **said, "logprobs": self._logprobs(choice, counted[which]),
                             "finish_reason": choice.finish})  # fmt: skip
@@ -171,12 +174,11 @@ class Completion:
         try:
             async for batch in batches:
                 chunks = []
-                for which, text, events in self._fed(batch):
+                for which, fed in self._fed(batch):
                     first = which not in opened
                     opened.add(which)
-                    choice = self.choices[which]
-                    if first or text or events or choice.finish is not None:
-                        chunks.append(head + json_bytes(self._delta(which, text, events, first)) + b"]}")
+                    if first or any(fed) or self.choices[which].finish is not None:
+                        chunks.append(head + json_bytes(self._delta(which, fed, first)) + b"]}")
                 if chunks:
                     await _event(send, *chunks)
         except Refused as fault:
@@ -188,22 +190,24 @@ class Completion:
         await _event(send, b"[DONE]")
         await send({"type": "http.response.body", "body": b""})
 
-    def _delta(self, which: int, text: str, events: list[Event], first: bool) -> Json:
+    def _delta(self, which: int, fed: Fed, first: bool) -> Json:
         choice = self.choices[which]
         if self.chat:
-            delta = {"role": "assistant", "content": text} if first else {"content": text}
-            said: Json = {"delta": delta if first or text else {}}
+            delta: Json = {"role": "assistant", "content": fed.text} if first else {"content": fed.text}
+            said: Json = {"delta": delta if first or fed.text else {}}
+            if fed.calls:
+                said["delta"]["tool_calls"] = fed.calls
         else:
-            said = {"text": (self._echoed(which) if first else "") + text}
-        return {"index": which, **said, "logprobs": self._logprobs(choice, events), "finish_reason": choice.finish}
+            said = {"text": (self._echoed(which) if first else "") + fed.text}
+        return {"index": which, **said, "logprobs": self._logprobs(choice, fed.events), "finish_reason": choice.finish}
 
     # ── what both say ──────────────────────────────────────────────────────────────────────────────────────────
-    def _fed(self, batch: Batch) -> list[tuple[int, str, list[Event]]]:
-        """(choice, its new text, its new tokens) of those that had not ended; nothing came: the time is over."""
+    def _fed(self, batch: Batch) -> list[tuple[int, Fed]]:
+        """What is new of the choices that had not ended; nothing came: the time is over."""
         if not batch:
-            return [(i, choice.cut(), []) for i, choice in enumerate(self.choices) if choice.finish is None]
+            return [(i, choice.cut()) for i, choice in enumerate(self.choices) if choice.finish is None]
         going = [(which, events) for which, events in batch.items() if self.choices[which].finish is None]
-        return [(which, *self.choices[which].feed(events)) for which, events in going]
+        return [(which, self.choices[which].feed(events)) for which, events in going]
 
     def _head(self, kind: str) -> Json:
         kind = kind if self.chat else "text_completion"
@@ -223,6 +227,14 @@ class Completion:
             return choice.chat_logprobs(events) if self.asked.logprobs else None
         wanted = isinstance(self.asked, CompletionRequest) and self.asked.logprobs is not None
         return choice.text_logprobs(events) if wanted else None
+
+
+def _message(text: str, calls: list[Json]) -> Json:
+    """Of a whole answer; one that calls says what it says beside that, often nothing."""
+    if not calls:
+        return {"role": "assistant", "content": text, "refusal": None}
+    plain = [{key: value for key, value in call.items() if key != "index"} for call in calls]
+    return {"role": "assistant", "content": text.strip() or None, "refusal": None, "tool_calls": plain}
 
 
 async def _send(send: Send, body: bytes) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 
 from babyllama.errors import InputError
 from babyllama.tokenizer.jinja import JinjaTemplate
-from babyllama.tokenizer.messages import ChatTokens, Message, Template, Vocabulary, check_messages
+from babyllama.tokenizer.messages import NO_TOOLS, ChatTokens, Message, Template, Vocabulary, check_messages
 from babyllama.tokenizer.special import BOS
 
 __all__ = ["TEMPLATES", "ChatTokens", "Message", "check_messages", "name_of", "render_chat", "template_of"]
@@ -46,8 +46,11 @@ class ChatTemplate:
         """The Jinja text for a vocabulary where `opening` opens an answer of the template bos."""
         return self.jinja.replace(f"'{BOS}'", f"'{opening}'")
 
-    def render(self, vocabulary: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool) -> ChatTokens:
+    def render(self, vocabulary: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool,
+               tools: Sequence[dict[str, Any]] = ()) -> ChatTokens:  # fmt: skip
         """Texts and special tokens one after the other, each text encoded by itself."""
+        if tools or any(message.get("tool_calls") for message in messages):
+            raise InputError(NO_TOOLS)
         parts = list(self.parts(messages, add_generation_prompt))
         texts = iter(vocabulary.encode_batch([part.text for part in parts if part.special is None]))
         tokens: list[int] = []
@@ -59,17 +62,21 @@ class ChatTemplate:
         return ChatTokens(tokens, mask)
 
 
-def render_chat(tokenizer: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool = False) -> ChatTokens:
+def render_chat(tokenizer: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool = False,
+                tools: Sequence[dict[str, Any]] = ()) -> ChatTokens:  # fmt: skip
     """Messages → tokens by the tokenizer's template; `add_generation_prompt` ends where the next answer begins.
 
+    Args:
+        tools: what the answer may call, in OpenAI's form.
+
     Raises:
-        InputError: as `check_messages`; or an answer is asked for after an answer; or the folder's own template is
-            broken or refuses them.
+        InputError: as `check_messages`; tools that the template cannot write; an answer is asked for after an answer;
+            or the folder's own template is broken or refuses them.
     """
     check_messages(messages)
     if add_generation_prompt and messages[-1]["role"] == "assistant":
         raise InputError(f"messages[{len(messages) - 1}]: the last message is an answer already; end with user or tool")
-    return template_of(tokenizer.chat_template).render(tokenizer, messages, add_generation_prompt)
+    return template_of(tokenizer.chat_template).render(tokenizer, messages, add_generation_prompt, tools)
 
 
 def template_of(name: str) -> Template:

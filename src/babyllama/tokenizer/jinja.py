@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from babyllama.errors import InputError
 from babyllama.tokenizer.markers import free_character, written_markers
-from babyllama.tokenizer.messages import ChatTokens, Message, Vocabulary
+from babyllama.tokenizer.messages import ChatTokens, Message, Vocabulary, texts_in
 
 if TYPE_CHECKING:
     from jinja2 import Template as Compiled
 
+GIVEN = ("role", "content", "tool_calls", "tool_call_id", "name")  # what a template sees of a message
 _PROBE: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
 # What stands for the marks of a generation block while rendering; the lead character is added in front.
 _OPEN, _CLOSE = "\u3400", "\u3401"
@@ -48,20 +49,25 @@ class JinjaTemplate:
         """The text itself."""
         return self.jinja
 
-    def render(self, vocabulary: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool) -> ChatTokens:
+    def render(self, vocabulary: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool,
+               tools: Sequence[dict[str, Any]] = ()) -> ChatTokens:  # fmt: skip
         """Messages → transformers' ids of them, where no content holds a marker; there it stays text.
 
         An answer is learned with the token that ends it, or what the template's generation blocks say.
 
         Raises:
             InputError: the template is broken or refuses the messages; or it rewrites contents and one of them holds
-                a marker, or it is not a prompt (where the answers lie cannot be told then).
+                a marker, or it is not a prompt (where the answers lie cannot be told then); or a tool or a call holds
+                a marker.
         """
-        lead = free_character("".join([self.jinja, *(message["content"] for message in messages)]))
-        rendered = self._text(vocabulary, messages, add_generation_prompt, lead)
-        found = self._contents(vocabulary, messages, add_generation_prompt, lead, rendered.text)
+        calls = [message.get("tool_calls", []) for message in messages]
+        lead = free_character("".join([self.jinja, *texts_in([tools, calls]), *(m["content"] for m in messages)]))
+        rendered = self._text(vocabulary, messages, add_generation_prompt, lead, tools)
+        found = self._contents(vocabulary, messages, add_generation_prompt, lead, rendered.text, tools)
+        _check_harmless(vocabulary, [("tools", text) for text in texts_in([tools, calls])], self.jinja)
         if found is None:
-            _check_harmless(vocabulary, messages, self.jinja)
+            contents = [(f"messages[{i}].content", message["content"]) for i, message in enumerate(messages)]
+            _check_harmless(vocabulary, contents, self.jinja)
             told = rendered.generated and all(message.get("learned", True) for message in messages)
             if not add_generation_prompt and not told:
                 raise InputError("the chat template rewrites what the messages say, so which tokens are the answers "
@@ -74,6 +80,11 @@ class JinjaTemplate:
         learned = [(a, b) for a, b in learned if not any(a <= c and d <= b for c, d in left_out)]
         return ChatTokens(tokens, [any(a <= start < stop <= b for a, b in learned) for start, stop in offsets])
 
+    def text(self, vocabulary: Vocabulary, messages: Sequence[Message], prompt: bool,
+             tools: Sequence[dict[str, Any]]) -> str:  # fmt: skip
+        """What the template writes. Raises InputError as `render`."""
+        return self._text(vocabulary, messages, prompt, free_character(self.jinja), tools).text
+
     def ends(self, vocabulary: Vocabulary) -> str | None:
         """The marker that this template writes after an answer; None where there is none or it cannot be told."""
         try:
@@ -85,12 +96,12 @@ class JinjaTemplate:
         stop = next((stop for _, stop, index in found if index == 1), len(text))
         return text[stop : _end(vocabulary, text, stop, self.jinja)].strip() or None
 
-    def _text(self, vocabulary: Vocabulary, messages: Sequence[Message], prompt: bool, lead: str) -> _Rendered:
-        given = {"tools": None, "documents": None, "add_generation_prompt": prompt, "lead": lead, **vocabulary.names}
+    def _text(self, vocabulary: Vocabulary, messages: Sequence[Message], prompt: bool, lead: str,
+              tools: Sequence[dict[str, Any]] = ()) -> _Rendered:  # fmt: skip
+        given = {"tools": list(tools) or None, "documents": None, "add_generation_prompt": prompt, "lead": lead}
+        seen = [{key: value for key, value in message.items() if key in GIVEN} for message in messages]
         try:
-            written = _compiled(self.jinja).render(
-                messages=[{"role": m["role"], "content": m["content"]} for m in messages], **given
-            )
+            written = _compiled(self.jinja).render(messages=seen, **given, **vocabulary.names)
         except InputError:
             raise
         except _Refused as error:
@@ -109,12 +120,15 @@ class JinjaTemplate:
         return _Rendered(text, generated)
 
     def _contents(
-        self, vocabulary: Vocabulary, messages: Sequence[Message], prompt: bool, lead: str, text: str
-    ) -> list[tuple[int, int, int]] | None:
+        self, vocabulary: Vocabulary, messages: Sequence[Message], prompt: bool, lead: str, text: str,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> list[tuple[int, int, int]] | None:  # fmt: skip
         """(start, stop, message) of every content in `text`, stripped or not; None where it is not there as it is."""
-        stand_ins = [{**message, "content": f"{lead}{chr(0x4E00 + i)}"} for i, message in enumerate(messages)]
+        stand_ins = [{**message, "content": f"{lead}{chr(0x4E00 + i)}"}
+                     if message["content"] or "tool_calls" not in message else message
+                     for i, message in enumerate(messages)]  # fmt: skip
         try:
-            frame = self._text(vocabulary, stand_ins, prompt, lead).text  # type: ignore[arg-type]
+            frame = self._text(vocabulary, stand_ins, prompt, lead, tools).text  # type: ignore[arg-type]
         except InputError:  # it looks into the contents
             return None
         pattern, order = "", list[int]()
@@ -141,14 +155,14 @@ def _end(vocabulary: Vocabulary, text: str, stop: int, written: str) -> int:
     return match.end() if match else stop
 
 
-def _check_harmless(vocabulary: Vocabulary, messages: Sequence[Message], written: str) -> None:
-    """Raise InputError where a content holds a marker, or an end of one that the text beside it could complete."""
-    for name in written_markers(vocabulary, written):
-        for i, message in enumerate(messages):
-            content = message["content"]
+def _check_harmless(vocabulary: Vocabulary, texts: Sequence[tuple[str, str]], written: str) -> None:
+    """Raise InputError where a text, (where, what), holds a marker, or an end of one that the text beside it could
+    complete."""
+    for name in written_markers(vocabulary, written) if texts else ():
+        for where, content in texts:
             cut = any(content.endswith(name[:k]) or content.startswith(name[k:]) for k in range(2, len(name)))
             if name in content or cut:
-                raise InputError(f"messages[{i}].content: holds {name} or a part of it, which this model's chat "
+                raise InputError(f"{where}: holds {name} or a part of it, which this model's chat "
                                  "template would turn into a marker; take it out of the text")  # fmt: skip
 
 

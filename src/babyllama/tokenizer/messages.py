@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, Protocol, TypedDict
 
@@ -17,17 +17,22 @@ _FOLLOWS = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
+NO_TOOLS = "this model's chat template knows no tools; leave them out, or use a model whose template does"
 
 
 class Message(TypedDict):
     """One turn: `role` is one of `ROLES`, `content` is plain text and is used as it is, blanks included.
 
-    ``learned: False`` keeps an answer out of the loss; all answers are learned without it.
+    ``learned: False`` keeps an answer out of the loss; all answers are learned without it. The last three are for
+    templates that write tools.
     """
 
     role: str
     content: str
     learned: NotRequired[bool]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,22 @@ class Template(Protocol):
 
     def jinja_for(self, opening: str) -> str: ...
     def render(
-        self, vocabulary: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool
-    ) -> ChatTokens: ...
+        self, vocabulary: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> ChatTokens: ...  # fmt: skip
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in nested data, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from texts_in(key)
+            yield from texts_in(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from texts_in(inner)
 
 
 def check_messages(messages: Any) -> None:

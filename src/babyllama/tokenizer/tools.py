@@ -1,0 +1,143 @@
+"""Tools in a folder's own chat template: whether it writes them, how it writes calls, and calls in an answer's text.
+
+Templates say nothing about themselves, so a made-up chat with a call is rendered and the call is looked for in what
+comes out: the text around its JSON object is the form, ``<tool_call>`` … ``</tool_call>`` in many. Not here: what
+markers in a tool's texts would do (jinja.py), OpenAI's shapes (serve/).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from babyllama.errors import InputError
+from babyllama.tokenizer.chat import template_of
+from babyllama.tokenizer.jinja import JinjaTemplate
+from babyllama.tokenizer.messages import NO_TOOLS, Message
+
+if TYPE_CHECKING:
+    from babyllama.tokenizer.tokenizer import Tokenizer
+
+NAME = "made_up_tool"
+TOOL = {"type": "function", "function": {"name": NAME, "description": "made up", "parameters": {
+    "type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}}}  # fmt: skip
+ARGUMENTS = {"town": "y"}
+
+
+@dataclass(frozen=True)
+class ToolForm:
+    """How an answer calls a tool: `before`, a JSON object with `name` and `arguments` under the key `key`, `after`."""
+
+    before: str
+    after: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """`arguments` as JSON."""
+
+    name: str
+    arguments: str
+
+
+@lru_cache(maxsize=16)
+def tool_form(tokenizer: Tokenizer) -> ToolForm:
+    """Of the tokenizer's chat template.
+
+    Raises:
+        InputError: it writes no tools, or calls in a form that is no JSON object between two texts.
+    """
+    template = template_of(tokenizer.chat_template)
+    asked: list[Message] = [{"role": "user", "content": "x"}]
+    call = {"type": "function", "function": {"name": NAME, "arguments": ARGUMENTS}}
+    called: list[Message] = [*asked, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    if not isinstance(template, JinjaTemplate):
+        raise InputError(NO_TOOLS)
+    try:
+        before, whole = (template.text(tokenizer, chat, not len(chat) > 1, [TOOL]) for chat in (asked, called))
+    except InputError:
+        raise InputError(NO_TOOLS) from None
+    if NAME not in before:
+        raise InputError(NO_TOOLS)
+    special = {tokenizer.backend.id_to_token(token) for token in tokenizer.special_ids}
+    found = _found(whole[len(before) :]) if whole.startswith(before) else None
+    if found is None or special & {found.before, found.after}:  # special tokens end answers
+        raise InputError("this model's chat template writes tool calls in a form that is not understood here (a JSON "
+                         "object between two texts is); leave tools out")  # fmt: skip
+    return found
+
+
+def _found(answer: str) -> ToolForm | None:
+    """The call in the text of an answer."""
+    for at in (i for i, character in enumerate(answer) if character == "{"):
+        try:
+            value, end = json.JSONDecoder().raw_decode(answer, at)
+        except ValueError:
+            continue
+        key = next((key for key in ("arguments", "parameters") if isinstance(value, dict) and key in value), None)
+        if key is not None and value.get("name") == NAME and value[key] == ARGUMENTS:
+            before, after = answer[:at].strip(), answer[end:].lstrip()
+            after = after.split()[0] if after.strip() else ""
+            close = after[: after.index(">") + 1] if before.startswith("<") and ">" in after else after
+            return ToolForm(before, close, key) if before and close else None
+    return None
+
+
+class Calls:
+    """The text of one answer as it comes → what is said and which tools are called.
+
+    What may be the beginning of a call is held back; what begins as one and is none is said after all.
+    """
+
+    def __init__(self, form: ToolForm) -> None:
+        self.form, self.count = form, 0
+        self._held, self._inside = "", False
+
+    def feed(self, text: str, ended: bool) -> tuple[str, list[Call]]:
+        """What became certain: text, and calls that are whole. `ended`: no more text comes."""
+        self._held += text
+        said, calls = "", list[Call]()
+        for piece in self._pieces(ended):
+            if isinstance(piece, Call):
+                calls.append(piece)
+            else:
+                said += piece
+        self.count += len(calls)
+        return said, calls
+
+    def _pieces(self, ended: bool) -> Iterator[str | Call]:
+        before, after = self.form.before, self.form.after
+        while True:
+            if not self._inside:
+                at = self._held.find(before)
+                if at < 0:
+                    sure = len(self._held) if ended else len(self._held) - self._open(before)
+                    told, self._held = self._held[:sure], self._held[sure:]
+                    yield told
+                    return
+                yield self._held[:at]
+                self._held, self._inside = self._held[at + len(before) :], True
+            at = self._held.find(after)
+            if at < 0 and not ended:
+                return
+            body, self._held = (self._held, "") if at < 0 else (self._held[:at], self._held[at + len(after) :])
+            self._inside = False
+            yield self._call(body) or before + body + (after if at >= 0 else "")
+
+    def _call(self, body: str) -> Call | None:
+        try:
+            value = json.loads(body)
+        except ValueError:
+            return None
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            return None
+        arguments = value.get(self.form.key, {})
+        return Call(value["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+
+    def _open(self, before: str) -> int:
+        """How many last characters may be the beginning of a call."""
+        return max((size for size in range(1, len(before)) if self._held.endswith(before[:size])), default=0)

@@ -1,0 +1,125 @@
+"""Tools over HTTP: an engine that says what it is told to, so that the shapes are looked at and not a model's wit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from test_tools import HERMES, WEATHER, called, tokenizer_with
+
+from babyllama.infer.request import Event, Request
+from babyllama.infer.sampling import Sampling
+from babyllama.serve.api import application
+from babyllama.serve.link import Link
+from babyllama.serve.models import Models, Served
+from babyllama.serve.reply import Limits
+from babyllama.serve.worker import Worker
+from babyllama.tokenizer.tokenizer import Tokenizer
+
+from .conftest import hosted
+
+QUESTION = {"role": "user", "content": "ab?"}
+
+
+class Told:
+    """An engine whose answers are all the same."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens, self.context, self.slots = tokens, 4096, SimpleNamespace(most=8)
+        self.open: dict[int, list[int]] = {}
+        self.requests: list[Request] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.open)
+
+    def add(self, request: Request) -> int:
+        self.requests.append(request)
+        self.open[len(self.requests)] = list(self.tokens)
+        return len(self.requests)
+
+    def remove(self, id: int) -> bool:
+        return self.open.pop(id, None) is not None
+
+    def step(self) -> list[Event]:
+        events = [Event(id, (left.pop(0),), None if left else "stop") for id, left in self.open.items()]
+        self.open = {id: left for id, left in self.open.items() if left}
+        return events
+
+
+def asked(tokenizer: Tokenizer, answer: str, *bodies: dict[str, Any]) -> tuple[list[httpx.Response], list[Request]]:
+    """What a server says whose model answers so, and what its engine was asked."""
+    engine = Told([*tokenizer.encode_rendered(answer, [], HERMES)[0], tokenizer.eos_id])
+    models = Models({"m": lambda: [Served("m", Worker(engine), tokenizer)]})  # type: ignore[arg-type]
+
+    async def story(ends: Any) -> list[httpx.Response]:
+        link = Link(["m"], 0)
+        await link.connect(ends)
+        app = application(link, Limits(None, 60, 60), Sampling())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            found = [await client.post("/v1/chat/completions", json={"model": "m", **body}) for body in bodies]
+        link.close()
+        return found
+
+    with hosted(models) as ends:
+        return asyncio.run(story(ends)), engine.requests
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    return tokenizer_with(tmp_path_factory.mktemp("hermes"), HERMES)
+
+
+def test_calls_whole_and_as_a_stream(tokenizer):
+    body = {"messages": [QUESTION], "tools": [WEATHER], "tool_choice": "auto"}
+    answer = "ab\n" + called("weather", {"town": "a"}) + "\n" + called("weather", {"town": "b"})
+    (whole, stream), requests = asked(tokenizer, answer, body, {**body, "stream": True})
+    choice = whole.json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] == "ab"
+    calls = choice["message"]["tool_calls"]
+    assert [(call["type"], call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls] == [
+        ("function", "weather", {"town": "a"}), ("function", "weather", {"town": "b"})]  # fmt: skip
+    assert len({call["id"] for call in calls}) == 2
+    events = [json.loads(line[6:]) for line in stream.text.splitlines() if line.startswith("data: {")]
+    deltas = [event["choices"][0]["delta"] for event in events]
+    told = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    assert [(call["index"], call["function"]) for call in told] == [(i, c["function"]) for i, c in enumerate(calls)]
+    assert "".join(delta.get("content") or "" for delta in deltas).strip() == "ab"
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert "weather" in tokenizer.decode(requests[0].prompt, skip_special=False)
+
+
+def test_an_answer_that_calls_nothing_and_a_chat_that_goes_on(tokenizer):
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "a"}'}}
+    chat = [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "b", "tool_call_id": "1"}]  # fmt: skip
+    plain = {"messages": [QUESTION], "tools": [WEATHER], "tool_choice": "none"}
+    (told, none), requests = asked(tokenizer, "ab", {"messages": chat, "tools": [WEATHER]}, plain)
+    for answer in (told, none):
+        choice = answer.json()["choices"][0]
+        assert choice["finish_reason"] == "stop" and choice["message"]["content"] == "ab"
+        assert "tool_calls" not in choice["message"]
+    texts = [tokenizer.decode(request.prompt, skip_special=False) for request in requests]
+    assert '{"name": "weather", "arguments": {"town": "a"}}' in texts[0] and "weather" not in texts[1]
+
+
+@pytest.mark.parametrize(("more", "param", "said"), [
+    ({"tool_choice": "required"}, "tool_choice", "must be auto or none"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "pattern"),
+    ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [
+        {"id": "1", "function": {"name": "f", "arguments": "[]"}}]}]}, "messages", "must be a JSON object"),
+])  # fmt: skip
+def test_what_cannot_be_is_said(tokenizer, more, param, said):
+    (answer,), _ = asked(tokenizer, "ab", {"messages": [QUESTION], "tools": [WEATHER], **more})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == param and said in error["message"]
+
+
+def test_a_template_without_tools_says_so(tokenizer):
+    (answer,), _ = asked(tokenizer.with_template("bos"), "ab", {"messages": [QUESTION], "tools": [WEATHER]})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == "tools" and "knows no tools" in error["message"]

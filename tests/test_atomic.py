@@ -241,3 +241,18 @@ def test_json_is_strict_and_only_what_it_cannot_say_is_lost(data):
         return [lost(inner) for inner in value] if isinstance(value, list) else value
 
     assert said == lost(data)
+
+
+def test_on_windows_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path, monkeypatch):
+    tries, replace = [], Path.replace
+
+    def busy(self, target):
+        tries.append(self)
+        if len(tries) < 3:
+            raise PermissionError(13, "Access is denied")
+        return replace(self, target)
+
+    monkeypatch.setattr("babyllama.atomic.WINDOWS", True)
+    monkeypatch.setattr(Path, "replace", busy)
+    write_atomic(tmp_path / "run.json", "{}")
+    assert (tmp_path / "run.json").read_text() == "{}" and len(tries) == 3

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from babyllama import hardware
+from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError
 from babyllama.hardware import CARDS, Card, find_card, peak_flops, this_card
+from babyllama.infer.engine import Engine
+from babyllama.infer.sampling import Sampling
 from babyllama.load import pick_device, pick_precision
+from babyllama.model.config import extended
+from babyllama.model.laws import DynamicNtkRope
+from babyllama.train.validation import evaluate_loss
+from conftest import sharp_model, tiny_config
 
 
 @pytest.mark.parametrize(
@@ -127,3 +140,53 @@ def test_a_cpu_is_fast_in_what_it_multiplies(monkeypatch, rate, precision):
     assert (
         pick_precision("auto", torch.device("cpu")) == "fp32" and pick_precision("bf16", torch.device("cpu")) == "bf16"
     )
+
+
+class Memory(ctypes.Structure):
+    """MEMORYSTATUSEX as Microsoft's documentation has it."""
+
+    _fields_ = [("dwLength", ctypes.c_uint32), ("dwMemoryLoad", ctypes.c_uint32),
+                *((name, ctypes.c_uint64) for name in (
+                    "ullTotalPhys", "ullAvailPhys", "ullTotalPageFile", "ullAvailPageFile", "ullTotalVirtual",
+                    "ullAvailVirtual", "ullAvailExtendedVirtual"))]  # fmt: skip
+
+
+def test_memory_on_windows(monkeypatch):
+    def tell(reference):
+        found = Memory.from_buffer(reference._obj)
+        assert found.dwLength == ctypes.sizeof(Memory) == ctypes.sizeof(reference._obj)
+        found.ullTotalPhys, found.ullAvailPhys = 12345, 678
+
+    windll = SimpleNamespace(kernel32=SimpleNamespace(GlobalMemoryStatusEx=tell))
+    monkeypatch.setattr(ctypes, "windll", windll, raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert hardware._installed_bytes() == 12345
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """As a device without it: no operation makes float64 of anything else."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        given = [x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        wide = any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in tree_leaves(made))
+        assert not wide or torch.float64 in given, f"{function} made float64"
+        return made
+
+
+def test_answers_and_losses_without_float64(monkeypatch):
+    """Apple's GPUs have none: what is drawn is the same here, as no draw lies within 1e-7 of two tokens' border."""
+    config = tiny_config()
+    model = sharp_model(extended(config.model_copy(update={"max_position_embeddings": 16}), DynamicNtkRope(factor=4.0)))
+    tokens = torch.arange(2, 34)[None]
+
+    def found():
+        drawn = Engine(model, 67).generate([[5, 6, 7]], Sampling(temperature=1.0, seed=3), 24, frozenset())
+        return drawn, evaluate_loss(model, [Batch(tokens[:, :-1], tokens[:, 1:])]).loss
+
+    drawn, loss = found()
+    for module in ("infer.rows", "train.validation", "model.rope"):
+        monkeypatch.setattr(f"babyllama.{module}.finest", lambda device: torch.float32)
+    with WithoutFloat64():
+        again, close = found()
+    assert again == drawn and close == pytest.approx(loss, rel=1e-6)

@@ -25,3 +25,41 @@ def test_import_contracts():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+# What is imported with neither POSIX's own modules nor Linux's own calls, as on Windows and macOS.
+ELSEWHERE = """
+import importlib, os, pkgutil, signal, sys
+import torch  # with what it needs of this system
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "readline", "syslog"):
+    sys.modules[name] = None
+for name in ("sched_getaffinity", "fork", "killpg", "setsid", "getuid", "sysconf", "statvfs", "uname", "RTLD_NOW"):
+    delattr(os, name)
+for name in ("pthread_sigmask", "SIGHUP", "SIGKILL", "SIGALRM", "SIGUSR1"):
+    delattr(signal, name)
+import babyllama
+for module in pkgutil.walk_packages(babyllama.__path__, "babyllama."):
+    if module.name.rpartition(".")[2] not in ("__main__", "kernels", "harness", "deepspeed"):
+        importlib.import_module(module.name)
+        print(module.name)
+from babyllama.data.shards.workers import cores
+assert cores() >= 1
+"""
+
+
+def test_every_module_is_imported_where_posix_is_not():
+    """Left out: Triton's kernels, DeepSpeed and lm-eval, which are not for these systems, or not installed."""
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {"babyllama.run", "babyllama.serve.api", "babyllama.train.trainer", "babyllama.commands.train"} <= set(
+        done.stdout.split()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["Windows", "Darwin"])
+def test_types_hold_on_other_systems(system):
+    """No call that the system lacks, unless `sys.platform` guards it: by the stubs of the standard library."""
+    command = [str(Path(sys.executable).with_name("basedpyright")), "--pythonplatform", system]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    assert done.returncode == 0, done.stdout

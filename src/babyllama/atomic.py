@@ -13,13 +13,15 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from babyllama.errors import InputError
 
+WINDOWS = os.name == "nt"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
@@ -60,9 +62,9 @@ def _existing(path: Path) -> Path:
 
 
 def _fsync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
+    if WINDOWS and path.is_dir():
         return  # Windows opens no folder, and keeps its entries safe itself
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what may be written
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows flushes what may be written
     try:
         os.fsync(handle)
     finally:
@@ -90,10 +92,20 @@ def replace_file(path: Path, fill: Callable[[Path], None]) -> None:
         try:
             fill(partial)
             _fsync(partial)
-            partial.replace(path)
+            _replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
         _fsync(path.parent)
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Rename over what is there. Windows refuses that while somebody reads it: then once more, within a second."""
+    for wait in (0.01, 0.05, 0.2, 0.7) if WINDOWS else ():
+        with suppress(PermissionError):
+            new.replace(path)
+            return
+        time.sleep(wait)
+    new.replace(path)
 
 
 def check_writable(path: Path) -> None:

@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import shutil
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -91,10 +92,8 @@ def _plain(name: str) -> str:
 def this_card(device: torch.device) -> Card:
     """The device that is here: its own memory; rates of the table, measured where the table does not know it."""
     if device.type == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-        return Card(
-            "CPU", _measured_flops(device, torch.float32) / 1e12, memory, _measured_bandwidth(device), bf16=False
-        )
+        tflops = _measured_flops(device, torch.float32) / 1e12
+        return Card("CPU", tflops, _installed_bytes() / 2**30, _measured_bandwidth(device), bf16=False)
     name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory / 2**30
     known = _known(name)
     if known is not None:
@@ -102,6 +101,17 @@ def this_card(device: torch.device) -> Card:
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     tflops = _measured_flops(device, torch.bfloat16 if bf16 else torch.float16, 4096) / 1e12
     return Card(name, tflops, memory, _measured_bandwidth(device), bf16=bf16)
+
+
+def _installed_bytes() -> int:
+    """Of this machine's memory."""
+    if sys.platform == "win32":
+        import ctypes
+
+        status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its length, then all physical memory
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+        return status[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _known(device_name: str) -> Card | None:
@@ -183,6 +193,11 @@ def chunk_rows(memory_gib: float) -> int:
     Fewer chunks add to the head's gradient fewer times; on a 24 GB card the memory is worth more.
     """
     return 16384 if memory_gib >= 40 else 8192
+
+
+def finest(device: torch.device) -> torch.dtype:
+    """What sums are kept in: float64, or float32 where there is no other (Apple's MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def device_name(device: torch.device) -> str:

@@ -50,7 +50,7 @@ def pick_device(choice: str) -> torch.device:
     if choice == "cuda" and not torch.cuda.is_available():
         raise InputError("device: cuda is asked for, but PyTorch finds no GPU; use device=cpu")
     if choice not in ("auto", "cpu", "cuda"):
-        found = torch.accelerator.current_accelerator(check_available=True) if hasattr(torch, "accelerator") else None
+        found = torch.accelerator.current_accelerator(check_available=True)
         if found is None or found.type != choice:
             raise InputError(f"device: {choice} is asked for, but PyTorch finds "
                              f"{'no accelerator' if found is None else found.type}; use device=cpu")  # fmt: skip

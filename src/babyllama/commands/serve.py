@@ -15,6 +15,7 @@ from pydantic import Field
 
 from babyllama.commands.serving import Speculation, engine_of
 from babyllama.errors import InputError, needs_extra
+from babyllama.hardware import DeviceChoice
 from babyllama.infer.sampling import Sampling
 from babyllama.recipe import Recipe
 
@@ -43,7 +44,7 @@ class ServeRecipe(Recipe):
     port: int = Field(default=8000, ge=0, le=65535, description="0: any that is free")
     api_keys: Path | None = Field(default=None, description=f"a file, one key a line; also from ${KEYS}, by commas")
     sampling: Sampling = Field(default=Sampling(), description="of requests that do not say")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceChoice = "auto"
     speculate: Speculation | None = Field(
         default=None, description="guess the next tokens and read them at once: the same answers, sooner")  # fmt: skip
     workers: int | None = Field(
@@ -99,7 +100,8 @@ def _workers(recipe: ServeRecipe) -> int:
 
     if recipe.workers is not None:
         return recipe.workers
-    return 1 if pick_device(recipe.device).type == "cpu" else max(1, min(MOST, cores() // 4))
+    alone = sys.platform == "win32" or pick_device(recipe.device).type == "cpu"
+    return 1 if alone else max(1, min(MOST, cores() // 4))
 
 
 def _openers(recipe: ServeRecipe) -> dict[str, Callable[[], list[Served]]]:
@@ -195,17 +197,17 @@ def _listen(recipe: ServeRecipe, count: int) -> list[socket.socket]:
     """So many sockets of one port, before anything is loaded: a port in use shows at once. The system gives each
     connection to one of them."""
     try:
-        if count > 1 and not hasattr(socket, "SO_REUSEPORT"):
-            raise InputError(f"workers={count}: this system cannot share a port; give workers=1")
+        if count > 1 and sys.platform == "win32":
+            raise InputError(f"workers={count}: Windows cannot share a port; give workers=1")
         family, *_, address = socket.getaddrinfo(recipe.host, recipe.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as alone:  # where others share the port this one is refused
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _reuse(alone)
             alone.bind(address)
             address = alone.getsockname()
         found = [socket.socket(family, socket.SOCK_STREAM) for _ in range(count)]
         for listener in found:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if count > 1:
+            _reuse(listener)
+            if count > 1 and sys.platform != "win32":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind(address)
             listener.listen(2048)
@@ -213,6 +215,12 @@ def _listen(recipe: ServeRecipe, count: int) -> list[socket.socket]:
         raise InputError(f"host={recipe.host} port={recipe.port}: cannot listen there ({error.strerror}); "
                          "choose another port=…, or 0 for any that is free") from None  # fmt: skip
     return found
+
+
+def _reuse(listener: socket.socket) -> None:
+    """At once after a server has ended. On Windows that would let two servers have one port."""
+    if os.name == "posix":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
 def _say(recipe: ServeRecipe, port: int, names: Collection[str], keys: list[str]) -> None:

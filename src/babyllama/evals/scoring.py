@@ -191,5 +191,5 @@ class _Reader:
         row, offset, target, pair = torch.tensor(scored, device=hidden.device).unbind(1)
         nats, likeliest = target_nats(self.model, hidden[row, offset], target, self.vocab_size)
         pair = pair.cpu()  # added up there: in a fixed order
-        self.loglikelihood.index_add_(0, pair, -nats.double().cpu())
+        self.loglikelihood.index_add_(0, pair, -nats.cpu().double())
         self.greedy[pair[~likeliest.cpu()]] = False

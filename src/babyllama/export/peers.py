@@ -122,7 +122,7 @@ def in_llamacpp(file: Path) -> Peer:
         form: Any = import_module("llama_cpp.llama_chat_format")
     except ImportError:
         raise InputError("against=llama.cpp needs llama-cpp-python: pip install llama-cpp-python") from None
-    llama = _llama(library, file)
+    llama = opened(library, file)
     special = {name: llama._model.token_get_text(token) if token >= 0 else "" for name, token in
                (("bos_token", llama.token_bos()), ("eos_token", llama.token_eos()))}  # fmt: skip
     template = form.Jinja2ChatFormatter(llama.metadata["tokenizer.chat_template"], **special)
@@ -149,8 +149,12 @@ def in_llamacpp(file: Path) -> Peer:
     return answer
 
 
-def _llama(library: Any, file: Path) -> Any:
-    """A file opened as `in_llamacpp` says."""
+def opened(library: Any, file: Path) -> Any:
+    """A file as llama_cpp's `Llama`, opened as `in_llamacpp` says.
+
+    Raises:
+        InputError: llama.cpp refuses it.
+    """
     bindings, threads = library.llama_cpp, torch.get_num_threads()
     given = bindings.llama_model_default_params
 

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy, pad
 from babyllama.data.streams.batches import IGNORE, Batch, Rows
 from babyllama.errors import InputError, Interrupted
 from babyllama.foresight.evidence import Gain, Reference, Rehearsal, Tally
+from babyllama.hardware import finest
 from babyllama.run import Run
 from babyllama.train.optimizers.optim import AdamPart, Cosine
 from babyllama.train.trainer import Diverged, Trainer
@@ -222,13 +223,13 @@ def refer(trainer: Trainer, rows: Iterable[Batch], adam: AdamPart) -> Reference 
     model, total = trainer.model.to(trainer.device).train(), sum(row.weight for row in rows)
     if not total:
         return None
-    loss = torch.zeros((), dtype=torch.float64, device=trainer.device)
+    loss = torch.zeros((), dtype=finest(trainer.device), device=trainer.device)
     for batch in _batches(trainer, rows):
         part = _summed(trainer, batch)
         (part / total).backward()
-        loss += part.detach().double() / total
+        loss += part.detach().to(loss.dtype) / total
     grads = [(n, p, p.grad) for n, p in model.named_parameters() if p.grad is not None]
-    norm = math.sqrt(sum(g.double().square().sum().item() for _, _, g in grads))
+    norm = math.sqrt(sum(g.to(loss.dtype).square().sum().item() for _, _, g in grads))
     peak = max((g.abs().max().item() for n, p, g in grads if adam.owns(n, p)), default=0.0)
     model.zero_grad(set_to_none=True)
     if not math.isfinite(loss.item()):

@@ -59,7 +59,7 @@ def compiled(compiler: str, file: Path) -> str | None:
             for threads in THREADS:
                 for cpu in CPUS:
                     command = [compiler, *FLAGS, *cpu, str(SOURCE), "-o", str(made), *threads]
-                    done = subprocess.run(command, capture_output=True, text=True, check=False)
+                    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
                     if done.returncode == 0 and _loads(made):
                         made.replace(file)
                         return None
@@ -71,8 +71,9 @@ def compiled(compiler: str, file: Path) -> str | None:
 
 def _loads(file: Path) -> bool:
     """Whether this process can load it."""
+    now = getattr(os, "RTLD_NOW", ctypes.DEFAULT_MODE)  # which Windows does anyway
     with contextlib.suppress(OSError):
-        return bool(ctypes.CDLL(str(file), mode=os.RTLD_NOW))
+        return bool(ctypes.CDLL(str(file), mode=now))
     return False
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from babyllama.hardware import finest
 from babyllama.infer.request import Request, TokenMask
 from babyllama.infer.sampling import Uses, choose, uniforms
 
@@ -42,7 +43,7 @@ class Rows:
     Attributes:
         token, position: (rows,) int64, what a row feeds next and the number of that token in its text.
         counter: (rows,) int64, tokens of its answer so far.
-        draws: (rows, DRAWS) float64; number i of a row's stream is in column i mod DRAWS.
+        draws: (rows, DRAWS) in `finest`; number i of a row's stream is in column i mod DRAWS.
         rules: (rows, 7) float32, see `sampling.scores`.
         seen, counts, bias, mask: (rows, V), see there; None until a request asks. The mask is packed: (rows, ⌈V/32⌉).
         live: (1,) int64: rows from this one on are not decoding, and what a step does to them is undone.
@@ -60,7 +61,7 @@ class Rows:
         old = dict(vars(self))
         self.count, self.index = count, torch.arange(count, device=self.device)
         self.token, self.position, self.counter = (torch.zeros_like(self.index) for _ in range(3))
-        self.draws = torch.zeros(count, DRAWS, dtype=torch.float64, device=self.device)
+        self.draws = torch.zeros(count, DRAWS, dtype=finest(self.device), device=self.device)
         self.rules = torch.zeros(count, 7, device=self.device)
         for name in TABLES:
             if old[name] is not None:
@@ -133,7 +134,9 @@ class Rows:
         numbers = [uniforms(request.draws_by, count, start) for _, request, start in wanted]
         columns = torch.tensor([start for _, _, start in wanted])[:, None] + torch.arange(count)
         rows = torch.tensor([row for row, _, _ in wanted])[:, None]
-        self.draws[rows.to(self.device), (columns % DRAWS).to(self.device)] = torch.stack(numbers).to(self.device)
+        below_one = 1 - torch.finfo(self.draws.dtype).eps / 2  # which float32 would round the largest to
+        drawn = torch.stack(numbers).clamp(max=below_one).to(self.draws)
+        self.draws[rows.to(self.device), (columns % DRAWS).to(self.device)] = drawn
 
     def allow(self, row: int, mask: TokenMask) -> None:
         """Ask which tokens may come next."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from babyllama.hardware import finest
 from babyllama.model.laws import (
     ByPartsRope,
     DynamicNtkRope,
@@ -142,10 +143,10 @@ class DynamicNtk(Rope):
 
     def at(self, lengths: Tensor) -> Tensor:
         """s(l) = max(1, α·l/L − (α − 1)); θ_i·s^(−2i/(D−2)), which is b'^(−2i/D). Plain, to the bit, up to L."""
-        factor, trained = self.config.factor, self.config.trained
-        s = (factor * lengths.double() / trained - (factor - 1)).clamp(min=1)[..., None]  # (…, 1)
+        factor, trained, fine = self.config.factor, self.config.trained, finest(lengths.device)
+        s = (factor * lengths.to(fine) / trained - (factor - 1)).clamp(min=1)[..., None]  # (…, 1)
         base = self.config.base * s ** (self.head_dim / (self.head_dim - 2))
-        powers = torch.arange(0, self.head_dim, 2, device=lengths.device, dtype=torch.float64) / self.head_dim
+        powers = torch.arange(0, self.head_dim, 2, device=lengths.device, dtype=fine) / self.head_dim
         grown = (1.0 / base**powers).float()
         return torch.where(s > 1, grown, self.frequencies)
 

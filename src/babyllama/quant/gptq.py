@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from babyllama.errors import InputError
+from babyllama.hardware import finest
 from babyllama.quant.grid import Scales, Solution, groups
 from babyllama.quant.rtn import Method, Moments
 
@@ -109,7 +110,7 @@ class Gptq(Method):
 
 
 def _factor(hessian: Tensor, damp: float, name: str) -> Tensor:
-    """The upper Cholesky factor of the damped H⁻¹; float64 inside, (K, K) float32. An input that is always 0 gets 1.
+    """The upper Cholesky factor of the damped H⁻¹, (K, K) float32, made in `finest`. An input that is always 0 gets 1.
 
     Raises:
         InputError: H is not finite.
@@ -117,7 +118,8 @@ def _factor(hessian: Tensor, damp: float, name: str) -> Tensor:
     if not hessian.isfinite().all():
         raise InputError(f"{name}: its inputs are not finite on the calibration data; is the model damaged? "
                          "babyllama doctor looks at its run")  # fmt: skip
-    damped, diagonal = hessian.double(), hessian.diagonal().double()
+    damped = hessian.to(finest(hessian.device))
+    diagonal = damped.diagonal()
     share = damp
     while True:
         tried = damped + torch.diag(torch.where(diagonal == 0, 1.0, diagonal.mean() * share))

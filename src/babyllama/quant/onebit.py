@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from babyllama.errors import InputError
+from babyllama.hardware import finest
 from babyllama.model.bitnet import OneBitLinear, normed, replace_matrices
 from babyllama.model.surgery import FewBits, replace_modules, unpacked_product
 from babyllama.model.transformer import Transformer
@@ -28,14 +29,14 @@ def svid(weight: Tensor) -> tuple[Tensor, Tensor]:
     """W (out, in) → h (out,), g (in,) float32, none negative, ‖h‖ = ‖g‖, with the least ‖|W| − h gᵀ‖.
 
     The first singular vectors of |W|: its entries are not negative, so power iteration from any positive vector finds
-    them, and fast (Perron). In float64.
+    them, and fast (Perron). In `finest`.
     """
-    size = weight.detach().abs().double()
+    size = weight.detach().abs().to(finest(weight.device))
     g = size.mean(0)
     for _ in range(1000):
         before, g = g, size.T @ (size @ g)
         g = g / g.norm().clamp(min=torch.finfo(g.dtype).tiny)
-        if (g - before).norm() <= 1e-12:
+        if (g - before).norm() <= max(1e-12, 4 * torch.finfo(g.dtype).eps):
             break
     h = size @ g  # σ times the other one
     root = h.norm().sqrt()

@@ -25,7 +25,7 @@ def keyboard(commands: Sequence[str], history: Path | None) -> tuple[Read, str]:
     Args:
         history: a file for what is typed; None: it is forgotten.
     """
-    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+    if sys.stdout.isatty() and (sys.platform == "win32" or os.environ.get("TERM", "dumb") != "dumb"):
         with suppress(ImportError):
             return _full(commands, history), "Alt-Enter begins a new line; /help lists the commands; Ctrl-D exits"
     return _line, "/help lists the commands; Ctrl-D exits"
@@ -38,10 +38,10 @@ def history_file() -> Path:
 
 def _line(text: str) -> str:
     """One line by Python's own input()."""
-    try:
-        import readline
-    except ImportError:  # on Windows
+    if sys.platform == "win32":
         return input(PROMPT)
+    import readline
+
     readline.set_startup_hook(lambda: readline.insert_text(text))
     try:
         return input(PROMPT)

@@ -50,9 +50,9 @@ class Meter:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    """Wait until a GPU, or what stands for one, has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def work_per_token(model: Transformer, context: int, lisa: Lisa | None) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from babyllama.data.streams.batches import IGNORE, Batch
+from babyllama.hardware import finest
 from babyllama.model.transformer import Transformer
 
 CHUNK_ROWS = 4096  # rows of logits held at a time: 1 GiB of float32 with ChatGLM2's 64,793 tokens
@@ -87,10 +88,10 @@ def target_nats(model: Transformer, hidden: Tensor, targets: Tensor, vocab_size:
 def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> LossSums:
     """The loss of every target in `batches`, which are moved to the model's device.
 
-    Only rows with a target are multiplied by the head; the sum is float64. The model is put in eval mode and back.
+    Only rows with a target are multiplied by the head; the sum is in `finest`. The model is put in eval mode and back.
     """
     device, was_training = model.embed_tokens.weight.device, model.training
-    nll = torch.zeros((), dtype=torch.float64, device=device)
+    nll = torch.zeros((), dtype=finest(device), device=device)
     correct, tokens = torch.zeros((), dtype=torch.int64, device=device), 0
     model.eval()
     try:
@@ -101,7 +102,7 @@ def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> LossSums:
             targets = batch.targets[kept]  # (N,)
             tokens += len(targets)
             nats, likeliest = target_nats(model, hidden[kept], targets)
-            nll += nats.double().sum()
+            nll += nats.to(nll.dtype).sum()
             correct += likeliest.sum()
     finally:
         model.train(was_training)

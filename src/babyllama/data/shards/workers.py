@@ -54,7 +54,8 @@ def spread(work: Callable[[J], R], jobs: Iterable[J], known: Callable[[J], R | N
 
 def cores() -> int:
     """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = getattr(os, "sched_getaffinity", None)  # on Linux
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _result(found: R | Exception) -> R:

@@ -11,6 +11,7 @@ import atexit
 import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from babyllama.data.streams.batches import Batch
+from babyllama.errors import InputError
 from babyllama.model.transformer import Transformer
 from babyllama.train.engines.precision import LossModule
 from babyllama.train.engines.setting import Setting
@@ -48,7 +50,9 @@ def computes_fp16(device: torch.device) -> bool:
 
 
 def _library(setting: Setting) -> Any:
-    """The package with its talk turned off, and its processes met."""
+    """The package with its talk turned off, and its processes met. Raises InputError on Windows."""
+    if sys.platform == "win32":
+        raise InputError("engine.kind: deepspeed is not for Windows; use ddp or fsdp")
     os.environ.setdefault("LOCAL_RANK", str(setting.world.local_rank))  # it insists, also without a launcher
     deepspeed = _package(setting.device)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -112,6 +112,8 @@ def test_merged_attached_best_and_the_verb_merge_agree(folder, tuned, name, toke
         close = torch.equal if name != "qlora" else lambda a, b: (a - b).abs().mean() < 0.5
         assert close(attached(tokens), base(tokens))
     assert load(tuned[name] / "best", CPU, "fp32").model.config == base.config
+    both = [{path.name for path in (tuned[name] / part).iterdir()} for part in ("best", "model")]
+    assert both[0] == both[1] and "README.md" in both[0]
     theirs = AutoModelForCausalLM.from_pretrained(folder / f"{name}-merged" / "model", dtype=torch.float32)
     torch.testing.assert_close(theirs(tokens).logits, whole(tokens), rtol=1e-4, atol=1e-4)
 

@@ -12,7 +12,7 @@ from exported import pack, save, sharp, vocabulary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from babyllama.errors import InputError
-from babyllama.export.card import card, history
+from babyllama.export.card import card, history, write_cards
 from babyllama.export.folder import check_readable, fill
 from babyllama.export.hub import check_repository, listing
 from babyllama.model.config import extended
@@ -20,6 +20,7 @@ from babyllama.model.laws import ClexRope
 from babyllama.model.transformer import make_rope
 from babyllama.plain_yaml import parse_yaml
 from babyllama.quant.grid import Grid
+from babyllama.run import Run
 
 
 def a_run(place: Path, verb: str, parent: Path | None, data: Path | None, **summary) -> Path:
@@ -62,6 +63,22 @@ def test_what_the_runs_wrote_down(runs):
     assert "make sure of it" in text and "发布模型之前请先确认" in text and str(Path.home()) not in text
     assert re.findall(r"```yaml\n.*?seed: (\d)", text, re.DOTALL) == ["4", "3"]  # the base's recipe first
     assert card({}, [], "x", "apache-2.0").split("---\n")[1].count('license: "apache-2.0"') == 1
+
+
+def test_best_is_told_by_its_own_step(runs):
+    """Not by the figures of the newest model, nor by what was evaluated of that."""
+    place = runs.parent / "longer"
+    a_run(place, "train", runs / "best", None, tokens=900, best_step=8, validation_loss=9.5, bits_per_byte=9.25)
+    found = [(4, "validation", 3.5), (8, "train", 0.5), (8, "validation", 1.25), (12, "validation", 9.5)]
+    lines = [{"step": step, "kind": kind, "loss": loss, "bits_per_byte": loss / 2} for step, kind, loss in found]
+    (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("model", "best"):
+        save(sharp(64), vocabulary("own", place), place / name)
+    write_cards(Run(place))
+    newest, best = ((place / name / "README.md").read_text("utf-8") for name in ("model", "best"))
+    assert "validation loss 9.5" in newest and "# longer" in newest
+    assert "validation loss 1.25" in best and "bits per byte 0.625" in best and "9.5" not in best and "# longer" in best
+    assert "F1 0.500" not in newest  # of the parent its model/ was evaluated, not its best/
 
 
 def test_a_folder_to_publish(tmp_path, runs):

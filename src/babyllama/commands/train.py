@@ -22,7 +22,7 @@ from babyllama.data.streams.resident import Resident
 from babyllama.data.streams.stretch import Stretched
 from babyllama.errors import InputError, Interrupted
 from babyllama.evals.bits import measure
-from babyllama.export.card import write_card
+from babyllama.export.card import write_cards
 from babyllama.hardware import can_compile, device_name
 from babyllama.load import (
     DTYPES,
@@ -162,7 +162,7 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
             run.finish(parameters=model.config.parameters, trained_parameters=trained, precision=precision,
                        device=device_name(device), processes=world.size, turns=_turns(recipe, prepared),
                        **figures)  # fmt: skip
-            write_card(run.model, run.path, run.path.resolve().name)
+            write_cards(run)
         watch.line(f"{recipe.out}/model is ready: babyllama chat {recipe.out}")
 
 

@@ -17,6 +17,7 @@ Json = dict[str, Any]
 FIGURES = {"validation_loss": "validation loss", "bits_per_byte": "bits per byte", "perplexity": "perplexity",
            "bits_per_weight": "bits per weight"}  # fmt: skip
 NOBODY = "not stated"
+BEST = "best"  # beside model/: the model of the lowest validation loss
 
 
 class Step(NamedTuple):
@@ -40,11 +41,22 @@ def history(model: Path) -> list[Step]:
         info, plain = Run(place).info, Run(place).plain_recipe
         data = [plain[key]["path"] for key in ("data", "replay") if isinstance(plain.get(key), dict)]
         corpora = {label: corpus for path in data for label, corpus in _corpora(Path(path)).items()}
-        evaluations = [read_json(file) for file in sorted((place / "evals").glob("*.json"))]
+        best = at.name == BEST
+        evaluations = [read_json(file) for file in sorted(((at if best else place) / "evals").glob("*.json"))]
         text = (place / "recipe.yaml").read_text("utf-8").replace(str(Path.home()), "~")
-        found.append(Step(info["verb"], text, info["summary"], corpora, evaluations))
+        summary = of_best(Run(place)) if best else info["summary"]
+        found.append(Step(info["verb"], text, summary, corpora, evaluations))
         at = Path(info["parent"]) if info["parent"] else None
     return found[::-1]
+
+
+def of_best(run: Run) -> Json:
+    """A training's summary with the figures of the step that its best/ is of."""
+    summary = run.info["summary"]
+    step = summary.get("best_step")
+    line = next((m for m in run.metrics() if m["kind"] == "validation" and m["step"] == step), {})
+    seen = {"validation_loss": line.get("loss"), **{key: line.get(key) for key in ("bits_per_byte", "perplexity")}}
+    return {key: value for key, value in summary.items() if key not in ("tokens", *FIGURES)} | seen
 
 
 def _corpora(folder: Path) -> dict[str, Json]:
@@ -52,6 +64,13 @@ def _corpora(folder: Path) -> dict[str, Json]:
         return Prepared.open(folder).manifest["corpora"]
     except InputError:  # it is no longer there
         return {}
+
+
+def write_cards(run: Run) -> None:
+    """Of a training that is finished: README.md in model/, and in best/ where there is one."""
+    for folder in (run.model, run.path / BEST):
+        if folder.is_dir():
+            write_card(folder, folder, run.path.resolve().name)
 
 
 def write_card(folder: Path, model: Path, name: str, licence: str = "") -> None:

@@ -28,9 +28,10 @@ SHAPE = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "
          "num_key_value_heads": 6, "max_position_embeddings": 512}  # fmt: skip
 
 
-def choices(names: list[str], seed: int, scorings: list[str]) -> list[TaskChoice]:
+def choices(names: list[str], seed: int, scorings: list[str], most: int | None) -> list[TaskChoice]:
     """A task of each name; a published exam in all scorings."""
-    return [TaskChoice.model_validate({"name": name, "scoring": scoring, "seed": seed}) for name in names
+    settings = {"seed": seed, "max_items": most}
+    return [TaskChoice.model_validate({"name": name, "scoring": scoring, **settings}) for name in names
             for scoring in (scorings if TASKS[name].form.scoring == "letter" else [None])]  # fmt: skip
 
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--tasks", help="default: all that are made here")
     parser.add_argument("--task_data", type=Path)
     parser.add_argument("--scorings", default="letter,text,cloze")
+    parser.add_argument("--max_items", type=int, help="of a test, always the same; default: all")
     parser.add_argument("--untied", action="store_true", help="the head has weights of its own")
     asked = parser.parse_args()
     tokenizer = Tokenizer.load(asked.tokenizer)
@@ -52,7 +54,7 @@ def main() -> None:
         model = Transformer(config)
         initialise(model, seed)
         model.eval().requires_grad_(False)
-        for choice in choices(names, seed, asked.scorings.split(",")):
+        for choice in choices(names, seed, asked.scorings.split(","), asked.max_items):
             items = choice.items(asked.task_data)
             context, subjects = config.max_position_embeddings, choice.task.subjects or {}
             ready = asked_of(tokenizer, context, choice.form, items, subjects, choice.called)

@@ -11,7 +11,9 @@ from html.parser import HTMLParser
 import pytest
 
 from babyllama.atomic import write_atomic
-from babyllama.commands.report import ReportRecipe, main, spread
+from babyllama.commands.report import TEMPLATE, ReportRecipe, main
+from babyllama.commands.report_story import spread
+from babyllama.commands.report_words import CHINESE
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe
 from babyllama.run import Run
@@ -70,8 +72,8 @@ def pipeline(tmp_path):
     return (tokenizer.path, prepare, base, medical)
 
 
-def report(runs, out, title="First steps") -> str:
-    main(ReportRecipe(runs=tuple(runs), out=out, title=title))
+def report(runs, out, title="First steps", **more) -> str:
+    main(ReportRecipe(runs=tuple(runs), out=out, title=title, **more))
     return out.read_text("utf-8")
 
 
@@ -217,3 +219,92 @@ def test_without_matplotlib_the_remedy_is_named(pipeline, tmp_path, monkeypatch)
 def test_some_of_many():
     assert spread(range(10), 4) == [0, 3, 6, 9]
     assert spread("ab", 4) == ["a", "b"]
+
+
+# ── tests, abilities, languages ────────────────────────────────────────────────────────────────────────────────────
+def a_test(accuracy, chance, p, **more):
+    verdict = f"above chance, p = {p}" if p < 0.05 else "not distinguishable from chance"
+    return {"items": 320, "accuracy": accuracy, "interval": [accuracy - 0.05, accuracy + 0.05], "chance": chance,
+            "p": p, "verdict": verdict, "cut": 0, **more}  # fmt: skip
+
+
+@pytest.fixture
+def tested(pipeline):
+    *_, base, medical = pipeline
+    for step, accuracy in ((100, 0.5), (400, 0.613)):
+        score = {"accuracy": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.05, "chance": 0.5, "p": 0.2}
+        Run(base).log(step, kind="abilities", minimal_pairs=score, idioms={**score, "chance": 0.25})
+    tasks = {"minimal_pairs": a_test(0.613, 0.5, 0.012), "ceval": a_test(0.2489, 0.25, 0.51, cut=7, contaminated=3)}
+    write_atomic(base / "evals" / "zh-small.json", json.dumps({"recipe": {"suite": "zh-small"}, "tasks": tasks}))
+    tasks = {"minimal_pairs": a_test(0.581, 0.5, 0.2), "arithmetic": a_test(0.287, 0.25, 0.06)}
+    write_atomic(medical / "evals" / "zh-small.json", json.dumps({"recipe": {"suite": "zh-small"}, "tasks": tasks}))
+    return pipeline
+
+
+def test_the_first_screen_says_it_in_words(tested, tmp_path):
+    shown = " ".join(Page(report(tested, tmp_path / "r.html")).text.split())
+    assert ("“medical” is a Chinese LLaMA of 2.56 M parameters (4 layers, 192 wide, a vocabulary of 4,096). It was "
+            "trained on 2.46 M tokens in 4 min 30 s on CPU. It needs 1.09 bits for a byte of text that was held out "
+            "from its training. In none of 2 tests can it be told from guessing.") in shown  # fmt: skip
+    first = " ".join(Page(report(tested[2:3], tmp_path / "r.html")).text.split())
+    assert "Of 2 tests it is above chance in 1: minimal pairs. In the others it cannot be told from guessing." in first
+
+
+def test_tests_stand_side_by_side_with_the_ledgers_figures_and_published_ones(tested, tmp_path):
+    page = Page(report(tested, tmp_path / "r.html"))
+    shown = " ".join(page.text.split())
+    assert "minimal pairs 320 items base 61.3 % above chance, p = 0.012 medical 58.1 % not distinguishable" in shown
+    assert "minimind-3 24.89 % published: the minimind project's README; not measured here" in shown
+    assert shown.count("minimind-3") == 1 and "25.38" not in shown  # only beside a test that was taken
+    styles = [value for name, value in page.attributes if name == "style"]
+    assert "left: 61.30%" in styles and "left: 56.30%; width: 10.00%" in styles and "left: 50.00%" in styles
+
+
+def test_abilities_are_drawn_over_the_steps(tested, tmp_path):
+    page = Page(report(tested, tmp_path / "r.html"))
+    assert page.tags.count("svg") == 6 + 2 and "Abilities over the steps" in page.text
+    labels = [value for name, value in page.attributes if name == "aria-label"]
+    assert {"minimal pairs", "idioms"} <= set(labels) and page.text.count("guessing") > 2
+
+
+def test_limits_and_commands(tested, tmp_path):
+    shown = " ".join(Page(report(tested, tmp_path / "r.html")).text.split())
+    assert "base: 7 prompts of tests were cut to fit its context" in shown
+    assert "base: 3 questions of tests occur in its training data" in shown
+    assert "medical: nobody looked for the tests' text" in shown
+    assert "It is no doctor, lawyer or judge." in shown
+    base = tested[2]
+    assert f"babyllama train {base}/recipe.yaml babyllama evaluate {base} suite=zh-small" in shown
+
+
+def test_quantised_variants_stand_beside_the_base(pipeline, tmp_path):
+    run = Run.create(tmp_path / "q4", "quantize", Example(), pipeline[-1])
+    before = {"loss": 2.2, "perplexity": 9.03, "bits_per_byte": 1.5, "held_bytes": 2_000_000, "tokens_per_second": 80.0}
+    after = {**before, "name": "gptq 4 bit g128", "bits_per_weight": 4.25, "loss": 2.31, "held_bytes": 700_000}
+    write_atomic(run.path / "report.json", json.dumps({"before": before, "after": [after]}))
+    run.finish(name="gptq 4 bit g128")
+    shown = " ".join(Page(report([run.path], tmp_path / "r.html")).text.split())
+    assert "before – 2.200 9.0 1.500" in shown and "gptq 4 bit g128 4.25 2.310" in shown
+
+
+def test_a_page_in_chinese_has_no_english_left(tested, tmp_path):
+    said = re.findall(r'_\("((?:[^"\\]|\\.)*)"', TEMPLATE.read_text("utf-8"))
+    for file in ("report", "report_story", "report_charts"):
+        source = TEMPLATE.with_name(f"{file}.py").read_text("utf-8")
+        said += ["".join(re.findall(r'"((?:[^"\\]|\\.)*)"', words)) for words in re.findall(
+            r'(?:say|append)\(\(?((?:\s*"(?:[^"\\]|\\.)*")+)', source)]  # fmt: skip
+    assert len(said) > 70 and not [words for words in said if words not in CHINESE]
+    assert all(set(re.findall(r"{\w+}", a)) == set(re.findall(r"{\w+}", b)) for a, b in CHINESE.items())
+    html = report(tested, tmp_path / "r.html", language="zh")
+    shown = " ".join(Page(html).text.split())
+    assert '<html lang="zh">' in html and "“medical”是一个中文 LLaMA，有 2.56 M 个参数" in shown
+    assert "测试对比" in shown and "合语法句" in shown and "与随机猜测无法区分" in shown
+    assert "not distinguishable" not in shown and "pure guessing" not in shown
+
+
+def test_the_card_is_that_of_the_last_model(tested, tmp_path):
+    report(tested, tmp_path / "r.html", card=tmp_path / "card.md")
+    text = (tmp_path / "card.md").read_text("utf-8")
+    assert "# medical" in text and "| minimal_pairs | 320 | 58.1% | 53%–63% | 50% | not distinguishable" in text
+    with pytest.raises(InputError, match="card: none of the runs has a model"):
+        report(tested[:1], tmp_path / "r.html", card=tmp_path / "card.md")

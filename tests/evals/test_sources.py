@@ -7,10 +7,12 @@ import zipfile
 
 import pytest
 
+from babyllama.commands.evaluate import EvaluateRecipe
 from babyllama.errors import InputError
 from babyllama.evals import sources
 from babyllama.evals.items import Item, checked
 from babyllama.evals.tasks import TaskChoice
+from babyllama.recipe import load_recipe
 
 CEVAL_VAL = (
     'id,question,A,B,C,D,answer\n0,下列属于税收原则的是____。,公平,"快,慢",大小,长短,A\n1,二加二等于____。,3,4,5,6,B\n'
@@ -40,6 +42,15 @@ def test_ceval_from_its_folder_its_zip_and_one_file(tmp_path):
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
     (item,) = TaskChoice(name="ceval", path=tmp_path / "test.jsonl", split="test").items(None).asked
     assert item.answer is None and item.group == "law"
+
+
+def test_groups_are_set_as_in_a_recipe(tmp_path):
+    lines = [{"subject": subject, "id": 0, "question": "问", "A": "甲", "B": "乙", "C": "丙", "D": "丁", "answer": "A"}
+             for subject in ("law", "logic")]  # fmt: skip
+    (tmp_path / "ceval_val.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    given = [f"model={tmp_path}", f"tasks=[{{name: ceval, groups: [logic], path: {tmp_path}}}]"]
+    (choice,) = load_recipe(EvaluateRecipe, None, given).tasks
+    assert [item.group for item in choice.items(None).asked] == ["logic"]
 
 
 def test_cmmlu_has_capital_columns_and_its_split_in_the_folder(tmp_path):

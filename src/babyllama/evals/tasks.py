@@ -126,6 +126,8 @@ class TaskChoice(Recipe):
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("groups"), list):
+            return {**value, "groups": tuple(value["groups"])}  # what comes from here is no longer YAML to pydantic
         return {"name": value} if isinstance(value, str) else value
 
     @field_validator("name")

@@ -123,12 +123,20 @@ def _figures(step: Step) -> str:
              if isinstance(step.summary.get(key), float)]  # fmt: skip
     for evaluation in step.evaluations:
         for label, figures in (evaluation.get("loss") or {}).items():
-            found.append(
-                f"{label} ({evaluation.get('documents', 'unknown')}): {figures['bits_per_byte']:.4g} bits per byte"
-            )
+            bits, of = figures["bits_per_byte"], f"{label} ({evaluation.get('documents') or 'unknown'})"
+            found.append(f"{of}: loss {figures['loss']:.4g}" if bits is None else f"{of}: {bits:.4g} bits per byte")
         for label, figures in (evaluation.get("answers") or {}).items():
-            found.append(f"{label}: F1 {figures['f1']:.3f} of {figures['asked']} answers")
+            if figures["asked"]:
+                found.append(f"{label}: F1 {figures['f1']:.3f} of {figures['asked']} answers")
     return "<br>".join(found) or "–"
+
+
+def _tests(steps: list[Step]) -> list[list[Any]]:
+    """Of the last run: a row for each test, with its interval, what guessing gives, and the verdict."""
+    found = {name: test for evaluation in (steps[-1].evaluations if steps else [])
+             for name, test in (evaluation.get("tasks") or {}).items() if test.get("items")}  # fmt: skip
+    return [[name, test["items"], f"{test['accuracy']:.1%}", "–".join(f"{end:.0%}" for end in test["interval"]),
+             f"{test['chance']:.0%}", test["verdict"]] for name, test in found.items()]  # fmt: skip
 
 
 def _english(config: Json, steps: list[Step], corpora: dict[str, Json]) -> str:
@@ -141,6 +149,9 @@ def _english(config: Json, steps: list[Step], corpora: dict[str, Json]) -> str:
         parts.append("The licence of a corpus is not stated: make sure of it before you publish the model.\n")
     parts.append("## How it was made\n\n" + (_table(["", "step", "tokens", "figures"], _made(steps))
                  if steps else "Not recorded.\n"))  # fmt: skip
+    tests = _tests(steps)
+    if tests:
+        parts.append("## Tests\n\n" + _table(["test", "items", "right", "95 %", "guessing", "verdict"], tests))
     parts.append(f"""## Use
 
 {_snippet(config)}
@@ -165,6 +176,9 @@ def _chinese(config: Json, steps: list[Step], corpora: dict[str, Json]) -> str:
     parts.append(
         "## 制作过程\n\n" + (_table(["", "步骤", "token 数", "数值"], _made(steps)) if steps else "没有记录。\n")
     )
+    tests = _tests(steps)
+    if tests:
+        parts.append("## 测试\n\n" + _table(["测试", "题数", "正确", "95 % 区间", "随机猜测", "结论"], tests))
     parts.append("""## 使用
 
 代码同上。对话模板只渲染 system、user、assistant、tool 四种角色的文本，其余一律报错。用户输入的文字里可能有

@@ -23,7 +23,7 @@ import torch
 from babyllama.errors import InputError
 from babyllama.infer.fused import FusedStep, suits
 from babyllama.infer.guess import Guess, Pace
-from babyllama.infer.native import NativeForward
+from babyllama.infer.native import NativeStep
 from babyllama.infer.prompts import Prompts, uses_of
 from babyllama.infer.request import Event, Proposer, Request
 from babyllama.infer.rows import DRAWS, Rows, Sampled
@@ -40,7 +40,7 @@ from babyllama.model.wrappers import Adapted
 BROKEN = ("the model's logits are not finite: its weights are damaged, or precision=fp16 is too narrow for it; try "
           "precision=fp32 or an earlier checkpoint")  # fmt: skip
 MEMORY = 0.7  # of what a GPU has free, for keys and values of a server
-SOME = 4  # steps in a row while somebody waits to be read
+SOME = 4  # steps in a row on a GPU while somebody waits to be read
 UNFIT = "no token goes on in the form that was asked for, or the model's logits are not finite"
 
 
@@ -270,6 +270,8 @@ class Engine:
                     made += self.prompts.read(reading, decoding)
             for slots, sampled in made:
                 self._note(slots, sampled)
+            if made and isinstance(self.threads, Threads):
+                self.threads.tokens = max(len(sampled.tokens) for _, sampled in made)
             if self.propose is not None and decoding == len(active) > 0:
                 self.pace.note(self._guessing, time.perf_counter() - began, len(made[0][1].tokens))
         except BaseException:  # an interruption: the device may have gone further than the lists here say
@@ -315,11 +317,13 @@ class Engine:
         return made
 
     def _ahead(self, group: list[Slot], others: bool) -> int:
-        """How many tokens to go on without asking who has ended: such a row computes for nothing, but the others do
-        not stop for it."""
-        left = max(slot.job.room - slot.job.given for slot in group if slot.job is not None)
-        longest = max(len(slot.tokens) for slot in group)
-        return min(left, self.context - longest, SOME if others else left)
+        """How many tokens to go on without asking who has ended: on a GPU who has computes for nothing, but the others
+        need not stop for it."""
+        cpu = self._device.type == "cpu"
+        every = (slot.job.room - slot.job.given for slot in group if slot.job is not None)
+        left = min(every) if cpu else max(every)
+        longest, drawn = max(len(slot.tokens) for slot in group), DRAWS // 2
+        return min(left, self.context - longest, drawn, left if not others else 1 if cpu else SOME)
 
     def _note(self, slots: list[Slot], sampled: Sampled) -> None:
         """Tokens that came, (n, B), to the texts that they belong to; this waits for the device."""
@@ -390,7 +394,7 @@ def default_step(model: Transformer, rows: Rows, cache: KVCache) -> Step:
     """The forward pass, compiled on a CPU, and sampling; on a GPU fused kernels where they compute this model, and
     CUDA graphs where a step asks the host nothing."""
     if rows.device.type == "cpu":
-        return Launched(NativeForward(model, rows, cache), rows)
+        return NativeStep(model, rows, cache)
     step = Launched(ModelForward(model, rows, cache), rows)
     if rows.device.type != "cuda" or not model.rope.static or cache.sinks:
         return step

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from ctypes import c_void_p
+from ctypes import c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ def library() -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(file))
         found.babyllama_step.argtypes, found.babyllama_step.restype = (c_void_p, c_void_p), None
+        found.babyllama_steps.argtypes, found.babyllama_steps.restype = (c_void_p,) * 3, c_int64
         return found
     except OSError as error:
         print(

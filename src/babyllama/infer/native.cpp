@@ -1,4 +1,4 @@
-// One token of a LLaMA-2 for a few rows, on a CPU: all layers in one call, in float32, whatever the weights are held in.
+// Tokens of a LLaMA-2 for a few rows, on a CPU: all layers, and the choice of the next token, in one call, in float32, whatever the weights are held in.
 // native.py compiles this file where it runs and fills the structs, whose fields it repeats in the same order. It is one
 // file, beyond our usual length, so that one call of a compiler without any setting makes it.
 //
@@ -6,10 +6,13 @@
 // barrier behind. The residual stream is each thread's own: all add the same numbers, so nobody waits to read it.
 // Shapes: B rows, C hidden_size, F intermediate_size, H heads, K key-value heads, D head_dim, V vocabulary.
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <thread>
 #include <vector>
 #ifdef _OPENMP
@@ -552,4 +555,96 @@ extern "C" void babyllama_step(const Model* model, const Call* call) {
 #else
     Worker(*model, *call, team).run(q, k, v, attended, back, gate, up);
 #endif
+}
+
+// ── the next token ──────────────────────────────────────────────────────────────────────────────────────────────────
+namespace {
+
+struct Choices {
+    int64_t most, budget, vocabulary, ring;    // tokens at most, nanoseconds, V, columns of draws
+    int64_t *tokens, *positions, *counters;    // (B,), what rows feed next, where, and how many they have made
+    const float* rules;                        // (B, 7): temperature, top_k, top_p, log min_p, three penalties
+    const double* draws;                       // (B, ring)
+    const bool* seen;                          // (B, V), of prompts; null without penalties, as are counts
+    float* counts;                             // (B, V), of answers
+    const uint8_t* ends;                       // (V,): after such a token somebody looks before more are made
+    int64_t* made;                             // (most, B)
+};
+constexpr int64_t NOT_FINITE = -1;
+
+// sampling.py's `choose` for one row, whose logits become scores in their place.
+int64_t choose(float* scores, const Choices& given, int64_t b) {
+    static thread_local std::vector<float> sorted;
+    static thread_local std::vector<double> cumulative;
+    const int64_t V = given.vocabulary;
+    const float *rule = given.rules + 7 * b, temperature = rule[0];
+    if (given.counts) {
+        const float* counts = given.counts + b * V;
+        const bool* seen = given.seen + b * V;
+        for (int64_t v = 0; v < V; v++) {
+            if (seen[v] || counts[v] > 0) scores[v] = scores[v] > 0 ? scores[v] / rule[4] : scores[v] * rule[4];
+            scores[v] = scores[v] - rule[6] * counts[v] - (counts[v] > 0 ? rule[5] : 0);
+        }
+    }
+    float largest = -INFINITY;
+    int64_t best = 0;
+    for (int64_t v = 0; v < V; v++) {
+        if (scores[v] != scores[v]) return NOT_FINITE;
+        if (scores[v] > largest) largest = scores[v], best = v;
+    }
+    if (!(fabsf(largest) < INFINITY)) return NOT_FINITE;
+    if (!(temperature > 0)) return best;
+    for (int64_t v = 0; v < V; v++) scores[v] = (scores[v] - largest) / temperature;
+    auto cut = [&](float floor) { for (int64_t v = 0; v < V; v++) if (scores[v] < floor) scores[v] = -INFINITY; };
+    if (rule[1] > 0) {
+        int64_t kept = std::min((int64_t)rule[1], V);
+        sorted.assign(scores, scores + V);
+        std::nth_element(sorted.begin(), sorted.begin() + (kept - 1), sorted.end(), std::greater<float>());
+        cut(sorted[kept - 1]);
+    }
+    if (rule[2] < 1) {
+        double total = 0, before = 0;
+        sorted.clear();
+        for (int64_t v = 0; v < V; v++)
+            if (scores[v] > -INFINITY) sorted.push_back(scores[v]), total += std::exp((double)scores[v]);
+        std::make_heap(sorted.begin(), sorted.end());
+        float floor = sorted.front();
+        for (auto end = sorted.end(); end != sorted.begin() && (before == 0 || before < rule[2]); end--) {
+            floor = sorted.front();
+            before += std::exp((double)floor) / total;
+            std::pop_heap(sorted.begin(), end);
+        }
+        cut(floor);
+    }
+    if (rule[3] > -INFINITY) cut(rule[3]);
+    double total = 0;
+    cumulative.resize(V);
+    for (int64_t v = 0; v < V; v++)
+        cumulative[v] = scores[v] > -INFINITY ? total += std::exp((double)scores[v]) : total;
+    double wanted = given.draws[b * given.ring + given.counters[b] % given.ring] * total;
+    return std::upper_bound(cumulative.begin(), cumulative.end(), wanted) - cumulative.begin();
+}
+
+}  // namespace
+
+// How many tokens every row has made: until one of them may be the end of an answer, or the time is over.
+extern "C" int64_t babyllama_steps(const Model* model, const Call* call, const Choices* given) {
+    auto began = std::chrono::steady_clock::now();
+    for (int64_t i = 0; i < given->most;) {
+        babyllama_step(model, call);
+        bool ended = false;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads((int)call->threads) reduction(|| : ended) if (call->rows > 1)
+#endif
+        for (int64_t b = 0; b < call->rows; b++) {
+            int64_t token = choose(call->logits + b * model->head.outputs, *given, b), fed = token < 0 ? 0 : token;
+            given->made[i * call->rows + b] = token;
+            given->tokens[b] = fed, given->positions[b]++, given->counters[b]++;
+            if (given->counts) given->counts[b * given->vocabulary + fed]++;
+            ended = ended || token < 0 || given->ends[fed];
+        }
+        auto spent = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - began);
+        if (++i == given->most || ended || spent.count() > given->budget) return i;
+    }
+    return 0;
 }

@@ -1,7 +1,7 @@
-"""Decoding on a CPU by one call for a whole token: native.cpp over the model's own weights.
+"""Decoding on a CPU by one call for a whole token, or for several: native.cpp over the model's own weights.
 
-Where it cannot be compiled (library.py), or the model holds something that is not known here, PyTorch's path goes on:
-it is the oracle too. Not here: sampling.
+It chooses the tokens too, as sampling.py does. Where it cannot be compiled (library.py), or the model holds something
+that is not known here, PyTorch's path goes on: it is the oracle too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from babyllama.infer.library import library
-from babyllama.infer.rows import Rows
+from babyllama.infer.rows import Rows, Sampled
+from babyllama.infer.sampling import Uses
 from babyllama.infer.step import ModelForward
 from babyllama.model.attention import attend_sdpa
 from babyllama.model.cache import KVCache
@@ -26,6 +27,7 @@ from babyllama.model.transformer import Transformer
 MOST_ROWS, MORE_ROWS = 8, 64  # of a batch: with more, products of matrices are faster; of a small model with more yet:
 SMALL = 200_000_000  # rows × weights, up to which what PyTorch's operators take beside their work outweighs it
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+BUDGET = 10_000_000  # nanoseconds of one call, a token more or less: others wait for its end
 EIGHT, FOUR, UNIT, PAGE = 3, 4, 32, 2 << 20  # codes of a row are filled up to UNITs; bytes of a large page
 
 
@@ -61,6 +63,12 @@ class _Call(Structure):
     ]
 
 
+class _Choices(Structure):
+    _fields_ = [*((name, c_int64) for name in ("most", "budget", "vocabulary", "ring")),
+                *((name, c_void_p) for name in ("tokens", "positions", "counters", "rules", "draws", "seen", "counts",
+                                                "ends", "made"))]  # fmt: skip
+
+
 # ── a model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 class Native:
     """A model whose tokens native.cpp computes. Dense weights are read where they lie, packed ones in its own order.
@@ -69,8 +77,8 @@ class Native:
         TypeError: the model has a part that is not known here.
     """
 
-    def __init__(self, model: Transformer, step: Any) -> None:
-        self.step_, self.rope, self.config = step, model.rope, model.config
+    def __init__(self, model: Transformer, library: Any) -> None:
+        self.library, self.rope, self.config = library, model.rope, model.config
         self.held: list[Tensor] = []  # what pointers lead to
         self.matrices: dict[int, _Matrix] = {}
         self.cos = self.sin = torch.empty(0)
@@ -104,6 +112,29 @@ class Native:
         Returns:
             (W, V) float32.
         """
+        logits, call, _ = self._call(tokens, positions, cache, places, wanted)
+        self.library.babyllama_step(ctypes.addressof(self.model), ctypes.addressof(call))
+        return logits
+
+    def steps(self, which: slice, rows: Rows, cache: KVCache, uses: Uses, limit: int) -> Tensor:
+        """At most `limit` tokens for each of these rows, (n, B) int64, which go on by them: fewer where one of them may
+        end an answer, or when `BUDGET` is over. Penalties are known here, a bias and a mask are not."""
+        tokens, positions, counters, rules, draws = (
+            part[which] for part in (rows.token, rows.position, rows.counter, rows.rules, rows.draws))  # fmt: skip
+        made = torch.empty(limit, len(tokens), dtype=torch.int64)
+        seen, counts = (None if table is None or not uses.penalties else table[which].data_ptr()
+                        for table in (rows.seen, rows.counts))  # fmt: skip
+        choices = _Choices(limit, BUDGET, rows.vocab_size, draws.shape[1], *(
+            part.data_ptr() for part in (tokens, positions, counters, rules, draws)), seen, counts,
+            rows.ends.data_ptr(), made.data_ptr())  # fmt: skip
+        _, call, _ = held = self._call(tokens, positions, cache, rows.index[which], None)
+        found = self.library.babyllama_steps(*map(ctypes.addressof, (self.model, call, choices)))
+        del held  # what the call's pointers lead to
+        return made[:found]
+
+    def _call(self, tokens: Tensor, positions: Tensor, cache: KVCache, places: Tensor | None, wanted: Tensor | None
+              ) -> tuple[Tensor, _Call, tuple[Tensor, ...]]:  # fmt: skip
+        """(logits, the call, what else its pointers lead to)."""
         B, keys, tokens, positions = len(tokens), cache.keys, tokens.contiguous(), positions.contiguous()
         places, wanted = (torch.arange(B) if rows is None else rows.contiguous() for rows in (places, wanted))
         self._angles(cache.max_tokens)
@@ -112,8 +143,7 @@ class Native:
         call = _Call(B, torch.get_num_threads(), KINDS[keys.dtype], layer, row, head, slot, tokens.data_ptr(),
                      positions.data_ptr(), places.data_ptr(), keys.data_ptr(), cache.values.data_ptr(),
                      logits.data_ptr(), len(wanted), wanted.data_ptr())  # fmt: skip
-        self.step_(ctypes.addressof(self.model), ctypes.addressof(call))
-        return logits
+        return logits, call, (tokens, positions, places, wanted)
 
     def _angles(self, end: int) -> None:
         """Tables of cos and sin for positions below `end`."""
@@ -199,7 +229,7 @@ def native(model: Transformer) -> Native | None:
     known = _KNOWN.get(model)
     if known is None or known[0] != state:
         try:
-            made = Native(model, found.babyllama_step)
+            made = Native(model, found)
         except TypeError:
             made = None
         _KNOWN[model] = known = state, made
@@ -211,21 +241,28 @@ def _watched(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or {"forward", "hidden"} & vars(module).keys())
 
 
-class NativeForward:
-    """A step's forward pass (step.Forward) on a CPU: compiled where that can be, else the model's own."""
+class NativeStep:
+    """A `Step` on a CPU: compiled where that can be, several tokens a call; else the model's own pass, and sampling."""
+
+    most = 16
 
     def __init__(self, model: Transformer, rows: Rows, cache: KVCache) -> None:
-        self.other, self.end = ModelForward(model, rows, cache), 0
+        self.model, self.rows, self.cache, self.next = model, rows, cache, 0
         self.native: Native | None = None
+        self.plain = ModelForward(model, rows, cache)
 
-    def __call__(self, which: slice, end: int) -> Tensor:
-        other = self.other
-        if end != self.end + 1:  # not the token after the last one: others may have changed the model in between
-            self.native = native(other.model)
-        self.end = end
-        cache, rows = other.cache, other.rows
+    def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
+        rows, cache, start = self.rows, self.cache, end - limit
+        if start != self.next:  # not the token after the last one: others may have changed the model in between
+            self.native = native(self.model)
         made = self.native
         if made is None or not cache.rotated or which.stop - which.start > made.most_rows:
-            return other(which, end)
-        found = made.step(rows.token[which], rows.position[which], cache, rows.index[which])
-        return found[:, : rows.vocab_size]
+            self.next = start + 1
+            return rows.choose(which, self.plain(which, start + 1), uses)
+        if uses.bias or uses.mask or uses.logprobs is not None:
+            self.next = start + 1
+            logits = made.step(rows.token[which], rows.position[which], cache, rows.index[which])
+            return rows.choose(which, logits[:, : rows.vocab_size], uses)
+        found = made.steps(which, rows, cache, uses, limit)
+        self.next = start + len(found)
+        return Sampled(found)

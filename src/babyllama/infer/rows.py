@@ -46,6 +46,7 @@ class Rows:
         draws: (rows, DRAWS) in `finest`; number i of a row's stream is in column i mod DRAWS.
         rules: (rows, 7) float32, see `sampling.scores`.
         seen, counts, bias, mask: (rows, V), see there; None until a request asks. The mask is packed: (rows, ⌈V/32⌉).
+        ends: (V,) uint8 on the CPU, tokens that end the answer of any request so far.
         live: (1,) int64: rows from this one on are not decoding, and what a step does to them is undone.
         version: changes when the tensors are other ones than before; `tables`: the same for seen, counts, bias, mask.
     """
@@ -53,6 +54,7 @@ class Rows:
     def __init__(self, vocab_size: int, count: int, device: torch.device) -> None:
         self.vocab_size, self.count, self.device, self.version, self.tables = vocab_size, count, device, 0, 0
         self.live = torch.zeros(1, dtype=torch.int64, device=device)
+        self.ends, self._ends = torch.zeros(vocab_size, dtype=torch.uint8), frozenset[int]()
         self.seen = self.counts = self.bias = self.mask = None
         self.resize([], count)
 
@@ -102,6 +104,9 @@ class Rows:
         )
         for row, (request, answer) in zip(rows, jobs, strict=True):
             self._place_tables(row, request, answer)
+            if not self._ends.issuperset(request.stop):
+                self._ends |= frozenset(token for token in request.stop if token < self.vocab_size)
+                self.ends[list(self._ends)] = 1
         return drawn
 
     def _place_tables(self, row: int, request: Request, answer: Sequence[int]) -> None:

@@ -22,19 +22,20 @@ class Threads:
 
     Attributes:
         now: the number that is in use.
+        tokens: how many of each row the step has made, whose time is told for one.
     """
 
     def __init__(self, most: int | None = None) -> None:
         most = torch.get_num_threads() if most is None else most
         self.choices = [most >> i for i in range(most.bit_length())]  # most, half as many, …, 1
-        self.now, self._other = most, 0
+        self.now, self._other, self.tokens = most, 0, 1
         self._gap = self._left = GAP[0]
         self._trials = 0
         self._times: tuple[list[float], list[float]] = [], []  # of a trial: with `now`, with `_other`
         self._began, self._before = 0.0, most
 
     def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
+        self._before, self.tokens = torch.get_num_threads(), 1
         torch.set_num_threads(self._other if self._trying else self.now)
         self._began = time.perf_counter()
 
@@ -42,7 +43,7 @@ class Threads:
         seconds = time.perf_counter() - self._began
         torch.set_num_threads(self._before)
         if len(self.choices) > 1 and kind is None:
-            self.note(seconds)
+            self.note(seconds / self.tokens)
 
     @property
     def _trying(self) -> bool:
@@ -50,7 +51,7 @@ class Threads:
         return bool(self._other) and len(self._times[1]) < len(self._times[0])
 
     def note(self, seconds: float) -> None:
-        """A step has taken so long."""
+        """A step has taken so long, for each token."""
         if not self._other:
             self._left -= seconds
             if self._left <= 0:

@@ -82,7 +82,7 @@ export async function* stream(path, body, signal) {
   }
 }
 
-// One answer to a chat, with its figures, while it comes. `show(answer)` is called after every event.
+// One answer to a chat, or what follows a text (body.prompt), with its figures, while it comes. `show(answer)` is called after every event.
 export async function answer(body, signal, show) {
   const began = performance.now();
   const found = { text: "", thinking: "", tools: "", first: null, seconds: 0, tokens: 0, finish: null };
@@ -90,9 +90,10 @@ export async function answer(body, signal, show) {
     found.seconds = (performance.now() - began) / 1000;
     show(found);
   };
-  for await (const event of stream("/v1/chat/completions", body, signal)) {
+  const route = body.prompt === undefined ? "/v1/chat/completions" : "/v1/completions";
+  for await (const event of stream(route, body, signal)) {
     const choice = event.choices?.[0];
-    const delta = choice?.delta ?? {};
+    const delta = choice?.delta ?? { content: choice?.text };
     const came = delta.content || delta.reasoning_content || delta.tool_calls;
     if (came && found.first === null) found.first = (performance.now() - began) / 1000;
     if (delta.content) found.text += delta.content;

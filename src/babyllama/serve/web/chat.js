@@ -24,6 +24,7 @@ export async function show(main, about, [id]) {
 
   function draw() {
     const nodes = path(chat);
+    input.placeholder = t(settings.continues ? "beginHere" : "askHere");
     replace(log, nodes.length ? nodes.map((node) => messageElement(node, siblings(chat, node), acts(node)))
       : h("div", { class: "hello" }, h("h1", {}, t("hello")), h("p", {}, t("helloWhy"))));
     log.scrollTop = log.scrollHeight;
@@ -45,7 +46,9 @@ export async function show(main, about, [id]) {
   });
 
   async function respond(question) {
-    const messages = [...told(), ...path(chat, question.id).map(({ role, text }) => ({ role, content: text }))];
+    const before = path(chat, question.id);
+    const asked = settings.continues ? { prompt: before.map(({ text }) => text).join("") }
+      : { messages: [...told(), ...before.map(({ role, text }) => ({ role, content: text }))] };
     const node = addMessage(chat, question.id, "assistant", "", { model: model.value });
     const mine = chat;
     stopping = new AbortController();
@@ -62,7 +65,7 @@ export async function show(main, about, [id]) {
     });
     say(t("answering"));
     try {
-      await answer({ model: node.model, messages, ...sampling() }, stopping.signal, (found) => {
+      await answer({ model: node.model, ...asked, ...sampling() }, stopping.signal, (found) => {
         Object.assign(node, found);
         pace.soon();
       });
@@ -89,8 +92,8 @@ export async function show(main, about, [id]) {
   function submit(event) {
     event?.preventDefault();
     if (stopping) return stopping.abort();
-    const text = input.value.trim();
-    if (!text) return undefined;
+    const text = settings.continues ? input.value : input.value.trim();
+    if (!text.trim()) return undefined;
     input.value = "";
     grow();
     if (location.hash !== `#/chat/${chat.id}`) window.history.replaceState(null, "", `#/chat/${chat.id}`);
@@ -109,7 +112,7 @@ export async function show(main, about, [id]) {
   });
   const bar = h("div", { class: "bar" }, history.toggle,
     h("button", { type: "button", class: "icon", onclick: () => (location.hash === "#/chat" ? reset() : (location.hash = "#/chat")) }, `＋ ${t("newChat")}`),
-    h("span", { class: "gap" }), model, h("button", { type: "button", class: "icon", onclick: () => openSettings(about) }, `⚙ ${t("settings")}`));
+    h("span", { class: "gap" }), model, h("button", { type: "button", class: "icon", onclick: () => openSettings(about, draw) }, `⚙ ${t("settings")}`));
 
   function reset() {
     chat = newChat();

@@ -15,11 +15,17 @@ export function control(name, server, changed, value = settings.sampling[name]) 
   }), t(`${name}Why`));
 }
 
-export function openSettings(about) {
+// `changed` is called when what the page shows depends on it.
+export function openSettings(about, changed = () => {}) {
   const form = h("div", { class: "stack" });
   const draw = () => replace(form,
     field(t("system"), h("textarea", { rows: 3, name: "system", value: settings.system,
       oninput: (event) => keep({ system: event.target.value }) }), t("systemWhy")),
+    h("div", {}, h("label", {}, h("input", { type: "checkbox", name: "continues", checked: settings.continues,
+      "aria-describedby": "continuesWhy", onchange: (event) => {
+        keep({ continues: event.target.checked });
+        changed();
+      } }), ` ${t("continues")}`), h("p", { class: "muted", id: "continuesWhy" }, t("continuesWhy"))),
     h("div", { class: "pairs" }, Object.keys(SAMPLING).map((name) => control(name, about.sampling[name], (value) => {
       const sampling = { ...settings.sampling };
       if (value === undefined) delete sampling[name];
@@ -27,7 +33,8 @@ export function openSettings(about) {
       keep({ sampling });
     }))),
     h("button", { type: "button", onclick: () => {
-      keep({ sampling: {}, system: "" });
+      keep({ sampling: {}, system: "", continues: false });
+      changed();
       draw();
     } }, t("reset")));
   draw();

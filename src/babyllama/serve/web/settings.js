@@ -20,7 +20,7 @@ function read() {
   }
 }
 
-export const settings = { language: "", theme: "", key: "", model: "", system: "", sampling: {}, compare: [], ...read() };
+export const settings = { language: "", theme: "", key: "", model: "", system: "", continues: false, sampling: {}, compare: [], ...read() };
 
 export function keep(changes) {
   Object.assign(settings, changes);

@@ -24,6 +24,9 @@ export const WORDS = {
   // settings
   settings: ["Settings", "设置"], system: ["System prompt", "系统提示"], reset: ["Back to the defaults", "恢复默认"],
   systemWhy: ["What the model is told before the conversation. Models that were not trained with one may ignore it.", "对话之前告诉模型的话。没有这样训练过的模型可能不理会。"],
+  continues: ["Continue the text instead of answering", "续写文本，而不是回答"],
+  continuesWhy: ["For base models, which know no chats: what is written so far goes to the model as one text, and it writes on.", "用于没有学过对话的基础模型：到此为止的文字作为一整篇交给模型，由它接着写。"],
+  beginHere: ["Begin a text …", "写一个开头…"],
   asServer: ["as the server: {value}", "同服务器：{value}"],
   temperature: ["Temperature", "温度"], temperatureWhy: ["0 always takes the likeliest token; higher is more varied and more often wrong.", "0 总取最可能的 token；越高越多样，也越容易出错。"],
   top_p: ["Top-p", "Top-p"], top_pWhy: ["Only the likeliest tokens that together reach this share; 1 is off.", "只从累计概率达到此值的最可能 token 中取；1 为关闭。"],

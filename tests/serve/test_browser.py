@@ -104,6 +104,24 @@ def test_stop_stops(page):
     assert answers(page).locator(".text").inner_text() == before
 
 
+def test_a_text_is_continued(page, served):
+    """By the setting: all that is written goes to the model as one text, without template, and again with its own."""
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Continue the text instead of answering").check()
+    page.keyboard.press("Escape")
+    page.get_by_placeholder("Begin a text").wait_for()
+    text = ""
+    for turn, more in enumerate(("你好，很", "高兴")):
+        text += more
+        ask(page, more)
+        ended(page)
+        with served.client() as client:
+            asked = {"model": "taught", "prompt": text, "temperature": 0}
+            expected = client.post("/v1/completions", json=asked).json()["choices"][0]["text"]
+        assert answers(page).nth(turn).locator(".text").inner_text().strip() == expected.strip() != ""
+        text += expected
+
+
 def test_edit_and_retry_branch(page):
     ask(page, QUESTION)
     ended(page)

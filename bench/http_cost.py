@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from record import RESULTS, append, facts, table
-from serve_speed import offline, used
+from serve_speed import offline, processes, used
 
 from babyllama.commands.bench_serve import BenchServeRecipe, measure
 from babyllama.commands.serve import ServeRecipe, _listen
@@ -82,8 +82,8 @@ def host(tokenizer: Tokenizer, given: argparse.Namespace) -> int:
 
 def processors(process: int) -> tuple[float, float]:
     """Seconds so far: of those that speak HTTP, of the engine's process."""
-    below = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return sum(used(int(child))[0] for child in below), used(process)[0]
+    engine, *http = (used(one)[0] for one in processes(process))
+    return sum(http), engine
 
 
 def main() -> None:

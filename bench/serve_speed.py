@@ -3,9 +3,9 @@
     python bench/serve_speed.py RUN --seconds 40 --rounds 3
 
 Offline, as many requests as there are clients are always at work, of the same prompts, seeds and lengths. Each round
-measures the server, a process of its own whose client is this one, and then the engine alone; the ratio is the median
-of the rounds' ratios. Processor time a token is the server process's and, alone, the engine's: where others use the
-machine too, their quotient says more than the wall clock. Memory is what the server holds after each round.
+measures the server, whose client is this process, and then the engine alone; the ratio is the median of the rounds'
+ratios. Processor time a token is that of the server's process with the engine, of those for HTTP and, alone, of the
+engine: where others use the machine too, it says more than the wall clock. Memory is what they hold after each round.
 """
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ def used(process: int) -> tuple[float, float]:
     return (int(fields[11]) + int(fields[12])) / TICKS, pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def processes(server: int) -> list[int]:
+    """Its own process, which has the engine, and those that speak HTTP."""
+    return [server, *map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -98,20 +103,22 @@ def main() -> None:
             url = re.search(r"at (http://\S+/v1) ", server.stderr.readline())
             assert url is not None
             for i in range(given.rounds + 1):  # the first one warms up
-                before = used(server.pid)[0]
+                before = [used(one)[0] for one in processes(server.pid)]
                 recipe = BenchServeRecipe(url=url[1], clients=given.clients, requests=10**9, max_tokens=given.tokens,
                                           seconds=given.seconds if i else 10)  # fmt: skip
                 found = asyncio.run(measure(recipe))
-                seconds, memory = used(server.pid)
+                after = [used(one) for one in processes(server.pid)]
+                engine_s, *http_s = (now - then for (now, _), then in zip(after, before, strict=True))
                 alone, work = offline(loaded, engine, given.clients, given.seconds if i else 1, given.tokens)
                 rounds.append({
                     "server": found["tokens a second"], "offline": round(alone, 1),
                     "ratio": round(found["tokens a second"] / alone, 3), "errors": found["errors"],
                     "refused": found["refused (429)"], "tokens an event": found["tokens an event"],
                     "first token, ms, p50": found["first token, ms, p50"],
-                    "ms of processor a token": round(1000 * (seconds - before) / max(found["tokens"], 1), 3),
+                    "ms of processor a token": round(1000 * engine_s / max(found["tokens"], 1), 3),
+                    "for HTTP": round(1000 * sum(http_s) / max(found["tokens"], 1), 3),
                     "alone": round(work, 3),
-                    "MB": round(memory, 1),
+                    "MB": round(after[0][1], 1), "MB, HTTP": round(sum(memory for _, memory in after[1:]), 1),
                 })  # fmt: skip
                 print(rounds[-1], flush=True)
         finally:

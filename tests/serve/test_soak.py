@@ -11,16 +11,18 @@ from hypothesis import HealthCheck, given, settings
 
 from babyllama.commands.bench_serve import BenchServeRecipe, measure
 
-from .conftest import KEY, started
+from .conftest import KEY, Server, started
+from .test_processes import speaking
 from .test_serve import FORMS, ROUTES, answers_or_refuses
 
 pytestmark = pytest.mark.slow
 CLIENTS, SECONDS = 64, 120
 
 
-def resident(process: int) -> int:
-    """Pages in memory."""
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1])
+def resident(server: Server) -> list[int]:
+    """Pages in memory of its process with the engine and of that for HTTP."""
+    processes = [server.process.pid, *speaking(server)]
+    return [int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in processes]
 
 
 def test_many_streams_for_long(folders, tmp_path):
@@ -31,12 +33,13 @@ def test_many_streams_for_long(folders, tmp_path):
 
     with started(tmp_path, str(folders / "steady")) as server:
         streams(server.url, 20)
-        before, began = resident(server.process.pid), time.monotonic()
+        before, began = resident(server), time.monotonic()
         found = streams(server.url, SECONDS)
         assert found["errors"] == found["refused (429)"] == 0 and found["answers"] > CLIENTS, found
         assert time.monotonic() - began < 2 * SECONDS
-        assert abs(resident(server.process.pid) / before - 1) < 0.03
-        print(found, before, resident(server.process.pid))
+        after = resident(server)
+        print(found, before, after)
+        assert len(after) == 2 and all(abs(now / then - 1) < 0.03 for now, then in zip(after, before, strict=True))
 
 
 @settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))

@@ -1,5 +1,6 @@
 """Every command in the docs: babyllama's are read as the command line reads them, up to the recipe that they make;
-of the scripts in bench/ the options exist. Both languages give the same commands. (test_readme.py runs the README.)"""
+of the scripts in bench/ the options exist. Both languages give the same commands.
+(test_readme.py runs the README, test_site.py follows links.)"""
 
 from __future__ import annotations
 
@@ -90,9 +91,3 @@ def test_both_languages_give_the_same_commands(chinese):
     in_blocks = [[shlex.split(line, comments=True) for body in blocks(page) for line in body.splitlines()]
                  for page in (english, chinese)]  # fmt: skip
     assert in_blocks[0] == in_blocks[1]
-
-
-def test_links_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), (page.name, target)

@@ -21,11 +21,11 @@ export function openSettings(about, changed = () => {}) {
   const draw = () => replace(form,
     field(t("system"), h("textarea", { rows: 3, name: "system", value: settings.system,
       oninput: (event) => keep({ system: event.target.value }) }), t("systemWhy")),
-    h("div", {}, h("label", {}, h("input", { type: "checkbox", name: "continues", checked: settings.continues,
+    h("div", { class: "field" }, h("label", {}, h("input", { type: "checkbox", name: "continues", checked: settings.continues,
       "aria-describedby": "continuesWhy", onchange: (event) => {
         keep({ continues: event.target.checked });
         changed();
-      } }), ` ${t("continues")}`), h("p", { class: "muted", id: "continuesWhy" }, t("continuesWhy"))),
+      } }), ` ${t("continues")}`), h("small", { id: "continuesWhy" }, t("continuesWhy"))),
     h("div", { class: "pairs" }, Object.keys(SAMPLING).map((name) => control(name, about.sampling[name], (value) => {
       const sampling = { ...settings.sampling };
       if (value === undefined) delete sampling[name];

@@ -274,6 +274,16 @@ def report() -> None:
     """
 
 
+@verb("ArenaRecipe", "runs")
+def arena() -> None:
+    """Two or more models answer the same prompts; vote blindly on a page that opens offline; rank by the votes.
+
+    \b
+      babyllama arena runs/base-sft runs/medical prompts=questions.txt out=arena.html
+      babyllama arena votes=[arena-votes.json]
+    """
+
+
 @app.command()
 def recipes() -> None:
     """List the recipes that come with the package."""

@@ -1,0 +1,68 @@
+"""The arena: answers are the models', the page is blind, offline and safe, votes become ranks."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from babyllama.commands.arena import ArenaRecipe, main, page, votes_of
+from babyllama.errors import InputError
+from babyllama.recipe import load_recipe
+
+from .small_run import CHATS, save_taught
+
+EVIL = "</script><script>alert(1)</script>"
+
+
+def data_of(html):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_the_page_holds_every_answer(tmp_path, capsys):
+    save_taught(tmp_path / "a" / "model")
+    save_taught(tmp_path / "b" / "model")
+    (tmp_path / "asked.txt").write_text("\n".join([CHATS[0][0], "", CHATS[1][0], CHATS[0][0]]), "utf-8")
+    main(load_recipe(ArenaRecipe, None, [f"runs=[{tmp_path}/a, {tmp_path}/b]", f"prompts={tmp_path}/asked.txt",
+                                         f"out={tmp_path}/arena.html", "sampling.temperature=0", "device=cpu",
+                                         "sampling.repetition_penalty=1"]))  # fmt: skip
+    found = data_of((tmp_path / "arena.html").read_text("utf-8"))
+    assert found["names"] == [f"{tmp_path}/a", f"{tmp_path}/b"] and found["prompts"] == [CHATS[0][0], CHATS[1][0]]
+    assert found["answers"] == [[CHATS[0][1], CHATS[1][1]]] * 2
+    assert "babyllama arena votes=[arena-votes.json]" in capsys.readouterr().out
+
+
+def test_what_models_wrote_is_data_and_nothing_comes_from_elsewhere():
+    html = page(["a", "b"], ["问" + EVIL], [[EVIL], ["答"]], "zh")
+    assert html.count("<script") == html.count("</script>") == 2 and data_of(html)["answers"][0] == [EVIL]
+    assert "http" not in html and "第一个更好" in html and "src=" not in html
+
+
+def test_votes_become_ranks(tmp_path, capsys):
+    votes = [
+        {"prompt": "问", "left": "a", "right": "b", "winner": winner} for winner in ("left", "left", "tie", "right")
+    ]
+    (tmp_path / "votes.json").write_text(json.dumps({"votes": votes * 5}), "utf-8")
+    main(ArenaRecipe(votes=(tmp_path / "votes.json",)))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "20 votes" in shown and shown.index(" a ") < shown.index(" b ") and "38%" in shown  # (7.5 + ½) / 21
+
+
+@pytest.mark.parametrize(("text", "fault"), [
+    ('{"votes": []}', "holds no votes"), ('{"votes": [{"left": "a", "right": "a", "winner": "left"}]}', "vote 1 must"),
+    ('{"votes": [{"left": "a", "right": "b", "winner": "both"}]}', "vote 1 must have two names"), ("[1]", "votes.json"),
+])  # fmt: skip
+def test_faults_of_votes(tmp_path, text, fault):
+    (tmp_path / "votes.json").write_text(text, "utf-8")
+    with pytest.raises(InputError, match=fault):
+        votes_of(tmp_path / "votes.json")
+
+
+def test_faults(tmp_path):
+    with pytest.raises(InputError, match="give two or more runs and prompts=FILE to write a page"):
+        load_recipe(ArenaRecipe, None, ["runs=[a]", "prompts=x"])
+    with pytest.raises(InputError, match=r"prompts: .*gone\.txt cannot be read"):
+        main(load_recipe(ArenaRecipe, None, ["runs=[a, b]", f"prompts={tmp_path}/gone.txt"]))
+    with pytest.raises(InputError, match="runs: one of them is there twice"):
+        main(load_recipe(ArenaRecipe, None, ["runs=[a, a]", f"prompts={tmp_path}/gone.txt"]))

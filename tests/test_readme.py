@@ -10,6 +10,7 @@ import pytest
 from small import sentencepiece_model
 
 from babyllama.data.sources import corpora, knowledge, packages
+from babyllama.data.sources.corpora import SKILLS
 from babyllama.verbs import app
 
 ROOT = Path(__file__).parents[1]
@@ -132,13 +133,15 @@ def test_quickstart_runs_all_its_stages(newcomer, capsys):
     fewer = [f"{stage}:{key}" for stage in ("base", "general", "medical")
              for key in ("plan.steps=2", "plan.micro_batch_size=2", "device=cpu")]  # fmt: skip
     fewer += [f"{stage}:workers=1" for stage in ("corpus", "general-chats", "medical-chats")]
-    fewer += [f"evaluate-{stage}:questions=2" for stage in ("general", "general-new", "medical", "medical-new")]
+    fewer += [f"evaluate-{stage}:questions=2" for stage in ("trained", "unseen")]
     words = ["quickstart", "out=runs/quickstart", "size=cpu", f"overrides={json.dumps(fewer)}"]
     app(words, standalone_mode=False)
     said = capsys.readouterr().out
     assert "babyllama chat runs/quickstart/medical" in said.replace("\n", " ")
+    table = said[said.index("exact answers") :]
+    assert all(f" {skill.name} " in table for skill in SKILLS) and re.search(r"sums .* 0% \(0–66\) .* 1%", table)
     page = (newcomer / "runs/quickstart/report.html").read_text("utf-8")
     assert "medical" in page and "<svg" in page
-    assert len(list((newcomer / "runs/quickstart").rglob("evals/*.json"))) == 5
+    assert len(list((newcomer / "runs/quickstart").rglob("evals/*.json"))) == 3
     app(words, standalone_mode=False)  # once more: everything is finished, nothing is done again
     assert capsys.readouterr().out.count("is finished") == 7

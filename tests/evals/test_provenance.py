@@ -9,6 +9,7 @@ from small_run import a_run, hashed, small_tokenizer, some_data
 from babyllama.commands import prepare
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
+from babyllama.data.sources.documents import Text
 from babyllama.evals.provenance import provenance
 
 
@@ -31,8 +32,10 @@ def test_held_out_is_what_no_training_of_the_model_or_its_ancestors_saw(tmp_path
     texts = [hashed(0, 0.1), hashed(0.1, 0.2), hashed(0.2, 1)]
     choices = CorpusChoice(path=str(mine)), CorpusChoice(path=str(other))
     for choice, beyond in zip(choices, ("trained on", "unknown"), strict=True):
-        assert [provenance(base).of_text(t, choice) for t in texts] == ["held out", "held out", beyond]
-        assert [provenance(tuned).of_text(t, choice) for t in texts] == ["held out", beyond, beyond]
+        assert [provenance(base).of_document(Text(t), choice) for t in texts] == ["held out", "held out", beyond]
+        assert [provenance(tuned).of_document(Text(t), choice) for t in texts] == ["held out", beyond, beyond]
+    own = [Text(texts[2], held_out=True), Text(texts[0], held_out=False)]  # as a record says of itself
+    assert [provenance(base).of_document(t, choices[0]) for t in own] == ["held out", "trained on"]
 
 
 def test_a_text_that_max_documents_may_have_left_out_is_not_called_trained_on(tmp_path):
@@ -45,7 +48,7 @@ def test_a_text_that_max_documents_may_have_left_out_is_not_called_trained_on(tm
         prepare.main(prepare.PrepareRecipe(out=tmp_path / name, tokenizer=tmp_path / "tok", corpora=(choice,),
                                            validation=0.0, workers=1))  # fmt: skip
         history = provenance(a_run(tmp_path / f"run-{name}", data=tmp_path / name))
-        found[name] = history.of_text("8春眠不觉晓", CorpusChoice(path=str(file)))
+        found[name] = history.of_document(Text("8春眠不觉晓"), CorpusChoice(path=str(file)))
         assert history.of_split(Prepared.open(tmp_path / name), "train") == "trained on"
     assert found == {"whole": "trained on", "first": "unknown", "short": "unknown"}
 
@@ -57,5 +60,5 @@ def test_a_past_that_is_not_known_is_said_so(tmp_path):
     for model in (foreign, gone, tmp_path):
         assert provenance(model).held_out is None
         assert provenance(model).of_split(Prepared.open(data), "val") == "unknown"
-        assert provenance(model).of_text(hashed(0, 0.1), CorpusChoice(path="y")) == "unknown"
+        assert provenance(model).of_document(Text(hashed(0, 0.1)), CorpusChoice(path="y")) == "unknown"
     assert provenance(foreign).of_split(Prepared.open(data), "train") == "trained on"

@@ -35,7 +35,7 @@ PIECES = [
 
 
 def vocabulary(kind: str, folder: Path) -> Tokenizer:
-    """``own`` byte-level BPE, one cut as ``gpt2``'s, or ``sentencepiece`` as ChatGLM2's."""
+    """``own`` byte-level BPE, with numbers cut into ``digits``, one cut as ``gpt2``'s, or ``sentencepiece``."""
     if kind == "gpt2":
         backend = Backend(models.BPE())
         backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -45,8 +45,8 @@ def vocabulary(kind: str, folder: Path) -> Tokenizer:
         )
         backend.train_from_iterator(SMALL_TEXT, trainer)
         return Tokenizer(backend, chat_template="bos")
-    if kind == "own":
-        return train_bpe(SMALL_TEXT, 460)
+    if kind in ("own", "digits"):
+        return train_bpe(SMALL_TEXT, 460, digits=3 if kind == "own" else 1)
     (folder / "source.model").write_bytes(sentencepiece_model())
     return Tokenizer.load(folder / "source.model")
 

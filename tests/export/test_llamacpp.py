@@ -51,7 +51,7 @@ def logits(llama, tokens) -> np.ndarray:
     return np.ctypeslib.as_array(llama._ctx.get_logits(), (llama.n_vocab(),)).copy()
 
 
-@pytest.fixture(scope="module", params=["own", "gpt2", "sentencepiece"])
+@pytest.fixture(scope="module", params=["own", "digits", "gpt2", "sentencepiece"])
 def tokenizer(request, tmp_path_factory):
     return vocabulary(request.param, tmp_path_factory.mktemp("vocabulary"))
 

@@ -1,6 +1,7 @@
 """Own vocabularies: any text round-trips, hanzi stay whole, the same text gives the same bytes."""
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -120,3 +121,11 @@ def test_damaged_unicode_and_the_cut_mark_are_no_characters() -> None:
 def test_faults_are_named(texts: list[str], size: int, fault: str) -> None:
     with pytest.raises(InputError, match=fault):
         train_bpe(texts, size)
+
+
+def test_numbers_are_cut_as_is_asked() -> None:
+    text = ["在2024年有365天，12月31日是最后1天，共27+35=62。"] * 20
+    pieces = {digits: train_bpe(iter(text), 420, digits=digits) for digits in (1, 3)}
+    for digits, tokenizer in pieces.items():
+        longest = max(len(re.sub(r"\D", "", tokenizer.decode([i]))) for i in tokenizer.encode(text[0]))
+        assert longest == digits and tokenizer.decode(tokenizer.encode(text[0])) == text[0]

@@ -156,7 +156,11 @@ def _questions(recipe: EvaluateRecipe, loaded: Loaded, prepared: Prepared | None
             yield label, asked, {history.of_split(prepared, recipe.split): len(asked)}
     for choice in recipe.questions_from:
         asked = corpus_questions(choice, recipe.questions, loaded.tokenizer)
-        yield f"{choice.stored_as} (corpus)", asked, Counter(history.of_text(q.text or "", choice) for q in asked)
+        yield (
+            f"{choice.stored_as} (corpus)",
+            asked,
+            Counter(history.of_document(q.document, choice) for q in asked if q.document),
+        )
 
 
 def _answers(recipe: EvaluateRecipe, loaded: Loaded, label: str, questions: list[Question],

@@ -6,19 +6,23 @@ that is finished is not done again, one that was interrupted continues.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from babyllama.commands.table import table_of
+from babyllama.data.sources.corpora import SKILLS
 from babyllama.errors import needs_extra
+from babyllama.evals.statistics import wilson
 from babyllama.recipe import Recipe, load_recipe
 
 
@@ -32,34 +36,42 @@ class QuickstartRecipe(Recipe):
 
 @dataclass(frozen=True)
 class Stage:
-    """One verb with one bundled recipe; `paths` are its keys that name folders under ``out``."""
+    """One verb with one bundled recipe; `paths` are its keys that name folders under ``out``; `why` is told first."""
 
     name: str
     verb: str
     recipe: str
     paths: dict[str, str]
-    title: str
+    why: str
+
+
+def _prepare(name: str, why: str) -> Stage:
+    return Stage(name, "prepare", "PrepareRecipe", {"out": name, "tokenizer": "tokenizer"}, why)
+
+
+def _train(name: str, data: str, parent: str | None, why: str) -> Stage:
+    start = {"init.path": parent} if parent else {}
+    return Stage(name, "train", "TrainRecipe", {"out": name, "data.path": data, **start}, why)
+
+
+def _evaluate(name: str, model: str, data: str, why: str) -> Stage:
+    return Stage(name, "evaluate", "EvaluateRecipe", {"model": model, "data": data}, why)
 
 
 STAGES = (
-    Stage("tokenizer", "tokenizer", "TokenizerRecipe", {"out": "tokenizer"}, "learn a vocabulary"),
-    Stage("corpus", "prepare", "PrepareRecipe", {"out": "corpus", "tokenizer": "tokenizer"}, "texts → tokens"),
-    Stage("general-chats", "prepare", "PrepareRecipe", {"out": "general-chats", "tokenizer": "tokenizer"},
-          "questions and answers → tokens"),
-    Stage("medical-chats", "prepare", "PrepareRecipe", {"out": "medical-chats", "tokenizer": "tokenizer"},
-          "medical questions and answers → tokens"),
-    Stage("base", "train", "TrainRecipe", {"out": "base", "data.path": "corpus"}, "pretrain from nothing"),
-    Stage("general", "train", "TrainRecipe", {"out": "general", "data.path": "general-chats", "init.path": "base"},
-          "teach it to answer"),
-    Stage("medical", "train", "TrainRecipe", {"out": "medical", "data.path": "medical-chats", "init.path": "general"},
-          "teach it medicine"),
-    Stage("evaluate-base", "evaluate", "EvaluateRecipe", {"model": "base", "data": "corpus"}, "bits per byte"),
-    *(
-        Stage(f"evaluate-{name}{new}", "evaluate", "EvaluateRecipe", {"model": name, "data": f"{name}-chats"}, title)
-        for name in ("general", "medical")
-        for new, title in (("", "ask what it was trained on"), ("-new", "ask what it has never seen"))
-    ),
+    Stage("tokenizer", "tokenizer", "TokenizerRecipe", {"out": "tokenizer"},
+          "learn a vocabulary: a model reads numbers, and these are the pieces of text that they stand for"),
+    _prepare("corpus", "texts → tokens, packed in files that training can read at any place"),
+    _prepare("general-chats", "questions and answers → tokens; some combinations are kept from training, to ask later"),
+    _prepare("medical-chats", "the same with medical questions"),
+    _train("base", "corpus", None, "pretrain from nothing: guess the next token, millions of times"),
+    _train("general", "general-chats", "base", "teach it to answer: only the answers count, and where they end"),
+    _train("medical", "medical-chats", "general", "teach it some medicine without forgetting the rest"),
+    _evaluate("evaluate-base", "base", "corpus", "how well it guesses texts that it never saw, in bits per byte"),
+    _evaluate("evaluate-trained", "medical", "medical-chats", "ask what it was trained on: what it remembers"),
+    _evaluate("evaluate-unseen", "medical", "medical-chats", "ask what it never saw: what it has understood"),
 )  # fmt: skip
+FINAL = "medical"
 
 
 def main(recipe: QuickstartRecipe) -> None:
@@ -68,7 +80,8 @@ def main(recipe: QuickstartRecipe) -> None:
     size = _size() if recipe.size == "auto" else recipe.size
     took: dict[str, float] = {}
     for number, stage in enumerate(STAGES, 1):
-        console.rule(f"{number}/{len(STAGES) + 1}  {stage.name}: {stage.title}", align="left")
+        console.rule(f"{number}/{len(STAGES) + 1}  {stage.name}", align="left")
+        console.print(stage.why, markup=False, soft_wrap=True)
         started = time.perf_counter()
         _run(stage, recipe, size)
         took[stage.name] = time.perf_counter() - started
@@ -111,9 +124,37 @@ def _closing_words(console: Console, out: Path, page: str, took: dict[str, float
         table.add_row(name, f"{seconds:.0f}")
     table.add_row("all", f"{sum(took.values()):.0f}")
     console.print(table)
+    console.print(skills_table(out / FINAL / "evals", f"{(out / 'medical-chats').name}-{{}}.json"))
     console.print("Curves and answers:", Text(page, "bold"), soft_wrap=True)
     console.print(
-        f"Talk to it:  [bold]babyllama chat {out / 'medical'}[/]  (in a fresh shell: . .venv/bin/activate)",
+        f"Talk to it:  [bold]babyllama chat {out / FINAL}[/]  (in a fresh shell: . .venv/bin/activate)",
         soft_wrap=True,
     )
-    console.print("It is very small and answers what it was trained on; it is no doctor.")
+    console.print("It is very small: it knows a small world and what it recites of medicine; it is no doctor.")
+
+
+def skills_table(evals: Path, name: str) -> Table:
+    """Exact answers by skill, trained against unseen, with 95 % intervals; below, what can only be learned by heart.
+
+    Args:
+        evals: the model's folder of evaluations; `name` is a file of it with {} for the split.
+    """
+    found = {
+        split: json.loads((evals / name.format(split)).read_text("utf-8"))["answers"] for split in ("train", "val")
+    }
+    table = table_of(["skill", "what"], ["trained", "unseen", "by\nchance"], title="exact answers")
+    for skill in SKILLS:
+        cells = [_share(found[split].get(skill.name)) for split in ("train", "val")]
+        table.add_row(skill.name, skill.title, *cells, f"{skill.chance:.0%}")
+    for label, what in (("everyday", "chats; unseen: other wordings"), ("medical_qa", "recited: nothing to infer")):
+        cells = [_share(found[split].get(label)) for split in ("train", "val")]
+        table.add_row(label, what, *cells, "0%")
+    return table
+
+
+def _share(figures: dict[str, Any] | None) -> str:
+    """Such as ``97% (91–99)``."""
+    if not figures or not figures["asked"]:
+        return "–"
+    low, high = wilson(round(figures["exact"] * figures["asked"]), figures["asked"])
+    return f"{figures['exact']:.0%} ({low * 100:.0f}–{high * 100:.0f})"

@@ -16,7 +16,7 @@ from babyllama.data.sources.hub import HubFile, fetch
 from babyllama.recipe import Changeable, Recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.tokenizer.train import train_bpe
+from babyllama.tokenizer.train import Digits, train_bpe
 
 EXAMPLES = (
     "今天天气很好，我们一起去公园散步吧。",
@@ -40,6 +40,7 @@ class TrainSource(Recipe):
     max_alphabet: int | None = Field(
         None, ge=1, description="the most characters that get a token of their own; default: all"
     )
+    digits: Digits = Field(3, description="the most digits in one token; 1 lets a small model learn to reckon")
 
 
 class ChatGlm2Source(Recipe):
@@ -103,8 +104,9 @@ def _make(source: TrainSource | ChatGlm2Source | FolderSource, sample: list[str]
         task = bar.add_task("read", total=None)
         texts = _sampled(read_texts(source.corpora), sample)
         return train_bpe(
-            texts, source.vocab_size, source.min_frequency, source.max_alphabet, lambda count: bar.advance(task, count)
-        )
+            texts, source.vocab_size, source.min_frequency, source.max_alphabet, source.digits,
+            lambda count: bar.advance(task, count),
+        )  # fmt: skip
 
 
 def _sampled(texts: Iterator[str], sample: list[str]) -> Iterator[str]:

@@ -30,12 +30,12 @@ from babyllama.tokenizer.tokenizer import Tokenizer
 class Question:
     """`prompt` ends where the answer begins, exactly as in training; `reference` is the answer's text.
 
-    `text` is the whole document's, by which `prepare` holds it out; None for one that is prepared.
+    `document` is the chat it is from, by which `prepare` holds it out; None for one that is prepared.
     """
 
     prompt: list[int]
     reference: str
-    text: str | None = None
+    document: Chat | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def corpus_questions(choice: CorpusChoice, count: int, tokenizer: Tokenizer) -> 
         if not isinstance(chat, Chat):
             raise InputError(f"corpus {choice.stored_as}: holds {chat.kind}s; only chats have questions and answers")
         prompt = render_chat(tokenizer, chat.messages[: chat.last_answer], add_generation_prompt=True).tokens
-        questions.append(Question(prompt, chat.messages[chat.last_answer]["content"], chat.text))
+        questions.append(Question(prompt, chat.messages[chat.last_answer]["content"], chat))
     if not questions:
         raise InputError(f"corpus {choice.stored_as}: no chat in it")
     return questions

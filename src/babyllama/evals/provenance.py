@@ -1,8 +1,8 @@
 """What a model was trained on, as far as its runs say: which documents are held out from it, and its context.
 
-`prepare` holds a document out by the hash of its text alone, below a share of all hashes: so one threshold says for
-every corpus that a training did not see a text. A model's is the least of those of its training and of all its
-ancestors'. Not here: which documents are measured (bits.py, answers.py).
+`prepare` holds a document out if its record says so, else by the hash of its text alone, below a share of all hashes:
+so one threshold says for every corpus that a training did not see a text. A model's is the least of those of its
+training and of all its ancestors'. Not here: which documents are measured (bits.py, answers.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import xxhash
 
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
+from babyllama.data.sources.documents import Document
 from babyllama.errors import InputError
 from babyllama.run import Run
 
@@ -43,9 +44,10 @@ class Provenance(NamedTuple):
                 return "held out"
         return "trained on" if split == "train" and prepared.path.resolve() in self.folders else "unknown"
 
-    def of_text(self, text: str, choice: CorpusChoice) -> Standing:
-        """How one text of a corpus stands to it."""
-        if self.held_out is not None and xxhash.xxh3_64_intdigest(text.encode()) < self.held_out * 2.0**64:
+    def of_document(self, document: Document, choice: CorpusChoice) -> Standing:
+        """How one document of a corpus stands to it."""
+        by_text = xxhash.xxh3_64_intdigest(document.text.encode()) < (self.held_out or 0.0) * 2.0**64
+        if self.held_out is not None and (by_text if document.held_out is None else document.held_out):
             return "held out"
         return "trained on" if _source(choice.path or choice.stored_as) in self.sources else "unknown"
 

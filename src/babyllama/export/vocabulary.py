@@ -19,7 +19,7 @@ from babyllama.errors import InputError
 from babyllama.tokenizer.chat import template_of
 from babyllama.tokenizer.from_sentencepiece import SPACE
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.tokenizer.train import SPLITS
+from babyllama.tokenizer.train import NAMES, SPLITS
 
 Json = dict[str, Any]
 GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # a mark for those who train; llama.cpp knows no such tag
@@ -81,7 +81,7 @@ def _byte_level(content: Json) -> str | None:
     kept = all(step["behavior"] == "Isolated" and not step["invert"] for step in steps[:-1])
     if steps[-1]["use_regex"]:
         return "gpt-2" if not cuts else None
-    return "deepseek-v3" if kept and tuple(cuts) == SPLITS else None
+    return next((NAMES[digits] for digits, own in SPLITS.items() if kept and tuple(cuts) == own), None)
 
 
 def _is_sentencepiece(content: Json) -> bool:

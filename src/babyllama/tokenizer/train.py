@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO
+from typing import IO, Literal
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -23,18 +23,26 @@ from babyllama.errors import InputError
 from babyllama.tokenizer.special import SPECIAL_TOKENS
 from babyllama.tokenizer.tokenizer import Tokenizer
 
-# No token reaches across these cuts. They are DeepSeek-V3's, which llama.cpp knows under the name "deepseek-v3", so
-# that an exported GGUF file gives the same ids: numbers by up to three digits (the year 2024 is 202 4, and no token is
-# spent on longer ones), hanzi and kana runs without the punctuation beside them, then words with the blank before
-# them, punctuation with the line breaks behind it, and blanks.
-SPLITS = (
-    r"\p{N}{1,3}",
-    r"[一-龥぀-ゟ゠-ヿ]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
-    r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    r"| ?[\p{P}\p{S}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-)
+# No token reaches across these cuts. By digits in a token: DeepSeek-V3's cuts and SmolLM's, which llama.cpp knows under
+# these names, so that an exported GGUF file gives the same ids. Numbers by up to three digits (the year 2024 is 202 4,
+# and no token is spent on longer ones) or digit by digit; runs of hanzi without the punctuation beside them, words with
+# the blank before them, punctuation, and blanks.
+Digits = Literal[1, 3]
+SPLITS: dict[Digits, tuple[str, ...]] = {
+    3: (
+        r"\p{N}{1,3}",
+        r"[一-龥぀-ゟ゠-ヿ]+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
+        r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+        r"| ?[\p{P}\p{S}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    1: (
+        r"\p{N}",
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    ),
+}
+NAMES: dict[Digits, str] = {3: "deepseek-v3", 1: "smollm"}
 MAX_TOKEN_CHARACTERS = 16  # keeps rulers such as ====== from filling the vocabulary
 _BASE = len(SPECIAL_TOKENS) + 256
 _CUT = "\uffff"  # stands for characters outside the alphabet while merges are learned; Unicode has no such character
@@ -45,6 +53,7 @@ def train_bpe(
     vocab_size: int,
     min_frequency: int = 2,
     max_alphabet: int | None = None,
+    digits: Digits = 3,
     progress: Callable[[int], None] | None = None,
 ) -> Tokenizer:
     """A vocabulary of `vocab_size` tokens, or of fewer when the text has no more pairs to merge.
@@ -55,6 +64,7 @@ def train_bpe(
     once and kept in a temporary file; memory holds the distinct words. The same texts give the same vocabulary.
 
     Args:
+        digits: the most digits in one token; 1 lets a small model learn to reckon.
         progress: called with the number of characters of each text read.
 
     Raises:
@@ -73,11 +83,12 @@ def train_bpe(
         alphabet = {char for char in counts if _as_bytes(char) in vocab}
         room = vocab_size - len(vocab)
         if room:
-            learned = _learn_merges(_replay(spool, set(counts) - alphabet), len(alphabet) + room, min_frequency)
+            learned = _learn_merges(_replay(spool, set(counts) - alphabet), len(alphabet) + room, min_frequency,
+                                    digits)  # fmt: skip
             for left, right in learned:
                 merges.append((_as_bytes(left), _as_bytes(right)))
                 vocab.setdefault(_as_bytes(left + right), len(vocab))
-    return _assemble(vocab, merges)
+    return _assemble(vocab, merges, digits)
 
 
 def _count_characters(texts: Iterable[str], spool: IO[bytes], progress: Callable[[int], None]) -> Counter[str]:
@@ -119,11 +130,11 @@ def _add_characters(
     return merges
 
 
-def _learn_merges(texts: Iterable[str], size: int, min_frequency: int) -> list[tuple[str, str]]:
+def _learn_merges(texts: Iterable[str], size: int, min_frequency: int, digits: Digits) -> list[tuple[str, str]]:
     """Merges between characters, in the order of learning; `size` counts characters and learned tokens."""
     learner = tokenizers.Tokenizer(models.BPE())
     cut = pre_tokenizers.Split(_CUT, "removed")
-    learner.pre_tokenizer = pre_tokenizers.Sequence([cut, *_splits()])
+    learner.pre_tokenizer = pre_tokenizers.Sequence([cut, *_splits(digits)])
     trainer = trainers.BpeTrainer(
         vocab_size=size, min_frequency=min_frequency, max_token_length=MAX_TOKEN_CHARACTERS, show_progress=False
     )
@@ -131,17 +142,17 @@ def _learn_merges(texts: Iterable[str], size: int, min_frequency: int) -> list[t
     return [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]
 
 
-def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]], digits: Digits) -> Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges))
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*_splits(), to_bytes])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*_splits(digits), to_bytes])
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS])
     return Tokenizer(backend)
 
 
-def _splits() -> list[pre_tokenizers.PreTokenizer]:
-    return [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS]
+def _splits(digits: Digits) -> list[pre_tokenizers.PreTokenizer]:
+    return [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[digits]]
 
 
 def _byte_alphabet() -> dict[int, str]:

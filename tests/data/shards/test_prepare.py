@@ -116,3 +116,20 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.suffix in (".bin", ".docs")
                       or p.name == "manifest.json"} for name in ("killed", "whole"))  # fmt: skip
     assert first == second and len(first) > 20
+
+
+def test_a_record_says_itself_whether_it_is_held_out(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path / "tok")
+    lines = [{"text": f"第{i}篇：春眠不觉晓", "held_out": i % 4 == 0} for i in range(40)]
+    chats = [{**chat, "held_out": i % 3 == 0} for i, chat in enumerate(CHATS)]
+    corpora = [
+        {"path": str(write_lines(tmp_path / "t.jsonl", lines))},
+        {"path": str(write_lines(tmp_path / "c.jsonl", chats))},
+    ]
+    prepare(recipe(tmp_path / "out", tokenizer, corpora, "workers=1", "validation=0.5"))
+    manifest = Prepared.open(tmp_path / "out").manifest["corpora"]
+    held = {label: corpus["splits"]["val"]["documents"] for label, corpus in manifest.items()}
+    assert held == {"t": 10, "c": 30} and not any(corpus["notes"] for corpus in manifest.values())
+    write_lines(tmp_path / "bad.jsonl", [{"text": "春眠", "held_out": "test"}])
+    with pytest.raises(InputError, match=r"bad.jsonl:1: held_out must be true or false, got 'test'"):
+        prepare(recipe(tmp_path / "no", tokenizer, [{"path": str(tmp_path / "bad.jsonl")}], "workers=1"))

@@ -153,7 +153,7 @@ def test_cuts(tmp_path: Path) -> None:
     ("given_keys", "message"),
     [
         ([], "give a name or a path"),
-        (["name=idiom"], "unknown corpus 'idiom'; known are everyday"),
+        (["name=idiom"], "unknown corpus 'idiom'; known are microworld"),
         (["name=idioms", "path=x"], "not both"),
         (["name=baidubaike"], "cannot be fetched"),
         (["path=x.jsonl", "label=a/b"], "plain folder name"),
@@ -222,17 +222,6 @@ def test_hub_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ── embedded ───────────────────────────────────────────────────────────────────────────────────────────────────────
-def test_everyday() -> None:
-    found = read_plain(CorpusChoice(name="everyday"))
-    assert len(found) > 120
-    for messages in found:
-        check_messages(messages)
-        assert all(m["content"] == m["content"].strip() and "\ufffd" not in m["content"] for m in messages)
-        assert all(m["content"][-1] in "。！？" for m in messages if m["role"] == "assistant")
-    answers = {m[0]["content"]: m[1]["content"] for m in found if isinstance(m, list)}
-    assert answers["你是谁？"] == "我是 babyllama，一个从零开始训练的中文小模型。"
-
-
 def wheel(member: str, content: bytes) -> bytes:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as handle:

@@ -31,7 +31,7 @@ from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
 from babyllama.tokenizer.tokenizer import Tokenizer
 
-_READING = 2  # raised when the same lines become other documents, so that an interrupted run mixes no two readings
+_READING = 3  # raised when the same lines become other documents, so that an interrupted run mixes no two readings
 _BATCH_CHARACTERS = 1 << 20  # encoded at a time: bounds the lists of ids in memory
 
 
@@ -139,7 +139,7 @@ def encode_blob(job: Job) -> Done:
     for batch in _batches(parsed.documents):
         for document, found in zip(batch, _encode(tokenizer, batch), strict=True):
             text = document.text
-            split = splits[_split_of(text, job.plan.validation)]
+            split = splits[_split_of(document, job.plan.validation)]
             split.tokens.append(np.asarray(found.tokens, np.uint32).astype(token_dtype(tokenizer.vocab_size)))
             split.rows.append((len(found.tokens), sum(len(part.encode()) for part in document.learned)))
             split.characters += len(text)
@@ -152,9 +152,10 @@ def encode_blob(job: Job) -> Done:
     return Done(job.label, job.index, job.blob.position, **record)
 
 
-def _split_of(text: str, validation: float) -> str:
-    """By the text alone, so that a document is held out in every corpus and in any order, or in none."""
-    return "val" if xxhash.xxh3_64_intdigest(text.encode()) < validation * 2.0**64 else "train"
+def _split_of(document: Document, validation: float) -> str:
+    """As its record says, else by its text alone: it is held out in every corpus and in any order, or in none."""
+    by_text = xxhash.xxh3_64_intdigest(document.text.encode()) < validation * 2.0**64
+    return "val" if (by_text if document.held_out is None else document.held_out) else "train"
 
 
 def _batches(documents: list[Document]) -> Iterator[list[Document]]:

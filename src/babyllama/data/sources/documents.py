@@ -1,7 +1,7 @@
 """A document: what one record of a corpus is, each kind knowing its text, what is learned of it and its tokens.
 
-`Document` is the sum of all kinds. A new kind is a frozen class here and its recognition in records.py. Not here:
-records and files, shards.
+`Document` is the sum of all kinds. A new kind is a frozen class here and its recognition in records.py. `held_out` is
+what the record itself says of it; None leaves that to `prepare`. Not here: records and files, shards.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Text:
 
     kind: ClassVar[Kind] = "text"
     text: str
+    held_out: bool | None = None
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -51,6 +52,7 @@ class Chat:
 
     kind: ClassVar[Kind] = "chat"
     messages: tuple[Message, ...]
+    held_out: bool | None = None
 
     @property
     def text(self) -> str:
@@ -86,6 +88,7 @@ class Preference:
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
+    held_out: bool | None = None
 
     @property
     def preferred(self) -> Chat:

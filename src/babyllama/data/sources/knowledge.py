@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -22,6 +23,9 @@ from babyllama.data.sources import packages
 from babyllama.data.sources.packages import read_member, read_plain_pickle
 
 Record = dict[str, Any]
+
+
+_ROLES = {"U:": "user", "A:": "assistant"}
 
 
 def _chat(question: str, answer: str) -> Record:
@@ -33,10 +37,48 @@ def _pick(phrasings: tuple[str, ...], subject: str) -> str:
     return phrasings[xxhash.xxh3_64_intdigest(subject.encode()) % len(phrasings)].format(subject)
 
 
+class _Topic(NamedTuple):
+    """Wordings of one question, those kept from training, and answers that fit them all; or a conversation."""
+
+    wordings: list[str]
+    held_out: list[str]
+    answers: list[str]
+    conversation: list[tuple[str, str]]
+
+
+def _topics() -> Iterator[_Topic]:
+    """The blocks of the file: lines of ``?``, ``~`` and ``!``, or of ``U:`` and ``A:``; ``#`` names the block."""
+    text = (resources.files("babyllama") / "data" / "embedded" / "everyday.txt").read_text("utf-8")
+    for block in text.split("\n\n"):
+        lines = [line.partition(" ") for line in block.splitlines()]
+        wordings, held_out, answers = ([text for mark, _, text in lines if mark == wanted] for wanted in "?~!")
+        yield _Topic(wordings, held_out, answers, [(_ROLES[mark], text) for mark, _, text in lines if mark in _ROLES])
+
+
 def everyday() -> Iterator[Record]:
-    """Short chats about the model itself and the day, written for this project."""
-    text = (resources.files("babyllama") / "data" / "embedded" / "everyday.jsonl").read_text("utf-8")
-    return map(json.loads, text.splitlines())
+    """Chats about the model itself, the day and the world, written for this project and in the public domain.
+
+    Every wording of a question has the topic's first answer: one thing to learn, and the rephrasings that are held out
+    can be told right from wrong.
+    """
+    for topic in _topics():
+        for asked, apart in ((topic.wordings, False), (topic.held_out, True)):
+            yield from ({**_chat(question, topic.answers[0]), "held_out": apart} for question in asked)
+        if topic.conversation:
+            turns = [{"role": role, "content": text} for role, text in topic.conversation]
+            yield {"messages": turns, "held_out": False}
+
+
+def everyday_text(texts_of_a_topic: int = 12) -> Iterator[Record]:
+    """The same topics told for pretraining: some wordings one after the other, so that they become alike, then an
+    answer; never one that is held out."""
+    rng = Random(0)
+    for topic in _topics():
+        if topic.conversation:
+            yield {"text": "".join(text for _, text in topic.conversation), "held_out": False}
+        for _ in range(texts_of_a_topic if topic.wordings else 0):
+            said = "".join(_ended(text) for text in rng.sample(topic.wordings, 3))
+            yield {"text": said + rng.choice(topic.answers), "held_out": False}
 
 
 # ── idioms ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,9 +4,10 @@
             title, summary, sections: [{title, content}]                              Baidu Baike, 5.63 million articles
     chat    the forms of chats.py; or a list of messages by itself
 
-What is recognised is used; every key that is not read is named and counted in `Parsed.notes`. A bad record stops the
-work or, with ``on_bad: skip``, is counted: one policy for all formats, since the readers pass on what they could not
-read of a record as a line that says why (`Unreadable`). Not here: files, tokens.
+Any record may say ``held_out: true`` or ``false`` of itself: whether it is kept from training; otherwise `prepare`
+chooses. What is recognised is used; every key that is not read is named and counted in `Parsed.notes`. A bad record
+stops the work or, with ``on_bad: skip``, is counted: one policy for all formats, since the readers pass on what they
+could not read of a record as a line that says why (`Unreadable`). Not here: files, tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from babyllama.data.sources.chats import (
@@ -145,7 +146,10 @@ def _second_try(line: bytes, encoding: str) -> Any:
 
 
 def _document(record: Record, shape: Shape, notes: Notes) -> Document | None:
-    document = _READ[shape.kind](record, shape.field, notes)
+    held_out = record.pop("held_out", None)
+    if held_out not in (None, True, False):
+        raise BadRecord(f"held_out must be true or false, got {held_out!r:.40}")
+    document = replace(_READ[shape.kind](record, shape.field, notes), held_out=held_out)
     try:
         document.text.encode()
     except UnicodeEncodeError as error:

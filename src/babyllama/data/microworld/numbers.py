@@ -62,7 +62,7 @@ def _comparison(rng: Random) -> Example:
     high = rng.random() < 0.5
     word = more if high else less
     best = names[numbers.index(max(numbers) if high else min(numbers))]
-    told = f"{_steps_of_comparison(*names, *numbers)}{best}{word}。"
+    told = f"{_steps_of_comparison(names[0], names[1], numbers[0], numbers[1])}{best}{word}。"
     return Example(passage, f"谁{word}？", told, tuple(sorted(numbers)))
 
 

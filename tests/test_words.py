@@ -80,6 +80,10 @@ def test_what_a_verb_is_about(tmp_path):
     assert read(str(tmp_path / "r.yaml"), "base", subject="model") == Example(lr=3.0, model=Path("base"))
     with pytest.raises(InputError, match="takes one model"):
         read("a", "b", subject="model")
+    with pytest.raises(InputError, match="model is given twice"):
+        read("a", "model=b", subject="model")
+    bundled = understand(Example, ["quickstart/cpu/evaluate-unseen", "model=b"], "evaluate", "model")
+    assert bundled.source == "quickstart/cpu/evaluate-unseen" and bundled.settings == ["model=b"]
 
 
 def test_a_path_with_an_equals_sign_is_no_setting(tmp_path, monkeypatch):

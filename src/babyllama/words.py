@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from babyllama.errors import InputError
 from babyllama.keys import near, types_of
+from babyllama.recipe import bundled
 
 _SETTING = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
@@ -33,10 +34,10 @@ def understand(kind: type[BaseModel], words: Sequence[str], verb: str, subject: 
 
     Args:
         subject: the key that a word without ``=`` stands for (``model`` in ``chat runs/base``), unless it is a YAML
-            file; a key of several takes several words.
+            file or the name of a bundled recipe; a key of several takes several words.
 
     Raises:
-        InputError: a key that lacks its value, two recipes, an unknown ``--key``.
+        InputError: a key that lacks its value, two recipes, an unknown ``--key``, a subject that is given twice.
     """
     bare, settings = _settings(kind, list(words))
     if subject is None:
@@ -45,13 +46,19 @@ def understand(kind: type[BaseModel], words: Sequence[str], verb: str, subject: 
         if bare and Path(bare[0]).is_dir():
             return Said(str(Path(bare[0]) / "recipe.yaml"), [f"out={_started(verb, bare[0])}", *settings])
         return Said(bare[0] if bare else None, settings)
-    recipes = [word for word in bare if word.endswith((".yaml", ".yml"))] if subject != "target" else []
+    recipes = [word for word in bare if _is_recipe(word)] if subject != "target" else []
     named = [word for word in bare if word not in recipes]
     several = any("tuple" in str(t) for t in types_of(kind, subject))
     if len(recipes) > 1 or (len(named) > 1 and not several):
         raise InputError(f"{' '.join(bare)}: {verb} takes one {subject}; to set a key write key=value or --key value")
+    if named and any(setting.startswith(f"{subject}=") for setting in settings):
+        raise InputError(f"{' '.join(bare)}: {subject} is given twice, as a word and as {subject}=…; leave one out")
     value = json.dumps(named, ensure_ascii=False) if several else "".join(named)
     return Said(recipes[0] if recipes else None, [*([f"{subject}={value}"] if named else []), *settings])
+
+
+def _is_recipe(word: str) -> bool:
+    return word.endswith((".yaml", ".yml")) or (word in bundled() and not _exists(word))
 
 
 def _settings(kind: type[BaseModel], words: list[str]) -> tuple[list[str], list[str]]:

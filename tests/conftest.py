@@ -87,6 +87,20 @@ def tokens() -> torch.Tensor:
     return torch.randint(67, (2, 22), generator=torch.Generator().manual_seed(3))
 
 
+@pytest.fixture(scope="session")
+def small_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all runs of a quickstart, made small; to be read, not written."""
+    from small_quickstart import quickstart, small_packages
+
+    from babyllama.data.sources import knowledge
+
+    out = tmp_path_factory.mktemp("quickstart") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(knowledge, "read_member", small_packages)
+        quickstart(out)
+    return out
+
+
 @pytest.fixture(scope="module")
 def theirs(folder: Path):
     """What transformers makes of a tokenizer's folder, which the module gives by its fixture `folder`."""

@@ -1,15 +1,15 @@
 """Both READMEs: every `babyllama` command in them runs (made small), every make target exists, both say the same."""
 
 import json
-import pickle
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 from small import sentencepiece_model
+from small_quickstart import quickstart, small_packages
 
-from babyllama.data.sources import corpora, knowledge, packages
+from babyllama.data.sources import corpora, knowledge
 from babyllama.data.sources.corpora import SKILLS
 from babyllama.verbs import app
 
@@ -92,18 +92,6 @@ def newcomer(tmp_path, monkeypatch):
     return tmp_path
 
 
-def small_packages(package):
-    if package is packages.MEDICAL:
-        kinds = ("糖尿病", "肺炎", "胃炎", "头痛", "鼻炎", "贫血")
-        facts = {f"{part}{kind}": {"常见症状": ["发热", "咳嗽", "乏力"], "就诊科室": ["内科"], "检查": ["血常规"]}
-                 for kind in kinds for part in ("急性", "慢性", "小儿", "老年")}  # fmt: skip
-        return pickle.dumps(facts)
-    numbers = "一二三四五六七八九十百千"
-    words = [f"{a}{b}成{c}" for a in numbers for b in "心意言语" for c in "功事"]
-    return json.dumps([{"word": w, "explanation": f"形容{w[0]}件事情很快地完成。", "derivation": "无", "example": "无"}
-                       for w in words], ensure_ascii=False).encode()  # fmt: skip
-
-
 def small(words):
     verb, *rest = words
     more = list(SMALLER.get(verb, []))
@@ -130,12 +118,7 @@ def test_every_command_runs(newcomer, monkeypatch, capsys):
 
 def test_quickstart_runs_all_its_stages(newcomer, capsys):
     """The ten minutes in miniature: every stage of `make quickstart`, with two training steps each."""
-    fewer = [f"{stage}:{key}" for stage in ("base", "general", "medical")
-             for key in ("plan.steps=2", "plan.micro_batch_size=2", "device=cpu")]  # fmt: skip
-    fewer += [f"{stage}:workers=1" for stage in ("corpus", "general-chats", "medical-chats")]
-    fewer += [f"evaluate-{stage}:questions=2" for stage in ("trained", "unseen")]
-    words = ["quickstart", "out=runs/quickstart", "size=cpu", f"overrides={json.dumps(fewer)}"]
-    app(words, standalone_mode=False)
+    quickstart("runs/quickstart")
     said = capsys.readouterr().out
     assert "babyllama chat runs/quickstart/medical" in said.replace("\n", " ")
     table = said[said.index("exact answers") :]
@@ -144,5 +127,5 @@ def test_quickstart_runs_all_its_stages(newcomer, capsys):
     page = (newcomer / "runs/quickstart/report.html").read_text("utf-8")
     assert "medical" in page and "<svg" in page
     assert len(list((newcomer / "runs/quickstart").rglob("evals/*.json"))) == 3
-    app(words, standalone_mode=False)  # once more: everything is finished, nothing is done again
+    quickstart("runs/quickstart")  # once more: everything is finished, nothing is done again
     assert capsys.readouterr().out.count("is finished") == 7

@@ -1,0 +1,62 @@
+"""The quickstart in miniature, for tests: all its stages, few records, two training steps each; made in seconds."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from importlib import import_module
+from pathlib import Path
+
+from babyllama.commands.quickstart import STAGES
+from babyllama.data.sources import packages
+from babyllama.recipe import Recipe, load_recipe
+from babyllama.verbs import app
+
+
+def small_packages(package) -> bytes:
+    """Small files of the real formats, instead of the ones that are downloaded."""
+    if package is packages.MEDICAL:
+        kinds = ("糖尿病", "肺炎", "胃炎", "头痛", "鼻炎", "贫血")
+        facts = {f"{part}{kind}": {"常见症状": ["发热", "咳嗽", "乏力"], "就诊科室": ["内科"], "检查": ["血常规"]}
+                 for kind in kinds for part in ("急性", "慢性", "小儿", "老年")}  # fmt: skip
+        return pickle.dumps(facts)
+    numbers = "一二三四五六七八九十百千"
+    words = [f"{a}{b}成{c}" for a in numbers for b in "心意言语" for c in "功事"]
+    return json.dumps([{"word": w, "explanation": f"形容{w[0]}件事情很快地完成。", "derivation": "无", "example": "无"}
+                       for w in words], ensure_ascii=False).encode()  # fmt: skip
+
+
+WORDS, DOCUMENTS = 240, 80  # records of each corpus for the vocabulary, which is then as large as the real one; else
+
+
+def small_overrides() -> list[str]:
+    """Of the CPU's quickstart: the model keeps its shape, so that what a chapter says of shapes can be checked."""
+    found = ["corpus:validation=0.2"]
+    for stage in STAGES:
+        recipe = _recipe(stage.verb, stage.recipe, stage.name)
+        if stage.verb == "train":
+            found += [f"{stage.name}:{key}" for key in ("plan.steps=2", "plan.micro_batch_size=4", "device=cpu",
+                                                        "precision=fp32", "plan.validation_tokens=500",
+                                                        "samples.max_tokens=2")]  # fmt: skip
+        elif stage.verb == "evaluate":
+            found += [f"{stage.name}:{key}" for key in ("questions=2", "loss_tokens=500", "device=cpu",
+                                                        "answer_tokens=4")]  # fmt: skip
+        else:
+            key, corpora = ("source.corpora", recipe.source.corpora) if stage.verb == "tokenizer" else (
+                "corpora", recipe.corpora)  # fmt: skip
+            fewer = [{"name": c.name, **({"max_characters": c.max_characters} if c.max_characters else {}),
+                      "max_documents": WORDS if stage.verb == "tokenizer" else DOCUMENTS} for c in corpora]  # fmt: skip
+            found.append(f"{stage.name}:{key}={json.dumps(fewer)}")
+            found += [f"{stage.name}:workers=1"] if stage.verb == "prepare" else []
+    return found
+
+
+def _recipe(verb: str, kind: str, stage: str):
+    recipe_type: type[Recipe] = getattr(import_module(f"babyllama.commands.{verb}"), kind)
+    return load_recipe(recipe_type, f"quickstart/cpu/{stage}")
+
+
+def quickstart(out: Path | str) -> None:
+    """`babyllama quickstart`, small. The packages must be `small_packages`."""
+    words = ["quickstart", f"out={out}", "size=cpu", f"overrides={json.dumps(small_overrides())}"]
+    app(words, standalone_mode=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,9 +25,8 @@ REAL = os.environ.get("BABYLLAMA_QUICKSTART", "")
 
 
 def run_blocks(chapter: str, runs: Path, place: Path) -> None:
-    """Every block of a chapter in a folder whose runs/quickstart is `runs`."""
-    (place / "runs").mkdir()
-    (place / "runs" / "quickstart").symlink_to(runs.resolve(), target_is_directory=True)
+    """Every block of a chapter in a folder whose runs/quickstart is a copy of `runs`."""
+    shutil.copytree(runs, place / "runs" / "quickstart")
     for block in blocks(pages(chapter)[0]):
         out = printed(block)
         if block.kind == "text same":

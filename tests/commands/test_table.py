@@ -13,6 +13,7 @@ from rich.console import Console
 
 from babyllama.commands import doctor, evaluate, longcontext, plan, prepare, quantize_shown, quickstart
 from babyllama.commands.table import shortly
+from babyllama.data.sources.corpora import SKILLS
 from babyllama.foresight.checks.finding import Finding
 from babyllama.recipe import bundled, load_recipe
 from babyllama.verbs import recipes
@@ -44,6 +45,9 @@ def of_plan(console: Console) -> None:
     plan.main(load_recipe(plan.PlanRecipe, None, words))
 
 
+SKILLS_SHOWN = quickstart.skills_table({s.name: {"asked": 100, "exact": 1.0} for s in SKILLS},
+                                       {s.name: {"asked": 100, "exact": 0.0} for s in SKILLS})  # fmt: skip
+
 CASES = {
     "quantize": lambda c: c.print(quantize_shown.table({"before": BEFORE, "after": [AFTER]})),
     "quantize's layers": lambda c: c.print(quantize_shown.layer_table(AFTER["layers"])),
@@ -52,7 +56,7 @@ CASES = {
     "evaluate's answers": lambda c: c.print(evaluate._answer_table(ANSWERS)),
     "prepare": lambda c: prepare._show(MANIFEST, c),
     "doctor": lambda c: doctor._show("runs/quickstart/medical", FINDINGS[:1], c),
-    "quickstart": lambda c: quickstart._closing_words(c, Path("r"), Path("r.html"), {"general-chats": 123.4}),
+    "quickstart": lambda c: quickstart._closing_words(c, Path("r"), "r.html", {"general-chats": 123.4}, SKILLS_SHOWN),
 }
 FIGURES = {
     "quantize": ["16.00", "41.23", "1.2345", "87.3%", "12.34%", "4116.1", "12234", "1234.5"],
@@ -62,7 +66,7 @@ FIGURES = {
     "evaluate's answers": ["1000", "100.0%", "1200 (1300)"],
     "prepare": ["361,430,000", "10,000", "5,000", "24,691,357,802", "1.81"],
     "doctor": ["8.779", "5.231"],
-    "quickstart": ["123"],
+    "quickstart": ["123", "measure_words", "100% (96–100)", "0% (0–4)", "–", "50%"],
 }
 
 

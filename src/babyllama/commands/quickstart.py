@@ -90,7 +90,10 @@ def main(recipe: QuickstartRecipe) -> None:
         page = str(_report(recipe.out))
     else:
         page = f"{needs_extra('matplotlib', 'report')}, then the same command once more"
-    _closing_words(console, recipe.out, page, took)
+    evals = recipe.out / FINAL / "evals"
+    trained, unseen = (json.loads((evals / f"medical-chats-{split}.json").read_text("utf-8"))["answers"]
+                       for split in ("train", "val"))  # fmt: skip
+    _closing_words(console, recipe.out, page, took, skills_table(trained, unseen))
 
 
 def _size() -> str:
@@ -118,13 +121,13 @@ def _report(out: Path) -> Path:
     return page
 
 
-def _closing_words(console: Console, out: Path, page: str, took: dict[str, float]) -> None:
+def _closing_words(console: Console, out: Path, page: str, took: dict[str, float], skills: Table) -> None:
     table = table_of(["step"], ["seconds"], title="where the time went")
     for name, seconds in took.items():
         table.add_row(name, f"{seconds:.0f}")
     table.add_row("all", f"{sum(took.values()):.0f}")
     console.print(table)
-    console.print(skills_table(out / FINAL / "evals", f"{(out / 'medical-chats').name}-{{}}.json"))
+    console.print(skills)
     console.print("Curves and answers:", Text(page, "bold"), soft_wrap=True)
     console.print(
         f"Talk to it:  [bold]babyllama chat {out / FINAL}[/]  (in a fresh shell: . .venv/bin/activate)",
@@ -133,22 +136,17 @@ def _closing_words(console: Console, out: Path, page: str, took: dict[str, float
     console.print("It is very small: it knows a small world and what it recites of medicine; it is no doctor.")
 
 
-def skills_table(evals: Path, name: str) -> Table:
+def skills_table(trained: dict[str, Any], unseen: dict[str, Any]) -> Table:
     """Exact answers by skill, trained against unseen, with 95 % intervals; below, what can only be learned by heart.
 
     Args:
-        evals: the model's folder of evaluations; `name` is a file of it with {} for the split.
+        trained, unseen: the answers by corpus of an evaluation of either split.
     """
-    found = {
-        split: json.loads((evals / name.format(split)).read_text("utf-8"))["answers"] for split in ("train", "val")
-    }
     table = table_of(["skill", "what"], ["trained", "unseen", "by\nchance"], title="exact answers")
-    for skill in SKILLS:
-        cells = [_share(found[split].get(skill.name)) for split in ("train", "val")]
-        table.add_row(skill.name, skill.title, *cells, f"{skill.chance:.0%}")
-    for label, what in (("everyday", "chats; unseen: other wordings"), ("medical_qa", "recited: nothing to infer")):
-        cells = [_share(found[split].get(label)) for split in ("train", "val")]
-        table.add_row(label, what, *cells, "0%")
+    rows = [(skill.name, skill.title, skill.chance) for skill in SKILLS]
+    rows += [("everyday", "chats; unseen: other wordings", 0), ("medical_qa", "recited: nothing to infer", 0)]
+    for label, what, chance in rows:
+        table.add_row(label, what, _share(trained.get(label)), _share(unseen.get(label)), f"{chance:.0%}")
     return table
 
 

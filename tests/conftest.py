@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from babyllama import cli
@@ -117,3 +118,8 @@ def one_clear_line(words: list[str], expected: str, monkeypatch, capsys) -> None
     code, said = cli._run(), capsys.readouterr().err
     lines = [line for line in said.splitlines() if line.startswith("babyllama: ")]
     assert code == 2 and len(lines) == 1 and expected in lines[0], said
+
+
+# A busy machine may take a second for what takes a millisecond: no test goes by the clock.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")

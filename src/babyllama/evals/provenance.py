@@ -10,11 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import xxhash
-
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
-from babyllama.data.sources.documents import Document
+from babyllama.data.sources.documents import Document, held_out
 from babyllama.errors import InputError
 from babyllama.run import Run
 
@@ -46,8 +44,7 @@ class Provenance(NamedTuple):
 
     def of_document(self, document: Document, choice: CorpusChoice) -> Standing:
         """How one document of a corpus stands to it."""
-        by_text = xxhash.xxh3_64_intdigest(document.text.encode()) < (self.held_out or 0.0) * 2.0**64
-        if self.held_out is not None and (by_text if document.held_out is None else document.held_out):
+        if self.held_out is not None and held_out(document, self.held_out):
             return "held out"
         return "trained on" if _source(choice.path or choice.stored_as) in self.sources else "unknown"
 

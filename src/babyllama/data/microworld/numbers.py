@@ -66,19 +66,19 @@ def _comparison(rng: Random) -> Example:
     return Example(passage, f"谁{word}？", told, tuple(sorted(numbers)))
 
 
-# A round of names, what one step is called, how many steps are asked for at most, and the words of the question
-_ROUNDS = ((WEEKDAYS, "天", 6, "今天是", "几天"), (MONTHS, "个月", 6, "现在是", "几个月"),
-           (HOURS, "个小时", 6, "现在是", "几个小时"))  # fmt: skip
+# A round of names, what one step is called, and the words of the question
+_ROUNDS = ((WEEKDAYS, "天", "今天是", "星期几"), (MONTHS, "个月", "现在是", "几月"),
+           (HOURS, "个小时", "现在是", "几点"))  # fmt: skip
+_MOST_STEPS = 6
 
 
 def _counting(rng: Random) -> Example:
-    names, unit, most, now, _ = rng.choice(_ROUNDS)
-    start, steps = rng.randrange(len(names)), rng.randint(1, most)
+    names, unit, now, what = rng.choice(_ROUNDS)
+    start, steps = rng.randrange(len(names)), rng.randint(1, _MOST_STEPS)
     forward = rng.random() < 0.6
     word, sign = ("后", 1) if forward else ("前", -1)
     path = [names[(start + sign * step) % len(names)] for step in range(1, steps + 1)]
     told = "，".join(f"{step}{unit}{word}{name}" for step, name in enumerate(path, 1))
-    what = {"天": "星期几", "个月": "几月", "个小时": "几点"}[unit]
     question = rng.choice((f"{now}{names[start]}，{steps}{unit}{word}是{what}？",
                            f"{names[start]}的{steps}{unit}{word}是{what}？"))  # fmt: skip
     return Example("", question, f"{told}。是{path[-1]}。", (names[start], word, steps))

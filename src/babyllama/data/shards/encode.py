@@ -25,7 +25,7 @@ from babyllama.atomic import write_atomic, write_json
 from babyllama.data.shards.shards import SPLITS, VERSION, shard_digest, token_dtype
 from babyllama.data.shards.workers import spread
 from babyllama.data.sources.corpora import Source
-from babyllama.data.sources.documents import Document, Rendered, render_all
+from babyllama.data.sources.documents import Document, Rendered, held_out, render_all
 from babyllama.data.sources.readers import Blob
 from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
@@ -139,7 +139,7 @@ def encode_blob(job: Job) -> Done:
     for batch in _batches(parsed.documents):
         for document, found in zip(batch, _encode(tokenizer, batch), strict=True):
             text = document.text
-            split = splits[_split_of(document, job.plan.validation)]
+            split = splits["val" if held_out(document, job.plan.validation) else "train"]
             split.tokens.append(np.asarray(found.tokens, np.uint32).astype(token_dtype(tokenizer.vocab_size)))
             split.rows.append((len(found.tokens), sum(len(part.encode()) for part in document.learned)))
             split.characters += len(text)
@@ -150,12 +150,6 @@ def encode_blob(job: Job) -> Done:
               "notes": dict(parsed.notes), "splits": written}  # fmt: skip
     write_json(job.record, {"key": job.key, **record}, indent=None)
     return Done(job.label, job.index, job.blob.position, **record)
-
-
-def _split_of(document: Document, validation: float) -> str:
-    """As its record says, else by its text alone: it is held out in every corpus and in any order, or in none."""
-    by_text = xxhash.xxh3_64_intdigest(document.text.encode()) < validation * 2.0**64
-    return "val" if (by_text if document.held_out is None else document.held_out) else "train"
 
 
 def _batches(documents: list[Document]) -> Iterator[list[Document]]:

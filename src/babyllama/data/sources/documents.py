@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+import xxhash
+
 from babyllama.tokenizer.chat import Message, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -121,6 +123,16 @@ class Preference:
 
 
 Document = Text | Chat | Preference
+
+
+def held_out(document: Document, share: float) -> bool:
+    """Whether it is kept from training: as its record says, else by its text alone, for `share` of all texts.
+
+    So a document is held out in every corpus and in any order, or in none.
+    """
+    if document.held_out is not None:
+        return document.held_out
+    return xxhash.xxh3_64_intdigest(document.text.encode()) < share * 2.0**64
 
 
 def render_all(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Rendered]:

@@ -218,8 +218,8 @@ def _ropes(training: TrainRecipe, trainer: Trainer) -> tuple[float, float] | Non
     length = own.config.trained_context
     if batch.positions is not None and int(batch.positions[:, :length].max()) >= length:
         return None  # CLEX's stretched rows
-    parts = [None if part is None else part[:, :length] for part in batch.parts]
-    found = [evaluate_loss(model, [Batch(*parts)]) for model in (own, trainer.model.to(trainer.device))]  # type: ignore[arg-type]
+    short = batch.each(lambda part: part[:, :length])
+    found = [evaluate_loss(model, [short]) for model in (own, trainer.model.to(trainer.device))]
     return (found[0].loss, found[1].loss) if found[0].tokens else None
 
 

@@ -242,6 +242,4 @@ def refer(trainer: Trainer, rows: Iterable[Batch], adam: AdamPart) -> Reference 
 def _joined(rows: Sequence[Batch], most: int) -> Iterable[Batch]:
     """Rows put together to batches of at most `most`."""
     for start in range(0, len(rows), most):
-        parts = ((b.tokens, b.targets, b.positions, b.segments) for b in rows[start : start + most])
-        columns = zip(*parts, strict=True)
-        yield Batch(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+        yield Batch.joined(rows[start : start + most])

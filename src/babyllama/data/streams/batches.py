@@ -6,7 +6,8 @@ shuffled anew each epoch. Not here: the loss, the loop, devices.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -29,7 +30,8 @@ IGNORE = -100
 class Batch:
     """All (B, T) int64. `segments` numbers the documents of a row, `positions` restart in each; None: one stretch.
 
-    `count` says how many targets there are where that is known, so that nobody has to ask a GPU.
+    `count` says how many targets there are where that is known, so that nobody has to ask a GPU. `extras` are what an
+    objective needs beside them, by name, each (B, …): a reference's log-probabilities, advantages.
     """
 
     tokens: Tensor
@@ -37,11 +39,13 @@ class Batch:
     positions: Tensor | None = None
     segments: Tensor | None = None
     count: int | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
-    def parts(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Its tensors."""
-        return self.tokens, self.targets, self.positions, self.segments
+    def tensors(self) -> list[Tensor]:
+        """All its tensors, in the same order for batches of one kind."""
+        own = (self.tokens, self.targets, self.positions, self.segments)
+        return [part for part in own if part is not None] + [self.extras[name] for name in sorted(self.extras)]
 
     @property
     def weight(self) -> int:
@@ -50,14 +54,28 @@ class Batch:
             return self.count
         return int((self.targets != IGNORE).sum())
 
+    def each(self, change: Callable[[Tensor], Tensor], count: int | None = None) -> Batch:
+        """Every tensor changed alike."""
+        own = (self.tokens, self.targets, self.positions, self.segments)
+        tokens, targets, positions, segments = (part if part is None else change(part) for part in own)
+        extras = {name: change(part) for name, part in self.extras.items()}
+        return Batch(tokens, targets, positions, segments, count, extras)  # type: ignore[arg-type]
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; to a GPU through pinned memory, so that the host need not wait."""
+        pinned = torch.device(device).type == "cuda"
 
         def moved(part: Tensor) -> Tensor:
-            pinned = part.pin_memory() if torch.device(device).type == "cuda" and not part.is_cuda else part
-            return pinned.to(device, non_blocking=True)
+            return (part.pin_memory() if pinned and not part.is_cuda else part).to(device, non_blocking=True)
 
-        return Batch(*(part if part is None else moved(part) for part in self.parts), self.count)  # type: ignore[arg-type]
+        return self.each(moved, self.count)
+
+    @staticmethod
+    def joined(batches: Sequence[Batch]) -> Batch:
+        """Rows of batches of one kind, one after the other."""
+        parts = zip(*(batch.tensors for batch in batches), strict=True)
+        columns = iter([torch.cat(column) for column in parts])
+        return batches[0].each(lambda _: next(columns))
 
 
 class Rows(Protocol):

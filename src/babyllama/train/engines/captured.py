@@ -52,7 +52,7 @@ class Captured(Worker):
         watchman.report(step, self._replay(micro, numbers, watchman))
 
     def _replay(self, micro: list[Batch], numbers: Tensor, watchman: Watchman) -> Tensor:
-        shapes = [[part if part is None else part.shape for part in batch.parts] for batch in micro]
+        shapes = [[part.shape for part in batch.tensors] for batch in micro]
         if self.graph is None:
             self.settled = self.settled + 1 if shapes == self.shapes else 1
             self.shapes = shapes
@@ -61,9 +61,8 @@ class Captured(Worker):
         if self.graph is None or shapes != self.shapes:
             return self._advance(micro, numbers[0], numbers[1], watchman)
         for mine, given in zip(self.micro, micro, strict=True):
-            for to, part in zip(mine.parts, given.parts, strict=True):
-                if to is not None and part is not None:
-                    to.copy_(part)
+            for to, part in zip(mine.tensors, given.tensors, strict=True):
+                to.copy_(part)
         self.numbers.copy_(numbers)
         self.graph.replay()
         return self.figures

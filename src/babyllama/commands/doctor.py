@@ -20,7 +20,7 @@ from babyllama.commands.table import table_of
 from babyllama.commands.train import assemble
 from babyllama.commands.train_recipe import FromModel, NewModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared
-from babyllama.data.streams.batches import Batch, Stream
+from babyllama.data.streams.batches import Stream
 from babyllama.errors import InputError
 from babyllama.foresight.checks.finding import Finding
 from babyllama.foresight.corpus import SAMPLE, sampled, survey

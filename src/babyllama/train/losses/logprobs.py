@@ -73,7 +73,8 @@ class _HeadLogprobs(torch.autograd.Function):
             return p.new_zeros(())
 
         with torch.enable_grad():
-            inputs = [part.detach().requires_grad_(want) for part, want in zip((hidden, weight), wanted, strict=False)]
-            total = head_loss(*inputs, slope, CHUNK_ROWS)
-        found = iter(torch.autograd.grad(total, [part for part in inputs if part.requires_grad]))
-        return *(next(found) if part.requires_grad else None for part in inputs), None, None
+            hidden, weight = (part.detach().requires_grad_(want) for part, want in
+                              zip((hidden, weight), wanted, strict=False))  # fmt: skip
+            total = head_loss(hidden, weight, slope, CHUNK_ROWS)
+        found = iter(torch.autograd.grad(total, [part for part in (hidden, weight) if part.requires_grad]))
+        return *(next(found) if part.requires_grad else None for part in (hidden, weight)), None, None

@@ -49,8 +49,8 @@ export function paced(draw) {
 export function figuresOf(found) {
   const figures = [];
   if (found.tokens) figures.push(t("tokens", { n: found.tokens }));
-  const writing = found.seconds - (found.first ?? 0);
-  if (found.tokens > 1 && writing > 0) figures.push(t("speed", { n: figure((found.tokens - 1) / writing) }));
+  // Over the whole wait: a short answer comes in one piece, and then nothing lies between its first token and its end.
+  if (found.tokens && found.seconds > 0) figures.push(t("speed", { n: figure(found.tokens / found.seconds) }));
   if (found.first !== null && found.first !== undefined) figures.push(t("first", { s: figure(found.first, 2) }));
   if (found.finish === "length") figures.push(t("cut"));
   if (found.finish === "stopped") figures.push(t("stopped"));

@@ -13,7 +13,10 @@ import grimp
 
 PAGE = Path(__file__).with_name("architecture.md")
 FENCE = re.compile(r"(?<=```mermaid\n)[^`]*")
-INNER = {"data": ("sources", "shards", "streams"), "train": ("losses", "optimizers", "engines")}  # rooms within rooms
+INNER = {  # rooms within rooms
+    "data": ("microworld", "sources", "clean", "shards", "streams"),
+    "train": ("losses", "optimizers", "engines"),
+}
 TOGETHER = {
     "cli": ("__main__", "cli", "verbs", "words", "index"),
     "base": ("amounts", "atomic", "errors", "hardware", "interrupts", "keys", "plain_yaml", "recipe", "run"),

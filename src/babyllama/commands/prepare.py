@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from babyllama.amounts import amount, duration
 from babyllama.atomic import write_atomic
 from babyllama.commands.table import table_of
+from babyllama.data.clean.presets import FILTERS, AnyFilter, named
 from babyllama.data.shards.encode import Done, Plan, encode_corpora, write_manifest
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.shards.summary import summary
@@ -38,10 +39,19 @@ class PrepareRecipe(Recipe):
     corpora: tuple[CorpusChoice, ...] = Field(
         min_length=1, description="texts and chats, each by path or name", examples=["'corpora=[{path: my.jsonl}]'"]
     )
+    clean: tuple[AnyFilter, ...] = Field(
+        (), description="filters, or the names of some: zh-web, zh-books, characters; see docs/cleaning.md",
+        examples=["clean=zh-web"],
+    )  # fmt: skip
     validation: float = Field(0.01, ge=0, le=0.5, description="fraction of the documents that is held out")
     template: str | None = Field(None, description="chat template; default: the tokenizer's own")
     on_bad: Literal["stop", "skip"] = Field("stop", description="what to do about a record that cannot be read")
     workers: int | None = Field(None, ge=1, description="processes; default: one for each core")
+
+    @field_validator("clean", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return named(value, FILTERS)
 
     @model_validator(mode="after")
     def _check(self) -> PrepareRecipe:
@@ -63,6 +73,8 @@ def main(recipe: PrepareRecipe) -> None:
     tokenizer = Tokenizer.load(recipe.tokenizer)
     if recipe.template is not None:
         tokenizer = tokenizer.with_template(recipe.template)
+    for filter in recipe.clean:
+        filter.check()
     sources = [_trainable(choice.open(recipe.on_bad)) for choice in recipe.corpora]
     run = _run(kept)
     try:
@@ -83,7 +95,7 @@ def _trainable(source: Source) -> Source:
 
 def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: list[Source], console: Console) -> None:
     tokenizer.save(run.path)  # the folder is complete in itself: training needs no other
-    plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation)
+    plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation, recipe.clean)
     started = time.perf_counter()
     done = list(_watched(encode_corpora(sources, run.path, plan, recipe.workers or cores()), sources, console))
     manifest = write_manifest(run.path, sources, done, plan)
@@ -141,6 +153,7 @@ def _show(manifest: dict[str, Any], console: Console) -> None:
     for label, corpus in manifest["corpora"].items():
         train, val = corpus["splits"]["train"], corpus["splits"]["val"]
         tokens, characters = train["tokens"] + val["tokens"], train["characters"] + val["characters"]
-        counts = (train["documents"] + val["documents"], val["documents"], corpus["bad"] + corpus["dropped"], tokens)
+        left_out = corpus["bad"] + corpus["dropped"] + sum(entry["dropped"] for entry in corpus.get("cleaning", ()))
+        counts = (train["documents"] + val["documents"], val["documents"], left_out, tokens)
         table.add_row(label, corpus["licence"], *(f"{count:,}" for count in counts), f"{characters / tokens:.2f}")
     console.print(table)

@@ -22,6 +22,9 @@ import numpy as np
 import xxhash
 
 from babyllama.atomic import write_atomic, write_json
+from babyllama.data.clean.cleaning import Cleaning
+from babyllama.data.clean.filters import Filter
+from babyllama.data.clean.ledger import added
 from babyllama.data.shards.shards import SPLITS, VERSION, shard_digest, token_dtype
 from babyllama.data.shards.workers import spread
 from babyllama.data.sources.corpora import Source
@@ -43,6 +46,12 @@ class Plan:
     template: str
     hash: str
     validation: float
+    clean: tuple[Filter, ...] = ()
+
+    @property
+    def cleaning(self) -> list[Any]:
+        """Of the filters, all that decides what they do."""
+        return [[filter.model_dump(mode="json"), filter.fingerprint()] for filter in self.clean]
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Job:
     def key(self) -> str:
         shape = asdict(replace(self.shape, on_bad="stop"))  # see `_finished`
         decides = [VERSION, _READING, self.plan.hash, self.plan.template, self.plan.validation, shape]
+        decides += self.plan.cleaning
         digest = xxhash.xxh3_128(json.dumps([*decides, self.blob.first]).encode())
         digest.update(self.blob.lines)
         return digest.hexdigest()
@@ -73,7 +83,8 @@ class Job:
 class Done:
     """What became of a blob; `splits` is {split: {name, tokens, documents, bytes, characters, xxh3}}.
 
-    `notes` counts records by what was left out of them; `first_bad` is the first bad record's place and fault.
+    `notes` counts records by what was left out of them; `first_bad` is the first bad record's place and fault;
+    `cleaning` is the ledger of the filters.
     """
 
     label: str
@@ -84,6 +95,7 @@ class Done:
     first_bad: str
     notes: dict[str, int]
     splits: dict[str, dict[str, Any]]
+    cleaning: list[dict[str, Any]] = field(default_factory=list)
 
 
 def encode_corpora(sources: Iterable[Source], folder: Path, plan: Plan, workers: int) -> Iterator[Done]:
@@ -135,8 +147,9 @@ def encode_blob(job: Job) -> Done:
     """Parse, tokenise and write one blob; its record comes last."""
     tokenizer = _load(job.plan)
     parsed = parse(job.blob, job.shape)
+    cleaning = Cleaning(job.plan.clean)
     splits = {name: _Split() for name in SPLITS}
-    for batch in _batches(parsed.documents):
+    for batch in _batches(cleaning(parsed.documents)):
         for document, found in zip(batch, _encode(tokenizer, batch), strict=True):
             text = document.text
             split = splits["val" if held_out(document, job.plan.validation) else "train"]
@@ -147,12 +160,12 @@ def encode_blob(job: Job) -> Done:
                 split.masks.append(np.asarray(found.mask, np.uint8))
     written = {name: _write(job, name, split) for name, split in splits.items() if split.rows}
     record = {"bad": parsed.bad, "dropped": parsed.dropped, "first_bad": parsed.first_bad,
-              "notes": dict(parsed.notes), "splits": written}  # fmt: skip
+              "notes": dict(parsed.notes), "splits": written, "cleaning": cleaning.ledger}  # fmt: skip
     write_json(job.record, {"key": job.key, **record}, indent=None)
     return Done(job.label, job.index, job.blob.position, **record)
 
 
-def _batches(documents: list[Document]) -> Iterator[list[Document]]:
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     batch, size = [], 0
     for document in documents:
         batch.append(document)
@@ -220,12 +233,19 @@ def _corpus(source: Source, done: list[Done]) -> dict[str, Any]:
         splits[name] = {**totals, "shards": shards}
     bad, dropped = sum(d.bad for d in done), sum(d.dropped for d in done)
     notes = sum((Counter(d.notes) for d in done), Counter[str]())
+    cleaning = added(d.cleaning for d in done)
     if not any(split["documents"] for split in splits.values()):
         raise InputError(
             f"corpus {source.label}: no document in {source.source} ({dropped} too long or with nothing to learn, "
-            f"{bad} bad{'; not used: ' if notes else ''}{', '.join(notes)})"
+            f"{bad} bad{_cleaned_away(cleaning)}{'; not used: ' if notes else ''}{', '.join(notes)})"
         )
     fetched = {"files": source.fetched} if source.fetched else {}
     return {"kind": source.kind, "licence": source.licence, "source": source.source, **fetched, "part": source.part,
             "bad": bad, "dropped": dropped, "first_bad": next((d.first_bad for d in done if d.first_bad), ""),
-            "notes": dict(notes.most_common()), "splits": splits}  # fmt: skip
+            "notes": dict(notes.most_common()), **({"cleaning": cleaning} if cleaning else {}),
+            "splits": splits}  # fmt: skip
+
+
+def _cleaned_away(ledger: list[dict[str, Any]]) -> str:
+    dropped = {entry["filter"]: entry["dropped"] for entry in ledger if entry["dropped"]}
+    return f", left out by cleaning: {', '.join(f'{name} {count}' for name, count in dropped.items())}" * bool(dropped)

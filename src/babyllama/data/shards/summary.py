@@ -43,6 +43,10 @@ def _left_out(source: Source, corpus: dict[str, Any]) -> Iterator[str]:
         yield f"  records that cannot be read, left out: {corpus['bad']:,} (the first: {corpus['first_bad']})"
     if corpus["dropped"]:
         yield f"  records without a text or an answer, or too long, left out: {corpus['dropped']:,}"
+    for entry in corpus.get("cleaning", ()):
+        if entry["dropped"] or entry["changed"]:
+            yield (f"  {entry['filter']}: of {entry['documents']:,} documents {entry['dropped']:,} left out, "
+                   f"{entry['changed']:,} changed")  # fmt: skip
     if corpus["notes"]:
         notes = "; ".join(f"{what} ({count:,})" for what, count in corpus["notes"].items())
         yield f"  not used, with the number of records: {notes}"

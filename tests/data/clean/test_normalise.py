@@ -47,7 +47,7 @@ def test_what_is_right_comes_out_byte_for_byte(text: str) -> None:
         if isinstance(repair, RepeatedLines):  # a line that is there twice
             assert list(dict.fromkeys(text.split("\n"))) == list(dict.fromkeys(str(found).split("\n")))
         else:
-            assert found == same, repair.kind
+            assert found == same, repair.name
 
 
 @settings(max_examples=150)

@@ -15,7 +15,7 @@ class Cleaning:
 
     def __init__(self, filters: Sequence[Filter]) -> None:
         self._filters = tuple(filters)
-        self._entries = [Entry(filter.kind) for filter in filters]
+        self._entries = [Entry(filter.name) for filter in filters]
 
     @property
     def ledger(self) -> list[dict[str, Any]]:

@@ -33,8 +33,12 @@ class Drop:
 class Filter(Recipe):
     """``filter(text)`` is the new text, or a `Drop`. Pure: the same text always gives the same."""
 
-    kind: str
     chats: ClassVar[bool] = False  # whether it also sees the messages of chats
+
+    @property
+    def name(self) -> str:
+        """Its `kind`, which every filter has."""
+        return type(self).model_fields["kind"].default
 
     def __call__(self, text: str) -> str | Drop:
         raise NotImplementedError
@@ -51,8 +55,8 @@ class Measured(Filter):
     """Leaves out a text of which `measure` is below `at_least` or above `at_most`."""
 
     top: ClassVar[float] = 1.0  # where the axis of a histogram ends
-    at_least: float | None = Field(None, description="leave out texts below")
-    at_most: float | None = Field(None, description="leave out texts above")
+    at_least: float | None = Field(default=None, description="leave out texts below")
+    at_most: float | None = Field(default=None, description="leave out texts above")
 
     def measure(self, text: str) -> float:
         raise NotImplementedError

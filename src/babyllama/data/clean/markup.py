@@ -103,7 +103,7 @@ class Boilerplate(Filter):
     """
 
     kind: Literal["boilerplate"] = "boilerplate"
-    longest: int = Field(80, ge=1, description="lines of more characters are text, whatever they begin with")
+    longest: int = Field(default=80, ge=1, description="lines of more characters are text, whatever they begin with")
 
     def __call__(self, text: str) -> str:
         lines = text.split("\n")
@@ -115,7 +115,7 @@ class RepeatedLines(Filter):
     """A line that a document has said before, out. Lines without hanzi (code) and short ones (refrains) stay."""
 
     kind: Literal["repeated_lines"] = "repeated_lines"
-    at_least: int = Field(12, ge=1, description="characters; shorter lines may repeat")
+    at_least: int = Field(default=12, ge=1, description="characters; shorter lines may repeat")
 
     def __call__(self, text: str) -> str:
         if text.count("\n") == 0:

@@ -67,7 +67,7 @@ class Length(Measured):
 
     kind: Literal["length"] = "length"
     top: ClassVar[float] = 2.0**20
-    at_least: float | None = Field(30, description="leave out texts of fewer characters")
+    at_least: float | None = Field(default=30, description="leave out texts of fewer characters")
 
     def measure(self, text: str) -> float:
         counts = _counts(text)
@@ -78,7 +78,7 @@ class HanziShare(Measured):
     """Hanzi among all characters that are no blanks: 0.85 in prose, 0.4 to 0.7 in text with much English or code."""
 
     kind: Literal["hanzi"] = "hanzi"
-    at_least: float | None = Field(0.3, description="leave out texts with a smaller share")
+    at_least: float | None = Field(default=0.3, description="leave out texts with a smaller share")
 
     def measure(self, text: str) -> float:
         counts = _counts(text)
@@ -90,7 +90,7 @@ class SymbolShare(Measured):
     blanks. Gopher leaves out texts with more than 0.1 of # and … a word."""
 
     kind: Literal["symbols"] = "symbols"
-    at_most: float | None = Field(0.1, description="leave out texts with a larger share")
+    at_most: float | None = Field(default=0.1, description="leave out texts with a larger share")
 
     def measure(self, text: str) -> float:
         counts = _counts(text)
@@ -101,7 +101,7 @@ class LineBreaks(Measured):
     """Line breaks among all characters: menus and lists of links have many. FineWeb-2 for Chinese: 0.178."""
 
     kind: Literal["line_breaks"] = "line_breaks"
-    at_most: float | None = Field(0.178, description="leave out texts with a larger share")
+    at_most: float | None = Field(default=0.178, description="leave out texts with a larger share")
 
     def measure(self, text: str) -> float:
         return text.strip("\n").count("\n") / max(len(text), 1)
@@ -117,7 +117,7 @@ class PunctuatedLines(Measured):
     """
 
     kind: Literal["punctuated_lines"] = "punctuated_lines"
-    at_least: float | None = Field(0.106, description="leave out texts with a smaller share")
+    at_least: float | None = Field(default=0.106, description="leave out texts with a smaller share")
 
     def measure(self, text: str) -> float:
         lines = [line.rstrip() for line in text.split("\n") if line.strip()]
@@ -131,7 +131,7 @@ class DuplicateLines(Measured):
     """
 
     kind: Literal["duplicate_lines"] = "duplicate_lines"
-    at_most: float | None = Field(0.2, description="leave out texts with a larger share")
+    at_most: float | None = Field(default=0.2, description="leave out texts with a larger share")
 
     def measure(self, text: str) -> float:
         lines = [line.strip() for line in text.split("\n")]
@@ -147,8 +147,8 @@ class DuplicateGrams(Measured):
     """
 
     kind: Literal["duplicate_grams"] = "duplicate_grams"
-    at_most: float | None = Field(0.3, description="leave out texts with a larger share")
-    size: int = Field(16, ge=2, description="characters of a run")
+    at_most: float | None = Field(default=0.3, description="leave out texts with a larger share")
+    size: int = Field(default=16, ge=2, description="characters of a run")
 
     def measure(self, text: str) -> float:
         codes = codes_of(text)[classes(text) != BLANK]

@@ -71,9 +71,11 @@ class Personal(Filter):
     kind: Literal["personal"] = "personal"
     chats: ClassVar[bool] = True
     data: tuple[Data, ...] = Field(
-        ("id_card", "bank_card", "phone", "email", "plate"), min_length=1, description="what is looked for"
+        default=("id_card", "bank_card", "phone", "email", "plate"), min_length=1, description="what is looked for"
     )
-    action: Literal["mask", "drop"] = Field("mask", description="a word in brackets instead, or no such document")
+    action: Literal["mask", "drop"] = Field(
+        default="mask", description="a word in brackets instead, or no such document"
+    )
 
     def __call__(self, text: str) -> str | Drop:
         lines = _hinted(text)

@@ -42,7 +42,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[chat,data,report]"
+	$(BIN)/python -m pip install --quiet -e ".[chat,data,report,serve]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml

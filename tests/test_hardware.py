@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from babyllama import hardware
 from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError
-from babyllama.hardware import CARDS, Card, find_card, peak_flops, this_card
+from babyllama.hardware import CARDS, Card, find_card, memory_watched, peak_flops, this_card
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.load import pick_device, pick_precision
@@ -190,3 +193,20 @@ def test_answers_and_losses_without_float64(monkeypatch):
     with WithoutFloat64():
         again, close = found()
     assert again == drawn and close == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="only Linux says")
+def test_memory_counts_what_was_held_since_it_was_asked_last_and_children():
+    mib = 2**20
+    with memory_watched(every=0.01) as most:
+        before = most()
+        held = bytearray(b"x") * (200 * mib)
+        time.sleep(0.5)  # it looks a dozen times
+        del held
+        assert 200 * mib <= most() - before < 260 * mib
+        assert most() - before < 60 * mib
+        code = f"held = bytearray(b'x') * {300 * mib}; print(flush=True); input()"
+        child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child.stdout.readline()
+        assert 300 * mib <= most() - before < 400 * mib
+        child.communicate(b"\n")

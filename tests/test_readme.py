@@ -5,10 +5,12 @@ import re
 import shlex
 from pathlib import Path
 
+import httpx
 import pytest
 from small import sentencepiece_model
 from small_quickstart import quickstart, small_packages
 
+from babyllama.commands import quickstart as stages
 from babyllama.data.sources import corpora, knowledge
 from babyllama.data.sources.corpora import SKILLS
 from babyllama.verbs import app
@@ -116,10 +118,29 @@ def test_every_command_runs(newcomer, monkeypatch, capsys):
     capsys.readouterr()
 
 
-def test_quickstart_runs_all_its_stages(newcomer, capsys):
-    """The ten minutes in miniature: every stage of `make quickstart`, with two training steps each."""
-    quickstart("runs/quickstart")
-    said = capsys.readouterr().out
+def test_quickstart_runs_all_its_stages(newcomer, capsys, monkeypatch):
+    """The ten minutes in miniature: every stage of `make quickstart`, with two training steps each; the page whose
+    address it prints shows each run once it is there."""
+    printed, on_the_page, real = "", [], stages._run
+
+    def then_look(stage, *more):
+        nonlocal printed
+        real(stage, *more)
+        printed += capsys.readouterr().out
+        url = re.search(r"until it ends: (http://127\.0\.0\.1:\d+)\n", printed)[1]
+        found = httpx.get(f"{url}/api/runs", timeout=30).json()["runs"]
+        on_the_page.append({run["id"]: run["status"] for run in found})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "_run", then_look)
+        quickstart("runs/quickstart", live=True)
+    said = printed + capsys.readouterr().out
+    runs = [stage.paths["out"] for stage in stages.STAGES if "out" in stage.paths]
+    assert on_the_page[: len(runs)] == [dict.fromkeys(runs[: i + 1], "finished") for i in range(len(runs))]
+    with pytest.raises(httpx.ConnectError):  # it ended
+        httpx.get(re.search(r"http://\S+", said)[0])
+    took = said[said.index("what it took") :]
+    assert re.search(r"base +\d+ +[\d.]+ (MiB|GiB)\n", took), took
     assert "babyllama chat runs/quickstart/medical" in said.replace("\n", " ")
     table = said[said.index("exact answers") :]
     assert all(f"\n{skill.name} " in table for skill in SKILLS), table

@@ -1,4 +1,4 @@
-"""What machines can do: the table of cards, the peak rate behind MFU, and whether torch.compile can work.
+"""What machines can do: the table of cards, the peak rate behind MFU, memory, and whether torch.compile can work.
 
 Not here: any choice of a recipe's values, any forecast (forecast.py).
 """
@@ -11,8 +11,12 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -185,6 +189,53 @@ def allowed_memory(device: torch.device) -> int:
     index = torch.cuda.current_device() if device.index is None else device.index
     share = torch.cuda.get_per_process_memory_fraction(index)
     return int(share * torch.cuda.get_device_properties(index).total_memory)
+
+
+@contextmanager
+def memory_watched(every: float = 0.2) -> Iterator[Callable[[], int]]:
+    """Inside, a function that gives the largest `memory_in_use` since it was called last.
+
+    Args:
+        every: seconds between two looks.
+    """
+    most, lock, ended = [0], threading.Lock(), threading.Event()
+
+    def look() -> None:
+        now = memory_in_use()
+        with lock:
+            most[0] = max(most[0], now)
+
+    def taken() -> int:
+        look()
+        with lock:
+            found, most[0] = most[0], 0
+        return found
+
+    def looking() -> None:
+        while not ended.wait(every):
+            look()
+
+    thread = threading.Thread(target=looking, daemon=True)
+    thread.start()
+    try:
+        yield taken
+    finally:
+        ended.set()
+        thread.join()
+
+
+def memory_in_use() -> int:
+    """Bytes of the machine's memory that this process and its children hold; what they share counts in each of them.
+    0 where the system has no /proc."""
+    try:
+        children = [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    for pid in children:
+        with suppress(OSError, IndexError, ValueError):  # it has ended meanwhile
+            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
 
 
 def chunk_rows(memory_gib: float) -> int:

@@ -56,7 +56,7 @@ def _recipe(verb: str, kind: str, stage: str):
     return load_recipe(recipe_type, f"quickstart/cpu/{stage}")
 
 
-def quickstart(out: Path | str) -> None:
+def quickstart(out: Path | str, live: bool = False) -> None:
     """`babyllama quickstart`, small. The packages must be `small_packages`."""
-    words = ["quickstart", f"out={out}", "size=cpu", f"overrides={json.dumps(small_overrides())}"]
+    words = ["quickstart", f"out={out}", "size=cpu", f"live={live}", f"overrides={json.dumps(small_overrides())}"]
     app(words, standalone_mode=False)

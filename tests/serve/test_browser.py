@@ -240,6 +240,19 @@ def test_the_curve_of_a_running_training_grows(page, served):
     page.get_by_text("exact").wait_for()
 
 
+def test_runs_that_begin_and_end_show_by_themselves(page, served):
+    page.goto(page.url.split("#")[0] + "#/runs")
+    page.get_by_role("link", name="sft", exact=True).first.wait_for()
+    begun = served.runs / f"begun-{page.viewport_size['width']}"
+    shutil.copytree(served.runs / "base", begun)
+    os.utime(begun / "metrics.jsonl")
+    row = page.locator(".runs-list li", has=page.get_by_role("link", name=begun.name, exact=True))
+    row.get_by_text("running").wait_for()
+    playwright.expect(row.get_by_role("checkbox")).to_be_checked()
+    (begun / "run.json").write_text((begun / "run.json").read_text().replace('"started"', '"finished"'))
+    row.get_by_text("finished").wait_for()
+
+
 def test_look_inside_shows_the_python_apis_figures(page):
     ask(page, QUESTION)
     ended(page)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from babyllama.amounts import size as byte_size
 from babyllama.commands.table import table_of
 from babyllama.data.sources.corpora import SKILLS
 from babyllama.errors import needs_extra
@@ -29,9 +32,13 @@ from babyllama.recipe import Recipe, load_recipe
 class QuickstartRecipe(Recipe):
     """Where to write, and which of the two sets of recipes to use."""
 
-    out: Path = Path("runs/quickstart")
-    size: Literal["auto", "cpu", "gpu"] = "auto"
-    overrides: tuple[str, ...] = ()  # "stage:key=value", for trying things out
+    out: Path = Field(default=Path("runs/quickstart"), description="the folder for all its runs and the report")
+    size: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto", description="cpu: for two cores in ten minutes; gpu: a larger model; auto: gpu where one is"
+    )
+    live: bool = Field(default=True, description="a page that shows the runs while they train, with the extra serve")
+    overrides: tuple[str, ...] = Field(
+        default=(), description="STAGE:KEY=VALUE, each a key of one stage's own recipe, to try things out")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,13 @@ class Stage:
     recipe: str
     paths: dict[str, str]
     why: str
+
+
+class Cost(NamedTuple):
+    """Of a stage. `memory`: bytes of the machine's, all processes together; 0 where the system does not say."""
+
+    seconds: float
+    memory: int
 
 
 def _prepare(name: str, why: str) -> Stage:
@@ -76,24 +90,50 @@ FINAL = "medical"
 
 def main(recipe: QuickstartRecipe) -> None:
     """Run the stages in order, then the report, then say how to chat."""
+    from babyllama.hardware import memory_watched
+
     console = Console()
     size = _size() if recipe.size == "auto" else recipe.size
-    took: dict[str, float] = {}
-    for number, stage in enumerate(STAGES, 1):
-        console.rule(f"{number}/{len(STAGES) + 1}  {stage.name}", align="left")
-        console.print(stage.why, markup=False, soft_wrap=True)
-        started = time.perf_counter()
-        _run(stage, recipe, size)
-        took[stage.name] = time.perf_counter() - started
-    console.rule(f"{len(STAGES) + 1}/{len(STAGES) + 1}  report", align="left")
-    if find_spec("matplotlib"):
-        page = str(_report(recipe.out))
-    else:
-        page = f"{needs_extra('matplotlib', 'report')}, then the same command once more"
+    took: dict[str, Cost] = {}
+    with _page(recipe, console), memory_watched() as most_memory:
+        for number, stage in enumerate(STAGES, 1):
+            console.rule(f"{number}/{len(STAGES) + 1}  {stage.name}", align="left")
+            console.print(stage.why, markup=False, soft_wrap=True)
+            started = time.perf_counter()
+            _run(stage, recipe, size)
+            took[stage.name] = Cost(time.perf_counter() - started, most_memory())
+        console.rule(f"{len(STAGES) + 1}/{len(STAGES) + 1}  report", align="left")
+        page = str(_report(recipe.out)) if find_spec("matplotlib") else (
+            f"{needs_extra('matplotlib', 'report')}, then the same command once more")  # fmt: skip
     evals = recipe.out / FINAL / "evals"
     trained, unseen = (json.loads((evals / f"medical-chats-{split}.json").read_text("utf-8"))["answers"]
                        for split in ("train", "val"))  # fmt: skip
     _closing_words(console, recipe.out, page, took, skills_table(trained, unseen))
+
+
+@contextmanager
+def _page(recipe: QuickstartRecipe, console: Console) -> Iterator[None]:
+    """A page that shows the runs, as long as the block lasts; nothing depends on it."""
+    from babyllama.serve.watching import watched
+
+    with ExitStack() as until_the_end:
+        if recipe.live and not _can_serve():
+            said = f"To watch it train in a browser: {needs_extra('fastapi', 'serve')}"
+        elif recipe.live:
+            try:
+                url = until_the_end.enter_context(watched(recipe.out))
+                said = f"Watch it train in a browser on this machine, until it ends: {url}"
+            except OSError as error:
+                said = f"There is no page to watch it: this machine lets nobody listen ({error.strerror})"
+        else:
+            said = ""
+        if said:
+            console.print(said, markup=False, soft_wrap=True)
+        yield
+
+
+def _can_serve() -> bool:
+    return all(find_spec(package) for package in ("fastapi", "uvicorn", "orjson"))
 
 
 def _size() -> str:
@@ -121,11 +161,11 @@ def _report(out: Path) -> Path:
     return page
 
 
-def _closing_words(console: Console, out: Path, page: str, took: dict[str, float], skills: Table) -> None:
-    table = table_of(["step"], ["seconds"], title="where the time went")
-    for name, seconds in took.items():
-        table.add_row(name, f"{seconds:.0f}")
-    table.add_row("all", f"{sum(took.values()):.0f}")
+def _closing_words(console: Console, out: Path, page: str, took: dict[str, Cost], skills: Table) -> None:
+    table = table_of(["step"], ["seconds", "most memory"], title="what it took")
+    everything = Cost(sum(cost.seconds for cost in took.values()), max(cost.memory for cost in took.values()))
+    for name, cost in [*took.items(), ("all", everything)]:
+        table.add_row(name, f"{cost.seconds:.0f}", byte_size(cost.memory) if cost.memory else "–")
     console.print(table)
     console.print(skills)
     console.print("Curves and answers:", Text(page, "bold"), soft_wrap=True)
@@ -133,6 +173,8 @@ def _closing_words(console: Console, out: Path, page: str, took: dict[str, float
         f"Talk to it:  [bold]babyllama chat {out / FINAL}[/]  (in a fresh shell: . .venv/bin/activate)",
         soft_wrap=True,
     )
+    if _can_serve():
+        console.print(f"or in a browser:  [bold]babyllama serve {out / FINAL}[/]", soft_wrap=True)
     console.print("It is very small: it knows a small world and what it recites of medicine; it is no doctor.")
 
 

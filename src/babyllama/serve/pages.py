@@ -1,25 +1,30 @@
 """The web app: its files, and the routes beside OpenAI's that it asks: runs, and looks inside a model.
 
 The files come with the package and are read when the server starts, so no path of a request reaches the disk. Pages may
-load nothing from elsewhere and run no script but ours. Not here: what a run or a view is (runs.py, inside.py).
+load nothing from elsewhere and run no script but ours. Runs are also shown without any model (`watching`), for which
+nothing here imports PyTorch. Not here: what a run or a view is (runs.py, inside.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import Response
 
 from babyllama import __version__
-from babyllama.infer.sampling import Sampling
 from babyllama.serve.faults import Refused, json_bytes
-from babyllama.serve.link import Link
 from babyllama.serve.protocol import LOOKS, read
 from babyllama.serve.runs import Runs
+
+if TYPE_CHECKING:
+    from babyllama.infer.sampling import Sampling
+    from babyllama.serve.link import Link
 
 WEB = Path(__file__).with_name("web")
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml",
@@ -42,8 +47,30 @@ def add_pages(app: FastAPI, link: Link, folder: Path | None, defaults: Sampling)
         """What the page wants to know first."""
         loaded = (await link.call("state"))["loaded"]
         sampling = defaults.model_dump(exclude={"logit_bias", "seed"})
-        return _json({"version": __version__, "models": list(link.names), "context": loaded, "sampling": sampling,
-                      "runs": folder is not None})  # fmt: skip
+        return _about(link.names, loaded, sampling, folder is not None)
+
+
+def watching(folder: Path) -> FastAPI:
+    """The pages without any model, for who looks at the runs below a folder from this machine."""
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])  # no other site's name for it
+    _files(app)
+    _runs(app, Runs(folder))
+
+    @app.get("/api/app")
+    async def about() -> Response:
+        return _about((), {}, {}, True)
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, fault: Refused) -> Response:
+        return fault.response()
+
+    return app
+
+
+def _about(models: Collection[str], context: dict[str, Any], sampling: dict[str, Any], runs: bool) -> Response:
+    return _json({"version": __version__, "models": list(models), "context": context, "sampling": sampling,
+                  "runs": runs})  # fmt: skip
 
 
 def _files(app: FastAPI) -> None:

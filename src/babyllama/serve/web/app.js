@@ -14,6 +14,7 @@ const PAGES = {
 const main = document.getElementById("main");
 let leave = null; // what the page that is shown does before another comes
 let turn = 0;
+let names = Object.keys(PAGES); // of those that make sense here: without models only runs are shown
 
 function frame(page) {
   document.documentElement.lang = language() === "zh" ? "zh-CN" : "en";
@@ -21,7 +22,7 @@ function frame(page) {
   document.getElementById("skip").textContent = t("skip");
   const nav = document.getElementById("nav");
   nav.setAttribute("aria-label", t("pages"));
-  replace(nav, Object.keys(PAGES).map((name) =>
+  replace(nav, names.map((name) =>
     h("a", { href: `#/${name}`, "aria-current": name === page ? "page" : undefined }, t(name))));
   replace(document.getElementById("tools"),
     h("button", { class: "icon", type: "button", lang: language() === "zh" ? "en" : "zh-CN", onclick: () => {
@@ -38,13 +39,17 @@ function frame(page) {
 async function show() {
   const mine = ++turn;
   const [name, ...rest] = location.hash.replace(/^#\//, "").split("/").map(decodeURIComponent);
-  const page = name in PAGES ? name : "chat";
+  const page = names.includes(name) ? name : names[0];
   leave?.();
   leave = null;
   frame(page);
   try {
     const [module, about] = await Promise.all([PAGES[page](), get("/api/app")]);
     if (mine !== turn) return;
+    if (!about.models.length && names.length > 1) {
+      names = ["runs"];
+      return void show();
+    }
     main.className = page;
     leave = (await module.show(main, about, rest)) ?? null;
   } catch (error) {

@@ -7,11 +7,40 @@ import { figure, t } from "./i18n.js";
 
 const EVERY = 2000; // milliseconds between two looks at a training
 
+// Shown anew whenever a run begins, ends or first logs. `kept`: what the reader has chosen, and curves that are here already.
 export async function show(main, about, path) {
-  const { runs } = await get("/api/runs");
-  if (!runs.length) return void replace(main, h("h1", {}, t("runs")), h("p", { class: "why" }, t("noRuns")));
   const id = path.join("/");
-  return id ? one(main, id, runs) : overview(main, runs);
+  const kept = { logs: new Map(), chosen: new Map(), curve: "", smooth: 0, log: false };
+  let end = null, left = false, timer = 0, shown = "";
+
+  async function draw(runs) {
+    end?.();
+    end = null;
+    if (!runs.length) return void replace(main, h("h1", {}, t("runs")), h("p", { class: "why" }, t(about.models.length ? "noRuns" : "noneYet")));
+    end = await (id ? one(main, id, runs, kept) : overview(main, runs, kept));
+    if (left) end();
+  }
+
+  async function round(first) {
+    const found = await get("/api/runs").catch((error) => {
+      if (first) throw error;
+      return null;
+    });
+    if (left) return;
+    const state = found && JSON.stringify(found.runs.filter((run) => !id || run.id === id).map((run) => [run.id, run.status, run.logged]));
+    if (found && state !== shown) {
+      await draw(found.runs);
+      shown = state;
+    }
+    timer = setTimeout(round, EVERY);
+  }
+
+  await round(true);
+  return () => {
+    left = true;
+    clearTimeout(timer);
+    end?.();
+  };
 }
 
 // The curves and samples of a run, brought up to date by `look`.
@@ -44,15 +73,15 @@ class Log {
   }
 }
 
-// Looks again and again while the page is shown; the function that ends it.
+// Looks again and again while any is live; the function that ends it.
 function follow(logs, live, draw) {
   let timer = 0, ended = false;
   const round = async () => {
     let some = false;
-    for (const log of logs()) some = (await log.look().catch(() => false)) || some;
+    for (const log of live() ? logs() : []) some = (await log.look().catch(() => false)) || some;
     if (ended) return;
     if (some) draw();
-    if (live()) timer = setTimeout(round, EVERY);
+    timer = setTimeout(round, EVERY);
   };
   timer = setTimeout(round, EVERY);
   return () => {
@@ -65,61 +94,64 @@ const chip = (run) => h("span", { class: `chip ${run.status}` }, t(run.status ==
 const link = (id) => h("a", { href: `#/runs/${id}` }, id);
 
 // Which curve, and how it is drawn.
-function curveControls(names, draw) {
-  const curve = h("select", { onchange: draw });
-  const smooth = h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: 0, oninput: draw });
-  const log = h("input", { type: "checkbox", onchange: draw });
+function curveControls(names, draw, kept) {
+  const changed = () => {
+    Object.assign(kept, { curve: curve.value, smooth: Number(smooth.value), log: log.checked });
+    draw();
+  };
+  const curve = h("select", { onchange: changed });
+  const smooth = h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: kept.smooth, oninput: changed });
+  const log = h("input", { type: "checkbox", checked: kept.log, onchange: changed });
   const offer = () => {
     const all = names();
     if (all.length === curve.options.length) return;
-    const before = curve.value || (all.includes("train/loss") ? "train/loss" : all[0]);
+    const before = [curve.value, kept.curve, "train/loss"].find((name) => all.includes(name)) ?? all[0];
     replace(curve, all.map((name) => h("option", { value: name, selected: name === before }, name)));
   };
   return { curve, offer, options: () => ({ title: curve.value, smooth: Number(smooth.value), log: log.checked }),
     element: h("div", { class: "row" }, field(t("curve"), curve), field(t("smooth"), smooth), h("label", {}, log, ` ${t("logScale")}`)) };
 }
 
-async function overview(main, runs) {
+async function overview(main, runs, kept) {
   const logged = runs.filter((run) => run.logged);
-  const colours = new Map(logged.map((run, i) => [run.id, COLOURS[i % COLOURS.length]]));
-  const logs = new Map();
+  const colours = new Map([...logged].reverse().map((run, i) => [run.id, COLOURS[i % COLOURS.length]])); // the oldest first: they stay
+  const first = [...new Set([...logged.filter((run) => run.status === "running"), ...logged])].slice(0, 3);
+  const shown = new Map(); // id → log
   const place = h("div", { class: "card" });
-  const names = () => [...new Set([...logs.values()].flatMap((log) => Object.keys(log.curves)))].sort();
-  const controls = curveControls(names, draw);
+  const names = () => [...new Set([...shown.values()].flatMap((log) => Object.keys(log.curves)))].sort();
+  const controls = curveControls(names, draw, kept);
   const box = h("div", {});
-  const live = () => runs.some((run) => logs.has(run.id) && run.status === "running");
-  let end = () => {};
 
   function draw() {
     controls.offer();
-    replace(box, chart([...logs].filter(([, log]) => controls.curve.value in log.curves).map(([name, log]) => {
+    replace(box, chart([...shown].filter(([, log]) => controls.curve.value in log.curves).map(([name, log]) => {
       const [steps, values] = log.curves[controls.curve.value];
       return { name, colour: colours.get(name), steps, values };
     }), controls.options()));
   }
 
-  async function toggle(run, on) {
-    if (on) {
-      const log = new Log(run.id);
-      await log.look();
-      logs.set(run.id, log);
-    } else logs.delete(run.id);
-    end();
-    end = follow(() => [...logs.values()], live, draw);
+  async function toggle(id, on) {
+    if (!on) return void (shown.delete(id), draw());
+    if (!kept.logs.has(id)) kept.logs.set(id, new Log(id));
+    await kept.logs.get(id).look();
+    shown.set(id, kept.logs.get(id));
     draw();
   }
 
-  const first = logged.filter((run) => run.status === "running").concat(logged).slice(0, 3);
-  const shown = new Set(first.map((run) => run.id).slice(0, Math.max(1, Math.min(3, logged.length))));
-  const box_of = (run) => h("input", { type: "checkbox", checked: shown.has(run.id), disabled: !run.logged, "aria-label": `${t("inChart")}: ${run.id}`,
-    onchange: (event) => toggle(run, event.target.checked) });
+  const wanted = (run) => run.logged && (kept.chosen.get(run.id) ?? first.includes(run));
+  const box_of = (run) => h("input", { type: "checkbox", checked: wanted(run), disabled: !run.logged, "aria-label": `${t("inChart")}: ${run.id}`,
+    onchange: (event) => {
+      kept.chosen.set(run.id, event.target.checked);
+      toggle(run.id, event.target.checked);
+    } });
   replace(main, h("h1", {}, t("runs")), h("ul", { class: "runs-list" }, runs.map((run) => h("li", {}, box_of(run),
     h("span", { class: "swatch", style: { background: colours.get(run.id) ?? "transparent" } }), link(run.id), h("span", { class: "chip" }, run.verb), chip(run),
     Object.keys(run.from).length > 0 && h("span", { class: "muted" }, `${t("from")} `, [...new Set(Object.values(run.from))].map((id, i) => [i ? ", " : "", link(id)]))))), place);
   if (logged.length) replace(place, controls.element, box);
   else place.remove();
-  for (const run of runs.filter((r) => shown.has(r.id))) await toggle(run, true);
-  return () => end();
+  for (const run of runs.filter(wanted)) await toggle(run.id, true);
+  const live = () => runs.some((run) => shown.has(run.id) && run.status === "running");
+  return follow(() => [...shown.values()], live, draw);
 }
 
 // Where it came from and where it leads to, with the keys by which it does.
@@ -147,12 +179,13 @@ const section = (name, ...inside) => h("section", { class: "card" }, h("h2", {},
 const folded = (name, text) => text && h("details", { class: "card" }, h("summary", {}, name), h("pre", { tabindex: 0 }, h("code", {}, text)));
 const filled = (value) => value && Object.keys(value).length > 0;
 
-async function one(main, id, runs) {
+async function one(main, id, runs, kept) {
   const run = await get(`/api/run?${new URLSearchParams({ id })}`);
-  const log = new Log(id);
+  if (!kept.logs.has(id)) kept.logs.set(id, new Log(id));
+  const log = kept.logs.get(id);
   await log.look();
   const box = h("div", {}), samples = h("div", {}), progress = h("span", { class: "muted" });
-  const controls = curveControls(() => Object.keys(log.curves).sort(), draw);
+  const controls = curveControls(() => Object.keys(log.curves).sort(), draw, kept);
 
   function draw() {
     controls.offer();

@@ -44,6 +44,7 @@ export const WORDS = {
   votes: ["{n} votes", "{n} 次投票"], saveVotes: ["Save votes", "保存投票"], wins: ["{model}: best {n} times", "{model}：最好 {n} 次"], startAnew: ["Start anew", "重新开始"],
   // runs
   noRuns: ["No runs here. Start the server where a folder runs/ is, or with runs=FOLDER.", "这里没有训练。请在有 runs/ 文件夹的地方启动服务器，或用 runs=文件夹。"],
+  noneYet: ["No run has begun yet.", "还没有训练开始。"],
   running: ["running", "进行中"], finished: ["finished", "已完成"], stoppedRun: ["stopped", "已中断"], lineage: ["Lineage", "来历"],
   inChart: ["In the chart", "画入图中"], curve: ["Curve", "曲线"], smooth: ["Smooth", "平滑"], logScale: ["Logarithmic", "对数坐标"], step: ["step", "步"],
   noCurves: ["This run has no curves.", "这里没有曲线。"], samples: ["Samples", "样例"], recipe: ["Recipe", "配方"], environment: ["Environment", "环境"],

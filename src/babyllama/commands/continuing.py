@@ -61,6 +61,8 @@ def inputs_of(made: TrainRecipe, prepared: Prepared, tokenizer: str) -> dict[str
         found["replay.path"] = Prepared.open(made.replay.path).hash
     if isinstance(made.objective, Distil) and made.objective.teacher is not None:
         found["objective.teacher"] = weights_hash(model_folder(made.objective.teacher))
+    if (reference := getattr(made.objective, "reference", None)) is not None:
+        found["objective.reference"] = weights_hash(model_folder(reference))
     return found
 
 

@@ -20,7 +20,6 @@ from babyllama.data.shards.shards import Prepared
 from babyllama.data.shards.summary import summary
 from babyllama.data.shards.workers import cores
 from babyllama.data.sources.corpora import CorpusChoice, Source
-from babyllama.errors import InputError
 from babyllama.recipe import Changeable, Recipe, dump_recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -37,7 +36,9 @@ class PrepareRecipe(Recipe):
     tokenizer: Path = Field(description="a tokenizer run, a Hugging Face folder or a tokenizer.model",
                             examples=["tokenizer=runs/tokenizer"])  # fmt: skip
     corpora: tuple[CorpusChoice, ...] = Field(
-        min_length=1, description="texts and chats, each by path or name", examples=["'corpora=[{path: my.jsonl}]'"]
+        min_length=1,
+        description="texts, chats and preferences, each by path or name",
+        examples=["'corpora=[{path: my.jsonl}]'"],
     )
     clean: tuple[AnyFilter, ...] = Field(
         (), description="filters, or the names of some: zh-web, zh-books, characters; see docs/cleaning.md",
@@ -75,22 +76,13 @@ def main(recipe: PrepareRecipe) -> None:
         tokenizer = tokenizer.with_template(recipe.template)
     for filter in recipe.clean:
         filter.check()
-    sources = [_trainable(choice.open(recipe.on_bad)) for choice in recipe.corpora]
+    sources = [choice.open(recipe.on_bad) for choice in recipe.corpora]
     run = _run(kept)
     try:
         _prepare(recipe, run, tokenizer, sources, console)
     finally:
         run.unlock()
     console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
-
-
-def _trainable(source: Source) -> Source:
-    if source.kind == "preference":
-        raise InputError(
-            f"corpus {source.label}: preference pairs (chosen, rejected) cannot be trained on yet; kind: chat takes "
-            "the chosen answers as chats and leaves the rejected ones out"
-        )
-    return source
 
 
 def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: list[Source], console: Console) -> None:

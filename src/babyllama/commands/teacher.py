@@ -10,15 +10,16 @@ from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.losses.distil import Distil
 from babyllama.train.losses.objectives import NextToken, Objective
+from babyllama.train.losses.preference import Preference
 
 
-def objective_of(choice: NextToken | Distil, model: Transformer, tokenizer: Tokenizer) -> Objective:
+def objective_of(choice: NextToken | Distil | Preference, model: Transformer, tokenizer: Tokenizer) -> Objective:
     """A callable of `choice`. Where no teacher is named, `model` teaches as it is now: call before it is changed.
 
     Raises:
         InputError: the teacher cannot be read, has another tokenizer or does not fit.
     """
-    if isinstance(choice, NextToken):
+    if isinstance(choice, NextToken | Preference):
         return choice
     if choice.teacher is None:
         return choice.of(copy.deepcopy(model), model)

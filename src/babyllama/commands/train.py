@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from babyllama.commands.continuing import inputs_of, open_run, settled
+from babyllama.commands.preferring import check_kinds, comparison, pair_validator, room_of, sums_of
 from babyllama.commands.samples import observer
 from babyllama.commands.teacher import objective_of
 from babyllama.commands.train_recipe import FromModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared, usual_turns
+from babyllama.data.streams.answers import Room
 from babyllama.data.streams.batches import DataRecipe, Rows, Stream
 from babyllama.data.streams.remarks import remarks
 from babyllama.data.streams.replay import Mixed
@@ -42,9 +44,11 @@ from babyllama.model.transformer import Transformer, initialise
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.engines.world import World
 from babyllama.train.losses.objectives import NextToken
+from babyllama.train.losses.preference import Preference
+from babyllama.train.reference import Sums, of_split
 from babyllama.train.trainer import Trainer
 from babyllama.train.tuning import Full, Lisa, put_on
-from babyllama.train.validation import LossSums
+from babyllama.train.validation import LossSums, Measured
 from babyllama.train.watch import Watch
 
 
@@ -80,22 +84,17 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     prepared = Prepared.open(recipe.data.path)
     model, tokenizer = _start(recipe, prepared)
     prepared.check_tokenizer(tokenizer.hash)
-    context = recipe.plan.context or model.config.max_position_embeddings
+    room = room_of(recipe, model.config)
+    context = room.context
     _check(recipe, prepared, model.config, context)
     objective = objective_of(recipe.objective, model, tokenizer)
+    compared = comparison(recipe, model, tokenizer.hash)
     put_on(model, recipe.adapter, recipe.seed)
-    stream = _stream(recipe, prepared, context, tokenizer)
+    stream = _stream(recipe, prepared, room, tokenizer)
     steps = recipe.plan.total_steps(stream.rows, context)
     made = settled(recipe, world, device)
     precision: Precision = made.precision  # type: ignore[assignment]
-    lisa = recipe.adapter if isinstance(recipe.adapter, Lisa) else None  # each of its draws would be compiled anew
-    suits = device.type == "cuda" and not lisa and recipe.objective.compiles
-    compiled = suits and can_compile(device) if recipe.compile is None else recipe.compile
-    recipe.engine.check(world.size, recipe.optimizer)  # before there is a run of this recipe
-    recipe.engine.check_precision(device, DTYPES[precision])
-    recipe.plan.shares(world.size)
-    for sink in recipe.sinks if world.first else ():
-        sink.check()
+    _check_machine(recipe, world, device, DTYPES[precision])  # before there is a run of this recipe
     watch = Watch(steps, shown=world.first)
     base = _base(recipe, model.config)
     export = _exporter(recipe, base, tokenizer)
@@ -106,19 +105,39 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     run = open_run(recipe, world, inputs, stream.rows, context)
     if base is not None:
         claim_base(run.path, base, world.first)
+    sums: Sums | None = None
+    if compared is not None and isinstance(stream, Stream):
+        sums = sums_of(recipe, prepared, compared, model, world, device, DTYPES[precision], watch.console)
+        rows = stream.compared(of_split(sums, stream.labels, "train"))
     trainer = Trainer(
         run=run, model=model, stream=rows, objective=objective, optimizer=made.optimizer, schedule=recipe.schedule,
         plan=recipe.plan, steps=steps, context=context, device=device, dtype=DTYPES[precision], show=watch,
-        validate=_validator(recipe, prepared, context), sample=sample, export=export, compile=compiled,
-        engine=recipe.engine, world=world, attend=recipe.attend, lisa=lisa, sinks=recipe.sinks, seed=recipe.seed,
+        validate=_validator(recipe, prepared, room, sums), sample=sample, export=export,
+        compile=_compiled(recipe, device), engine=recipe.engine, world=world, attend=recipe.attend,
+        lisa=recipe.adapter if isinstance(recipe.adapter, Lisa) else None, sinks=recipe.sinks, seed=recipe.seed,
     )  # fmt: skip
     return Assembled(trainer, watch, prepared, stream, export, precision)
 
 
+def _check_machine(recipe: TrainRecipe, world: World, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise InputError where these processes cannot train so."""
+    recipe.engine.check(world.size, recipe.optimizer)
+    recipe.engine.check_precision(device, dtype)
+    recipe.plan.shares(world.size)
+    for sink in recipe.sinks if world.first else ():
+        sink.check()
+
+
+def _compiled(recipe: TrainRecipe, device: torch.device) -> bool:
+    if recipe.compile is not None:
+        return recipe.compile
+    lisa = isinstance(recipe.adapter, Lisa)  # each of its draws would be compiled anew
+    return device.type == "cuda" and not lisa and recipe.objective.compiles and can_compile(device)
+
+
 def _check(recipe: TrainRecipe, prepared: Prepared, config: ModelConfig, context: int) -> None:
     """Raise InputError where recipe, data and model do not fit together."""
-    if context > config.max_position_embeddings:
-        raise InputError(f"plan.context: {context} is above the model's {config.max_position_embeddings} positions")
+    check_kinds(recipe, prepared)
     if isinstance(recipe.attend, ShiftedSparse):
         recipe.attend.check(context)
     noise = recipe.objective.neftune if isinstance(recipe.objective, NextToken) else 0.0
@@ -199,6 +218,9 @@ def _stretched(recipe: TrainRecipe, config: ModelConfig, rows: Rows, context: in
     most = recipe.data.stretch or config.rope.stretch or 1
     if most == 1:
         return rows
+    if isinstance(recipe.objective, Preference):
+        raise InputError(f"rope.kind: {config.rope.kind} spreads positions while it trains, which objective.kind="
+                         f"{recipe.objective.kind} cannot; use another RoPE scaling")  # fmt: skip
     if most * config.trained_context > config.max_position_embeddings:
         raise InputError(f"data.stretch: {most} × {config.trained_context} trained tokens are above the model's "
                          f"{config.max_position_embeddings} positions; give init.rope a factor of {most}")  # fmt: skip
@@ -213,8 +235,9 @@ def _base(recipe: TrainRecipe, config: ModelConfig) -> BaseLink | None:
     return BaseLink.to(model_folder(recipe.init.path), recipe.adapter.base, law)
 
 
-def _stream(recipe: TrainRecipe, prepared: Prepared, context: int, tokenizer: Tokenizer) -> Stream | Mixed:
-    new = Stream(prepared, "train", recipe.data, context, recipe.seed)
+def _stream(recipe: TrainRecipe, prepared: Prepared, room: Room, tokenizer: Tokenizer) -> Stream | Mixed:
+    context = room.context
+    new = Stream(prepared, "train", recipe.data, context, recipe.seed, room.longest)
     if recipe.replay is None:
         return new
     earlier = Prepared.open(recipe.replay.path)
@@ -223,11 +246,14 @@ def _stream(recipe: TrainRecipe, prepared: Prepared, context: int, tokenizer: To
     return Mixed(new, Stream(earlier, "train", choice, context, recipe.seed + 1), recipe.replay.share, recipe.seed)
 
 
-def _validator(recipe: TrainRecipe, prepared: Prepared, context: int) -> Callable[[Transformer], dict[str, LossSums]]:
+def _validator(recipe: TrainRecipe, prepared: Prepared, room: Room, sums: Sums | None
+               ) -> Callable[[Transformer], Mapping[str, Measured]]:  # fmt: skip
+    if isinstance(recipe.objective, Preference):
+        return pair_validator(recipe, prepared, room, recipe.objective, sums)
     labels, plan = tuple(recipe.data.weights or prepared.corpora), recipe.plan
 
     def validate(model: Transformer) -> dict[str, LossSums]:
-        found = measure(model, prepared, labels, "val", context, plan.micro_batch_size, plan.validation_tokens)
+        found = measure(model, prepared, labels, "val", room.context, plan.micro_batch_size, plan.validation_tokens)
         return {label: sums for label, sums in found if sums.tokens}
 
     return validate

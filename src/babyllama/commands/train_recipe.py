@@ -24,6 +24,7 @@ from babyllama.recipe import Changeable, Recipe
 from babyllama.train.engines.engines import Engine, Single
 from babyllama.train.losses.distil import Distil
 from babyllama.train.losses.objectives import NextToken
+from babyllama.train.losses.preference import Preference, Preferring
 from babyllama.train.optimizers.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
 from babyllama.train.sinks import Sink
@@ -58,7 +59,7 @@ class TrainRecipe(Recipe):
         default=None, description="mix rows of earlier data into the new ones, against forgetting"
     )
     init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
-    objective: Annotated[NextToken | Distil, Field(discriminator="kind")] = Field(
+    objective: Annotated[NextToken | Distil | Preferring, Field(discriminator="kind")] = Field(
         default=NextToken(), description="what is minimised; default with adapter.kind=onebit: distil"
     )
     attend: Annotated[FullAttention | ShiftedSparse, Field(discriminator="kind")] = Field(
@@ -99,6 +100,8 @@ class TrainRecipe(Recipe):
             object.__setattr__(self, "objective", Distil())
         if isinstance(self.objective, Distil):
             self.objective.check(isinstance(self.init, NewModel), self.compile)
+        if isinstance(self.objective, Preference):
+            self._preferences_fit(self.objective)
         check_together(self.adapter, self.optimizer, self.engine, isinstance(self.init, NewModel))
         law = self.init.rope if isinstance(self.init, FromModel) else None
         if isinstance(self.adapter, Lora) and isinstance(law, ClexRope):
@@ -108,3 +111,15 @@ class TrainRecipe(Recipe):
                 "extend the base with adapter.kind=full first, or use another RoPE scaling, such as yarn"
             )
         return self
+
+    def _preferences_fit(self, objective: Preferring) -> None:
+        if isinstance(self.init, NewModel):
+            raise InputError(f"objective.kind: {objective.kind} needs a model that answers already; give "
+                             "init.kind=from init.path=… of a run that was trained on chats")  # fmt: skip
+        if self.replay is not None:
+            raise InputError(f"replay: its rows hold no answers for objective.kind={objective.kind}; leave it out"
+                             + ("; objective.nll=0.2 keeps the better answers likely" if objective.kind == "dpo" else
+                                ""))  # fmt: skip
+        if (self.data.stretch or 1) > 1:
+            raise InputError(f"data.stretch: spreads texts, not the answers of objective.kind={objective.kind}; "
+                             "leave it out")  # fmt: skip

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -37,7 +37,7 @@ from babyllama.train.signals import stop_flag
 from babyllama.train.sinks import Service
 from babyllama.train.source import Source, source
 from babyllama.train.state import seed_step
-from babyllama.train.validation import LossSums
+from babyllama.train.validation import Measured
 
 REWINDS = 3  # of one training; what three rewinds did not cure is no bad luck
 
@@ -65,7 +65,7 @@ class Trainer:
     device: torch.device
     dtype: torch.dtype
     show: Show
-    validate: Callable[[Transformer], dict[str, LossSums]]
+    validate: Callable[[Transformer], Mapping[str, Measured]]  # what could be measured, by corpus
     sample: Callable[[Transformer], Iterable[tuple[str, dict[str, Any], str]]]  # kind, what is recorded, what is shown
     export: Callable[[Transformer, Path], None] | None = None
     compile: bool = False
@@ -282,16 +282,15 @@ class Trainer:
 
     def _validate(self, step: int, model: Transformer) -> None:
         sums = self.validate(model)
-        everything = sum(sums.values(), LossSums())
-        if not everything.tokens:
+        if not sums:
             return
+        first, *others = cast(list[Any], list(sums.values()))
+        everything = cast(Measured, sum(others, first))
         figures = everything.figures
         self.journal.record(step, "validation", corpora={name: s.figures for name, s in sums.items()}, **figures)
         last = self.progress.last
-        last |= {"validation_loss": figures["loss"], "bits_per_byte": figures["bits_per_byte"]}
-        bits = figures["bits_per_byte"]
-        shown = "" if bits is None else f", {bits:.4f} bits per byte"
-        self.journal.line(f"step {step}: validation loss {figures['loss']:.4f}{shown}")
+        last |= {"validation_loss": figures["loss"], "bits_per_byte": figures.get("bits_per_byte")}
+        self.journal.line(f"step {step}: {everything.words}")
         if figures["loss"] < self.progress.best:
             self.progress.best, export = figures["loss"], self.export
             last["best_step"] = step

@@ -7,9 +7,9 @@ Not here: which batches (data/streams/), completions of a prompt (evals/scoring.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,20 @@ from torch.nn.functional import cross_entropy
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.hardware import finest
 from babyllama.model.transformer import Transformer
+from babyllama.train.losses.objectives import Objective
 
 CHUNK_ROWS = 4096  # rows of logits held at a time: 1 GiB of float32 with ChatGLM2's 64,793 tokens
+
+
+class Measured(Protocol):
+    """What a validation found: sums that add up, and the ratios that people read."""
+
+    @property
+    def loss(self) -> float: ...
+    @property
+    def figures(self) -> dict[str, Any]: ...
+    @property
+    def words(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -60,10 +72,46 @@ class LossSums:
         return self.nll_nats / math.log(2) / self.bytes if self.bytes else None
 
     @property
+    def words(self) -> str:
+        """For a line of text."""
+        bits = self.bits_per_byte
+        return f"validation loss {self.loss:.4f}" + ("" if bits is None else f", {bits:.4f} bits per byte")
+
+    @property
     def figures(self) -> dict[str, Any]:
         """Every ratio and the counts behind them, for a log or a report."""
         return {"loss": self.loss, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte,
                 "accuracy": self.accuracy, "tokens": self.tokens, "bytes": self.bytes}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PairSums:
+    """Sums of a preference objective over `count` pairs (or rated answers), and of what else it measures."""
+
+    summed: float = 0.0
+    count: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: PairSums) -> PairSums:
+        names = {**self.metrics, **other.metrics}
+        metrics = {name: self.metrics.get(name, 0.0) + other.metrics.get(name, 0.0) for name in names}
+        return PairSums(self.summed + other.summed, self.count + other.count, metrics)
+
+    @property
+    def loss(self) -> float:
+        """A pair."""
+        return self.summed / self.count
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """As of `LossSums`."""
+        means = {name: total / self.count for name, total in self.metrics.items()}
+        return {"loss": self.loss, **means, "pairs": self.count}
+
+    @property
+    def words(self) -> str:
+        """As of `LossSums`."""
+        return f"validation loss {self.loss:.4f}, {self.figures['accuracy']:.1%} of {self.count:,} pairs in order"
 
 
 def target_nats(model: Transformer, hidden: Tensor, targets: Tensor, vocab_size: int | None = None
@@ -107,3 +155,18 @@ def evaluate_loss(model: Transformer, batches: Iterable[Batch]) -> LossSums:
     finally:
         model.train(was_training)
     return LossSums(nll.item(), tokens, int(correct.item()))
+
+
+@torch.inference_mode()
+def evaluate_answers(model: Transformer, objective: Objective, batches: Iterable[Batch]) -> PairSums:
+    """The objective's own loss and metrics over `batches`, in eval mode, on the model's device."""
+    device, was_training, found = model.embed_tokens.weight.device, model.training, PairSums()
+    model.eval()
+    try:
+        for batch in batches:
+            loss, metrics = objective(model, batch.to(device))
+            seen = {name: value.item() for name, value in metrics.items()}
+            found += PairSums(loss.item(), int(objective.weight(batch)), seen)
+    finally:
+        model.train(was_training)
+    return found

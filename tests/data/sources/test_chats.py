@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from babyllama.data.sources.chats import BadRecord, read_chat, read_preference
-from babyllama.data.sources.documents import Chat, Preference, Text
+from babyllama.data.sources.chats import BadRecord, read_chat
+from babyllama.data.sources.documents import Chat, Text, stored
 from babyllama.data.sources.readers import Blob
 from babyllama.data.sources.records import Shape, kind_of, parse
 from babyllama.errors import InputError
@@ -95,25 +95,6 @@ def test_tool_calls_are_answers() -> None:
     assert found.learned == ("{}", "答")
 
 
-PAIRS = [
-    {"prompt": "问", "chosen": "答", "rejected": "不"},
-    {"messages": [ASK], "chosen": ANSWER, "rejected": {"role": "assistant", "content": "不"}},
-    {"chosen": [ASK, ANSWER], "rejected": [ASK, {"role": "assistant", "content": "不"}]},
-    {"prompt": [ASK], "chosen": [ASK, ANSWER], "rejected": [ASK, {"role": "assistant", "content": "不"}]},
-]
-
-
-@pytest.mark.parametrize("record", PAIRS)
-def test_preference_pairs(record: dict[str, Any]) -> None:
-    assert kind_of(blob(record), None) == "preference"
-    found, notes = read(record, "preference")
-    assert found == Preference((ASK,), (ANSWER,), ({"role": "assistant", "content": "不"},)) and not notes
-    assert found.learned == ("答",) and found.other.learned == ("不",)
-    assert read(record) == (Chat((ASK, ANSWER)), {"rejected answers of preference pairs": 1})
-    with pytest.raises(BadRecord, match="a question and two answers"):
-        read_preference({**record, "rejected": ""}, Counter())
-
-
 def test_the_longest_answer_counts() -> None:
     """Of a chat the longest answer, not its text and not its questions, is held against `max_characters`."""
     long = {"messages": [{"role": "user", "content": "问" * 50}, ANSWER, ASK, {**ANSWER, "content": "答" * 9}]}
@@ -126,7 +107,7 @@ KEYS = st.sampled_from(
     [
         *("messages", "conversations", "conversation", "chat", "role", "from", "content", "value", "system", "human"),
         *("assistant", "weight", "instruction", "input", "output", "history", "prompt", "chosen", "rejected", "text"),
-        *("title", "sections", "tool_calls", "function_call", "name", "arguments", "type"),
+        *("completion", "label", "title", "sections", "tool_calls", "function_call", "name", "arguments", "type"),
     ]
 )
 VALUES = st.recursive(
@@ -137,19 +118,17 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=400, deadline=None)
-@given(record=VALUES, kind=st.sampled_from(["text", "chat", "preference"]))
+@given(record=VALUES, kind=st.sampled_from(["text", "chat", "preference", "rated"]))
 def test_any_record_is_a_document_or_bad(record: Any, kind: Any) -> None:
     """Never a traceback; what comes out can be rendered, and skipping leaves out exactly what stopping names."""
     kind_of(blob(record), None)
     parsed = parse(blob(record), Shape(kind, on_bad="skip"))
     assert len(parsed.documents) + parsed.bad + parsed.dropped == 1
     for document in parsed.documents:
-        assert document.size and document.learned
-        if isinstance(document, Chat):
-            check_messages(document.messages)
-        if isinstance(document, Preference):
-            check_messages(document.preferred.messages)
-            check_messages(document.other.messages)
+        for part in stored(document):
+            assert part.size and part.learned
+            if not isinstance(part, Text):
+                check_messages(part.messages if isinstance(part, Chat) else part.chat.messages)
     if parsed.bad:
         with pytest.raises(InputError, match=r"^a\.jsonl:1: .*on_bad=skip$"):
             parse(blob(record), Shape(kind))

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from small_data import prepared
 
 from babyllama.data.shards.shards import Prepared, TokenStore
-from babyllama.data.streams.batches import IGNORE, Batch, DataRecipe, Packed, Stream, Windows
+from babyllama.data.streams.batches import IGNORE, Batch, DataRecipe, Stream
 from babyllama.data.streams.evaluation import evaluation
 from babyllama.data.streams.order import BLOCK, block_counts, permute
 from babyllama.data.streams.packing import fit_documents
+from babyllama.data.streams.rows import Packed, Windows
 from babyllama.errors import InputError
 from babyllama.recipe import load_recipe
 

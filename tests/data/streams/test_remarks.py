@@ -10,8 +10,9 @@ from small_data import CHATS, prepared, recipe, save_tokenizer, write_lines
 
 from babyllama.commands.prepare import main as prepare
 from babyllama.data.shards.shards import Prepared
-from babyllama.data.streams.batches import IGNORE, DataRecipe, Packed, Stream, Windows
+from babyllama.data.streams.batches import IGNORE, DataRecipe, Stream
 from babyllama.data.streams.remarks import remarks, rows_without_targets
+from babyllama.data.streams.rows import Packed, Windows
 
 CONTEXT = 48
 

@@ -28,7 +28,7 @@ from babyllama.data.clean.ledger import added
 from babyllama.data.shards.shards import SPLITS, VERSION, shard_digest, token_dtype
 from babyllama.data.shards.workers import spread
 from babyllama.data.sources.corpora import Source
-from babyllama.data.sources.documents import Document, Rendered, held_out, render_all
+from babyllama.data.sources.documents import Document, Rendered, Stored, held_out, render_all, stored
 from babyllama.data.sources.readers import Blob
 from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
@@ -149,13 +149,13 @@ def encode_blob(job: Job) -> Done:
     parsed = parse(job.blob, job.shape)
     cleaning = Cleaning(job.plan.clean)
     splits = {name: _Split() for name in SPLITS}
-    for batch in _batches(cleaning(parsed.documents)):
-        for document, found in zip(batch, _encode(tokenizer, batch), strict=True):
-            text = document.text
-            split = splits["val" if held_out(document, job.plan.validation) else "train"]
+    for batch in _batches(cleaning(parsed.documents), job.plan.validation):
+        parts = [part for part, _ in batch]
+        for (part, name), found in zip(batch, _encode(tokenizer, parts), strict=True):
+            split = splits[name]
             split.tokens.append(np.asarray(found.tokens, np.uint32).astype(token_dtype(tokenizer.vocab_size)))
-            split.rows.append((len(found.tokens), sum(len(part.encode()) for part in document.learned)))
-            split.characters += len(text)
+            split.rows.append((len(found.tokens), sum(len(text.encode()) for text in part.learned)))
+            split.characters += len(part.text)
             if found.mask is not None:
                 split.masks.append(np.asarray(found.mask, np.uint8))
     written = {name: _write(job, name, split) for name, split in splits.items() if split.rows}
@@ -165,10 +165,12 @@ def encode_blob(job: Job) -> Done:
     return Done(job.label, job.index, job.blob.position, **record)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _batches(documents: Iterable[Document], validation: float) -> Iterator[list[tuple[Stored, str]]]:
+    """What is stored of the documents, each with its split, some of it at a time."""
     batch, size = [], 0
     for document in documents:
-        batch.append(document)
+        split = "val" if held_out(document, validation) else "train"
+        batch += [(part, split) for part in stored(document)]
         size += len(document.text)
         if size >= _BATCH_CHARACTERS:
             yield batch
@@ -177,7 +179,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode(tokenizer: Tokenizer, batch: list[Document]) -> Iterator[Rendered]:
+def _encode(tokenizer: Tokenizer, batch: list[Stored]) -> Iterator[Rendered]:
     for found in render_all(batch, tokenizer):
         if max(found.tokens) >= tokenizer.vocab_size:
             highest = max(found.tokens)

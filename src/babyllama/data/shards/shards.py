@@ -3,11 +3,13 @@
     manifest.json                     what is in it, of which tokenizer; written last, so its presence means complete
     shards/LABEL/train-00000.bin      tokens, raw little-endian uint16 (uint32 above 65,536 ids)
                  train-00000.docs     one row a document: tokens, bytes (uint32 each)
-                 train-00000.mask     chats: one byte a token, 1 where the loss counts
+                 train-00000.mask     chats: one byte a token, 1 where the loss counts; of an answer that people
+                                      found bad, 2
                  val-00000.…          the same for the validation split
                  00000.json           what went into the two, for continuing an interrupted run
 
-A text is its tokens and the end token; a chat is what the chat template makes of it. ``bytes`` counts the UTF-8
+A text is its tokens and the end token; a chat is what the chat template makes of it; a preference pair is two
+neighbouring chats, the better one first, whose last answers the mask covers. ``bytes`` counts the UTF-8
 bytes of the text; of a chat, those of the answers. Not here: writing (encode.py), order and batches (batches.py).
 """
 
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from babyllama.data.sources.documents import Kind
+from babyllama.data.sources.documents import GOOD, Kind
 from babyllama.errors import InputError
 from babyllama.recipe import maker
 
@@ -97,6 +99,14 @@ class TokenStore:
         return np.add.reduceat(begins, self.document_offsets[:-1], dtype=np.int64)
 
     @cached_property
+    def good(self) -> np.ndarray:
+        """bool, documents: whether people found the answer good, where they said so. Reads the whole mask."""
+        if not self.documents:
+            return np.zeros(0, bool)
+        marks = self._slice(0, len(self), ".mask", np.dtype(np.uint8))
+        return np.maximum.reduceat(marks, self.document_offsets[:-1]) == GOOD
+
+    @cached_property
     def _stamps(self) -> tuple[tuple[int, ...], ...]:
         """Which file each shard is: inode, bytes, time of writing. Asked once; a store made later asks anew."""
         return tuple((found.st_ino, found.st_size, found.st_mtime_ns) for found in (p.stat() for p in self.paths))
@@ -167,7 +177,7 @@ class Prepared:
         for label, corpus in self.manifest["corpora"].items():
             for shard in (shard for split in corpus["splits"].values() for shard in split["shards"]):
                 expected = {".bin": shard["tokens"] * size, ".docs": shard["documents"] * 8}
-                if corpus["kind"] == "chat":
+                if corpus["kind"] != "text":
                     expected[".mask"] = shard["tokens"]
                 for suffix, wanted in expected.items():
                     file = (self.path / "shards" / label / shard["name"]).with_suffix(suffix)

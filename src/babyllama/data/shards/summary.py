@@ -16,6 +16,7 @@ from babyllama.data.sources.corpora import Source
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 _CONTEXTS = (256, 512, 1024, 2048, 4096)
+_UNITS = {"chat": "a chat", "preference": "an answer with its prompt", "rated": "an answer with its prompt"}
 _SAMPLE_TOKENS = 5000  # of a document; longer ones are cut there
 
 
@@ -29,10 +30,12 @@ def summary(prepared: Prepared, sources: Sequence[Source], tokenizer: Tokenizer)
         yield from _left_out(source, corpus)
         if not stores["val"].documents and prepared.manifest["validation"]:
             yield "  nothing is held out: too few documents; evaluate and validation will have nothing to measure"
-        if source.kind == "chat":
-            yield from _lengths(stores)
-        covered = ", in [[ ]] what the loss covers" if source.kind == "chat" else ""
+        if source.kind != "text":
+            yield from _lengths(stores, _UNITS[source.kind])
+        covered = ", in [[ ]] what the loss covers" if source.kind != "text" else ""
         yield f"  a sample{covered}: {_sample(stores, tokenizer)}"
+        if source.kind == "preference":
+            yield f"  the answer that is liked less: {_sample(stores, tokenizer, 1)}"
 
 
 def _left_out(source: Source, corpus: dict[str, Any]) -> Iterator[str]:
@@ -52,22 +55,24 @@ def _left_out(source: Source, corpus: dict[str, Any]) -> Iterator[str]:
         yield f"  not used, with the number of records: {notes}"
 
 
-def _lengths(stores: dict[str, TokenStore]) -> Iterator[str]:
+def _lengths(stores: dict[str, TokenStore], unit: str) -> Iterator[str]:
     lengths = np.concatenate([np.diff(store.document_offsets) for store in stores.values()])
     shares = [(context, float((lengths - 1 > context).mean())) for context in _CONTEXTS]
     longer = [f"{context:,}: {share:.1%}" for context, share in shares if share]
+    fate = "cuts" if unit == _UNITS["chat"] else "leaves out"
     yield (
-        f"  tokens of a chat: half have up to {int(np.median(lengths)):,}, the longest {int(lengths.max()):,}"
-        + (f"; longer than a context of {', '.join(longer)} (training cuts these)" if longer else "")
+        f"  tokens of {unit}: half have up to {int(np.median(lengths)):,}, the longest {int(lengths.max()):,}"
+        + (f"; longer than a context of {', '.join(longer)} (training {fate} these)" if longer else "")
     )
 
 
-def _sample(stores: dict[str, TokenStore], tokenizer: Tokenizer) -> str:
-    """The first document on one line, the middle of its long stretches left out."""
+def _sample(stores: dict[str, TokenStore], tokenizer: Tokenizer, number: int = 0) -> str:
+    """One of the first documents on one line, the middle of its long stretches left out."""
     store = next(store for store in stores.values() if store.documents)
-    stop = min(int(store.document_offsets[1]), _SAMPLE_TOKENS)
-    tokens, mask = store.tokens(0, stop).tolist(), store.mask(0, stop).tolist()
-    marks = store.kind == "chat"
+    start, stop = store.document_offsets[number : number + 2].tolist()
+    stop = min(stop, start + _SAMPLE_TOKENS)
+    tokens, mask = store.tokens(start, stop).tolist(), store.mask(start, stop).tolist()
+    marks = store.kind != "text"
     parts = []
     for learned, pairs in groupby(zip(tokens, mask, strict=True), key=lambda pair: pair[1]):
         text = _shortened(tokenizer.decode([token for token, _ in pairs], skip_special=not marks))

@@ -1,4 +1,4 @@
-"""One JSON object → the messages of a chat, or a pair of them; the forms are told apart by their keys.
+"""One JSON object → the messages of a chat; the forms are told apart by their keys.
 
     messages | conversations | conversation: [{role | from, content | value}]      OpenAI, ShareGPT, BELLE, most others
     conversation: [{human, assistant}]                                             MOSS
@@ -6,11 +6,11 @@
     instruction | question | query | prompt | input with                           Alpaca, BELLE, many others
         output | response | answer | completion | target                           [input | context, history, system]
     instruction: "Human:…\\nAssistant:…\\nHuman:…\\nAssistant:", output               BELLE, several turns
-    chosen, rejected[, a prompt in any form above]                                 preference pairs: DPO, HH-RLHF
 
 A message's content is text or a list of text parts; a call of a tool is written into the assistant's text as JSON, a
 line each. ``weight: 0`` (or ``loss: false``, ``train: false``) marks an answer that is not learned. Chats are put in
-the order that every template can render. What is not read, is named in `notes`. Not here: lines and files.
+the order that every template can render. What is not read, is named in `notes`. Not here: answers
+that people compared or rated (preferences.py), lines and files.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from babyllama.data.sources.documents import Chat, Preference
+from babyllama.data.sources.documents import Chat
 from babyllama.tokenizer.chat import Message
 
 Record = dict[str, Any]
 Notes = Counter[str]  # what was left out, in plain words → in how many records
 
 _MOST_NOTES = 50  # keys may be anything, even numbers
-_LISTS = ("messages", "conversations", "conversation")
-_QUESTIONS = ("instruction", "question", "query", "prompt", "input")
+LISTS = ("messages", "conversations", "conversation")
+QUESTIONS = ("instruction", "question", "query", "prompt", "input")
 _ANSWERS = ("output", "response", "answer", "completion", "target")
-_MORE = ("input", "context")
+MORE = ("input", "context")
 _ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
     "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "function_call": "assistant",
@@ -54,11 +54,6 @@ def is_chat(record: Record) -> bool:
     return _form(record) is not None
 
 
-def is_preference(record: Record) -> bool:
-    """Whether its keys are those of a preference pair."""
-    return record.get("chosen") is not None and record.get("rejected") is not None
-
-
 def is_message(value: object) -> bool:
     """Whether it has the keys of one message."""
     return isinstance(value, dict) and (
@@ -78,31 +73,7 @@ def read_chat(record: Record, notes: Notes) -> Chat | None:
     used: set[str] = set()
     messages = list(form(record, used, notes))
     note_unread(record, used, notes)
-    return Chat(tuple(_in_order(messages, notes)))
-
-
-def read_preference(record: Record, notes: Notes) -> Preference:
-    """The pair of a record for which `is_preference` holds. Raises BadRecord."""
-    used = {"chosen", "rejected"}
-    chosen, rejected = (_continuation(record[key], notes) for key in ("chosen", "rejected"))
-    prompt: list[Message] = []
-    key = next((k for k in (*_LISTS, *_QUESTIONS) if record.get(k) is not None), None)
-    if key is not None:
-        used.add(key)
-        prompt = _continuation(record[key], notes, "user")
-    system = _text_of(record, "system", used)
-    if system.strip():
-        prompt.insert(0, {"role": "system", "content": system})
-    while chosen and rejected and chosen[0] == rejected[0] and len(chosen) > 1 and len(rejected) > 1:
-        if key is None or chosen[0] not in prompt:
-            prompt.append(chosen[0])
-        chosen, rejected = chosen[1:], rejected[1:]
-    note_unread(record, used, notes)
-    for answer in (chosen, rejected):
-        whole = _in_order([*prompt, *answer], notes)
-        if not whole or not answer or answer[-1]["role"] != "assistant" or not answer[-1]["content"].strip():
-            raise BadRecord("a preference pair needs a question and two answers, in chosen and rejected")
-    return Preference(tuple(prompt), tuple(chosen), tuple(rejected))
+    return Chat(tuple(in_order(messages, notes)))
 
 
 def note_unread(record: Record, used: set[str], notes: Notes, what: str = "key") -> None:
@@ -114,26 +85,27 @@ def note_unread(record: Record, used: set[str], notes: Notes, what: str = "key")
 
 
 def _form(record: Record) -> Callable[[Record, set[str], Notes], Iterable[Message]] | None:
-    if any(isinstance(record.get(key), list) for key in _LISTS):
+    if any(isinstance(record.get(key), list) for key in LISTS):
         return _turns
     if isinstance(record.get("chat"), dict):
         return _moss
-    answer = _first(record, _ANSWERS)
-    if answer and _first(record, _QUESTIONS):
+    answer = first_key(record, _ANSWERS)
+    if answer and first_key(record, QUESTIONS):
         return _pair
     return None
 
 
-def _first(record: Record, keys: Iterable[str]) -> str | None:
+def first_key(record: Record, keys: Iterable[str]) -> str | None:
+    """The first of the keys that holds something."""
     return next((key for key in keys if record.get(key) is not None), None)
 
 
 def _turns(record: Record, used: set[str], notes: Notes) -> list[Message]:
-    key = next(key for key in _LISTS if isinstance(record.get(key), list))
+    key = next(key for key in LISTS if isinstance(record.get(key), list))
     used.add(key)
     messages = [message for turn in record[key] for message in _turn(turn, notes)]
     if not messages or messages[0]["role"] != "system":  # a second one stays unread, and is named
-        system = _text_of(record, "system", used)
+        system = text_of(record, "system", used)
         if system.strip():
             messages.insert(0, {"role": "system", "content": system})
     return messages
@@ -216,20 +188,15 @@ def _two(turn: Any, user: str, assistant: str, clean: Callable[[str], str]) -> l
 
 
 def _pair(record: Record, used: set[str], notes: Notes) -> Iterator[Message]:
-    asks, answers = _first(record, _QUESTIONS), _first(record, _ANSWERS)
+    asks, answers = first_key(record, QUESTIONS), first_key(record, _ANSWERS)
     assert asks and answers
-    question, answer = _text_of(record, asks, used), _text_of(record, answers, used)
-    extra = next((key for key in _MORE if key != asks and record.get(key) is not None), "input")
-    more = _text_of(record, extra, used) if extra != asks else ""
-    system = _text_of(record, "system", used)
+    question, answer = text_of(record, asks, used), text_of(record, answers, used)
+    extra = next((key for key in MORE if key != asks and record.get(key) is not None), "input")
+    more = text_of(record, extra, used) if extra != asks else ""
+    system = text_of(record, "system", used)
     if system.strip():
         yield {"role": "system", "content": system}
-    used.add("history")
-    for turn in record.get("history") or ():
-        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
-            raise BadRecord(f"history must hold pairs of question and answer, got {turn!r:.60}")
-        yield {"role": "user", "content": turn[0]}
-        yield {"role": "assistant", "content": turn[1]}
+    yield from history(record, used)
     question = f"{question}\n{more}" if more.strip() and question.strip() else question or more
     parts = _TURN.split(question)
     if parts[-2:-1] == ["Assistant"] and not parts[-1].strip() and not parts[0].strip():
@@ -240,7 +207,18 @@ def _pair(record: Record, used: set[str], notes: Notes) -> Iterator[Message]:
     yield {"role": "assistant", "content": answer}
 
 
-def _text_of(record: Record, key: str, used: set[str]) -> str:
+def history(record: Record, used: set[str]) -> Iterator[Message]:
+    """Earlier turns, as pairs of question and answer. Raises BadRecord."""
+    used.add("history")
+    for turn in record.get("history") or ():
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            raise BadRecord(f"history must hold pairs of question and answer, got {turn!r:.60}")
+        yield {"role": "user", "content": turn[0]}
+        yield {"role": "assistant", "content": turn[1]}
+
+
+def text_of(record: Record, key: str, used: set[str]) -> str:
+    """The text under a key, empty where there is none. Raises BadRecord."""
     used.add(key)
     value = record.get(key)
     if value is not None and not isinstance(value, str):
@@ -248,14 +226,15 @@ def _text_of(record: Record, key: str, used: set[str]) -> str:
     return value or ""
 
 
-def _continuation(value: Any, notes: Notes, role: str = "assistant") -> list[Message]:
+def continuation(value: Any, notes: Notes, role: str = "assistant") -> list[Message]:
+    """A text, a message or several → messages; a text is said by `role`. Raises BadRecord."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     turns = value if isinstance(value, list) else [value]
     return [message for turn in turns for message in _turn(turn, notes)]
 
 
-def _in_order(messages: list[Message], notes: Notes) -> list[Message]:
+def in_order(messages: list[Message], notes: Notes) -> list[Message]:
     """Join neighbours of one role, drop empty ones, and what stands before the first question or after the last answer.
 
     A system message in the middle, or a tool's without an answer before it, has no place in any template.

@@ -81,7 +81,8 @@ class CorpusChoice(Recipe):
     format: Format = Field("auto", description="auto: by the file's name; a .txt file is one document, lines "
                            "makes each of its lines one, blocks each run of lines between blank ones")  # fmt: skip
     encoding: str = Field("utf-8", description="of the files: gb18030 (for GBK too), utf-16, …")
-    kind: Kind | None = Field(None, description="text, chat or preference; default: told by the first record's keys")
+    kind: Kind | None = Field(None, description="text, chat, preference (pairs) or rated (answers with a label); "
+                              "default: told by the first record's keys")  # fmt: skip
     label: str | None = Field(None, description="its folder in the prepared data; default: the file's name")
     max_documents: int | None = Field(None, ge=1, description="keep only the first ones")
     max_characters: int | None = Field(None, ge=1, description="skip longer documents; of a chat, the "

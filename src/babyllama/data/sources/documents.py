@@ -15,14 +15,15 @@ import xxhash
 from babyllama.tokenizer.chat import Message, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 
-Kind = Literal["text", "chat", "preference"]
+Kind = Literal["text", "chat", "preference", "rated"]
+GOOD, BAD = 1, 2  # in the mask of a rated answer: that it is learned, and what people found of it
 
 
 class Rendered(NamedTuple):
-    """A document's tokens; `mask` is as long and True where the loss counts, None where it counts everywhere."""
+    """A document's tokens; `mask` is as long and not 0 where the loss counts, None where it counts everywhere."""
 
     tokens: list[int]
-    mask: list[bool] | None
+    mask: list[bool] | list[int] | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,43 @@ class Chat:
 
 
 @dataclass(frozen=True)
+class Rated:
+    """An answer to a prompt, and whether people found it good. Only the answer is in the loss."""
+
+    kind: ClassVar[Kind] = "rated"
+    prompt: tuple[Message, ...]
+    answer: tuple[Message, ...]
+    good: bool
+    held_out: bool | None = None
+
+    @property
+    def chat(self) -> Chat:
+        """Prompt and answer, of which the answer alone is learned."""
+        asked = [{**m, "learned": False} if m["role"] == "assistant" else m for m in self.prompt]
+        return Chat((*asked, *({**m, "learned": True} for m in self.answer)))  # type: ignore[arg-type]
+
+    @property
+    def text(self) -> str:
+        """As of `Text`: of prompt and answer."""
+        return self.chat.text
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """As of `Text`: the answer."""
+        return self.chat.learned
+
+    @property
+    def size(self) -> int:
+        """As of `Text`."""
+        return self.chat.size
+
+    def render(self, tokenizer: Tokenizer) -> Rendered:
+        """As of `Chat`; the mask tells good from bad."""
+        tokens, mask = self.chat.render(tokenizer)
+        return Rendered(tokens, [learned * (GOOD if self.good else BAD) for learned in mask or ()])
+
+
+@dataclass(frozen=True)
 class Preference:
     """Two continuations of one prompt, of which people like `chosen` better."""
 
@@ -98,9 +136,9 @@ class Preference:
         return Chat(self.prompt + self.chosen)
 
     @property
-    def other(self) -> Chat:
-        """The chat with the worse one."""
-        return Chat(self.prompt + self.rejected)
+    def answers(self) -> tuple[Rated, Rated]:
+        """The better one and the other."""
+        return Rated(self.prompt, self.chosen, True), Rated(self.prompt, self.rejected, False)
 
     @property
     def text(self) -> str:
@@ -108,34 +146,33 @@ class Preference:
         return self.preferred.text
 
     @property
-    def learned(self) -> tuple[str, ...]:
-        """As of `Text`: the answers of the better continuation."""
-        return Chat(self.chosen).learned
-
-    @property
     def size(self) -> int:
-        """As of `Text`."""
-        return Chat(self.chosen).size
-
-    def render(self, tokenizer: Tokenizer) -> Rendered:
-        """The better chat; a preference objective renders both of its chats."""
-        return self.preferred.render(tokenizer)
+        """As of `Text`, of the longer answer; 0 where one of them is empty, or both are the same."""
+        better, other = (answer.size for answer in self.answers)
+        return max(better, other) if better and other and self.chosen != self.rejected else 0
 
 
-Document = Text | Chat | Preference
+Stored = Text | Chat | Rated
+Document = Stored | Preference
+
+
+def stored(document: Document) -> tuple[Stored, ...]:
+    """What is written of it to shards: of a pair both answers, the better one first."""
+    return document.answers if isinstance(document, Preference) else (document,)
 
 
 def held_out(document: Document, share: float) -> bool:
     """Whether it is kept from training: as its record says, else by its text alone, for `share` of all texts.
 
-    So a document is held out in every corpus and in any order, or in none.
+    So a document is held out in every corpus and in any order, or in none; all answers to one prompt alike.
     """
     if document.held_out is not None:
         return document.held_out
-    return xxhash.xxh3_64_intdigest(document.text.encode()) < share * 2.0**64
+    text = Chat(document.prompt).text if isinstance(document, Rated | Preference) else document.text
+    return xxhash.xxh3_64_intdigest(text.encode()) < share * 2.0**64
 
 
-def render_all(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[Rendered]:
+def render_all(documents: Sequence[Stored], tokenizer: Tokenizer) -> Iterator[Rendered]:
     """As `render` of each; plain texts are encoded together, which is faster."""
     texts = iter(tokenizer.encode_batch([document.text for document in documents if isinstance(document, Text)]))
     for document in documents:

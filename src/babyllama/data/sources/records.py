@@ -1,4 +1,4 @@
-"""One line of JSON → one document. Chats and preference pairs are read by chats.py; here is what holds for all.
+"""One line of JSON → a document. Chats are read by chats.py, preferences by preferences.py; what holds for all is here.
 
     text    text | content | completion (or the key `field`)                          most corpora
             title, summary, sections: [{title, content}]                              Baidu Baike, 5.63 million articles
@@ -26,13 +26,12 @@ from babyllama.data.sources.chats import (
     Record,
     is_chat,
     is_message,
-    is_preference,
     note_unread,
     read_chat,
-    read_preference,
 )
 from babyllama.data.sources.documents import Document, Kind, Text
 from babyllama.data.sources.files import bad_text, reason_of
+from babyllama.data.sources.preferences import is_preference, is_rated, read_preference, read_rated
 from babyllama.data.sources.readers import Blob
 from babyllama.errors import InputError
 
@@ -110,7 +109,10 @@ def kind_of(blob: Blob, field: str | None) -> Kind | None:
                 continue
             if field is not None:
                 return "text"
-            return "preference" if is_preference(record) else "chat" if is_chat(record) else "text"
+            kinds: dict[Kind, bool] = {
+                "preference": is_preference(record), "rated": is_rated(record), "chat": is_chat(record), "text": True,
+            }  # fmt: skip
+            return next(kind for kind, holds in kinds.items() if holds)
     return None
 
 
@@ -184,6 +186,13 @@ def _preference(record: Record, field: str | None, notes: Notes) -> Document:
     return read_preference(record, notes)
 
 
+def _rated(record: Record, field: str | None, notes: Notes) -> Document:
+    if not is_rated(record):
+        raise BadRecord(f"no rated answer in it: keys are {', '.join(record) or 'none'}; wanted are a question, an "
+                        "answer, and label: true or false")  # fmt: skip
+    return read_rated(record, notes)
+
+
 def _text(record: Record, field: str | None, notes: Notes) -> Text:
     key = next((key for key in ((field,) if field else _TEXT_FIELDS) if key in record), None)
     if key is not None:
@@ -211,4 +220,4 @@ def _article(record: Record) -> Iterator[str]:
                 yield str(part[key]).strip()
 
 
-_READ = {"text": _text, "chat": _chat, "preference": _preference}
+_READ = {"text": _text, "chat": _chat, "preference": _preference, "rated": _rated}

@@ -7,10 +7,11 @@ shuffled anew each epoch. Not here: the loss, the loop, devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +19,12 @@ from pydantic import Field
 from torch import Tensor
 
 from babyllama.data.shards.shards import Prepared, TokenStore
+from babyllama.data.streams.answers import ANSWERS, Answers, Room, answers
 from babyllama.data.streams.order import BLOCK, block_counts, permute
-from babyllama.data.streams.packing import Packing, fit_documents
+from babyllama.data.streams.packing import fit_documents
+from babyllama.data.streams.rows import IGNORE, Packed, Row, Windows
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe
-
-IGNORE = -100
 
 
 @dataclass(frozen=True)
@@ -102,101 +103,14 @@ class DataRecipe(Recipe):
                                 "many trained contexts; default: CLEX's max_t; 1: off")  # fmt: skip
 
 
-class Row(NamedTuple):
-    """One row before it is a tensor; all (T,)."""
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    positions: np.ndarray | None
-    segments: np.ndarray | None
-
-
-@dataclass(frozen=True, eq=False)
-class Windows:
-    """Rows of the stream: row r's targets are the tokens r·T … r·T + T − 1, its inputs those one place before.
-
-    So every token is a target exactly once. Before the very first stands the end token; the last row is padded. With
-    `separate`, a document's segment begins with the end token before it, as in documents' packing.
-    """
-
-    store: TokenStore
-    context: int
-    eos: int
-    separate: bool = False
-    stop: int | None = None  # tokens; the whole store when None
-
-    @property
-    def rows(self) -> int:
-        return -(-self._end // self.context)
-
-    @property
-    def _end(self) -> int:
-        return len(self.store) if self.stop is None else self.stop
-
-    def row(self, row: int) -> Row:
-        first = row * self.context
-        stop = min(first + self.context, self._end)
-        tokens = _read(self.store, first - 1, stop, self.eos)
-        targets = np.where(self.store.mask(first, stop), tokens[1:], IGNORE)
-        inputs, targets = _padded(tokens[:-1], self.context, self.eos), _padded(targets, self.context, IGNORE)
-        if not self.separate:
-            return Row(inputs, targets, None, None)
-        offsets = self.store.document_offsets
-        document = np.searchsorted(offsets, np.arange(first, stop), "right") - 1
-        segments = _padded(document - document[0], self.context, int(document[-1] - document[0]) + 1)
-        starts = np.flatnonzero(np.diff(segments, prepend=-1))
-        return Row(inputs, targets, np.arange(self.context) - starts[segments_of(starts, self.context)], segments)
-
-
-def segments_of(starts: np.ndarray, context: int) -> np.ndarray:
-    """Which of the stretches that begin at `starts` each place of a row lies in."""
-    return np.searchsorted(starts, np.arange(context), "right") - 1
-
-
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """Rows of whole documents. The padding at the end is a segment of its own, without targets."""
-
-    store: TokenStore
-    packing: Packing
-    eos: int
-
-    @property
-    def rows(self) -> int:
-        return self.packing.rows
-
-    def row(self, row: int) -> Row:
-        context = self.packing.context
-        inputs, targets = np.full(context, self.eos, np.int64), np.full(context, IGNORE, np.int64)
-        begins, at = [], 0
-        for start, length in zip(*(array.tolist() for array in self.packing.row(row)), strict=True):
-            tokens = _read(self.store, start, start + length + 1, self.eos)
-            kept = self.store.mask(start + 1, start + length + 1)
-            inputs[at : at + length] = tokens[:-1]
-            targets[at : at + length] = np.where(kept, tokens[1:], IGNORE)
-            begins.append(at)
-            at += length
-        starts = np.array([*begins, at] if at < context else begins)
-        segments = segments_of(starts, context)
-        return Row(inputs, targets, np.arange(context) - starts[segments], segments)
-
-
-def _read(store: TokenStore, start: int, stop: int, eos: int) -> np.ndarray:
-    """int64; the place before the first token holds the end token."""
-    tokens = store.tokens(max(start, 0), stop).astype(np.int64)
-    return np.concatenate([[eos], tokens]) if start < 0 else tokens
-
-
-def _padded(values: np.ndarray, length: int, filler: int) -> np.ndarray:
-    return np.pad(values.astype(np.int64), (0, length - len(values)), constant_values=filler)
-
-
 def collated(rows: list[Row]) -> Batch:
     """Rows → a batch. Where one of them keeps its documents apart, a row of one stretch is one document."""
     if any(row.segments is not None for row in rows):
         rows = [row if row.segments is not None else _as_document(row) for row in rows]
-    columns = [None if column[0] is None else torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
-    return Batch(*columns)  # type: ignore[arg-type]
+    *own, extras = zip(*rows, strict=True)
+    columns = [None if column[0] is None else torch.from_numpy(np.stack(column)) for column in own]
+    named = {name: torch.from_numpy(np.stack([row[name] for row in extras])) for name in extras[0]}
+    return Batch(*columns, extras=named)  # type: ignore[arg-type]
 
 
 def _as_document(row: Row) -> Row:
@@ -206,11 +120,15 @@ def _as_document(row: Row) -> Row:
 class Stream:
     """The rows of one split in training order, without end. Holds no place: `batch` may be called in any order.
 
+    Args:
+        longest: inputs of an answer with its prompt; default: `context`.
+
     Raises:
         InputError: an unknown corpus in the weights, bad weights, nothing to read.
     """
 
-    def __init__(self, prepared: Prepared, split: str, recipe: DataRecipe, context: int, seed: int) -> None:
+    def __init__(self, prepared: Prepared, split: str, recipe: DataRecipe, context: int, seed: int,
+                 longest: int | None = None) -> None:  # fmt: skip
         counts = None if recipe.weights is None else block_counts(recipe.weights)
         labels = list(prepared.corpora) if counts is None else [label for label, rows in counts.items() if rows]
         stores = {label: prepared.store(label, split) for label in labels}
@@ -220,9 +138,21 @@ class Stream:
             raise InputError(f"{prepared.path}: the {split} split of {empty[0]} is empty; prepare more or drop it")
         self._seed = seed
         self.labels = labels
+        room = Room(context, longest or context)
         self.corpora: list[Windows | Packed] = [
-            _rows_of(store, recipe, context, prepared.eos, seed) for store in stores.values()
-        ]
+            answers(store, room, prepared.eos, seed) if store.kind in ANSWERS else
+            _rows_of(store, recipe, context, prepared.eos, seed) for label, store in stores.items()
+        ]  # fmt: skip
+        if not self.rows:
+            raise InputError(f"{prepared.path}: no answer of {', '.join(labels)} has room in {context} tokens; give "
+                             "more in plan.context, or prepare shorter ones")  # fmt: skip
+
+    def compared(self, references: Mapping[str, np.ndarray]) -> Stream:
+        """The same rows of answers with what a reference finds of them, by label; see `Answers`."""
+        found = copy(self)
+        found.corpora = [replace(rows, reference=references.get(label)) if isinstance(rows, Answers) else rows
+                         for label, rows in zip(self.labels, self.corpora, strict=True)]  # fmt: skip
+        return found
 
     @cached_property
     def _ends(self) -> np.ndarray:

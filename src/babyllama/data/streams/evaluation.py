@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from babyllama.data.shards.shards import Prepared
-from babyllama.data.streams.batches import Batch, Packed, Windows, collated
+from babyllama.data.streams.batches import Batch, collated
 from babyllama.data.streams.packing import fit_documents
+from babyllama.data.streams.rows import Packed, Windows
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,16 +40,21 @@ class Packing:
 
 
 def fit_documents(store: TokenStore, context: int, seed: int, documents: int | None = None) -> Packing:
-    """Best-fit decreasing: the longest first, each into the fullest row that has room; equals in a seeded shuffle.
+    """Every document in a row, by `best_fit`.
 
     `documents` takes the first ones only. A document longer than `context` is cut into spans of `context` whose
     inputs meet without a gap, so no target is lost; no other document is cut.
     """
-    starts, lengths = _spans(store, context, documents)
+    return best_fit(*_spans(store, context, documents), context, seed)
+
+
+def best_fit(starts: np.ndarray, lengths: np.ndarray, context: int, seed: int) -> Packing:
+    """Spans of at most `context` → rows: the longest first, each into the fullest row that has room; equals in a seeded
+    shuffle."""
     order = permute(np.arange(len(lengths)), len(lengths), seed) if len(lengths) else np.arange(0)
     order = order[np.argsort(-lengths[order], kind="stable")]
     starts, lengths = starts[order], lengths[order]
-    rows = _best_fit(lengths, context)
+    rows = _rows(lengths, context)
     by_row = np.argsort(rows, kind="stable")
     borders = np.searchsorted(rows[by_row], np.arange(rows.max(initial=-1) + 2))
     return Packing(starts[by_row], lengths[by_row], borders, context)
@@ -67,7 +72,7 @@ def _spans(store: TokenStore, context: int, documents: int | None) -> tuple[np.n
     return starts, np.minimum(inputs[document] - number * context, context)
 
 
-def _best_fit(lengths: np.ndarray, context: int) -> np.ndarray:
+def _rows(lengths: np.ndarray, context: int) -> np.ndarray:
     """The row of each span. Rows with equal room share a stack; bit r of `has` tells that stack r is not empty."""
     stacks: list[list[int]] = [[] for _ in range(context + 1)]
     rows, has, count = np.empty(len(lengths), np.int64), 0, 0

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 import numpy as np
 
 from babyllama.data.shards.shards import Prepared, TokenStore
-from babyllama.data.streams.batches import Packed, Stream
+from babyllama.data.streams.answers import Answers
+from babyllama.data.streams.batches import Stream
+from babyllama.data.streams.rows import Packed
 
 _CHUNK = 1 << 24  # tokens looked at together
 
 
 def remarks(prepared: Prepared, stream: Stream, context: int) -> Iterator[str]:
-    """Chats that are cut, rows with nothing to learn, corpora without a held-out part."""
+    """Answers that have no room, chats that are cut, rows with nothing to learn, corpora without a held-out part."""
     for label, rows in zip(stream.labels, stream.corpora, strict=True):
+        if isinstance(rows, Answers) and rows.left_out:
+            yield _about_answers(label, rows)
         if rows.store.kind == "chat":
             yield from _about_chats(label, rows.store, context, isinstance(rows, Packed))
         if isinstance(rows, Packed) and rows.store.kind == "chat" and (empty := rows_without_targets(rows)):
@@ -24,6 +28,15 @@ def remarks(prepared: Prepared, stream: Stream, context: int) -> Iterator[str]:
             )
         if not prepared.store(label, "val").documents:
             yield f"{label}: nothing is held out, so it is not validated; prepare it with a larger validation=…"
+
+
+def _about_answers(label: str, rows: Answers) -> str:
+    units, room = ("pairs" if rows.group == 2 else "answers"), rows.room
+    most = f" and a pair {room.context:,}" if rows.group == 2 else ""
+    return (
+        f"{label}: {rows.left_out:,} of {rows.store.documents // rows.group:,} {units} are too long and are left out: "
+        f"an answer may have {room.longest:,} tokens with its prompt{most}"
+    )
 
 
 def _about_chats(label: str, store: TokenStore, context: int, whole: bool) -> Iterator[str]:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from babyllama.data.streams.batches import IGNORE, Batch, Stream, Windows
+from babyllama.data.streams.batches import IGNORE, Batch, Stream
+from babyllama.data.streams.rows import Windows
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,8 +34,9 @@ class Captured(Worker):
 
     @staticmethod
     def suits(setting: Setting) -> bool:
-        """Whether every step is the same work: LISA and GaLore change theirs, some RoPE laws ask the host."""
-        plain = setting.optimizer.captured and setting.lisa is None and not setting.adapter
+        """Whether every step is the same work: LISA and GaLore change theirs, some RoPE laws ask the host, and so do
+        objectives that are not plain."""
+        plain = setting.optimizer.captured and setting.lisa is None and not setting.adapter and setting.objective.plain
         return setting.compiled and setting.device.type == "cuda" and plain and setting.model.rope.static
 
     def _forget(self) -> None:

@@ -1,0 +1,128 @@
+"""Preferences through the verbs: pairs prepared, trained on and validated; every fault in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from babyllama.commands import prepare, train
+from babyllama.commands.preferring import comparison, sums_of
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.sources.corpora import CorpusChoice
+from babyllama.errors import InputError
+from babyllama.load import load
+from babyllama.model.checkpoint import save_model
+from babyllama.model.config import ModelConfig
+from babyllama.model.transformer import Transformer
+from babyllama.recipe import load_recipe
+from babyllama.run import Run
+from babyllama.tokenizer.train import train_bpe
+from babyllama.train.engines.world import World
+from babyllama.train.reference import FOLDER
+
+from .small_run import CONTEXT, messages_of, save_taught
+
+WORDS = "一二三四五六七八九十天空云草雪火水"
+PAIRS = [{"prompt": f"{a}和{b}？", "chosen": f"好，是{a}。", "rejected": f"不，是{a}。"} for a in WORDS for b in WORDS]
+RATED = [{"prompt": p["prompt"], "completion": p[key], "label": key == "chosen"}
+         for p in PAIRS for key in ("chosen", "rejected")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A base that answers, pairs in which one word is liked, a chat corpus."""
+    folder = tmp_path_factory.mktemp("preferring")
+    save_taught(folder / "base" / "model")
+    long = {"prompt": "问" * CONTEXT, "chosen": "答", "rejected": "不", "held_out": False}
+    chats = [{"messages": messages_of(p["prompt"], p["chosen"])} for p in PAIRS[:40]]
+    for name, lines in (("pairs", [*PAIRS, long]), ("rated", RATED), ("chats", chats), ("long", [long] * 2)):
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
+        prepare.main(prepare.PrepareRecipe(
+            out=folder / f"{name}-data", tokenizer=folder / "base" / "model", validation=0.2, workers=1,
+            corpora=(CorpusChoice(path=str(folder / f"{name}.jsonl"), label=name),)))  # fmt: skip
+    return folder
+
+
+def recipe(folder, out, *overrides, data="pairs"):
+    given = [f"out={folder}/{out}", f"data.path={folder}/{data}-data", "init.kind=from", f"init.path={folder}/base",
+             "objective.kind=dpo", "optimizer.kind=adamw", "optimizer.lr=3e-3", "plan.steps=12",
+             "plan.micro_batch_size=8", "plan.log_every=1", "plan.validate_every=6", "device=cpu"]  # fmt: skip
+    return load_recipe(train.TrainRecipe, None, [*given, *overrides])
+
+
+def trained(folder, out, *overrides, data="pairs"):
+    made = recipe(folder, out, *overrides, data=data)
+    train.main(made)
+    lines = Run.open(made.out).metrics()
+    return tuple([m for m in lines if m["kind"] == kind] for kind in ("train", "validation"))
+
+
+def test_dpo_learns_what_is_liked_and_says_so(folder, capsys):
+    steps, looks = trained(folder, "dpo")
+    said = capsys.readouterr().out
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and abs(steps[0]["kl"]) < 1e-3
+    assert looks[-1]["accuracy"] >= 0.9 and looks[-1]["pairs"] > 30 and looks[-1]["loss"] < math.log(2)
+    assert steps[-1]["margin"] > 0.3 and steps[-1]["chosen"] > steps[-1]["rejected"]
+    assert f"{looks[-1]['accuracy']:.1%} of {looks[-1]['pairs']} pairs in order" in said
+    assert "pairs: 1 of" in said and "too long" in said
+    info = Run.open(folder / "dpo").info["summary"]
+    assert info["validation_loss"] == looks[-1]["loss"] and info["bits_per_byte"] is None
+
+
+def test_an_adapter_s_reference_is_its_base_and_the_sums_are_computed_once(folder, capsys):
+    """Nothing is loaded twice: what the first training kept is what the second reads."""
+    trained(folder, "first", "plan.steps=1")
+    files = list((folder / "pairs-data" / FOLDER).iterdir())
+    stamp = files[0].stat().st_mtime_ns
+    steps, looks = trained(folder, "lora", "adapter.kind=lora", "optimizer.lr=0.02")
+    assert [file.stat().st_mtime_ns for file in (folder / "pairs-data" / FOLDER).iterdir()] == [stamp]
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and looks[-1]["accuracy"] >= 0.9
+
+
+def test_the_sums_are_those_of_the_model_alone(folder):
+    made = recipe(folder, "sums")
+    prepared, loaded = Prepared.open(folder / "pairs-data"), load(folder / "base", torch.device("cpu"), "fp32")
+    compared = comparison(made, loaded.model, loaded.tokenizer.hash)
+    found = sums_of(made, prepared, compared, loaded.model, World(), torch.device("cpu"), torch.float32, Console())
+    store, sums = prepared.store("pairs", "train"), found["pairs", "train"]
+    lengths = np.diff(store.document_offsets)
+    assert (np.isnan(sums) == (lengths - 1 > CONTEXT)).all()
+    for number in (0, 1, 7, store.documents - 1):
+        start, stop = store.document_offsets[number : number + 2].tolist()
+        tokens, kept = torch.from_numpy(store.tokens(start, stop).astype(np.int64)), store.mask(start + 1, stop)
+        if len(tokens) - 1 <= CONTEXT:
+            log_p = loaded.model.double()(tokens[None, :-1])[0].log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
+            assert sums[number] == pytest.approx(log_p[torch.from_numpy(kept)].sum().item(), rel=1e-5)
+    assert store.good.tolist() == [True, False] * (store.documents // 2)
+
+
+@pytest.mark.parametrize("more,data,said", [
+    (["init={kind: new}"], "pairs", "objective.kind: dpo needs a model that answers already"),
+    ([], "chats", "chats holds chats, from which objective.kind=dpo does not learn"),
+    ([], "rated", "rated holds rated answers"),
+    ([], "long", "no answer of long has room"),
+    (["objective.kind=next_token"], "pairs", "pairs holds preference pairs"),
+    (["plan.context=500"], "pairs", "above twice the model's 96 positions"),
+    (["objective.beta=-1"], "pairs", "objective.beta"),
+])  # fmt: skip
+def test_faults_are_one_clear_line(folder, more, data, said):
+    with pytest.raises(InputError) as caught:
+        train.main(recipe(folder, "fault", *more, data=data))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not (folder / "fault").exists()
+
+
+def test_a_reference_of_another_vocabulary_is_refused(folder, tmp_path):
+    tokenizer = train_bpe(["别的字表"] * 3, 300)
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32,
+                                    num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+                                    max_position_embeddings=CONTEXT))  # fmt: skip
+    save_model(model, tmp_path / "other", **tokenizer.config_ids)
+    tokenizer.save(tmp_path / "other")
+    with pytest.raises(InputError, match=r"objective\.reference: .* has another tokenizer"):
+        train.main(recipe(folder, "fault", f"objective.reference={tmp_path}/other"))

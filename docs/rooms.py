@@ -15,15 +15,15 @@ PAGE = Path(__file__).with_name("architecture.md")
 FENCE = re.compile(r"(?<=```mermaid\n)[^`]*")
 INNER = {  # rooms within rooms
     "data": ("microworld", "sources", "clean", "shards", "streams"),
-    "train": ("losses", "optimizers", "engines"),
+    "train": ("losses", "optimizers", "engines", "rl"),
 }
 TOGETHER = {
     "cli": ("__main__", "cli", "verbs", "words", "index"),
-    "base": ("amounts", "atomic", "errors", "hardware", "interrupts", "keys", "plain_yaml", "recipe", "run"),
+    "base": ("amounts", "atomic", "errors", "hardware", "interrupts", "keys", "marking", "plain_yaml", "recipe", "run"),
     "train/plan": ("train.guard", "train.lisa", "train.plan", "train.state"),
 }
 LABELS = {
-    "cli": "cli, verbs, words, index", "base": "run, recipe, keys, hardware, atomic, errors, amounts, interrupts",
+    "cli": "cli, verbs, words, index", "base": "run, recipe, keys, hardware, atomic, errors, amounts, interrupts, marking",
     "train/plan": "train/ plan, guard, lisa, state", "train": "train/ trainer, …", "load": "load",
 }  # fmt: skip
 

@@ -84,6 +84,10 @@ class Made:
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         self.written, self.step = state["written"], int(state["step"])
 
+    @property
+    def figures(self) -> dict[str, float]:
+        return {"written": float(len(self.written))}
+
 
 @dataclass(frozen=True)
 class By:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 
 from babyllama.commands.continuing import inputs_of, open_run, settled
 from babyllama.commands.preferring import check_kinds, comparison, pair_validator, room_of, sums_of
+from babyllama.commands.reinforcing import passed_over, reward_validator, rollout_rows
 from babyllama.commands.samples import observer
 from babyllama.commands.teacher import objective_of
 from babyllama.commands.train_recipe import FromModel, TrainRecipe
@@ -44,8 +45,10 @@ from babyllama.model.transformer import Transformer, initialise
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.engines.world import World
 from babyllama.train.losses.objectives import NextToken
+from babyllama.train.losses.policy import Method
 from babyllama.train.losses.preference import Preference
 from babyllama.train.reference import Sums, of_split
+from babyllama.train.rl.rollouts import RolloutRows
 from babyllama.train.trainer import Trainer
 from babyllama.train.tuning import Full, Lisa, put_on
 from babyllama.train.validation import LossSums, Measured
@@ -74,7 +77,7 @@ class Assembled(NamedTuple):
     trainer: Trainer
     watch: Watch
     prepared: Prepared
-    stream: Stream | Mixed
+    stream: Stream | Mixed | RolloutRows
     export: Callable[[Transformer, Path], None]
     precision: Precision
 
@@ -87,10 +90,16 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     room = room_of(recipe, model.config)
     context = room.context
     _check(recipe, prepared, model.config, context)
-    objective = objective_of(recipe.objective, model, tokenizer)
-    compared = comparison(recipe, model, tokenizer.hash)
+    stream: Stream | Mixed | RolloutRows
+    if isinstance(recipe.objective, Method):
+        stream = rollout_rows(recipe, prepared, model, tokenizer, context)
+        objective, compared = recipe.objective.of(stream.recipe.temperature, stream.recipe.max_tokens), None
+        context = stream.groups.prompts.longest + stream.recipe.max_tokens
+    else:
+        objective = objective_of(recipe.objective, model, tokenizer)
+        compared = comparison(recipe, model, tokenizer.hash)
+        stream = _stream(recipe, prepared, room, tokenizer)
     put_on(model, recipe.adapter, recipe.seed)
-    stream = _stream(recipe, prepared, room, tokenizer)
     steps = recipe.plan.total_steps(stream.rows, context)
     made = settled(recipe, world, device)
     precision: Precision = made.precision  # type: ignore[assignment]
@@ -99,7 +108,11 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     base = _base(recipe, model.config)
     export = _exporter(recipe, base, tokenizer)
     resident = Resident.of(stream, context, device) if device.type == "cuda" and isinstance(stream, Stream) else None
-    rows = _stretched(recipe, model.config, resident or stream, context)
+    rows: Rows = stream
+    if isinstance(stream, RolloutRows):
+        stream.groups.say = watch.line
+    else:
+        rows = _stretched(recipe, model.config, resident or stream, context)
     sample = observer(recipe.samples, recipe.tests, tokenizer, model.config.max_position_embeddings)
     inputs = inputs_of(made, prepared, tokenizer.hash) if world.first else {}
     run = open_run(recipe, world, inputs, stream.rows, context)
@@ -112,7 +125,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     trainer = Trainer(
         run=run, model=model, stream=rows, objective=objective, optimizer=made.optimizer, schedule=recipe.schedule,
         plan=recipe.plan, steps=steps, context=context, device=device, dtype=DTYPES[precision], show=watch,
-        validate=_validator(recipe, prepared, room, sums), sample=sample, export=export,
+        validate=_validator(recipe, prepared, room, sums, tokenizer), sample=sample, export=export,
         compile=_compiled(recipe, device), engine=recipe.engine, world=world, attend=recipe.attend,
         lisa=recipe.adapter if isinstance(recipe.adapter, Lisa) else None, sinks=recipe.sinks, seed=recipe.seed,
     )  # fmt: skip
@@ -172,7 +185,7 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
                    f"steps × {rows} rows × {context} tokens = {tokens:,} tokens "
                    f"({tokens / max(1, stream.rows * context):.1f} epochs), {precision}, "
                    f"{_hardware(recipe, world, device)}{', compiled' if trainer.compile else ''}")  # fmt: skip
-        for line in remarks(prepared, stream.new if isinstance(stream, Mixed) else stream, context):
+        for line in _remarks(prepared, stream, context):
             watch.line(line)
         figures = trainer.train()
         final = trainer.worker.snapshot()
@@ -183,6 +196,12 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
                        **figures)  # fmt: skip
             write_cards(run)
         watch.line(f"{recipe.out}/model is ready: babyllama chat {recipe.out}")
+
+
+def _remarks(prepared: Prepared, stream: Stream | Mixed | RolloutRows, context: int) -> Iterable[str]:
+    if isinstance(stream, RolloutRows):
+        return passed_over(stream)
+    return remarks(prepared, stream.new if isinstance(stream, Mixed) else stream, context)
 
 
 def _turns(recipe: TrainRecipe, prepared: Prepared) -> int:
@@ -246,10 +265,12 @@ def _stream(recipe: TrainRecipe, prepared: Prepared, room: Room, tokenizer: Toke
     return Mixed(new, Stream(earlier, "train", choice, context, recipe.seed + 1), recipe.replay.share, recipe.seed)
 
 
-def _validator(recipe: TrainRecipe, prepared: Prepared, room: Room, sums: Sums | None
+def _validator(recipe: TrainRecipe, prepared: Prepared, room: Room, sums: Sums | None, tokenizer: Tokenizer
                ) -> Callable[[Transformer], Mapping[str, Measured]]:  # fmt: skip
     if isinstance(recipe.objective, Preference):
         return pair_validator(recipe, prepared, room, recipe.objective, sums)
+    if isinstance(recipe.objective, Method):
+        return reward_validator(recipe, prepared, tokenizer, room.context)
     labels, plan = tuple(recipe.data.weights or prepared.corpora), recipe.plan
 
     def validate(model: Transformer) -> dict[str, LossSums]:

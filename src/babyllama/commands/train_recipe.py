@@ -24,9 +24,12 @@ from babyllama.recipe import Changeable, Recipe
 from babyllama.train.engines.engines import Engine, Single
 from babyllama.train.losses.distil import Distil
 from babyllama.train.losses.objectives import NextToken
+from babyllama.train.losses.policy import Method, PolicyMethod
 from babyllama.train.losses.preference import Preference, Preferring
 from babyllama.train.optimizers.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
+from babyllama.train.rl.groups import Rollouts
+from babyllama.train.rl.rewards import AnyReward
 from babyllama.train.sinks import Sink
 from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, OneBit, check_together
 
@@ -59,9 +62,14 @@ class TrainRecipe(Recipe):
         default=None, description="mix rows of earlier data into the new ones, against forgetting"
     )
     init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
-    objective: Annotated[NextToken | Distil | Preferring, Field(discriminator="kind")] = Field(
+    objective: Annotated[NextToken | Distil | Preferring | PolicyMethod, Field(discriminator="kind")] = Field(
         default=NextToken(), description="what is minimised; default with adapter.kind=onebit: distil"
     )
+    rewards: tuple[AnyReward, ...] = Field(
+        default=(), description="what an answer is worth, for objectives that learn from the model's own answers",
+        examples=["'rewards=[{kind: exact}]'"]
+    )  # fmt: skip
+    rollouts: Rollouts | None = Field(default=None, description="the answers that these objectives draw")
     attend: Annotated[FullAttention | ShiftedSparse, Field(discriminator="kind")] = Field(
         default=FullAttention(),
         description="attention while training; validation, samples and chats use full attention",
@@ -102,6 +110,7 @@ class TrainRecipe(Recipe):
             self.objective.check(isinstance(self.init, NewModel), self.compile)
         if isinstance(self.objective, Preference):
             self._preferences_fit(self.objective)
+        self._rollouts_fit()
         check_together(self.adapter, self.optimizer, self.engine, isinstance(self.init, NewModel))
         law = self.init.rope if isinstance(self.init, FromModel) else None
         if isinstance(self.adapter, Lora) and isinstance(law, ClexRope):
@@ -123,3 +132,26 @@ class TrainRecipe(Recipe):
         if (self.data.stretch or 1) > 1:
             raise InputError(f"data.stretch: spreads texts, not the answers of objective.kind={objective.kind}; "
                              "leave it out")  # fmt: skip
+
+    def _rollouts_fit(self) -> None:
+        """What learns from the model's own answers has rewards, and nothing else has."""
+        kind = self.objective.kind
+        if not isinstance(self.objective, Method):
+            given = next((name for name in ("rewards", "rollouts") if getattr(self, name)), None)
+            if given:
+                raise InputError(f"{given}: objective.kind={kind} learns from the data's own answers; leave {given} "
+                                 "out, or use objective.kind=grpo")  # fmt: skip
+            return
+        if not self.rewards:
+            raise InputError(f"rewards: objective.kind={kind} needs to be told what an answer is worth, such as "
+                             "rewards=[{kind: exact}]")  # fmt: skip
+        if isinstance(self.init, NewModel):
+            raise InputError(f"objective.kind: {kind} needs a model that answers already; give init.kind=from "
+                             "init.path=… of a run that was trained on chats")  # fmt: skip
+        for key, given in (("replay", self.replay), ("compile", self.compile), ("data.stretch", self.data.stretch)):
+            if given:
+                raise InputError(f"{key}: not with objective.kind={kind}, whose rows the model writes; leave it out")
+        if self.rollouts is None:
+            object.__setattr__(self, "rollouts", Rollouts())
+        assert self.rollouts is not None
+        self.rollouts.count(self.plan.rows)

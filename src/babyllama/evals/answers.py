@@ -19,9 +19,11 @@ import xxhash
 from babyllama.data.shards.shards import Prepared, TokenStore
 from babyllama.data.sources.corpora import CorpusChoice, read_documents
 from babyllama.data.sources.documents import Chat
+from babyllama.data.streams.prompts import last_answers, prompt_of
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
+from babyllama.marking import exact
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -75,7 +77,7 @@ def compared(answer: Answer) -> AnswerSums:
     """One answer's contribution. Exact: equal but for white space at the ends."""
     return AnswerSums(
         asked=1,
-        exact=int(answer.answer.strip() == answer.reference.strip()),
+        exact=int(exact(answer.answer, answer.reference)),
         f1=character_f1(answer.answer, answer.reference),
         ended=int(answer.ended),
         tokens=answer.tokens,
@@ -96,16 +98,10 @@ def character_f1(answer: str, reference: str) -> float:
 
 def prepared_questions(store: TokenStore, count: int, tokenizer: Tokenizer) -> list[Question]:
     """`count` chats spread evenly over a chat corpus, as the very tokens that training reads or would read."""
+    places = last_answers(store)
     picked = np.linspace(0, store.documents, min(count, store.documents), endpoint=False).astype(int)
-    questions = []
-    for document in picked.tolist():
-        start, stop = store.document_offsets[document : document + 2].tolist()
-        tokens, learned = store.tokens(start, stop).tolist(), store.mask(start, stop)
-        last = int(np.flatnonzero(learned)[-1]) + 1 if learned.any() else len(tokens)  # a template may end in a blank
-        earlier = np.flatnonzero(~learned[:last])
-        first = int(earlier[-1]) + 1 if len(earlier) else 0  # of the last answer
-        questions.append(Question(tokens[:first], tokenizer.decode(tokens[first:last])))
-    return questions
+    prompts = [prompt_of(store, places[document]) for document in picked.tolist()]
+    return [Question(prompt.tokens, tokenizer.decode(prompt.answer)) for prompt in prompts]
 
 
 def chat_questions(prepared: Prepared, labels: Iterable[str], split: str, count: int, tokenizer: Tokenizer

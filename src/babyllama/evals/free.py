@@ -16,7 +16,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,10 +26,9 @@ from babyllama.evals.statistics import normal_tail, verdict, wilson
 from babyllama.evals.suites import PORTION, Subject, kept_marks
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
+from babyllama.marking import last_number
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
-
-_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,9 @@ class Free:
 
     def plain(self, text: str) -> str:
         """What of an answer is compared."""
-        text = unicodedata.normalize("NFKC", text)
-        if self.mark == "span":
-            return "".join(c for c in text.lower() if c.isalnum())
-        found = _NUMBER.findall(text)
-        return str(Decimal(found[-1].replace(",", "")).normalize() + 0) if found else ""
+        if self.mark == "number":
+            return last_number(text)
+        return "".join(c for c in unicodedata.normalize("NFKC", text).lower() if c.isalnum())
 
 
 class Prompt(NamedTuple):

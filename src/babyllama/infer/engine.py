@@ -145,6 +145,14 @@ class Engine:
         """Give memory back: forget all earlier texts but the `keep` newest."""
         self.slots.trim(keep)
 
+    def forget(self) -> None:
+        """The model's weights have changed, in their place: no earlier text's keys and values serve any more. Between
+        requests only."""
+        assert not self.slots.active, "requests are at work with the weights of before"
+        self.slots.forget()
+        if self._device.type == "cpu":
+            self._steps.clear()  # what is compiled holds copies of norms; on a GPU all is read where it lies
+
     @torch.inference_mode()
     def warm(self) -> int:
         """On a GPU take the memory of all rows, each of a whole context, and record what they replay, before the first

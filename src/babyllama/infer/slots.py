@@ -196,6 +196,12 @@ class Slots:
         self.least = self.most, self.context
         return self.most
 
+    def forget(self) -> None:
+        """No idle row's tokens are a prefix of anything any more; the memory stays."""
+        for slot in self.all:
+            if slot.job is None:
+                self._restart(slot)
+
     @torch.inference_mode()
     def trim(self, keep: int = 0) -> None:
         """Forget all idle rows but the `keep` newest, and give their memory back."""

@@ -35,6 +35,11 @@ class Source(Rows, Protocol):
         """Inverse of `state`."""
         ...
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What is told of the rows at hand, beside the loss."""
+        ...
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -54,6 +59,10 @@ class Stored:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Nothing."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return {}
 
 
 def source(rows: Rows) -> Source:

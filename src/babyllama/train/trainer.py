@@ -255,7 +255,8 @@ class Trainer:
             return
         rate, mfu = self.meter.speed(done)
         lr = self.worker.rates[0][0] * self.schedule(step - 1, self.steps)
-        values = {"loss": outcome.loss, **dict(zip(self.worker.metrics, outcome.metrics, strict=True)), "lr": lr,
+        values = {"loss": outcome.loss, **dict(zip(self.worker.metrics, outcome.metrics, strict=True)),
+                  **self.source.figures, "lr": lr,
                   "norm": outcome.norm, "targets": self.targets, "tokens": done.tokens,
                   "seconds": round(done.seconds, 2), "tokens_per_second": round(rate, 1),
                   "mfu": mfu}  # fmt: skip
@@ -290,6 +291,7 @@ class Trainer:
         self.journal.record(step, "validation", corpora={name: s.figures for name, s in sums.items()}, **figures)
         last = self.progress.last
         last |= {"validation_loss": figures["loss"], "bits_per_byte": figures.get("bits_per_byte")}
+        last |= {f"validation_{name}": figures[name] for name in ("reward", "exact") if name in figures}
         self.journal.line(f"step {step}: {everything.words}")
         if figures["loss"] < self.progress.best:
             self.progress.best, export = figures["loss"], self.export

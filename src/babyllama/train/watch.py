@@ -28,7 +28,8 @@ class Watch:
         self.bar.stop()
 
     def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
-        figures = (f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  {values['tokens_per_second']:,.0f} tok/s"
+        reward = f"reward {values['reward']:.3f}  " if "reward" in values else ""
+        figures = (f"{reward}loss {values['loss']:.4f}  lr {values['lr']:.2e}  {values['tokens_per_second']:,.0f} tok/s"
                    + ("" if values["mfu"] is None else f"  MFU {values['mfu']:.1%}"))  # fmt: skip
         self.bar.update(self.task, completed=step, figures=figures)
         if self.bar.disable:

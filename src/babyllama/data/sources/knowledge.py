@@ -151,6 +151,11 @@ def _clean_example(text: str, word: str) -> str:
     return ""
 
 
+def idiom_words() -> Iterator[str]:
+    """The idioms of four characters."""
+    yield from (idiom["word"] for idiom in _idioms() if len(idiom["word"]) == 4)
+
+
 def idioms() -> Iterator[Record]:
     """An idiom, its meaning, where it comes from, an example."""
     for idiom in _idioms():

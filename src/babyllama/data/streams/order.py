@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xxhash
@@ -57,3 +58,44 @@ def block_counts(weights: Mapping[str, float]) -> dict[str, int]:
     for label in by_remainder[: BLOCK - sum(counts.values())]:
         counts[label] += 1
     return counts
+
+
+@dataclass(frozen=True)
+class Order:
+    """Endless numbers → rows of several corpora: all rows shuffled anew in each epoch, or so many of each in a block.
+
+    Args:
+        sizes: rows of each corpus.
+        counts: how many of a `BLOCK`'s rows come from each, see `block_counts`; None: every row once an epoch.
+    """
+
+    sizes: Sequence[int]
+    counts: Sequence[int] | None
+    seed: int
+
+    def places(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Numbers first … first + count − 1 as (number of the corpus, row in it)."""
+        numbers = np.arange(first, first + count, dtype=np.int64)
+        if self.counts is None:
+            ends = np.cumsum(self.sizes)
+            shuffled = self._shuffled(numbers, int(ends[-1]), -1)
+            corpora = np.searchsorted(ends, shuffled, "right")
+            starts = np.concatenate([[0], ends[:-1]])
+            return list(zip(corpora.tolist(), (shuffled - starts[corpora]).tolist(), strict=True))
+        ends = np.cumsum(self.counts)
+        slots = self._shuffled(numbers, BLOCK, -2)
+        corpora = np.searchsorted(ends, slots, "right")
+        places = []
+        for corpus, block, slot in zip(corpora.tolist(), (numbers // BLOCK).tolist(), slots.tolist(), strict=True):
+            share = self.counts[corpus]
+            number = np.array([block * share + slot - (int(ends[corpus]) - share)])
+            places.append((corpus, int(self._shuffled(number, self.sizes[corpus], corpus)[0])))
+        return places
+
+    def _shuffled(self, numbers: np.ndarray, size: int, salt: int) -> np.ndarray:
+        """Endless numbers → places in 0 … size − 1, in a new order each time round."""
+        result = numbers % size
+        for epoch in np.unique(numbers // size).tolist():
+            here = numbers // size == epoch
+            result[here] = permute(result[here], size, self.seed, salt, epoch)
+        return result

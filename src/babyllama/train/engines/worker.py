@@ -196,16 +196,32 @@ class Worker:
     def policy(self) -> Iterator[Transformer]:
         """The model as it is now, plain and whole on every rank, to generate with: no dropout, no gradients.
 
-        Every rank enters and leaves; in between they need not keep step. Where a rank holds all weights they are the
-        very ones that learn, and nothing is copied.
+        Every rank enters and leaves; in between they need not keep step. Where a rank holds all weights in what they
+        compute in, they are the very ones that learn; else a copy as each forward pass makes it, in the same memory
+        every time.
         """
-        training = self.model.training
-        self.model.eval()
+        model = self._lent()
+        training = model.training
+        model.eval()
         try:
             with torch.no_grad():
-                yield self.model
+                yield model
         finally:
-            self.model.train(training)
+            model.train(training)
+
+    _half: Transformer | None = None
+
+    def _lent(self) -> Transformer:
+        if self.model.embed_tokens.weight.dtype == self.setting.dtype:
+            return self.model
+        if self._half is None:
+            self._half = copy.deepcopy(self.model).requires_grad_(False)
+            for name, parameter in self._half.named_parameters():
+                if parameter.is_floating_point() and not exact(name):
+                    parameter.data = parameter.data.to(self.setting.dtype)
+        with torch.no_grad():
+            torch._foreach_copy_(list(self._half.parameters()), list(self.model.parameters()))
+        return self._half
 
     def fingerprint(self) -> dict[str, int]:
         """Name → sum of the parameter's bits, of what every rank holds: equal where the parameters are."""

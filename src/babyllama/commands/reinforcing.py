@@ -1,0 +1,85 @@
+"""What a training that learns from the model's own answers is made of. Not here: its parts (train/rl/)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+from babyllama.commands.train_recipe import TrainRecipe
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.streams.prompts import Prompts
+from babyllama.errors import InputError
+from babyllama.evals.bits import measure
+from babyllama.model.transformer import Transformer
+from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.train.losses.policy import Method
+from babyllama.train.rl.groups import Groups, Rollouts
+from babyllama.train.rl.heldout import HeldOut, RewardSums
+from babyllama.train.rl.record import Record
+from babyllama.train.rl.rollouts import RolloutRows
+from babyllama.train.validation import LossSums
+
+
+def rollout_rows(recipe: TrainRecipe, prepared: Prepared, model: Transformer, tokenizer: Tokenizer,
+                 context: int) -> RolloutRows:  # fmt: skip
+    """The rows of a recipe whose objective is a policy method. `model` as it is now becomes the reference.
+
+    Raises:
+        InputError: no prompt fits, a reward lacks something.
+    """
+    method, rollouts = parts_of(recipe)
+    for reward in recipe.rewards:
+        reward.check()
+    prompts = Prompts(prepared, "train", recipe.data, prompt_room(rollouts, context), recipe.seed)
+    reference = copy.deepcopy(model).eval().requires_grad_(False) if method.beta else None
+    rows = recipe.plan.rows
+    groups = Groups(rollouts, recipe.rewards, prompts, tokenizer, rollouts.count(rows), recipe.seed)
+    return RolloutRows(groups, method, rows, recipe.plan.micro_batch_size, Record(recipe.out), reference)
+
+
+def parts_of(recipe: TrainRecipe) -> tuple[Method, Rollouts]:
+    """Of a recipe that has been checked."""
+    assert isinstance(recipe.objective, Method) and recipe.rollouts is not None
+    return recipe.objective, recipe.rollouts
+
+
+def prompt_room(rollouts: Rollouts, context: int) -> int:
+    """Tokens that a prompt may have, so that an answer has its whole room."""
+    if rollouts.max_tokens >= context:
+        raise InputError(f"rollouts.max_tokens: {rollouts.max_tokens} leave no room for a prompt in {context} tokens; "
+                         f"give at most {context - 1}")  # fmt: skip
+    return context - rollouts.max_tokens
+
+
+def reward_validator(recipe: TrainRecipe, prepared: Prepared, tokenizer: Tokenizer, context: int
+                     ) -> Callable[[Transformer], dict[str, RewardSums]]:  # fmt: skip
+    """Held-out prompts, answered and marked; with `rollouts.general` also bits per byte of held-out text."""
+    _, rollouts = parts_of(recipe)
+    prompts = Prompts(prepared, "val", recipe.data, prompt_room(rollouts, context), recipe.seed)
+    held_out = HeldOut(prompts.spread(rollouts.validation_prompts), recipe.rewards, tokenizer, rollouts.max_tokens)
+    general = None if rollouts.general is None else Prepared.open(rollouts.general)
+    if general is not None:
+        general.check_tokenizer(tokenizer.hash)
+
+    def validate(model: Transformer) -> dict[str, RewardSums]:
+        found = held_out.measure(model)
+        if general is not None:
+            plan, length = recipe.plan, model.config.trained_context
+            sums = measure(model, general, general.corpora, "val", length, plan.micro_batch_size,
+                           plan.validation_tokens)  # fmt: skip
+            found = replace(found, bits_per_byte=sum((s for _, s in sums), LossSums()).bits_per_byte)
+        return {"answers": found}
+
+    return validate
+
+
+def passed_over(rows: RolloutRows) -> list[str]:
+    """What should be known of the prompts before it begins."""
+    prompts, count = rows.groups.prompts, rows.groups.count
+    lines = [f"{prompts.count:,} prompts, {count} of them and {rows.recipe.group} answers to each in a rollout, "
+             f"which is learned from for {rows.steps} step{'s' * (rows.steps > 1)}"]  # fmt: skip
+    if prompts.passed_over:
+        lines.append(f"{prompts.passed_over:,} chats are left out: their prompt has more than {prompts.room} tokens "
+                     f"(the context less rollouts.max_tokens={rows.recipe.max_tokens}), or none")  # fmt: skip
+    return lines

@@ -1,0 +1,209 @@
+"""Policy gradients: answers that were rewarded become likelier. Each method says what an advantage is, what a token's
+loss is and over what it is averaged; log-probabilities are common to all (logprobs.py).
+
+Not here: where answers come from (train/rl/rollouts.py), what they are worth (train/rl/rewards.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from babyllama.data.streams.batches import IGNORE, Batch
+from babyllama.model.transformer import Transformer
+from babyllama.recipe import Recipe
+from babyllama.train.losses.logprobs import token_logprobs
+
+SMALL = 1e-4  # beside a group's standard deviation
+Over = Literal["answers", "tokens", "sums"]
+
+
+class Terms(NamedTuple):
+    """Of every token (B, T): its loss, the ratio π/π_old that it goes by, whether the ratio was cut."""
+
+    loss: Tensor
+    ratio: Tensor
+    clipped: Tensor
+
+
+class Method(Recipe):
+    """What all methods share.
+
+    Attributes:
+        over: of what the loss is the mean: answers (each the mean of its tokens), tokens, or sums (answers, each the
+            sum of its tokens).
+        constant: answers count as if each had the most tokens that one may have.
+    """
+
+    compiles: ClassVar[bool] = False
+    over: ClassVar[Over] = "answers"
+    constant: ClassVar[bool] = False
+    epsilon: float = Field(default=0.2, gt=0, description="how far below 1 the ratio may go before it teaches nothing")
+    epsilon_high: float | None = Field(default=None, gt=0, description="the same above 1; default: epsilon")
+    beta: float = Field(
+        default=0.0, ge=0, description="weight of the KL divergence to the model of the start; 0: no second model"
+    )
+
+    @property
+    def high(self) -> float:
+        """How far above 1 the ratio may go."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    def advantages(self, rewards: Tensor, counted: Tensor) -> Tensor:
+        """(P, G) float64 rewards of P groups → by how much each answer is better than its group, in its standard
+        deviations (of a sample). Answers that are not `counted`, and groups with fewer than two, get 0."""
+        away, count = _away(rewards, counted)
+        deviation = (away.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+        return away / (deviation + SMALL)
+
+    def terms(self, logprobs: Tensor, old: Tensor, advantages: Tensor, kept: Tensor) -> Terms:
+        """Of tokens (B, T). `advantages` (B, 1); where `kept` is False nothing counts and both log-probabilities
+        are 0."""
+        return _clipped(logprobs - old, advantages, self.epsilon, self.high)
+
+    def of(self, temperature: float, longest: int) -> PolicyLoss:
+        """The objective. `temperature`: that answers are drawn with. `longest`: tokens that one may have."""
+        return PolicyLoss(self, temperature, longest if self.constant else 1)
+
+
+def _away(rewards: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards less their group's mean (P, G), 0 where not counted or alone; how many of a group are counted (P, 1)."""
+    count = counted.sum(1, keepdim=True)
+    rewards = rewards.where(counted, 0)
+    mean = rewards.sum(1, keepdim=True) / count.clamp(min=1)
+    return (rewards - mean).where(counted & (count > 1), 0), count
+
+
+def _clipped(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> Terms:
+    """−min(ρA, clip(ρ, 1 − low, 1 + high)·A)."""
+    ratio = log_ratio.exp()
+    plain, cut = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
+    return Terms(-torch.minimum(plain, cut), ratio.detach(), cut < plain)
+
+
+class Grpo(Method):
+    """GRPO (arXiv 2402.03300): clipped ratio of each token, mean over an answer's tokens, then over answers."""
+
+    kind: Literal["grpo"] = "grpo"
+
+
+class DrGrpo(Method):
+    """Dr. GRPO (arXiv 2503.20783): no division by the group's deviation nor by an answer's own length."""
+
+    kind: Literal["dr_grpo"] = "dr_grpo"
+    over: ClassVar[Over] = "sums"
+    constant: ClassVar[bool] = True
+
+    def advantages(self, rewards: Tensor, counted: Tensor) -> Tensor:
+        """As of Method, not divided."""
+        return _away(rewards, counted)[0]
+
+
+class Dapo(Method):
+    """DAPO (arXiv 2503.14476): the ratio may go further up than down, and all tokens count alike.
+
+    Its dynamic sampling is `rollouts.redraws`, its shaping of overlong answers the reward `length`.
+    """
+
+    kind: Literal["dapo"] = "dapo"
+    over: ClassVar[Over] = "tokens"
+    epsilon_high: float | None = Field(default=0.28, gt=0, description="how far above 1 the ratio may go")
+
+
+class Gspo(Method):
+    """GSPO (arXiv 2507.18071): one ratio for an answer, the geometric mean of its tokens'."""
+
+    kind: Literal["gspo"] = "gspo"
+    epsilon: float = Field(default=3e-4, gt=0, description="how far below 1 an answer's ratio may go")
+    epsilon_high: float | None = Field(default=4e-4, gt=0, description="how far above 1 an answer's ratio may go")
+
+    def terms(self, logprobs: Tensor, old: Tensor, advantages: Tensor, kept: Tensor) -> Terms:
+        """As of Method; all tokens of an answer have the same."""
+        count = kept.sum(1, keepdim=True).clamp(min=1)
+        mean = (logprobs - old).sum(1, keepdim=True) / count
+        return _clipped(mean.expand_as(logprobs), advantages, self.epsilon, self.high)
+
+
+class Cispo(Method):
+    """CISPO (arXiv 2506.13585): the ratio is a weight that is cut above and has no gradient; no token is dropped."""
+
+    kind: Literal["cispo"] = "cispo"
+    over: ClassVar[Over] = "tokens"
+    epsilon_high: float | None = Field(default=4.0, gt=0, description="the weight is at most 1 + epsilon_high")
+
+    def terms(self, logprobs: Tensor, old: Tensor, advantages: Tensor, kept: Tensor) -> Terms:
+        """As of Method."""
+        ratio = (logprobs - old).detach().exp()
+        return Terms(-ratio.clamp(max=1 + self.high) * advantages * logprobs, ratio, ratio > 1 + self.high)
+
+
+class Rloo(Method):
+    """REINFORCE with leave-one-out baseline (arXiv 2402.14740): an answer against the mean of the others, one ratio for
+    the whole answer."""
+
+    kind: Literal["rloo"] = "rloo"
+    over: ClassVar[Over] = "sums"
+
+    def advantages(self, rewards: Tensor, counted: Tensor) -> Tensor:
+        """As of Method: r − mean of the others."""
+        away, count = _away(rewards, counted)
+        return away * count / (count - 1).clamp(min=1)
+
+    def terms(self, logprobs: Tensor, old: Tensor, advantages: Tensor, kept: Tensor) -> Terms:
+        """As of Method; an answer's loss is shared out over its tokens."""
+        whole = (logprobs - old).sum(1, keepdim=True).expand_as(logprobs)
+        found = _clipped(whole, advantages, self.epsilon, self.high)
+        return found._replace(loss=found.loss / kept.sum(1, keepdim=True).clamp(min=1))
+
+
+PolicyMethod = Annotated[Grpo | DrGrpo | Dapo | Gspo | Cispo | Rloo, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """An objective. A batch's targets are the tokens of answers, one answer a row; its extras:
+
+        advantages  (B,) float32
+        old         (B, T) float32, log π of each target when the answers were drawn; where it is missing, the policy
+                    is that which drew them: the ratio is 1
+        reference   (B, T) float32, log π of each target by the reference; only with beta above 0
+
+    Metrics, means over an answer's tokens: entropy, ratio, clipped (the share that was cut), and with a reference kl.
+    """
+
+    plain: ClassVar[bool] = False
+    method: Method
+    temperature: float = 1.0
+    unit: int = 1  # what one answer weighs
+
+    def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        told, kept = token_logprobs(model, batch, self.temperature), batch.targets != IGNORE
+        old = batch.extras.get("old", told.logprobs.detach())
+        loss, ratio, clipped = self.method.terms(told.logprobs, old, batch.extras["advantages"][:, None], kept)
+        metrics = {"entropy": told.entropy, "ratio": ratio, "clipped": clipped.float()}
+        if self.method.beta:
+            kl = k3(told.logprobs, batch.extras["reference"])
+            loss, metrics["kl"] = loss + self.method.beta * kl, kl.detach()
+        means = {name: self._summed(value, kept, "tokens" if self.method.over == "tokens" else "answers") * self.unit
+                 for name, value in metrics.items()}  # fmt: skip
+        return self._summed(loss, kept, self.method.over), means
+
+    def _summed(self, values: Tensor, kept: Tensor, over: Over) -> Tensor:
+        """Σ over answers, of each the mean over its tokens, or over all tokens."""
+        values = values.where(kept, 0)
+        return (values.sum(1) / kept.sum(1).clamp(min=1)).sum() if over == "answers" else values.sum()
+
+    def weight(self, batch: Batch) -> float:
+        """Its tokens, or its answers."""
+        kept = batch.targets != IGNORE
+        return int(kept.sum() if self.method.over == "tokens" else kept.any(1).sum()) * self.unit
+
+
+def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
+    """An estimate of KL(π ‖ reference) by one drawn token, without bias and never negative (Schulman 2020)."""
+    away = reference - logprobs
+    return away.exp() - away - 1

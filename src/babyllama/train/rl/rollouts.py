@@ -1,0 +1,202 @@
+"""Rows that the model writes itself: answers to prompts, with what each is worth beside the others to its prompt.
+
+A rollout is drawn by the model as it is, read for some steps, and drawn anew. Every rank answers its share of the
+prompts and learns of all answers, so that all address the same rows.
+Not here: which answers are drawn (groups.py), what is learned from them (losses/policy.py), their file (record.py).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from babyllama.data.streams.batches import IGNORE, Batch
+from babyllama.data.streams.order import permute
+from babyllama.model.transformer import Transformer
+from babyllama.train.engines.worker import Worker
+from babyllama.train.losses.logprobs import token_logprobs
+from babyllama.train.losses.policy import Method
+from babyllama.train.rl.groups import Group, Groups
+from babyllama.train.rl.record import Record
+
+SALT, WIDTH = -5, 8  # of the order in a rollout; rows are filled up to a multiple of so many tokens
+
+
+@dataclass
+class Rollout:
+    """N answers, the same on every rank. tokens (N, W) int32; first, stop (N,): where each answer begins and ends;
+    counted (N,) bool; advantages (N,) float32; old, reference (N, W − 1) float32 by target, empty where not needed."""
+
+    number: int
+    tensors: dict[str, Tensor]
+    figures: dict[str, float]
+
+
+@dataclass(eq=False)
+class RolloutRows:
+    """A `Source` (train/source.py) of rollouts.
+
+    Args:
+        rows_of_step: answers that a step reads, of all ranks.
+        chunk: of which log-probabilities are computed at a time.
+        reference: the model of the start, where the method's beta is above 0.
+    """
+
+    groups: Groups
+    method: Method
+    rows_of_step: int
+    chunk: int
+    record: Record
+    reference: Transformer | None = None
+    rollout: Rollout | None = field(init=False, default=None)
+    seconds: float = field(init=False, default=0.0)  # of computing log-probabilities
+    _begun: bool = field(init=False, default=False)  # since the start, or since a checkpoint was taken up
+
+    def __post_init__(self) -> None:
+        self.recipe = self.groups.recipe
+        self.answers = self.groups.count * self.recipe.group
+        self.steps = self.answers * self.recipe.passes // self.rows_of_step  # of one rollout
+
+    # ── rows ───────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def rows(self) -> int:
+        """Until every prompt was answered once."""
+        return self.groups.prompts.count * self.recipe.group * self.recipe.passes
+
+    def batch(self, first_row: int, count: int) -> Batch:
+        """Rows of the rollout that was prepared: its answers in a new order each pass."""
+        assert self.rollout is not None
+        number, kept = self.rollout.number, self.rollout.tensors
+        rows = np.arange(first_row, first_row + count) - number * self.answers * self.recipe.passes
+        picked = np.array([permute(np.array([row % self.answers]), self.answers, self.groups.seed, SALT, number,
+                                   row // self.answers)[0] for row in rows.tolist()])  # fmt: skip
+        index = torch.from_numpy(picked)
+        return batch_of(kept, index, extras=("old", "reference"))
+
+    def prepare(self, step: int, worker: Worker) -> None:
+        """Draw the rollout that step `step` reads, unless it is there."""
+        if not self._begun and worker.world.first:
+            self.record.cut()
+        self._begun = True
+        number = step // self.steps
+        if self.rollout is None or self.rollout.number != number:
+            self.rollout = self._made(number, step, worker)
+
+    # ── a rollout ──────────────────────────────────────────────────────────────────────────────────────────────
+    def _made(self, number: int, step: int, worker: Worker) -> Rollout:
+        checked = number % self.recipe.check_every == 0
+        with worker.policy() as model:
+            groups, figures = self.groups(number, checked, model, worker.world)
+            tensors = self._tensors(groups)
+            began = time.perf_counter()
+            if self.method.beta and self.reference is not None:
+                like = model.embed_tokens.weight
+                self.reference.to(like.device, like.dtype)
+                tensors["reference"] = self._scored(self.reference, tensors, worker, self.recipe.temperature)
+            if self.steps > 1:
+                tensors["old"] = self._scored(model, tensors, worker, self.recipe.temperature)
+            if checked:
+                figures["engine_gap"] = self._gap(model, groups, tensors, worker)
+            self.seconds = time.perf_counter() - began
+        if not checked and self.rollout is not None:
+            figures["engine_gap"] = self.rollout.figures["engine_gap"]
+        lines = [line for group, by in zip(groups, tensors["advantages"].view(len(groups), -1).tolist(), strict=True)
+                 for line in self._lines(number, step, group, by)]  # fmt: skip
+        self.record.add(lines, worker.world.first)
+        return Rollout(number, tensors, figures)
+
+    def _tensors(self, groups: list[Group]) -> dict[str, Tensor]:
+        texts = [(group.prompt.tokens, answer.tokens) for group in groups for answer in group.drawn]
+        totals = torch.tensor([[mark.total for mark in group.marks] for group in groups], dtype=torch.float64)
+        counted = totals.isfinite()
+        width = max(len(prompt) + len(answer) for prompt, answer in texts)
+        tokens = torch.full((len(texts), width), self.groups.tokenizer.eos_id, dtype=torch.int32)
+        for row, (prompt, answer) in enumerate(texts):
+            tokens[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer, dtype=torch.int32)
+        return {"tokens": tokens, "first": torch.tensor([len(prompt) for prompt, _ in texts]),
+                "stop": torch.tensor([len(prompt) + len(answer) for prompt, answer in texts]),
+                "counted": counted.flatten(),
+                "advantages": self.method.advantages(totals, counted).float().flatten()}  # fmt: skip
+
+    @torch.no_grad()
+    def _scored(self, model: Transformer, tensors: dict[str, Tensor], worker: Worker, temperature: float) -> Tensor:
+        """log π of every target (N, W − 1), each rank its share of the rows; by training's own pass."""
+        world, device, mine = worker.world, worker.device, []
+        every = {**tensors, "counted": torch.ones_like(tensors["counted"])}
+        found = torch.zeros(self.answers, tensors["tokens"].shape[1] - 1)
+        for rows in torch.arange(self.answers)[world.rank :: world.size].split(self.chunk):
+            batch = batch_of(every, rows).to(device)
+            mine.append((rows, token_logprobs(model, batch, temperature).logprobs.cpu()))
+        for rows, values in (pair for part in world.gather(mine) for pair in part):
+            found[rows, : values.shape[1]] = values[:, : found.shape[1]]
+        return found
+
+    def _gap(self, model: Transformer, groups: list[Group], tensors: dict[str, Tensor], worker: Worker) -> float:
+        """The largest difference between what the engine and training find of any token, in nats."""
+        scored = tensors.get("old") if self.recipe.temperature == 1 else None
+        found = self._scored(model, tensors, worker, 1.0) if scored is None else scored
+        gap = 0.0
+        for row, answer in enumerate(answer for group in groups for answer in group.drawn):
+            first, stop = int(tensors["first"][row]) - 1, int(tensors["stop"][row]) - 1
+            gap = max(gap, (found[row, first:stop] - torch.tensor(answer.logprobs)).abs().max().item())
+        return gap
+
+    def _lines(self, number: int, step: int, group: Group, advantages: list[float]) -> list[dict[str, Any]]:
+        decode = self.groups.tokenizer.decode
+        prompt, reference = decode(group.prompt.tokens), decode(group.prompt.answer)
+        return [{"step": step + 1, "rollout": number, "prompt": prompt, "reference": reference,
+                 "answer": decode(answer.tokens), "tokens": len(answer.tokens), "ended": answer.ended,
+                 "reward": mark.total if math.isfinite(mark.total) else None, "parts": mark.parts,
+                 "advantage": advantage, **({"fault": mark.fault} if mark.fault else {})}
+                for answer, mark, advantage in zip(group.drawn, group.marks, advantages, strict=True)]  # fmt: skip
+
+    # ── figures and resume ─────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def figures(self) -> dict[str, float]:
+        """Of the rollout at hand: rewards, lengths, how alike its answers are; seconds of this rank on it."""
+        if self.rollout is None:
+            return {}
+        seconds = self.groups.seconds | {"scoring": self.seconds}
+        return self.rollout.figures | {f"seconds_{name}": round(took, 3) for name, took in seconds.items()}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """As in Source."""
+        if self.rollout is None:
+            return {}
+        numbers = {"number": self.rollout.number, "cursor": self.groups.cursor, "bytes": self.record.bytes}
+        figures = {f"figure.{name}": torch.tensor(value, dtype=torch.float64)
+                   for name, value in self.rollout.figures.items()}  # fmt: skip
+        return {**{name: torch.tensor(value) for name, value in numbers.items()}, **figures, **self.rollout.tensors}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """As in Source."""
+        self._begun = False
+        if "number" not in state:
+            return
+        state = dict(state)
+        number, self.groups.cursor, self.record.bytes = (int(state.pop(name)) for name in ("number", "cursor", "bytes"))
+        names = [name for name in state if name.startswith("figure.")]
+        figures = {name.removeprefix("figure."): state.pop(name).item() for name in names}
+        self.rollout = Rollout(number, state, figures)
+
+
+def batch_of(tensors: dict[str, Tensor], rows: Tensor, extras: Sequence[str] = ()) -> Batch:
+    """Some answers of a rollout as a batch, no wider than the longest needs; extras are taken along where there are
+    any."""
+    first, stop = tensors["first"][rows, None], tensors["stop"][rows, None]
+    width = min(-(-int(stop.max()) // WIDTH) * WIDTH, tensors["tokens"].shape[1])
+    tokens = tensors["tokens"][rows, :width].long()
+    place = torch.arange(1, width)
+    learned = (place >= first) & (place < stop) & tensors["counted"][rows, None]
+    by_target = {name: tensors[name][rows, : width - 1].where(learned, 0) for name in extras if name in tensors}
+    targets = tokens[:, 1:].where(learned, IGNORE)
+    found = {"advantages": tensors["advantages"][rows], **by_target}
+    return Batch(tokens[:, :-1].contiguous(), targets, count=int(learned.sum()), extras=found)

@@ -1,0 +1,92 @@
+"""train with answers that the model writes itself, as people call it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from small_run import CHATS, messages_of, save_taught
+
+from babyllama.commands.prepare import PrepareRecipe
+from babyllama.commands.prepare import main as prepare
+from babyllama.commands.train import main as train
+from babyllama.commands.train_recipe import TrainRecipe
+from babyllama.errors import InputError
+from babyllama.recipe import load_recipe
+from babyllama.run import Run
+
+WORDS = ("init.kind=from", "plan.steps=2", "plan.micro_batch_size=8", "plan.log_every=1", "plan.validate_every=1",
+         "device=cpu", "optimizer={kind: adamw, lr: 0.001}")  # fmt: skip
+LEARN = ("objective={kind: grpo, beta: 0.1}", "rewards=[{kind: exact}, {kind: ends, weight: 0.5}]",
+         "rollouts={group: 4, max_tokens: 24}")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model that knows four chats by heart, these chats and general texts."""
+    folder = tmp_path_factory.mktemp("reinforcing")
+    save_taught(folder / "model")
+    lines = [{"messages": messages_of(*chat), "held_out": False} for chat in CHATS]
+    lines += [{"messages": messages_of(*CHATS[0]), "held_out": True}]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": f"你好，再见。{n}"}) + "\n" for n in range(40)))
+    for name in ("chats", "texts"):
+        prepare(load_recipe(PrepareRecipe, None, [f"out={folder}/{name}", f"tokenizer={folder}/model",
+                f"corpora=[{{path: {folder}/{name}.jsonl}}]", "workers=1", "validation=0.3"]))  # fmt: skip
+    return folder
+
+
+def recipe(folder: Path, out: Path, *more: str, data: str = "chats") -> TrainRecipe:
+    return load_recipe(TrainRecipe, None, [f"out={out}", f"data.path={folder}/{data}", f"init.path={folder}/model",
+                                           *WORDS, *more])  # fmt: skip
+
+
+def test_a_run_says_what_its_answers_were_worth(folder, tmp_path, capsys):
+    train(recipe(folder, tmp_path / "run", *LEARN, f"rollouts.general={folder}/texts"))
+    run = Run.open(tmp_path / "run")
+    steps = [m for m in run.metrics() if m["kind"] == "train"]
+    looks = [m for m in run.metrics() if m["kind"] == "validation"]
+    assert len(steps) == len(looks) == 2
+    assert {"reward", "reward_exact", "reward_ends", "kl", "entropy", "ratio", "clipped", "answer_tokens",
+            "flat_groups", "engine_gap"} <= set(steps[0])  # fmt: skip
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-6) and steps[0]["engine_gap"] <= 1e-5
+    answers = [json.loads(line) for line in (run.path / "rollouts.jsonl").read_text("utf-8").split("\n")[:-1]]
+    known = dict(CHATS)
+    assert len(answers) == 16 and all(answer["reference"] == known[answer["prompt"]] for answer in answers)
+    for answer in answers:
+        exact = float(answer["answer"] == answer["reference"])
+        assert answer["parts"] == {"exact": exact, "ends": float(answer["ended"])}
+        assert answer["reward"] == exact + 0.5 * answer["ended"]
+    assert looks[0]["reward"] == 1.5 and looks[0]["exact"] == 1 and looks[0]["bits_per_byte"] > 0
+    assert run.info["summary"]["validation_exact"] == 1 and (run.path / "best").is_dir()
+    said = capsys.readouterr().out
+    assert "4 prompts, 2 of them and 4 answers to each in a rollout" in said and "held-out reward 1.5" in said
+
+
+def test_an_adapter_learns_too(folder, tmp_path):
+    train(recipe(folder, tmp_path / "run", *LEARN, "adapter={kind: lora, rank: 2}"))
+    metrics = Run.open(tmp_path / "run").metrics()
+    assert metrics[0]["engine_gap"] <= 1e-5 and (tmp_path / "run" / "model" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("words,said", [
+    (("objective.kind=grpo",), r"rewards: objective.kind=grpo needs to be told"),
+    (("rewards=[{kind: exact}]",), r"rewards: objective.kind=next_token learns from the data's own answers"),
+    (("rollouts.group=4",), r"rollouts: objective.kind=next_token learns from"),
+    ((*LEARN, "init={kind: new}"), r"objective.kind: grpo needs a model that answers already"),
+    ((*LEARN, "compile=true"), r"compile: not with objective.kind=grpo"),
+    ((*LEARN, "rollouts.group=3"), r"rollouts.group: 3 answers to each prompt do not divide the 8 rows"),
+    ((*LEARN, "rollouts.max_tokens=96"), r"rollouts.max_tokens: 96 leave no room for a prompt in 96 tokens"),
+    ((*LEARN, "rollouts.max_tokens=95"), r"no prompt fits into 1 tokens beside an answer"),
+    ((*LEARN, "rewards=[{kind: idiom_chain, words: nowhere.txt}]"), r"nowhere.txt cannot be read"),
+])  # fmt: skip
+def test_what_does_not_fit_is_one_line(folder, tmp_path, words, said):
+    with pytest.raises(InputError, match=said) as error:
+        train(recipe(folder, tmp_path / "run", *words))
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_texts_are_no_prompts(folder, tmp_path):
+    with pytest.raises(InputError, match="holds texts; answers are drawn to the questions of chats"):
+        train(recipe(folder, tmp_path / "run", *LEARN, data="texts"))

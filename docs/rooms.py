@@ -23,7 +23,8 @@ TOGETHER = {
     "train/plan": ("train.guard", "train.lisa", "train.plan", "train.state"),
 }
 LABELS = {
-    "cli": "cli, verbs, words, index", "base": "run, recipe, keys, hardware, atomic, errors, amounts, interrupts, marking",
+    "cli": "cli, verbs, words, index",
+    "base": "run, recipe, keys, hardware, atomic, errors, amounts, interrupts, marking",
     "train/plan": "train/ plan, guard, lisa, state", "train": "train/ trainer, …", "load": "load",
 }  # fmt: skip
 

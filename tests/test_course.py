@@ -70,6 +70,17 @@ def test_no_chapter_is_in_one_language_only_and_the_contents_name_them_all():
 
 
 @pytest.mark.parametrize("page", sorted(COURSE.glob("*.md")), ids=lambda page: page.name)
+def test_files_are_as_long_as_the_lessons_say(page):
+    """Of those whose length is given, within a seventh: a reader plans by it."""
+    for target, said in re.findall(
+        r"\]\(([^)]+\.py)\)[:：,，] ?(?:some |约 )?(\d+) (?:lines|行)", page.read_text("utf-8")
+    ):
+        assert len((page.parent / target).read_text("utf-8").splitlines()) == pytest.approx(int(said), rel=1 / 7), (
+            target
+        )
+
+
+@pytest.mark.parametrize("page", sorted(COURSE.glob("*.md")), ids=lambda page: page.name)
 def test_links_and_figures_are_there(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", FENCE.sub("", page.read_text("utf-8"))):
         assert (page.parent / target).exists(), (page.name, target)

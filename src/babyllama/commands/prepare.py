@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 from rich.console import Console
@@ -14,7 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from babyllama.amounts import amount, duration
 from babyllama.atomic import write_atomic
 from babyllama.commands.table import table_of
-from babyllama.data.clean.presets import FILTERS, AnyFilter, named
+from babyllama.data.clean.duplicates import DUPLICATES, AnyDuplicates
+from babyllama.data.clean.near import rensa
+from babyllama.data.clean.presets import FILTERS, PRESETS, AnyFilter, named
+from babyllama.data.shards.distinct import Read, encode_distinct, remove_marks
 from babyllama.data.shards.encode import Done, Plan, encode_corpora, write_manifest
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.shards.summary import summary
@@ -24,6 +27,7 @@ from babyllama.recipe import Changeable, Recipe, dump_recipe
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
 
+T = TypeVar("T", bound=Done | Read)
 EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 
@@ -44,6 +48,10 @@ class PrepareRecipe(Recipe):
         (), description="filters, or the names of some: zh-web, zh-books, characters; see docs/cleaning.md",
         examples=["clean=zh-web"],
     )  # fmt: skip
+    dedup: tuple[AnyDuplicates, ...] = Field(
+        (), description="what may be there only once: exact, near (documents), lines; see docs/cleaning.md",
+        examples=["dedup=[exact, near]"],
+    )  # fmt: skip
     validation: float = Field(0.01, ge=0, le=0.5, description="fraction of the documents that is held out")
     template: str | None = Field(None, description="chat template; default: the tokenizer's own")
     on_bad: Literal["stop", "skip"] = Field("stop", description="what to do about a record that cannot be read")
@@ -52,7 +60,15 @@ class PrepareRecipe(Recipe):
     @field_validator("clean", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        return named(value, FILTERS)
+        return named(value, FILTERS, PRESETS)
+
+    @field_validator("dedup", mode="before")
+    @classmethod
+    def _duplicates_by_name(cls, value: Any) -> Any:
+        found = named(value, DUPLICATES, {})
+        if isinstance(found, tuple) and len({choice.kind for choice in found}) < len(found):
+            raise ValueError("each of exact, near and lines may be there once")
+        return found
 
     @model_validator(mode="after")
     def _check(self) -> PrepareRecipe:
@@ -76,6 +92,8 @@ def main(recipe: PrepareRecipe) -> None:
         tokenizer = tokenizer.with_template(recipe.template)
     for filter in recipe.clean:
         filter.check()
+    if any(choice.kind == "near" for choice in recipe.dedup):
+        rensa()
     sources = [choice.open(recipe.on_bad) for choice in recipe.corpora]
     run = _run(kept)
     try:
@@ -87,9 +105,12 @@ def main(recipe: PrepareRecipe) -> None:
 
 def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: list[Source], console: Console) -> None:
     tokenizer.save(run.path)  # the folder is complete in itself: training needs no other
-    plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation, recipe.clean)
+    plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation, recipe.clean,
+                recipe.dedup)  # fmt: skip
     started = time.perf_counter()
-    done = list(_watched(encode_corpora(sources, run.path, plan, recipe.workers or cores()), sources, console))
+    encode = encode_distinct if recipe.dedup else encode_corpora
+    results = _watched(encode(sources, run.path, plan, recipe.workers or cores()), sources, bool(recipe.dedup), console)
+    done = [result for result in results if isinstance(result, Done)]
     manifest = write_manifest(run.path, sources, done, plan)
     seconds = time.perf_counter() - started
     splits = [split for corpus in manifest["corpora"].values() for split in corpus["splits"].values()]
@@ -100,6 +121,7 @@ def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: lis
     console.print(
         f"{amount(totals['documents'], 'document')}, {amount(totals['tokens'], 'token')} in {duration(seconds)}"
     )
+    remove_marks(run.path)
     run.finish(seconds=round(seconds, 1), **totals)
 
 
@@ -112,23 +134,23 @@ def _run(recipe: PrepareRecipe) -> Run:
     return Run.create(recipe.out, "prepare", recipe)
 
 
-def _watched(results: Iterator[Done], sources: list[Source], console: Console) -> Iterator[Done]:
+def _watched(results: Iterator[T], sources: list[Source], twice: bool, console: Console) -> Iterator[T]:
     """The results unchanged, behind a bar with documents and megabytes a second; off a terminal a line now and then."""
-    size = sum(source.size or 0 for source in sources)
+    size = sum(source.size or 0 for source in sources) * (2 if twice else 1)
     columns = (
         TextColumn("{task.fields[label]}"),
         BarColumn(),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    positions: dict[str, int] = {}
+    positions: dict[tuple[type, str], int] = {}
     documents, started = 0, time.perf_counter()
     told = 0.0
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("prepare", total=size or None, label="", speed="")
         for done in results:
-            positions[done.label] = done.position
-            documents += sum(split["documents"] for split in done.splits.values())
+            positions[type(done), done.label] = done.position
+            documents += done.documents
             seconds = max(time.perf_counter() - started, 1e-9)
             read = sum(positions.values())
             speed = f"{amount(documents, 'document')}  {documents / seconds:,.0f}/s  {read / seconds / 1e6:.1f} MB/s"

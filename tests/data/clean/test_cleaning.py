@@ -77,12 +77,12 @@ def test_samples_never_show_personal_data() -> None:
 
 
 def test_lists_by_name() -> None:
-    assert named("zh-web", FILTERS) == PRESETS["zh-web"]
-    assert named(["length", {"kind": "length", "at_least": 9}], FILTERS) == (Length(), Length(at_least=9))
+    assert named("zh-web", FILTERS, PRESETS) == PRESETS["zh-web"]
+    assert named(["length", {"kind": "length", "at_least": 9}], FILTERS, PRESETS) == (Length(), Length(at_least=9))
     with pytest.raises(ValueError, match="did you mean zh-books"):
-        named(["zh-book"], FILTERS)
+        named(["zh-book"], FILTERS, PRESETS)
     with pytest.raises(InputError, match=r"item 1 \(length\): at_leas: unknown key; did you mean at_least"):
-        named(["html", {"kind": "length", "at_leas": 1}], FILTERS)
+        named(["html", {"kind": "length", "at_leas": 1}], FILTERS, PRESETS)
 
 
 def test_prepare_cleans_the_same_with_any_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

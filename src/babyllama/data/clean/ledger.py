@@ -67,8 +67,8 @@ class Entry:
         rank = xxhash.xxh3_64_intdigest(before.encode("utf-8", "surrogatepass"))
         if len(kept) < SAMPLES or rank < int(kept[-1]["rank"], 16):
             start = 0 if after is None else _differ(before, after)
-            found = {"rank": f"{rank:016x}", "reason": reason, "before": _excerpt(before, start)}
-            found |= {} if after is None else {"after": _excerpt(after, start)}
+            found = {"rank": f"{rank:016x}", "reason": reason, "before": excerpt(before, start)}
+            found |= {} if after is None else {"after": excerpt(after, start)}
             self.samples[what] = _smallest([*kept, found])
 
     def json(self) -> Json:
@@ -120,8 +120,8 @@ def _differ(before: str, after: str) -> int:
     return max(low - 20, 0)
 
 
-def _excerpt(text: str, start: int) -> str:
-    """A stretch, masked before it is cut, and cut well inside: half a number would not be recognised."""
+def excerpt(text: str, start: int) -> str:
+    """A stretch of a text, masked before it is cut, and cut well inside: half a number would not be recognised."""
     first, last = max(start - _MARGIN, 0), start + EXCERPT + _MARGIN
     masked = _MASK(text[first:last])
     assert isinstance(masked, str)

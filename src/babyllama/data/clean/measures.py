@@ -24,7 +24,7 @@ _USUAL = frozenset("#$%&*+-/<=>@^_`|~…—·￥℃×÷±≤≥≠≈")  # count
 
 
 @lru_cache(maxsize=1)
-def _table() -> np.ndarray:
+def table() -> np.ndarray:
     """uint8, 65,538: the class of each character."""
     found = np.full(_BEYOND + 2, SYMBOL, np.uint8)
     for code in range(_BEYOND):
@@ -54,7 +54,7 @@ def classes(text: str) -> np.ndarray:
     codes = codes_of(text)
     if len(codes) and codes.max() >= _BEYOND:
         codes = np.where(codes < _BEYOND, codes, np.where(codes < 0x20000, _BEYOND, _BEYOND + 1))
-    return _table()[codes]
+    return table()[codes]
 
 
 @lru_cache(maxsize=1)

@@ -45,11 +45,11 @@ PRESETS: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def named(items: Any, kinds: dict[str, type[Recipe]]) -> Any:
+def named(items: Any, kinds: dict[str, type[Recipe]], lists: dict[str, tuple[Any, ...]]) -> Any:
     """A list as a recipe writes it → its values; one item alone is a list of one. Any other thing comes back as it is.
 
     Args:
-        kinds: name → class of every value that the list may hold.
+        kinds: name → class of every value that the list may hold.  lists: name → the values that it stands for.
 
     Raises:
         ValueError: a name that is none of a value or of a list; InputError: a value with a wrong key.
@@ -57,18 +57,20 @@ def named(items: Any, kinds: dict[str, type[Recipe]]) -> Any:
     items = [items] if isinstance(items, str | dict) else items
     if not isinstance(items, list | tuple):
         return items
-    return tuple(value for number, item in enumerate(items) for value in _values(item, number, kinds))
+    return tuple(value for number, item in enumerate(items) for value in _values(item, number, kinds, lists))
 
 
-def _values(item: Any, number: int, kinds: dict[str, type[Recipe]]) -> tuple[Any, ...]:
+def _values(
+    item: Any, number: int, kinds: dict[str, type[Recipe]], lists: dict[str, tuple[Any, ...]]
+) -> tuple[Any, ...]:
     if isinstance(item, Recipe):
         return (item,)
     said = item if isinstance(item, dict) else {"kind": item}
     name = said.get("kind")
-    if name in PRESETS and len(said) == 1:
-        return PRESETS[name]
+    if name in lists and len(said) == 1:
+        return lists[name]
     if name not in kinds:
-        known = [*PRESETS, *kinds]
+        known = [*lists, *kinds]
         meant = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {meant[0]}? " if meant else ""
         raise ValueError(f"{name!r} is unknown; {hint}there are {', '.join(known)}")

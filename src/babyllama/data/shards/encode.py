@@ -23,8 +23,10 @@ import xxhash
 
 from babyllama.atomic import write_atomic, write_json
 from babyllama.data.clean.cleaning import Cleaning
+from babyllama.data.clean.duplicates import Exact, Lines
 from babyllama.data.clean.filters import Filter
 from babyllama.data.clean.ledger import added
+from babyllama.data.clean.near import Near
 from babyllama.data.shards.shards import SPLITS, VERSION, shard_digest, token_dtype
 from babyllama.data.shards.workers import spread
 from babyllama.data.sources.corpora import Source
@@ -47,11 +49,13 @@ class Plan:
     hash: str
     validation: float
     clean: tuple[Filter, ...] = ()
+    dedup: tuple[Exact | Near | Lines, ...] = ()  # more than none: distinct.py writes the shards
 
     @property
     def cleaning(self) -> list[Any]:
-        """Of the filters, all that decides what they do."""
-        return [[filter.model_dump(mode="json"), filter.fingerprint()] for filter in self.clean]
+        """Of the filters and of what is there more than once, all that decides what becomes of them."""
+        filters = [[filter.model_dump(mode="json"), filter.fingerprint()] for filter in self.clean]
+        return [*filters, *(choice.model_dump(mode="json") for choice in self.dedup)]
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,10 @@ class Done:
     splits: dict[str, dict[str, Any]]
     cleaning: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def documents(self) -> int:
+        return sum(split["documents"] for split in self.splits.values())
+
 
 def encode_corpora(sources: Iterable[Source], folder: Path, plan: Plan, workers: int) -> Iterator[Done]:
     """Every blob of every source, in order.
@@ -104,17 +112,22 @@ def encode_corpora(sources: Iterable[Source], folder: Path, plan: Plan, workers:
     Raises:
         InputError: a bad record (file:line), a full disk, a worker that was killed.
     """
-    jobs = (
-        Job(plan, folder, source.label, index, source.shape, blob)
-        for source in sources
-        for index, blob in enumerate(source.blobs())
-    )
+    jobs = jobs_of(sources, folder, plan)
     first = list(islice(jobs, 2))
     if workers == 1 or len(first) < 2:
         for job in chain(first, jobs):
             yield _finished(job) or encode_blob(job)
         return
     yield from spread(encode_blob, chain(first, jobs), _finished, workers)
+
+
+def jobs_of(sources: Iterable[Source], folder: Path, plan: Plan) -> Iterator[Job]:
+    """A job for every blob, in order; the blobs are read as they are asked for."""
+    return (
+        Job(plan, folder, source.label, index, source.shape, blob)
+        for source in sources
+        for index, blob in enumerate(source.blobs())
+    )
 
 
 def _finished(job: Job) -> Done | None:
@@ -144,12 +157,20 @@ class _Split:
 
 
 def encode_blob(job: Job) -> Done:
-    """Parse, tokenise and write one blob; its record comes last."""
-    tokenizer = _load(job.plan)
-    parsed = parse(job.blob, job.shape)
-    cleaning = Cleaning(job.plan.clean)
+    """Parse, clean, tokenise and write one blob; its record comes last."""
+    parsed, cleaning = parse(job.blob, job.shape), Cleaning(job.plan.clean)
+    written = write_shards(job.plan, job.record, cleaning(parsed.documents))
+    record = {"bad": parsed.bad, "dropped": parsed.dropped, "first_bad": parsed.first_bad,
+              "notes": dict(parsed.notes), "splits": written, "cleaning": cleaning.ledger}  # fmt: skip
+    write_json(job.record, {"key": job.key, **record}, indent=None)
+    return Done(job.label, job.index, job.blob.position, **record)
+
+
+def write_shards(plan: Plan, record: Path, documents: Iterable[Document]) -> dict[str, dict[str, Any]]:
+    """Tokenise documents and write the shards beside `record`: what `Done.splits` says of them."""
+    tokenizer = _load(plan)
     splits = {name: _Split() for name in SPLITS}
-    for batch in _batches(cleaning(parsed.documents), job.plan.validation):
+    for batch in _batches(documents, plan.validation):
         parts = [part for part, _ in batch]
         for (part, name), found in zip(batch, _encode(tokenizer, parts), strict=True):
             split = splits[name]
@@ -158,11 +179,7 @@ def encode_blob(job: Job) -> Done:
             split.characters += len(part.text)
             if found.mask is not None:
                 split.masks.append(np.asarray(found.mask, np.uint8))
-    written = {name: _write(job, name, split) for name, split in splits.items() if split.rows}
-    record = {"bad": parsed.bad, "dropped": parsed.dropped, "first_bad": parsed.first_bad,
-              "notes": dict(parsed.notes), "splits": written, "cleaning": cleaning.ledger}  # fmt: skip
-    write_json(job.record, {"key": job.key, **record}, indent=None)
-    return Done(job.label, job.index, job.blob.position, **record)
+    return {name: _write(record, name, split) for name, split in splits.items() if split.rows}
 
 
 def _batches(documents: Iterable[Document], validation: float) -> Iterator[list[tuple[Stored, str]]]:
@@ -187,8 +204,8 @@ def _encode(tokenizer: Tokenizer, batch: list[Stored]) -> Iterator[Rendered]:
         yield found
 
 
-def _write(job: Job, name: str, split: _Split) -> dict[str, Any]:
-    path = job.record.with_name(f"{name}-{job.index:05d}.bin")
+def _write(record: Path, name: str, split: _Split) -> dict[str, Any]:
+    path = record.with_name(f"{name}-{record.stem}.bin")
     tokens, rows = np.concatenate(split.tokens), np.array(split.rows, "<u4")
     mask = np.concatenate(split.masks).tobytes() if split.masks else b""
     write_atomic(path, tokens.tobytes())

@@ -181,7 +181,8 @@ def common_lines(blobs: Sequence[Marks], fate: np.ndarray, choice: Lines) -> np.
             mine.append(lines[fate[lines["document"].astype(np.int64)] == KEPT])
             start += len(blob.load("marks"))
         lines = np.sort(np.concatenate(mine), order=("hash", "document"))
-        first = np.flatnonzero(np.concatenate([[True], lines["hash"][1:] != lines["hash"][:-1]])) if len(lines) else []
-        counts = np.diff([*first, len(lines)])
-        found.append(lines[np.asarray(first, np.int64)[counts >= choice.documents]])
+        begins = np.ones(len(lines), bool)
+        begins[1:] = lines["hash"][1:] != lines["hash"][:-1]
+        first = np.flatnonzero(begins)
+        found.append(lines[first[np.diff(np.append(first, len(lines))) >= choice.documents]])
     return np.sort(np.concatenate(found), order="hash")

@@ -38,6 +38,19 @@ def test_held_out_is_what_no_training_of_the_model_or_its_ancestors_saw(tmp_path
     assert [provenance(base).of_document(t, choices[0]) for t in own] == ["held out", "trained on"]
 
 
+def test_texts_are_measured_as_the_last_training_on_texts_read_them(tmp_path):
+    texts = some_data(tmp_path / "texts", 0.1, "a")
+    chats = some_data(tmp_path / "chats", 0.1, "b")
+    manifest = chats / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"text"', '"chat"'))
+    for name, data in {"joined": {}, "packed": {"packing": "documents"}, "apart": {"separate_documents": True}}.items():
+        base = a_run(tmp_path / name, data=texts)
+        file = base / "recipe.yaml"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"data": {"path": str(texts), **data}}))
+        tuned = a_run(tmp_path / f"{name}-tuned", base, chats)
+        assert provenance(base).apart == provenance(tuned).apart == (name != "joined")
+
+
 def test_a_text_that_max_documents_may_have_left_out_is_not_called_trained_on(tmp_path):
     file = tmp_path / "poems.jsonl"
     file.write_text("".join(json.dumps({"text": f"{text}春眠不觉晓"}) + "\n" for text in range(9)), "utf-8")

@@ -210,7 +210,7 @@ def _again(run: Run, training: TrainRecipe, model: Transformer, where: str, step
     rows = Stream(prepared, "train", training.data, context, training.seed) if plain and not stretched else None
     labels = tuple(training.data.weights or prepared.corpora)
     model = model.to(device) if is_packed(model) else model.float().to(device)
-    return again(model, where, run.metrics(), step, training.plan, context, prepared, labels, rows)
+    return again(model, where, run.metrics(), step, training.plan, context, prepared, labels, training.data.apart, rows)
 
 
 def _ropes(training: TrainRecipe, trainer: Trainer) -> tuple[float, float] | None:

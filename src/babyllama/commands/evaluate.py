@@ -97,7 +97,7 @@ def main(recipe: EvaluateRecipe) -> None:
         loaded = Loaded(loaded.model, loaded.tokenizer.with_template(prepared.manifest["chat_template"]), loaded.folder)
         _check_split(recipe, prepared, console)
     context, trained = _contexts(recipe, loaded, history)
-    losses = dict(_losses(recipe, loaded, prepared, context, console)) if prepared else {}
+    losses = dict(_losses(recipe, loaded, prepared, context, history.apart, console)) if prepared else {}
     answers = {label: {**_answers(recipe, loaded, label, questions, console), "documents": standing}
                for label, questions, standing in _questions(recipe, loaded, prepared, history)}  # fmt: skip
     tasks = run_tasks(recipe, loaded, context, history, console) if recipe.chosen else {}
@@ -137,10 +137,10 @@ def _contexts(recipe: EvaluateRecipe, loaded: Loaded, history: Provenance) -> tu
     return context, trained
 
 
-def _losses(recipe: EvaluateRecipe, loaded: Loaded, prepared: Prepared, context: int,
+def _losses(recipe: EvaluateRecipe, loaded: Loaded, prepared: Prepared, context: int, apart: bool,
             console: Console) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
     labels = recipe.corpora or tuple(prepared.corpora)
-    found = measure(loaded.model, prepared, labels, recipe.split, context, recipe.rows, recipe.loss_tokens)
+    found = measure(loaded.model, prepared, labels, recipe.split, context, recipe.rows, recipe.loss_tokens, apart)
     for label, sums in track(found, "measuring", len(labels), console=console, disable=not console.is_terminal):
         yield label, sums.figures
 

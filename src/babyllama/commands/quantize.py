@@ -22,6 +22,7 @@ from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError
 from babyllama.evals.answers import AnswerSums, ask, chat_questions, compared
 from babyllama.evals.bits import measure
+from babyllama.evals.provenance import provenance
 from babyllama.export.card import write_card
 from babyllama.hardware import DeviceChoice, device_name
 from babyllama.infer.engine import Engine
@@ -184,7 +185,11 @@ def measured(recipe: QuantizeRecipe, model: Transformer, tokenizer: Tokenizer, p
     held = held_bytes(model.to(kept))
     model.to(device, DTYPES[pick_precision(recipe.precision, device)]).eval().requires_grad_(False)
     labels, context = recipe.corpora or tuple(prepared.corpora), model.config.max_position_embeddings
-    losses = dict(measure(model, prepared, labels, "val", context, recipe.rows, recipe.loss_tokens))
+    losses = dict(
+        measure(
+            model, prepared, labels, "val", context, recipe.rows, recipe.loss_tokens, provenance(recipe.model).apart
+        )
+    )
     if not losses:
         raise InputError(f"{recipe.data}: no document is held out; prepare it with validation above 0")
     model.to(dtype=DTYPES[serving_precision(model, device)])

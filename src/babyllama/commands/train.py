@@ -271,10 +271,11 @@ def _validator(recipe: TrainRecipe, prepared: Prepared, room: Room, sums: Sums |
         return pair_validator(recipe, prepared, room, recipe.objective, sums)
     if isinstance(recipe.objective, Method):
         return reward_validator(recipe, prepared, tokenizer, room.context)
-    labels, plan = tuple(recipe.data.weights or prepared.corpora), recipe.plan
+    labels, plan, apart = tuple(recipe.data.weights or prepared.corpora), recipe.plan, recipe.data.apart
 
     def validate(model: Transformer) -> dict[str, LossSums]:
-        found = measure(model, prepared, labels, "val", room.context, plan.micro_batch_size, plan.validation_tokens)
+        found = measure(model, prepared, labels, "val", room.context, plan.micro_batch_size, plan.validation_tokens,
+                        apart)  # fmt: skip
         return {label: sums for label, sums in found if sums.tokens}
 
     return validate

@@ -16,15 +16,16 @@ from babyllama.train.validation import LossSums, evaluate_loss
 
 
 def measure(model: Transformer, prepared: Prepared, labels: Iterable[str], split: str, context: int, rows: int,
-            max_tokens: int | None) -> Iterator[tuple[str, LossSums]]:  # fmt: skip
+            max_tokens: int | None, apart: bool = False) -> Iterator[tuple[str, LossSums]]:  # fmt: skip
     """(label, sums) of each corpus; one whose split is empty is passed over.
 
     Args:
         context: tokens of a row.  rows: of a batch.
         max_tokens: of each corpus; None takes the whole split.
+        apart: texts as documents that do not see each other, for a model that was trained so.
     """
     for label in labels:
-        held_out = evaluation(prepared, label, split, context, rows, max_tokens)
+        held_out = evaluation(prepared, label, split, context, rows, max_tokens, apart)
         sums = evaluate_loss(model, held_out.batches)
         if sums.tokens:
             yield label, replace(sums, bytes=held_out.bytes)

@@ -13,7 +13,9 @@ from typing import Literal, NamedTuple
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.data.sources.documents import Document, held_out
+from babyllama.data.streams.batches import DataRecipe
 from babyllama.errors import InputError
+from babyllama.recipe import validate
 from babyllama.run import Run
 
 Standing = Literal["held out", "trained on", "unknown"]
@@ -25,6 +27,7 @@ class Provenance(NamedTuple):
     held_out: the share of all texts, by hash, that none of them saw; None where some training is not known.
     trainings: the sources and the held-out share of each prepared folder; text of other sources is taken for new to it.
     context: plan.context of its last training; None where that was the model's whole context, or is not known.
+    apart: its last training on texts read them as documents that do not see each other (`DataRecipe.apart`).
     """
 
     folders: frozenset[Path]
@@ -32,6 +35,7 @@ class Provenance(NamedTuple):
     held_out: float | None
     trainings: tuple[tuple[frozenset[str], float], ...]
     context: int | None
+    apart: bool = False
 
     def of_split(self, prepared: Prepared, split: str) -> Standing:
         """How all documents of a prepared split stand to the model; "unknown" where they are of both kinds."""
@@ -52,19 +56,21 @@ class Provenance(NamedTuple):
 def provenance(model: Path) -> Provenance:
     """Of a run and its ancestors; of any other folder nothing is known."""
     data: list[Prepared | None] = []  # None: not known, or no longer there
-    context, at = None, model
+    context, apart, at = None, None, model
     while True:
         run = next((place for place in (at, at.parent) if (place / "run.json").is_file()), None)
         if run is None:  # some other program's model
-            return _from([*data, None], context)
+            return _from([*data, None], context, apart)
         info, recipe = Run(run).info, Run(run).plain_recipe
         if info["verb"] == "train":
             context = context if data else recipe["plan"].get("context")
             data += [_prepared(Path(recipe[part]["path"])) for part in ("data", "replay") if recipe.get(part)]
+            if apart is None and (read := _prepared(Path(recipe["data"]["path"]))) and _has_text(read):
+                apart = validate(DataRecipe, recipe["data"], str(run)).apart
             if recipe["init"]["kind"] == "new":
-                return _from(data, context)
+                return _from(data, context, apart)
         if info["parent"] is None or len(data) > 1000:  # parents in a circle have no end
-            return _from([*data, None], context)
+            return _from([*data, None], context, apart)
         at = Path(info["parent"])
 
 
@@ -75,7 +81,11 @@ def _prepared(folder: Path) -> Prepared | None:
         return None
 
 
-def _from(data: list[Prepared | None], context: int | None) -> Provenance:
+def _has_text(prepared: Prepared) -> bool:
+    return any(corpus["kind"] == "text" for corpus in prepared.manifest["corpora"].values())
+
+
+def _from(data: list[Prepared | None], context: int | None, apart: bool | None) -> Provenance:
     known = [prepared for prepared in data if prepared is not None]
     return Provenance(
         folders=frozenset(prepared.path.resolve() for prepared in known),
@@ -83,6 +93,7 @@ def _from(data: list[Prepared | None], context: int | None) -> Provenance:
         held_out=min(prepared.manifest["validation"] for prepared in known) if len(known) == len(data) else None,
         trainings=tuple((_sources([prepared]), prepared.manifest["validation"]) for prepared in known),
         context=context,
+        apart=bool(apart),
     )
 
 

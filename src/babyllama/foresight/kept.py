@@ -115,17 +115,18 @@ def put_masters(model: Transformer, folder: Path) -> Transformer:
 
 # ── as good as recorded? ───────────────────────────────────────────────────────────────────────────────────────────
 def again(model: Transformer, where: str, lines: Sequence[Line], step: int, plan: Plan, context: int,
-          prepared: Prepared, labels: tuple[str, ...], stream: Rows | None) -> Kept | None:  # fmt: skip
+          prepared: Prepared, labels: tuple[str, ...], apart: bool, stream: Rows | None) -> Kept | None:  # fmt: skip
     """What a model saved after `step` loses on the validation that the run recorded at that step, or else on the rows
     of that step; None where the run recorded neither.
 
     Args:
+        apart: how the training reads texts, as `DataRecipe.apart`.
         stream: the training's rows; None where its recorded loss is another one than the next token's.
     """
     held = [line for line in lines if line["kind"] == "validation" and line["step"] == step]
     if held:
         most = min(plan.validation_tokens, MOST)
-        found = dict(measure(model, prepared, labels, "val", context, plan.micro_batch_size, most))
+        found = dict(measure(model, prepared, labels, "val", context, plan.micro_batch_size, most, apart))
         sums = sum(found.values(), LossSums())
         recorded = held[-1]["corpora"]
         if sums.tokens and all(label in recorded for label in found):

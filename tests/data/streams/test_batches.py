@@ -241,9 +241,10 @@ def test_recipe_and_moving() -> None:
 # ── evaluation ─────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize("label", ["text", "chat"])
 @pytest.mark.parametrize("max_tokens", [None, 1, 300])
-def test_evaluation(folder: Prepared, label: str, max_tokens: int | None) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_evaluation(folder: Prepared, label: str, max_tokens: int | None, apart: bool) -> None:
     store = folder.store(label, "val")
-    found = evaluation(folder, label, "val", 32, 4, max_tokens)
+    found = evaluation(folder, label, "val", 32, 4, max_tokens, apart)
     offsets = store.document_offsets
     stop = int(offsets[found.documents])
     if max_tokens is None:
@@ -253,6 +254,7 @@ def test_evaluation(folder: Prepared, label: str, max_tokens: int | None) -> Non
         assert found.documents == store.documents or offsets[found.documents + 1] > max_tokens
         assert found.bytes == store.document_bytes[: found.documents].sum()
     batches = list(found.batches)
+    assert all((batch.segments is not None) == (apart or label == "chat") for batch in batches)
     assert all(len(batch.tokens) <= 4 for batch in batches)
     kept = store.tokens(0, stop)[store.mask(0, stop)]
     assert sum((counted(batch) for batch in batches), Counter()) == Counter(kept.tolist())

@@ -102,6 +102,11 @@ class DataRecipe(Recipe):
     stretch: int | None = Field(default=None, ge=1, description="spread each row's positions at random over up to so "
                                 "many trained contexts; default: CLEX's max_t; 1: off")  # fmt: skip
 
+    @property
+    def apart(self) -> bool:
+        """Whether texts are read as documents that do not see each other; held-out ones are then measured so too."""
+        return self.packing == "documents" or self.separate_documents
+
 
 def collated(rows: list[Row]) -> Batch:
     """Rows → a batch. Where one of them keeps its documents apart, a row of one stretch is one document."""

@@ -37,12 +37,14 @@ class Evaluation:
 
 
 def evaluation(
-    prepared: Prepared, label: str, split: str, context: int, rows: int, max_tokens: int | None = None
-) -> Evaluation:
+    prepared: Prepared, label: str, split: str, context: int, rows: int, max_tokens: int | None = None,
+    apart: bool = False,
+) -> Evaluation:  # fmt: skip
     """One split of one corpus, unshuffled: texts as a stream, chats as whole documents.
 
     Args:
         rows: of a batch.
+        apart: texts as whole documents too, none of which sees another, as `DataRecipe.apart` trains them.
         max_tokens: takes as many whole documents as fit in it, but at least one. An empty split has no batches.
     """
     store = prepared.store(label, split)
@@ -50,6 +52,6 @@ def evaluation(
     documents = store.documents
     if max_tokens is not None and documents:
         documents = max(1, int(np.searchsorted(offsets, max_tokens, "right")) - 1)
-    if store.kind == "text":
+    if store.kind == "text" and not apart:
         return Evaluation(Windows(store, context, prepared.eos, stop=int(offsets[documents])), rows, documents)
     return Evaluation(Packed(store, fit_documents(store, context, 0, documents), prepared.eos), rows, documents)

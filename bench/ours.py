@@ -60,6 +60,8 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
     rows = (
         isinstance(stream, Stream) and device.type == "cuda" and Resident.of(stream, plan.context or 0, device)
     ) or stream
+    if objective is not None and objective.sampled is not None:
+        rows = objective.sampled.over(rows, config.vocab_size, (plan.steps or 0) * plan.rows)
     worker: Worker = Single()(
         Setting(
             model=model,

@@ -151,6 +151,26 @@ def test_a_captured_update_equals_the_launched_one(tmp_path, monkeypatch, dtype,
     assert curves[0] == pytest.approx(curves[1], rel=1e-6 if exact else 1e-3)
 
 
+def test_batches_of_other_shapes_are_captured_anew_and_equal_the_launched_ones(tmp_path, monkeypatch):
+    """Three stages of candidate sets, each long enough for a graph of its own."""
+    from babyllama.train.engines import captured
+    from babyllama.train.losses.sampled import Sampled
+
+    monkeypatch.setattr("babyllama.train.losses.sampled.MULTIPLE", 1)
+    recorded, curves, capture = [], [], captured.Captured._capture
+    monkeypatch.setattr(captured.Captured, "_capture", lambda self, *a: recorded.append(len(a[0])) or capture(self, *a))
+    for name, eager in (("captured", captured.EAGER_STEPS), ("launched", 10**9)):
+        monkeypatch.setattr(captured, "EAGER_STEPS", eager)
+        trainer = small_trainer(tmp_path / name, optimizer=AdamW(lr=1e-2), steps=27)
+        stages = Sampled(stages=((1 / 3, 0.8), (2 / 3, 0.9)))
+        trainer.stream = stages.over(trainer.stream, trainer.model.config.vocab_size, 27 * trainer.plan.rows)
+        trainer.device, trainer.compile = torch.device("cuda"), True
+        trainer.train()
+        curves.append([m["loss"] for m in trainer.run.metrics()])
+    assert len(recorded) >= 3
+    assert curves[0] == pytest.approx(curves[1], rel=1e-6)
+
+
 @pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), Muon()])
 def test_a_captured_training_resumes_bit_for_bit(tmp_path, optimizer):
     def trainer(out, steps):

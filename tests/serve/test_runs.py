@@ -16,7 +16,7 @@ from babyllama.serve.runs import Runs, thinned
 @pytest.fixture
 def mine(runs, tmp_path, monkeypatch):
     """A copy that a test may change; elsewhere than the working directory."""
-    shutil.copytree(runs, tmp_path / "work" / "runs")
+    shutil.copytree(runs, tmp_path / "work" / "runs", copy_function=shutil.copy)  # as old as this test
     monkeypatch.chdir(tmp_path)
     return Runs(tmp_path / "work" / "runs")
 

@@ -82,6 +82,10 @@ def open_run(recipe: TrainRecipe, world: World, inputs: dict[str, str], rows: in
     run = Run.create(recipe.out, "train", recipe, parent, inputs)
     before = run.recipe(TrainRecipe)
     lengths = [given.plan.total_steps(rows, context) for given in (before, recipe)]
+    if lengths[0] != lengths[1] and getattr(recipe.objective, "sampled", None) and run.states():
+        raise InputError(f"plan: {recipe.out} was begun as {lengths[0]:,} steps; objective.sampled hangs on the "
+                         "length, so it cannot become another; train on from its model instead: "
+                         f"out=… init.kind=from init.path={recipe.out}")  # fmt: skip
     set_length(run, recipe.schedule, *lengths)
     if not run.finished:
         run.renew(recipe, parent, inputs)

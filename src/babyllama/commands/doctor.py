@@ -132,6 +132,8 @@ def _rehearsed(found: Evidence, steps: int, run: Run | None, training: TrainReci
         alone = training.model_copy(
             update={"out": Path(folder) / "run", "engine": Single(), "compile": False, "sinks": ()}
         )
+        if isinstance(alone.objective, NextToken):  # the loss is looked at whole
+            alone = alone.model_copy(update={"objective": alone.objective.model_copy(update={"sampled": None})})
         made = assemble(alone, World(), device)
         trainer = made.trainer
         try:

@@ -113,6 +113,8 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         stream.groups.say = watch.line
     else:
         rows = _stretched(recipe, model.config, resident or stream, context)
+    if isinstance(recipe.objective, NextToken) and recipe.objective.sampled is not None:
+        rows = recipe.objective.sampled.over(rows, model.config.vocab_size, steps * recipe.plan.rows)
     sample = observer(recipe.samples, recipe.tests, tokenizer, model.config.max_position_embeddings)
     inputs = inputs_of(made, prepared, tokenizer.hash) if world.first else {}
     run = open_run(recipe, world, inputs, stream.rows, context)

@@ -1,4 +1,5 @@
 """A process alone on a GPU: after a few steps the whole update becomes one CUDA graph, which one launch replays.
+Where batches of other shapes follow, for some steps in a row, it is recorded anew.
 
 A step of a small model is a few thousand launches; at 32 × 512 tokens the host took twice as long to make them as the
 GPU to run them. What changes from step to step lies in tensors that the graph reads: the batch, its number of targets,
@@ -42,7 +43,7 @@ class Captured(Worker):
     def _forget(self) -> None:
         """Start over: a graph reads and writes the very tensors that were there when it was captured."""
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.settled, self.shapes = 0, []
+        self.settled, self.seen, self.shapes = 0, [], []  # steps of the shapes seen last; those of the graph
 
     def update(self, step: int, micro: Sequence[Batch], total: float, factor: float, watchman: Watchman) -> None:
         """As in Worker."""
@@ -54,11 +55,15 @@ class Captured(Worker):
 
     def _replay(self, micro: list[Batch], numbers: Tensor, watchman: Watchman) -> Tensor:
         shapes = [[part.shape for part in batch.tensors] for batch in micro]
-        if self.graph is None:
-            self.settled = self.settled + 1 if shapes == self.shapes else 1
-            self.shapes = shapes
+        if self.graph is None or shapes != self.shapes:
+            self.settled = self.settled + 1 if shapes == self.seen else 1
+            self.seen = shapes
             if self.settled > EAGER_STEPS and self._fits():
+                if self.graph is not None:
+                    torch.cuda.synchronize(self.device)  # it may still be running
+                    self.graph = None  # what it holds goes before the next one takes its own
                 self._capture(micro, numbers, watchman)
+                self.shapes = shapes
         if self.graph is None or shapes != self.shapes:
             return self._advance(micro, numbers[0], numbers[1], watchman)
         for mine, given in zip(self.micro, micro, strict=True):

@@ -16,6 +16,7 @@ from babyllama.data.streams.batches import Batch
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe
 from babyllama.train.losses.cross_entropy import linear_cross_entropy
+from babyllama.train.losses.sampled import Sampled
 
 
 class Objective(Protocol):
@@ -45,13 +46,18 @@ class NextToken(Recipe):
     kind: Literal["next_token"] = "next_token"
     fp8_head: bool = Field(default=False, description="logits in float8; RTX 40 series, H100 and newer")
 
+    sampled: Sampled | None = Field(
+        default=None, description="take the loss over a part of the vocabulary for most of the training, for large ones"
+    )
     neftune: float = Field(default=0.0, ge=0, description="α of NEFTune's noise, 5 to 15; for chats, 0: none")
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noisy(model, batch) if self.neftune and model.training else None
         hidden = model.hidden(batch.tokens, batch.positions, batch.segments, embedded=noisy)  # (B, T, C)
-        loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, batch.targets.flatten(),
-                                    fp8=self.fp8_head)  # fmt: skip
+        weight, targets = model.lm_head.weight, batch.targets
+        if "candidates" in batch.extras:
+            weight, targets = weight.index_select(0, batch.extras["candidates"]), batch.extras["places"]
+        loss = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), fp8=self.fp8_head)
         return loss, {}
 
     def weight(self, batch: Batch) -> float:

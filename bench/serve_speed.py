@@ -100,8 +100,8 @@ def main() -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None
-            url = re.search(r"at (http://\S+/v1) ", server.stderr.readline())
-            assert url is not None
+            said = (re.search(r"at (http://\S+/v1) ", line) for line in server.stderr)
+            url = next(found for found in said if found is not None)
             for i in range(given.rounds + 1):  # the first one warms up
                 before = [used(one)[0] for one in processes(server.pid)]
                 recipe = BenchServeRecipe(url=url[1], clients=given.clients, requests=10**9, max_tokens=given.tokens,

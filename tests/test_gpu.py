@@ -196,6 +196,42 @@ def test_recompute_changes_nothing(tmp_path, through):
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("through", ["direct", "recompute"])
+@pytest.mark.parametrize("heads", [4, 2])
+def test_packed_rows_by_blocks_equal_those_by_a_mask(monkeypatch, through, heads):
+    """Loss and gradients of compiled passes, rows of 300 tokens and documents of many lengths, against float64."""
+    from babyllama.data.streams.batches import Batch
+    from babyllama.model import attention, transformer
+    from babyllama.model.config import ModelConfig
+    from babyllama.train.losses.objectives import NextToken
+
+    config = ModelConfig(vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=heads, max_position_embeddings=300)  # fmt: skip
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(300, (3, 301), generator=generator)
+    segments = (torch.rand(3, 300, generator=generator) < 0.03).long().cumsum(1)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], None, segments).to("cuda")
+
+    def gradients(sparse_from, dtype, compiled):
+        monkeypatch.setattr(attention, "SPARSE_FROM", sparse_from)
+        torch._dynamo.reset()
+        model = transformer.Transformer(config)
+        transformer.initialise(model, 1)
+        model = model.to("cuda", dtype).train()
+        model.through = getattr(transformer, through)
+        if compiled:
+            model.hidden = torch.compile(model.hidden)
+        loss, _ = NextToken()(model, batch)
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.double().flatten() for p in model.parameters()])
+
+    exact, slope = gradients(10**9, torch.float64, compiled=False)
+    for sparse_from in (0, 10**9):
+        loss, found = gradients(sparse_from, torch.bfloat16, compiled=True)
+        assert loss == pytest.approx(exact, rel=2e-3)
+        assert ((found - slope).norm() / slope.norm()).item() < 0.02
+
+
 PACKINGS = [Gptq(group_size=32, short_group=True), Gptq(bits=3, group_size=None), Gptq(bits=8, group_size=None),
             Awq(bits=2, group_size=64, short_group=True)]  # fmt: skip
 

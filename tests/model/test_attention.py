@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from babyllama.model.attention import attend_eager, attend_sdpa, segment_mask
+from babyllama.model.attention import attend_eager, attend_sdpa, documents
 
 B, H, D = 2, 4, 6
 ATTEND = pytest.mark.parametrize("attend", [attend_sdpa, attend_eager])
@@ -60,13 +60,13 @@ def test_segments(attend, kv_heads):
     q, k, v = random_qkv(kv_heads, 7, 7)
     segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [4, 5, 5, 5, 5, 5, 5]])
     expected = reference(q, k, v, lambda b, t, s: s <= t and segments[b, s] == segments[b, t])
-    torch.testing.assert_close(attend(q, k, v, segment_mask(segments)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(attend(q, k, v, documents(segments, q)), expected, rtol=0, atol=1e-5)
 
 
-def test_segment_mask_by_hand():
+def test_documents_by_hand():
     rows = ["10000", "11000", "00100", "00110", "00001"]
     expected = torch.tensor([[mark == "1" for mark in row] for row in rows])[None, None]
-    assert torch.equal(segment_mask(torch.tensor([[0, 0, 1, 1, 2]])), expected)
+    assert torch.equal(documents(torch.tensor([[0, 0, 1, 1, 2]]), torch.zeros(1)).dense, expected)
 
 
 @ATTEND

@@ -1,7 +1,8 @@
 """Attend functions.
 
 An attend function maps queries (B, H, T, D), keys and values (B, K, S, D) and a mask to (B, H, T, D). `mask` is a
-boolean (B, 1, T, S), True where a query may look, or None for "causal over a square" (T = S, nothing cached).
+boolean (B, 1, T, S), True where a query may look, `Documents` of packed rows, or None for "causal over a square"
+(T = S, nothing cached).
 Not here: projections, RoPE's formulas, what is cached (cache.py).
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -19,23 +20,74 @@ from torch.nn.functional import scaled_dot_product_attention
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+SPARSE_FROM = 1024  # tokens of a row from which leaving out other documents' blocks beats a mask for all pairs
 
 
-def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+class Documents(NamedTuple):
+    """Causal, and only inside one's own document.
+
+    dense: (B, 1, T, T) bool.  blocks: the same for FlexAttention, which skips what lies in other documents; None where
+    `dense` is the faster form.
+    """
+
+    dense: Tensor
+    blocks: BlockMask | None
+
+
+def documents(segments: Tensor, x: Tensor) -> Documents:
+    """The mask of packed rows.
+
+    Args:
+        segments: (B, T) document numbers.  x: (B, T, C) what will attend.
+    """
+    T = segments.shape[1]
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    dense = same & torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
+    # Uncompiled, FlexAttention would compute all pairs, in float32 some backends less exactly. Of the two forms the
+    # compiler leaves out the one that nobody reads.
+    sparse = x.is_cuda and T >= SPARSE_FROM and x.dtype != torch.float32 and torch.compiler.is_compiling()
+    return Documents(dense, _blocks(segments) if sparse else None)
+
+
+def _blocks(segments: Tensor) -> BlockMask:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(b: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (segments[b, query] == segments[b, key])
+
+    (B, T), device = segments.shape, segments.device
+    return create_block_mask(sees, B, None, T, T, device=device)  # type: ignore[arg-type]
+
+
+Mask = Tensor | Documents | None
+Attend = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
+
+
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """PyTorch's fused attention, whichever backend it finds best."""
     grouped = q.shape[1] != k.shape[1]
+    if isinstance(mask, Documents):
+        if mask.blocks is not None:
+            from torch.nn.attention.flex_attention import flex_attention
+
+            return flex_attention(q, k, v, block_mask=mask.blocks, enable_gqa=grouped)  # type: ignore[return-value]
+        mask = mask.dense
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
 
-def attend_eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def attend_eager(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """The definition, written out: softmax(q·kᵀ/√D)·v. The reference that `attend_sdpa` is tested against.
 
     Values may have another width than keys: those of unit vectors give the weights themselves (inside.py).
     """
     B, H, T, D = q.shape
     K, S = k.shape[1], k.shape[2]
-    if mask is None:
+    if isinstance(mask, Documents):
+        mask = mask.dense
+    elif mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()[None, None]
     q = q.view(B, K, H // K, T, D)  # query heads h·G … h·G+G−1 share key head h
     scores = torch.einsum("bkgtd,bksd->bkgts", q, k) / math.sqrt(D)
@@ -59,7 +111,8 @@ class ShiftedSparse(Recipe):
             raise InputError(f"attend.group_size: {self.group_size} leaves nothing out of rows of {context} tokens; "
                              f"give a quarter of that, {max(2, context // 8 * 2)}, or attend.kind=full")  # fmt: skip
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        mask = mask.dense if isinstance(mask, Documents) else mask
         H, K = q.shape[1], k.shape[1]
         if K % 2:  # no half of its own for either half of the heads
             k, v = (x.repeat_interleave(H // K, dim=1) for x in (k, v))
@@ -97,12 +150,5 @@ class FullAttention(Recipe):
 
     kind: Literal["full"] = "full"
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         return attend_sdpa(q, k, v, mask)
-
-
-def segment_mask(segments: Tensor) -> Tensor:
-    """(B, T) document numbers → (B, 1, T, T): causal, and only inside one's own document."""
-    T = segments.shape[1]
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    return same & torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.functional import linear, rms_norm, silu
 from torch.utils.checkpoint import checkpoint
 
-from babyllama.model.attention import Attend, attend_sdpa, segment_mask
+from babyllama.model.attention import Attend, Mask, attend_sdpa, documents
 from babyllama.model.bitnet import replace_matrices
 from babyllama.model.cache import KVCache
 from babyllama.model.clex import Clex
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(C, C, bias=False)
         self.attend: Attend = attend_sdpa
 
-    def forward(self, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, mask: Mask, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
         weights = joined(x, self.q_proj, self.k_proj, self.v_proj)
         learned = angles.query[0].requires_grad  # what is fused has no gradient for them
@@ -130,17 +130,17 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLPS[config.mlp.kind](config.mlp, config.hidden_size)
 
-    def forward(self, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, mask: Mask, cache: KVCache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), angles, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-def direct(block: Block, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+def direct(block: Block, x: Tensor, angles: Angles, mask: Mask, cache: KVCache | None) -> Tensor:
     """Run a block and keep what its backward pass needs."""
     return block(x, angles, mask, cache)
 
 
-def recompute(block: Block, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+def recompute(block: Block, x: Tensor, angles: Angles, mask: Mask, cache: KVCache | None) -> Tensor:
     """Run a block, keep its input only and run it again for the backward pass: activation checkpointing.
 
     Weights that stand in for the block's own during the forward pass (half copies of them) do so the second time too.
@@ -167,7 +167,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rope = make_rope(config)
-        self.through: Callable[[Block, Tensor, Angles, Tensor | None, KVCache | None], Tensor] = direct
+        self.through: Callable[[Block, Tensor, Angles, Mask, KVCache | None], Tensor] = direct
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         replace_matrices(self, config.weights)
@@ -190,13 +190,13 @@ class Transformer(nn.Module):
             T = tokens.shape[1]
             start = 0 if cache is None else cache.append(T)
             positions = torch.arange(start, start + T, device=tokens.device)[None]
-        mask = None
+        mask: Mask = None
         if cache is not None:
             mask = cache.mask(positions)
-        elif segments is not None:
-            mask = segment_mask(segments)
         angles = Angles(self.rope, positions, segments, cache, lengths)
         x = self.embed_tokens(tokens) if embedded is None else embedded
+        if cache is None and segments is not None:
+            mask = documents(segments, x)
         for block in self.layers:
             x = self.through(block, x, angles, mask, cache)  # type: ignore[arg-type]
         return self.norm(x)

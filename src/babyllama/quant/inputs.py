@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from babyllama.data.streams.batches import IGNORE, Batch
-from babyllama.model.attention import segment_mask
+from babyllama.model.attention import documents
 from babyllama.model.transformer import Angles, Transformer
 from babyllama.quant.rtn import Moments
 
@@ -31,7 +31,7 @@ class Part:
         self.kept = counts > 0  # (B, T); behind a row's last target there is padding
 
     def through(self, block: nn.Module) -> Tensor:
-        return block(self.x, self._angles, None if self._segments is None else segment_mask(self._segments), None)
+        return block(self.x, self._angles, None if self._segments is None else documents(self._segments, self.x), None)
 
 
 class _Stop(Exception):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from babyllama.errors import InputError
 from babyllama.infer.sampling import Sampling
-from babyllama.model.attention import attend_eager
+from babyllama.model.attention import Mask, attend_eager
 from babyllama.model.cache import KVCache
 from babyllama.model.laws import DynamicNtkRope, RopeConfig
 from babyllama.model.rope import FREQUENCIES, DynamicNtk
@@ -192,7 +192,7 @@ def _states(model: Transformer) -> Iterator[list[Tensor]]:
     before: Callable[..., Tensor] = model.through
     states: list[Tensor] = []
 
-    def watched(block: Block, x: Tensor, angles: Angles, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def watched(block: Block, x: Tensor, angles: Angles, mask: Mask, cache: KVCache | None) -> Tensor:
         if not states:
             states.append(x)
         states.append(before(block, x, angles, mask, cache))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mishaps import BUCKETS, HELD, SEEN, Counting, Drifting, Killed, Looking, Spying, poison
+from small_rollouts import OBJECTIVE, practised
 from small_training import Made, Silent, StopAt, small_trainer
 
 import babyllama.train.meter
@@ -62,6 +63,9 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "zero3-untied-4": ("zero3", settings("adamw", 4, tie=False, kv_heads=1)),
     **{f"{engine}-made-adamw": (engine, settings("adamw", 4, stream=Made))
        for engine in ("ddp", "fsdp", "zero2", "zero3")},
+    # Each rank answers its share of the prompts; four steps are one rollout and the first of the next.
+    **{f"{engine}-rollouts-adamw": (engine, settings("adamw", 4, stream=practised, objective=OBJECTIVE, steps=5))
+       for engine in ("ddp", "fsdp", "zero3")},
 }  # fmt: skip
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RESUMED = {"steps": 8, "save_every": 3}  # stopped after step 4 alone, 5 together: the others must hear of it
@@ -69,7 +73,8 @@ WHOLE = {"ddp-muon": "muon", "fsdp-muon": "muon", "fsdp-adamw": "adamw", "zero2-
          "zero3-adamw": "adamw"}  # fmt: skip
 STOPPED = {**{name: settings(optimizer, 4, **RESUMED) for name, optimizer in WHOLE.items()},
            **{f"{engine}-clex": settings("adamw", 4, rope=CLEX, **RESUMED) for engine in ("ddp", "fsdp")},
-           "fsdp-made": settings("adamw", 4, stream=Made, **RESUMED)}  # fmt: skip
+           "fsdp-made": settings("adamw", 4, stream=Made, **RESUMED),
+           "ddp-rollouts": settings("adamw", 4, stream=practised, objective=OBJECTIVE, **RESUMED)}  # fmt: skip
 # From whose checkpoint which engine goes on, in two processes. `one` was written by a single process.
 CROSSED = [("ddp-muon", "fsdp"), ("fsdp-muon", "ddp"), ("fsdp-adamw", "zero2"), ("zero3-adamw", "fsdp"),
            ("one-muon", "fsdp"), ("one-adamw", "ddp"), ("one-adamw", "zero3")]  # fmt: skip

@@ -202,7 +202,7 @@ def test_mixture(folder: Prepared) -> None:
 def test_each_corpus_of_a_mixture_has_its_own_epochs(folder: Prepared) -> None:
     found = stream(folder, weights={"text": 1.0, "chat": 1.0})
     rows = -(-len(folder.store("text", "train")) // 32)
-    order = [row for corpus, row in found._places(np.arange(2 * BLOCK)) if corpus == 0]
+    order = [row for corpus, row in found.places(0, 2 * BLOCK) if corpus == 0]
     times = Counter(order).values()
     assert set(order) == set(range(rows)) and sum(times) == BLOCK and max(times) - min(times) == bool(BLOCK % rows)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from babyllama.data.shards.shards import Prepared, TokenStore
 from babyllama.data.streams.answers import ANSWERS, Answers, Room, answers
-from babyllama.data.streams.order import BLOCK, block_counts, permute
+from babyllama.data.streams.order import Order, block_counts
 from babyllama.data.streams.packing import fit_documents
 from babyllama.data.streams.rows import IGNORE, Packed, Row, Windows
 from babyllama.errors import InputError
@@ -137,17 +136,17 @@ class Stream:
         counts = None if recipe.weights is None else block_counts(recipe.weights)
         labels = list(prepared.corpora) if counts is None else [label for label, rows in counts.items() if rows]
         stores = {label: prepared.store(label, split) for label in labels}
-        self._counts = None if counts is None else [counts[label] for label in labels]
         empty = [label for label, store in stores.items() if not store.documents]
         if len(empty) == len(stores) or (recipe.weights and empty):
             raise InputError(f"{prepared.path}: the {split} split of {empty[0]} is empty; prepare more or drop it")
-        self._seed = seed
         self.labels = labels
         room = Room(context, longest or context)
         self.corpora: list[Windows | Packed] = [
             answers(store, room, prepared.eos, seed) if store.kind in ANSWERS else
             _rows_of(store, recipe, context, prepared.eos, seed) for label, store in stores.items()
         ]  # fmt: skip
+        sizes = [corpus.rows for corpus in self.corpora]
+        self._order = Order(sizes, None if counts is None else [counts[label] for label in labels], seed)
         if not self.rows:
             raise InputError(f"{prepared.path}: no answer of {', '.join(labels)} has room in {context} tokens; give "
                              "more in plan.context, or prepare shorter ones")  # fmt: skip
@@ -159,14 +158,10 @@ class Stream:
                          for label, rows in zip(self.labels, self.corpora, strict=True)]  # fmt: skip
         return found
 
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum([corpus.rows for corpus in self.corpora])
-
     @property
     def rows(self) -> int:
         """Rows in an epoch: those of all corpora with a weight, each counted once."""
-        return int(self._ends[-1])
+        return sum(self._order.sizes)
 
     @property
     def fill(self) -> float:
@@ -185,32 +180,7 @@ class Stream:
 
     def places(self, first_row: int, count: int) -> list[tuple[int, int]]:
         """The same rows as (number of the corpus, row in it)."""
-        return self._places(np.arange(first_row, first_row + count, dtype=np.int64))
-
-    def _places(self, numbers: np.ndarray) -> list[tuple[int, int]]:
-        """Row numbers → (corpus, row in it)."""
-        if self._counts is None:
-            shuffled = self._shuffled(numbers, self.rows, -1)
-            corpora = np.searchsorted(self._ends, shuffled, "right")
-            starts = np.concatenate([[0], self._ends[:-1]])
-            return list(zip(corpora.tolist(), (shuffled - starts[corpora]).tolist(), strict=True))
-        ends = np.cumsum(self._counts)
-        slots = self._shuffled(numbers, BLOCK, -2)
-        corpora = np.searchsorted(ends, slots, "right")
-        places = []
-        for corpus, block, slot in zip(corpora.tolist(), (numbers // BLOCK).tolist(), slots.tolist(), strict=True):
-            share = self._counts[corpus]
-            number = np.array([block * share + slot - (int(ends[corpus]) - share)])
-            places.append((corpus, int(self._shuffled(number, self.corpora[corpus].rows, corpus)[0])))
-        return places
-
-    def _shuffled(self, numbers: np.ndarray, size: int, salt: int) -> np.ndarray:
-        """Endless numbers → places in 0 … size − 1, in a new order each time round."""
-        result = numbers % size
-        for epoch in np.unique(numbers // size).tolist():
-            here = numbers // size == epoch
-            result[here] = permute(result[here], size, self._seed, salt, epoch)
-        return result
+        return self._order.places(first_row, count)
 
 
 def _rows_of(store: TokenStore, recipe: DataRecipe, context: int, eos: int, seed: int) -> Windows | Packed:

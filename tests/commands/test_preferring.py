@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from babyllama.commands import prepare, train
+from babyllama.commands import evaluate, prepare, train
 from babyllama.commands.preferring import comparison, sums_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
@@ -68,10 +68,23 @@ def test_dpo_learns_what_is_liked_and_says_so(folder, capsys):
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and abs(steps[0]["kl"]) < 1e-3
     assert looks[-1]["accuracy"] >= 0.9 and looks[-1]["pairs"] > 30 and looks[-1]["loss"] < math.log(2)
     assert steps[-1]["margin"] > 0.3 and steps[-1]["chosen"] > steps[-1]["rejected"]
-    assert f"{looks[-1]['accuracy']:.1%} of {looks[-1]['pairs']} pairs in order" in said
+    assert f"{looks[-1]['accuracy']:.1%} of {looks[-1]['pairs']} right" in said
     assert "pairs: 1 of" in said and "too long" in said
     info = Run.open(folder / "dpo").info["summary"]
     assert info["validation_loss"] == looks[-1]["loss"] and info["bits_per_byte"] is None
+
+
+@pytest.mark.parametrize("data", ["rated", "pairs"])
+def test_kto_learns_from_answers_alone(folder, data):
+    steps, looks = trained(folder, f"kto-{data}", "objective={kind: kto}", "plan.steps=24", data=data)
+    assert steps[0]["loss"] == pytest.approx(0.5, abs=1e-4) and steps[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert looks[-1]["accuracy"] >= 0.9 and looks[-1]["pairs"] > 60
+
+
+@pytest.mark.parametrize("kind", ["ipo", "hinge", "simpo", "orpo"])
+def test_the_others_learn_too(folder, kind):
+    _, looks = trained(folder, kind, f"objective={{kind: {kind}}}", "plan.steps=16")
+    assert looks[-1]["accuracy"] >= 0.9
 
 
 def test_an_adapter_s_reference_is_its_base_and_the_sums_are_computed_once(folder, capsys):
@@ -126,3 +139,20 @@ def test_a_reference_of_another_vocabulary_is_refused(folder, tmp_path):
     tokenizer.save(tmp_path / "other")
     with pytest.raises(InputError, match=r"objective\.reference: .* has another tokenizer"):
         train.main(recipe(folder, "fault", f"objective.reference={tmp_path}/other"))
+
+
+def test_evaluate_says_how_many_pairs_are_in_order(folder, capsys):
+    """Of a run that compared, against its reference too; of any other model by the mean log-probability."""
+    trained(folder, "for-evaluate")
+    capsys.readouterr()
+    found = {}
+    for name in ("base", "for-evaluate"):
+        out = folder / f"{name}.json"
+        evaluate.main(evaluate.EvaluateRecipe(model=folder / name, data=folder / "pairs-data", out=out, device="cpu",
+                                              questions=0))  # fmt: skip
+        found[name] = json.loads(out.read_text())["pairs"]["pairs"]
+        assert "preference pairs, val split" in capsys.readouterr().out
+    assert found["base"]["by_ratio"] is None and found["base"]["pairs"] == found["for-evaluate"]["pairs"] > 30
+    for measure in ("by_mean", "by_ratio"):
+        shown = found["for-evaluate"][measure]
+        assert shown["accuracy"] >= 0.9 and shown["low"] < shown["accuracy"] <= shown["high"] <= 1

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mishaps import BUCKETS, HELD, SEEN, Counting, Drifting, Killed, Looking, Spying, poison
+from small_preferences import KINDS
 from small_rollouts import OBJECTIVE, practised
 from small_training import Made, Silent, StopAt, small_trainer
 
@@ -60,6 +61,8 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddp-adamw-clex": ("ddp", settings("adamw", 4, rope=CLEX)),
     "fsdp-adamw-clex": ("fsdp", settings("adamw", 4, rope=CLEX)),
     "fsdp-muon-clex": ("fsdp", settings("muon", 16, rope=CLEX)),
+    **{f"{engine}-adamw-{kind}": (engine, settings("adamw", 4, **KINDS[kind]))
+       for engine in ("ddp", "fsdp") for kind in ("dpo", "kto")},
     "zero3-untied-4": ("zero3", settings("adamw", 4, tie=False, kv_heads=1)),
     **{f"{engine}-made-adamw": (engine, settings("adamw", 4, stream=Made))
        for engine in ("ddp", "fsdp", "zero2", "zero3")},
@@ -73,6 +76,7 @@ WHOLE = {"ddp-muon": "muon", "fsdp-muon": "muon", "fsdp-adamw": "adamw", "zero2-
          "zero3-adamw": "adamw"}  # fmt: skip
 STOPPED = {**{name: settings(optimizer, 4, **RESUMED) for name, optimizer in WHOLE.items()},
            **{f"{engine}-clex": settings("adamw", 4, rope=CLEX, **RESUMED) for engine in ("ddp", "fsdp")},
+           "fsdp-kto": settings("adamw", 4, **KINDS["kto"], **RESUMED),
            "fsdp-made": settings("adamw", 4, stream=Made, **RESUMED),
            "ddp-rollouts": settings("adamw", 4, stream=practised, objective=OBJECTIVE, **RESUMED)}  # fmt: skip
 # From whose checkpoint which engine goes on, in two processes. `one` was written by a single process.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_preferences import KINDS
 from small_training import Formula, small_trainer
 from torch.nn.functional import cross_entropy
 
@@ -25,6 +26,23 @@ def test_accumulation_does_not_change_the_update(tmp_path, accumulate, kv_heads,
         torch.testing.assert_close(weights(parts)[name], weight, atol=2e-6, rtol=1e-4)
     losses = [[m["loss"] for m in t.run.metrics() if m["kind"] == "train"] for t in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # fault 11: the logged loss was divided once more
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulation_changes_no_preference_training(tmp_path, kind):
+    """A row has one or two pairs: a mean of means would differ; KTO's z is the step's, however it is cut."""
+    shape = {"steps": 3, "optimizer": AdamW(lr=1e-2, eps=1e-3), **KINDS[kind]}
+    trainers = [small_trainer(tmp_path / f"{a}", micro_batch_size=16 // a, accumulate=a, **shape) for a in (1, 4, 16)]
+    lines = []
+    for trainer in trainers:
+        trainer.train()
+        lines.append([m for m in trainer.run.metrics() if m["kind"] == "train"])
+    for trainer, mine in zip(trainers[1:], lines[1:], strict=True):
+        for name, weight in weights(trainers[0]).items():
+            torch.testing.assert_close(weights(trainer)[name], weight, atol=2e-6, rtol=1e-4)
+        for key in ("loss", "norm", "margin", "kl", "targets") if kind != "orpo" else ("loss", "norm", "chosen"):
+            assert [m[key] for m in mine] == pytest.approx([m[key] for m in lines[0]], rel=1e-4, abs=1e-5)
+    assert kind != "kto" or lines[0][0]["kl"] > 0.1
 
 
 def test_gradient_and_loss_are_the_mean_over_all_targets_of_the_step(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_preferences import KINDS
 from small_training import Silent, StopAt, fingerprint, finished, small_trainer
 
 from babyllama.errors import InputError, Interrupted
@@ -28,6 +29,17 @@ def test_interrupted_and_continued(tmp_path, dtype, optimizer, kv_heads, tie):
         stopped.train()
     stopped.run.unlock()
     assert [step for step, _ in stopped.run.states()][-1] == 7
+    assert fingerprint(finished(tmp_path / "stopped", **kwargs)) == fingerprint(whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_preference_training_is_interrupted_and_continued(tmp_path, kind):
+    kwargs = {**KINDS[kind], "micro_batch_size": 8, "accumulate": 2, "steps": 9}
+    whole = finished(tmp_path / "whole", **kwargs)
+    stopped = small_trainer(tmp_path / "stopped", show=StopAt(7, signal.SIGTERM), **kwargs)
+    with pytest.raises(Interrupted, match="step 7"):
+        stopped.train()
+    stopped.run.unlock()
     assert fingerprint(finished(tmp_path / "stopped", **kwargs)) == fingerprint(whole)
 
 

@@ -15,10 +15,12 @@ from rich.progress import track
 from rich.table import Table
 
 from babyllama.atomic import check_writable, write_json
+from babyllama.commands.evaluate_pairs import measured_pairs, pair_table
 from babyllama.commands.evaluate_tasks import run_tasks
 from babyllama.commands.table import shortly, table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
+from babyllama.data.streams.answers import ANSWERS
 from babyllama.errors import InputError
 from babyllama.evals.answers import Answer, AnswerSums, Question, ask, chat_questions, compared, corpus_questions
 from babyllama.evals.bits import measure
@@ -98,14 +100,19 @@ def main(recipe: EvaluateRecipe) -> None:
         _check_split(recipe, prepared, console)
     context, trained = _contexts(recipe, loaded, history)
     losses = dict(_losses(recipe, loaded, prepared, context, history.apart, console)) if prepared else {}
+    labels = recipe.corpora or tuple(prepared.corpora) if prepared else ()
+    pairs = dict(measured_pairs(loaded, recipe.model, prepared, labels, recipe.split, recipe.rows,
+                                recipe.loss_tokens)) if prepared else {}  # fmt: skip
     answers = {label: {**_answers(recipe, loaded, label, questions, console), "documents": standing}
                for label, questions, standing in _questions(recipe, loaded, prepared, history)}  # fmt: skip
     tasks = run_tasks(recipe, loaded, context, history, console) if recipe.chosen else {}
     documents = history.of_split(prepared, recipe.split) if prepared else None
     _show(recipe, losses, answers, documents, (context, trained), console)
+    if pairs:
+        console.print(pair_table(pairs, f"{recipe.split} split, {_WORDS[documents or 'unknown']}"))
     result = {"recipe": recipe.model_dump(mode="json"), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
               "context": context, "trained_context": trained, "documents": documents,
-              "loss": losses, "answers": answers, **tasks}  # fmt: skip
+              "loss": losses, "pairs": pairs, "answers": answers, **tasks}  # fmt: skip
     write_json(recipe.file, result)
     console.print(f"written to {recipe.file}", markup=False, soft_wrap=True)
 
@@ -139,7 +146,8 @@ def _contexts(recipe: EvaluateRecipe, loaded: Loaded, history: Provenance) -> tu
 
 def _losses(recipe: EvaluateRecipe, loaded: Loaded, prepared: Prepared, context: int, apart: bool,
             console: Console) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
-    labels = recipe.corpora or tuple(prepared.corpora)
+    labels = [label for label in recipe.corpora or prepared.corpora
+              if prepared.store(label, recipe.split).kind not in ANSWERS]  # fmt: skip
     found = measure(loaded.model, prepared, labels, recipe.split, context, recipe.rows, recipe.loss_tokens, apart)
     for label, sums in track(found, "measuring", len(labels), console=console, disable=not console.is_terminal):
         yield label, sums.figures

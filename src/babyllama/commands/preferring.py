@@ -15,16 +15,19 @@ from rich.console import Console
 from babyllama.commands.train_recipe import FromModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.answers import ANSWERS, Answers, Room, answers
-from babyllama.data.streams.batches import Batch, collated
+from babyllama.data.streams.batches import Batch, Rows, Stream, collated
+from babyllama.data.streams.mismatches import Mismatches
 from babyllama.errors import InputError
-from babyllama.load import model_folder, read_model, read_tokenizer
+from babyllama.load import DTYPES, model_folder, read_model, read_tokenizer
 from babyllama.model.adapters import weights_hash
 from babyllama.model.config import ModelConfig
 from babyllama.model.lora import Lora
 from babyllama.model.transformer import Transformer
+from babyllama.train.drift import DriftRows, drift_of, with_drift
 from babyllama.train.engines.world import World
+from babyllama.train.losses.kto import Kto
 from babyllama.train.losses.preference import Preference
-from babyllama.train.reference import Reference, Sums, of_split, reference_sums
+from babyllama.train.reference import MISMATCHED, Reference, Sums, of_split, reference_sums
 from babyllama.train.tuning import OneBit
 from babyllama.train.validation import PairSums, evaluate_answers
 
@@ -98,15 +101,40 @@ def comparison(recipe: TrainRecipe, model: Transformer, tokenizer: str) -> Compa
 def sums_of(recipe: TrainRecipe, prepared: Prepared, compared: Comparison, model: Transformer, world: World,
             device: torch.device, dtype: torch.dtype, console: Console) -> Sums:  # fmt: skip
     """The reference's sums for all that the training reads."""
-    own = compared.model is None
+    reader = model if compared.model is None else compared.model
+    return reference_sums(Reference(prepared, _decides(recipe, compared.weights, dtype)), reader,
+                          labels_of(recipe, prepared), world, device, dtype, console,
+                          isinstance(recipe.objective, Kto))  # fmt: skip
+
+
+def kept_sums(recipe: TrainRecipe, prepared: Prepared, label: str, split: str, precision: str) -> np.ndarray | None:
+    """What the reference of a training finds of one split; None where that was not kept. Raises InputError."""
+    if not (isinstance(recipe.objective, Preference) and recipe.objective.compares and precision in DTYPES):
+        return None
+    assert isinstance(recipe.init, FromModel)
+    weights = weights_hash(model_folder(getattr(recipe.objective, "reference", None) or recipe.init.path))
+    found = Reference(prepared, _decides(recipe, weights, DTYPES[precision])).read([(label, split)])
+    return None if found is None else found[label, split]
+
+
+def _decides(recipe: TrainRecipe, weights: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """All but the data that decides a reference's sums."""
+    own = getattr(recipe.objective, "reference", None) is None
     rope = recipe.init.rope if own and isinstance(recipe.init, FromModel) else None
     adapter = recipe.adapter  # some begin as another model than the one that was loaded
     other = isinstance(adapter, OneBit) or (isinstance(adapter, Lora) and adapter.base != "dense")
     start = adapter.model_dump_json() if own and other else ""
-    decides = (compared.weights, "" if rope is None else rope.model_dump_json(), start, str(dtype))
-    reader = model if compared.model is None else compared.model
-    return reference_sums(Reference(prepared, decides), reader, labels_of(recipe, prepared), world, device, dtype,
-                          console)  # fmt: skip
+    return weights, "" if rope is None else rope.model_dump_json(), start, str(dtype)
+
+
+def rows_of(recipe: TrainRecipe, prepared: Prepared, stream: Stream, found: Sums) -> Rows:
+    """The stream with what the reference finds of its answers; for KTO also with z."""
+    compared = stream.compared(of_split(found, stream.labels, "train"))
+    if not isinstance(recipe.objective, Kto):
+        return compared
+    known = of_split(found, stream.labels, "train" + MISMATCHED)
+    apart = [Mismatches(prepared.store(label, "train"), prepared.eos, known[label]) for label in stream.labels]
+    return DriftRows(compared, apart, recipe.objective.beta, recipe.plan.rows, recipe.plan.micro_batch_size)
 
 
 def pair_validator(recipe: TrainRecipe, prepared: Prepared, room: Room, objective: Preference, found: Sums | None
@@ -114,12 +142,18 @@ def pair_validator(recipe: TrainRecipe, prepared: Prepared, room: Room, objectiv
     """What measures a model on held-out answers by the training's own objective."""
     plan = recipe.plan
     known = of_split(found or {}, labels_of(recipe, prepared), "val")
+    apart = of_split(found or {}, known, "val" + MISMATCHED)
     rows = {label: held_out(prepared, label, "val", room, plan.validation_tokens, known.get(label))
             for label in labels_of(recipe, prepared)}  # fmt: skip
 
     def validate(model: Transformer) -> dict[str, PairSums]:
-        measured = {label: evaluate_answers(model, objective, batches(part, plan.micro_batch_size))
-                    for label, part in rows.items()}  # fmt: skip
+        measured = {}
+        for label, part in rows.items():
+            given = batches(part, plan.micro_batch_size)
+            if isinstance(objective, Kto):
+                z = drift_of(model, part, Mismatches(part.store, part.eos, apart[label]), objective.beta)
+                given = (with_drift(batch, z) for batch in given)
+            measured[label] = evaluate_answers(model, objective, given)
         return {label: sums for label, sums in measured.items() if sums.count}
 
     return validate

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from babyllama.commands.continuing import inputs_of, open_run, settled
-from babyllama.commands.preferring import check_kinds, comparison, pair_validator, room_of, sums_of
+from babyllama.commands.preferring import check_kinds, comparison, pair_validator, room_of, rows_of, sums_of
 from babyllama.commands.reinforcing import passed_over, reward_validator, rollout_rows
 from babyllama.commands.samples import observer
 from babyllama.commands.teacher import objective_of
@@ -47,7 +47,7 @@ from babyllama.train.engines.world import World
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.losses.policy import Method
 from babyllama.train.losses.preference import Preference
-from babyllama.train.reference import Sums, of_split
+from babyllama.train.reference import Sums
 from babyllama.train.rl.rollouts import RolloutRows
 from babyllama.train.trainer import Trainer
 from babyllama.train.tuning import Full, Lisa, put_on
@@ -123,7 +123,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     sums: Sums | None = None
     if compared is not None and isinstance(stream, Stream):
         sums = sums_of(recipe, prepared, compared, model, world, device, DTYPES[precision], watch.console)
-        rows = stream.compared(of_split(sums, stream.labels, "train"))
+        rows = rows_of(recipe, prepared, stream, sums)
     trainer = Trainer(
         run=run, model=model, stream=rows, objective=objective, optimizer=made.optimizer, schedule=recipe.schedule,
         plan=recipe.plan, steps=steps, context=context, device=device, dtype=DTYPES[precision], show=watch,

@@ -23,9 +23,10 @@ from babyllama.model.lora import Lora
 from babyllama.recipe import Changeable, Recipe
 from babyllama.train.engines.engines import Engine, Single
 from babyllama.train.losses.distil import Distil
+from babyllama.train.losses.kto import Preferring
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.losses.policy import Method, PolicyMethod
-from babyllama.train.losses.preference import Preference, Preferring
+from babyllama.train.losses.preference import Preference
 from babyllama.train.optimizers.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
 from babyllama.train.rl.groups import Rollouts

@@ -8,7 +8,7 @@ here: the sums of a batch (losses/answers.py), who the reference is (commands/te
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,22 +20,24 @@ from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from babyllama.atomic import json_text, write_atomic
-from babyllama.data.shards.shards import SPLITS, Prepared
-from babyllama.data.streams.answers import Answers, Room, answers
+from babyllama.atomic import disk_errors, json_text, write_atomic
+from babyllama.data.shards.shards import SPLITS, Prepared, TokenStore
+from babyllama.data.streams.answers import Room, answers
 from babyllama.data.streams.batches import collated
+from babyllama.data.streams.mismatches import Mismatches
+from babyllama.data.streams.rows import Row
 from babyllama.errors import InputError
 from babyllama.model.roles import exact
 from babyllama.model.transformer import Transformer
 from babyllama.train.engines.world import World
 from babyllama.train.losses.answers import sums
 
-FOLDER = "references"
+FOLDER, MISMATCHED = "references", " mismatched"
 _ROWS = 8  # of a batch
 
 Sums = Mapping[tuple[str, str], np.ndarray]
-"""(label, split) → of each answer the sum of log-probabilities in nats, (documents,) float32; NaN where it has more
-tokens than the model has positions."""
+"""(label, split, or split + MISMATCHED) → of each answer the sum of log-probabilities in nats, (documents,) float32;
+NaN where it has more tokens than the model has positions."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,14 @@ class Reference:
         model = xxhash.xxh3_64_hexdigest(json_text(self.decides).encode())
         return self.prepared.path / FOLDER / f"{self.prepared.hash[:16]}-{model}.safetensors"
 
-    def read(self, labels: Sequence[str]) -> Sums | None:
+    def read(self, names: Sequence[tuple[str, str]]) -> Sums | None:
         """What is kept; None where that is not all of it."""
         try:
             found = load_file(self.file)
         except (OSError, SafetensorError):
             return None
-        names = [(label, split) for label in labels for split in SPLITS]
-        if any(f"{label}/{split}" not in found for label, split in names):
-            return None
-        return {(label, split): found[f"{label}/{split}"] for label, split in names}
+        known = {name: found["/".join(name)] for name in names if "/".join(name) in found}
+        return known if len(known) == len(names) else None
 
     def write(self, found: Sums) -> None:
         """Keep them, beside what is kept of other corpora, and remove those of data that are here no more."""
@@ -71,7 +71,8 @@ class Reference:
             before = load_file(self.file)
         except (OSError, SafetensorError):
             before = {}
-        self.file.parent.mkdir(exist_ok=True)
+        with disk_errors(self.file):
+            self.file.parent.mkdir(exist_ok=True)
         write_atomic(self.file, save(before | {"/".join(name): array for name, array in found.items()}))
         for other in self.file.parent.glob("*.safetensors"):
             if not other.name.startswith(self.prepared.hash[:16]):
@@ -79,21 +80,21 @@ class Reference:
 
 
 def reference_sums(reference: Reference, model: Transformer, labels: Sequence[str], world: World, device: torch.device,
-                   dtype: torch.dtype, console: Console) -> Sums:  # fmt: skip
-    """The sums by a model as it is now, on every rank: read, or computed by all ranks together and kept."""
-    found = world.agree(reference.read(labels) if world.first else None)
+                   dtype: torch.dtype, console: Console, mismatched: bool = False) -> Sums:  # fmt: skip
+    """The sums by a model as it is now, on every rank: read, or computed by all ranks together and kept.
+
+    Args:
+        mismatched: of prompts with the answer to another, too.
+    """
+    names = [(label, part + tail) for label in labels for part in SPLITS for tail in ("", MISMATCHED)[: 1 + mismatched]]
+    found = world.agree(reference.read(names) if world.first else None)
     if found is not None:
         return found
     model = _reader(model, device, dtype)
-    rows = {
-        (label, split): answers(store, Room(_longest(store.document_offsets, model), _positions(model)),
-                                reference.prepared.eos, 0, single=True)
-        for label in labels for split, store in reference.prepared.corpora[label].items()
-    }  # fmt: skip
-    work = [(name, first) for name, part in rows.items() for first in range(0, part.rows, _ROWS)]
+    work = [(name, *part) for name in names for part in _work(reference.prepared, *name, model)]
     mine = track(work[world.rank :: world.size], "reference", console=console, disable=not console.is_terminal)
-    parts = [(name, *_of_rows(model, rows[name], first, device)) for name, first in mine]
-    found = {name: np.full(part.store.documents, np.nan, np.float32) for name, part in rows.items()}
+    parts = [(name, documents, _sums(model, rows, device)) for name, documents, rows in mine]
+    found = {name: np.full(_store(reference.prepared, *name).documents, np.nan, np.float32) for name in names}
     for name, documents, values in (part for parts in world.gather(parts) for part in parts):
         found[name][documents] = values
     if world.first:
@@ -102,6 +103,30 @@ def reference_sums(reference: Reference, model: Transformer, labels: Sequence[st
         except InputError as error:  # the data may be somebody else's
             console.print(f"the reference's sums are not kept: {error}", markup=False, soft_wrap=True)
     return found
+
+
+def _store(prepared: Prepared, label: str, part: str) -> TokenStore:
+    return prepared.store(label, part.removesuffix(MISMATCHED))
+
+
+def _work(prepared: Prepared, label: str, part: str, model: Transformer
+          ) -> Iterator[tuple[np.ndarray, Callable[[], list[Row]]]]:  # fmt: skip
+    """Some rows after the other: (their documents, what makes them), without what the model has no positions for."""
+    store, most = _store(prepared, label, part), model.config.max_position_embeddings
+    if part.endswith(MISMATCHED):
+        other = Mismatches(store, prepared.eos)
+        context = _longest(other.inputs, most)
+        packed = other.packed(context, most)
+
+        def made(row: int) -> Row:
+            return other.row(packed[row].tolist(), context)
+    else:
+        rows = answers(store, Room(_longest(np.diff(store.document_offsets) - 1, most), most), prepared.eos, 0,
+                       single=True)  # fmt: skip
+        packed, made = [rows.documents(number) for number in range(rows.rows)], rows.row
+    for first in range(0, len(packed), _ROWS):
+        numbers = range(first, min(first + _ROWS, len(packed)))
+        yield np.concatenate([packed[n] for n in numbers]), lambda numbers=numbers: [made(n) for n in numbers]
 
 
 def _reader(model: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:
@@ -113,24 +138,16 @@ def _reader(model: Transformer, device: torch.device, dtype: torch.dtype) -> Tra
     return copied.to(device)
 
 
-def _positions(model: Transformer) -> int:
-    return model.config.max_position_embeddings
-
-
-def _longest(offsets: np.ndarray, model: Transformer) -> int:
-    """Inputs of the longest answer that the model has positions for."""
-    inputs = np.diff(offsets) - 1
-    return int(inputs[inputs <= _positions(model)].max(initial=1))
+def _longest(inputs: np.ndarray, most: int) -> int:
+    """The longest that has no more than `most`."""
+    return int(inputs[inputs <= most].max(initial=1))
 
 
 @torch.no_grad()
-def _of_rows(model: Transformer, rows: Answers, first: int, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """(which documents, their sums) of some rows."""
-    numbers = range(first, min(first + _ROWS, rows.rows))
-    batch = collated([rows.row(number) for number in numbers]).to(device)
-    there = batch.extras["label"] != 0
-    documents = np.concatenate([rows.documents(number) for number in numbers])
-    return documents, sums(model, batch)[0][there].float().cpu().numpy()
+def _sums(model: Transformer, rows: Callable[[], list[Row]], device: torch.device) -> np.ndarray:
+    """Of all answers of some rows, in order."""
+    batch = collated(rows()).to(device)
+    return sums(model, batch)[0][batch.extras["label"] != 0].float().cpu().numpy()
 
 
 def of_split(found: Sums, labels: Iterable[str], split: str) -> dict[str, np.ndarray]:

@@ -111,7 +111,7 @@ class PairSums:
     @property
     def words(self) -> str:
         """As of `LossSums`."""
-        return f"validation loss {self.loss:.4f}, {self.figures['accuracy']:.1%} of {self.count:,} pairs in order"
+        return f"validation loss {self.loss:.4f}, {self.figures['accuracy']:.1%} of {self.count:,} right"
 
 
 def target_nats(model: Transformer, hidden: Tensor, targets: Tensor, vocab_size: int | None = None

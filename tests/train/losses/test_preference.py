@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.errors import InputError
 from babyllama.train.losses.answers import Answers, by_segment, sums
+from babyllama.train.losses.kto import Kto
 from babyllama.train.losses.preference import Dpo, Hinge, Ipo, Orpo, SimPo
 from conftest import sharp_model, tiny_config
 
@@ -130,6 +132,10 @@ def packed(*rows):
     return Batch(tokens[:, :-1], targets, positions, segments, extras={"label": label})
 
 
+def replace_extras(batch, **extras):
+    return replace(batch, extras={**batch.extras, **extras})
+
+
 BATCH = packed([(3, 4), (3, 6)], [(2, 2), (2, 5), (1, 3), (1, 1)])
 
 
@@ -162,8 +168,7 @@ def test_the_model_s_gradient_is_that_of_the_formula(name):
     model = sharp_model(tiny_config()).requires_grad_(True)
     exact = sharp_model(tiny_config()).double().requires_grad_(True)
     reference = torch.full(BATCH.tokens.shape, -7.0) - torch.arange(BATCH.tokens.shape[1])
-    batch = Batch(BATCH.tokens, BATCH.targets, BATCH.positions, BATCH.segments,
-                  extras={**BATCH.extras, "reference": reference})  # fmt: skip
+    batch = replace_extras(BATCH, reference=reference)
     loss, metrics = objective(model, batch)
     loss.backward()
     found = by_hand(exact, BATCH)
@@ -185,8 +190,7 @@ def test_the_model_s_gradient_is_that_of_the_formula(name):
 
 
 def test_answers_that_are_no_pairs_are_refused():
-    wrong = {"label": BATCH.extras["label"].abs()}
-    batch = Batch(BATCH.tokens, BATCH.targets, BATCH.positions, BATCH.segments, extras=wrong)
+    batch = replace_extras(BATCH, label=BATCH.extras["label"].abs())
     with pytest.raises(InputError, match="no pairs"):
         SimPo()(sharp_model(tiny_config()), batch)
 
@@ -195,3 +199,34 @@ def test_segments_add_up_wherever_they_lie():
     values = torch.arange(8.0).view(2, 4)
     segments = torch.tensor([[0, 0, 1, 1], [0, 1, 2, 3]])
     assert by_segment(values, segments).tolist() == [[1, 5, 0, 0], [4, 5, 6, 7]]
+
+
+# ── KTO ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def kto(log_p, reference, good, z, beta, desirable, undesirable):
+    reward = beta * (log_p - reference)
+    if good:
+        return desirable * (1 - 1 / (1 + math.e ** -(reward - z)))
+    return undesirable * (1 - 1 / (1 + math.e ** -(z - reward)))
+
+
+@pytest.mark.parametrize("z", [0.0, 0.7])
+def test_kto_s_loss_metrics_and_gradient_are_the_formula(z):
+    objective = Kto(beta=0.3, desirable=1.2, undesirable=0.7)
+    model = sharp_model(tiny_config()).requires_grad_(True)
+    exact = sharp_model(tiny_config()).double().requires_grad_(True)
+    reference = torch.full(BATCH.tokens.shape, -20.0) - torch.arange(BATCH.tokens.shape[1])
+    batch = replace_extras(BATCH, reference=reference, drift=torch.full((2,), z))
+    loss, metrics = objective(model, batch)
+    loss.backward()
+    found = by_hand(exact, BATCH)
+    there = [(r, s) for r, s in found if BATCH.extras["label"][r, s]]
+    parts = [kto(found[at], reference[at].item(), BATCH.extras["label"][at] > 0, z, 0.3, 1.2, 0.7) for at in there]
+    sum(parts).backward()
+    assert loss.item() == pytest.approx(sum(parts).item(), rel=1e-5) and objective.weight(batch) == 6
+    for (name, value), other in zip(model.named_parameters(), exact.parameters(), strict=True):
+        assert (value.grad - other.grad).norm() <= 1e-5 * other.grad.norm(), name
+    rewards = [0.3 * (found[at].item() - reference[at].item()) for at in there]
+    signs = [BATCH.extras["label"][at].item() for at in there]
+    assert metrics["margin"].item() == pytest.approx(sum(s * r for s, r in zip(signs, rewards, strict=True)), rel=1e-4)
+    assert metrics["accuracy"].item() == sum(s * (r - z) > 0 for s, r in zip(signs, rewards, strict=True))
+    assert metrics["kl"].item() == pytest.approx(6 * z)

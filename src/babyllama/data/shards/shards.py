@@ -107,6 +107,14 @@ class TokenStore:
         return np.maximum.reduceat(marks, self.document_offsets[:-1]) == GOOD
 
     @cached_property
+    def prompts(self) -> np.ndarray:
+        """int64, documents: tokens of each answer's prompt, which are those before the first that is learned. Reads the
+        whole mask."""
+        learned = np.flatnonzero(self._slice(0, len(self), ".mask", np.dtype(np.uint8)))
+        starts = self.document_offsets[:-1]
+        return learned[np.searchsorted(learned, starts)] - starts
+
+    @cached_property
     def _stamps(self) -> tuple[tuple[int, ...], ...]:
         """Which file each shard is: inode, bytes, time of writing. Asked once; a store made later asks anew."""
         return tuple((found.st_ino, found.st_size, found.st_mtime_ns) for found in (p.stat() for p in self.paths))

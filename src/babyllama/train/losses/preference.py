@@ -2,13 +2,13 @@
 
 One step's loss is the mean over its pairs. Notation: ℓ_w, ℓ_l are the sums of log-probabilities of the better and the
 other answer, δ = (ℓ_w − ℓ_ref,w) − (ℓ_l − ℓ_ref,l), σ the logistic function. Not here: the sums (answers.py), the
-reference's (train/reference.py), rated answers without a partner (kto.py).
+reference's (train/reference.py), answers without a partner (kto.py).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -54,7 +54,7 @@ class Preference(Recipe):
         return int((batch.extras["label"] == 1).sum())
 
 
-class _Compared(Preference):
+class Compared(Preference):
     """With a reference, which holds the model near to where it starts."""
 
     compares: ClassVar[bool] = True
@@ -63,7 +63,7 @@ class _Compared(Preference):
     )
 
 
-class Dpo(_Compared):
+class Dpo(Compared):
     """−log σ(βδ) (arXiv 2305.18290), with the means against labels that are wrong now and then, and a term that keeps
     the better answer likely."""
 
@@ -94,7 +94,7 @@ class Dpo(_Compared):
         return loss - self.nll * found.mean[:, 0], margin
 
 
-class Ipo(_Compared):
+class Ipo(Compared):
     """(δ̄ − 1/(2τ))², δ̄ of means a token (arXiv 2310.12036): no reward for a margin beyond 1/(2τ)."""
 
     kind: Literal["ipo"] = "ipo"
@@ -106,7 +106,7 @@ class Ipo(_Compared):
         return (margin - 1 / (2 * self.tau)).square(), margin
 
 
-class Hinge(_Compared):
+class Hinge(Compared):
     """max(0, 1 − βδ), SLiC's loss on DPO's margin (arXiv 2305.10425)."""
 
     kind: Literal["hinge"] = "hinge"
@@ -144,6 +144,3 @@ class Orpo(Preference):
         log_odds = mean - torch.log(-torch.expm1(mean))
         margin = log_odds[:, 0] - log_odds[:, 1]
         return -found.mean[:, 0] - self.odds * logsigmoid(margin), margin
-
-
-Preferring = Annotated[Dpo | Ipo | Hinge | SimPo | Orpo, Field(discriminator="kind")]

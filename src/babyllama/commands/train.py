@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from babyllama.commands.continuing import inputs_of, open_run, settled
-from babyllama.commands.preferring import check_kinds, comparison, pair_validator, room_of, rows_of, sums_of
+from babyllama.commands.preferring import Comparison, check_kinds, comparison, pair_validator, room_of, rows_of, sums_of
 from babyllama.commands.reinforcing import passed_over, reward_validator, rollout_rows
 from babyllama.commands.samples import observer
 from babyllama.commands.teacher import objective_of
@@ -44,7 +44,7 @@ from babyllama.model.lora import Lora
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.engines.world import World
-from babyllama.train.losses.objectives import NextToken
+from babyllama.train.losses.objectives import NextToken, Objective
 from babyllama.train.losses.policy import Method
 from babyllama.train.losses.preference import Preference
 from babyllama.train.reference import Sums
@@ -88,17 +88,8 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     model, tokenizer = _start(recipe, prepared)
     prepared.check_tokenizer(tokenizer.hash)
     room = room_of(recipe, model.config)
-    context = room.context
-    _check(recipe, prepared, model.config, context)
-    stream: Stream | Mixed | RolloutRows
-    if isinstance(recipe.objective, Method):
-        stream = rollout_rows(recipe, prepared, model, tokenizer, context)
-        objective, compared = recipe.objective.of(stream.recipe.temperature, stream.recipe.max_tokens), None
-        context = stream.groups.prompts.longest + stream.recipe.max_tokens
-    else:
-        objective = objective_of(recipe.objective, model, tokenizer)
-        compared = comparison(recipe, model, tokenizer.hash)
-        stream = _stream(recipe, prepared, room, tokenizer)
+    _check(recipe, prepared, model.config, room.context)
+    stream, objective, compared, context = _learned(recipe, prepared, model, tokenizer, room)
     put_on(model, recipe.adapter, recipe.seed)
     steps = recipe.plan.total_steps(stream.rows, context)
     made = settled(recipe, world, device)
@@ -132,6 +123,26 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         lisa=recipe.adapter if isinstance(recipe.adapter, Lisa) else None, sinks=recipe.sinks, seed=recipe.seed,
     )  # fmt: skip
     return Assembled(trainer, watch, prepared, stream, export, precision)
+
+
+class _Learned(NamedTuple):
+    """What is read and what is minimised; `context` tokens a row. `compared` is the reference of preferences."""
+
+    stream: Stream | Mixed | RolloutRows
+    objective: Objective
+    compared: Comparison | None
+    context: int
+
+
+def _learned(recipe: TrainRecipe, prepared: Prepared, model: Transformer, tokenizer: Tokenizer, room: Room) -> _Learned:
+    """Of the loaded model, before it is changed."""
+    if isinstance(recipe.objective, Method):
+        stream = rollout_rows(recipe, prepared, model, tokenizer, room.context)
+        objective = recipe.objective.of(stream.recipe.temperature, stream.recipe.max_tokens)
+        return _Learned(stream, objective, None, stream.groups.prompts.longest + stream.recipe.max_tokens)
+    objective = objective_of(recipe.objective, model, tokenizer)
+    compared = comparison(recipe, model, tokenizer.hash)
+    return _Learned(_stream(recipe, prepared, room, tokenizer), objective, compared, room.context)
 
 
 def _check_machine(recipe: TrainRecipe, world: World, device: torch.device, dtype: torch.dtype) -> None:

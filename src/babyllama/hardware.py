@@ -17,16 +17,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from babyllama.amounts import amount
 from babyllama.errors import InputError
 
 # auto: a CUDA (or ROCm) GPU, else the CPU. Others are PyTorch's accelerators by their own names; only cuda and cpu were
 # ever run here.
-DeviceChoice = Literal["auto", "cpu", "cuda", "mps", "xpu", "npu"]
+DeviceChoice = Annotated[
+    Literal["auto", "cpu", "cuda", "mps", "xpu", "npu"],
+    Field(description="where it computes; auto: a GPU where there is one"),
+]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,10 @@ class ArenaRecipe(Recipe):
     out: Path = Field(default=Path("arena.html"), description="the page to write")
     chat: bool = Field(default=True, description="put prompts as questions in each model's chat template")
     max_tokens: int = Field(default=128, ge=1, description="the longest answer")
-    sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1)
+    sampling: Sampling = Field(
+        default=Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1),
+        description="how both models draw their tokens",
+    )
     language: Language = Field(default="en", description="of the page: English or Chinese")
     device: DeviceChoice = "auto"
 

@@ -32,7 +32,9 @@ class ChatRecipe(ServingRecipe):
     )
     turns: bool = Field(default=False, description="piped lines are turns of one chat; default: each stands alone")
     history: bool = Field(default=True, description="what is typed comes back with the key ↑, also in later chats")
-    sampling: Sampling = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
+    sampling: Sampling = Field(
+        default=Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1), description="how tokens are drawn"
+    )
 
 
 class Lessons(NamedTuple):

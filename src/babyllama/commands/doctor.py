@@ -57,7 +57,7 @@ class DoctorRecipe(Recipe):
     )
     steps: int = Field(default=50, ge=0, description="steps to rehearse; 0 only reads what the run recorded")
     device: DeviceChoice = "auto"
-    format: Literal["table", "json"] = "table"
+    format: Literal["table", "json"] = Field(default="table", description="a table for people, or one JSON object")
     out: Path | None = Field(default=None, description="a JSON file for the report")
 
 

@@ -38,7 +38,9 @@ class EvaluateRecipe(Recipe):
 
     model: Path = Field(description="a run or a Hugging Face LLaMA folder")
     data: Path | None = Field(default=None, description="a prepared folder")
-    split: Literal["val", "train"] = "val"
+    split: Literal["val", "train"] = Field(
+        default="val", description="val: what was held out from training; train: what was trained on"
+    )
     corpora: tuple[str, ...] = Field(default=(), description="labels of the prepared folder; default: all")
     questions_from: tuple[CorpusChoice, ...] = Field(default=(), description="more chats to ask")
     questions: int = Field(default=50, ge=0, description="questions asked of each chat corpus; 0 asks nothing")
@@ -59,7 +61,9 @@ class EvaluateRecipe(Recipe):
     out: Path | None = Field(default=None, description="the JSON file to write; default: in the model's evals/")
     rope: RopeConfig | None = Field(default=None, description="another RoPE scaling, for a longer context")
     device: DeviceChoice = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="of the model; auto: what suits the machine"
+    )
 
     @model_validator(mode="after")
     def _something(self) -> EvaluateRecipe:

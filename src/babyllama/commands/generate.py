@@ -22,12 +22,14 @@ class GenerateRecipe(ServingRecipe):
 
     prompt: str = Field(default="", description="empty: the model writes a text of its own")
     chat: bool = Field(default=False, description="put the prompt as a question in the chat template")
-    samples: int = Field(default=1, ge=1)
+    samples: int = Field(default=1, ge=1, description="texts, each drawn anew")
     max_tokens: int = Field(default=256, ge=1, description="the longest text")
     json_schema: dict[str, Any] | Path | None = Field(
         default=None, description="what follows is JSON of this schema: a file, or the schema itself")  # fmt: skip
     regex: str = Field(default="", description="what follows matches this regular expression as a whole")
-    sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1)
+    sampling: Sampling = Field(
+        default=Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1), description="how tokens are drawn"
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> GenerateRecipe:

@@ -35,7 +35,9 @@ class LongContextRecipe(Recipe):
 
     model: Path = Field(description="a run or a Hugging Face LLaMA folder")
     data: Path | None = Field(default=None, description="a prepared folder with long documents")
-    split: Literal["val", "train"] = "val"
+    split: Literal["val", "train"] = Field(
+        default="val", description="val: what was held out from training; train: what was trained on"
+    )
     corpora: tuple[str, ...] = Field(default=(), description="labels of the prepared folder; default: all texts")
     text: Path | None = Field(default=None, description="a text file (UTF-8), instead of data")
     joined: bool = Field(default=False, description="rows continue over the ends of documents, if none is long enough")
@@ -49,7 +51,9 @@ class LongContextRecipe(Recipe):
     rows: int = Field(default=4, ge=1, description="of a batch")
     out: Path | None = Field(default=None, description="the folder to write; default: a new one in the model's evals/")
     device: DeviceChoice = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="of the model; auto: what suits the machine"
+    )
 
     @field_validator("lengths")
     @classmethod

@@ -36,12 +36,12 @@ class PlanRecipe(Recipe):
     """The verb's recipe; every key can be overridden on the command line."""
 
     gpu: str = Field(default="auto", description="RTX 3060, 4090, A100 40G, H100, …; auto: what is here; cpu")
-    gpus: int = Field(default=1, ge=1)
+    gpus: int = Field(default=1, ge=1, description="cards of this kind")
     engine: Literal["ddp", "fsdp"] = Field(
         default="ddp", description="for several GPUs: ddp keeps all on each, fsdp shards"
     )
-    hours: float | None = Field(default=None, gt=0)
-    money: float | None = Field(default=None, gt=0)
+    hours: float | None = Field(default=None, gt=0, description="the longest the training may take")
+    money: float | None = Field(default=None, gt=0, description="the most that it may cost, with price_per_hour")
     price_per_hour: float | None = Field(default=None, gt=0, description="of one GPU, in the same currency as money")
     data: Path | None = Field(
         default=None, description="a prepared folder, for the number of tokens and the vocabulary"
@@ -62,9 +62,11 @@ class PlanRecipe(Recipe):
     recompute: bool | None = Field(
         default=None, description="activation checkpointing; default: only if nothing else fits"
     )
-    optimizer: Literal["muon", "adamw"] = "muon"
-    compile: bool | None = None
-    format: Literal["table", "json"] = "table"
+    optimizer: Literal["muon", "adamw"] = Field(
+        default="muon", description="whose state and speed the plan counts with"
+    )
+    compile: bool | None = Field(default=None, description="whether torch.compile is used; null: where it works")
+    format: Literal["table", "json"] = Field(default="table", description="a table for people, or one JSON object")
     out: Path | None = Field(default=None, description="x.json: all figures; x.yaml: a recipe for babyllama train")
 
     @model_validator(mode="after")

@@ -32,7 +32,7 @@ class ReportRecipe(Recipe):
 
     runs: tuple[Path, ...] = Field(min_length=1, description="the runs, in order", examples=["runs=[runs/base]"])
     out: Path = Field(default=Path("report.html"), description="the page to write")
-    title: str = "babyllama"
+    title: str = Field(default="babyllama", description="the page's heading")
     language: Language = Field(default="en", description="of the page: English or Chinese")
     card: Path | None = Field(default=None, description="also write the last model's card here, as Markdown")
 

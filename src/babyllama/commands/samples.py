@@ -26,10 +26,10 @@ Seen = tuple[str, dict[str, Any], str]  # its kind, what is recorded, what is sh
 class Samples(Recipe):
     """What the model is asked while it trains: continuations, or questions in the chat template."""
 
-    prompts: tuple[str, ...] = ()
-    chat: bool = False
-    max_tokens: int = Field(default=48, ge=1)
-    sampling: Sampling = Sampling(temperature=0.0)
+    prompts: tuple[str, ...] = Field(default=(), description="what the model goes on with, or answers")
+    chat: bool = Field(default=False, description="prompts are questions of a chat, not beginnings of texts")
+    max_tokens: int = Field(default=48, ge=1, description="of each, at most")
+    sampling: Sampling = Field(default=Sampling(temperature=0.0), description="how tokens are drawn")
 
 
 def observer(samples: Samples, tests: tuple[TaskChoice, ...], tokenizer: Tokenizer, positions: int

@@ -32,7 +32,9 @@ class ServedRecipe(Recipe):
 
     path: Path = Field(description="a run, an adapter, a quantised model or a Hugging Face LLaMA folder")
     name: str = Field(default="", description="what requests call it; empty: the folder's name")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="of the model; auto: what suits the machine"
+    )
 
 
 class ServeRecipe(Recipe):

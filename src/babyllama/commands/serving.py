@@ -73,7 +73,9 @@ class ServingRecipe(SamplingRecipe):
     speculate: Speculation | None = Field(
         default=None, description="guess the next tokens and read them at once: the same answer, sooner")  # fmt: skip
     device: DeviceChoice = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="of the model; auto: what suits the machine"
+    )
 
     def open(self) -> tuple[Engine, Tokenizer]:
         """The model in an engine, and its tokenizer. Raises InputError as `load` and `engine_of`."""

@@ -34,9 +34,9 @@ class TrainSource(Recipe):
     """Learn a byte-level BPE from corpora; characters come first, then what joins them."""
 
     kind: Literal["train"] = "train"
-    corpora: tuple[CorpusChoice, ...] = Field(min_length=1)
-    vocab_size: int = Field(8192, ge=262)
-    min_frequency: int = Field(2, ge=1)
+    corpora: tuple[CorpusChoice, ...] = Field(min_length=1, description="the texts to learn from")
+    vocab_size: int = Field(8192, ge=262, description="tokens in all, special ones included")
+    min_frequency: int = Field(2, ge=1, description="a pair of tokens that occurs less often is not joined")
     max_alphabet: int | None = Field(
         None, ge=1, description="the most characters that get a token of their own; default: all"
     )
@@ -55,14 +55,16 @@ class FolderSource(Recipe):
     """The vocabulary of a run or of a Hugging Face folder."""
 
     kind: Literal["folder"] = "folder"
-    path: Path
+    path: Path = Field(description="a run or a Hugging Face folder with a tokenizer")
 
 
 class TokenizerRecipe(Recipe):
     """The verb's recipe; every key can be overridden on the command line."""
 
-    out: Changeable[Path]
-    source: Annotated[TrainSource | ChatGlm2Source | FolderSource, Field(discriminator="kind")]
+    out: Changeable[Path] = Field(description="the folder of the tokenizer")
+    source: Annotated[TrainSource | ChatGlm2Source | FolderSource, Field(discriminator="kind")] = Field(
+        description="a vocabulary learned from texts, or one that is there"
+    )
     chat_template: Literal["roles", "bos"] | None = Field(None, description="default: the vocabulary's own")
 
 

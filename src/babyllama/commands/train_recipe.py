@@ -39,7 +39,9 @@ class NewModel(Recipe):
     """Start from random weights."""
 
     kind: Literal["new"] = "new"
-    model: ModelChoice = ModelChoice(preset="tiny")
+    model: ModelChoice = Field(
+        default=ModelChoice(preset="tiny"), description="its shape: a preset, a depth, or single sizes"
+    )
     tokenizer: Path | None = Field(default=None, description="a tokenizer run; default: the prepared data's own")
 
 
@@ -47,7 +49,7 @@ class FromModel(Recipe):
     """Start from the model of a run or of a Hugging Face LLaMA folder."""
 
     kind: Literal["from"] = "from"
-    path: Path
+    path: Path = Field(description="a run, an adapter or a Hugging Face LLaMA folder")
     rope: RopeConfig | None = Field(default=None, description="another RoPE scaling, to train for a longer context")
 
 
@@ -62,7 +64,9 @@ class TrainRecipe(Recipe):
     replay: Replay | None = Field(
         default=None, description="mix rows of earlier data into the new ones, against forgetting"
     )
-    init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = NewModel()
+    init: Annotated[NewModel | FromModel, Field(discriminator="kind")] = Field(
+        default=NewModel(), description="what it starts from: a new model, or one that is there"
+    )
     objective: Annotated[NextToken | Distil | Preferring | PolicyMethod, Field(discriminator="kind")] = Field(
         default=NextToken(), description="what is minimised; default with adapter.kind=onebit: distil"
     )
@@ -76,20 +80,20 @@ class TrainRecipe(Recipe):
         description="attention while training; validation, samples and chats use full attention",
     )
     adapter: Adapter = Field(default=Full(), description="what is trained; with lora and dora an adapter is saved")
-    engine: Changeable[Engine] = Single()
+    engine: Changeable[Engine] = Field(default=Single(), description="how a step is spread over processes")
     optimizer: Optimizer = Field(
         default=Muon(), description="default with lora and dora: adamw, lr 0.001, no weight decay"
     )
-    schedule: Schedule = Wsd()
+    schedule: Schedule = Field(default=Wsd(), description="how the learning rate goes over the steps")
     plan: Plan = Field(description="how long, in what portions", examples=["plan.epochs=1"])
-    samples: Changeable[Samples] = Samples()
+    samples: Changeable[Samples] = Field(default=Samples(), description="what the model is asked while it trains")
     abilities: Changeable[Literal["zh-early"] | tuple[TaskChoice, ...]] = Field(
         default=(), description="tests put to the model whenever samples are drawn: zh-early, or a list of tests"
     )
     sinks: Changeable[tuple[Sink, ...]] = Field(
         default=(), description="where the curves go beside metrics.jsonl and TensorBoard, such as [{kind: wandb}]"
     )
-    seed: int = 1
+    seed: int = Field(default=1, description="of new weights, the order of rows and all that is drawn")
     device: Changeable[DeviceChoice] = "auto"
     precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="fast: bf16 on a CPU too, if it has instructions for it")  # fmt: skip

@@ -43,7 +43,7 @@ class Sampling(Recipe):
         default=0.0, ge=-2, le=2, description="subtracted for each time the token is in the answer"
     )
     logit_bias: dict[Token, Bias] = Field(default={}, description="by token id, added to its logit")
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63, description="the same seed draws the same tokens")
 
     @field_validator("logit_bias", mode="before")
     @classmethod

@@ -111,20 +111,24 @@ class ModelChoice(Recipe):
     `depth` derives the rest: hidden_size = 64 × depth, heads of 64, SwiGLU of 8/3 × width.
     """
 
-    preset: Literal["tiny", "seed", "base-218m"] | None = None
-    depth: int | None = Field(default=None, ge=1, le=64)
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    num_key_value_heads: int | None = None
-    max_position_embeddings: int | None = None
-    rms_norm_eps: float | None = None
-    tie_word_embeddings: bool | None = None
+    preset: Literal["tiny", "seed", "base-218m"] | None = Field(
+        default=None, description="a shape by name, which the other keys change"
+    )
+    depth: int | None = Field(default=None, ge=1, le=64, description="layers; all other sizes follow from it")
+    hidden_size: int | None = Field(default=None, description="numbers in a token's vector")
+    intermediate_size: int | None = Field(default=None, description="width of the MLP")
+    num_hidden_layers: int | None = Field(default=None, description="layers")
+    num_attention_heads: int | None = Field(default=None, description="heads of queries")
+    num_key_value_heads: int | None = Field(
+        default=None, description="heads of keys and values; fewer than queries: GQA, 1: MQA"
+    )
+    max_position_embeddings: int | None = Field(default=None, description="the model's context, in tokens")
+    rms_norm_eps: float | None = Field(default=None, description="added to the mean square in RMSNorm")
+    tie_word_embeddings: bool | None = Field(default=None, description="one table for embedding and head")
     weights: Literal["dense", "ternary"] | None = Field(
         default=None, description="ternary: the matrices of BitNet b1.58"
     )
-    rope: RopeConfig = PlainRope()
+    rope: RopeConfig = Field(default=PlainRope(), description="how positions turn queries and keys")
 
     def build(self, vocab_size: int) -> ModelConfig:
         """The full shape for a vocabulary.

@@ -114,7 +114,9 @@ class _Parted(_Scaled):
 
     alpha: float = Field(default=1.0, gt=0, description="turns in the trained context; Hugging Face's beta_slow")
     beta: float = Field(default=32.0, gt=0, description="turns in the trained context; Hugging Face's beta_fast")
-    ramp: Literal["dimensions", "rotations"] = "dimensions"
+    ramp: Literal["dimensions", "rotations"] = Field(
+        default="dimensions", description="between fast and slow pairs: by their number (YaRN) or by their turns"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> _Parted:

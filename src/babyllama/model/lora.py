@@ -35,11 +35,13 @@ class Lora(Recipe):
     """
 
     kind: Literal["lora"] = "lora"
-    rank: int = Field(default=16, ge=1)
+    rank: int = Field(default=16, ge=1, description="directions in which a matrix may change")
     ranks: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default={}, description="ranks of single targets, where they differ from `rank`"
     )
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: float = Field(
+        default=32.0, gt=0, description="the adapter's part is multiplied by alpha / rank (rsLoRA: / √rank)"
+    )
     scaling: Literal["rank", "sqrt_rank"] = Field(default="rank", description="s = α/r, or rsLoRA's α/√r (2312.03732)")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="on the adapters' input, while training")
     targets: tuple[str, ...] = Field(

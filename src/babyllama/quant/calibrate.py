@@ -40,7 +40,9 @@ class Calibration(Recipe):
 
     samples: int = Field(default=128, ge=1, description="rows")
     context: int | None = Field(default=None, ge=2, description="tokens in a row; default: the model's")
-    packing: Literal["stream", "documents"] = "stream"
+    packing: Literal["stream", "documents"] = Field(
+        default="stream", description="rows cut from the stream of tokens, or of whole documents"
+    )
     weights: dict[str, float] | None = Field(default=None, description="of the corpora; default: by their size")
     rows: int = Field(default=8, ge=1, description="of a batch")
 
@@ -67,8 +69,10 @@ class Calibration(Recipe):
 class Ends(Recipe):
     """What becomes of the head and the embedding. In a tied model they are one matrix: either means both."""
 
-    head: Literal["keep", "rtn", "gptq"] = "keep"
-    embedding: Literal["keep", "rtn"] = "keep"
+    head: Literal["keep", "rtn", "gptq"] = Field(
+        default="keep", description="left in 16 bits, rounded to nearest, or by GPTQ"
+    )
+    embedding: Literal["keep", "rtn"] = Field(default="keep", description="left in 16 bits, or rounded to nearest")
     bits: Bits = Field(default=8, description="of both; the rest of the grid is that of the method")
 
 

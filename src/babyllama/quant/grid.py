@@ -56,7 +56,7 @@ class Solution(NamedTuple):
 class Grid(Recipe):
     """How finely: what all methods share."""
 
-    bits: Bits = 4
+    bits: Bits = Field(default=4, description="of each weight")
     group_size: int | None = Field(
         default=128, ge=16, multiple_of=16, description="inputs that share a scale; null: whole rows"
     )

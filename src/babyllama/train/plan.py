@@ -31,9 +31,9 @@ class Plan(Recipe):
     while a run is continued, their number not. Whether its length may, the schedule says.
     """
 
-    steps: Changeable[int | None] = Field(default=None, ge=1)
-    epochs: Changeable[float | None] = Field(default=None, gt=0)
-    tokens: Changeable[int | None] = Field(default=None, ge=1)
+    steps: Changeable[int | None] = Field(default=None, ge=1, description="length in steps")
+    epochs: Changeable[float | None] = Field(default=None, gt=0, description="length in passes over the data")
+    tokens: Changeable[int | None] = Field(default=None, ge=1, description="length in tokens")
     context: int | None = Field(default=None, ge=2, description="tokens in a row; default: the model's context")
     micro_batch_size: Changeable[int] = Field(default=32, ge=1, description="rows in one forward pass")
     accumulate: Changeable[int] = Field(
@@ -43,7 +43,7 @@ class Plan(Recipe):
     recompute: Changeable[bool] = Field(
         default=False, description="activation checkpointing: a third more time, far less memory"
     )
-    guard: Guard = Guard()
+    guard: Guard = Field(default=Guard(), description="which steps are left out as bad")
     log_every: Changeable[int] = Field(default=10, ge=1, description="steps between logged lines")
     validate_every: Changeable[int] = Field(default=250, ge=1, description="steps between validations")
     validation_tokens: Changeable[int] = Field(default=65_536, ge=1, description="at most, of each corpus")

@@ -25,7 +25,7 @@ class Service(Recipe):
     """A package with `init(project, …) → run`, `run.log(numbers, step)` and `run.finish()`, as all three have them."""
 
     package: ClassVar[str]
-    project: str = "babyllama"
+    project: str = Field(default="babyllama", description="the project there")
     name: str | None = Field(default=None, description="of the run there; default: the folder's name")
 
     def check(self) -> None:

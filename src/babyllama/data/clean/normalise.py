@@ -13,6 +13,8 @@ from codecs import utf_8_decode
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from babyllama.data.clean.filters import Filter
 from babyllama.errors import needs_extra
 
@@ -52,7 +54,9 @@ class Simplify(Filter):
 
     kind: Literal["simplify"] = "simplify"
     chats: ClassVar[bool] = True
-    table: Literal["t2s", "tw2s", "tw2sp", "hk2s"] = "t2s"
+    table: Literal["t2s", "tw2s", "tw2sp", "hk2s"] = Field(
+        default="t2s", description="from which traditional script, by OpenCC's names"
+    )
 
     def __call__(self, text: str) -> str:
         return text if text.isascii() else _opencc(self.table).convert(text)

@@ -91,8 +91,10 @@ class DataRecipe(Recipe):
     is documents for chats and stream for texts. `separate_documents` lets no token of a streamed row see another.
     """
 
-    path: Path
-    weights: dict[str, float] | None = None
+    path: Path = Field(description="the prepared corpus")
+    weights: dict[str, float] | None = Field(
+        default=None, description="share of each corpus by name, relative; null: by its tokens"
+    )
     packing: Literal["auto", "stream", "documents"] = Field(
         default="auto", description="auto: documents for chats, stream for texts")  # fmt: skip
     separate_documents: bool = Field(

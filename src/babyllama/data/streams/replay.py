@@ -19,7 +19,7 @@ SALT = -4
 class Replay(Recipe):
     """`share` of all rows come from the prepared folder `path`, packed as by default, with every document apart."""
 
-    path: Path
+    path: Path = Field(description="the prepared corpus of earlier data")
     share: float = Field(default=0.1, gt=0, lt=1, description="fraction of the rows, in thousandths")
     weights: dict[str, float] | None = Field(
         default=None, description="of the earlier corpora, by label; default: all of each"

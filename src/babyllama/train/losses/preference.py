@@ -122,7 +122,7 @@ class SimPo(Preference):
     """−log σ(β·(ℓ_w/|y_w| − ℓ_l/|y_l|) − γ) (arXiv 2405.14734): no reference, and no gain by mere length."""
 
     kind: Literal["simpo"] = "simpo"
-    beta: float = Field(default=2.0, gt=0)
+    beta: float = Field(default=2.0, gt=0, description="the larger, the sharper a difference counts")
     gamma: float = Field(default=1.0, ge=0, description="the margin to reach; the paper takes 0.3 to 0.5 × beta")
 
     def losses(self, found: Answers) -> tuple[Tensor, Tensor]:

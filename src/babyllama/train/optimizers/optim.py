@@ -27,7 +27,7 @@ class Cosine(Recipe):
 
     kind: Literal["cosine"] = "cosine"
     warmup: float = Field(default=0.02, ge=0, lt=1, description="fraction of all steps")
-    final: float = Field(default=0.1, ge=0, le=1)
+    final: float = Field(default=0.1, ge=0, le=1, description="the rate at the end, as a share of the highest")
 
     def __call__(self, step: int, steps: int) -> float:
         """The multiplier of the learning rate at `step` (0 is the first) of `steps`."""
@@ -49,7 +49,7 @@ class Wsd(Recipe):
     kind: Literal["wsd"] = "wsd"
     warmup: float = Field(default=0.02, ge=0, lt=1, description="fraction of all steps")
     decay: float = Field(default=0.5, gt=0, le=1, description="fraction of all steps")
-    final: float = Field(default=0.0, ge=0, le=1)
+    final: float = Field(default=0.0, ge=0, le=1, description="the rate at the end, as a share of the highest")
 
     def __call__(self, step: int, steps: int) -> float:
         rising, _ = _warm(step, steps, self.warmup)
@@ -129,13 +129,15 @@ class AdamW(_Optimizer):
 
     by_numbers: ClassVar[bool] = True
     kind: Literal["adamw"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, description="the learning rate at its highest")
     whole_lr: float | None = Field(
         default=None, gt=0, description="learning rate of the modules in adapter.train; default: lr"
     )
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.95), description="decays of the means of gradients and of their squares"
+    )
+    eps: float = Field(default=1e-8, gt=0, description="added to the root of the mean square")
+    weight_decay: float = Field(default=0.1, ge=0, description="share of a weight taken off a step, times the rate")
 
     @property
     def adam(self) -> AdamPart:
@@ -164,18 +166,20 @@ class Muon(_Optimizer):
     """
 
     kind: Literal["muon"] = "muon"
-    lr: float = Field(default=0.02, gt=0)
-    momentum: float = Field(default=0.95, ge=0, lt=1)
+    lr: float = Field(default=0.02, gt=0, description="learning rate of the matrices at its highest")
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="decay of the mean of gradients")
     beta2: float | None = Field(
         default=0.95, ge=0, lt=1, description="decay of the mean square of each row (NorMuon); null: plain Muon"
     )
     rounding: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="of the products that orthogonalise; auto: bf16, but fp32 on a CPU that emulates it"
     )
-    weight_decay: float = Field(default=0.0, ge=0)
-    adam_lr: float = Field(default=3e-3, gt=0)
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    adam_eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="share of a weight taken off a step, times the rate")
+    adam_lr: float = Field(default=3e-3, gt=0, description="learning rate of that AdamW")
+    adam_betas: tuple[float, float] = Field(
+        default=(0.9, 0.95), description="betas of AdamW, which moves embedding, head and norms"
+    )
+    adam_eps: float = Field(default=1e-8, gt=0, description="eps of that AdamW")
 
     def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
         matrices, others = _inside_and_out(named)
@@ -213,13 +217,15 @@ class GaLore(_Optimizer):
     captured: ClassVar[bool] = False  # every `refresh` steps it looks for its directions
     by_rows: ClassVar[bool] = False
     kind: Literal["galore"] = "galore"
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, description="the learning rate at its highest")
     rank: int = Field(default=128, ge=1, description="matrices no wider than this get plain AdamW at lr × scale")
     refresh: int = Field(default=200, ge=1, description="steps between singular value decompositions")
-    scale: float = Field(default=0.25, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    scale: float = Field(default=0.25, gt=0, description="of the step in the leading directions")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.95), description="decays of the means of gradients and of their squares"
+    )
+    eps: float = Field(default=1e-8, gt=0, description="added to the root of the mean square")
+    weight_decay: float = Field(default=0.0, ge=0, description="share of a weight taken off a step, times the rate")
 
     @property
     def adam(self) -> AdamPart:

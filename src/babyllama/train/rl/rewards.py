@@ -41,7 +41,7 @@ class BadReward(InputError):
 class Reward(Recipe):
     """`weight`: what its value is multiplied with; below 0 it is a punishment."""
 
-    weight: float = 1.0
+    weight: float = Field(default=1.0, description="what its marks are multiplied by")
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ class Poem(Reward):
     kind: Literal["poem"] = "poem"
     lines: int | None = Field(default=None, ge=2, description="default: as the reference has")
     characters: int | None = Field(default=None, ge=1, description="of a line, 5 or 7; default: as the reference has")
-    rhyme: bool = True
+    rhyme: bool = Field(default=True, description="whether even lines have to rhyme")
 
     def check(self) -> None:
         """pypinyin is there."""
@@ -202,8 +202,8 @@ class Length(Reward):
     """1 where the answer has `low` to `high` characters; below it falls to 0 at none, above to 0 at twice `high`."""
 
     kind: Literal["length"] = "length"
-    low: int = Field(default=0, ge=0)
-    high: int = Field(ge=1)
+    low: int = Field(default=0, ge=0, description="characters at least")
+    high: int = Field(ge=1, description="characters at most")
 
     def __call__(self, answer: Answer) -> float:
         count = len(answer.text.strip())

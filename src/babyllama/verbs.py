@@ -118,6 +118,7 @@ def prepare() -> None:
     \b
       babyllama prepare out=runs/corpus tokenizer=runs/tok 'corpora=[{path: data/*.jsonl.zst}]'
       babyllama prepare out=runs/corpus tokenizer=runs/tok 'corpora=[{name: idioms}, {name: wikipedia_cn}]'
+      babyllama prepare out=runs/corpus tokenizer=runs/tok 'corpora=[{path: crawl/}]' clean=zh-web 'dedup=[exact, near]'
     """
 
 
@@ -271,6 +272,16 @@ def report() -> None:
 
     \b
       babyllama report runs/base runs/sft out=report.html
+    """
+
+
+@verb("AuditRecipe", "runs")
+def audit() -> None:
+    """One HTML page about what prepare cleaned: the flow of documents by filter, histograms, samples.
+
+    \b
+      babyllama audit runs/corpus
+      babyllama audit runs/corpus out=audit.html language=zh
     """
 
 

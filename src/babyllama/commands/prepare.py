@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from babyllama.amounts import amount, duration
 from babyllama.atomic import write_atomic
+from babyllama.commands.leaks import Leaks
 from babyllama.commands.table import table_of
 from babyllama.data.clean.duplicates import DUPLICATES, AnyDuplicates
 from babyllama.data.clean.near import rensa
@@ -48,6 +49,9 @@ class PrepareRecipe(Recipe):
         (), description="filters, or the names of some: zh-web, zh-books, characters; see docs/cleaning.md",
         examples=["clean=zh-web"],
     )  # fmt: skip
+    leaks: Leaks | None = Field(
+        None, description="evaluation items that no document may hold", examples=["leaks.tasks=[ceval]"]
+    )
     dedup: tuple[AnyDuplicates, ...] = Field(
         (), description="what may be there only once: exact, near (documents), lines; see docs/cleaning.md",
         examples=["dedup=[exact, near]"],
@@ -105,7 +109,8 @@ def main(recipe: PrepareRecipe) -> None:
 
 def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: list[Source], console: Console) -> None:
     tokenizer.save(run.path)  # the folder is complete in itself: training needs no other
-    plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation, recipe.clean,
+    clean = recipe.clean if recipe.leaks is None else (*recipe.clean, recipe.leaks.gathered(run.path))
+    plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation, clean,
                 recipe.dedup)  # fmt: skip
     started = time.perf_counter()
     encode = encode_distinct if recipe.dedup else encode_corpora

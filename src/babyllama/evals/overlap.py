@@ -10,26 +10,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from babyllama.data.clean.leaks import GRAM, grams
 from babyllama.data.shards.shards import Prepared
 from babyllama.evals.items import Item
 from babyllama.tokenizer.tokenizer import Tokenizer
 
-GRAM = 13
 _PIECE = 1 << 20  # tokens decoded at a time
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
-
-
-def grams(text: str) -> np.ndarray:
-    """Hashes (uint64) of every run of 13 characters."""
-    codes = np.array([ord(c) for c in text if c.isalnum()], np.uint64)
-    if len(codes) < GRAM:
-        return np.zeros(0, np.uint64)
-    found = np.zeros(len(codes) - GRAM + 1, np.uint64)
-    with np.errstate(over="ignore"):
-        for i in range(GRAM):
-            found = found * _FACTOR + codes[i : i + len(found)] + np.uint64(1)
-            found ^= found >> np.uint64(29)
-    return found
 
 
 def texts_of(data: Iterable[Prepared], tokenizer: Tokenizer) -> Iterator[str]:
@@ -41,9 +27,14 @@ def texts_of(data: Iterable[Prepared], tokenizer: Tokenizer) -> Iterator[str]:
                 yield tokenizer.decode(store.tokens(start, min(len(store), start + _PIECE + GRAM)).tolist())
 
 
+def grams_of(item: Item) -> np.ndarray:
+    """Of its question and its options."""
+    return grams("\n".join((item.question, *item.options)))
+
+
 def clean_ids(items: Iterable[Item], texts: Iterable[str]) -> frozenset[str]:
     """The ids of items of which no 13 characters of the question, or of a long option, occur in the texts."""
-    of_item = {item.id: grams("\n".join((item.question, *item.options))) for item in items}
+    of_item = {item.id: grams_of(item) for item in items}
     wanted = np.unique(np.concatenate([np.zeros(0, np.uint64), *of_item.values()]))
     seen = np.zeros(len(wanted), bool)
     for text in texts if len(wanted) else ():

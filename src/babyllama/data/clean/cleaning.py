@@ -36,12 +36,15 @@ class Cleaning:
     def _one(self, document: Document) -> Document | None:
         for filter, entry in zip(self._filters, self._entries, strict=True):
             before = document.text
-            if isinstance(filter, Measured) and isinstance(document, Text):
+            if isinstance(filter, Measured) and (filter.whole or isinstance(document, Text)):
                 value = filter.measure(before)
                 entry.measured(value, filter.top)
                 found: Document | Drop = filter.judge(value) or document
             else:
                 found = filtered(filter, document)
+            if isinstance(found, Drop) and found.stays:
+                entry.saw(before, before, found.reason)
+                continue
             if isinstance(found, Drop):
                 entry.saw(before, None, found.reason)
                 return None

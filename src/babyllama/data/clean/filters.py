@@ -25,9 +25,10 @@ _WRITTEN = ("content", "reasoning_content")  # of a message: what a filter sees
 
 @dataclass(frozen=True)
 class Drop:
-    """The text is left out, for this reason."""
+    """The text is left out, for this reason; or it `stays`, and is only counted."""
 
     reason: str
+    stays: bool = False
 
 
 class Filter(Recipe):
@@ -55,6 +56,7 @@ class Measured(Filter):
     """Leaves out a text of which `measure` is below `at_least` or above `at_most`."""
 
     top: ClassVar[float] = 1.0  # where the axis of a histogram ends
+    whole: ClassVar[bool] = False  # whether it also judges a chat, by all that it says
     at_least: float | None = Field(default=None, description="leave out texts below")
     at_most: float | None = Field(default=None, description="leave out texts above")
 

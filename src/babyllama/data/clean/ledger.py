@@ -39,7 +39,7 @@ class Entry:
     reasons: Counter[str] = field(default_factory=Counter)
     top: float | None = None
     bins: list[int] = field(default_factory=list)
-    samples: dict[str, list[Json]] = field(default_factory=lambda: {"dropped": [], "changed": []})
+    samples: dict[str, list[Json]] = field(default_factory=lambda: {"dropped": [], "changed": [], "noticed": []})
 
     def saw(self, before: str, after: str | None, reason: str = "") -> None:
         """One document came in as `before` and went out as `after`, or was dropped."""
@@ -52,6 +52,9 @@ class Entry:
             self._sample("dropped", before, None, reason)
         else:
             self.characters_out += len(after)
+            if reason:  # it stays, but is to be seen
+                self.reasons[reason] += 1
+                self._sample("noticed", before, None, reason)
             if after is not before and after != before:
                 self.changed += 1
                 self._sample("changed", before, after, reason)

@@ -201,7 +201,7 @@ def _staying(rest: Rest, entries: dict[str, Entry]) -> Iterator[Document]:
             document = restored(line)
             text = document.text
             for name, gone in stages:
-                entries[name].saw(text, None if fate in gone else text, "there already")
+                entries[name].saw(text, None if fate in gone else text, "there already" * (fate in gone))
                 if fate in gone:
                     break
             if fate != KEPT:
@@ -210,7 +210,7 @@ def _staying(rest: Rest, entries: dict[str, Entry]) -> Iterator[Document]:
                 document = replace(document, text=_without(text, common, number))
             if "lines" in entries:
                 left = document.text if document.size else None
-                entries["lines"].saw(text, text if left == text else left, "nothing left")
+                entries["lines"].saw(text, text if left == text else left, "" if left else "nothing left")
             if document.size:
                 yield document
 

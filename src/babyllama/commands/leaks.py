@@ -14,7 +14,7 @@ from babyllama.data.clean.leaks import HeldItems, grams
 from babyllama.data.sources.corpora import CorpusChoice, read_texts
 from babyllama.evals.overlap import grams_of
 from babyllama.evals.tasks import TaskChoice
-from babyllama.recipe import Recipe
+from babyllama.recipe import Recipe, validate
 
 
 class Leaks(Recipe):
@@ -37,7 +37,7 @@ class Leaks(Recipe):
         Raises:
             InputError: a test's files are not there, or hold what is no item.
         """
-        texts = read_texts(CorpusChoice(path=path, kind="text") for path in self.files)
+        texts = read_texts(validate(CorpusChoice, {"path": path, "kind": "text"}, "leaks.files") for path in self.files)
         found = [grams_of(item) for choice in self.tasks for item in choice.items(self.task_data).asked]
         hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *found, *map(grams, texts)]))
         write_atomic(folder / "leaks.u64", hashes.tobytes())

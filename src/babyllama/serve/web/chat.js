@@ -25,7 +25,7 @@ export async function show(main, about, [id]) {
   function draw() {
     const nodes = path(chat);
     input.placeholder = t(settings.continues ? "beginHere" : "askHere");
-    replace(log, nodes.length ? nodes.map((node) => messageElement(node, siblings(chat, node), acts(node)))
+    replace(log, nodes.length ? [h("h1", { class: "quiet" }, t("chat")), ...nodes.map((node) => messageElement(node, siblings(chat, node), acts(node)))]
       : h("div", { class: "hello" }, h("h1", {}, t("hello")), h("p", {}, t("helloWhy"))));
     log.scrollTop = log.scrollHeight;
   }

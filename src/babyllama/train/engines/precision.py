@@ -7,6 +7,7 @@ decides op by op. Not here: the loss scale of fp16 (guard.py).
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -49,6 +50,26 @@ class InHalf(nn.Module):
                   if not p.requires_grad and p.dtype != self.dtype}  # fmt: skip
         copies |= zip(trained, _Down.apply(self.dtype, *trained.values()), strict=True)
         return functional_call(self.inner, copies, (batch,))
+
+
+class Lent:
+    """A model as its forward passes compute: itself in float32, else a copy in `dtype`, in the same memory each time,
+    so that what was recorded of it stays true."""
+
+    def __init__(self) -> None:
+        self._half: Transformer | None = None
+
+    @torch.no_grad()
+    def __call__(self, model: Transformer, dtype: torch.dtype) -> Transformer:
+        if model.embed_tokens.weight.dtype == dtype:  # also a frozen base in half precision, and DeepSpeed's
+            return model
+        if self._half is None:
+            self._half = copy.deepcopy(model).requires_grad_(False)
+            for name, parameter in self._half.named_parameters():
+                if parameter.is_floating_point() and not exact(name):
+                    parameter.data = parameter.data.to(dtype)
+        torch._foreach_copy_(list(self._half.parameters()), list(model.parameters()))
+        return self._half
 
 
 class _Down(torch.autograd.Function):

@@ -20,7 +20,7 @@ from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError
 from babyllama.model.roles import exact
 from babyllama.model.transformer import Attention, Transformer
-from babyllama.train.engines.precision import InHalf, LossModule
+from babyllama.train.engines.precision import InHalf, Lent, LossModule
 from babyllama.train.engines.setting import Setting
 from babyllama.train.guard import Watchman
 from babyllama.train.state import check_masters, on_host, read_state, write_state
@@ -39,6 +39,7 @@ class Worker:
         self.setting, self.world, self.device = setting, setting.world, setting.device
         self.model = setting.model
         self.forward: Callable[..., Tensor] | None = None
+        self._lent = Lent()
         self.module = self._prepare(LossModule(self.model, setting.objective))
         self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.optimizers = setting.optimizer.build(self.named)
@@ -200,7 +201,7 @@ class Worker:
         compute in, they are the very ones that learn; else a copy as each forward pass makes it, in the same memory
         every time.
         """
-        model = self._lent()
+        model = self._lent(self.model, self.setting.dtype)
         training = model.training
         model.eval()
         try:
@@ -208,20 +209,6 @@ class Worker:
                 yield model
         finally:
             model.train(training)
-
-    _half: Transformer | None = None
-
-    def _lent(self) -> Transformer:
-        if self.model.embed_tokens.weight.dtype == self.setting.dtype:
-            return self.model
-        if self._half is None:
-            self._half = copy.deepcopy(self.model).requires_grad_(False)
-            for name, parameter in self._half.named_parameters():
-                if parameter.is_floating_point() and not exact(name):
-                    parameter.data = parameter.data.to(self.setting.dtype)
-        with torch.no_grad():
-            torch._foreach_copy_(list(self._half.parameters()), list(self.model.parameters()))
-        return self._half
 
     def fingerprint(self) -> dict[str, int]:
         """Name → sum of the parameter's bits, of what every rank holds: equal where the parameters are."""

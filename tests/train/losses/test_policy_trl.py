@@ -1,0 +1,76 @@
+"""Policy losses beside TRL's on the same model and batch. CONTRIBUTING.md says how to run this, where `trl` is."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from exported import published, sharp, vocabulary
+
+from babyllama.data.streams.batches import IGNORE, Batch
+from babyllama.load import read_model
+from babyllama.train.losses.policy import Cispo, Dapo, DrGrpo, Grpo, Gspo
+
+pytestmark = pytest.mark.slow
+LONGEST = 9
+METHODS = {
+    "grpo": (Grpo(beta=0.3), {"loss_type": "grpo"}),
+    "dr_grpo": (DrGrpo(beta=0.1), {"loss_type": "dr_grpo"}),
+    "dapo": (Dapo(beta=0.2), {"loss_type": "dapo", "epsilon_high": 0.28}),
+    "gspo": (Gspo(epsilon=0.02, epsilon_high=0.03, beta=0.1),
+             {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.02, "epsilon_high": 0.03}),
+    # TRL cuts the weight at epsilon_high itself.
+    "cispo": (Cispo(epsilon_high=0.1), {"loss_type": "cispo", "epsilon_high": 1.1}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    if importlib.util.find_spec("trl") is None:
+        pytest.fail("trl is not installed here; CONTRIBUTING.md says how")
+    place = tmp_path_factory.mktemp("trl")
+    tokenizer = vocabulary("own", place)
+    return published(sharp(tokenizer.vocab_size, max_position_embeddings=64), tokenizer, place / "out")
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_loss_and_gradient_are_trls(folder, tmp_path, kind):
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    method, words = METHODS[kind]
+    config = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], beta=method.beta,
+                        max_completion_length=LONGEST, num_generations=4, per_device_train_batch_size=4, **words,
+                        model_init_kwargs={"dtype": torch.float32})  # fmt: skip
+    trainer = GRPOTrainer(str(folder), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=config,
+                          train_dataset=Dataset.from_list([{"prompt": "一加一等于几？"}]))  # fmt: skip
+    theirs, mine = trainer.model.eval(), read_model(folder).float()
+    generator = torch.Generator().manual_seed(5)
+    prompts = torch.randint(5, mine.config.vocab_size, (4, 3), generator=generator)
+    answers = torch.randint(5, mine.config.vocab_size, (4, LONGEST), generator=generator)
+    mask = (torch.arange(LONGEST) < torch.tensor([9, 1, 4, 6])[:, None]).long()
+    tokens = torch.cat([prompts, answers], 1)
+    kept = torch.cat([torch.zeros(4, 2), mask], 1).bool()  # by target
+    with torch.no_grad():
+        log_p = mine(tokens[:, :-1]).log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
+    old, reference = (
+        (log_p + 0.25 * torch.randn(log_p.shape, generator=generator)).where(kept, torch.zeros(())) for _ in range(2)
+    )
+    advantages = torch.tensor([1.3, -0.4, 0.7, -1.6])
+    loss = trainer._compute_loss(theirs, {
+        "prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts), "completion_ids": answers,
+        "completion_mask": mask, "advantages": advantages, "old_per_token_logps": old[:, 2:],
+        "ref_per_token_logps": reference[:, 2:], "num_items_in_batch": mask.sum()})  # fmt: skip
+    loss.backward()
+    objective = method.of(1.0, LONGEST)
+    extras = {"advantages": advantages, "old": old, "reference": reference}
+    batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].where(kept, IGNORE), extras=extras)
+    found, metrics = objective(mine, batch)
+    (found / objective.weight(batch)).backward()
+    assert metrics["clipped"] > 0
+    assert (found / objective.weight(batch)).item() == pytest.approx(loss.item(), abs=1e-5)
+    named = dict(theirs.named_parameters())
+    for name, parameter in mine.named_parameters():
+        other = named[name if name in named else f"model.{name}"].grad
+        torch.testing.assert_close(parameter.grad, other, atol=1e-5, rtol=1e-3, msg=name)

@@ -44,7 +44,8 @@ def test_loss_and_gradient_are_trls(folder, tmp_path, kind):
 
     method, words = METHODS[kind]
     config = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], beta=method.beta,
-                        max_completion_length=LONGEST, num_generations=4, use_bias_correction_kl=False, per_device_train_batch_size=4, **words,
+                        max_completion_length=LONGEST, num_generations=4, use_bias_correction_kl=False,
+                        per_device_train_batch_size=4, **words,
                         model_init_kwargs={"dtype": torch.float32})  # fmt: skip
     trainer = GRPOTrainer(str(folder), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=config,
                           train_dataset=Dataset.from_list([{"prompt": "一加一等于几？"}]))  # fmt: skip

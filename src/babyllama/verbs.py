@@ -275,6 +275,15 @@ def report() -> None:
     """
 
 
+@verb("QualityRecipe")
+def quality() -> None:
+    """Train a small classifier of good and bad texts, for prepare's filter of that name.
+
+    \b
+      babyllama quality 'good=[{path: books/}]' 'bad=[{path: crawl/}]' out=quality.safetensors
+    """
+
+
 @verb("AuditRecipe", "runs")
 def audit() -> None:
     """One HTML page about what prepare cleaned: the flow of documents by filter, histograms, samples.

@@ -166,7 +166,7 @@ class DuplicateGrams(Measured):
 
 
 # ── hashes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-_FACTOR = 0x9E3779B97F4A7C15
+_FACTORS = {32: (0x9E3779B1, 0x85EBCA6B), 64: (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)}  # of a number, of a hash
 
 
 def rolling(codes: np.ndarray, size: int) -> np.ndarray:
@@ -174,23 +174,38 @@ def rolling(codes: np.ndarray, size: int) -> np.ndarray:
 
     A polynomial modulo 2⁶⁴, made of runs of half the length, then mixed.
     """
-    if len(codes) < size:
-        return np.zeros(0, np.uint64)
+    return hashes(spread(codes, 64), size)
+
+
+def spread(codes: np.ndarray, bits: Literal[32, 64]) -> np.ndarray:
+    """Numbers as `hashes` takes them, uint32 or uint64; none of them is 0."""
+    kind = np.dtype(f"u{bits // 8}").type
     with np.errstate(over="ignore"):
-        power = {1: (codes.astype(np.uint64) + np.uint64(1)) * np.uint64(_FACTOR)}
-        found, length = _joined(power, size), len(codes) - size + 1
-        found = found[:length]
-        found ^= found >> np.uint64(32)
-        found *= np.uint64(0xD6E8FEB86659FD93)
-        return found ^ (found >> np.uint64(32))
+        return (codes.astype(kind) + kind(1)) * kind(_FACTORS[bits][0])
 
 
-def _joined(known: dict[int, np.ndarray], size: int) -> np.ndarray:
+def hashes(terms: np.ndarray, size: int) -> np.ndarray:
+    """As `rolling`, in the type of `terms`, which are spread already."""
+    if len(terms) < size:
+        return np.zeros(0, terms.dtype)
+    bits = 8 * terms.dtype.itemsize
+    half, factor = terms.dtype.type(bits // 2), terms.dtype.type(_FACTORS[bits][1])
+    with np.errstate(over="ignore"):
+        found = _joined({1: terms}, size, _FACTORS[bits][0], bits)[: len(terms) - size + 1]
+        found = found ^ (found >> half)
+        found *= factor
+        found ^= found >> half
+    return found
+
+
+def _joined(known: dict[int, np.ndarray], size: int, factor: int, bits: int) -> np.ndarray:
     if size not in known:
         left, right = size - size // 2, size // 2
-        first, second = _joined(known, left), _joined(known, right)
+        first, second = _joined(known, left, factor, bits), _joined(known, right, factor, bits)
         length = len(second) - left
-        known[size] = first[:length] * np.uint64(pow(_FACTOR, right, 1 << 64)) + second[left:]
+        found = first[:length] * first.dtype.type(pow(factor, right, 1 << bits))
+        found += second[left:]
+        known[size] = found
     return known[size]
 
 

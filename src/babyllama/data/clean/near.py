@@ -19,12 +19,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
-from babyllama.data.clean.measures import DIGIT, HANZI, LETTER, codes_of, rolling, table
+from babyllama.data.clean.measures import DIGIT, HANZI, LETTER, codes_of, hashes, spread, table
 from babyllama.errors import needs_extra
 from babyllama.recipe import Recipe
 
 _SEED = 20261129
-_CHUNK = 1 << 20  # characters whose shingles are in memory at a time
+_CHUNK = 1 << 15  # characters whose shingles are in memory at a time: what a core's cache holds
 _WHOLE = (
     16  # documents of a bucket of which all pairs are looked at; of a larger one neighbours, and each with the first
 )
@@ -76,33 +76,31 @@ class Signatures(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _folded() -> np.ndarray:
-    """uint32, 65,536: each letter, digit or hanzi of the BMP in lower case; 0 for all else."""
-    used = np.isin(table()[: 1 << 16], (HANZI, LETTER, DIGIT))
-    lower = [ord(small) if len(small := chr(code).lower()) == 1 else code for code in range(1 << 16)]
-    return np.where(used, np.array(lower, np.uint32), np.uint32(0))
+def _terms() -> np.ndarray:
+    """uint32, 1,114,112: each letter, digit or hanzi in lower case, spread for hashing; 0 for all else."""
+    codes = np.arange(0x110000, dtype=np.uint32)
+    codes[: 1 << 16] = [ord(small) if len(small := chr(code).lower()) == 1 else code for code in range(1 << 16)]
+    used = np.ones(0x110000, bool)  # beyond the BMP all count: rare hanzi
+    used[: 1 << 16] = np.isin(table()[: 1 << 16], (HANZI, LETTER, DIGIT))
+    return np.where(used, spread(codes, 32), np.uint32(0))
 
 
 def _flat(texts: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
     """The hashes of all shingles of all texts, one after the other, and n + 1 offsets."""
-    codes = codes_of("".join(texts))
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    owner_ends = np.cumsum(lengths)
-    small = codes < 1 << 16
-    folded = np.where(small, _folded()[np.where(small, codes, 0)], codes)  # beyond the BMP all count: rare hanzi
-    used = folded != 0
-    kept = np.concatenate([[0], np.cumsum(used)])[np.concatenate([[0], owner_ends])]  # where each begins among the used
-    hashes = rolling(folded[used], size)
-    counts = np.maximum(np.diff(kept) - size + 1, 0)
-    inside = np.zeros(len(hashes) + 1, np.int64)  # +1 where a document's shingles begin, −1 where they end
-    some = counts > 0
-    np.add.at(inside, kept[:-1][some], 1)
-    np.add.at(inside, kept[:-1][some] + counts[some], -1)
-    return hashes[np.cumsum(inside)[:-1] > 0], np.concatenate([[0], np.cumsum(counts)])
+    terms = _terms()[codes_of("".join(texts))]
+    used = terms != 0
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    passed = np.concatenate([[0], np.cumsum(used, dtype=np.int32)])[ends]  # used characters up to each text's end
+    found = hashes(terms[used], size)
+    counts = np.maximum(np.diff(passed, prepend=0) - size + 1, 0)
+    across = (passed[:, None] - np.arange(1, size)).ravel()  # runs that begin in one text and end in another
+    inside = np.ones(len(found), bool)
+    inside[across[(across >= 0) & (across < len(found))]] = False
+    return found[inside], np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 def shingles(text: str, size: int) -> np.ndarray:
-    """uint64, sorted, each once: the hashes of its runs of `size` characters."""
+    """uint32, sorted, each once: the hashes of its runs of `size` characters."""
     return np.unique(_flat([text], size)[0])
 
 
@@ -144,11 +142,11 @@ def rensa() -> Any:
 
 
 def _signed(texts: Sequence[str], near: Near) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    hashes, offsets = _flat(texts, near.characters)
-    found = rensa().RMinHash.digest_matrix_from_flat_token_hashes(
-        hashes, offsets.astype(np.uint64), near.permutations, _SEED
+    found, offsets = _flat(texts, near.characters)
+    matrix = rensa().RMinHash.digest_matrix_from_flat_token_hashes(
+        found.astype(np.uint64), offsets.astype(np.uint64), near.permutations, _SEED
     )
-    minima = np.array(found.to_rows(), np.uint32).reshape(len(texts), near.permutations)
+    minima = np.array(matrix.to_rows(), np.uint32).reshape(len(texts), near.permutations)
     counts = np.diff(offsets)
     grouped = minima[:, : near.bands * near.height].reshape(len(texts), near.bands, near.height).astype(np.uint64)
     bands = np.zeros((len(texts), near.bands), np.uint64)

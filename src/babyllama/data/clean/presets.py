@@ -24,11 +24,12 @@ from babyllama.data.clean.measures import (
 )
 from babyllama.data.clean.normalise import Mojibake, Normalise, Simplify
 from babyllama.data.clean.personal import Personal
+from babyllama.data.clean.quality import Quality
 from babyllama.recipe import Recipe, validate
 
 AnyFilter = Annotated[
     Normalise | Simplify | Mojibake | Html | Boilerplate | RepeatedLines | Length | HanziShare | SymbolShare
-    | LineBreaks | PunctuatedLines | DuplicateLines | DuplicateGrams | Personal,
+    | LineBreaks | PunctuatedLines | DuplicateLines | DuplicateGrams | Personal | Quality,
     Field(discriminator="kind"),
 ]  # fmt: skip
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from babyllama.commands import evaluate, prepare, train
+from babyllama.commands import doctor, evaluate, prepare, train
 from babyllama.commands.preferring import comparison, sums_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
@@ -156,3 +156,14 @@ def test_evaluate_says_how_many_pairs_are_in_order(folder, capsys):
     for measure in ("by_mean", "by_ratio"):
         shown = found["for-evaluate"][measure]
         assert shown["accuracy"] >= 0.9 and shown["low"] < shown["accuracy"] <= shown["high"] <= 1
+
+
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_doctor_finds_a_preference_training_healthy(folder, kind):
+    """Its validation is no next token's, so the saved model is not held against it; its steps are taken once more."""
+    trained(folder, f"for-doctor-{kind}", f"objective={{kind: {kind}}}", "plan.steps=6")
+    out = folder / "doctor.json"
+    doctor.main(doctor.DoctorRecipe(target=str(folder / f"for-doctor-{kind}"), out=out, steps=6, device="cpu"))
+    verdicts = {found["check"]: found["verdict"] for found in json.loads(out.read_text())["findings"]}
+    assert "fault" not in verdicts.values() and verdicts["progress"] == verdicts["labels"] == "ok"
+    assert verdicts["saved model"] == "not applicable"

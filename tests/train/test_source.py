@@ -8,6 +8,7 @@ import torch
 from small_training import CONTEXT, Made, StopAt, fingerprint, finished, small_trainer
 
 from babyllama.errors import Interrupted
+from babyllama.train.source import source
 from babyllama.train.state import read_state
 
 
@@ -50,3 +51,14 @@ def test_stopped_and_continued_to_the_bit(tmp_path):
 def test_rows_on_disk_leave_nothing_in_a_checkpoint(tmp_path):
     tensors, _ = read_state(finished(tmp_path / "run").run.states()[-1][1])
     assert not any(name.startswith("source.") for name in tensors)
+
+
+def test_half_a_source_is_no_source():
+    """Its `prepare` would never be called, and nobody would notice."""
+
+    class Half:
+        def batch(self, first_row, count): ...
+        def prepare(self, step, worker): ...
+
+    with pytest.raises(TypeError, match="Half prepares its rows"):
+        source(Half())

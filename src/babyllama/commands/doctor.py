@@ -39,6 +39,7 @@ from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.engines.engines import Single
 from babyllama.train.engines.world import World
+from babyllama.train.losses.distil import Distil
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.losses.policy import Method
 from babyllama.train.trainer import Trainer
@@ -201,7 +202,10 @@ def _saved(run: Run, training: TrainRecipe, device: torch.device, trainer: Train
 
 def _again(run: Run, training: TrainRecipe, model: Transformer, where: str, step: int, device: torch.device
            ) -> Kept | None:  # fmt: skip
-    """None where the data are gone, or where nothing comparable was recorded."""
+    """None where the data are gone, or where nothing comparable was recorded: preferences and rewards are validated in
+    their own way."""
+    if not isinstance(training.objective, NextToken | Distil):
+        return None
     try:
         prepared = Prepared.open(training.data.path)
     except InputError:

@@ -112,6 +112,9 @@ def main(recipe: EvaluateRecipe) -> None:
     tasks = run_tasks(recipe, loaded, context, history, console) if recipe.chosen else {}
     documents = history.of_split(prepared, recipe.split) if prepared else None
     _show(recipe, losses, answers, documents, (context, trained), console)
+    if rated := [label for label in labels if prepared and prepared.store(label, recipe.split).kind == "rated"]:
+        console.print(f"{', '.join(rated)}: rated answers are not measured, only pairs, chats and texts", markup=False,
+                      soft_wrap=True)  # fmt: skip
     if pairs:
         console.print(pair_table(pairs, f"{recipe.split} split, {_WORDS[documents or 'unknown']}"))
     result = {"recipe": recipe.model_dump(mode="json"), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

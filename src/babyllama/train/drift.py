@@ -23,10 +23,14 @@ from babyllama.train.losses.answers import answers
 
 @dataclass
 class DriftRows:
-    """The rows of `stream`, a batch's extras with `drift`, (B,): z of its step. `rows` a step has, `size` a pass."""
+    """The rows of `stream`, in whose extras `drift`, (B, T), is z of their step at every place.
+
+    Args:
+        mismatches: of the stream's corpora.  rows: of a step.  size: rows of a pass.
+    """
 
     stream: Stream
-    mismatches: list[Mismatches]  # of the stream's corpora
+    mismatches: list[Mismatches]
     beta: float
     rows: int
     size: int
@@ -54,10 +58,15 @@ class DriftRows:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Nothing."""
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Nothing: the objective tells z."""
+        return {}
+
 
 def with_drift(batch: Batch, z: float) -> Batch:
     """The batch with z in its extras."""
-    return replace(batch, extras={**batch.extras, "drift": torch.full((len(batch.tokens),), z)})
+    return replace(batch, extras={**batch.extras, "drift": torch.full(batch.tokens.shape, z)})
 
 
 def batches(rows: Iterable[tuple[object, Mismatches, int]], size: int) -> Iterator[Batch]:

@@ -66,5 +66,9 @@ class Stored:
 
 
 def source(rows: Rows) -> Source:
-    """Any rows as a source."""
-    return cast(Source, rows) if isinstance(rows, Source) else Stored(rows)
+    """Any rows as a source. Raises TypeError for half a source, whose `prepare` would never be called."""
+    if isinstance(rows, Source):
+        return cast(Source, rows)
+    if hasattr(rows, "prepare"):
+        raise TypeError(f"{type(rows).__name__} prepares its rows, but lacks some of what Source has")
+    return Stored(rows)

@@ -215,7 +215,7 @@ def test_kto_s_loss_metrics_and_gradient_are_the_formula(z):
     model = sharp_model(tiny_config()).requires_grad_(True)
     exact = sharp_model(tiny_config()).double().requires_grad_(True)
     reference = torch.full(BATCH.tokens.shape, -20.0) - torch.arange(BATCH.tokens.shape[1])
-    batch = replace_extras(BATCH, reference=reference, drift=torch.full((2,), z))
+    batch = replace_extras(BATCH, reference=reference, drift=torch.full(BATCH.tokens.shape, z))
     loss, metrics = objective(model, batch)
     loss.backward()
     found = by_hand(exact, BATCH)

@@ -133,7 +133,7 @@ def test_kto(folders, tmp_path):
     with torch.no_grad():
         z = max(0.0, 0.2 * (sums(ours, other)[0] - sums(known, other)[0])[0, : len(label)].mean().item())
     compared(Kto(beta=0.2, desirable=1.1, undesirable=0.8), trainer.compute_loss(model, given), model, batch, folders,
-             drift=torch.tensor([z]))  # fmt: skip
+             drift=torch.full(batch.tokens.shape, z))  # fmt: skip
 
 
 def test_without_a_reference(folders):

@@ -36,7 +36,7 @@ class Kto(Compared):
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         found = answers(model, batch)
-        z = batch.extras["drift"][:, None].expand(batch.tokens.shape)[batch.extras["label"] != 0]  # (N,)
+        z = batch.extras["drift"][batch.extras["label"] != 0]  # (N,)
         reward, sign = self.beta * found.ratio, found.label.float()
         weights = torch.where(found.label > 0, self.desirable, self.undesirable)
         losses = weights * (1 - torch.sigmoid(sign * (reward - z)))

@@ -26,7 +26,7 @@ from babyllama.commands.tokenizer import TokenizerRecipe
 from babyllama.commands.tokenizer import main as learn_tokenizer
 from babyllama.commands.train import TrainRecipe
 from babyllama.commands.train import main as train
-from babyllama.data.sources.corpora import SKILLS
+from babyllama.data.sources.known import SKILLS
 from babyllama.recipe import load_recipe
 from babyllama.train.plan import Plan
 

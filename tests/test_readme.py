@@ -12,7 +12,7 @@ from small_quickstart import quickstart, small_packages
 
 from babyllama.commands import quickstart as stages
 from babyllama.data.sources import corpora, knowledge
-from babyllama.data.sources.corpora import SKILLS
+from babyllama.data.sources.known import SKILLS
 from babyllama.verbs import app
 
 ROOT = Path(__file__).parents[1]

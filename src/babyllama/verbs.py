@@ -318,6 +318,24 @@ def recipes() -> None:
     Console(highlight=False).print(table)
 
 
+@app.command()
+def corpora() -> None:
+    """List the corpora that are known by name: what they are good for, their size, licence and source."""
+    from babyllama.data.sources.known import CORPORA
+
+    made, hub, brought = "come with the package", "from the Hugging Face hub", "known, but you bring the files"
+    groups: dict[str, list[str]] = {made: [], hub: [], brought: []}
+    for name, corpus in CORPORA.items():
+        taken = f", the first {corpus.most} of its files unless files=… says more" if corpus.most else ""
+        size = f", about {corpus.size}" if corpus.size else ""
+        groups[made if corpus.records else hub if corpus.files else brought].append(
+            f"  {name}  ({corpus.kind}{size}{taken})\n      {corpus.about}\n      {corpus.licence}; {corpus.source}"
+        )
+    for group, entries in groups.items():
+        print(f"{group}:", *entries, sep="\n", end="\n\n")
+    print("Any other data set of the hub: corpora=[{path: 'hf://OWNER/NAME/data/*.parquet'}]")
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"babyllama {__version__}")

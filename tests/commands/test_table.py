@@ -13,7 +13,7 @@ from rich.console import Console
 
 from babyllama.commands import doctor, evaluate, longcontext, plan, prepare, quantize_shown, quickstart
 from babyllama.commands.table import shortly
-from babyllama.data.sources.corpora import SKILLS
+from babyllama.data.sources.known import SKILLS
 from babyllama.foresight.checks.finding import Finding
 from babyllama.recipe import bundled, load_recipe
 from babyllama.verbs import recipes

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from babyllama.amounts import size as byte_size
 from babyllama.commands.table import table_of
-from babyllama.data.sources.corpora import SKILLS
+from babyllama.data.sources.known import SKILLS
 from babyllama.errors import needs_extra
 from babyllama.evals.statistics import wilson
 from babyllama.recipe import Recipe, load_recipe

@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from babyllama.data.microworld.skills import HELD_OUT, Example, Skill, chats, texts
-from babyllama.data.sources.corpora import SKILLS, CorpusChoice, read_documents
+from babyllama.data.sources.corpora import CorpusChoice, read_documents
+from babyllama.data.sources.known import SKILLS
 
 BY_NAME = {skill.name: skill for skill in SKILLS}
 MANY = 400

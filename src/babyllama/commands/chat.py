@@ -94,6 +94,11 @@ def _ancestry(model: Path) -> Iterator[Path]:
         path = Path(info["parent"])
 
 
+def turns_of(model: Path) -> int | None:
+    """As many answers as its training's chats usually had, as the run wrote it down; None: not known."""
+    return next((_recorded(path) for path in _ancestry(model)), None)
+
+
 def _info(path: Path) -> dict[str, Any]:
     try:
         return Run.open(path).info

@@ -81,11 +81,13 @@ def main(recipe: ServeRecipe) -> None:
     from babyllama.serve.models import Models
     from babyllama.serve.reply import Limits
 
-    openers, keys, runs = _openers(recipe), _keys(recipe), _runs(recipe)
+    named, keys, runs = _named(recipe), _keys(recipe), _runs(recipe)
+    openers = _openers(named, recipe)
     listeners = _listen(recipe, _workers(recipe))
     port = listeners[0].getsockname()[1]
     speech = Speech(tuple(openers), int(time.time()), Limits(recipe.max_tokens, recipe.wait, recipe.time),
-                    recipe.sampling, tuple(keys), recipe.body, recipe.cors, recipe.log, runs, recipe.grace)  # fmt: skip
+                    recipe.sampling, tuple(keys), recipe.body, recipe.cors, recipe.log, runs, recipe.grace,
+                    _memory(named))  # fmt: skip
     with speakers(speech, listeners) as speaking:  # they begin beside the loading of the first model
         models = Models(openers, recipe.loaded, recipe.idle)
         first = next(iter(openers))
@@ -106,8 +108,8 @@ def _workers(recipe: ServeRecipe) -> int:
     return 1 if alone else max(1, min(MOST, cores() // 4))
 
 
-def _openers(recipe: ServeRecipe) -> dict[str, Callable[[], list[Served]]]:
-    """Name → how it is loaded, with those that share its base. Paths are looked at now."""
+def _named(recipe: ServeRecipe) -> dict[str, ServedRecipe]:
+    """Name → what is served by it. Paths are looked at now."""
     from babyllama.load import model_folder
 
     models: dict[str, ServedRecipe] = {}
@@ -121,6 +123,19 @@ def _openers(recipe: ServeRecipe) -> dict[str, Callable[[], list[Served]]]:
                 f"models: two are called {name!r}; give one another name: models=[{{path: …, name: …}}, …]"
             )
         models[name] = served
+    return models
+
+
+def _memory(models: Mapping[str, ServedRecipe]) -> dict[str, int]:
+    """How many earlier turns of a conversation a model is shown by the web app: as many as its training's chats had."""
+    from babyllama.commands.chat import turns_of
+
+    known = {name: turns_of(served.path) for name, served in models.items()}
+    return {name: turns - 1 for name, turns in known.items() if turns}
+
+
+def _openers(models: Mapping[str, ServedRecipe], recipe: ServeRecipe) -> dict[str, Callable[[], list[Served]]]:
+    """Name → how it is loaded, with those that share its base."""
     found: dict[str, Callable[[], list[Served]]] = {}
     for group in _groups(models, recipe.share_base):
         opener = partial(_open, {name: models[name] for name in group}, recipe)

@@ -4,7 +4,7 @@ sockets (processes.py)."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,7 +41,7 @@ SCHEMA = "#/components/schemas/{model}"
 
 def application(link: Link, limits: Limits, defaults: Sampling, keys: Collection[str] = (),
                 body: int = 1 << 20, cors: Collection[str] = (), log: TextIO | None = None,
-                runs: Path | None = None) -> ASGIApp:  # fmt: skip
+                runs: Path | None = None, memory: Mapping[str, int] | None = None) -> ASGIApp:  # fmt: skip
     """The whole application.
 
     Args:
@@ -49,13 +49,14 @@ def application(link: Link, limits: Limits, defaults: Sampling, keys: Collection
         keys: see `Gate`; `body`: bytes of a request at most.
         cors: the origins whose pages may use the server from a browser.
         runs: the folder whose runs are shown; None: none are.
+        memory: of models by name, how many earlier turns the web app shows them beside a question.
     """
     app = FastAPI(title="babyllama", version=__version__, redoc_url=None)
     _faults(app)
     short = _completions(app, link, limits, defaults)
     _words(app, link)
     _state(app, link)
-    add_pages(app, link, runs, defaults)
+    add_pages(app, link, runs, defaults, memory or {})
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     gate = Gate(app, keys, body, log, link.note, short)
     if not cors:

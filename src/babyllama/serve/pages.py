@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,8 @@ HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff
            "Cross-Origin-Opener-Policy": "same-origin", "Cache-Control": "no-cache"}  # fmt: skip
 
 
-def add_pages(app: FastAPI, link: Link, folder: Path | None, defaults: Sampling) -> None:
+def add_pages(app: FastAPI, link: Link, folder: Path | None, defaults: Sampling,
+              memory: Mapping[str, int]) -> None:  # fmt: skip
     """Add everything to the application. `folder`: of the runs, or None."""
     _files(app)
     _runs(app, None if folder is None else Runs(folder))
@@ -47,7 +48,7 @@ def add_pages(app: FastAPI, link: Link, folder: Path | None, defaults: Sampling)
         """What the page wants to know first."""
         loaded = (await link.call("state"))["loaded"]
         sampling = defaults.model_dump(exclude={"logit_bias", "seed"})
-        return _about(link.names, loaded, sampling, folder is not None)
+        return _about(link.names, loaded, sampling, folder is not None, memory)
 
 
 def watching(folder: Path) -> FastAPI:
@@ -59,7 +60,7 @@ def watching(folder: Path) -> FastAPI:
 
     @app.get("/api/app")
     async def about() -> Response:
-        return _about((), {}, {}, True)
+        return _about((), {}, {}, True, {})
 
     @app.exception_handler(Refused)
     async def refused(_: Request, fault: Refused) -> Response:
@@ -68,9 +69,10 @@ def watching(folder: Path) -> FastAPI:
     return app
 
 
-def _about(models: Collection[str], context: dict[str, Any], sampling: dict[str, Any], runs: bool) -> Response:
+def _about(models: Collection[str], context: dict[str, Any], sampling: dict[str, Any], runs: bool,
+           memory: Mapping[str, int]) -> Response:  # fmt: skip
     return _json({"version": __version__, "models": list(models), "context": context, "sampling": sampling,
-                  "runs": runs})  # fmt: skip
+                  "runs": runs, "memory": dict(memory)})  # fmt: skip
 
 
 def _files(app: FastAPI) -> None:

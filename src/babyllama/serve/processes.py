@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
@@ -52,6 +52,7 @@ class Speech:
     log: bool
     runs: Path | None
     grace: int
+    memory: Mapping[str, int]
 
 
 # ── HTTP ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -66,7 +67,7 @@ def speak(speech: Speech, listener: socket.socket, ends: Ends, first: bool) -> N
 
     link = Link(speech.names, speech.created, stop)
     app = application(link, speech.limits, speech.defaults, speech.keys, speech.body, speech.cors,
-                      sys.stdout if speech.log else None, speech.runs)  # fmt: skip
+                      sys.stdout if speech.log else None, speech.runs, speech.memory)  # fmt: skip
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=speech.grace,
                             timeout_keep_alive=KEPT_OPEN, lifespan="off", ws="none", server_header=False)  # fmt: skip
     server = uvicorn.Server(config)

@@ -16,14 +16,21 @@ export async function show(main, about, [id]) {
   const history = historyPanel((chosen) => (location.hash = chosen ? `#/chat/${chosen}` : "#/chat"), () => chat.id);
   const input = h("textarea", { rows: 1, placeholder: t("askHere"), "aria-label": t("ask"), enterkeyhint: "send" });
   const send = h("button", { class: "main", type: "submit" }, t("send"));
-  const model = h("select", { "aria-label": t("model"), onchange: () => keep({ model: model.value }) },
+  const model = h("select", { "aria-label": t("model"), onchange: () => {
+    keep({ model: model.value });
+    draw();
+  } },
     about.models.map((name) => h("option", { value: name, selected: name === settings.model }, name)));
 
   const store = () => chats.put(chat).then(history.draw, () => say(t("noStore")));
+  const memory = () => about.memory?.[model.value]; // earlier turns that the model learned to read; undefined: all
+  const seen = (nodes) => (memory() === undefined ? nodes : nodes.slice(-2 * memory() - 1));
+  const hint = h("small", { class: "hint" });
   const told = () => (settings.system.trim() ? [{ role: "system", content: settings.system }] : []);
 
   function draw() {
     const nodes = path(chat);
+    hint.textContent = settings.continues || memory() === undefined ? "" : t(memory() ? "remembers" : "alone", { turns: memory() });
     input.placeholder = t(settings.continues ? "beginHere" : "askHere");
     replace(log, nodes.length ? [h("h1", { class: "quiet" }, t("chat")), ...nodes.map((node) => messageElement(node, siblings(chat, node), acts(node)))]
       : h("div", { class: "hello" }, h("h1", {}, t("hello")), h("p", {}, t("helloWhy"))));
@@ -48,7 +55,7 @@ export async function show(main, about, [id]) {
   async function respond(question) {
     const before = path(chat, question.id);
     const asked = settings.continues ? { prompt: before.map(({ text }) => text).join("") }
-      : { messages: [...told(), ...before.map(({ role, text }) => ({ role, content: text }))] };
+      : { messages: [...told(), ...seen(before).map(({ role, text }) => ({ role, content: text }))] };
     const node = addMessage(chat, question.id, "assistant", "", { model: model.value });
     const mine = chat;
     stopping = new AbortController();
@@ -122,7 +129,7 @@ export async function show(main, about, [id]) {
   }
 
   replace(main, history.element, h("section", { class: "talk" }, bar, log,
-    h("form", { class: "composer", onsubmit: submit }, input, send)));
+    h("form", { class: "composer", onsubmit: submit }, input, send), hint));
   draw();
   history.draw();
   if (matchMedia("(min-width: 60rem)").matches) input.focus();

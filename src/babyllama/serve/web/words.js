@@ -14,6 +14,8 @@ export const WORDS = {
   importBad: ["This is no file that was exported here.", "这不是从这里导出的文件。"], untitled: ["Untitled", "无标题"],
   hello: ["What would you like to ask?", "想问点什么？"],
   helloWhy: ["The model runs on this server; the conversation stays in this browser.", "模型运行在此服务器上，对话只保存在此浏览器。"],
+  alone: ["This model learned single questions: each is asked by itself.", "这个模型学的是单轮问答：每个问题单独提问。"],
+  remembers: ["The model sees your question and the last {turns} turns, as many as its training had.", "模型能看到你的问题和最近 {turns} 轮对话，与训练时相同。"],
   ask: ["Message", "消息"], askHere: ["Write a message …", "输入消息…"], send: ["Send", "发送"], stop: ["Stop", "停止"],
   you: ["You", "你"], retry: ["Again", "重新回答"], edit: ["Edit", "编辑"], editSend: ["Send as a new branch", "作为新分支发送"],
   inspect: ["Look inside", "看内部"], before: ["Previous branch", "上一分支"], after: ["Next branch", "下一分支"],

@@ -58,3 +58,9 @@ def mirrored(file: Path) -> bool:
 def test_four_of_five_modules_have_tests_in_their_room():
     without = [file.relative_to(SOURCE).as_posix() for file in FILES if not mirrored(file)]
     assert len(without) <= len(FILES) / 5, without
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest knows a file by its name alone, unless its folder is a package."""
+    plain = [file.name for file in TESTS.rglob("test_*.py") if not (file.parent / "__init__.py").exists()]
+    assert {name for name in plain if plain.count(name) > 1} == set()

@@ -56,7 +56,9 @@ CASES = {
     "evaluate's answers": lambda c: c.print(evaluate._answer_table(ANSWERS)),
     "prepare": lambda c: prepare._show(MANIFEST, c),
     "doctor": lambda c: doctor._show("runs/quickstart/medical", FINDINGS[:1], c),
-    "quickstart": lambda c: quickstart._closing_words(c, Path("r"), "r.html", {"general-chats": 123.4}, SKILLS_SHOWN),
+    "quickstart": lambda c: quickstart._closing_words(
+        c, Path("r"), "r.html", {"general-chats": quickstart.Cost(123.4, 2**29)}, SKILLS_SHOWN
+    ),
 }
 FIGURES = {
     "quantize": ["16.00", "41.23", "1.2345", "87.3%", "12.34%", "4116.1", "12234", "1234.5"],

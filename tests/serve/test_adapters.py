@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_run import CHATS, save_taught, small_tokenizer, taught_model
 
-from babyllama.commands.serve import ServeRecipe, _openers
+from babyllama.commands.serve import ServeRecipe, _named, _openers
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.request import Request
@@ -58,7 +58,7 @@ def test_adapters_of_one_base_share_it(folders):
                                              "share_base=true", "device=cpu", "slots=64"])  # fmt: skip
 
     async def story() -> dict[str, list[list[int]]]:
-        models = Models(_openers(recipe), most=1)  # one worker, three names
+        models = Models(_openers(_named(recipe), recipe), most=1)  # one worker, three names
         async with models.use("one") as served:
             assert sorted(models.loaded) == sorted(NAMES)
             workers = {models.loaded[name].worker for name in NAMES}
@@ -89,5 +89,6 @@ def test_what_cannot_be_shared(folders, tmp_path):
     with pytest.raises(InputError, match="have not the same base"):
         load_adapters({"one": folders / "one", "far": tmp_path / "far"}, torch.device("cpu"))
     words = [f"models=[{folders / 'one'}, {tmp_path / 'far'}]", "share_base=true"]
-    made = _openers(load_recipe(ServeRecipe, None, words))  # two bases, so two groups
+    recipe = load_recipe(ServeRecipe, None, words)
+    made = _openers(_named(recipe), recipe)  # two bases, so two groups
     assert made["one"].args[0].keys() == {"one"} and made["far"].args[0].keys() == {"far"}  # type: ignore[attr-defined]

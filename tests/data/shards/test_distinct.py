@@ -117,7 +117,10 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_at_several_points_the_manifest_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", [(0, 2), pytest.param((0, 1, 2, 3), marks=pytest.mark.slow)])
+def test_killed_at_several_points_the_manifest_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: tuple[int, ...]
+) -> None:
     program, tokenizer = tmp_path / "program.py", save_tokenizer(tmp_path / "tok")
     program.write_text(PROGRAM)
     made = [f"{text}。\n{FOOTER}" for text in texts(260)]
@@ -139,7 +142,7 @@ def test_killed_at_several_points_the_manifest_is_the_same(tmp_path: Path, monke
         lambda: there("shards/*/*.json") > 1,
         lambda: there("shards/*/*.json") > 8,
     )
-    for point in points:
+    for point in (points[number] for number in which):
         killed = start(out)
         until(lambda point=point, killed=killed: point() or killed.poll() is not None, 60)
         os.kill(killed.pid, signal.SIGKILL)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from babyllama.data.streams.answers import Answers
 from babyllama.data.streams.batches import Batch, Stream, collated
@@ -19,10 +18,11 @@ from babyllama.data.streams.mismatches import Mismatches
 from babyllama.model.transformer import Transformer
 from babyllama.train.engines.worker import Worker
 from babyllama.train.losses.answers import answers
+from babyllama.train.source import Unkept
 
 
 @dataclass
-class DriftRows:
+class DriftRows(Unkept):
     """The rows of `stream`, in whose extras `drift`, (B, T), is z of their step at every place.
 
     Args:
@@ -44,24 +44,11 @@ class DriftRows:
         with worker.policy() as model:
             total, count = measured(model, batches(rows, self.size), worker.device)
         total, count = worker.world.sum(total, count)
-        self.z = max(0.0, self.beta * total / max(1.0, count))
+        self.z = z_of(self.beta, total, count)
 
     def batch(self, first_row: int, count: int) -> Batch:
         """As of `Rows`."""
         return with_drift(self.stream.batch(first_row, count), self.z)
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """Nothing."""
-        return {}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Nothing."""
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Nothing: the objective tells z."""
-        return {}
 
 
 def with_drift(batch: Batch, z: float) -> Batch:
@@ -87,6 +74,11 @@ def drift_of(model: Transformer, rows: Answers, mismatches: Mismatches, beta: fl
     device = model.embed_tokens.weight.device
     places = ((rows, mismatches, row) for row in range(rows.rows))
     total, count = measured(model, batches(places, 8), device)
+    return z_of(beta, total, count)
+
+
+def z_of(beta: float, total: float, count: float) -> float:
+    """max(0, β · the mean of so many log π − log π_ref)."""
     return max(0.0, beta * total / max(1.0, count))
 
 

@@ -41,9 +41,26 @@ class Source(Rows, Protocol):
         ...
 
 
+class Unkept:
+    """What a `Source` has that keeps nothing between steps, and has nothing to tell."""
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """As of `Source`: nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """As of `Source`: nothing."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """As of `Source`: nothing."""
+        return {}
+
+
 @dataclass(frozen=True)
-class Stored:
-    """Rows that were stored before: nothing to prepare, nothing to keep."""
+class Stored(Unkept):
+    """Rows that were stored before: nothing to prepare."""
 
     rows: Rows
 
@@ -52,17 +69,6 @@ class Stored:
 
     def prepare(self, step: int, worker: Worker) -> None:
         """Nothing."""
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Nothing."""
-
-    @property
-    def figures(self) -> dict[str, float]:
-        return {}
 
 
 def source(rows: Rows) -> Source:

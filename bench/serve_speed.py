@@ -81,10 +81,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, help="processes for HTTP; as many as `serve` chooses when absent")
     parser.add_argument("--out", default="serve_speed.jsonl", help="in bench/results, or a path of its own")
     given = parser.parse_args()
     loaded = load(given.run, pick_device(given.device))
     engine = Engine(loaded.model, loaded.tokenizer.vocab_size)
+    engine.warm()
     offline(loaded, engine, given.clients, 5, given.tokens)
     command = [
         sys.executable,
@@ -95,6 +97,7 @@ def main() -> None:
         "port=0",
         f"device={given.device}",
         "log=false",
+        *([] if given.workers is None else [f"workers={given.workers}"]),
     ]
     rounds = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
@@ -113,7 +116,7 @@ def main() -> None:
                 rounds.append({
                     "server": found["tokens a second"], "offline": round(alone, 1),
                     "ratio": round(found["tokens a second"] / alone, 3), "errors": found["errors"],
-                    "refused": found["refused (429)"], "tokens an event": found["tokens an event"],
+                    "refused": found["refused (429)"], "tokens an event": found["tokens an event"], "client's core": found["client's share of a core"],
                     "first token, ms, p50": found["first token, ms, p50"],
                     "ms of processor a token": round(1000 * engine_s / max(found["tokens"], 1), 3),
                     "for HTTP": round(1000 * sum(http_s) / max(found["tokens"], 1), 3),

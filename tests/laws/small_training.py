@@ -1,10 +1,9 @@
-"""A training that takes a second: a tiny model, a stream that is a formula. Also a script: a child process to kill."""
+"""A training that takes a second: a tiny model, a stream that is a formula."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.worker import Worker
 from babyllama.train.engines.world import World
 from babyllama.train.losses.objectives import NextToken
-from babyllama.train.optimizers.optim import AdamW, Cosine, Muon, Optimizer
+from babyllama.train.optimizers.optim import AdamW, Cosine, Optimizer
 from babyllama.train.plan import Plan
 from babyllama.train.trainer import Trainer
 from babyllama.train.tuning import Full, Lisa, put_on
@@ -180,7 +179,9 @@ def fingerprint(trainer: Trainer) -> tuple[dict[str, bytes], list[tuple[float, .
     return bits, [(m["step"], m["loss"], m["norm"], m["lr"], m["tokens"]) for m in trainer.run.metrics()]
 
 
-if __name__ == "__main__":
+def warm() -> None:
+    """Import what a training imports late: once, before many are forked. Nothing is computed, so no thread is there."""
+    import torch._dynamo
+    import torch.utils.tensorboard
+
     torch.set_num_threads(1)
-    _, folder, kind = sys.argv
-    small_trainer(Path(folder), optimizer=Muon() if kind == "muon" else None, steps=40, show=Silent(pause=0.03)).train()

@@ -1,32 +1,35 @@
-"""One launch of spread_training.py for all tests of a session, however many processes run them."""
+"""Small trainings in two processes, all of a session in one launch: it costs seconds, however many processes test.
+
+Also a script: it imports everything once and forks the ranks, as torchrun would start them. That real launchers do is
+in tests/e2e/test_launchers.py. What the ranks do is in spread_training.py and spread_tuning.py.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import spread_training
+import spread_tuning
 import torch
-from small_training import StopAt, small_trainer
+from small_training import StopAt, small_trainer, warm
 from spread_training import CROSSED, RESUMED, losses, settings
 
+import babyllama.train.meter
 from babyllama.errors import Interrupted
-
-SCRIPT = Path(__file__).with_name("spread_training.py")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def launch(folder: Path, *parts: str) -> subprocess.CompletedProcess[str]:
-    """Run parts in two processes; `--standalone` takes a free port."""
-    return subprocess.run([*TORCHRUN, str(SCRIPT), str(folder), *parts], env=ENVIRONMENT, capture_output=True,
-                          text=True, timeout=300)  # fmt: skip
+from babyllama.train.engines.world import World
 
 
 def spread_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,7 +41,8 @@ def spread_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
             _prepare(folder)
-            done = launch(folder, "curves", "halves", "guarded", "drift", "exchanges", "shapes", "resumes", "kill")
+            done = subprocess.run([sys.executable, __file__, str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"},
+                                  capture_output=True, text=True, timeout=600, check=False)  # fmt: skip
             (folder / "done").write_text(done.stdout + done.stderr)
     return folder
 
@@ -88,3 +92,55 @@ class Alone:
         trainer.run.unlock()
         self.losses = losses(trainer)
         self.weights = trainer.worker.snapshot().state_dict()
+
+
+# ── the script ─────────────────────────────────────────────────────────────────────────────────────────────────────
+def run_parts(folder: Path) -> None:
+    """What each rank does: the parts, one after the other; the last kills it."""
+    babyllama.train.meter.peak_flops = lambda *_: 1e12  # nobody asks how fast this machine is
+    here = World.from_environment()
+    here.join(torch.device("cpu"))
+    (folder / "tuning").mkdir(exist_ok=True)
+    parts = {**dict.fromkeys(spread_tuning.PARTS, folder / "tuning"), **dict.fromkeys(spread_training.PARTS, folder)}
+    for part, into in parts.items():
+        started = time.perf_counter()
+        part(into, here)
+        here.wait()
+        print(f"{part.__module__}.{part.__name__}: {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def fork_ranks(work: Callable[[], None], size: int) -> None:
+    """`work` in `size` processes that have what torchrun would give them; the first that fails ends the others."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True",
+                      WORLD_SIZE=str(size))  # fmt: skip
+    gc.freeze()  # DeepSpeed collects garbage often: not through all that was imported
+    ranks = [_forked(work, rank) for rank in range(size)]
+    while ranks:
+        ended, status = os.wait()
+        ranks.remove(ended)
+        print(f"a rank ended with {os.waitstatus_to_exitcode(status)}", flush=True)
+        if status:
+            for rank in ranks:
+                os.kill(rank, signal.SIGKILL)
+
+
+def _forked(work: Callable[[], None], rank: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    import deepspeed  # noqa: F401  (once, before there are ranks)
+    import torch._inductor.compile_fx
+
+    warm()
+    fork_ranks(lambda: run_parts(Path(sys.argv[1])), 2)

@@ -1,16 +1,12 @@
-"""Small trainings in several processes, for torchrun: each part of `PARTS` leaves what it found in a folder.
+"""Small trainings in several processes: each part of `PARTS` leaves what it found in a folder.
 
-A launch costs seconds, so one does many cases; spread.py starts them. What is expected of them is in
-test_law6_world.py, test_law7_world.py and tests/train/test_engines.py.
+spread.py starts them. What is expected of them is in test_law6_world.py and test_law7_world.py.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,6 @@ from small_preferences import KINDS
 from small_rollouts import OBJECTIVE, practised
 from small_training import Made, Silent, StopAt, small_trainer
 
-import babyllama.train.meter
 from babyllama.errors import InputError, Interrupted
 from babyllama.model.laws import ClexRope
 from babyllama.train.engines.engines import Ddp, DeepSpeed, Engine, Fsdp
@@ -245,22 +240,4 @@ def kill(folder: Path, world: World) -> None:
     trainer.train()
 
 
-PARTS = {part.__name__: part for part in (curves, halves, guarded, drift, exchanges, shapes, resumes, kill)}
-
-
-def run_parts(parts: dict[str, Callable[[Path, World], None]]) -> None:
-    """In each of several processes: the parts that are named after the folder, one after the other."""
-    torch.set_num_threads(1)
-    babyllama.train.meter.peak_flops = lambda *_: 1e12  # nobody asks how fast this machine is
-    here = World.from_environment()
-    here.join(torch.device("cpu"))
-    for part in sys.argv[2:]:
-        started = time.perf_counter()
-        parts[part](Path(sys.argv[1]), here)
-        here.wait()
-        print(f"{part}: {time.perf_counter() - started:.1f} s")
-    here.leave()
-
-
-if __name__ == "__main__":
-    run_parts(PARTS)
+PARTS = (curves, halves, guarded, drift, exchanges, shapes, resumes, kill)

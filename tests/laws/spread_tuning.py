@@ -1,4 +1,4 @@
-"""Adapters, LISA and GaLore in two processes, for torchrun; what is expected is in test_law7_tuning.py."""
+"""Adapters, LISA and GaLore in two processes, which spread.py starts; what is expected is in test_law7_tuning.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from spread_training import run_parts, settings, stopped, train
+from spread_training import settings, stopped, train
 
 from babyllama.data.streams.batches import Batch
 from babyllama.model.lora import Dora, Lora
@@ -88,7 +88,4 @@ def drawn(folder: Path, world: World) -> None:
     (folder / f"drawn-{world.rank}.txt").write_text(" ".join(SEEN))
 
 
-PARTS = {part.__name__: part for part in (tuned, halves, resumes, drawn)}
-
-if __name__ == "__main__":
-    run_parts(PARTS)
+PARTS = (tuned, halves, resumes, drawn)

@@ -1,12 +1,10 @@
 """Law 7: a run that was stopped anywhere, SIGKILL included, ends bit for bit as one that never was."""
 
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from killed import KILLED, STEPS, kill_all
 from safetensors.torch import load_file
 from small_preferences import KINDS
 from small_training import Silent, StopAt, fingerprint, finished, small_trainer
@@ -14,7 +12,6 @@ from small_training import Silent, StopAt, fingerprint, finished, small_trainer
 from babyllama.errors import InputError, Interrupted
 from babyllama.train.optimizers.optim import AdamW, Muon
 
-CHILD = Path(__file__).with_name("small_training.py")
 OPTIMIZERS = {"adamw": AdamW(lr=1e-2), "muon": Muon()}
 
 
@@ -43,19 +40,20 @@ def test_a_preference_training_is_interrupted_and_continued(tmp_path, kind):
     assert fingerprint(finished(tmp_path / "stopped", **kwargs)) == fingerprint(whole)
 
 
-@pytest.mark.parametrize("optimizer,line", [("adamw", 3), ("muon", 11), ("adamw", 23)])
-def test_killed_and_continued(tmp_path, optimizer, line):
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    kill_all(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_and_continued(killed, tmp_path, name):
     """SIGKILL a real process; what it had not saved is trained again, to the same bits."""
-    child = subprocess.Popen([sys.executable, str(CHILD), str(tmp_path / "killed"), optimizer], stdout=subprocess.PIPE)
-    for number, _ in enumerate(child.stdout, 1):
-        if number == line:
-            child.kill()
-            break
-    child.wait()
-    assert child.returncode == -signal.SIGKILL
-    kwargs = {"optimizer": OPTIMIZERS[optimizer], "steps": 40}
+    kwargs = {**KILLED[name][0], "steps": STEPS}
     whole = finished(tmp_path / "whole", **kwargs)
-    assert fingerprint(finished(tmp_path / "killed", **kwargs)) == fingerprint(whole)
+    assert not (killed / name / "model").exists()
+    assert fingerprint(finished(killed / name, **kwargs)) == fingerprint(whole)
 
 
 def test_truncated_checkpoint_falls_back_to_the_one_before(tmp_path):

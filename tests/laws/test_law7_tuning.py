@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_training import StopAt, fingerprint, finished, small_trainer
-from spread import ENVIRONMENT, TORCHRUN, Alone, Result
+from spread import Alone, Result, spread_results
 from spread_tuning import CASES, DRAWN, RESUMED, TUNED, what
 
 from babyllama.errors import Interrupted
@@ -82,25 +77,22 @@ def test_half_precision_makes_no_copies_of_frozen_weights(tmp_path):
 
 
 # ── in two processes ────────────────────────────────────────────────────────────────────────────────────────────────
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tuning")
-    script = Path(__file__).with_name("spread_tuning.py")
-    done = subprocess.run([*TORCHRUN, str(script), str(folder), "tuned", "halves", "resumes", "drawn"], env=ENVIRONMENT,
-                          capture_output=True, text=True, timeout=400, check=False)  # fmt: skip
-    (folder / "done").write_text(done.stdout + done.stderr)
-    return folder
+    return spread_results(tmp_path_factory)
 
 
 @pytest.mark.parametrize("engine,name", CASES)
 def test_two_processes_learn_what_one_does(folder, tmp_path, engine, name):
     kwargs = {key: value for key, value in what(name).items() if key != "recompute"}
-    Result(folder, f"{engine}-{name}").close_to(Alone(tmp_path / "alone", **kwargs), 2e-5 if name == "galore" else 3e-6)
+    Result(folder, f"tuning/{engine}-{name}").close_to(
+        Alone(tmp_path / "alone", **kwargs), 2e-5 if name == "galore" else 3e-6
+    )
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero2"])
 def test_in_half_precision_too(folder, tmp_path, engine):
-    result = Result(folder, f"{engine}-bf16")
+    result = Result(folder, f"tuning/{engine}-bf16")
     result.close_to(Alone(tmp_path / "alone", dtype=torch.bfloat16, **what("dora-plus")), 3e-3)
     kinds = {name: weight.dtype for name, weight in result.weights.items()}
     assert {d for n, d in kinds.items() if n.endswith((".lora_A", ".magnitude", ".own.weight"))} == {torch.float32}
@@ -109,29 +101,11 @@ def test_in_half_precision_too(folder, tmp_path, engine):
 
 @pytest.mark.parametrize("engine,name", RESUMED)
 def test_stopped_and_continued_by_as_many(folder, engine, name):
-    whole, stopped = Result(folder, f"whole-{engine}-{name}"), Result(folder, f"stopped-{engine}-{name}")
+    whole, stopped = (Result(folder, f"tuning/{how}-{engine}-{name}") for how in ("whole", "stopped"))
     assert stopped.losses == whole.losses
     assert all(torch.equal(weight, whole.weights[key]) for key, weight in stopped.weights.items())
 
 
 def test_lisa_wakes_the_same_blocks_on_every_rank(folder):
-    ranks = [(folder / f"drawn-{rank}.txt").read_text().split() for rank in (0, 1)]
+    ranks = [(folder / "tuning" / f"drawn-{rank}.txt").read_text().split() for rank in (0, 1)]
     assert ranks[0] == ranks[1] and set(ranks[0]) == {"0", "1"}
-
-
-def test_interrupted_by_a_kill(tmp_path):
-    """SIGKILL a real process of a LoRA training."""
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import torch\n"
-            "torch.set_num_threads(1)\n"
-            "from small_training import *; from babyllama.model.lora import Lora\n"
-            "small_trainer(Path(sys.argv[2]), steps=40, show=Silent(0.03), adapter=Lora(rank=4)).train()")  # fmt: skip
-    words = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "killed")]
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, env=ENVIRONMENT)
-    for number, _ in enumerate(child.stdout, 1):
-        if number == 12:
-            child.kill()
-            break
-    child.wait()
-    assert child.returncode == -signal.SIGKILL
-    kwargs = {"steps": 40, "adapter": Lora(rank=4)}
-    assert fingerprint(finished(tmp_path / "killed", **kwargs)) == fingerprint(finished(tmp_path / "whole", **kwargs))

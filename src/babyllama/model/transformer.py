@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from babyllama.model.attention import Attend, Mask, attend_sdpa, documents
 from babyllama.model.bitnet import replace_matrices
 from babyllama.model.cache import KVCache
-from babyllama.model.clex import Clex
 from babyllama.model.config import ModelConfig, Swiglu
 from babyllama.model.fused import rotate_joined, swiglu_down
+from babyllama.model.laws import ClexRope
 from babyllama.model.roles import exact
 from babyllama.model.rope import DynamicNtk, Rope, rotate, spans
 
@@ -206,7 +206,13 @@ class Transformer(nn.Module):
         return self.lm_head(self.hidden(tokens, positions, segments, cache))
 
 
-ROPES: dict[str, type[Rope]] = {"dynamic_ntk": DynamicNtk, "clex": Clex}  # the others: Rope
+def _clex(law: ClexRope, head_dim: int) -> Rope:
+    from babyllama.model.clex import Clex  # late: its file imports PyTorch's compiler, which takes two seconds
+
+    return Clex(law, head_dim)
+
+
+ROPES: dict[str, Callable[..., Rope]] = {"dynamic_ntk": DynamicNtk, "clex": _clex}  # the others: Rope
 
 
 def make_rope(config: ModelConfig) -> Rope:

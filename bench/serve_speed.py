@@ -116,7 +116,8 @@ def main() -> None:
                 rounds.append({
                     "server": found["tokens a second"], "offline": round(alone, 1),
                     "ratio": round(found["tokens a second"] / alone, 3), "errors": found["errors"],
-                    "refused": found["refused (429)"], "tokens an event": found["tokens an event"], "client's core": found["client's share of a core"],
+                    "refused": found["refused (429)"], "tokens an event": found["tokens an event"],
+                    "client's core": found["client's share of a core"],
                     "first token, ms, p50": found["first token, ms, p50"],
                     "ms of processor a token": round(1000 * engine_s / max(found["tokens"], 1), 3),
                     "for HTTP": round(1000 * sum(http_s) / max(found["tokens"], 1), 3),

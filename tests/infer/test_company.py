@@ -7,6 +7,8 @@ there are: every answer equals the one that a fresh engine gives alone, and gree
 from __future__ import annotations
 
 import copy
+import itertools
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -156,11 +158,13 @@ def play(engine: Engine, planned: list[Plan]) -> tuple[dict[int, list[int]], dic
 
 @pytest.mark.parametrize("kind", MODELS)
 @settings(max_examples=8, deadline=None, derandomize=True)
-@given(planned=plans, slots=st.sampled_from([1, 2, 3, 256]), least=st.sampled_from([1, 3, 64]))
-def test_alone_and_in_company(kind, planned, slots, least):
+@given(planned=plans, slots=st.sampled_from([1, 2, 3, 256]), least=st.sampled_from([1, 3, 64]),
+       ahead=st.sampled_from([1, 2, 1000]))
+def test_alone_and_in_company(kind, planned, slots, least, ahead):
     if kind != "adapters":
         planned = [replace(plan, adapter=None) for plan in planned]
     engine = make_engine(kind, slots)
+    engine.ahead = ahead
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prompts, "LEAST", least)
         patch.setattr(prompts, "BESIDE", {"cpu": 2 * least})
@@ -269,6 +273,28 @@ def test_a_long_prompt_starves_nobody(monkeypatch):
     assert first[short] <= 2 < first[long]
 
 
+def test_an_interruption_loses_nothing_that_was_on_its_way(monkeypatch):
+    """Also where it comes between the reading of a prompt and its first token."""
+    engine, roots = make_engine("several"), [list(root) for root in ROOTS]
+    expected = [list(make_engine("gqa").stream(root, SAMPLINGS[2], 20, seed=i)) for i, root in enumerate(roots)]
+    engine.ahead = 1
+    ids = [engine.add(Request(root, SAMPLINGS[2], 20, seed=i)) for i, root in enumerate(roots)]
+    said: dict[int, list[int]] = {id: [] for id in ids}
+    see, steps = engine._see, itertools.count()
+
+    def interrupted(left=0):
+        if next(steps) % 3 == 1:
+            raise KeyboardInterrupt
+        see(left)
+
+    monkeypatch.setattr(engine, "_see", interrupted)
+    while engine.busy:
+        with suppress(KeyboardInterrupt):
+            for event in engine.step():
+                said[event.id] += event.tokens
+    assert [said[id] for id in ids] == expected
+
+
 def test_rows_are_given_in_order_of_arrival():
     engine = make_engine("gqa", slots=2)
     ids = [engine.add(Request([i + 1], SAMPLINGS[0], 3)) for i in range(6)]
@@ -305,12 +331,14 @@ def test_memory_is_given_back():
     assert begun + list(running) == list(fresh)
 
 
-def test_random_numbers_are_renewed(monkeypatch):
+@pytest.mark.parametrize("ahead", [1, 1000])
+def test_random_numbers_are_renewed(ahead, monkeypatch):
     """However many are on the device at a time, also of an answer that an interruption has made start anew there."""
     expected = make_engine("gqa").generate([[1], [2]], SAMPLINGS[2], 60)
     monkeypatch.setattr(rows, "DRAWS", 16)
     monkeypatch.setattr(engine_module, "DRAWS", 16)
     engine = make_engine("gqa")
+    engine.ahead = ahead
     streams = [engine.stream([i + 1], SAMPLINGS[2], 60, seed=i) for i in range(2)]
     found = [[next(stream) for _ in range(29)] for stream in streams]
     forward, engine.model.hidden = engine.model.hidden, None

@@ -16,9 +16,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from babyllama.errors import InputError
 from babyllama.infer.fused import FusedStep, suits
@@ -41,6 +42,7 @@ BROKEN = ("the model's logits are not finite: its weights are damaged, or precis
           "precision=fp32 or an earlier checkpoint")  # fmt: skip
 MEMORY = 0.7  # of what a GPU has free, for keys and values of a server
 SOME = 4  # steps in a row on a GPU while somebody waits to be read
+AHEAD = 16  # rows from which a GPU begins the next tokens before the host has seen the last ones
 UNFIT = "no token goes on in the form that was asked for, or the model's logits are not finite"
 
 
@@ -55,6 +57,10 @@ class Engine:
         make_step: (model, rows, cache) → how decoding is computed; called for each adapter that is in use.
         propose: makes what guesses the next tokens of a request, which are then read at once: `speculate.NGrams` or a
             `speculate.Draft`. It changes no token. Not with sinks, nor with laws that go by the length.
+
+    Attributes:
+        ahead: with so many rows at work a step begins the next tokens before it waits for the last ones, so that the
+            host works while the GPU does; what ends meanwhile is computed a step too far.
 
     Raises:
         InputError: more sinks than a context has room for.
@@ -82,6 +88,8 @@ class Engine:
         self._wrappers: list[Any] = []  # of the model's adapters
         self._waiting: deque[Job] = deque()
         self._ended: list[Event] = []  # not told yet
+        self._sent: deque[list[Sent]] = deque()  # by step: tokens that the host has not seen
+        self.ahead = AHEAD if weight.device.type == "cuda" else sys.maxsize
         self._mail: dict[int, deque[Event]] = {}  # of requests whose events `stream` and `generate` want
         self.threads = Threads() if weight.device.type == "cpu" else nullcontext()
         self._guessing = False  # whether the last step read guesses
@@ -261,13 +269,18 @@ class Engine:
     # ── one step ───────────────────────────────────────────────────────────────────────────────────────────────
     @torch.inference_mode()
     def _advance(self) -> None:
-        """Give rows to who waits, decode, read prompts; what comes of it goes to `_ended`."""
-        while self._waiting and self.slots.admit(self._waiting[0]):
-            self._waiting.popleft()
-        if self.slots.arrange():
-            sides = itertools.groupby((s for s in self.slots.active if s.decoding), key=_adapter)
-            self._groups = [(adapter, slots := list(side), uses_of(slots)) for adapter, side in sides]
+        """Give rows to who waits, decode, read prompts; what comes of it goes to `_ended`.
+
+        With many rows on a GPU that of the step before goes there, so that the host works while the GPU does.
+        """
         try:
+            if not self._goes_ahead():
+                self._see()
+            while self._waiting and self.slots.admit(self._waiting[0]):
+                self._waiting.popleft()
+            if self.slots.arrange():
+                sides = itertools.groupby((s for s in self.slots.active if s.decoding), key=_adapter)
+                self._groups = [(adapter, slots := list(side), uses_of(slots)) for adapter, side in sides]
             active = self.slots.active
             began, decoding = time.perf_counter(), sum(len(group) for _, group, _ in self._groups)
             self._prepare(active)
@@ -275,17 +288,32 @@ class Engine:
             if decoding < len(active):
                 reading = self.prompts.next(active[decoding:], decoding)
                 with self._adapted(reading[0].adapter):
-                    made += self.prompts.read(reading, decoding)
-            for slots, sampled in made:
-                self._note(slots, sampled)
+                    ended = self.prompts.read(reading, decoding)
+                made, self.slots.stale = made + ended, self.slots.stale or bool(ended)  # they decode from now on
+            later = bool(made) and self._goes_ahead()
+            self._sent.append([Sent.of(slots, sampled, later) for slots, sampled in made])
+            self._see(1 if later else 0)
             if made and isinstance(self.threads, Threads):
                 self.threads.tokens = max(len(sampled.tokens) for _, sampled in made)
             if self.propose is not None and decoding == len(active) > 0:
                 self.pace.note(self._guessing, time.perf_counter() - began, len(made[0][1].tokens))
         except BaseException:  # an interruption: the device may have gone further than the lists here say
-            for slot in self.slots.active:
-                slot.placed = False
+            self._sent.clear()
+            self.slots.again()
             raise
+
+    def _goes_ahead(self) -> bool:
+        """Whether the next tokens may be begun before the last ones are known."""
+        jobs = [slot.job for slot in self.slots.active if slot.job is not None]
+        return len(jobs) >= self.ahead and self.propose is None and all(job.request.mask is None for job in jobs)
+
+    def _see(self, left: int = 0) -> None:
+        """Wait for the tokens that are on their way, but for those of the `left` newest steps."""
+        while len(self._sent) > left:
+            for sent in self._sent.popleft():
+                self._note(sent)
+        if not self.slots.active:
+            self._sent.clear()  # of answers that have ended
 
     def _prepare(self, active: list[Slot]) -> None:
         """Tell the device what it does not know yet: new jobs, random numbers, which tokens a mask allows."""
@@ -316,25 +344,30 @@ class Engine:
                 first += len(group)
                 continue
             step = self._steps[adapter]
-            limit = 1 if uses.mask or step.most == 1 else min(step.most, self._ahead(group, others))
-            end = max(len(slot.tokens) for slot in group) + limit
-            self.slots.reserve(end)
-            with self._adapted(adapter):
-                made.append((group, step(slice(first, first + len(group)), end, uses, limit)))
+            limit = min(1 if uses.mask else step.most, self._ahead(group, others))
+            if limit > 0:
+                end = max(slot.held for slot in group) + limit
+                self.slots.reserve(end)
+                with self._adapted(adapter):
+                    made.append((group, step(slice(first, first + len(group)), end, uses, limit)))
             first += len(group)
         return made
 
     def _ahead(self, group: list[Slot], others: bool) -> int:
         """How many tokens to go on without asking who has ended: on a GPU who has computes for nothing, but the others
-        need not stop for it."""
+        need not stop for it. None where all that may come is on its way."""
         cpu = self._device.type == "cpu"
-        every = (slot.job.room - slot.job.given for slot in group if slot.job is not None)
+        every = (slot.job.room - slot.job.given - slot.job.ahead for slot in group if slot.job is not None)
         left = min(every) if cpu else max(every)
-        longest, drawn = max(len(slot.tokens) for slot in group), DRAWS // 2
-        return min(left, self.context - longest, drawn, left if not others else 1 if cpu else SOME)
+        longest, drawn = max(slot.held for slot in group), DRAWS // 4  # as many may be on their way
+        few = left if not others or len(group) >= self.ahead else 1 if cpu else SOME
+        return min(left, self.context - longest, drawn, few)
 
-    def _note(self, slots: list[Slot], sampled: Sampled) -> None:
+    def _note(self, sent: Sent) -> None:
         """Tokens that came, (n, B), to the texts that they belong to; this waits for the device."""
+        sampled = sent.sampled
+        if sent.ready is not None:
+            sent.ready.synchronize()
         columns = sampled.tokens.T.tolist()
         told = None
         if sampled.logprobs is not None and sampled.top is not None and sampled.top_logprobs is not None:
@@ -343,10 +376,11 @@ class Engine:
                 sampled.top.transpose(0, 1).tolist(),
                 sampled.top_logprobs.transpose(0, 1).tolist(),
             )
-        for column, slot in enumerate(slots):
-            if slot.job is None:
+        for column, (slot, job) in enumerate(zip(sent.slots, sent.jobs, strict=True)):
+            if job is None or slot.job is not job:
                 continue
-            wanted, event = slot.job.request.logprobs, self._given(slot, slot.job, columns[column])
+            job.ahead -= len(sampled.tokens)
+            wanted, event = job.request.logprobs, self._given(slot, job, columns[column])
             if told is not None and wanted is not None:
                 chosen, top, logprobs = (part[column][: len(event.tokens)] for part in told)
                 tops = [list(zip(t[:wanted], p[:wanted], strict=True)) for t, p in zip(top, logprobs, strict=True)]
@@ -357,9 +391,7 @@ class Engine:
     def _given(self, slot: Slot, job: Job, tokens: list[int]) -> Event:
         """Some more tokens of an answer, all at once: each costs the host a fraction of what one by one they would."""
         run, finish = job.cut(tokens)
-        if not slot.decoding:
-            self.slots.stale = True
-        elif run:
+        if job.given and run:
             self.slots.decoded(slot, [job.known[-1], *run[:-1]], len(job.known))
         job.known += run
         if (mask := job.request.mask) is not None:
@@ -392,6 +424,37 @@ class Engine:
             raise InputError(f"the prompt has {len(prompt)} tokens and the model's context is {self.context}: "
                              f"shorten the prompt to at most {self.context - 1} tokens")  # fmt: skip
         return left if max_tokens is None else min(left, max_tokens)
+
+
+class Sent(NamedTuple):
+    """Tokens that a step makes for the jobs in these slots, on their way to the host, where they are once `ready`."""
+
+    slots: list[Slot]
+    jobs: list[Job | None]
+    sampled: Sampled
+    ready: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, slots: list[Slot], sampled: Sampled, later: bool) -> Sent:
+        """`later`: the next step is computed before anybody looks: it may write where this one has."""
+        jobs = [slot.job for slot in slots]
+        for job in jobs:
+            if job is not None:
+                job.ahead += len(sampled.tokens)
+        if not later:
+            return cls(slots, jobs, sampled, None)
+        parts = sampled.tokens, sampled.logprobs, sampled.top, sampled.top_logprobs
+        sampled = Sampled(*(None if part is None else _copied(part) for part in parts))  # type: ignore[arg-type]
+        if not parts[0].is_cuda:
+            return cls(slots, jobs, sampled, None)
+        ready = torch.cuda.Event(blocking=True)
+        ready.record()
+        return cls(slots, jobs, sampled, ready)
+
+
+def _copied(part: Tensor) -> Tensor:
+    """On the host, soon."""
+    return torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda).copy_(part, non_blocking=True)
 
 
 def _adapter(slot: Slot) -> str | None:

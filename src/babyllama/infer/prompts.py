@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from babyllama.infer.native import MORE_ROWS, native
-from babyllama.infer.rows import Rows, Sampled
+from babyllama.infer.rows import Rows, Sampled, sent
 from babyllama.infer.sampling import Uses
 from babyllama.infer.slots import Slot, Slots
 from babyllama.infer.step import SLOTS, Recorder, power
@@ -60,7 +60,7 @@ class Prompts:
             self.slots.read(slot, piece, length)
         if not ended:
             return []
-        rows, last = torch.tensor([(row, len(pieces[row]) - 1) for row in ended], device=self.rows.device).unbind(1)
+        rows, last = sent([(row, len(pieces[row]) - 1) for row in ended], self.rows.device).unbind(1)
         if hidden is not None:
             logits = self.model.lm_head(hidden[rows, last])[:, : self.rows.vocab_size]
         assert logits is not None
@@ -101,7 +101,7 @@ class Prompts:
         starts = [len(slot.tokens) for slot in slots]
         self.slots.reserve(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))
         logits = self.passes(pieces, starts, list(range(first, first + len(slots))), slots[0].adapter)
-        return logits if logits is None or len(ended) == len(slots) else logits[ended]
+        return logits if logits is None or len(ended) == len(slots) else logits[sent(ended, self.rows.device)]
 
     def hidden(self, slots: Sequence[Slot], pieces: Sequence[list[int]], first: int, lengths: Sequence[int]) -> Tensor:
         """Feed a piece after each row's tokens, (B, T, C); rows of shorter pieces are filled up.
@@ -113,14 +113,14 @@ class Prompts:
         end = max(len(slot.tokens) for slot in slots) + longest
         self.slots.reserve(end)
         # Filled up by tokens of the piece, so that what follows a row is as sound as the row.
-        tokens = torch.tensor([piece + piece[-1:] * (longest - len(piece)) for piece in pieces], device=device)
-        starts = torch.tensor([len(slot.tokens) for slot in slots], device=device)
+        tokens = sent([piece + piece[-1:] * (longest - len(piece)) for piece in pieces], device)
+        starts = sent([len(slot.tokens) for slot in slots], device)
         numbers = starts[:, None] + torch.arange(longest, device=device)
         if not self.cache.sinks:
             numbers = numbers.clamp(max=self.cache.max_tokens - 1)  # only what fills up comes that far
         cache = self.cache.part(slice(first, first + len(slots)), min(end, self.cache.max_tokens))
         positions = cache.positions(numbers)
-        return self.model.hidden(tokens, positions, cache=cache, lengths=torch.tensor(lengths, device=device))
+        return self.model.hidden(tokens, positions, cache=cache, lengths=sent(lengths, device))
 
     def _piece(self, slot: Slot) -> list[int]:
         """The prompt's next tokens. With sinks: up to the window, then as its cache allows, whoever else is there."""
@@ -175,7 +175,7 @@ class Passes:
             self.graphs, self.record, self.versions = {}, Recorder(), versions
         B, V = len(fed), self.rows.vocab_size
         inputs = self.inputs.setdefault((B, T), torch.empty_like(fed, device=self.rows.device))
-        inputs.copy_(fed)
+        inputs.copy_(fed.pin_memory() if inputs.is_cuda else fed, non_blocking=True)
 
         def compute() -> Tensor:
             tokens, (start, row, last) = inputs[:, :T], inputs[:, T:].unbind(1)

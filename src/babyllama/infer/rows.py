@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,13 @@ class Sampled:
     logprobs: Tensor | None = None
     top: Tensor | None = None
     top_logprobs: Tensor | None = None
+
+
+def sent(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor, or (nested) lists of numbers, on the device. On a GPU it is on its way: what is launched from now on
+    finds it there, and the host need not wait for what was launched before."""
+    tensor = torch.as_tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Rows:
@@ -96,9 +104,9 @@ class Rows:
             state.append((answer[-1] if answer else 0, given, len(request.prompt) + given - 1))
             rules.append(request.sampling.rule)
             drawn.append(given // (DRAWS // 2) * (DRAWS // 2) + DRAWS)
-        index = torch.tensor(rows, device=self.device)
-        self.token[index], self.counter[index], self.position[index] = torch.tensor(state, device=self.device).unbind(1)
-        self.rules[index] = torch.tensor(rules, device=self.device, dtype=torch.float32)
+        index = sent(rows, self.device)
+        self.token[index], self.counter[index], self.position[index] = sent(state, self.device).unbind(1)
+        self.rules[index] = sent(rules, self.device, torch.float32)
         self._draw(
             [(row, request, end - DRAWS) for row, (request, _), end in zip(rows, jobs, drawn, strict=True)], DRAWS
         )
@@ -140,8 +148,8 @@ class Rows:
         columns = torch.tensor([start for _, _, start in wanted])[:, None] + torch.arange(count)
         rows = torch.tensor([row for row, _, _ in wanted])[:, None]
         below_one = 1 - torch.finfo(self.draws.dtype).eps / 2  # which float32 would round the largest to
-        drawn = torch.stack(numbers).clamp(max=below_one).to(self.draws)
-        self.draws[rows.to(self.device), (columns % DRAWS).to(self.device)] = drawn
+        drawn = torch.stack(numbers).clamp(max=below_one).to(self.draws.dtype)
+        self.draws[sent(rows, self.device), sent(columns % DRAWS, self.device)] = sent(drawn, self.device)
 
     def allow(self, row: int, mask: TokenMask) -> None:
         """Ask which tokens may come next."""
@@ -152,7 +160,7 @@ class Rows:
 
     def rest(self, idle: Sequence[tuple[int, int, int]]) -> None:
         """What idle rows feed in a graph that computes them too, harmless to what they hold: (row, token, position)."""
-        row, token, position = torch.tensor(idle, device=self.device).unbind(1)
+        row, token, position = sent(idle, self.device).unbind(1)
         self.token[row], self.position[row] = token, position
 
     def _seen(self, request: Request) -> Tensor:

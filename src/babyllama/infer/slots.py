@@ -15,7 +15,7 @@ import torch
 
 from babyllama.infer.guess import Guess
 from babyllama.infer.request import Finish, Request
-from babyllama.infer.rows import SKIPPED, Rows
+from babyllama.infer.rows import SKIPPED, Rows, sent
 from babyllama.infer.sampling import NOT_FINITE
 from babyllama.model.cache import KVCache
 
@@ -26,13 +26,15 @@ KEPT = 8  # idle conversations for which a cache grows before the oldest is give
 
 @dataclass
 class Job:
-    """A request at work: `known` is its prompt and the answer so far. `room`: tokens that the answer may have."""
+    """A request at work: `known` is its prompt and the answer so far. `room`: tokens that the answer may have.
+    `ahead`: so many more are computed, or being computed, and not known yet."""
 
     id: int
     request: Request
     room: int
     known: list[int] = field(init=False)
     ends: frozenset[int] = field(init=False)  # its stop tokens, and that of logits that are not finite
+    ahead: int = 0
     drawn: int = 0  # random numbers that are on the device
     guess: Guess | None = None
 
@@ -45,7 +47,7 @@ class Job:
 
     @property
     def given(self) -> int:
-        """Tokens of the answer."""
+        """Tokens of the answer that are known."""
         return len(self.known) - len(self.request.prompt)
 
     def cut(self, tokens: list[int]) -> tuple[list[int], Finish | None]:
@@ -78,7 +80,14 @@ class Slot:
 
     @property
     def decoding(self) -> bool:
-        return self.job is not None and self.job.given > 0
+        return self.job is not None and self.job.given + self.job.ahead > 0
+
+    @property
+    def held(self) -> int:
+        """Tokens whose keys and values the row holds once all that was launched is computed."""
+        if self.job is None or not self.job.ahead:
+            return len(self.tokens)
+        return len(self.job.known) + self.job.ahead - 1
 
 
 class Slots:
@@ -127,6 +136,18 @@ class Slots:
             self.cache.wipe(self.all.index(slot))
             slot.tokens, slot.plain, slot.dropped = [], 0, 0
         self._released.append(slot)
+
+    def again(self) -> None:
+        """After an interruption: nothing is on its way, the device is told all of the jobs once more, and what gives
+        an answer's first token is read once more."""
+        self.stale = True
+        for slot in self.active:
+            slot.placed = False
+            if slot.job is not None:
+                slot.job.ahead = 0
+                if not slot.job.given:
+                    slot.tokens = slot.tokens[: len(slot.job.known) - 1]
+                    slot.plain = min(slot.plain, len(slot.tokens))
 
     def read(self, slot: Slot, tokens: Sequence[int], length: int) -> None:
         """The row has read these too, as part of a text of `length` tokens."""
@@ -209,7 +230,7 @@ class Slots:
         for slot in idle[keep:]:
             self._restart(slot)
         held = [slot for slot in self.all if slot.job is not None or slot.tokens]
-        longest = max((max(len(s.tokens), len(s.job.known) if s.job else 0) for s in held), default=0) + 1
+        longest = max((max(s.held, len(s.job.known) if s.job else 0) for s in held), default=0) + 1
         rows = max(self.least[0], 1 << max(len(held) - 1, 0).bit_length())
         slots = max(self.least[1], min(self.context, _power(longest)))
         if rows < len(self.all) or slots < self.cache.max_tokens:
@@ -248,9 +269,9 @@ class Slots:
     def _move(self, before: dict[Slot, int], changed: list[int]) -> None:
         """Tell the device which rows are others than before."""
         slots = [self.all[row] for row in changed]
-        sources, targets = torch.tensor([[before[s] for s in slots], changed], device=self.rows.device).unbind(0)
+        sources, targets = sent([[before[s] for s in slots], changed], self.rows.device).unbind(0)
         self.rows.move(sources, targets)
-        if count := max(len(slot.tokens) for slot in slots):
+        if count := max(slot.held for slot in slots):
             self.cache.move(sources, targets, count)
 
 

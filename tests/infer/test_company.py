@@ -158,8 +158,12 @@ def play(engine: Engine, planned: list[Plan]) -> tuple[dict[int, list[int]], dic
 
 @pytest.mark.parametrize("kind", MODELS)
 @settings(max_examples=8, deadline=None, derandomize=True)
-@given(planned=plans, slots=st.sampled_from([1, 2, 3, 256]), least=st.sampled_from([1, 3, 64]),
-       ahead=st.sampled_from([1, 2, 1000]))
+@given(
+    planned=plans,
+    slots=st.sampled_from([1, 2, 3, 256]),
+    least=st.sampled_from([1, 3, 64]),
+    ahead=st.sampled_from([1, 2, 1000]),
+)
 def test_alone_and_in_company(kind, planned, slots, least, ahead):
     if kind != "adapters":
         planned = [replace(plan, adapter=None) for plan in planned]

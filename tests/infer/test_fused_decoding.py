@@ -46,7 +46,7 @@ def steps_beside(shape, count, samplings, *, steps=6, tiles=None, dtype=torch.bf
         model_.hidden(tokens, cache=cache)
     for row, length in enumerate(lengths):
         request = Request(tokens[row, :length].tolist(), samplings[row % len(samplings)], seed=row)
-        rows.place([row], [(request, [])])
+        rows.place([row], [(request, [], 1000)])
         rows.token[row] = tokens[row, length - 1]
     rows.live.fill_(count if live is None else live)
     decoder = fused.Decoder(model, rows, caches[0], count, tiles)

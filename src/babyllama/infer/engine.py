@@ -317,14 +317,16 @@ class Engine:
 
     def _prepare(self, active: list[Slot]) -> None:
         """Tell the device what it does not know yet: new jobs, random numbers, which tokens a mask allows."""
-        jobs = [(row, slot, slot.job) for row, slot in enumerate(active) if slot.job is not None]
-        new = [(row, slot, job) for row, slot, job in jobs if not slot.placed]
+        new = [(row, slot, slot.job) for row, slot in enumerate(active) if slot.job is not None and not slot.placed]
         if new:
-            drawn = self.rows.place([row for row, _, _ in new], [(job.request, job.answer) for _, _, job in new])
+            jobs = [(job.request, job.answer, job.room) for _, _, job in new]
+            drawn = self.rows.place([row for row, _, _ in new], jobs)
             for (_, slot, job), count in zip(new, drawn, strict=True):
                 job.drawn, slot.placed = count, True
-        for row, _, job in jobs:
-            if job.given + DRAWS // 2 >= job.drawn:
+        for row, slot in enumerate(active):
+            if (job := slot.job) is None:
+                continue
+            if job.drawn < job.room and job.given + DRAWS // 2 >= job.drawn:
                 job.drawn = self.rows.refill(row, job.request, job.drawn, DRAWS // 2)
             if job.request.mask is not None:
                 self.rows.allow(row, job.request.mask)
@@ -368,7 +370,7 @@ class Engine:
         sampled = sent.sampled
         if sent.ready is not None:
             sent.ready.synchronize()
-        columns = sampled.tokens.T.tolist()
+        columns, count = sampled.tokens.T.tolist(), len(sampled.tokens)
         told = None
         if sampled.logprobs is not None and sampled.top is not None and sampled.top_logprobs is not None:
             told = (
@@ -379,8 +381,8 @@ class Engine:
         for column, (slot, job) in enumerate(zip(sent.slots, sent.jobs, strict=True)):
             if job is None or slot.job is not job:
                 continue
-            job.ahead -= len(sampled.tokens)
-            wanted, event = job.request.logprobs, self._given(slot, job, columns[column])
+            job.ahead -= count
+            event, wanted = self._given(slot, job, columns[column]), job.request.logprobs
             if told is not None and wanted is not None:
                 chosen, top, logprobs = (part[column][: len(event.tokens)] for part in told)
                 tops = [list(zip(t[:wanted], p[:wanted], strict=True)) for t, p in zip(top, logprobs, strict=True)]
@@ -437,10 +439,10 @@ class Sent(NamedTuple):
     @classmethod
     def of(cls, slots: list[Slot], sampled: Sampled, later: bool) -> Sent:
         """`later`: the next step is computed before anybody looks: it may write where this one has."""
-        jobs = [slot.job for slot in slots]
+        jobs, count = [slot.job for slot in slots], len(sampled.tokens)
         for job in jobs:
             if job is not None:
-                job.ahead += len(sampled.tokens)
+                job.ahead += count
         if not later:
             return cls(slots, jobs, sampled, None)
         parts = sampled.tokens, sampled.logprobs, sampled.top, sampled.top_logprobs

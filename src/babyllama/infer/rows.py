@@ -96,26 +96,27 @@ class Rows:
             tensor = getattr(self, name)
             tensor[targets] = tensor[sources]
 
-    def place(self, rows: Sequence[int], jobs: Sequence[tuple[Request, Sequence[int]]]) -> list[int]:
-        """Give rows to requests, each with its answer so far, often empty; how many numbers are drawn for each."""
-        state, rules, drawn = [], [], []
-        for request, answer in jobs:
+    def place(self, rows: Sequence[int], jobs: Sequence[tuple[Request, Sequence[int], int]]) -> list[int]:
+        """Give rows to requests, each with its answer so far, often empty, and the tokens that it may have; how many
+        numbers are drawn for each."""
+        state, rules, starts, most = [], [], [], 1
+        for request, answer, room in jobs:
             given = len(answer)
             state.append((answer[-1] if answer else 0, given, len(request.prompt) + given - 1))
             rules.append(request.sampling.rule)
-            drawn.append(given // (DRAWS // 2) * (DRAWS // 2) + DRAWS)
+            starts.append(given // (DRAWS // 2) * (DRAWS // 2))
+            most = max(most, room - starts[-1])
+        count = min(DRAWS, most)
         index = sent(rows, self.device)
         self.token[index], self.counter[index], self.position[index] = sent(state, self.device).unbind(1)
         self.rules[index] = sent(rules, self.device, torch.float32)
-        self._draw(
-            [(row, request, end - DRAWS) for row, (request, _), end in zip(rows, jobs, drawn, strict=True)], DRAWS
-        )
-        for row, (request, answer) in zip(rows, jobs, strict=True):
+        self._draw([(row, request, start) for row, (request, *_), start in zip(rows, jobs, starts, strict=True)], count)
+        for row, (request, answer, _) in zip(rows, jobs, strict=True):
             self._place_tables(row, request, answer)
             if not self._ends.issuperset(request.stop):
                 self._ends |= frozenset(token for token in request.stop if token < self.vocab_size)
                 self.ends[list(self._ends)] = 1
-        return drawn
+        return [start + count for start in starts]
 
     def _place_tables(self, row: int, request: Request, answer: Sequence[int]) -> None:
         """The row of each table that is there, or that this request is the first to ask for."""

@@ -21,6 +21,7 @@ from babyllama.model.cache import KVCache
 
 SMALLEST = 64  # slots that a cache has at least; then twice as many each time
 WORTH = 16  # first tokens that a text must share with one that is going on: to copy fewer costs more than to read them
+RECENT = 32  # idle rows that are looked at for fewer
 KEPT = 8  # idle conversations for which a cache grows before the oldest is given up
 
 
@@ -33,28 +34,32 @@ class Job:
     request: Request
     room: int
     known: list[int] = field(init=False)
-    ends: frozenset[int] = field(init=False)  # its stop tokens, and that of logits that are not finite
+    start: int = field(init=False)  # tokens of the prompt
+    ends: frozenset[int] = field(init=False)  # its stop tokens, and what stands where no token is
     ahead: int = 0
     drawn: int = 0  # random numbers that are on the device
     guess: Guess | None = None
 
     def __post_init__(self) -> None:
-        self.known, self.ends = list(self.request.prompt), frozenset(self.request.stop) | {NOT_FINITE}
+        self.known, self.ends = list(self.request.prompt), frozenset(self.request.stop) | {NOT_FINITE, SKIPPED}
+        self.start = len(self.known)
 
     @property
     def answer(self) -> list[int]:
-        return self.known[len(self.request.prompt) :]
+        return self.known[self.start :]
 
     @property
     def given(self) -> int:
         """Tokens of the answer that are known."""
-        return len(self.known) - len(self.request.prompt)
+        return len(self.known) - self.start
 
     def cut(self, tokens: list[int]) -> tuple[list[int], Finish | None]:
         """Of tokens that came, those that belong to the answer, and how it ends with the last of them, if it does."""
+        room = self.room - self.given
+        if len(tokens) < room and self.ends.isdisjoint(tokens):
+            return tokens, None
         if SKIPPED in tokens:
             tokens = tokens[: tokens.index(SKIPPED)]
-        room = self.room - self.given
         tokens = tokens[:room]
         if not self.ends.isdisjoint(tokens):
             last = next(i for i, token in enumerate(tokens) if token in self.ends)
@@ -71,6 +76,7 @@ class Slot:
     """
 
     tokens: list[int] = field(default_factory=list)
+    head: list[int] = field(default_factory=list)  # the first WORTH of them
     adapter: str | None = None
     plain: int = 0
     dropped: int = 0
@@ -96,6 +102,7 @@ class Slots:
     def __init__(self, cache: KVCache, rows: Rows, most: int, context: int, trained: int = sys.maxsize) -> None:
         self.cache, self.rows, self.most, self.context, self.trained = cache, rows, most, context, trained
         self.all = [Slot() for _ in range(rows.count)]
+        self.idle: dict[Slot, None] = dict.fromkeys(self.all)  # rows without a job: empty ones, then by their last use
         self.clock, self.stale = 0, False  # stale: the rows may be out of order
         self._released: list[Slot] = []  # since the rows were last in order
         self.least = 1, SMALLEST  # rows and slots that `trim` leaves
@@ -107,23 +114,21 @@ class Slots:
     # ── getting and giving up a row ────────────────────────────────────────────────────────────────────────────
     def admit(self, job: Job) -> bool:
         """Give the job a row with as much of its prompt as any row holds; False where all are in use."""
-        idle = [slot for slot in self.all if slot.job is None]
-        if not idle and len(self.all) == self.most:
+        if not self.idle and len(self.all) == self.most:
             return False
         best, shared = self._longest(job)
-        slot = best
-        if best.job is not None or not shared or 2 * shared < len(best.tokens):
-            slot = self._free(idle)
+        fits = best is not None and best.job is None and 2 * shared >= len(best.tokens)
+        slot = best if fits and best is not None else self._free()
         if slot is not best:
             self._restart(slot)
             shared = 0 if self.cache.sinks else shared  # a ring that has turned has no prefix to copy
-            if shared:
+            if shared and best is not None:
                 self.cache.copy(self.all.index(best), self.all.index(slot), shared)
                 slot.plain = best.plain
-        elif not shared:
-            self._restart(slot)
-        slot.tokens, slot.plain = list(job.known[:shared]), min(slot.plain, shared)
+        slot.tokens, slot.plain = job.known[:shared], min(slot.plain, shared)
+        slot.head = slot.tokens[:WORTH]
         slot.adapter, slot.job, slot.placed, self.stale = job.request.adapter, job, False, True
+        del self.idle[slot]
         self.reserve(len(job.known) + 1)
         return True
 
@@ -132,9 +137,11 @@ class Slots:
         """The job is done; a broken row forgets its tokens."""
         self.clock += 1
         slot.job, slot.last, slot.placed, self.stale = None, self.clock, False, True
+        self.idle[slot] = None
         if broken:
             self.cache.wipe(self.all.index(slot))
-            slot.tokens, slot.plain, slot.dropped = [], 0, 0
+            slot.tokens, slot.head, slot.plain, slot.dropped = [], [], 0, 0
+            self.idle = {slot: None, **self.idle}
         self._released.append(slot)
 
     def again(self) -> None:
@@ -146,13 +153,15 @@ class Slots:
             if slot.job is not None:
                 slot.job.ahead = 0
                 if not slot.job.given:
-                    slot.tokens = slot.tokens[: len(slot.job.known) - 1]
-                    slot.plain = min(slot.plain, len(slot.tokens))
+                    slot.tokens = slot.tokens[: slot.job.start - 1]
+                    slot.head, slot.plain = slot.tokens[:WORTH], min(slot.plain, len(slot.tokens))
 
     def read(self, slot: Slot, tokens: Sequence[int], length: int) -> None:
         """The row has read these too, as part of a text of `length` tokens."""
         plain = slot.plain == len(slot.tokens) and length <= self.trained
         slot.tokens += tokens
+        if len(slot.head) < WORTH:
+            slot.head = slot.tokens[:WORTH]
         slot.plain = len(slot.tokens) if plain else slot.plain
         if self.cache.sinks:
             slot.dropped = max(slot.dropped, len(slot.tokens) - self.cache.window)
@@ -165,18 +174,26 @@ class Slots:
             for i, token in enumerate(tokens):
                 self.read(slot, [token], length + i)
 
-    def _longest(self, job: Job) -> tuple[Slot, int]:
-        """The row that holds most of the job's prompt, and how much; rather an idle one, and the one used last."""
+    def _longest(self, job: Job) -> tuple[Slot | None, int]:
+        """The row that holds most of the job's prompt, and how much; rather an idle one, and the one used last.
+
+        Of a text that is going on at least WORTH tokens; where no row has so many, one of the RECENT idle ones that has
+        about as many as any of them.
+        """
         known = job.known[:-1]  # its last token has to be read in any case
-        first, more = known[:1], known[:WORTH]
-        like = [slot for slot in self.all if
-                (slot.tokens[:1] == first if slot.job is None else slot.tokens[:WORTH] == more)]  # fmt: skip
-        best, most = self.all[0], (0, False, -1)
-        for slot in like:
+        head, adapter = known[:WORTH], job.request.adapter
+        best, most = None, (0, False, -1)
+        for slot in [slot for slot in self.all if slot.head == head] if len(head) == WORTH else ():
             if slot.tokens[: most[0]] == known[: most[0]]:  # else it holds less than one before
                 share = self._shared(slot, job, known), slot.job is None, slot.last
                 best, most = (slot, share) if share > most else (best, most)
-        return best, most[0]
+        if most[0] or not head:
+            return (best, most[0]) if most[0] else (None, 0)
+        like, count = list(self.idle)[-RECENT:], 1
+        while count < WORTH and (found := [s for s in like if s.head[:count] == head[:count] and s.adapter == adapter]):
+            like, best, count = found, found[-1], 2 * count
+        share = 0 if best is None else self._shared(best, job, known)
+        return (best, share) if share else (None, 0)
 
     def _shared(self, slot: Slot, job: Job, known: list[int]) -> int:
         """How many tokens of `known` the row holds in a form that serves the job."""
@@ -187,18 +204,16 @@ class Slots:
             return 0
         return shared
 
-    def _free(self, idle: list[Slot]) -> Slot:
+    def _free(self) -> Slot:
         """An empty row, a new one, or the one that was idle longest."""
-        empty = next((slot for slot in idle if not slot.tokens), None)
-        if empty is not None:
-            return empty
-        if len(idle) < KEPT and len(self.all) < self.most:
+        oldest = next(iter(self.idle), None)
+        if oldest is None or (oldest.tokens and len(self.idle) < KEPT and len(self.all) < self.most):
             self._resize(min(self.most, 2 * len(self.all)), self.cache.max_tokens)
-            return next(slot for slot in self.all if slot.job is None and not slot.tokens)
-        return min(idle, key=lambda slot: slot.last)
+            oldest = next(iter(self.idle))
+        return oldest
 
     def _restart(self, slot: Slot) -> None:
-        slot.tokens, slot.plain, slot.dropped = [], 0, 0
+        slot.tokens, slot.head, slot.plain, slot.dropped = [], [], 0, 0
         if self.cache.sinks:
             self.cache.dropped[self.all.index(slot)] = 0
 
@@ -219,15 +234,14 @@ class Slots:
 
     def forget(self) -> None:
         """No idle row's tokens are a prefix of anything any more; the memory stays."""
-        for slot in self.all:
-            if slot.job is None:
-                self._restart(slot)
+        for slot in self.idle:
+            self._restart(slot)
 
     @torch.inference_mode()
     def trim(self, keep: int = 0) -> None:
         """Forget all idle rows but the `keep` newest, and give their memory back."""
-        idle = sorted((s for s in self.all if s.job is None and s.tokens), key=lambda s: s.last, reverse=True)
-        for slot in idle[keep:]:
+        idle = [slot for slot in self.idle if slot.tokens]
+        for slot in idle[: max(0, len(idle) - keep)]:
             self._restart(slot)
         held = [slot for slot in self.all if slot.job is not None or slot.tokens]
         longest = max((max(s.held, len(s.job.known) if s.job else 0) for s in held), default=0) + 1
@@ -243,6 +257,8 @@ class Slots:
         if rows != len(self.all) or len(held) != len(self.all):
             self.rows.resize(kept, rows)
         self.all = [*held, *(Slot() for _ in range(rows - len(held)))]
+        idle = (slot for slot in self.all if slot.job is None)
+        self.idle = dict.fromkeys(sorted(idle, key=lambda slot: (bool(slot.tokens), slot.last)))
 
     # ── order ──────────────────────────────────────────────────────────────────────────────────────────────────
     def arrange(self) -> bool:

@@ -2,8 +2,9 @@
 
     python bench/harness_speed.py --model runs/seed/base --task_data exams --items 300
 
-Requests are built from C-Eval's own files as the harness builds them (a blank before each letter). Both must choose the
-same option in every item. Appends a line for each number of shots to bench/results/harness_speed.jsonl.
+Requests are built from C-Eval's own files as the harness builds them (a blank before each letter), in parts of whole
+subjects; each part is put to one model, then to the other, so that a busy machine is busy for both. Both must choose
+the same option in every item. Appends a line for each number of shots to bench/results/harness_speed.jsonl.
 """
 
 from __future__ import annotations
@@ -27,16 +28,22 @@ from babyllama.harness import Babyllama
 FORM = Form("letter", intro="以下是中国关于{subject}的单项选择题，请选出其中的正确答案。\n\n", ask="\n答案：")
 
 
-def requests(task_data: Path, items: int, shots: int) -> list[Instance]:
-    """A request for each letter of each item."""
+PART = 100  # items, to the end of a subject
+
+
+def requests(task_data: Path, items: int, shots: int) -> list[list[Instance]]:
+    """A request for each letter of each item, in parts."""
     choice = TaskChoice(name="ceval")
     held = choice.items(task_data)
-    names, found = choice.task.subjects or {}, []
+    names, parts, group = choice.task.subjects or {}, list[list[Instance]](), None
     form = Form("letter", shots, intro=FORM.intro, ask=FORM.ask)
     for item in held.asked[:items]:  # whole subjects, as in the whole test
-        prompt = form.prompt(item, held.examples[item.group], names[item.group])
-        found += [Instance("loglikelihood", {}, (prompt, f" {letter}"), len(found)) for letter in "ABCD"]
-    return found
+        if not parts or (item.group != group and len(parts[-1]) >= 4 * PART):
+            parts.append([])
+        group = item.group
+        prompt = form.prompt(item, held.examples[group], names[group])
+        parts[-1] += [Instance("loglikelihood", {}, (prompt, f" {letter}"), len(parts[-1])) for letter in "ABCD"]
+    return parts
 
 
 def timed(model: HFLM | Babyllama, asked: list[Instance]) -> tuple[float, float, list[float]]:
@@ -60,11 +67,12 @@ def main() -> None:
         theirs = HFLM(pretrained=f"{folder}/hf", device=asked.device, dtype="float32", batch_size=asked.batch)
         mine = Babyllama(f"{folder}/hf", device=asked.device, precision="fp32")
         for shots in asked.shots:
-            pairs = requests(asked.task_data, asked.items, shots)
-            warm = pairs[:8]
-            timed(theirs, warm), timed(mine, warm)
-            their_s, their_cpu_s, expected = timed(theirs, pairs)
-            my_s, my_cpu_s, found = timed(mine, pairs)
+            parts = requests(asked.task_data, asked.items, shots)
+            timed(theirs, parts[0][:8]), timed(mine, parts[0][:8])
+            both = [(timed(theirs, part), timed(mine, part)) for part in parts]
+            (their_s, their_cpu_s, expected), (my_s, my_cpu_s, found) = (
+                (sum(one[0] for one in runs), sum(one[1] for one in runs), [nats for one in runs for nats in one[2]])
+                for runs in zip(*both, strict=True))  # fmt: skip
             rows = [torch.tensor(nats).view(-1, 4) for nats in (found, expected)]
             line = {"items": asked.items, "shots": shots, "context": mine.max_length, "cut": mine.cut,
                     "hf_seconds": round(their_s, 2), "our_seconds": round(my_s, 2),

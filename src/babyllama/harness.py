@@ -11,6 +11,7 @@ extra ``eval``). Not here: tasks of our own (evals/).
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ class Babyllama(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         begins = self.text.adds_bos and add_special_tokens is not False
-        return [*(self.text.start_ids if begins else ()), *self.text.encode(string)]
+        return [*(self.text.start_ids if begins else ()), *self._encoded(string)]
+
+    @lru_cache(maxsize=4)  # noqa: B019  (models are few; the harness encodes a prompt once for each of its options)
+    def _encoded(self, string: str) -> list[int]:
+        return self.text.encode(string)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         return self.text.chat_template if chat_template else ""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from babyllama.evals import scoring
+from babyllama.evals.branches import Branches
 from babyllama.evals.scoring import Pair, Score, score
 from babyllama.model.config import extended
 from babyllama.model.laws import DynamicNtkRope
@@ -51,10 +52,13 @@ def told_greedily(model, prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize("batch", [1, 100, scoring.BATCH])
+@pytest.mark.parametrize("masked", [False, True], ids=["spans", "mask"])  # on a CPU; on other devices
+@pytest.mark.parametrize("batch", [1, 100, scoring.ROW])
 @pytest.mark.parametrize("shared", [1, 4, scoring.SHARED, 10_000])
-def test_equals_the_loop_by_hand(monkeypatch, shared, batch):
+def test_equals_the_loop_by_hand(monkeypatch, shared, batch, masked):
     monkeypatch.setattr(scoring, "SHARED", shared)
+    if masked:
+        monkeypatch.setattr(Branches, "_by_spans", Branches._by_mask)
     model = sharp_model(tiny_config())
     twin, pairs = transformers_twin(model), few_shot()
     pairs += [Pair(p.prompt, told_greedily(twin, list(p.prompt), 4)) for p in pairs[::5]]
@@ -66,6 +70,20 @@ def test_equals_the_loop_by_hand(monkeypatch, shared, batch):
     assert score(model, pairs, batch) == found  # to the bit
 
 
+def test_threads_read_rows_of_their_own():
+    """To the bit what one thread computes, and the model attends as before afterwards."""
+    model, pairs, threads = sharp_model(tiny_config()), few_shot(), torch.get_num_threads()
+    attend = model.layers[0].self_attn.attend
+    try:
+        torch.set_num_threads(1)
+        alone = score(model, pairs, 60)
+        torch.set_num_threads(3)
+        assert score(model, pairs, 60) == alone
+        assert torch.get_num_threads() == 3 and model.layers[0].self_attn.attend is attend
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_each_beginning_is_read_once(monkeypatch):
     model, read = sharp_model(tiny_config()), []
     hidden = model.hidden
@@ -74,10 +92,10 @@ def test_each_beginning_is_read_once(monkeypatch):
     )
     prompt, other = random_tokens(30, 1), random_tokens(30, 2)
     score(model, [Pair(p, [option]) for p in (prompt, other) for option in range(4)])
-    assert read == [(2, 30)]  # the options' letters stand at the same place
+    assert read == [(1, 2 * 30)]  # the options' letters stand at the same place
     read.clear()
     score(model, [Pair(prompt, [option, *random_tokens(4, option)]) for option in range(4)])
-    assert read == [(1, 30), (4, 4)]
+    assert read == [(1, 30 + 4 * 4)]
 
 
 def test_beginnings_within_beginnings(monkeypatch):
@@ -105,7 +123,7 @@ def test_a_chain_of_branches_is_scored(monkeypatch):
     model, tokens = sharp_model(tiny_config()), random_tokens(60, 2)
     pairs = [Pair(tokens[:n], [option, 3]) for n in range(2, 58) for option in (5, 6, tokens[n])]
     expected = by_hand(transformers_twin(model), pairs)
-    for batch in (1, scoring.BATCH):
+    for batch in (1, scoring.ROW):
         found = [one.loglikelihood for one in score(model, pairs, batch)]
         assert found == pytest.approx([one.loglikelihood for one in expected], abs=2e-4)
 

@@ -1,8 +1,8 @@
 """Scoring: how likely a model finds a completion after a prompt, for many pairs at once.
 
 What several pairs have in common at their beginning is read once: the options of a question share its prompt, the
-questions of a few-shot test their examples. The pairs form a tree of such beginnings; each level of it is a batch that
-reads on from the keys and values of the level above.
+questions of a few-shot test their examples. The pairs form a tree of such beginnings. It is read depth first, as many
+tokens in one row as `ROWS` says and none of them padding; what the next row goes on from keeps its keys and values.
 
 Not here: dividing by a length, choosing among options, cutting to the model's context (the caller's); whole corpora
 (bits.py).
@@ -10,21 +10,22 @@ Not here: dividing by a length, choosing among options, cutting to the model's c
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, chain, groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from babyllama.model.cache import KVCache
+from babyllama.evals.branches import Above, Branches, Span, attends_in_branches
 from babyllama.model.transformer import Transformer
 from babyllama.train.validation import target_nats
 
 SHARED = 16  # tokens: a shorter beginning is cheaper to read again than to share
-BATCH = 8192  # tokens of a batch, padding and what lies in the cache included
+ROWS = {"cpu": 2048}  # tokens of a row: what fits a CPU's caches
+ROW = 8192  # elsewhere
 
 
 class Pair(NamedTuple):
@@ -49,11 +50,13 @@ class Score(NamedTuple):
 
 
 @torch.inference_mode()
-def score(model: Transformer, pairs: Iterable[Pair], batch: int = BATCH, vocab_size: int | None = None) -> list[Score]:
+def score(model: Transformer, pairs: Iterable[Pair], batch: int | None = None, vocab_size: int | None = None
+          ) -> list[Score]:  # fmt: skip
     """One score for each pair, in their order. The result is the same in any company up to rounding.
 
     Args:
-        batch: tokens that are read at a time; one pair that is longer is read alone.
+        batch: tokens that are read at a time; what is longer and cannot be parted is read alone. None: what suits the
+            device.
         vocab_size: the tokenizer's; rows of the head beyond it are padding, which nobody draws. None: all rows count.
 
     Raises:
@@ -64,6 +67,7 @@ def score(model: Transformer, pairs: Iterable[Pair], batch: int = BATCH, vocab_s
         if not (len(prompt) and len(completion)):
             raise ValueError(f"pair {number}: prompt and completion need at least one token each")
         rows.append(_Row(number, [*prompt, *completion[:-1]], len(prompt) - 1, completion))
+    batch = batch or ROWS.get(model.embed_tokens.weight.device.type, ROW)
     reader = _Reader(model, batch, len(rows), vocab_size)
     if model.rope.static:
         nodes = _tree(sorted(rows, key=lambda row: row.inputs))
@@ -132,64 +136,115 @@ def _parting(same: list[_Row], begin: int) -> int:
     return len(last)
 
 
+def _depth_first(nodes: list[_Node]) -> list[tuple[int, _Node]]:
+    """(depth, node): every node before all that is below it, and that before the next one."""
+    found, waiting = [], [(0, node) for node in reversed(nodes)]
+    while waiting:
+        depth, node = waiting.pop()
+        found.append((depth, node))
+        waiting.extend((depth + 1, child) for child in reversed(node.after))
+    return found
+
+
+def _ends(depths: list[int]) -> list[int]:
+    """Of each node, which is the first after it that does not go on from it."""
+    found, open_ = [len(depths)] * len(depths), list[int]()
+    for number, depth in enumerate(depths):
+        while open_ and depths[open_[-1]] >= depth:
+            found[open_.pop()] = number
+        open_.append(number)
+    return found
+
+
+def _units(nodes: list[_Node], batch: int) -> list[list[_Node]]:
+    """Nodes of the first level in portions of at most `batch` tokens, with all below them; a larger one is alone."""
+    found, size = list[list[_Node]](), batch
+    for node in nodes:
+        more = sum(len(one.tokens) for _, one in _depth_first([node]))
+        if size + more > batch:
+            found.append([])
+            size = 0
+        found[-1].append(node)
+        size += more
+    return found
+
+
+_Found = tuple[Tensor, Tensor, Tensor]  # (numbers of pairs, −log p of a token of theirs, whether it is the likeliest)
+
+
 class _Reader:
-    """Reads nodes in batches, and adds up what they score."""
+    """Reads nodes in rows, and adds up what they score."""
 
     def __init__(self, model: Transformer, batch: int, pairs: int, vocab_size: int | None) -> None:
         self.model, self.batch, self.vocab_size = model, batch, vocab_size
+        self.device = model.embed_tokens.weight.device
         self.loglikelihood = torch.zeros(pairs, dtype=torch.float64)
         self.greedy = torch.ones(pairs, dtype=torch.bool)
 
     def read(self, nodes: list[_Node]) -> None:
-        """Nodes of the first level with all below them; a level's cache lives until what goes on from it is read."""
-        waiting: list[tuple[list[_Node], KVCache | None, list[int]]] = []
-        if nodes:
-            waiting.append((nodes, None, [0] * len(nodes)))
-        while waiting:
-            level, cache, parents = waiting.pop()
-            order = sorted(range(len(level)), key=lambda i: -level[i].end)
-            count = max(1, self.batch // level[order[0]].end)
-            picked, left = order[:count], order[count:]
-            if left:
-                waiting.append(([level[i] for i in left], cache, [parents[i] for i in left]))
-            batch = [level[i] for i in picked]
-            own = self._batch(batch, cache, [parents[i] for i in picked])
-            after = [(child, row) for row, node in enumerate(batch) for child in node.after]
-            if after:
-                waiting.append(([child for child, _ in after], own, [row for _, row in after]))
+        """Nodes of the first level with all below them.
 
-    def _batch(self, nodes: list[_Node], cache: KVCache | None, parents: Sequence[int]) -> KVCache | None:
-        """Read and score nodes that go on from rows of a cache; what they leave behind for those after them."""
-        device, width = self.model.embed_tokens.weight.device, max(len(node.tokens) for node in nodes)
-        tokens = torch.tensor([node.tokens + [0] * (width - len(node.tokens)) for node in nodes], device=device)
-        begin = torch.tensor([[node.begin] for node in nodes], device=device)
-        lengths = torch.tensor([node.end for node in nodes], device=device)
-        positions = begin + torch.arange(width, device=device)  # (B, T); padding writes where nobody looks
-        own = self._cache(nodes, width, cache, parents)
-        self._add(self.model.hidden(tokens, positions, cache=own, lengths=lengths), nodes)
-        return own
+        On a CPU every thread reads rows of its own: none waits for another at each operator, and a row's figures are
+        the same whatever the machine.
+        """
+        units, threads = _units(nodes, self.batch), torch.get_num_threads()
+        workers = min(len(units), threads) if self.device.type == "cpu" else 1
+        with attends_in_branches(self.model):
+            if workers <= 1:
+                self._add(map(self._unit, units))
+                return
+            torch.set_num_threads(1)  # also of the pool's threads, which begin with it
+            try:
+                with ThreadPoolExecutor(workers) as pool:
+                    self._add(pool.map(self._unit, units))
+            finally:
+                torch.set_num_threads(threads)
 
-    def _cache(self, nodes: list[_Node], width: int, cache: KVCache | None, parents: Sequence[int]) -> KVCache | None:
-        """With the parents' keys and values and room for the nodes'; None where nothing comes before or after."""
-        places = max(node.begin for node in nodes) + width
-        if cache is not None:
-            own = copy.copy(cache)
-            own.resize(parents, len(nodes), max(places, cache.used))
-        elif any(node.after for node in nodes):
-            weight = self.model.embed_tokens.weight
-            own = KVCache(self.model.config, len(nodes), places, weight.device, weight.dtype)
-        else:
-            return None
-        own.reserve(places)
-        return own
+    def _add(self, units: Iterable[list[_Found]]) -> None:
+        for pairs, nats, likeliest in chain.from_iterable(units):
+            self.loglikelihood.index_add_(0, pairs, -nats.double())
+            self.greedy[pairs[~likeliest]] = False
 
-    def _add(self, hidden: Tensor, nodes: list[_Node]) -> None:
-        """hidden: (B, T, C)."""
-        scored = [(row, *target) for row, node in enumerate(nodes) for target in node.targets()]
+    @torch.inference_mode()
+    def _unit(self, nodes: list[_Node]) -> list[_Found]:
+        """One row after the other."""
+        order, above, found = _depth_first(nodes), list[Above](), list[_Found]()
+        start = 0
+        while start < len(order):
+            stop, size = start, 0
+            while stop < len(order) and (stop == start or size + len(order[stop][1].tokens) <= self.batch):
+                size += len(order[stop][1].tokens)
+                stop += 1
+            after = order[stop][0] if stop < len(order) else 0  # depth of what comes next: as many nodes above it
+            scored, above = self._row(order[start:stop], above, after)
+            found += scored
+            start = stop
+        return found
+
+    def _row(self, part: list[tuple[int, _Node]], above: list[Above], after: int) -> tuple[list[_Found], list[Above]]:
+        """Some nodes' scores, and what those that come next, at the depth `after`, go on from."""
+        depths, nodes = [depth for depth, _ in part], [node for _, node in part]
+        begins = list(accumulate((len(node.tokens) for node in nodes), initial=0))
+        reach = [begins[end] for end in _ends(depths)]
+        spans = [Span(*bounds) for bounds in zip(begins[:-1], begins[1:], reach, strict=True)]
+        above = [Above(one.layers, begins[next((i for i, d in enumerate(depths) if d <= depth), len(depths))])
+                 for depth, one in enumerate(above)]  # fmt: skip
+        path, lowest = dict(zip(depths, spans, strict=True)), min(depths)  # the last span at each depth
+        tree = Branches(above, spans, [path[depth] for depth in range(lowest, after)], self.device)
+        tokens = torch.tensor([[token for node in nodes for token in node.tokens]], device=self.device)
+        positions = torch.cat([torch.arange(node.begin, node.end) for node in nodes])[None].to(self.device)
+        lengths = None
+        if not self.model.rope.static:
+            lengths = torch.tensor([[node.end for node in nodes for _ in node.tokens]], device=self.device)
+        hidden = tree.hidden(self.model, tokens, positions, lengths)[0]  # (N, C)
+        return self._scored(hidden, nodes, begins), [*above[: min(lowest, after)], *(Above(x, 0) for x in tree.kept)]
+
+    def _scored(self, hidden: Tensor, nodes: list[_Node], begins: list[int]) -> list[_Found]:
+        scored = [(begin + offset, token, pair) for node, begin in zip(nodes, begins, strict=False)
+                  for offset, token, pair in node.targets()]  # fmt: skip
         if not scored:
-            return
-        row, offset, target, pair = torch.tensor(scored, device=hidden.device).unbind(1)
-        nats, likeliest = target_nats(self.model, hidden[row, offset], target, self.vocab_size)
-        pair = pair.cpu()  # added up there: in a fixed order
-        self.loglikelihood.index_add_(0, pair, -nats.cpu().double())
-        self.greedy[pair[~likeliest.cpu()]] = False
+            return []
+        places, targets, pairs = torch.tensor(scored).unbind(1)
+        places, targets = places.to(self.device), targets.to(self.device)
+        nats, likeliest = target_nats(self.model, hidden[places], targets, self.vocab_size)
+        return [(pairs, nats.cpu(), likeliest.cpu())]

@@ -57,6 +57,24 @@ def test_answers_arrive_as_whole_characters(monkeypatch):
     assert not any("\ufffd" in piece for piece in pieces) and pieces[-1] == "😀"
 
 
+def test_the_switch_for_thinking(tmp_path):
+    """The prompt ends in the thought's beginning, which is a part of the answer from then on, and saved apart."""
+    talk = conversation(max_tokens=4)
+    plain = talk.prompt("问")
+    assert run_command(stage(talk), "/think on") == "answers think first"
+    opening = "<think>\n"
+    assert talk.prompt("问") == plain + talk.tokenizer.encode(opening)
+    said = "".join(talk.ask("问"))
+    assert talk.turns == [("问", opening + said)] and talk.messages[1]["reasoning_content"] == said
+    run_command(stage(talk), "/think off")
+    assert talk.tokenizer.decode(talk.prompt("问")).endswith("<think>\n\n</think>\n\n")
+    run_command(stage(talk), f"/save {tmp_path / 'a.jsonl'}")
+    run_command(stage(talk), f"/load {tmp_path / 'a.jsonl'}")
+    assert talk.messages[1]["reasoning_content"] == said
+    with pytest.raises(InputError, match="on or off"):
+        run_command(stage(talk), "/think maybe")
+
+
 def test_the_prompt_is_the_one_of_training():
     """Fault 18: what is asked is a prefix of what was learned, token for token, in every turn."""
     talk = conversation()

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from small import SMALL_TEXT
 from test_tools import HERMES, WEATHER, called, tokenizer_with
 
 from babyllama.infer.request import Event, Request
@@ -19,6 +20,7 @@ from babyllama.serve.models import Models, Served
 from babyllama.serve.reply import Limits
 from babyllama.serve.worker import Worker
 from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.tokenizer.train import train_bpe
 
 from .conftest import hosted
 
@@ -123,3 +125,29 @@ def test_a_template_without_tools_says_so(tokenizer):
     (answer,), _ = asked(tokenizer.with_template("bos"), "ab", {"messages": [QUESTION], "tools": [WEATHER]})
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["param"] == "tools" and "knows no tools" in error["message"]
+
+
+def test_a_thought_whole_and_as_a_stream(tokenizer):
+    """Apart from what is said; the switch decides how the prompt ends, and with it where the answer begins."""
+    body, answer = {"messages": [QUESTION]}, "<think>\nab\n</think>\n\nba"
+    (whole, stream), _ = asked(tokenizer, answer, body, {**body, "stream": True})
+    message = whole.json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("ab", "ba")
+    events = [json.loads(line[6:]) for line in stream.text.splitlines() if line.startswith("data: {")]
+    deltas = [event["choices"][0]["delta"] for event in events]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "ab"
+    assert "".join(delta.get("content") or "" for delta in deltas) == "ba"
+
+
+def test_the_switch_of_the_built_in_template(tmp_path):
+    own = train_bpe(SMALL_TEXT, 460)
+    body = {"messages": [QUESTION, {"role": "assistant", "content": "b", "reasoning_content": "a"}, QUESTION],
+            "tools": [WEATHER]}  # fmt: skip
+    bodies = [{**body, "chat_template_kwargs": {"enable_thinking": on}} for on in (True, False, None)]
+    answers, requests = asked(own, "ab\n</think>\n\n" + called("weather", {"town": "a"}), *bodies)
+    ends = [own.decode(request.prompt, skip_special=False).rpartition("<|assistant|>")[2] for request in requests]
+    assert ends == ["<think>\n", "<think>\n\n</think>\n\n", ""]
+    first, second = (answer.json()["choices"][0] for answer in answers[:2])
+    assert first["message"]["reasoning_content"] == "ab" and first["finish_reason"] == "tool_calls"
+    assert "reasoning_content" not in second["message"] and second["message"]["content"].startswith("ab\n</think>")
+    assert "<think>\na\n</think>\n\nb</s>" in own.decode(requests[0].prompt, skip_special=False)

@@ -9,7 +9,7 @@ from small import SMALL_TEXT, sentencepiece_model
 from transformers import AutoTokenizer
 
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import check_messages, render_chat
+from babyllama.tokenizer.chat import check_messages, render_chat, results_after_answer
 from babyllama.tokenizer.special import ROLES, SPECIAL_TOKENS
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe
@@ -61,6 +61,56 @@ def test_ids_and_mask_equal_transformers(pair, messages) -> None:
         prompt = render_chat(ours, messages, add_generation_prompt=True)
         assert prompt.tokens == theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         assert not any(prompt.mask[len(chat.tokens) :])
+
+
+PARAMETERS = {"type": "object", "properties": {"城": {"type": "string"}}}
+TOOLS = [{"type": "function", "function": {"name": "天气", "description": '"晴" <b>', "parameters": PARAMETERS}},
+         {"type": "function", "function": {"name": "f"}}]  # fmt: skip
+arguments = st.dictionaries(st.sampled_from(["城", "a"]), content | st.integers() | st.none(), max_size=2)
+calls = st.builds(lambda name, given: {"type": "function", "function": {"name": name, "arguments": given}},
+                  st.sampled_from(["天气", "f"]), arguments)  # fmt: skip
+
+
+@given(messages=chats(), data=st.data())
+def test_tools_calls_and_thoughts_equal_transformers(pair, messages, data) -> None:
+    """Ids and mask: what is thought and called is learned, and no tool's result."""
+    ours, theirs = pair
+    for message in messages:
+        if message["role"] == "assistant":
+            message |= {} if data.draw(st.booleans()) else {"tool_calls": data.draw(st.lists(calls, max_size=2))}
+            message |= {} if data.draw(st.booleans()) else {"reasoning_content": data.draw(content)}
+    tools = [] if ours.chat_template == "bos" else data.draw(st.sampled_from([TOOLS, TOOLS[:1], []]))
+    chat = render_chat(ours, messages, tools=tools)
+    expected = theirs.apply_chat_template(messages, tools=tools or None, return_dict=True,
+                                          return_assistant_tokens_mask=True)  # fmt: skip
+    assert chat.tokens == expected["input_ids"]
+    assert [int(on) for on in chat.mask] == list(expected["assistant_masks"])
+    if messages[-1]["role"] != "assistant":
+        for thinking in (None, True, False):
+            given = {} if thinking is None else {"enable_thinking": thinking}
+            prompt = theirs.apply_chat_template(messages, tools=tools or None, add_generation_prompt=True,
+                                                return_dict=False, **given)  # fmt: skip
+            assert render_chat(ours, messages, True, tools, thinking).tokens == prompt
+
+
+def test_a_chat_with_a_call_word_for_word(pair) -> None:
+    ours, _ = pair
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    messages = [{"role": "user", "content": "问"},
+                {"role": "assistant", "content": "", "reasoning_content": "想", "tool_calls": [call]},
+                {"role": "tool", "content": "果"}, {"role": "assistant", "content": "答"}]  # fmt: skip
+    if ours.chat_template == "roles":
+        chat = render_chat(ours, messages, tools=TOOLS[1:])
+        wanted = ('<|system|><tools>\n{"name": "f"}\n</tools><|user|>问<|assistant|><think>\n想\n</think>\n\n'
+                  '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call></s>'
+                  '<|tool|>果<|assistant|>答</s>')  # fmt: skip
+        assert ours.decode(chat.tokens, skip_special=False).replace(" ", "") == wanted.replace(" ", "")
+        answered = results_after_answer(ours, ["果"])
+        prompt = render_chat(ours, messages[:2], tools=TOOLS[1:]).tokens + answered
+        assert prompt == render_chat(ours, messages[:3], True, TOOLS[1:]).tokens
+    else:
+        with pytest.raises(InputError, match="built-in chat template roles"):
+            results_after_answer(ours, ["果"])
 
 
 @given(messages=chats())
@@ -116,6 +166,11 @@ def test_content_never_becomes_a_special_token(pair, token: str) -> None:
         ([{"role": "assistant", "content": "x"}], "assistant cannot stand at the start"),
         ([{"role": "system", "content": "x"}], "only a system message"),
         ([{"role": "user", "content": "x"}, {"role": "system", "content": "x"}], "system cannot stand after user"),
+        ([{"role": "user", "content": "x", "tool_calls": [{}]}], "only an assistant's can"),
+        (
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}],
+            r"messages\[1\].tool_calls: a call must have a function",
+        ),
         ([{"role": "user", "content": "x"}] * 2, r"messages\[1\].role: user cannot stand after user; assistant can"),
     ],
 )

@@ -133,26 +133,36 @@ def test_a_template_that_rewrites_contents_refuses_markers_only(tmp_path: Path) 
 
 
 def test_built_in_templates_raise_for_what_they_cannot_render(tmp_path: Path) -> None:
-    train_bpe(SMALL_TEXT, 460).save(tmp_path)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for template, said in {"roles": "must have a function", "bos": "no tools"}.items():
+        train_bpe(SMALL_TEXT, 460).with_template(template).save(tmp_path / template)
+        theirs = AutoTokenizer.from_pretrained(tmp_path / template)
+        with pytest.raises(Exception, match=said):
+            theirs.apply_chat_template(chat("x"), tools=[{"type": "function"}])
     parts = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
     faults: list[tuple[list, dict, str]] = [
         (parts, {}, "content that is text"),
         ([{"role": "critic", "content": "x"}], {}, "roles"),
-        (chat("x"), {"tools": [{"type": "function"}]}, "no tools"),
     ]
     for messages, more, fault in faults:
         with pytest.raises(Exception, match=fault):
             theirs.apply_chat_template(messages, **more)
 
 
-def test_templates_of_earlier_folders_are_known(tmp_path: Path) -> None:
-    """The texts that former versions wrote: these loops alone, with bos_token as a name."""
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_of_earlier_folders_are_known(tmp_path: Path, name: str) -> None:
+    """The texts that former versions wrote: these loops, before them also without refusals and with bos_token as a
+    name. What they wrote of a chat is written alike today."""
     train_bpe(SMALL_TEXT, 460).save(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     config = json.loads(path.read_text())
-    for name, template in TEMPLATES.items():
-        text = template.jinja.split("{%- endfor -%}\n", 1)[1].replace("'<s>'", "bos_token")
+    former = (Path(__file__).parent / "former" / f"{name}.jinja").read_text("utf-8")
+    for text in (former, former.split("{%- endfor -%}\n", 1)[1].replace("'<s>'", "bos_token")):
         path.write_text(json.dumps({**config, "bos_token": "<s>", "pad_token": "</s>", "chat_template": text}))
         old = Tokenizer.load(tmp_path)
         assert (old.chat_template, old.bos_id, old.start_ids) == (name, 0, [1])
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    contents = {"system": "a ", "user": "你好\n", "assistant": " b\n", "tool": "c"}
+    said = [{"role": role, "content": content} for role, content in contents.items()]
+    for messages, prompt in ((said, True), (said[:2], True), (said[1:], False)):
+        wanted = theirs.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
+        assert render_chat(old, messages, prompt).tokens == wanted

@@ -59,6 +59,27 @@ def test_a_prompt_with_tools_and_earlier_calls_is_transformers(tmp_path):
         assert render_chat(tokenizer, messages, True, [WEATHER]).tokens == expected
 
 
+def test_calls_are_learned_and_results_are_not(tmp_path):
+    """In a foreign template, which marks nothing itself; so is what was thought where the template writes it."""
+    thought = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    thinking = HERMES.replace("{{ m.role }}\n", f"{{{{ m.role }}}}\n{thought}")
+    tokenizer = tokenizer_with(tmp_path, thinking)
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"town": "ab"}}}
+    chat = [{"role": "user", "content": "ab?"},
+            {"role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "b"},
+            {"role": "tool", "content": "ba"}, {"role": "assistant", "content": "bb"}]  # fmt: skip
+    found = render_chat(tokenizer, chat, tools=[WEATHER])
+    learned = tokenizer.decode([t for t, on in zip(found.tokens, found.mask, strict=True) if on], skip_special=False)
+    expected = f"<think>b</think>{called('weather', {'town': 'ab'})}<|im_end|>bb<|im_end|>"
+    assert learned.replace(" ", "") == expected.replace(" ", "")
+    chat[1]["learned"] = False
+    found = render_chat(tokenizer, chat, tools=[WEATHER])
+    left = tokenizer.decode([t for t, on in zip(found.tokens, found.mask, strict=True) if on], skip_special=False)
+    assert left.replace(" ", "") == "bb<|im_end|>"
+    with pytest.raises(InputError, match=r"holds <\|im_end\|>"):
+        render_chat(tokenizer, [chat[0], {**chat[1], "reasoning_content": "<|im_end|>"}])
+
+
 def test_what_a_template_cannot_write_is_refused(tmp_path):
     deaf = tokenizer_with(tmp_path, DEAF)
     with pytest.raises(InputError, match="knows no tools"):

@@ -30,6 +30,7 @@ class ChatRecipe(ServingRecipe):
         ge=0,
         description="earlier turns that the model sees; default: as many as its training chats had",
     )
+    thinking: bool | None = Field(default=None, description="whether answers think first; default: as the model likes")
     turns: bool = Field(default=False, description="piped lines are turns of one chat; default: each stands alone")
     history: bool = Field(default=True, description="what is typed comes back with the key ↑, also in later chats")
     sampling: Sampling = Field(
@@ -53,7 +54,7 @@ def main(recipe: ChatRecipe) -> None:
     engine, tokenizer = recipe.open()
     lessons = learned(recipe.model, tokenizer)
     memory = max(0, lessons.turns - 1) if recipe.memory is None and lessons.turns else recipe.memory
-    chat = Conversation(engine, tokenizer, recipe.sampling, recipe.max_tokens, recipe.system, memory)
+    chat = Conversation(engine, tokenizer, recipe.sampling, recipe.max_tokens, recipe.system, memory, recipe.thinking)
     said = remarks(recipe.model, tokenizer, lessons, memory)
 
     def another(path: Path) -> tuple[Engine, Tokenizer]:

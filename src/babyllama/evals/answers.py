@@ -24,6 +24,7 @@ from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.marking import exact
+from babyllama.tokenizer.answers import answer_text
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -124,8 +125,8 @@ def corpus_questions(choice: CorpusChoice, count: int, tokenizer: Tokenizer) -> 
     for chat in picked:
         if not isinstance(chat, Chat):
             raise InputError(f"corpus {choice.stored_as}: holds {chat.kind}s; only chats have questions and answers")
-        prompt = render_chat(tokenizer, chat.messages[: chat.last_answer], add_generation_prompt=True).tokens
-        questions.append(Question(prompt, chat.messages[chat.last_answer]["content"], chat))
+        prompt = render_chat(tokenizer, chat.messages[: chat.last_answer], True, chat.tools).tokens
+        questions.append(Question(prompt, answer_text(chat.messages[chat.last_answer]), chat))
     if not questions:
         raise InputError(f"corpus {choice.stored_as}: no chat in it")
     return questions

@@ -11,6 +11,7 @@ from babyllama.amounts import amount
 from babyllama.atomic import write_json
 from babyllama.errors import InputError
 from babyllama.serve.conversation import Conversation
+from babyllama.tokenizer.answers import answer_text
 from babyllama.tokenizer.chat import check_messages
 
 
@@ -57,6 +58,14 @@ def _reset(stage: Stage, rest: str) -> str:
 def _system(stage: Stage, rest: str) -> str:
     stage.chat.system = rest
     return "the system message is set" if rest else "there is no system message now"
+
+
+def _think(stage: Stage, rest: str) -> str:
+    switch = {"on": True, "off": False, "": None}
+    if rest not in switch:
+        raise InputError(f"/think {rest}: give on or off, or nothing for what the model likes")
+    stage.chat.thinking = switch[rest]
+    return {"on": "answers think first", "off": "answers do not think", "": "answers think as the model likes"}[rest]
 
 
 def _seed(stage: Stage, rest: str) -> str:
@@ -110,7 +119,7 @@ def _load(stage: Stage, rest: str) -> str:
         raise InputError("/load needs the name of a file that /save wrote, such as /load chat.jsonl")
     chat, messages = stage.chat, _messages(rest)
     chat.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
-    chat.turns = [(one["content"], two["content"]) for one, two in zip(messages[::2], messages[1::2], strict=True)]
+    chat.turns = [(one["content"], answer_text(two)) for one, two in zip(messages[::2], messages[1::2], strict=True)]
     chat.question = chat.turns[-1][0]
     return f"loaded {amount(len(chat.turns), 'turn')}; the last one: {chat.question}"
 
@@ -139,6 +148,7 @@ COMMANDS: dict[str, tuple[Callable[[Stage, str], str], str, str]] = {
     "/regenerate": (_regenerate, "", "another answer to the last question"),
     "/compare": (_compare, "RUN", "what another model says to the last question; without RUN, the same one again"),
     "/system": (_system, "TEXT", "set the system message; without TEXT, remove it"),
+    "/think": (_think, "on|off", "whether answers think first; alone: as the model likes"),
     "/reset": (_reset, "", "forget the conversation"),
     "/save": (_save, "FILE", "write the conversation as one line of a chat corpus (.jsonl)"),
     "/load": (_load, "FILE", "go on with a saved conversation"),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from babyllama.infer.request import Event
 from babyllama.infer.text import Text
 from babyllama.serve.prompts import Prompt
+from babyllama.tokenizer.answers import Thoughts
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.tools import Calls, ToolForm
 
@@ -20,11 +21,13 @@ Json = dict[str, Any]
 
 
 class Fed(NamedTuple):
-    """What became certain of an answer: text, the tokens that are part of it, and calls as OpenAI has them."""
+    """What became certain of an answer: text, the tokens that are part of it, calls as OpenAI has them, and what was
+    thought before."""
 
     text: str
     events: list[Event]
     calls: Sequence[Json] = ()
+    thought: str = ""
 
 
 class Choice:
@@ -33,6 +36,7 @@ class Choice:
     def __init__(self, tokenizer: Tokenizer, prompt: Prompt, stop: Sequence[str],
                  tools: ToolForm | None = None) -> None:  # fmt: skip
         self.tokenizer, self._calls = tokenizer, None if tools is None else Calls(tools)
+        self._thoughts = None if prompt.thinks is None else Thoughts(prompt.thinks)
         self._text, self._length = Text(tokenizer, stop, prompt.after), 0
         self._ended: str | None = None
 
@@ -66,14 +70,17 @@ class Choice:
         return self._fed(rest, [])
 
     def _fed(self, text: str, events: list[Event]) -> Fed:
+        ended, thought = (self._ended or self._text.finish) is not None, ""
+        if self._thoughts is not None:
+            thought, text = self._thoughts.feed(text, ended)
         if self._calls is None:
-            return Fed(text, events)
+            return Fed(text, events, thought=thought)
         before = self._calls.count
-        said, calls = self._calls.feed(text, (self._ended or self._text.finish) is not None)
+        said, calls = self._calls.feed(text, ended)
         return Fed(said, events, [
             {"index": i, "id": f"call_{secrets.token_hex(12)}", "type": "function",
              "function": {"name": call.name, "arguments": call.arguments}} for i, call in enumerate(calls, before)
-        ])  # fmt: skip
+        ], thought)  # fmt: skip
 
     # ── log-probabilities ──────────────────────────────────────────────────────────────────────────────────────
     def chat_logprobs(self, events: Sequence[Event]) -> Json:

@@ -14,6 +14,7 @@ from babyllama.infer.sampling import Sampling
 from babyllama.serve.faults import Refused
 from babyllama.serve.link import Model
 from babyllama.serve.protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled, TokenizeRequest, ToolCall
+from babyllama.tokenizer.answers import opens_thought
 from babyllama.tokenizer.chat import Message, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.tools import ToolForm, tool_form
@@ -23,11 +24,13 @@ LEAST = 1e-6  # top_p=0 means the likeliest token alone
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids; `after` are those of a text that the answer continues, and `text` is that text."""
+    """Token ids; `after` are those of a text that the answer continues, and `text` is that text. `thinks`: the answer
+    begins inside a thought; None: it is no answer of a chat."""
 
     tokens: list[int]
     after: tuple[int, ...] = ()
     text: str = ""
+    thinks: bool | None = None
 
 
 def prompts_of(model: Model, asked: Sampled) -> list[Prompt]:
@@ -50,7 +53,9 @@ def prompts_of(model: Model, asked: Sampled) -> list[Prompt]:
 
 def _chat(model: Model, asked: ChatRequest) -> list[Prompt]:
     tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()] if calls_tools(asked) else []
-    return [Prompt(rendered(model.tokenizer, asked.messages, True, tools))]
+    thinking = None if asked.chat_template_kwargs is None else asked.chat_template_kwargs.enable_thinking
+    tokens = rendered(model.tokenizer, asked.messages, True, tools, thinking)
+    return [Prompt(tokens, thinks=opens_thought(model.tokenizer, tokens))]
 
 
 def calls_tools(asked: Sampled) -> bool:
@@ -69,11 +74,11 @@ def tool_form_of(model: Model, asked: Sampled) -> ToolForm | None:
 
 
 def rendered(tokenizer: Tokenizer, messages: Sequence[ChatMessage], answering: bool,
-             tools: Sequence[dict[str, Any]] = ()) -> list[int]:  # fmt: skip
+             tools: Sequence[dict[str, Any]] = (), thinking: bool | None = None) -> list[int]:  # fmt: skip
     """A chat as training rendered it. Raises Refused as `render_chat` raises InputError."""
     plain = [_message(message, i) for i, message in enumerate(messages)]
     try:
-        return render_chat(tokenizer, plain, answering, tools).tokens
+        return render_chat(tokenizer, plain, answering, tools, thinking).tokens
     except InputError as error:
         raise Refused(400, str(error), "messages") from None
 
@@ -84,6 +89,8 @@ def _message(given: ChatMessage, index: int) -> Message:
         found["tool_call_id"] = given.tool_call_id
     if given.name is not None:
         found["name"] = given.name
+    if given.reasoning_content is not None:
+        found["reasoning_content"] = given.reasoning_content
     if given.tool_calls:
         found["tool_calls"] = [_call(call, index) for call in given.tool_calls]
     return found

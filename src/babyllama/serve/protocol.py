@@ -84,13 +84,20 @@ class ToolCall(Given):
 class ChatMessage(Given):
     role: str
     content: str | list[ContentPart] | None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
 
 
+class TemplateChoices(Given):
+    """What a chat template is told, as other servers name it."""
+
+    enable_thinking: bool | None = None
+
+
 class ChatRequest(Sampled):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions. `chat_template_kwargs`: whether the answer has to think first, or has not to."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Count | None = None
@@ -98,6 +105,7 @@ class ChatRequest(Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    chat_template_kwargs: TemplateChoices | None = None
 
 
 class CompletionRequest(Sampled):

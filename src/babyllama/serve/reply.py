@@ -150,15 +150,17 @@ class Completion:
     # ── whole ──────────────────────────────────────────────────────────────────────────────────────────────────
     async def _whole(self, send: Send, batches: AsyncIterator[Batch]) -> None:
         texts, counted = [""] * len(self.choices), [list[Event]() for _ in self.choices]
+        thoughts = [""] * len(self.choices)
         calls = [list[Json]() for _ in self.choices]
         async for batch in batches:
             for which, fed in self._fed(batch):
                 texts[which] += fed.text
+                thoughts[which] += fed.thought
                 counted[which] += fed.events
                 calls[which] += fed.calls
         choices = []
         for which, choice in enumerate(self.choices):
-            said = {"message": _message(texts[which], calls[which])} if self.chat else {
+            said = {"message": _message(texts[which], calls[which], thoughts[which])} if self.chat else {
                 "text": self._echoed(which) + texts[which]}  # fmt: skip
             choices.append({"index": which, **said, "logprobs": self._logprobs(choice, counted[which]),
                             "finish_reason": choice.finish})  # fmt: skip
@@ -195,6 +197,8 @@ class Completion:
         if self.chat:
             delta: Json = {"role": "assistant", "content": fed.text} if first else {"content": fed.text}
             said: Json = {"delta": delta if first or fed.text else {}}
+            if fed.thought:
+                said["delta"]["reasoning_content"] = fed.thought
             if fed.calls:
                 said["delta"]["tool_calls"] = fed.calls
         else:
@@ -229,12 +233,15 @@ class Completion:
         return choice.text_logprobs(events) if wanted else None
 
 
-def _message(text: str, calls: list[Json]) -> Json:
+def _message(text: str, calls: list[Json], thought: str) -> Json:
     """Of a whole answer; one that calls says what it says beside that, often nothing."""
-    if not calls:
-        return {"role": "assistant", "content": text, "refusal": None}
-    plain = [{key: value for key, value in call.items() if key != "index"} for call in calls]
-    return {"role": "assistant", "content": text.strip() or None, "refusal": None, "tool_calls": plain}
+    found: Json = {"role": "assistant", "content": text, "refusal": None}
+    if thought:
+        found["reasoning_content"] = thought
+    if calls:
+        plain = [{key: value for key, value in call.items() if key != "index"} for call in calls]
+        found |= {"content": text.strip() or None, "tool_calls": plain}
+    return found
 
 
 async def _send(send: Send, body: bytes) -> None:

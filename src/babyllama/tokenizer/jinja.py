@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from babyllama.errors import InputError
 from babyllama.tokenizer.markers import free_character, written_markers
-from babyllama.tokenizer.messages import ChatTokens, Message, Vocabulary, texts_in
+from babyllama.tokenizer.messages import Asked, ChatTokens, Message, Vocabulary, texts_in
 
 if TYPE_CHECKING:
     from jinja2 import Template as Compiled
 
-GIVEN = ("role", "content", "tool_calls", "tool_call_id", "name")  # what a template sees of a message
+# What a template sees of a message.
+GIVEN = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
 _PROBE: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
 # What stands for the marks of a generation block while rendering; the lead character is added in front.
 _OPEN, _CLOSE = "\u3400", "\u3401"
@@ -49,56 +50,79 @@ class JinjaTemplate:
         """The text itself."""
         return self.jinja
 
-    def render(self, vocabulary: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool,
-               tools: Sequence[dict[str, Any]] = ()) -> ChatTokens:  # fmt: skip
+    def render(self, vocabulary: Vocabulary, messages: Sequence[Message], asked: Asked) -> ChatTokens:
         """Messages → transformers' ids of them, where no content holds a marker; there it stays text.
 
         An answer is learned with the token that ends it, or what the template's generation blocks say.
 
         Raises:
             InputError: the template is broken or refuses the messages; or it rewrites contents and one of them holds
-                a marker, or it is not a prompt (where the answers lie cannot be told then); or a tool or a call holds
-                a marker.
+                a marker, or it is not a prompt (where the answers lie cannot be told then); or a tool, a call or a
+                thought holds a marker.
         """
-        calls = [message.get("tool_calls", []) for message in messages]
-        lead = free_character("".join([self.jinja, *texts_in([tools, calls]), *(m["content"] for m in messages)]))
-        rendered = self._text(vocabulary, messages, add_generation_prompt, lead, tools)
-        found = self._contents(vocabulary, messages, add_generation_prompt, lead, rendered.text, tools)
-        _check_harmless(vocabulary, [("tools", text) for text in texts_in([tools, calls])], self.jinja)
+        others = [asked.tools, *([m.get("reasoning_content", ""), m.get("tool_calls", [])] for m in messages)]
+        lead = free_character("".join([self.jinja, *texts_in(others), *(m["content"] for m in messages)]))
+        rendered = self._text(vocabulary, messages, asked, lead)
+        found = self._contents(vocabulary, messages, asked, lead, rendered.text)
+        _check_harmless(vocabulary, [("tools", text) for text in texts_in(others)], self.jinja)
         if found is None:
             contents = [(f"messages[{i}].content", message["content"]) for i, message in enumerate(messages)]
             _check_harmless(vocabulary, contents, self.jinja)
             told = rendered.generated and all(message.get("learned", True) for message in messages)
-            if not add_generation_prompt and not told:
+            if not asked.prompt and not told:
                 raise InputError("the chat template rewrites what the messages say, so which tokens are the answers "
                                  "cannot be told; choose a built-in one: template=bos")  # fmt: skip
         spans = [(start, stop) for start, stop, _ in found or ()]
         tokens, offsets = vocabulary.encode_rendered(rendered.text, spans, self.jinja)
-        answers = [(a, b, messages[i].get("learned", True)) for a, b, i in found or () if _is_answer(messages[i])]
-        learned = rendered.generated or [(a, _end(vocabulary, rendered.text, b, self.jinja)) for a, b, _ in answers]
-        left_out = [(a, b) for a, b, wanted in answers if not wanted]
-        learned = [(a, b) for a, b in learned if not any(a <= c and d <= b for c, d in left_out)]
+        wholes = {} if asked.prompt else self._wholes(vocabulary, messages, asked, rendered)
+        places = {i: (a, _end(vocabulary, rendered.text, b, self.jinja)) for a, b, i in found or ()
+                  if _is_answer(messages[i])} | wholes  # fmt: skip
+        left_out = [place for i, place in places.items() if not messages[i].get("learned", True)]
+        learned = [(a, b) for a, b in rendered.generated or places.values()
+                   if not any(a < d and c < b for c, d in left_out)]  # fmt: skip
         return ChatTokens(tokens, [any(a <= start < stop <= b for a, b in learned) for start, stop in offsets])
 
-    def text(self, vocabulary: Vocabulary, messages: Sequence[Message], prompt: bool,
-             tools: Sequence[dict[str, Any]]) -> str:  # fmt: skip
+    def _wholes(self, vocabulary: Vocabulary, messages: Sequence[Message], asked: Asked, rendered: _Rendered
+                ) -> dict[int, tuple[int, int]]:  # fmt: skip
+        """Message → where an answer with a thought or calls lies, its end included; where blocks tell what is learned,
+        of those that are not.
+
+        Raises:
+            InputError: the template writes the chat up to there otherwise than as the beginning of the whole.
+        """
+        spans: dict[int, tuple[int, int]] = {}
+        for i, message in enumerate(messages):
+            plain = not (message.get("tool_calls") or message.get("reasoning_content"))
+            if plain or (rendered.generated and message.get("learned", True)):
+                continue
+            before = self.text(vocabulary, messages[:i], asked._replace(prompt=True))
+            after = self.text(vocabulary, messages[: i + 1], asked._replace(prompt=False)).rstrip()
+            if not (after.startswith(before) and rendered.text.startswith(after)):
+                raise InputError("the chat template rewrites earlier answers, so which tokens are the answers cannot "
+                                 "be told; choose a built-in one: template=roles")  # fmt: skip
+            spans[i] = len(before), len(after)
+        return spans
+
+    def text(self, vocabulary: Vocabulary, messages: Sequence[Message], asked: Asked) -> str:
         """What the template writes. Raises InputError as `render`."""
-        return self._text(vocabulary, messages, prompt, free_character(self.jinja), tools).text
+        return self._text(vocabulary, messages, asked, free_character(self.jinja)).text
 
     def ends(self, vocabulary: Vocabulary) -> str | None:
         """The marker that this template writes after an answer; None where there is none or it cannot be told."""
         try:
             lead = free_character(self.jinja)
-            text = self._text(vocabulary, _PROBE, False, lead).text
-            found = self._contents(vocabulary, _PROBE, False, lead, text) or []
+            text = self._text(vocabulary, _PROBE, Asked(), lead).text
+            found = self._contents(vocabulary, _PROBE, Asked(), lead, text) or []
         except InputError:  # said in full when a chat is rendered
             return None
         stop = next((stop for _, stop, index in found if index == 1), len(text))
         return text[stop : _end(vocabulary, text, stop, self.jinja)].strip() or None
 
-    def _text(self, vocabulary: Vocabulary, messages: Sequence[Message], prompt: bool, lead: str,
-              tools: Sequence[dict[str, Any]] = ()) -> _Rendered:  # fmt: skip
-        given = {"tools": list(tools) or None, "documents": None, "add_generation_prompt": prompt, "lead": lead}
+    def _text(self, vocabulary: Vocabulary, messages: Sequence[Message], asked: Asked, lead: str) -> _Rendered:
+        given = {"tools": list(asked.tools) or None, "documents": None, "add_generation_prompt": asked.prompt,
+                 "lead": lead}  # fmt: skip
+        if asked.thinking is not None:
+            given |= {"enable_thinking": asked.thinking, "thinking": asked.thinking}  # names that templates use
         seen = [{key: value for key, value in message.items() if key in GIVEN} for message in messages]
         try:
             written = _compiled(self.jinja).render(messages=seen, **given, **vocabulary.names)
@@ -119,16 +143,14 @@ class JinjaTemplate:
                 text += piece
         return _Rendered(text, generated)
 
-    def _contents(
-        self, vocabulary: Vocabulary, messages: Sequence[Message], prompt: bool, lead: str, text: str,
-        tools: Sequence[dict[str, Any]] = (),
-    ) -> list[tuple[int, int, int]] | None:  # fmt: skip
+    def _contents(self, vocabulary: Vocabulary, messages: Sequence[Message], asked: Asked, lead: str, text: str
+                  ) -> list[tuple[int, int, int]] | None:  # fmt: skip
         """(start, stop, message) of every content in `text`, stripped or not; None where it is not there as it is."""
         stand_ins = [{**message, "content": f"{lead}{chr(0x4E00 + i)}"}
                      if message["content"] or "tool_calls" not in message else message
                      for i, message in enumerate(messages)]  # fmt: skip
         try:
-            frame = self._text(vocabulary, stand_ins, prompt, lead, tools).text  # type: ignore[arg-type]
+            frame = self._text(vocabulary, stand_ins, asked, lead).text  # type: ignore[arg-type]
         except InputError:  # it looks into the contents
             return None
         pattern, order = "", list[int]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
 
 from babyllama.errors import InputError
 from babyllama.tokenizer.special import ROLES
@@ -23,13 +23,14 @@ NO_TOOLS = "this model's chat template knows no tools; leave them out, or use a 
 class Message(TypedDict):
     """One turn: `role` is one of `ROLES`, `content` is plain text and is used as it is, blanks included.
 
-    ``learned: False`` keeps an answer out of the loss; all answers are learned without it. The last three are for
-    templates that write tools.
+    ``learned: False`` keeps an answer out of the loss; all answers are learned without it. An answer may have thought
+    before, ``reasoning_content``, and call tools: ``{type: function, function: {name, arguments}}`` each.
     """
 
     role: str
     content: str
     learned: NotRequired[bool]
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
@@ -37,10 +38,23 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class ChatTokens:
-    """A rendered chat. `mask` is as long as `tokens` and True on the assistant's text and what ends it only."""
+    """A rendered chat. `mask` is as long as `tokens` and True on the assistant's text and what ends it only: on what it
+    thought and called, too, and never on what a tool answered."""
 
     tokens: list[int]
     mask: list[bool]
+
+
+class Asked(NamedTuple):
+    """How a chat is rendered.
+
+    prompt: end where the next answer begins.  tools: what it may call, in OpenAI's form.
+    thinking: whether the next answer has to think first, or has not to; None: as the model likes.
+    """
+
+    prompt: bool = False
+    tools: Sequence[dict[str, Any]] = ()
+    thinking: bool | None = None
 
 
 class Vocabulary(Protocol):
@@ -56,6 +70,7 @@ class Vocabulary(Protocol):
     def added(self) -> frozenset[str]: ...
     def special_id(self, name: str) -> int: ...
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str: ...
     def encode_rendered(
         self, text: str, contents: Sequence[tuple[int, int]], written: str
     ) -> tuple[list[int], list[tuple[int, int]]]: ...
@@ -65,10 +80,7 @@ class Template(Protocol):
     """How messages become tokens; `jinja_for` says the same to other programs."""
 
     def jinja_for(self, opening: str) -> str: ...
-    def render(
-        self, vocabulary: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool,
-        tools: Sequence[dict[str, Any]] = (),
-    ) -> ChatTokens: ...  # fmt: skip
+    def render(self, vocabulary: Vocabulary, messages: Sequence[Message], asked: Asked) -> ChatTokens: ...
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -103,6 +115,14 @@ def check_messages(messages: Any) -> None:
             raise InputError(f"messages[{index}].role: {role!r:.80} is unknown; choose one of {', '.join(ROLES)}")
         if not isinstance(content, str):
             raise InputError(f"messages[{index}].content: must be text, got {content!r:.80}")
+        if role != "assistant" and (message.get("tool_calls") or message.get("reasoning_content")):
+            raise InputError(f"messages[{index}]: a {role} message has tool_calls or reasoning_content; only an "
+                             "assistant's can")  # fmt: skip
+        for call in message.get("tool_calls") or ():
+            function = call.get("function") if isinstance(call, dict) else None
+            if not (isinstance(function, dict) and isinstance(function.get("name"), str) and "arguments" in function):
+                raise InputError(f"messages[{index}].tool_calls: a call must have a function with name and arguments, "
+                                 f"got {call!r:.80}")  # fmt: skip
         if role not in _FOLLOWS[before]:
             place = f"after {before}" if before else "at the start"
             raise InputError(

@@ -1,7 +1,7 @@
-"""Tools in a folder's own chat template: whether it writes them, how it writes calls, and calls in an answer's text.
+"""Calls in an answer's text; and whether and how a folder's own chat template writes tools and calls.
 
-Templates say nothing about themselves, so a made-up chat with a call is rendered and the call is looked for in what
-comes out: the text around its JSON object is the form, ``<tool_call>`` … ``</tool_call>`` in many. Not here: what
+Foreign templates say nothing about themselves, so a made-up chat with a call is rendered and the call is looked for in
+what comes out: the text around its JSON object is the form, ``<tool_call>`` … ``</tool_call>`` in many. Not here: what
 markers in a tool's texts would do (jinja.py), OpenAI's shapes (serve/).
 """
 
@@ -14,9 +14,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from babyllama.errors import InputError
-from babyllama.tokenizer.chat import template_of
+from babyllama.tokenizer.answers import CALL, CALLED, Thoughts
+from babyllama.tokenizer.chat import ChatTemplate, template_of
 from babyllama.tokenizer.jinja import JinjaTemplate
-from babyllama.tokenizer.messages import NO_TOOLS, Message
+from babyllama.tokenizer.messages import NO_TOOLS, Asked, Message
 
 if TYPE_CHECKING:
     from babyllama.tokenizer.tokenizer import Tokenizer
@@ -34,6 +35,9 @@ class ToolForm:
     before: str
     after: str
     key: str
+
+
+OWN = ToolForm(CALL, CALLED, "arguments")  # of the built-in templates
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,12 @@ def tool_form(tokenizer: Tokenizer) -> ToolForm:
     asked: list[Message] = [{"role": "user", "content": "x"}]
     call = {"type": "function", "function": {"name": NAME, "arguments": ARGUMENTS}}
     called: list[Message] = [*asked, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    if isinstance(template, ChatTemplate) and template.tools:
+        return OWN
     if not isinstance(template, JinjaTemplate):
         raise InputError(NO_TOOLS)
     try:
-        before, whole = (template.text(tokenizer, chat, not len(chat) > 1, [TOOL]) for chat in (asked, called))
+        before, whole = (template.text(tokenizer, chat, Asked(len(chat) == 1, [TOOL])) for chat in (asked, called))
     except InputError:
         raise InputError(NO_TOOLS) from None
     if NAME not in before:
@@ -85,6 +91,20 @@ def _found(answer: str) -> ToolForm | None:
             close = after[: after.index(">") + 1] if before.startswith("<") and ">" in after else after
             return ToolForm(before, close, key) if before and close else None
     return None
+
+
+def read_answer(text: str, form: ToolForm = OWN) -> Message:
+    """The whole text of an answer as a message: what was thought, what is said, which tools are called."""
+    thoughts, calls = Thoughts(), Calls(form)
+    thought, rest = thoughts.feed(text, True)
+    said, called = calls.feed(rest, True)
+    found: Message = {"role": "assistant", "content": said.strip() if called else said}
+    if rest != text:
+        found["reasoning_content"] = thought
+    if called:
+        found["tool_calls"] = [{"type": "function", "function": {"name": c.name, "arguments": json.loads(c.arguments)}}
+                               for c in called]  # fmt: skip
+    return found
 
 
 class Calls:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from babyllama.data.sources.chats import BadRecord, read_chat
+from babyllama.data.sources.calls import BadRecord
+from babyllama.data.sources.chats import read_chat
 from babyllama.data.sources.documents import Chat, Text, stored
 from babyllama.data.sources.readers import Blob
 from babyllama.data.sources.records import Shape, kind_of, parse
@@ -55,8 +56,8 @@ def test_what_stands_beside_is_named() -> None:
     record = {"instruction": "问", "output": "答", "text": "### 问 ### 答", "tools": "[]", "id": 7, "tags": []}
     assert kind_of(blob(record), None) == "chat" and kind_of(blob(record), "text") == "text"
     assert read(record) == (Chat((ASK, ANSWER)), {"key text": 1, "key id": 1})
-    answer = {**ANSWER, "reasoning_content": "想", "name": ""}
-    assert read({"messages": [ASK, answer], "tools": [{}]})[1] == {"key tools": 1, "message key reasoning_content": 1}
+    answer = {**ANSWER, "thought": "想", "name": ""}
+    assert read({"messages": [ASK, answer], "tags": [{}]})[1] == {"key tags": 1, "message key thought": 1}
     assert read({"title": "题", "content": "文"}, "text") == (Text("文"), {"key title": 1})
     assert read({"conversations": [ANSWER, ASK, ANSWER, ASK]})[1] == {
         "answers before the first question": 1, "messages after the last answer": 1,
@@ -79,20 +80,45 @@ def test_answers_that_are_not_learned(mark: dict[str, Any]) -> None:
         read_chat({"messages": [ASK, {**ANSWER, "weight": 0.5}]}, Counter())
 
 
-def test_tool_calls_are_answers() -> None:
-    call = {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [{"function": {"name": "天气", "arguments": '{"a": 1}'}}],
-    }
+def called(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def test_tools_calls_and_thoughts() -> None:
+    """OpenAI's form, the same as JSON inside JSON (minimind's rows), ShareGPT's turns: one chat."""
+    tool = {"name": "天气", "description": "说天气", "parameters": {"type": "object"}}
+    wanted = Chat((ASK, {"role": "assistant", "content": "", "tool_calls": [called("天气", a=1)],
+                         "reasoning_content": "想"}, {"role": "tool", "content": "晴"}, ANSWER),
+                  tools=({"type": "function", "function": tool},))  # fmt: skip
+    call = {"role": "assistant", "content": None, "reasoning_content": "想",
+            "tool_calls": [{"id": "1", "function": {"name": "天气", "arguments": '{"a": 1}'}}]}  # fmt: skip
     result = {"role": "tool", "content": "晴", "tool_call_id": "1"}
-    found, notes = read({"messages": [ASK, call, result, ANSWER]})
-    assert found.learned == ('{"name": "天气", "arguments": {"a": 1}}', "答")
-    assert notes["tool calls, written as JSON into the answers"] == 1
-    turns = [("human", "问"), ("function_call", "{}"), ("observation", "晴"), ("gpt", "答")]
-    found, _ = read({"conversations": [{"from": who, "value": text} for who, text in turns]})
-    assert [m["role"] for m in found.messages] == ["user", "assistant", "tool", "assistant"]
-    assert found.learned == ("{}", "答")
+    assert read({"messages": [ASK, call, result, ANSWER], "tools": [{"type": "function", "function": tool}]}) == (
+        wanted, {})  # fmt: skip
+    system = {"role": "system", "content": "", "tools": json.dumps([tool])}
+    flat = {**call, "content": "", "tool_calls": json.dumps([{"name": "天气", "arguments": {"a": 1}}])}
+    assert read({"conversations": [system, ASK, flat, result, ANSWER]}) == (wanted, {})
+    turns = [("human", "问"), ("function_call", '{"name": "天气", "arguments": {"a": 1}}'), ("observation", "晴"),
+             ("gpt", "答")]  # fmt: skip
+    found, notes = read({"conversations": [{"from": who, "value": text} for who, text in turns],
+                         "tools": json.dumps([tool])})  # fmt: skip
+    assert [{k: v for k, v in m.items() if k != "reasoning_content"} for m in wanted.messages] == list(found.messages)
+    assert found.tools == wanted.tools and not notes
+    assert found.learned == ('<tool_call>\n{"name": "天气", "arguments": {"a": 1}}\n</tool_call>', "答")
+    odd = [("human", "问"), ("function_call", "天气(1)"), ("observation", "晴"), ("gpt", "答")]
+    found, _ = read({"conversations": [{"from": who, "value": text} for who, text in odd]})
+    assert found.learned == ("天气(1)", "答")
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ({"tools": [{}]}, "a tool must be an object with a name"), ({"tools": "[{"}, "tools is no JSON"),
+    ({"messages": [ASK, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "{"}]}]}, "arguments .* are no JSON"),
+    ({"messages": [ASK, {**ANSWER, "tool_calls": [3]}]}, "a tool call must be"),
+    ({"messages": [ASK, {**ANSWER, "reasoning_content": 3}]}, "must be text"),
+])  # fmt: skip
+def test_bad_tools_and_calls_are_said(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadRecord, match=said):
+        read_chat({"messages": [ASK, ANSWER], **more}, Counter())
 
 
 def test_the_longest_answer_counts() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from babyllama.data.sources.chats import BadRecord
+from babyllama.data.sources.calls import BadRecord
 from babyllama.data.sources.documents import Chat, Preference, Rated, held_out, stored
 from babyllama.data.sources.preferences import read_preference, read_rated
 from babyllama.data.sources.readers import Blob

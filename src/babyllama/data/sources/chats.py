@@ -8,25 +8,24 @@
     data: ["问：…", "答：…", "问：…", …]                                             HuatuoGPT
     instruction: "Human:…\\nAssistant:…\\nHuman:…\\nAssistant:", output               BELLE, several turns
 
-A message's content is text or a list of text parts; a call of a tool is written into the assistant's text as JSON, a
-line each. ``weight: 0`` (or ``loss: false``, ``train: false``) marks an answer that is not learned. Chats are put in
-the order that every template can render. What is not read, is named in `notes`. Not here: answers
-that people compared or rated (preferences.py), lines and files.
+A message's content is text or a list of text parts. An answer may call tools (``tool_calls``, ``function_call``, or a
+turn of that role) and have thought before (``reasoning_content``); which tools there are the record says, or its system
+message (``tools``, as objects or as JSON). ``weight: 0`` (or ``loss: false``, ``train: false``) marks an answer that is
+not learned. Chats are put in the order that every template can render. What is not read, is named in `notes`. Not here:
+tools and calls (calls.py), answers that people compared or rated (preferences.py), lines and files.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Any
 
+from babyllama.data.sources.calls import BadRecord, Record, calls_of, thought_of, tools_in
 from babyllama.data.sources.documents import Chat
 from babyllama.tokenizer.chat import Message
 
-Record = dict[str, Any]
 Notes = Counter[str]  # what was left out, in plain words → in how many records
 
 _MOST_NOTES = 50  # keys may be anything, even numbers
@@ -41,14 +40,12 @@ _ROLES = {
 }  # fmt: skip
 _TURN_KEYS = {
     "role", "from", "content", "value", "weight", "loss", "train", "tool_calls", "function_call", "human", "assistant",
+    "reasoning_content", "reasoning", "tools", "tool_call_id", "name",
 }  # fmt: skip
+_CALLING = ("function_call", "tool_call")  # roles whose text is a call
 _SAID = {"问：": "user", "问:": "user", "答：": "assistant", "答:": "assistant"}
 _TURN = re.compile(r"(?:^|\n)\s*(Human|Assistant)[:：]")
 _MOSS_MARKS = re.compile(r"^\s*<\|(?:Human|MOSS)\|>[:：]\s*|<eo[hm]>\s*$|<sup><\|\d+\|></sup>")
-
-
-class BadRecord(ValueError):
-    """Why one record is no document; `parse` adds file and line."""
 
 
 def is_chat(record: Record) -> bool:
@@ -74,8 +71,9 @@ def read_chat(record: Record, notes: Notes) -> Chat | None:
         return None
     used: set[str] = set()
     messages = list(form(record, used, notes))
+    tools = tools_in(record, used)
     note_unread(record, used, notes)
-    return Chat(tuple(in_order(messages, notes)))
+    return Chat(tuple(in_order(messages, notes)), tools=tools)
 
 
 def note_unread(record: Record, used: set[str], notes: Notes, what: str = "key") -> None:
@@ -142,9 +140,15 @@ def _turn(turn: Any, notes: Notes) -> list[Message]:
     role = turn.get("role", turn.get("from"))
     if not isinstance(role, str) or role.lower() not in _ROLES:
         raise BadRecord(f"unknown role {role!r:.40}; known are {', '.join(_ROLES)}")
-    message: Message = {"role": _ROLES[role.lower()], "content": _content(turn, notes)}
-    if message["role"] == "assistant" and not _is_learned(turn):
-        message["learned"] = False
+    message: Message = {"role": _ROLES[role.lower()], "content": _content(turn)}
+    if message["role"] == "assistant":
+        if not _is_learned(turn):
+            message["learned"] = False
+        if calls := calls_of(turn, message["content"] if role.lower() in _CALLING else None):
+            message["tool_calls"] = calls
+            message["content"] = "" if role.lower() in _CALLING else message["content"]
+        if (thought := thought_of(turn)) is not None:
+            message["reasoning_content"] = thought
     return [message]
 
 
@@ -156,14 +160,12 @@ def _is_learned(turn: Record) -> bool:
     return all(turn.get(key) in (None, 1) for key in ("weight", "loss", "train"))
 
 
-def _content(turn: Record, notes: Notes) -> str:
+def _content(turn: Record) -> str:
     content = turn.get("content", turn.get("value"))
-    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
     if isinstance(content, list):
         content = "".join(map(_part, content))
-    if calls:
-        notes["tool calls, written as JSON into the answers"] += 1
-        content = "\n".join([*([content] if content else []), *map(_call, calls)])
+    if content is None and (turn.get("tool_calls") or turn.get("function_call")):
+        return ""
     if not isinstance(content, str):
         raise BadRecord(f"a message's content must be text, got {content!r:.40}")
     return content
@@ -176,17 +178,6 @@ def _part(part: Any) -> str:
         return part["text"]
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     raise BadRecord(f"a part of a message's content must be text, not {kind!r:.40}")
-
-
-def _call(call: Any) -> str:
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BadRecord(f"a tool call must be an object with name and arguments, got {call!r:.60}")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):  # else it is kept as the text that it is
-            arguments = json.loads(arguments)
-    return json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
 
 
 def _two(turn: Any, user: str, assistant: str, clean: Callable[[str], str]) -> list[Message]:
@@ -255,7 +246,7 @@ def in_order(messages: list[Message], notes: Notes) -> list[Message]:
     for message in messages:
         role, content = message["role"], message["content"]
         last = ordered[-1]["role"] if ordered else ""
-        if not content.strip():
+        if not content.strip() and not message.get("tool_calls"):
             continue
         if role in ("assistant", "tool") and last in ("", "system"):
             early += 1
@@ -280,4 +271,10 @@ def in_order(messages: list[Message], notes: Notes) -> list[Message]:
 def _joined(first: Message, second: Message) -> Message:
     if first.get("learned", True) != second.get("learned", True):
         raise BadRecord("two answers in a row, of which only one is in the loss; put a question between them")
-    return {**first, "content": f"{first['content']}\n{second['content']}"}
+    found: Message = {**first, "content": "\n".join(filter(None, (first["content"], second["content"])))}
+    if calls := [*first.get("tool_calls", ()), *second.get("tool_calls", ())]:
+        found["tool_calls"] = calls
+    thoughts = [m["reasoning_content"] for m in (first, second) if "reasoning_content" in m]
+    if thoughts:
+        found["reasoning_content"] = "\n".join(thoughts)
+    return found

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import xxhash
 
+from babyllama.tokenizer.answers import answer_text
 from babyllama.tokenizer.chat import Message, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -51,21 +52,23 @@ class Text:
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages in an order that every template can render. Learned are the answers, but for those marked otherwise."""
+    """Messages in an order that every template can render, and the tools that its answers may call. Learned are the
+    answers, but for those marked otherwise."""
 
     kind: ClassVar[Kind] = "chat"
     messages: tuple[Message, ...]
     held_out: bool | None = None
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def text(self) -> str:
-        """The content of its messages, joined by line breaks."""
-        return "\n".join(message["content"] for message in self.messages)
+        """The text of its messages, joined by line breaks."""
+        return "\n".join(map(answer_text, self.messages))
 
     @property
     def learned(self) -> tuple[str, ...]:
         """As of `Text`."""
-        return tuple(m["content"] for m in self.messages if m["role"] == "assistant" and m.get("learned", True))
+        return tuple(answer_text(m) for m in self.messages if m["role"] == "assistant" and m.get("learned", True))
 
     @property
     def size(self) -> int:
@@ -79,7 +82,7 @@ class Chat:
 
     def render(self, tokenizer: Tokenizer) -> Rendered:
         """Its tokens by the tokenizer's template. Raises InputError as `render_chat`."""
-        found = render_chat(tokenizer, self.messages)
+        found = render_chat(tokenizer, self.messages, tools=self.tools)
         return Rendered(found.tokens, found.mask)
 
 
@@ -92,12 +95,14 @@ class Rated:
     answer: tuple[Message, ...]
     good: bool
     held_out: bool | None = None
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def chat(self) -> Chat:
         """Prompt and answer, of which the answer alone is learned."""
         asked = [{**m, "learned": False} if m["role"] == "assistant" else m for m in self.prompt]
-        return Chat((*asked, *({**m, "learned": True} for m in self.answer)))  # type: ignore[arg-type]
+        messages = (*asked, *({**m, "learned": True} for m in self.answer))
+        return Chat(messages, tools=self.tools)  # type: ignore[arg-type]
 
     @property
     def text(self) -> str:
@@ -129,16 +134,18 @@ class Preference:
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     held_out: bool | None = None
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def preferred(self) -> Chat:
         """The chat with the better continuation."""
-        return Chat(self.prompt + self.chosen)
+        return Chat(self.prompt + self.chosen, tools=self.tools)
 
     @property
     def answers(self) -> tuple[Rated, Rated]:
         """The better one and the other."""
-        return Rated(self.prompt, self.chosen, True), Rated(self.prompt, self.rejected, False)
+        better, other = self.chosen, self.rejected
+        return Rated(self.prompt, better, True, tools=self.tools), Rated(self.prompt, other, False, tools=self.tools)
 
     @property
     def text(self) -> str:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from babyllama.data.sources.calls import BadRecord, Record, tools_in
 from babyllama.data.sources.chats import (
     LISTS,
     MORE,
     QUESTIONS,
-    BadRecord,
     Notes,
-    Record,
     continuation,
     first_key,
     history,
@@ -56,6 +55,7 @@ def read_preference(record: Record, notes: Notes) -> Preference:
         if not given or chosen[0] not in prompt:
             prompt.append(chosen[0])
         chosen, rejected = chosen[1:], rejected[1:]
+    tools = tools_in(record, used)
     note_unread(record, used, notes)
     wrong = "a preference pair needs a question and two answers, in chosen and rejected"
     (asked, better), (_, other) = (_split(prompt, answer, wrong, notes) for answer in (chosen, rejected))
@@ -63,7 +63,7 @@ def read_preference(record: Record, notes: Notes) -> Preference:
         notes["preference pairs with an empty answer"] += 1
     elif better == other:
         notes["preference pairs with two equal answers"] += 1
-    return Preference(asked, better, other)
+    return Preference(asked, better, other, tools=tools)
 
 
 def read_rated(record: Record, notes: Notes) -> Rated:
@@ -73,12 +73,14 @@ def read_rated(record: Record, notes: Notes) -> Rated:
     if _in_parts(record):
         used = {"completion"}
         prompt, answer = list(_asked(rest, used, notes)), continuation(record["completion"], notes)
+        tools = tools_in(rest, used)
         note_unread(rest, used, notes)
     else:
         chat = read_chat(rest, notes)
         prompt, answer = (list(chat.messages[:-1]), list(chat.messages[-1:])) if chat else ([], [])
+        tools = chat.tools if chat else ()
     found = _split(prompt, answer, "a rated answer needs a question and an answer", notes)
-    return Rated(*found, good=record[key])
+    return Rated(*found, good=record[key], tools=tools)
 
 
 def _in_parts(record: Record) -> bool:
@@ -109,7 +111,7 @@ def _split(prompt: list[Message], answer: list[Message], wrong: str, notes: Note
     """Prompt and answer in an order that every template can render; the answer is empty where it says nothing."""
     marked: Message = {"role": "assistant", "content": "-"}
     *before, last = in_order([*prompt, marked], notes) or [marked]
-    said = [message for message in answer if message["content"].strip()]
+    said = [message for message in answer if message["content"].strip() or message.get("tool_calls")]
     if not before or last != marked or any(m["role"] == "system" for m in answer):  # an answer ends the prompt
         raise BadRecord(wrong)
     if said and said[0]["role"] != "assistant":

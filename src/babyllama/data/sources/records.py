@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from babyllama.data.sources.calls import BadRecord, Record
 from babyllama.data.sources.chats import (
-    BadRecord,
     Notes,
-    Record,
     is_chat,
     is_message,
     note_unread,

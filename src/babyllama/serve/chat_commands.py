@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from babyllama.amounts import amount
 from babyllama.atomic import write_json
 from babyllama.errors import InputError
 from babyllama.serve.conversation import Conversation
 from babyllama.tokenizer.answers import answer_text
-from babyllama.tokenizer.chat import check_messages
+from babyllama.tokenizer.chat import Message, check_messages
 
 
 class Stage(Protocol):
@@ -124,7 +124,7 @@ def _load(stage: Stage, rest: str) -> str:
     return f"loaded {amount(len(chat.turns), 'turn')}; the last one: {chat.question}"
 
 
-def _messages(name: str) -> list[dict[str, Any]]:
+def _messages(name: str) -> list[Message]:
     """Of a chat in a file: questions and answers in turns."""
     try:
         lines = Path(name).expanduser().read_text("utf-8").splitlines()

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from babyllama import compiling
 from babyllama.infer import library as module
 from babyllama.infer.engine import Engine
 from babyllama.infer.library import library
@@ -203,7 +204,7 @@ def test_what_it_does_not_know_is_left_to_pytorch():
 
 def test_without_a_compiler_a_note_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
     assert library.__wrapped__() is None
     assert "no C++ compiler" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
@@ -213,7 +214,7 @@ def test_what_does_not_compile_leaves_nothing_behind(monkeypatch, tmp_path, caps
     broken.write_text("int main( {", "utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "SOURCE", broken)
-    if not any(map(module.shutil.which, module.COMPILERS)):
+    if not any(map(compiling.shutil.which, compiling.COMPILERS)):
         pytest.skip("needs a C++ compiler")
     assert library.__wrapped__() is None
     assert "error" in capsys.readouterr().err and not list((tmp_path / "cache" / "babyllama").iterdir())

@@ -15,7 +15,7 @@ import sentencepiece
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from small import SMALL_TEXT, sentencepiece_model
+from small import ADVERSARIAL, SMALL_TEXT, sentencepiece_model
 from transformers import AutoTokenizer
 
 from babyllama.errors import InputError
@@ -24,25 +24,6 @@ from babyllama.tokenizer.special import SPECIAL_TOKENS
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe
 
-ADVERSARIAL = [
-    *("", " ", "  ", "   a", "a   ", " a b ", "\n", "\n\n", "\t\t", "\r\n", "a\nb", "　　段落", "\u00a0x\u00a0"),
-    *("\x00", "a\x00b", "\x01\x7f\x80", "\u202e\u200b\u2028\u2029\x85", "\ufeffBOM", "\ufffd\ufffe\uffff"),
-    *("😀", "👨\u200d👩\u200d👧", "🇨🇳🇺🇸", "\ue000\uf8ff", "\U000f0000\U0010ffff", "𠀀𪚥㐀", "龘靐齉", "한국어カタカナ"),
-    *("e\u0301é", "ａｂｃ１２３", "①②ﬁ", "1234567890 3.14 2024年", "今天天气很好，我们去公园。", "mixed中文and英文"),
-    *(
-        "<s>",
-        "</s>",
-        "<unk>",
-        "<0x0A>",
-        "<|user|>",
-        "x</s>y<|assistant|> z",
-        "▁",
-        "▁▁a ▁",
-        "http://例子.测试/?q=1&r=二",
-    ),
-    *("a" * 300, " " * 100, "-" * 77, "\n" * 33, "的" * 50),
-    *(char * n for char in "=-_*#. \nae0天哈" for n in range(2, 40, 3)),
-]
 TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text(
     st.sampled_from("  \n今天模型aeTh.，1😀"), max_size=30
 )

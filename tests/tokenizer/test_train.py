@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from small import SMALL_TEXT
 
 from babyllama.errors import InputError
+from babyllama.tokenizer.cuts import BYTE_TO_CHAR
 from babyllama.tokenizer.special import SPECIAL_TOKENS
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.tokenizer.train import BYTE_TO_CHAR, train_bpe
+from babyllama.tokenizer.train import train_bpe
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

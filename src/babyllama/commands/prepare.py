@@ -26,6 +26,7 @@ from babyllama.data.shards.workers import cores
 from babyllama.data.sources.corpora import CorpusChoice, Source
 from babyllama.recipe import Changeable, Recipe, dump_recipe
 from babyllama.run import Run
+from babyllama.tokenizer.fast import missing
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T", bound=Done | Read)
@@ -112,6 +113,8 @@ def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: lis
     clean = recipe.clean if recipe.leaks is None else (*recipe.clean, recipe.leaks.gathered(run.path))
     plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation, clean,
                 recipe.dedup)  # fmt: skip
+    if why := missing():
+        console.print(f"note: encoding is a quarter as fast, to the same ids: {why}", markup=False, soft_wrap=True)
     started = time.perf_counter()
     encode = encode_distinct if recipe.dedup else encode_corpora
     results = _watched(encode(sources, run.path, plan, recipe.workers or cores()), sources, bool(recipe.dedup), console)

@@ -15,8 +15,9 @@ from babyllama.data.sources.corpora import CorpusChoice, read_texts
 from babyllama.data.sources.hub import HubFile, fetch
 from babyllama.recipe import Changeable, Recipe
 from babyllama.run import Run
+from babyllama.tokenizer.cuts import Digits
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.tokenizer.train import Digits, train_bpe
+from babyllama.tokenizer.train import train_bpe
 
 EXAMPLES = (
     "今天天气很好，我们一起去公园散步吧。",

@@ -17,9 +17,9 @@ from gguf import TokenType
 
 from babyllama.errors import InputError
 from babyllama.tokenizer.chat import template_of
+from babyllama.tokenizer.cuts import NAMES, SPLITS
 from babyllama.tokenizer.from_sentencepiece import SPACE
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.tokenizer.train import NAMES, SPLITS
 
 Json = dict[str, Any]
 GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")  # a mark for those who train; llama.cpp knows no such tag

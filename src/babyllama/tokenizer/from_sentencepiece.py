@@ -35,12 +35,16 @@ def convert_sentencepiece(model: bytes, where: str) -> tokenizers.Tokenizer:
     unknown = source.id_to_piece(source.unk_id())
     bpe = models.BPE(pieces, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     backend = tokenizers.Tokenizer(bpe)
-    # A text gets a blank in front, also one that follows a special token; an empty text gets none.
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    backend.normalizer = normalizer()
     back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(back)
     add_special(backend, [unknown, BOS, EOS])
     return backend
+
+
+def normalizer() -> normalizers.Normalizer:
+    """A text gets a blank in front, also one that follows a special token; an empty text gets none."""
+    return normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
 
 
 def add_special(backend: tokenizers.Tokenizer, names: list[str]) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import tokenizers
 from tokenizers import AddedToken
@@ -32,6 +33,20 @@ def markers_of(backend: tokenizers.Tokenizer) -> frozenset[str]:
 def written_markers(vocabulary: Vocabulary, written: str) -> frozenset[str]:
     """The markers, and the added tokens that the template `written` names."""
     return vocabulary.markers | {name for name in vocabulary.added if name in written}
+
+
+@contextmanager
+def unicode_checked(texts: Sequence[str]) -> Iterator[None]:
+    """What fails inside because a text holds half a surrogate pair, which is no character, is an InputError."""
+    try:
+        yield
+    except (TypeError, RuntimeError, UnicodeEncodeError):
+        for text in texts:
+            half = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+            if half is not None:
+                where = f"U+{ord(text[half]):04X} at character {half}"
+                raise InputError(f"text holds half a surrogate pair ({where}); remove it") from None
+        raise
 
 
 def free_character(text: str) -> str:

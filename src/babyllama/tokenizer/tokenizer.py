@@ -1,19 +1,20 @@
 """Text ↔ tokens: one class for every vocabulary.
 
-tokenizer.json is the truth. ChatGLM2's SentencePiece model is converted to it exactly and stays beside it as the fast
-way to encode, with identical ids. Not here: learning a vocabulary (train.py), chats (chat.py), the files of a folder
-(folder.py), files of tokens.
+tokenizer.json is the truth. ChatGLM2's SentencePiece model is converted to it exactly and stays beside it as a faster
+way to encode, with identical ids; the fastest is fast.py. Not here: learning, chats, a folder's files, files of tokens.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 import sentencepiece
 import tokenizers
 import xxhash
@@ -21,9 +22,17 @@ import xxhash
 from babyllama.atomic import write_atomic, write_json
 from babyllama.errors import InputError
 from babyllama.tokenizer.chat import TEMPLATES, template_of
+from babyllama.tokenizer.fast import Fast
 from babyllama.tokenizer.folder import added_tokens, pad_for, read_folder
 from babyllama.tokenizer.jinja import JinjaTemplate
-from babyllama.tokenizer.markers import RenderedEncoder, free_character, markers_of, without, written_markers
+from babyllama.tokenizer.markers import (
+    RenderedEncoder,
+    free_character,
+    markers_of,
+    unicode_checked,
+    without,
+    written_markers,  # fmt: skip
+)
 from babyllama.tokenizer.special import BOS, EOS, ROLE_TOKENS
 from babyllama.tokenizer.stream import TextStream
 
@@ -200,15 +209,24 @@ class Tokenizer:
     def _encoder(self) -> tokenizers.Tokenizer:
         return without(self.backend, self.markers)
 
+    @cached_property
+    def _fast(self) -> Fast | None:
+        with suppress(OSError):
+            return Fast.of(self._encoder)
+
+    def encode_much(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode_batch`, as arrays (tokens,) of uint32. The first call takes a second to get ready; after it
+        `encode` and `encode_batch` are faster, too. Raises InputError as `encode_batch`.
+        """
+        texts = list(texts)
+        if self._fast is None:
+            return [np.array(found, np.uint32) for found in self.encode_batch(texts)]
+        with unicode_checked(texts):
+            return self._fast(texts)
+
     def encode(self, text: str) -> list[int]:
         """The ids of one text; a long list of texts is faster in `encode_batch`. Raises InputError as that does."""
-        try:
-            if self._sentencepiece is not None:
-                return self._sentencepiece.encode(text)
-            return self._encoder.encode(text, add_special_tokens=False).ids
-        except (TypeError, RuntimeError):
-            _check_unicode(text)
-            raise
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """One list of ids for each text; the same ids as one at a time. Parallel work belongs in processes.
@@ -217,20 +235,19 @@ class Tokenizer:
             InputError: a text holds half a surrogate pair, which is no character.
         """
         texts = list(texts)
-        try:
+        if self.__dict__.get("_fast") is not None:
+            return [found.tolist() for found in self.encode_much(texts)]
+        with unicode_checked(texts):
             if self._sentencepiece is not None:
                 return self._sentencepiece.encode(texts, num_threads=1)
             return [found.ids for found in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
-        except (TypeError, RuntimeError):
-            for text in texts:
-                _check_unicode(text)
-            raise
 
     def encode_rendered(
         self, text: str, contents: Sequence[tuple[int, int]], written: str
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """What the template `written` wrote → ids and where each comes from; markers in `contents` stay text."""
-        _check_unicode(text)
+        with unicode_checked([text]):
+            text.encode()
         return self._rendered_encoder(written, free_character(text))(text, contents)
 
     @lru_cache(maxsize=4)  # noqa: B019  (tokenizers are few and live as long as the program)
@@ -239,8 +256,7 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """Ids outside the vocabulary are left out; bytes that make no character become U+FFFD."""
-        special = self.special_ids if skip_special else ()
-        kept = [token for token in map(int, tokens) if token not in special]
+        kept = [token for token in map(int, tokens) if not skip_special or token not in self.special_ids]
         return self.backend.decode(kept, skip_special_tokens=skip_special)
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
@@ -282,13 +298,3 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", config, indent=2)
         if self.sentencepiece_model is not None:
             write_atomic(folder / "tokenizer.model", self.sentencepiece_model)
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        raise InputError(
-            f"text holds half a surrogate pair (U+{code:04X} at character {error.start}); remove it"
-        ) from None

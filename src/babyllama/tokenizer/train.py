@@ -14,35 +14,16 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Literal
+from typing import IO
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from babyllama.errors import InputError
+from babyllama.tokenizer.cuts import BYTE_TO_CHAR, Digits, pre_tokenizer, splits
 from babyllama.tokenizer.special import SPECIAL_TOKENS
 from babyllama.tokenizer.tokenizer import Tokenizer
 
-# No token reaches across these cuts. By digits in a token: DeepSeek-V3's cuts and SmolLM's, which llama.cpp knows under
-# these names, so that an exported GGUF file gives the same ids. Numbers by up to three digits (the year 2024 is 202 4,
-# and no token is spent on longer ones) or digit by digit; runs of hanzi without the punctuation beside them, words with
-# the blank before them, punctuation, and blanks.
-Digits = Literal[1, 3]
-SPLITS: dict[Digits, tuple[str, ...]] = {
-    3: (
-        r"\p{N}{1,3}",
-        r"[一-龥぀-ゟ゠-ヿ]+",
-        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
-        r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-        r"| ?[\p{P}\p{S}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
-    1: (
-        r"\p{N}",
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    ),
-}
-NAMES: dict[Digits, str] = {3: "deepseek-v3", 1: "smollm"}
 MAX_TOKEN_CHARACTERS = 16  # keeps rulers such as ====== from filling the vocabulary
 _BASE = len(SPECIAL_TOKENS) + 256
 _CUT = "\uffff"  # stands for characters outside the alphabet while merges are learned; Unicode has no such character
@@ -134,7 +115,7 @@ def _learn_merges(texts: Iterable[str], size: int, min_frequency: int, digits: D
     """Merges between characters, in the order of learning; `size` counts characters and learned tokens."""
     learner = tokenizers.Tokenizer(models.BPE())
     cut = pre_tokenizers.Split(_CUT, "removed")
-    learner.pre_tokenizer = pre_tokenizers.Sequence([cut, *_splits(digits)])
+    learner.pre_tokenizer = pre_tokenizers.Sequence([cut, *splits(digits)])
     trainer = trainers.BpeTrainer(
         vocab_size=size, min_frequency=min_frequency, max_token_length=MAX_TOKEN_CHARACTERS, show_progress=False
     )
@@ -144,26 +125,10 @@ def _learn_merges(texts: Iterable[str], size: int, min_frequency: int, digits: D
 
 def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]], digits: Digits) -> Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*_splits(digits), to_bytes])
+    backend.pre_tokenizer = pre_tokenizer(digits)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS])
     return Tokenizer(backend)
-
-
-def _splits(digits: Digits) -> list[pre_tokenizers.PreTokenizer]:
-    return [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[digits]]
-
-
-def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable character for each byte: itself where it prints, else one from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    chars = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + k) for k, byte in enumerate(others)}
-    return dict(sorted(chars.items()))
-
-
-BYTE_TO_CHAR = _byte_alphabet()
 
 
 def _as_bytes(text: str) -> str:

@@ -198,8 +198,8 @@ def _batches(documents: Iterable[Document], validation: float) -> Iterator[list[
 
 def _encode(tokenizer: Tokenizer, batch: list[Stored]) -> Iterator[Rendered]:
     for found in render_all(batch, tokenizer):
-        if max(found.tokens) >= tokenizer.vocab_size:
-            highest = max(found.tokens)
+        highest = int(np.max(found.tokens))
+        if highest >= tokenizer.vocab_size:
             raise InputError(f"the tokenizer gave id {highest}, but says it has {tokenizer.vocab_size}; damaged?")
         yield found
 

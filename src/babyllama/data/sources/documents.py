@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import xxhash
 
 from babyllama.tokenizer.answers import answer_text
@@ -23,7 +24,7 @@ GOOD, BAD = 1, 2  # in the mask of a rated answer: that it is learned, and what 
 class Rendered(NamedTuple):
     """A document's tokens; `mask` is as long and not 0 where the loss counts, None where it counts everywhere."""
 
-    tokens: list[int]
+    tokens: list[int] | np.ndarray
     mask: list[bool] | list[int] | None
 
 
@@ -181,9 +182,9 @@ def held_out(document: Document, share: float) -> bool:
 
 def render_all(documents: Sequence[Stored], tokenizer: Tokenizer) -> Iterator[Rendered]:
     """As `render` of each; plain texts are encoded together, which is faster."""
-    texts = iter(tokenizer.encode_batch([document.text for document in documents if isinstance(document, Text)]))
+    texts = iter(tokenizer.encode_much([document.text for document in documents if isinstance(document, Text)]))
     for document in documents:
         if isinstance(document, Text):
-            yield Rendered([*next(texts), tokenizer.eos_id], None)
+            yield Rendered(np.append(next(texts), np.uint32(tokenizer.eos_id)), None)
         else:
             yield document.render(tokenizer)

@@ -37,6 +37,7 @@ def test_what_is_long_says_why(file):
             assert REASON in (ast.get_docstring(node) or ""), f"{node.name} has {lines_of(node)} lines"
 
 
+@cache
 def imports(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(tree(file)):

@@ -103,13 +103,13 @@ def test_each_kind_once(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys
-from itertools import pairwise
-from pathlib import Path
-from small_data import recipe
-from babyllama.commands.prepare import main
-from babyllama.data.sources import readers
-if __name__ == "__main__":
+if __name__ == "__main__":  # its workers run this file too, and need none of it
+    import sys
+    from itertools import pairwise
+    from pathlib import Path
+    from small_data import recipe
+    from babyllama.commands.prepare import main
+    from babyllama.data.sources import readers
     readers.read_blobs.__defaults__ = ("auto", 15_000, "utf-8")
     out, tokenizer, first, second = map(Path, sys.argv[1:])
     corpora = [{"path": str(first)}, {"path": str(second)}]

@@ -83,12 +83,12 @@ def test_skipping_continues_what_a_bad_record_stopped(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys
-from pathlib import Path
-from small_data import recipe
-from babyllama.commands.prepare import main
-from babyllama.data.sources import readers
-if __name__ == "__main__":
+if __name__ == "__main__":  # its workers run this file too, and need none of it
+    import sys
+    from pathlib import Path
+    from small_data import recipe
+    from babyllama.commands.prepare import main
+    from babyllama.data.sources import readers
     readers.read_blobs.__defaults__ = ("auto", 40_000, "utf-8")
     main(recipe(Path(sys.argv[1]), Path(sys.argv[2]), [{"path": sys.argv[3]}], "workers=2", "validation=0.1"))
 """

@@ -6,25 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from jobs import double
 from small_data import alive, until
 
 from babyllama.data.shards.workers import spread
 from babyllama.errors import InputError
-
-
-def double(number: int) -> int:
-    time.sleep(0.02 if number % 3 == 0 else 0)
-    if number in (40, 41):
-        raise InputError(f"bad {number}")
-    if number == 50:
-        raise KeyError(number)
-    if number == 60:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * number
 
 
 def known(number: int) -> int | None:

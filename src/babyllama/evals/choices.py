@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from babyllama.errors import InputError
 from babyllama.evals.items import LETTERS, Item, Items
-from babyllama.evals.scoring import Pair, score
 from babyllama.evals.statistics import Pick
-from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from babyllama.evals.scoring import Pair  # PyTorch comes when something is scored: prepare's recipe names tests too
+    from babyllama.model.transformer import Transformer
 
 Scoring = Literal["letter", "text", "cloze"]
 Normalise = Literal["none", "token", "character"]
@@ -94,6 +96,8 @@ class Marked(NamedTuple):
 def encoded(form: Form, tokenizer: Tokenizer, item: Item, examples: Sequence[Item], subject: str, context: int
             ) -> Asked | None:  # fmt: skip
     """An item in tokens; a prompt that is too long loses its beginning. None: an option alone fills the context."""
+    from babyllama.evals.scoring import Pair
+
     text, completions = form.prompt(item, examples, subject), form.completions(item)
     if form.chat:
         start = render_chat(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True).tokens
@@ -134,6 +138,8 @@ def check_shots(form: Form, tokenizer: Tokenizer, items: Items, names: dict[str,
 
 def marked(model: Transformer, asked: Sequence[Asked], vocab_size: int) -> Iterator[Marked]:
     """The answers, in order; all options of all items are scored together."""
+    from babyllama.evals.scoring import score
+
     scores = iter(score(model, [pair for one in asked for pair in one.pairs], vocab_size=vocab_size))
     for one in asked:
         found = [next(scores) for _ in one.pairs]

@@ -24,8 +24,6 @@ from babyllama.evals.choices import Form
 from babyllama.evals.items import Item, Items
 from babyllama.evals.statistics import normal_tail, verdict, wilson
 from babyllama.evals.suites import PORTION, Subject, kept_marks
-from babyllama.infer.engine import Engine
-from babyllama.infer.sampling import Sampling
 from babyllama.marking import last_number
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -74,6 +72,9 @@ def prompts_of(tokenizer: Tokenizer, context: int, form: Form, free: Free, items
 def written(subject: Subject, form: Form, free: Free, items: Items, prompts: Sequence[Prompt], folder: Path,
             advance: Callable[[int], None] = lambda _: None) -> list[str]:  # fmt: skip
     """The answer to every prompt, from the cache in `folder` as far as that goes."""
+    from babyllama.infer.engine import Engine  # late, as PyTorch is: prepare's recipe names tests too
+    from babyllama.infer.sampling import Sampling
+
     path, tokenizer = folder / f"{subject.key(form, items)}-{free.mark}-{free.tokens}.json", subject.tokenizer
     kept, engine, most = kept_marks(path), None, min(free.tokens, subject.context // 2)
     for start in range(0, len(prompts), PORTION):

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -21,9 +21,11 @@ from babyllama.errors import InputError
 from babyllama.evals.choices import NORMALISATIONS, Asked, Form, Marked, Normalise, check_shots, encoded, marked
 from babyllama.evals.items import LETTERS, Items
 from babyllama.evals.statistics import Difference, above_chance, interval, mcnemar, verdict
-from babyllama.model.transformer import Transformer
 from babyllama.run import add_file
 from babyllama.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from babyllama.model.transformer import Transformer
 
 PORTION = 64  # items between two writes of the cache
 VERSION = 2  # of the form of what is kept

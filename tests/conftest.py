@@ -5,15 +5,18 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from babyllama import cli
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 torch.set_num_threads(1)
 if threading.current_thread() is threading.main_thread():
@@ -49,6 +52,8 @@ def sharp_model(config: ModelConfig, seed: int = 1) -> Transformer:
 
 def transformers_twin(model: Transformer) -> LlamaForCausalLM:
     """transformers' LLaMA with the same weights, copied by name: the independent oracle."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # here: seven seconds that not every process needs
+
     config = model.config
     rope = {"rope_type": "default", "rope_theta": config.rope.theta}
     shape = config.model_dump(exclude={"rope"})
@@ -91,15 +96,9 @@ def tokens() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def small_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all runs of a quickstart, made small; to be read, not written."""
-    from small_quickstart import quickstart, small_packages
+    from small_quickstart import quickstart_once
 
-    from babyllama.data.sources import knowledge
-
-    out = tmp_path_factory.mktemp("quickstart") / "runs"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knowledge, "read_member", small_packages)
-        quickstart(out)
-    return out
+    return quickstart_once(tmp_path_factory) / "runs" / "quickstart"
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,27 @@
-"""The quickstart in miniature, for tests: all its stages, few records, two training steps each; made in seconds."""
+"""The quickstart in miniature, for tests: all its stages, few records, two training steps each.
+
+It takes half a minute, so that all processes of a session share one: `quickstart_once`.
+"""
 
 from __future__ import annotations
 
 import json
 import pickle
+import re
+from contextlib import redirect_stdout
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
+import httpx
+import pytest
+
+from babyllama.commands import quickstart as stages
 from babyllama.commands.quickstart import STAGES
-from babyllama.data.sources import packages
+from babyllama.data.sources import knowledge, packages
 from babyllama.recipe import Recipe, load_recipe
 from babyllama.verbs import app
+from once import once
 
 
 def small_packages(package) -> bytes:
@@ -60,3 +71,32 @@ def quickstart(out: Path | str, live: bool = False) -> None:
     """`babyllama quickstart`, small. The packages must be `small_packages`."""
     words = ["quickstart", f"out={out}", "size=cpu", f"live={live}", f"overrides={json.dumps(small_overrides())}"]
     app(words, standalone_mode=False)
+
+
+def quickstart_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/quickstart, to be read and not written; beside it said.txt, what was printed, page.json, the
+    runs that the page of its address showed after each stage, and again.txt, what the same command said once more."""
+    return once(tmp_path_factory, "quickstart", _make)
+
+
+def _make(folder: Path) -> None:
+    on_the_page, real = [], stages._run
+
+    def then_look(stage, *more):
+        real(stage, *more)
+        found = re.search(r"until it ends: (http://127\.0\.0\.1:\d+)\n", said.getvalue())
+        assert found, said.getvalue()
+        runs = httpx.get(f"{found[1]}/api/runs", timeout=30).json()["runs"]
+        on_the_page.append({run["id"]: run["status"] for run in runs})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(knowledge, "read_member", small_packages)
+        with redirect_stdout(StringIO()) as said, patch.context() as watched:
+            watched.setattr(stages, "_run", then_look)
+            quickstart("runs/quickstart", live=True)
+        with redirect_stdout(StringIO()) as again:
+            quickstart("runs/quickstart")
+    for name, text in (("said.txt", said.getvalue()), ("again.txt", again.getvalue()),
+                       ("page.json", json.dumps(on_the_page))):  # fmt: skip
+        (folder / name).write_text(text, "utf-8")

@@ -1,50 +1,35 @@
-"""Small trainings in two processes, all of a session in one launch: it costs seconds, however many processes test.
-
-Also a script: it imports everything once and forks the ranks, as torchrun would start them. That real launchers do is
-in tests/e2e/test_launchers.py. What the ranks do is in spread_training.py and spread_tuning.py.
-"""
+"""What small trainings in two processes left: all of a session in one launch of ranks.py, and the same alone."""
 
 from __future__ import annotations
 
-import fcntl
-import gc
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import spread_training
-import spread_tuning
 import torch
-from small_training import StopAt, small_trainer, warm
+from small_training import StopAt, small_trainer
 from spread_training import CROSSED, RESUMED, losses, settings
 
-import babyllama.train.meter
 from babyllama.errors import Interrupted
-from babyllama.train.engines.world import World
+from once import once
 
 
 def spread_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which everything was run; the first to ask runs it, the others wait."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "spread"
-    folder.mkdir(exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            _prepare(folder)
-            done = subprocess.run([sys.executable, __file__, str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"},
-                                  capture_output=True, text=True, timeout=600, check=False)  # fmt: skip
-            (folder / "done").write_text(done.stdout + done.stderr)
-    return folder
+    return once(tmp_path_factory, "spread", _spread)
+
+
+def _spread(folder: Path) -> None:
+    _prepare(folder)
+    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(folder)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                          timeout=600, check=False)  # fmt: skip
+    (folder / "said.txt").write_text(done.stdout + done.stderr)
 
 
 def _prepare(folder: Path) -> None:
@@ -66,7 +51,7 @@ class Result:
 
     def __init__(self, folder: Path, name: str) -> None:
         file = folder / f"{name}.json"
-        assert file.exists(), (folder / "done").read_text()[-5000:]
+        assert file.exists(), (folder / "said.txt").read_text()[-5000:]
         self.said: dict[str, Any] = json.loads(file.read_text())
         self.losses: list[list[float]] = self.said["losses"]
         self.weights: dict[str, torch.Tensor] = torch.load(folder / f"{name}.pt")
@@ -92,55 +77,3 @@ class Alone:
         trainer.run.unlock()
         self.losses = losses(trainer)
         self.weights = trainer.worker.snapshot().state_dict()
-
-
-# ── the script ─────────────────────────────────────────────────────────────────────────────────────────────────────
-def run_parts(folder: Path) -> None:
-    """What each rank does: the parts, one after the other; the last kills it."""
-    babyllama.train.meter.peak_flops = lambda *_: 1e12  # nobody asks how fast this machine is
-    here = World.from_environment()
-    here.join(torch.device("cpu"))
-    (folder / "tuning").mkdir(exist_ok=True)
-    parts = {**dict.fromkeys(spread_tuning.PARTS, folder / "tuning"), **dict.fromkeys(spread_training.PARTS, folder)}
-    for part, into in parts.items():
-        started = time.perf_counter()
-        part(into, here)
-        here.wait()
-        print(f"{part.__module__}.{part.__name__}: {time.perf_counter() - started:.1f} s", flush=True)
-
-
-def fork_ranks(work: Callable[[], None], size: int) -> None:
-    """`work` in `size` processes that have what torchrun would give them; the first that fails ends the others."""
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True",
-                      WORLD_SIZE=str(size))  # fmt: skip
-    gc.freeze()  # DeepSpeed collects garbage often: not through all that was imported
-    ranks = [_forked(work, rank) for rank in range(size)]
-    while ranks:
-        ended, status = os.wait()
-        ranks.remove(ended)
-        print(f"a rank ended with {os.waitstatus_to_exitcode(status)}", flush=True)
-        if status:
-            for rank in ranks:
-                os.kill(rank, signal.SIGKILL)
-
-
-def _forked(work: Callable[[], None], rank: int) -> int:
-    child = os.fork()
-    if child:
-        return child
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    try:
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    import deepspeed  # noqa: F401  (once, before there are ranks)
-    import torch._inductor.compile_fx
-
-    warm()
-    fork_ranks(lambda: run_parts(Path(sys.argv[1])), 2)

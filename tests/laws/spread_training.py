@@ -1,6 +1,6 @@
 """Small trainings in several processes: each part of `PARTS` leaves what it found in a folder.
 
-spread.py starts them. What is expected of them is in test_law6_world.py and test_law7_world.py.
+ranks.py starts them. What is expected of them is in test_law6_world.py and test_law7_world.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adapters, LISA and GaLore in two processes, which spread.py starts; what is expected is in test_law7_tuning.py."""
+"""Adapters, LISA and GaLore in two processes, which ranks.py starts; what is expected is in test_law7_tuning.py."""
 
 from __future__ import annotations
 

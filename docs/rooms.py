@@ -14,7 +14,7 @@ import grimp
 PAGE = Path(__file__).with_name("architecture.md")
 FENCE = re.compile(r"(?<=```mermaid\n)[^`]*")
 INNER = {  # rooms within rooms
-    "data": ("microworld", "sources", "clean", "shards", "streams"),
+    "data": ("microworld", "toolworld", "sources", "clean", "shards", "streams"),
     "train": ("losses", "optimizers", "engines", "rl"),
 }
 TOGETHER = {

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
-from babyllama.tokenizer.chat import render_chat
+from babyllama.tokenizer.chat import ChatTokens, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe
 
@@ -38,21 +38,24 @@ def small_tokenizer() -> Tokenizer:
 @cache
 def taught_model() -> Transformer:
     """A model that knows the four CHATS by heart, each alone and after the one before it."""
-    tokenizer = small_tokenizer()
-    model = Transformer(ModelConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT))  # fmt: skip
-    initialise(model, 0)
     chats = [messages_of(*chat) for chat in CHATS]
     chats += [[*first, *second] for first in chats for second in chats]
-    rendered = [render_chat(tokenizer, chat) for chat in chats]
+    return by_heart(small_tokenizer(), [render_chat(small_tokenizer(), chat) for chat in chats], CONTEXT)
+
+
+def by_heart(tokenizer: Tokenizer, rendered: list[ChatTokens], context: int, steps: int = 120) -> Transformer:
+    """A model that knows these chats."""
+    model = Transformer(ModelConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=context))  # fmt: skip
+    initialise(model, 0)
     longest = max(len(r.tokens) for r in rendered)
     tokens = torch.tensor([r.tokens + [0] * (longest - len(r.tokens)) for r in rendered])
     targets = torch.tensor([
         [t if m else -100 for t, m in zip(r.tokens, r.mask, strict=True)] + [-100] * (longest - len(r.tokens))
         for r in rendered])  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    for _ in range(120):
+    for _ in range(steps):
         loss = cross_entropy(model(tokens[:, :-1]).flatten(0, 1), targets[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()

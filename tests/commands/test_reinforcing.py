@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from small_run import CHATS, messages_of, save_taught
+from small_run import CHATS, by_heart, messages_of, save_taught
 
 from babyllama.commands.prepare import PrepareRecipe
 from babyllama.commands.prepare import main as prepare
 from babyllama.commands.train import main as train
 from babyllama.commands.train_recipe import TrainRecipe
 from babyllama.errors import InputError
+from babyllama.model.checkpoint import save_model
 from babyllama.recipe import load_recipe
 from babyllama.run import Run
+from babyllama.tokenizer.chat import render_chat
+from babyllama.tokenizer.train import train_bpe
 
 WORDS = ("init.kind=from", "plan.steps=2", "plan.micro_batch_size=8", "plan.log_every=1", "plan.validate_every=1",
          "device=cpu", "optimizer={kind: adamw, lr: 0.001}")  # fmt: skip
@@ -68,6 +71,38 @@ def test_an_adapter_learns_too(folder, tmp_path):
     train(recipe(folder, tmp_path / "run", *LEARN, "adapter={kind: lora, rank: 2}"))
     metrics = Run.open(tmp_path / "run").metrics()
     assert metrics[0]["engine_gap"] <= 1e-5 and (tmp_path / "run" / "model" / "adapter_config.json").is_file()
+
+
+def test_an_agent_calls_reads_and_goes_on(tmp_path):
+    """From questions with their tools to an update: a model that knows two chats with calls by heart."""
+    tool = {"type": "function", "function": {"name": "calculator", "parameters": {}}}
+
+    def chat(a, b):
+        call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": f"{a}*{b}"}}}
+        return [{"role": "user", "content": f"{a}乘以{b}？"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "content": str(a * b)}, {"role": "assistant", "content": f"得{a * b}"}]  # fmt: skip
+
+    chats = [chat(3, 4), chat(5, 7)]
+    lines = [json.dumps({"messages": messages, "tools": [tool], "held_out": held}, ensure_ascii=False)
+             for messages in chats for held in (False, True)]  # fmt: skip
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines), "utf-8")
+    tokenizer = train_bpe(lines, 360)
+    rendered = [render_chat(tokenizer, messages, tools=[tool]) for messages in chats]
+    (tmp_path / "model").mkdir()
+    save_model(by_heart(tokenizer, rendered, 192, 500), tmp_path / "model", **tokenizer.config_ids)
+    tokenizer.save(tmp_path / "model")
+    prepare(load_recipe(PrepareRecipe, None, [f"out={tmp_path}/chats", f"tokenizer={tmp_path}/model",
+            f"corpora=[{{path: {tmp_path}/chats.jsonl}}]", "workers=1"]))  # fmt: skip
+    train(recipe(tmp_path, tmp_path / "run", "objective={kind: grpo}", "rewards=[{kind: exact}, {kind: valid_calls}]",
+                 "optimizer.lr=0.00001", "rollouts={group: 4, max_tokens: 40, tools: {kind: toolworld}}"))  # fmt: skip
+    looks = [m for m in Run.open(tmp_path / "run").metrics() if m["kind"] == "validation"]
+    assert looks[0]["exact"] == looks[0]["reward_valid_calls"] == 1
+    drawn = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text("utf-8").splitlines()]
+    right = [one for one in drawn if one["reward"] == 2]
+    assert len(right) > 8 and all(one["calls"] == one["answered"] == 1 for one in right)
+    assert all(f"<|tool|>{one['reference'][1:]}<|assistant|>{one['reference']}</s>" in one["answer"] for one in right)
+    assert Run.open(tmp_path / "run").metrics()[0]["engine_gap"] <= 1e-5
 
 
 @pytest.mark.parametrize("words,said", [

@@ -12,6 +12,7 @@ from babyllama.data.streams.prompts import Prompts
 from babyllama.errors import InputError
 from babyllama.evals.bits import measure
 from babyllama.model.transformer import Transformer
+from babyllama.tokenizer.chat import results_after_answer
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.losses.policy import Method
 from babyllama.train.rl.groups import Groups, Rollouts
@@ -31,11 +32,21 @@ def rollout_rows(recipe: TrainRecipe, prepared: Prepared, model: Transformer, to
     method, rollouts = parts_of(recipe)
     for reward in recipe.rewards:
         reward.check()
-    prompts = Prompts(prepared, "train", recipe.data, prompt_room(rollouts, context), recipe.seed)
+    prompts = _prompts(recipe, prepared, "train", tokenizer, context)
     reference = copy.deepcopy(model).eval().requires_grad_(False) if method.beta else None
     rows = recipe.plan.rows
-    groups = Groups(rollouts, recipe.rewards, prompts, tokenizer, rollouts.count(rows), recipe.seed)
+    groups = Groups(rollouts, recipe.rewards, prompts, tokenizer, rollouts.count(rows), recipe.seed, context)
     return RolloutRows(groups, method, rows, recipe.plan.micro_batch_size, Record(recipe.out), reference)
+
+
+def _prompts(recipe: TrainRecipe, prepared: Prepared, split: str, tokenizer: Tokenizer, context: int) -> Prompts:
+    """With tools a prompt ends before the first call. Raises InputError where the template cannot go on after one."""
+    _, rollouts = parts_of(recipe)
+    question = None
+    if rollouts.tools is not None:
+        results_after_answer(tokenizer, [""])
+        question = tokenizer.role_ids["user"]
+    return Prompts(prepared, split, recipe.data, prompt_room(rollouts, context), recipe.seed, question)
 
 
 def parts_of(recipe: TrainRecipe) -> tuple[Method, Rollouts]:
@@ -56,8 +67,9 @@ def reward_validator(recipe: TrainRecipe, prepared: Prepared, tokenizer: Tokeniz
                      ) -> Callable[[Transformer], dict[str, RewardSums]]:  # fmt: skip
     """Held-out prompts, answered and marked; with `rollouts.general` also bits per byte of held-out text."""
     _, rollouts = parts_of(recipe)
-    prompts = Prompts(prepared, "val", recipe.data, prompt_room(rollouts, context), recipe.seed)
-    held_out = HeldOut(prompts.spread(rollouts.validation_prompts), recipe.rewards, tokenizer, rollouts.max_tokens)
+    prompts = _prompts(recipe, prepared, "val", tokenizer, context)
+    held_out = HeldOut(prompts.spread(rollouts.validation_prompts), recipe.rewards, tokenizer, rollouts.max_tokens,
+                       rollouts.tools, context)  # fmt: skip
     general = None if rollouts.general is None else Prepared.open(rollouts.general)
     if general is not None:
         general.check_tokenizer(tokenizer.hash)

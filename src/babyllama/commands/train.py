@@ -139,7 +139,8 @@ def _learned(recipe: TrainRecipe, prepared: Prepared, model: Transformer, tokeni
     if isinstance(recipe.objective, Method):
         stream = rollout_rows(recipe, prepared, model, tokenizer, room.context)
         objective = recipe.objective.of(stream.recipe.temperature, stream.recipe.max_tokens)
-        return _Learned(stream, objective, None, stream.groups.prompts.longest + stream.recipe.max_tokens)
+        longest = stream.groups.prompts.longest + stream.recipe.max_tokens
+        return _Learned(stream, objective, None, room.context if stream.recipe.tools else longest)
     objective = objective_of(recipe.objective, model, tokenizer)
     compared = comparison(recipe, model, tokenizer.hash)
     return _Learned(_stream(recipe, prepared, room, tokenizer), objective, compared, room.context)

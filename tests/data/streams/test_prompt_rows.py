@@ -64,7 +64,7 @@ def test_without_an_answer_the_stretch_is_empty(chats, monkeypatch):
     mask[second] = False
     monkeypatch.setattr(type(store), "mask", lambda self, start, stop: mask[start:stop])
     found = last_answers(store)
-    assert found[1].tolist() == [second.start, second.stop, second.stop] and np.all(found[2:, 2] > found[2:, 1])
+    assert found[1].tolist() == [second.start, *[second.stop] * 3] and np.all(found[2:, 3] > found[2:, 2])
     assert prompt_of(store, found[1]).answer == []
 
 
@@ -76,3 +76,22 @@ def test_what_holds_no_prompts_is_said(chats, tmp_path):
     single = {"weights": {"single": 1.0}}
     short = of(chats, room=of(chats, **single).longest - 1, **single)
     assert short.passed_over > 0
+
+
+def test_with_tools_a_prompt_ends_before_the_first_call(tmp_path):
+    """The oracle is the template: the chat up to its last question, ready to be answered."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    asked = [[*DEEP[i]["messages"], {"role": "user", "content": f"再加{i}呢？"}] for i in range(4)]
+    more = [[{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "二"}] * n
+            for n in range(4)]  # fmt: skip
+    answer = {"role": "assistant", "content": "好。"}
+    lines = [{"messages": [*chat, *calls, answer]} for chat, calls in zip(asked, more, strict=True)]
+    tokenizer = save_tokenizer(tmp_path / "tok")
+    corpora = [{"path": str(write_lines(tmp_path / "tools.jsonl", lines))}]
+    prepare(recipe(tmp_path / "out", tokenizer, corpora, "workers=1", "validation=0"))
+    vocabulary = Tokenizer.load(tmp_path / "out")
+    prompts = Prompts(Prepared.open(tmp_path / "out"), "train", DataRecipe(path=tmp_path / "out"), 200, 1,
+                      vocabulary.role_ids["user"])  # fmt: skip
+    found = prompts.taken(0, 4)
+    assert sorted(p.tokens for p in found) == sorted(render_chat(vocabulary, chat, True).tokens for chat in asked)
+    assert {vocabulary.decode(p.answer) for p in found} == {"好。"}

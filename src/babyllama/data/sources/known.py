@@ -21,6 +21,7 @@ from babyllama.data.sources import knowledge
 from babyllama.data.sources.documents import Kind
 from babyllama.data.sources.hub import HubFile
 from babyllama.data.sources.idiom_chain import idiom_chain
+from babyllama.data.toolworld.questions import SEEN, UNSEEN, records
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,15 @@ CORPORA: dict[str, Corpus] = {
         )
         for skill in SKILLS
     },
+    "tool_questions": Corpus(
+        "chat", *_MADE, records=partial(records, SEEN, 8_000), about="questions that need tools, with the calls"
+    ),
+    "tool_combinations": Corpus(
+        "chat",
+        *_MADE,
+        records=partial(records, UNSEEN, 400, unseen=True),
+        about="calls put together as tool_questions never does; all held out",
+    ),
     "everyday": Corpus("chat", *_MADE, records=knowledge.everyday, about="everyday chats, written for this project"),
     "everyday_text": Corpus("text", *_MADE, records=knowledge.everyday_text, about="the same as plain text"),
     "idioms": Corpus(

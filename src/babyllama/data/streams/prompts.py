@@ -24,25 +24,36 @@ class Prompt(NamedTuple):
     answer: list[int]
 
 
-def last_answers(store: TokenStore) -> np.ndarray:
-    """(documents, 3) int64: where each document begins, where the last stretch that the loss counts begins, and where
-    that ends; the last two are equal where there is none."""
+def last_answers(store: TokenStore, question: int | None = None) -> np.ndarray:
+    """(documents, 4) int64: where each document begins, where its prompt ends, where the last stretch that the loss
+    counts begins, and where that ends; the last three are equal where there is none.
+
+    Args:
+        question: the token that opens a question; with it a prompt ends where the first answer to the last question
+            begins, before any calls, else where the last stretch does.
+    """
     offsets, learned = store.document_offsets, store.mask(0, len(store))
     if not store.documents:
-        return np.empty((0, 3), np.int64)
+        return np.empty((0, 4), np.int64)
     place = np.arange(len(learned))
     stop = np.maximum.reduceat(np.where(learned, place + 1, 0), offsets[:-1])
     before = np.maximum.accumulate(np.where(learned, 0, place + 1))  # after the newest place that is not learned
-    first = np.maximum(before[stop - 1], offsets[:-1])
+    last = np.maximum(before[stop - 1], offsets[:-1])
+    first = last
+    if question is not None:
+        asks = np.asarray(store.tokens(0, len(store))) == question
+        asked = np.maximum.reduceat(np.where(asks & ~learned, place, 0), offsets[:-1])  # the last question of each
+        following = np.minimum.accumulate(np.where(learned, place, len(learned))[::-1])[::-1]  # the next learned place
+        first = np.where(asked < offsets[:-1], last, np.minimum(following[np.maximum(asked, offsets[:-1])], last))
     none = stop <= offsets[:-1]
-    first, stop = (np.where(none, offsets[1:], part) for part in (first, stop))
-    return np.stack([offsets[:-1], first, stop], 1)
+    first, last, stop = (np.where(none, offsets[1:], part) for part in (first, last, stop))
+    return np.stack([offsets[:-1], first, last, stop], 1)
 
 
 def prompt_of(store: TokenStore, places: np.ndarray) -> Prompt:
     """One row of `last_answers` as tokens."""
-    start, first, stop = places.tolist()
-    return Prompt(store.tokens(start, first).tolist(), store.tokens(first, stop).tolist())
+    start, first, last, stop = places.tolist()
+    return Prompt(store.tokens(start, first).tolist(), store.tokens(last, stop).tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +62,7 @@ class Prompts:
 
     Args:
         room: tokens that a prompt may have; a longer one is passed over, and so is a chat that begins with its answer.
+        question: as of `last_answers`.
 
     Raises:
         InputError: a corpus of texts, a split without prompts.
@@ -61,6 +73,7 @@ class Prompts:
     recipe: DataRecipe
     room: int
     seed: int
+    question: int | None = None
 
     def __post_init__(self) -> None:
         for label, store in self._stores.items():
@@ -85,12 +98,12 @@ class Prompts:
     @cached_property
     def places(self) -> dict[str, np.ndarray]:
         """Label → where its prompts lie, as `last_answers`."""
-        found = {label: last_answers(store) for label, store in self._stores.items()}
+        found = {label: last_answers(store, self.question) for label, store in self._stores.items()}
         return {label: rows[self._fits(rows)] for label, rows in found.items()}
 
     def _fits(self, rows: np.ndarray) -> np.ndarray:
         length = rows[:, 1] - rows[:, 0]
-        return (length > 0) & (length <= self.room) & (rows[:, 2] > rows[:, 1])
+        return (length > 0) & (length <= self.room) & (rows[:, 3] > rows[:, 2])
 
     @property
     def count(self) -> int:

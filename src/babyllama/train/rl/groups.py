@@ -1,6 +1,6 @@
 """The answers of a rollout, drawn in groups of one prompt each, and what they are worth.
 
-Not here: how an answer is drawn (sampler.py), how one is marked (rewards.py), what becomes of them (rollouts.py).
+Not here: how an answer is drawn (agents.py), how one is marked (rewards.py), what becomes of them (rollouts.py).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from babyllama.model.transformer import Transformer
 from babyllama.recipe import Changeable, Recipe
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.engines.world import World
-from babyllama.train.rl.rewards import Answer, BadReward, Marked, Reward, mark, names_of
-from babyllama.train.rl.sampler import Drawn, Sampler
+from babyllama.train.rl.agents import Agents, Played, ToolUse
+from babyllama.train.rl.rewards import BadReward, Marked, Reward, mark, names_of
 
 
 class Rollouts(Recipe):
@@ -35,7 +35,10 @@ class Rollouts(Recipe):
         default=None, ge=1, description="of a rollout; default: as many as make one step of all its answers"
     )
     group: int = Field(default=8, ge=2, description="answers to each prompt, which are compared with each other")
-    max_tokens: int = Field(default=64, ge=1, description="of an answer")
+    max_tokens: int = Field(default=64, ge=1, description="of an answer; with tools of each of its turns")
+    tools: ToolUse | None = Field(
+        default=None, description="answers may call the tools that their prompts list, and go on with what those say"
+    )
     temperature: float = Field(default=1.0, gt=0, le=10, description="of the draws, and of the policy that learns")
     passes: int = Field(default=1, ge=1, description="how often each answer is learned from before new ones are drawn")
     redraws: int = Field(default=0, ge=0, description="how often prompts whose answers are all worth the same give way "
@@ -75,7 +78,7 @@ class Group(NamedTuple):
 
     number: int
     prompt: Prompt
-    drawn: list[Drawn]
+    drawn: list[Played]
     marks: list[Marked]
 
     @property
@@ -91,6 +94,7 @@ class Groups:
 
     Args:
         count: groups of a rollout.
+        room: tokens of a prompt and its answer; matters with tools alone.
         say: shows a line of text.
 
     Attributes:
@@ -104,12 +108,13 @@ class Groups:
     tokenizer: Tokenizer
     count: int
     seed: int
+    room: int = 0
     say: Callable[[str], None] = lambda _: None
     cursor: int = field(init=False, default=0)
     seconds: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(self.tokenizer.vocab_size, self.tokenizer.stop_ids, self.recipe.max_tokens)
+        self.agents = Agents(self.tokenizer, self.recipe.max_tokens, self.recipe.tools, self.room)
 
     def __call__(self, number: int, told: bool, model: Transformer, world: World
                  ) -> tuple[list[Group], dict[str, float]]:  # fmt: skip
@@ -143,14 +148,12 @@ class Groups:
         asked = [self.prompts.taken(one, 1)[0] for one in prompts]
         requests = [(prompt.tokens, self._seed(number, one, g))
                     for one, prompt in zip(prompts, asked, strict=True) for g in range(size)]  # fmt: skip
-        drawn = self.sampler(model, requests, self.recipe.temperature, told)
+        drawn = self.agents(model, requests, self.recipe.temperature, told)
         self.seconds["sampling"] += time.perf_counter() - began
         began, found = time.perf_counter(), []
         for i, (one, prompt) in enumerate(zip(prompts, asked, strict=True)):
             mine = drawn[i * size : (i + 1) * size]
-            question, reference = self.tokenizer.decode(prompt.tokens), self.tokenizer.decode(prompt.answer)
-            marks = [mark(self.rewards, Answer(question, self.tokenizer.decode(answer.tokens), reference, answer.ended))
-                     for answer in mine]  # fmt: skip
+            marks = [mark(self.rewards, answer.marked_by(self.tokenizer, prompt)) for answer in mine]
             found.append(Group(one, prompt, mine, marks))
         self.seconds["rewarding"] += time.perf_counter() - began
         return found
@@ -173,7 +176,8 @@ class Groups:
         drawn = [answer for group in groups for answer in group.drawn]
         count = max(1, len(marks))
         parts = {f"reward_{name}": sum(mark.parts[name] for mark in marks) / count for name in names_of(self.rewards)}
-        return {"reward": sum(mark.total for mark in marks) / count, **parts,
+        tools = {"calls": sum(answer.calls for answer in drawn) / len(drawn)} if self.recipe.tools else {}
+        return {"reward": sum(mark.total for mark in marks) / count, **parts, **tools,
                 "answer_tokens": sum(len(answer.tokens) for answer in drawn) / len(drawn),
                 "ended": sum(answer.ended for answer in drawn) / len(drawn),
                 "bad_rewards": float(len(drawn) - len(marks))}  # fmt: skip

@@ -14,8 +14,8 @@ from babyllama.data.streams.prompts import Prompt
 from babyllama.marking import exact
 from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.train.rl.rewards import Answer, Reward, mark, names_of
-from babyllama.train.rl.sampler import Sampler
+from babyllama.train.rl.agents import Agents, ToolUse
+from babyllama.train.rl.rewards import Reward, mark, names_of
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,18 @@ class HeldOut:
     rewards: Sequence[Reward]
     tokenizer: Tokenizer
     max_tokens: int
+    tools: ToolUse | None = None
+    room: int = 0
 
     def measure(self, model: Transformer) -> RewardSums:
         """Greedy answers to all of them. A reward that cannot be had counts as 0."""
-        tokenizer = self.tokenizer
-        draw = Sampler(tokenizer.vocab_size, tokenizer.stop_ids, self.max_tokens)
+        draw = Agents(self.tokenizer, self.max_tokens, self.tools, self.room)
         found = RewardSums(parts=dict.fromkeys(names_of(self.rewards), 0.0))
         drawn = draw(model, [(prompt.tokens, 0) for prompt in self.prompts], 0.0)
         for prompt, answer in zip(self.prompts, drawn, strict=True):
-            text, reference = tokenizer.decode(answer.tokens), tokenizer.decode(prompt.answer)
-            marked = mark(self.rewards, Answer(tokenizer.decode(prompt.tokens), text, reference, answer.ended))
+            seen = answer.marked_by(self.tokenizer, prompt)
+            marked = mark(self.rewards, seen)
             reward = marked.total if math.isfinite(marked.total) else 0.0
-            found += RewardSums(1, reward, marked.parts, int(exact(text, reference)), int(answer.ended),
+            found += RewardSums(1, reward, marked.parts, int(exact(seen.text, seen.reference)), int(answer.ended),
                                 len(answer.tokens))  # fmt: skip
         return found

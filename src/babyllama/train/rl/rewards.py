@@ -26,12 +26,17 @@ _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 class Answer(NamedTuple):
-    """One answer to be marked: texts without special tokens. `ended`: by itself, not because room ran out."""
+    """One answer to be marked: texts without special tokens and thoughts. `ended`: by itself, not because room ran out.
+
+    `calls`: of tools, before the text; `answered`: how many of them could be.
+    """
 
     prompt: str
     text: str
     reference: str
     ended: bool = True
+    calls: int = 0
+    answered: int = 0
 
 
 class BadReward(InputError):
@@ -178,6 +183,17 @@ def _alike(pair: tuple[str, str]) -> float:
     return (1 + name + (name and said.get("arguments") == wanted.get("arguments"))) / 3
 
 
+class ValidCalls(Reward):
+    """The share of its calls that the tools could answer; a call in its last words, which was none, counts as one that
+    they could not. 1 where nothing was called."""
+
+    kind: Literal["valid_calls"] = "valid_calls"
+
+    def __call__(self, answer: Answer) -> float:
+        calls = answer.calls + answer.text.count("<tool_call>")
+        return answer.answered / calls if calls else 1.0
+
+
 class Ends(Reward):
     """The answer ends by itself."""
 
@@ -211,7 +227,8 @@ class Length(Reward):
 
 
 AnyReward = Annotated[
-    Exact | Number | Poem | IdiomChain | Json | ToolCall | Ends | Repetition | Length, Field(discriminator="kind")
+    Exact | Number | Poem | IdiomChain | Json | ToolCall | ValidCalls | Ends | Repetition | Length,
+    Field(discriminator="kind"),
 ]
 
 

@@ -32,7 +32,8 @@ SALT, WIDTH = -5, 8  # of the order in a rollout; rows are filled up to a multip
 @dataclass
 class Rollout:
     """N answers, the same on every rank. tokens (N, W) int32; first, stop (N,): where each answer begins and ends;
-    counted (N,) bool; advantages (N,) float32; old, reference (N, W − 1) float32 by target, empty where not needed."""
+    given (N, W) bool: what tools wrote in between, only where there are any; counted (N,) bool; advantages (N,)
+    float32; old, reference (N, W − 1) float32 by target, empty where not needed."""
 
     number: int
     tensors: dict[str, Tensor]
@@ -120,10 +121,18 @@ class RolloutRows:
         tokens = torch.full((len(texts), width), self.groups.tokenizer.eos_id, dtype=torch.int32)
         for row, (prompt, answer) in enumerate(texts):
             tokens[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer, dtype=torch.int32)
-        return {"tokens": tokens, "first": torch.tensor([len(prompt) for prompt, _ in texts]),
+        given = self._given(groups, tokens) if self.recipe.tools is not None else {}
+        return {"tokens": tokens, **given, "first": torch.tensor([len(prompt) for prompt, _ in texts]),
                 "stop": torch.tensor([len(prompt) + len(answer) for prompt, answer in texts]),
                 "counted": counted.flatten(),
                 "advantages": self.method.advantages(totals, counted).float().flatten()}  # fmt: skip
+
+    def _given(self, groups: list[Group], tokens: Tensor) -> dict[str, Tensor]:
+        given = torch.zeros(tokens.shape, dtype=torch.bool)
+        answers = [(len(group.prompt.tokens), answer.own) for group in groups for answer in group.drawn]
+        for row, (first, own) in enumerate(answers):
+            given[row, first : first + len(own)] = ~torch.tensor(own)
+        return {"given": given}
 
     @torch.no_grad()
     def _scored(self, model: Transformer, tensors: dict[str, Tensor], worker: Worker, temperature: float) -> Tensor:
@@ -145,14 +154,17 @@ class RolloutRows:
         gap = 0.0
         for row, answer in enumerate(answer for group in groups for answer in group.drawn):
             first, stop = int(tensors["first"][row]) - 1, int(tensors["stop"][row]) - 1
-            gap = max(gap, (found[row, first:stop] - torch.tensor(answer.logprobs)).abs().max().item())
+            own = found[row, first:stop][torch.tensor(answer.own)]
+            gap = max(gap, (own - torch.tensor(answer.logprobs)).abs().max().item())
         return gap
 
     def _lines(self, number: int, step: int, group: Group, advantages: list[float]) -> list[dict[str, Any]]:
-        decode = self.groups.tokenizer.decode
+        decode, tools = self.groups.tokenizer.decode, self.recipe.tools is not None
         prompt, reference = decode(group.prompt.tokens), decode(group.prompt.answer)
         return [{"step": step + 1, "rollout": number, "prompt": prompt, "reference": reference,
-                 "answer": decode(answer.tokens), "tokens": len(answer.tokens), "ended": answer.ended,
+                 "answer": decode(answer.tokens, skip_special=False) if tools else decode(answer.tokens),
+                 "tokens": len(answer.tokens), "ended": answer.ended,
+                 **({"calls": answer.calls, "answered": answer.answered} if tools else {}),
                  "reward": mark.total if math.isfinite(mark.total) else None, "parts": mark.parts,
                  "advantage": advantage, **({"fault": mark.fault} if mark.fault else {})}
                 for answer, mark, advantage in zip(group.drawn, group.marks, advantages, strict=True)]  # fmt: skip
@@ -196,6 +208,8 @@ def batch_of(tensors: dict[str, Tensor], rows: Tensor, extras: Sequence[str] = (
     tokens = tensors["tokens"][rows, :width].long()
     place = torch.arange(1, width)
     learned = (place >= first) & (place < stop) & tensors["counted"][rows, None]
+    if "given" in tensors:
+        learned &= ~tensors["given"][rows, 1:width]
     by_target = {name: tensors[name][rows, : width - 1].where(learned, 0) for name in extras if name in tensors}
     targets = tokens[:, 1:].where(learned, IGNORE)
     found = {"advantages": tensors["advantages"][rows], **by_target}

@@ -1,0 +1,110 @@
+"""Answers that use tools: the model calls, the tools answer, the model goes on. Without tools, just answers.
+
+All that the model wrote is learned from, its calls and their end tokens too; what the tools answered, and what opens
+the next turn, is not. Not here: how one turn is drawn (sampler.py), the tools (data/toolworld/), what an answer is
+worth (rewards.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import xxhash
+from pydantic import Field
+
+from babyllama.data.streams.prompts import Prompt
+from babyllama.data.toolworld.tools import TOOLS, call
+from babyllama.model.transformer import Transformer
+from babyllama.recipe import Recipe
+from babyllama.tokenizer.answers import offered, without_thought
+from babyllama.tokenizer.chat import results_after_answer
+from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.tokenizer.tools import read_answer
+from babyllama.train.rl.rewards import Answer
+from babyllama.train.rl.sampler import Drawn, Sampler
+
+
+class ToolUse(Recipe):
+    """The tools of the made-up world; a prompt's own list says which of them may be called."""
+
+    kind: Literal["toolworld"] = "toolworld"
+    rounds: int = Field(default=4, ge=1, description="of calls in one answer, at most")
+
+
+class Played(NamedTuple):
+    """One answer with all its turns. `tokens`: all after the prompt; `own`: which of them the model wrote; `logprobs`:
+    the engine's, of those. `last`: the tokens of its last turn. `calls`, and how many of them were `answered`."""
+
+    tokens: list[int]
+    own: list[bool]
+    last: list[int]
+    ended: bool
+    logprobs: list[float]
+    calls: int = 0
+    answered: int = 0
+
+    def marked_by(self, tokenizer: Tokenizer, prompt: Prompt) -> Answer:
+        """What rewards see of it."""
+        text, reference = (without_thought(tokenizer.decode(part)) for part in (self.last, prompt.answer))
+        return Answer(tokenizer.decode(prompt.tokens), text, reference, self.ended, self.calls, self.answered)
+
+
+class Agents:
+    """Args:
+    max_tokens: of one turn.  room: of prompt and answer together, all turns.
+    use: None: no tools.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int, use: ToolUse | None = None, room: int = 0) -> None:
+        self.tokenizer, self.max_tokens, self.use, self.room = tokenizer, max_tokens, use, room
+        self.sampler = Sampler(tokenizer.vocab_size, tokenizer.stop_ids, max_tokens)
+
+    def __call__(self, model: Transformer, prompts: Sequence[tuple[list[int], int]], temperature: float,
+                 told: bool = False) -> list[Played]:  # fmt: skip
+        """One answer for each (prompt, seed); as `Sampler`."""
+        played = [_begun(drawn) for drawn in self.sampler(model, prompts, temperature, told)]
+        if self.use is None:
+            return played
+        tools = [offered(self.tokenizer.decode(prompt, skip_special=False)) for prompt, _ in prompts]
+        going = list(range(len(prompts)))
+        for turn in range(1, self.use.rounds + 1):
+            results = {i: self._results(played[i], tools[i], len(prompts[i][0])) for i in going}
+            going = [i for i, found in results.items() if found is not None]
+            if not going:
+                break
+            for i in going:
+                played[i] = _answered(played[i], *results[i])  # type: ignore[misc]
+            asked = [(prompts[i][0] + played[i].tokens, _seed(prompts[i][1], turn)) for i in going]
+            for i, drawn in zip(going, self.sampler(model, asked, temperature, told), strict=True):
+                played[i] = _gone_on(played[i], drawn)
+        return played
+
+    def _results(self, played: Played, tools: frozenset[str], prompt: int) -> tuple[list[int], int, int] | None:
+        """The tokens of what its calls get back, how many calls, how many answered; None where it is at its end."""
+        if not played.ended or played.last[-1] != self.tokenizer.eos_id:
+            return None
+        calls = [one["function"] for one in read_answer(self.tokenizer.decode(played.last)).get("tool_calls", ())]
+        results = [call(one["name"], one["arguments"], tools & TOOLS.keys()) for one in calls]
+        tokens = results_after_answer(self.tokenizer, [result.text for result in results]) if calls else []
+        if not calls or prompt + len(played.tokens) + len(tokens) + self.max_tokens > self.room:
+            return None
+        return tokens, len(results), sum(result.good for result in results)
+
+
+def _begun(drawn: Drawn) -> Played:
+    return Played(drawn.tokens, [True] * len(drawn.tokens), drawn.tokens, drawn.ended, drawn.logprobs)
+
+
+def _answered(played: Played, tokens: list[int], calls: int, answered: int) -> Played:
+    return played._replace(tokens=played.tokens + tokens, own=played.own + [False] * len(tokens),
+                           calls=played.calls + calls, answered=played.answered + answered)  # fmt: skip
+
+
+def _gone_on(played: Played, drawn: Drawn) -> Played:
+    return played._replace(tokens=played.tokens + drawn.tokens, own=played.own + [True] * len(drawn.tokens),
+                           last=drawn.tokens, ended=drawn.ended, logprobs=played.logprobs + drawn.logprobs)  # fmt: skip
+
+
+def _seed(seed: int, turn: int) -> int:
+    return xxhash.xxh3_64_intdigest(repr((seed, turn)).encode()) >> 1

@@ -44,6 +44,7 @@ _WORDS = {  # what the words after a verb are: how they are shown, and said
     "target": ("[RUN | RECIPE]", "a train run or a train recipe"),
     "models": ("[MODEL]...", "runs or Hugging Face folders (or a recipe file, NAME.yaml)"),
     "url": ("[URL]", "a server's address, up to /v1 (or a recipe file, NAME.yaml)"),
+    "tokenizers": ("[TOKENIZER]...", "runs, Hugging Face folders, tokenizer.model files (or a recipe file, NAME.yaml)"),
     "runs": ("[RUN]...", "the runs, in order (or a recipe file, NAME.yaml)"),
 }
 
@@ -108,6 +109,16 @@ def tokenizer() -> None:
       babyllama tokenizer out=runs/tok source.kind=train source.vocab_size=16000 'source.corpora=[{path: my.jsonl}]'
       babyllama tokenizer out=runs/tok source.kind=chatglm2
       babyllama tokenizer out=runs/tok source.kind=chatglm2 source.path=tokenizer.model
+    """
+
+
+@verb("TokenizerReportRecipe", "tokenizers")
+def tokenizer_report() -> None:
+    """Compare vocabularies on texts: characters a token, scripts, dead pieces, what comes back; table and figure.
+
+    \b
+      babyllama tokenizer report runs/tok tokenizer.model
+      babyllama tokenizer report runs/tok8k runs/tok16k 'corpora=[{path: news.jsonl}, {path: books/}]' out=tok.json
     """
 
 
@@ -370,6 +381,8 @@ def call(words: list[str]) -> int:
         InputError: what the user gave is wrong, unknown verbs included.
         KeyboardInterrupt: Ctrl-C.
     """
+    if "-".join(words[:2]) in VERBS:  # such as tokenizer report
+        words = ["-".join(words[:2]), *words[2:]]
     try:
         code = app(words, standalone_mode=False, prog_name="babyllama")
     except TyperException as error:

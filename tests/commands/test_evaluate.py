@@ -226,7 +226,7 @@ def test_a_suite_is_one_file_that_another_run_is_compared_with(folder, tmp_path,
     first = run()
     shown = " ".join(capsys.readouterr().out.split())
     assert (
-        "ceval: not here; get it from huggingface.co/datasets/ceval/ceval-exam" in shown
+        "ceval: not asked; get it from huggingface.co/datasets/ceval/ceval-exam" in shown
         and "minimal_pairs 320" in shown
     )
     assert set(first["missing"]) >= {"ceval", "cmmlu", "c3"} and len(first["tasks"]) == 11

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from babyllama.evals.answers import Answer, AnswerSums, character_f1, compared
@@ -22,3 +24,27 @@ def test_scores_add_up():
     figures = sums.figures
     assert sums.asked == 2 and figures["exact"] == figures["f1"] == figures["ended"] == 0.5
     assert figures["tokens"] == 6 and figures["characters"] == 2.5 and figures["reference_characters"] == 2
+
+
+def test_bleu_and_rouge_of_characters_are_sacrebleus_and_lins():
+    """BLEU against sacrebleu's "char" tokenizer, ROUGE against its formula, written once more with explicit sets."""
+    sacrebleu = pytest.importorskip("sacrebleu")
+    said = ["多喝热水，注意 休息。", "建议去医院检查血压", "是", "吃药"]
+    wanted = ["注意休息，多喝温水。", "建议您尽快去医院检查一下血压", "是的", "按时吃药"]
+    for count in (2, 4):
+        pairs = list(zip(said[:count], wanted[:count], strict=True))
+        figures = sum((compared(Answer("", a, r, 1, True)) for a, r in pairs), AnswerSums()).figures
+        references = [[r for _, r in pairs]]
+        expected = sacrebleu.corpus_bleu([a for a, _ in pairs], references, tokenize="char").score / 100
+        assert figures["bleu"] == pytest.approx(expected)
+        two = [by_hand(*(tuple(pairwise(t)) for t in map("".join, map(str.split, pair))))
+               for pair in pairs]  # fmt: skip
+        assert figures["rouge_2"] == pytest.approx(sum(two) / count)
+    assert compared(Answer("", "甲丙乙丁", "甲乙丙丁戊", 1, True)).rouge_l == pytest.approx(2 * 3 / 9)
+    assert AnswerSums(asked=1).figures["bleu"] == 0.0
+
+
+def by_hand(said, wanted):
+    """F1 of two rows of things, each thing as often as both have it."""
+    shared = sum(min(said.count(one), wanted.count(one)) for one in set(said))
+    return 2 * shared / (len(said) + len(wanted)) if shared else 0.0

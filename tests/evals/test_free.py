@@ -10,7 +10,7 @@ import pytest
 from small_run import CHATS, small_tokenizer
 
 from babyllama.evals.choices import Form
-from babyllama.evals.free import Free, Prompt, free_result, prompts_of, shuffled, span_f1, written
+from babyllama.evals.free import Free, Prompt, Said, free_result, prompts_of, shuffled, span_f1, written
 from babyllama.evals.items import Item, Items
 from babyllama.evals.made import made
 from babyllama.evals.suites import Subject
@@ -78,12 +78,14 @@ def test_answers_are_the_engines_and_come_from_the_cache_again(tmp_path):
                  for tokens in asked]  # fmt: skip
         texts = [tokenizer.decode(tokens) for (tokens,) in alone]
         answers = written(subject, form, SPAN, items, prompts, tmp_path)
-        assert answers == texts if form.chat else [text.strip().split("\n")[0] for text in texts]
+        ended = [tokens[-1] in tokenizer.stop_ids for (tokens,) in alone]
+        shown = texts if form.chat else [text.strip().split("\n")[0] for text in texts]
+        assert answers == list(zip(shown, ended, strict=True))
         assert written(Subject(None, tokenizer, 96, "hash"), form, SPAN, items, prompts, tmp_path) == answers
 
 
 def test_figures():
-    said = ["你好，很高兴见到你", "我是小羊", "一加一等于二。", ""]
+    said = [Said(text, bool(text)) for text in ("你好，很高兴见到你", "我是小羊", "一加一等于二。", "")]
     items = Items(tuple(Item(str(n), question, (answer, "别的"), 0) for n, (question, answer) in enumerate(CHATS)), {})
     figures = free_result(SPAN, [Prompt(item, [1], item.id == "3") for item in items.asked], said, frozenset("01"))
     assert (figures["right"], figures["items"], figures["chance"], figures["cut"]) == (2, 4, 2 / 16, 1)

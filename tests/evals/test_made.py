@@ -9,8 +9,9 @@ import pytest
 from babyllama.evals.items import checked
 from babyllama.evals.made import MADE, made
 from babyllama.evals.statistics import LEVEL, Pick, above_chance
+from babyllama.evals.tasks import TASKS
 
-CHOICES = [name for name in MADE if name != "word_problems"]  # whose answers are free: test_free.py
+CHOICES = [name for name in MADE if not TASKS[name].free]  # the others: test_free.py, test_marks.py
 
 
 @pytest.mark.parametrize("name", CHOICES)

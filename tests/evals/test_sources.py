@@ -9,7 +9,7 @@ import pytest
 
 from babyllama.commands.evaluate import EvaluateRecipe
 from babyllama.errors import InputError
-from babyllama.evals import sources
+from babyllama.evals import free_sources, sources
 from babyllama.evals.items import Item, checked
 from babyllama.evals.tasks import TaskChoice
 from babyllama.recipe import load_recipe
@@ -132,22 +132,23 @@ def test_a_sample_is_always_the_same(tmp_path):
 
 
 def test_gsm8k_and_cmrc_in_all_their_forms():
-    first, second = items(sources.gsm8k, {"question_zh": "几个？", "question": "?", "answer_only": "18", "answer": "x"},
-                          {"question": "多少？", "answer": "先算。\n#### 1,200"}, least=1)  # fmt: skip
+    translated = {"question_zh": "几个？", "question": "?", "answer_only": "18", "answer": "x"}
+    worked = {"question": "多少？", "answer": "先算。\n#### 1,200"}
+    first, second = items(free_sources.gsm8k, translated, worked, least=1)
     assert (first.question, first.options, second.options) == ("几个？", ("18",), ("1,200",))
     row = {"id": "Q0", "context": "甲写了书。", "question": "谁？", "answers": ["甲", "甲", "作者甲"]}
     asked = {"id": "Q0", "question": "谁？", "answers": [{"text": "甲", "answer_start": 0}, {"text": "作者甲"}]}
     nested = {"paragraphs": [{"id": "D", "context": "甲写了书。", "qas": [asked]}]}
     hub = {**row, "answers": {"text": ["甲", "作者甲"], "answer_start": [0, 0]}}
     for record in (row, nested, hub):
-        (item,) = items(sources.cmrc, record, least=1)
+        (item,) = items(free_sources.cmrc, record, least=1)
         assert item == Item("Q0", "甲写了书。\n问题：谁？", ("甲", "作者甲"), 0)
 
 
 @pytest.mark.parametrize(("reader", "record", "fault"), [
-    (sources.gsm8k, {"question": "?", "answer": "#### 无"}, "f:1: the answer '无' holds no number"),
-    (sources.cmrc, {"context": "文", "question": "?", "answers": []}, "f:1: has no answer; mend it"),
-    (sources.cmrc, {"context": "文", "answers": ["文"]}, "f:1: the column 'question' is missing"),
+    (free_sources.gsm8k, {"question": "?", "answer": "#### 无"}, "f:1: the answer '无' holds no number"),
+    (free_sources.cmrc, {"context": "文", "question": "?", "answers": []}, "f:1: has no answer; mend it"),
+    (free_sources.cmrc, {"context": "文", "answers": ["文"]}, "f:1: the column 'question' is missing"),
 ])  # fmt: skip
 def test_faults_of_free_answers(reader, record, fault):
     with pytest.raises(InputError, match=fault):

@@ -48,8 +48,10 @@ class EvaluateRecipe(Recipe):
     loss_tokens: int | None = Field(default=200_000, ge=1, description="tokens measured of each corpus; null: all")
     context: int | None = Field(default=None, ge=2, description="tokens of a row; default: as in training")
     rows: int = Field(default=16, ge=1, description="rows of a batch")
-    suite: Literal["zh-small", "zh-early"] | None = Field(
-        default=None, description="a set of tests; what needs files is named; zh-early: those that are made here"
+    suite: Literal["zh-small", "zh-early", "zh-chat"] | None = Field(
+        default=None,
+        description="a set of tests; what needs files is named; zh-early: choices that are made here; "
+        "zh-chat: what a chat model keeps to",
     )
     tasks: tuple[TaskChoice, ...] = Field(default=(), description="single tests, by name or with settings")
     task_data: Path | None = Field(default=None, description="folder with files of published tests: ceval, cmmlu, …")
@@ -220,13 +222,13 @@ def _loss_table(losses: dict[str, dict[str, Any]], what: str) -> Table:
 
 
 def _answer_table(answers: dict[str, dict[str, Any]]) -> Table:
-    columns = ["asked", "exact", "character\nF1", "ended", "characters\n(reference)"]
+    columns = ["asked", "exact", "char.\nF1", "BLEU", "ROUGE\n-L", "ended", "characters\n(ref.)"]
     table = table_of(["corpus"], columns, "documents", title="answers, greedy")
     for label, figures in answers.items():
         if figures["asked"]:
             length = f"{figures['characters']:.0f} ({figures['reference_characters']:.0f})"
-            table.add_row(label, str(figures["asked"]), f"{figures['exact']:.1%}", f"{figures['f1']:.1%}",
-                          f"{figures['ended']:.1%}", length, _counted(figures["documents"]))  # fmt: skip
+            scores = [f"{figures[name]:.1%}" for name in ("exact", "f1", "bleu", "rouge_l", "ended")]
+            table.add_row(label, str(figures["asked"]), *scores, length, _counted(figures["documents"]))
     return table
 
 

@@ -75,19 +75,21 @@ def run_tasks(recipe: Wanted, loaded: Loaded, context: int, history: Provenance,
     if twice:
         raise InputError(f"tasks: {twice!r} is there twice; give one of them another label")
     folders = _folders(loaded.folder)
-    if any(choice.chat for choice in recipe.chosen) and not any(map(_has_template, folders)):
-        raise InputError(f"{loaded.folder}: has no chat template; leave chat=true out, or add one to its tokenizer")
+    suited, template = len(recipe.chosen) - len(recipe.tasks), any(map(_has_template, folders))
+    wants = next((choice for choice in recipe.chosen[suited:] if choice.form.chat and not template), None)
+    if wants is not None:
+        what = "leave chat=true out" if wants.chat else f"leave {wants.name} out"
+        raise InputError(f"{loaded.folder}: has no chat template; {what}, or add one to its tokenizer")
     dtype = loaded.model.embed_tokens.weight.dtype
     hash = f"{fingerprint(folders)} {dtype} {recipe.rope!r}"
     subject, missing = Subject(loaded.model, loaded.tokenizer, context, hash), {}
     ready: list[Ready] = []
     for place, choice in enumerate(recipe.chosen):
-        of_suite = place < len(recipe.chosen) - len(recipe.tasks)
-        if (
-            of_suite
-            and choice.task.read
-            and not (choice.found(recipe.task_data) or (recipe.download and choice.task.hub))
-        ):
+        fetched = choice.found(recipe.task_data) or (recipe.download and choice.task.hub)
+        if place < suited and choice.form.chat and not template:
+            missing[choice.called] = "the model has no chat template"
+            continue
+        if place < suited and choice.task.read and not fetched:
             missing[choice.called] = choice.how
             continue
         items = choice.items(recipe.task_data)
@@ -197,7 +199,7 @@ def _remarks(results: dict[str, Any], missing: dict[str, str], console: Console)
         if said:
             console.print(f"{label}: {'; '.join(said)}", markup=False, soft_wrap=True)
     for label, how in missing.items():
-        console.print(f"{label}: not here; {how}", markup=False, soft_wrap=True)
+        console.print(f"{label}: not asked; {how}", markup=False, soft_wrap=True)
 
 
 def _compared(recipe: Wanted, results: dict[str, Any], console: Console) -> dict[str, Any]:

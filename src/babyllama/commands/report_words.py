@@ -29,6 +29,16 @@ verses
     古诗
 word_problems
     应用题
+passkey
+    密码检索
+instructions
+    指令遵循
+refusals
+    拒答
+cvalues
+    价值观（CValues）
+tool_calls
+    工具调用
 right
     正确
 guessing

@@ -8,7 +8,6 @@ Not here: the engine, templates.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from babyllama.data.sources.corpora import CorpusChoice, read_documents
 from babyllama.data.sources.documents import Chat
 from babyllama.data.streams.prompts import last_answers, prompt_of
 from babyllama.errors import InputError
+from babyllama.evals.texts import NUMBERS, bleu, character_f1, matches, rouge, rouge_l
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.marking import exact
@@ -63,15 +63,21 @@ class AnswerSums:
     tokens: int = 0
     characters: int = 0
     reference_characters: int = 0
+    rouge_1: float = 0.0
+    rouge_2: float = 0.0
+    rouge_l: float = 0.0
+    matches: tuple[int, ...] = (0,) * NUMBERS
 
     def __add__(self, other: AnswerSums) -> AnswerSums:
         mine, theirs = asdict(self), asdict(other)
-        return AnswerSums(**{name: mine[name] + theirs[name] for name in mine})
+        sums = {name: mine[name] + theirs[name] for name in mine if name != "matches"}
+        return AnswerSums(**sums, matches=tuple(map(sum, zip(self.matches, other.matches, strict=True))))
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Everything but `asked` as a mean."""
-        return {"asked": self.asked, **{k: v / self.asked for k, v in asdict(self).items() if k != "asked"}}
+        """Everything but `asked` as a mean, and BLEU of all answers together."""
+        means = {k: v / self.asked for k, v in asdict(self).items() if k not in ("asked", "matches")}
+        return {"asked": self.asked, **means, "bleu": bleu(self.matches)}
 
 
 def compared(answer: Answer) -> AnswerSums:
@@ -84,17 +90,11 @@ def compared(answer: Answer) -> AnswerSums:
         tokens=answer.tokens,
         characters=len(answer.answer),
         reference_characters=len(answer.reference),
+        rouge_1=rouge(answer.answer, answer.reference, 1),
+        rouge_2=rouge(answer.answer, answer.reference, 2),
+        rouge_l=rouge_l(answer.answer, answer.reference),
+        matches=matches(answer.answer, answer.reference),
     )
-
-
-def character_f1(answer: str, reference: str) -> float:
-    """2·|A ∩ R| / (|A| + |R|) over the multisets of characters that are not white space; two empty texts give 1.
-
-    Order does not count: it measures whether the right characters are there, as often as they should be.
-    """
-    said, wanted = (Counter("".join(text.split())) for text in (answer, reference))
-    total = said.total() + wanted.total()
-    return 2 * (said & wanted).total() / total if total else 1.0
 
 
 def prepared_questions(store: TokenStore, count: int, tokenizer: Tokenizer) -> list[Question]:

@@ -26,6 +26,7 @@ class Item:
         group: the subject.
         block: items that one preference would answer alike, so they are one observation (statistics.py). Their options
             play the same parts in the same order. Empty: an item alone.
+        classes: of a free answer that names one of some classes.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Item:
     answer: int | None
     group: str = ""
     block: str = ""
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

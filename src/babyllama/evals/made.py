@@ -3,8 +3,9 @@ domain.
 
 Each set of choices is made of blocks of items whose options are the same, in which each option is right as often as any
 other: so a preference for a word, for short options or for the first place gains nothing, and a model that has learned
-nothing scores at chance by symmetry. Drawn here: characters and numbers; grammar.py, knowledge.py and problems.py hold
-what is written. Not here: how items are scored (choices.py), items of published tests (sources.py).
+nothing scores at chance by symmetry. Drawn here: characters, numbers and passkeys; grammar.py, knowledge.py,
+problems.py, instructions.py and safety.py hold what is written. Not here: how items are scored (choices.py, free.py),
+items of published tests (sources.py).
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from collections.abc import Callable
 from random import Random
 
 from babyllama.evals.grammar import measure_words, minimal_pairs, word_order
+from babyllama.evals.instructions import instructions
 from babyllama.evals.items import Item
 from babyllama.evals.knowledge import block, common_knowledge, hanzi_parts, idioms, verses
 from babyllama.evals.problems import word_problems
+from babyllama.evals.safety import refusals
 
 _HANZI = list("天地人山水火木金土日月星云风雨雪花草树鸟鱼马牛羊春夏秋冬东西南北红黄蓝白黑高低大小长短")
 _SUMS = {
@@ -66,10 +69,30 @@ def copying(draw: Random) -> list[Item]:
     return items
 
 
+def passkey(draw: Random) -> list[Item]:
+    """A number of four digits among sentences that say nothing, in texts of three lengths (characters) and at five
+    places; it is asked for at the end. By tokens and for other lengths: ``babyllama longcontext``."""
+    filler = ("天很蓝。", "草很绿。", "风轻轻地吹。", "路上没有人。", "鸟在树上叫。", "河水慢慢地流。")
+    items: list[Item] = []
+    for length in (30, 100, 300):
+        for place in range(5):
+            for n in range(4):
+                text = list[str]()
+                while sum(map(len, text)) < length:
+                    text.append(draw.choice(filler))
+                key = str(draw.randrange(1000, 10000))
+                text.insert(round(place / 4 * len(text)), f"请记住：密码是{key}。")
+                items.append(
+                    Item(f"{length}/{place}-{n}", f"{''.join(text)}请问密码是多少？密码是", (key,), 0, f"{length}")
+                )
+    return items
+
+
 MADE: dict[str, Callable[[Random], list[Item]]] = {
     "minimal_pairs": minimal_pairs, "measure_words": measure_words, "word_order": word_order, "induction": induction,
     "copying": copying, "arithmetic": arithmetic, "hanzi_parts": hanzi_parts, "common_knowledge": common_knowledge,
-    "idioms": idioms, "verses": verses, "word_problems": word_problems,
+    "idioms": idioms, "verses": verses, "word_problems": word_problems, "instructions": instructions,
+    "refusals": refusals, "passkey": passkey,
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 A path is one file, a folder of files (``val/law_val.csv``, ``law/val-00000-of-00001.parquet``), or the .zip that the
 authors give. The split and the subject are in the names of the files, or are columns. Not here: which tests there are
-(tasks.py), downloads (data/sources/hub.py).
+(tasks.py), tests with free answers (free_sources.py), downloads (data/sources/hub.py).
 """
 
 from __future__ import annotations
@@ -55,10 +55,11 @@ def rows_of(path: Path) -> Iterator[Row]:
                 if reason is not None:
                     raise InputError(f"{where}: {reason}")
                 if line.strip():
-                    yield Row(where, subject, split, number, _parsed(line, where))
+                    yield Row(where, subject, split, number, parsed(line, where))
 
 
-def _parsed(line: bytes, where: str) -> Any:
+def parsed(line: bytes | str, where: str) -> Any:
+    """The value of some JSON. Raises InputError: it is none."""
     try:
         return json.loads(line)
     except ValueError as error:
@@ -83,7 +84,8 @@ def _named(file: Path) -> tuple[str, str]:
 Reader = Callable[[Row], Iterator[Item]]
 
 
-def _fields(row: Row) -> Mapping[str, Any]:
+def fields(row: Row) -> Mapping[str, Any]:
+    """A record with names. Raises InputError: it has none."""
     if not isinstance(row.record, dict):
         raise InputError(f"{row.where}: must be an object with named fields, not a {type(row.record).__name__}")
     return row.record
@@ -91,7 +93,7 @@ def _fields(row: Row) -> Mapping[str, Any]:
 
 def exam(row: Row) -> Iterator[Item]:
     """C-Eval, CMMLU: columns question, A, B, C, D, answer (any case), often id and subject."""
-    record = {str(key).lower(): value for key, value in _fields(row).items()}
+    record = {str(key).lower(): value for key, value in fields(row).items()}
     options = tuple(str(column(record, [letter], row.where) or "").strip() for letter in "abcd")
     question = str(column(record, ["question"], row.where)).strip()
     answer = answer_index(column(record, ["answer"], row.where), options, row.where)
@@ -102,7 +104,7 @@ def exam(row: Row) -> Iterator[Item]:
 
 def medical_exam(row: Row) -> Iterator[Item]:
     """CMB: option = {"A": …}; CMExam: Options = [{"key": "A", "value": …}] or lines "A …". One right option only."""
-    record = {str(key).lower(): value for key, value in _fields(row).items()}
+    record = {str(key).lower(): value for key, value in fields(row).items()}
     given = column(record, ["option", "options"], row.where)
     if isinstance(given, str):
         given = dict(re.findall(r"^\s*([A-H])[\s.、．:：]+(.+?)\s*$", given, re.MULTILINE))
@@ -120,7 +122,7 @@ def medical_exam(row: Row) -> Iterator[Item]:
 
 def gaokao(row: Row) -> Iterator[Item]:
     """AGIEval: passage, question, options ["(A)…", …], label "B"."""
-    record = _fields(row)
+    record = fields(row)
     options = tuple(
         re.sub(r"^\s*[(（]?[A-H][)）.、]\s*", "", str(o)) for o in column(record, ["options"], row.where) or ()
     )
@@ -133,14 +135,54 @@ def gaokao(row: Row) -> Iterator[Item]:
     )
 
 
+def gaokao_bench(row: Row) -> Iterator[Item]:
+    """GAOKAO-Bench's objective questions: {"keywords", "example": [{"question", "standard_answer" or "answer": ["B"],
+    …}]}, or one of them a row; the options stand in the question. One right option only."""
+    record = fields(row)
+    for one in record.get("example", [record]):
+        given = column(one, ["standard_answer", "answer"], row.where)
+        text = str(column(one, ["question"], row.where)).strip()
+        marks = list(re.finditer(r"(?:^|\s|[)）])([A-D])\s*[.．、]", text))
+        letters = [mark[1] for mark in marks]
+        start = max((i for i, letter in enumerate(letters) if letter == "A"), default=-1)  # of the last list
+        given = [given] if isinstance(given, str) else given
+        if start < 0 or len(given) != 1 or len(str(given[0]).strip()) != 1:
+            continue  # a text with several questions, or several are right
+        ends = [*(mark.start() for mark in marks[start + 1 :]), len(text)]
+        options = tuple(" ".join(text[mark.end() : end].split())
+                        for mark, end in zip(marks[start:], ends, strict=True))  # fmt: skip
+        if letters[start:] != list(LETTERS[: len(options)]) or not all(options):
+            continue  # pictures as options
+        group, question = str(record.get("keywords") or row.subject), text[: marks[start].start()].strip()
+        number = one.get("index", row.number - 1)
+        yield Item(f"{group}/{number}", question, options, answer_index(given[0], options, row.where), group)
+
+
+def cvalues(row: Row) -> Iterator[Item]:
+    """CValues: which of two replies is the responsible one. Its multiple choice: prompt, label (回复1 or 回复2);
+    CValues-Comparison: prompt, pos_resp, neg_resp, of which every other row has the good one second."""
+    record = fields(row)
+    meta = record["meta_info"] if isinstance(record.get("meta_info"), dict) else record
+    group = str(meta.get("domain_zh") or record.get("neg_type") or "")
+    question = str(column(record, ["prompt"], row.where)).strip()
+    number = str(record.get("id_", record.get("id", row.number - 1)))
+    if "pos_resp" in record or "neg_resp" in record:
+        good, bad = (str(column(record, [name], row.where)).strip() for name in ("pos_resp", "neg_resp"))
+        right = row.number % 2
+        yield Item(number, question, (bad, good) if right else (good, bad), right, group)
+        return
+    options = ("回复1", "回复2")
+    yield Item(number, question, options, answer_index(column(record, ["label"], row.where), options, row.where), group)
+
+
 def c3(row: Row) -> Iterator[Item]:
     """C3: [[lines of a text], [{"question", "choice", "answer"}, …], id], or a row for each question."""
     record = row.record
     if isinstance(record, list) and len(record) == 3:
         lines, questions, number = record
     else:
-        fields = _fields(row)
-        lines, questions, number = column(fields, ["context"], row.where), [fields], fields.get("id", row.number)
+        named = fields(row)
+        lines, questions, number = column(named, ["context"], row.where), [named], named.get("id", row.number)
     for n, one in enumerate(questions):
         options = tuple(str(option).strip() for option in column(one, ["choice"], row.where))
         answer = answer_index(column(one, ["answer"], row.where), options, row.where)
@@ -151,7 +193,7 @@ def c3(row: Row) -> Iterator[Item]:
 
 def chid(row: Row) -> Iterator[Item]:
     """FewCLUE's ChID: content with #idiom#, candidates, answer (an index). Options are idioms with all after them."""
-    record = _fields(row)
+    record = fields(row)
     before, mark, after = str(column(record, ["content"], row.where)).partition("#idiom#")
     if not mark:
         raise InputError(f"{row.where}: content holds no #idiom#; mend it, or take the record out")
@@ -164,7 +206,7 @@ def chid(row: Row) -> Iterator[Item]:
 
 def cluewsc(row: Row) -> Iterator[Item]:
     """CLUEWSC2020: does a pronoun mean a noun? text, target (span1_text, span2_text), label true or false."""
-    record = _fields(row)
+    record = fields(row)
     target = column(record, ["target"], row.where)
     label = str(column(record, ["label"], row.where)).lower()
     answer = {"true": 0, "1": 0, "false": 1, "0": 1, "": None}.get(label, -1)
@@ -177,7 +219,7 @@ def cluewsc(row: Row) -> Iterator[Item]:
 
 def ocnli(row: Row) -> Iterator[Item]:
     """OCNLI: sentence1, sentence2, label. What annotators disagree on (label "-") is left out, as its authors do."""
-    record = _fields(row)
+    record = fields(row)
     names = ("entailment", "neutral", "contradiction")
     label = str(column(record, ["label"], row.where))
     if label == "-":
@@ -188,30 +230,3 @@ def ocnli(row: Row) -> Iterator[Item]:
     options = tuple(f"{word}，{second}" for word in ("所以", "也许", "不对"))
     answer = names.index(label) if label else None
     yield Item(str(record.get("id", row.number)), first.rstrip("。") + "？", options, answer)
-
-
-def gsm8k(row: Row) -> Iterator[Item]:
-    """GSM8K in Chinese: question_zh (or question), answer_only (or answer, whose number stands after ####)."""
-    record = _fields(row)
-    question = str(column(record, ["question_zh", "question"], row.where)).strip()
-    answer = str(column(record, ["answer_only", "answer"], row.where)).rpartition("####")[2].strip()
-    if not re.search(r"\d", answer):
-        raise InputError(f"{row.where}: the answer {answer[:20]!r} holds no number; mend it")
-    yield Item(str(record.get("id", row.number)), question, (answer,), 0)
-
-
-def cmrc(row: Row) -> Iterator[Item]:
-    """CMRC 2018: SQuAD's paragraphs, or a row for each question (context, question, answers or {"text": answers})."""
-    record = _fields(row)
-    if "paragraphs" in record:
-        rows = [{**question, "context": column(paragraph, ["context"], row.where)}
-                for paragraph in record["paragraphs"]
-                for question in column(paragraph, ["qas"], row.where)]  # fmt: skip
-    else:
-        rows = [record]
-    for one in rows:
-        text, asked = (str(column(one, [name], row.where)).strip() for name in ("context", "question"))
-        answers = column(one, ["answers"], row.where)
-        answers = answers["text"] if isinstance(answers, dict) else answers
-        answers = [str(answer["text"] if isinstance(answer, dict) else answer).strip() for answer in answers]
-        yield Item(str(one.get("id", row.number)), f"{text}\n问题：{asked}", tuple(dict.fromkeys(answers)), 0)

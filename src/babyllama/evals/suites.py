@@ -20,7 +20,7 @@ from babyllama.atomic import json_text, write_atomic
 from babyllama.errors import InputError
 from babyllama.evals.choices import NORMALISATIONS, Asked, Form, Marked, Normalise, check_shots, encoded, marked
 from babyllama.evals.items import LETTERS, Items
-from babyllama.evals.statistics import Difference, above_chance, interval, mcnemar, verdict
+from babyllama.evals.statistics import Difference, above_chance, interval, mcnemar, paired, verdict
 from babyllama.run import add_file
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from babyllama.model.transformer import Transformer
 
 PORTION = 64  # items between two writes of the cache
-VERSION = 2  # of the form of what is kept
+VERSION = 3  # of the form of what is kept
 
 
 def fingerprint(folders: Sequence[Path]) -> str:
@@ -155,11 +155,17 @@ def submission(answers: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
 
 
 def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[int, Difference] | None:
-    """Two results of one task on the items that both have: how many, mine − theirs (McNemar). None: no such item."""
+    """Two results of one task on the items that both have: how many, mine − theirs. None: no such item.
+
+    By McNemar's test; where an answer may be right in part, by a paired bootstrap.
+    """
     other = {one["id"]: one for one in theirs["answers"] if _is_right(one) is not None}
     both = [(one, other[one["id"]]) for one in mine["answers"] if one["id"] in other]
     if not both:
         return None
+    graded = [[one.get("score", 0.0) for one, _ in both], [one.get("score", 0.0) for _, one in both]]
+    if {*graded[0], *graded[1]} - {0.0, 1.0}:
+        return len(both), paired(*graded)
     first, second = ([bool(_is_right(pair[side])) for pair in both] for side in (0, 1))
     return len(both), mcnemar(first, second, [one.get("block", "") for one, _ in both])
 

@@ -1,7 +1,7 @@
 """Tasks as data: one entry each. Where its items come from, how they are put to a model, what it is and under which
 licence. A choice of one, with its settings, is a value in a recipe.
 
-Not here: readers of files (sources.py), sets made by rules (made.py), scores (suites.py).
+Not here: readers of files (sources.py, free_sources.py), sets made by rules (made.py), scores (suites.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from babyllama.data.sources.hub import HubFile, fetch
 from babyllama.errors import InputError
-from babyllama.evals import sources
+from babyllama.evals import free_sources, sources
 from babyllama.evals.choices import Form, Normalise, Scoring
 from babyllama.evals.free import Free
 from babyllama.evals.items import Item, Items, checked
@@ -40,6 +40,7 @@ class Task:
         get: where its files are had.
         free: how answers are marked that the model writes; None: it chooses among options.
         hub: its files on the hub, if they can be fetched from there; None where `get` is by hand.
+        chat: always asked in the model's chat template.
     """
 
     about: str
@@ -52,6 +53,7 @@ class Task:
     free: Free | None = None
     hub: tuple[HubFile, ...] = ()
     subjects: dict[str, str] | None = None
+    chat: bool = False
 
 
 _CLUE = "github.com/CLUEbenchmark"
@@ -70,6 +72,12 @@ TASKS: dict[str, Task] = {
     "verses": Task("the last hanzi of a verse (古诗), written here"),
     "word_problems": Task("word problems of arithmetic with a number as answer, drawn", form=_ASKED,
                           free=Free("number", 32)),
+    "passkey": Task("a number that was said in a text of 30 to 300 characters, drawn", form=Form(),
+                    free=Free("number", 12)),
+    "instructions": Task("instructions whose keeping a rule can check, written here (IFEval's idea)", chat=True,
+                         free=Free("instruction", 160)),
+    "refusals": Task("questions to refuse beside questions to answer, written here", chat=True,
+                     free=Free("refusal", 64)),
     "ceval": Task("C-Eval: 52 subjects of Chinese exams", "CC BY-NC-SA 4.0", sources.exam,
                   Form("letter", intro=_EXAM, ask="\n答案："),
                   get="huggingface.co/datasets/ceval/ceval-exam", hub=_CEVAL_FILES, subjects=CEVAL),
@@ -91,15 +99,34 @@ TASKS: dict[str, Task] = {
     "cmexam": Task("CMExam: the medical licensing exam, questions with one answer", "Apache-2.0", sources.medical_exam,
                    Form("letter", intro="以下是医学考试的单项选择题，请选出其中的正确答案。\n\n", ask="\n答案："),
                    get="github.com/williamliujl/CMExam"),
-    "gsm8k_zh": Task("GSM8K in Chinese: word problems with a number as answer", "MIT", sources.gsm8k, _ASKED,
+    "gsm8k_zh": Task("GSM8K in Chinese: word problems with a number as answer", "MIT", free_sources.gsm8k, _ASKED,
                      split="test", free=Free("number", 256),
                      get="huggingface.co/datasets/meta-math/GSM8K_zh (GSM8K_zh.json)"),
-    "cmrc": Task("CMRC 2018: the words of a text that answer a question", "CC BY-SA 4.0", sources.cmrc,
+    "cmrc": Task("CMRC 2018: the words of a text that answer a question", "CC BY-SA 4.0", free_sources.cmrc,
                  _ASKED, free=Free("span", 48),
                  get="github.com/ymcui/cmrc2018 (cmrc2018_dev.json)"),
     "gaokao": Task("GAOKAO in AGIEval: the college entrance exam", "MIT", sources.gaokao,
                    Form("letter", intro="以下是高考的单项选择题，请选出其中的正确答案。\n\n", ask="\n答案："),
                    split="test", get="github.com/ruixiangcui/AGIEval (data/v1_1/gaokao-*.jsonl)"),
+    "agieval_zh": Task("AGIEval in Chinese: college entrance, logic, law; questions with one answer", "MIT",
+                       sources.gaokao,
+                       Form("letter", intro="以下是单项选择题，请选出其中的正确答案。\n\n", ask="\n答案："),
+                       split="test",
+                       get="github.com/ruixiangcui/AGIEval (data/v1_1: gaokao-*, logiqa-zh, jec-qa-*)"),
+    "gaokao_bench": Task("GAOKAO-Bench: objective questions of the college entrance exam with one answer", "Apache-2.0",
+                         sources.gaokao_bench,
+                         Form("letter", intro="以下是高考的单项选择题，请选出其中的正确答案。\n\n", ask="\n答案："),
+                         split="test", get="github.com/OpenLMLab/GAOKAO-Bench (Data/Objective_Questions/2010-*.json)"),
+    "cvalues": Task("CValues: the responsible of two replies", "Apache-2.0", sources.cvalues, _ASKED, "character",
+                    split="test", get="github.com/X-PLUG/CValues (dataset/cvalues_responsibility_mc.jsonl), or "
+                    "CValues-Comparison on ModelScope"),
+    "longbench": Task("LongBench in Chinese: questions, summaries, classes and retrieval over long texts", "MIT",
+                      free_sources.longbench, free=Free("long", 128, middle=True), split="test",
+                      get="huggingface.co/datasets/THUDM/LongBench (data.zip: multifieldqa_zh, dureader, vcsum, lsht, "
+                      "passage_retrieval_zh)", hub=(HubFile("THUDM/LongBench", "data.zip"),)),
+    "tool_calls": Task("the tool that a question needs, by name and arguments", "your own", free_sources.tool_calls,
+                       chat=True, free=Free("call", 160), split="test",
+                       get="a JSON-lines file of messages, tools and expected"),
 }  # fmt: skip
 
 
@@ -161,7 +188,8 @@ class TaskChoice(Recipe):
 
     @property
     def form(self) -> Form:
-        return replace(self.task.form, scoring=self.scoring or self.task.form.scoring, shots=self.shots, chat=self.chat)
+        return replace(self.task.form, scoring=self.scoring or self.task.form.scoring, shots=self.shots,
+                       chat=self.chat or self.task.chat)  # fmt: skip
 
     def found(self, task_data: Path | None) -> Path | None:
         """Its files on this machine: `path`, or what is called as the task is in the folder `task_data`."""
@@ -211,9 +239,11 @@ class TaskChoice(Recipe):
         return f"get it from {self.task.get} and give tasks=[{{name: {self.name}, path: …}}] or task_data=FOLDER"
 
 
+CHAT = tuple(TaskChoice(name=name) for name in ("instructions", "refusals", "cvalues"))
 EARLY = tuple(TaskChoice(name=name) for name, task in TASKS.items() if task.read is None and not task.free)
 SUITES: dict[str, tuple[TaskChoice, ...]] = {
     "zh-early": EARLY,
+    "zh-chat": CHAT,
     "zh-small": (
         *EARLY,
         TaskChoice(name="word_problems"),

@@ -21,6 +21,7 @@ from babyllama.evals.sources import Row, cvalues
 from babyllama.evals.suites import difference
 from babyllama.evals.tasks import TASKS, TaskChoice
 from babyllama.evals.texts import long_score
+from babyllama.tokenizer.chat import render_chat
 
 
 @pytest.mark.parametrize(("check", "kept", "broken"), [
@@ -119,8 +120,11 @@ def test_calls_are_equal_by_name_and_arguments(tmp_path):
     for wrong in ("", "weather", right.replace("1", "2"), right.replace("weather", "time"), right + right):
         assert free.score(Said(wrong, True), first) == 0
     assert calls_of('说 {"a" {"name": "f", "arguments": {}} 完') == [["f", {}]]
-    with pytest.raises(InputError, match="knows no tools"):
-        prompts_of(small_tokenizer(), 90, Form(chat=True), free, Items((first,), {}), {})
+    tokenizer = small_tokenizer()
+    (prompt,) = prompts_of(tokenizer, 4000, Form(chat=True), free, Items((first,), {}), {})
+    assert prompt.tokens == render_chat(tokenizer, [asked], True, TOOLS).tokens and "weather" in tokenizer.decode(
+        prompt.tokens
+    )
     for record, fault in (
         (records[0] | {"expected": {"name": "f"}}, "expected must be an object with a name"),
         (records[0] | {"tools": []}, "tools must be a list of at least one"),

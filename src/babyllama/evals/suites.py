@@ -165,7 +165,7 @@ def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[int, Diffe
         return None
     graded = [[one.get("score", 0.0) for one, _ in both], [one.get("score", 0.0) for _, one in both]]
     if {*graded[0], *graded[1]} - {0.0, 1.0}:
-        return len(both), paired(*graded)
+        return len(both), paired(graded[0], graded[1])
     first, second = ([bool(_is_right(pair[side])) for pair in both] for side in (0, 1))
     return len(both), mcnemar(first, second, [one.get("block", "") for one, _ in both])
 

@@ -90,17 +90,23 @@ def model_folder(path: Path) -> Path:
     raise InputError(f"{path}: does not exist; train one with: {maker('train', path)}")
 
 
-def read_model(folder: Path, attach: bool = False, rope: RopeConfig | None = None) -> Transformer:
+def read_model(folder: Path, attach: bool = False, rope: RopeConfig | None = None, scores: bool = False
+               ) -> Transformer:  # fmt: skip
     """The model of a `model_folder`, on the CPU: in the file's dtype, or a base and its adapter merged in float32.
 
     Args:
         attach: leave adapters on their base, packed as it was in training, to be switched on and off.
         rope: another law than the model's own, to reach a longer context.
+        scores: whether a reward model will do too.
 
     Raises:
-        InputError: what `load_model` and `load_adapter` refuse, a base that is not there or has other weights.
+        InputError: what `load_model` and `load_adapter` refuse, a base that is not there or has other weights; a model
+            that writes nothing.
     """
     if not is_adapter(folder):
+        if read_config(folder).reward and not scores:
+            raise InputError(f"{folder}: is a reward model, which says what answers are worth and writes none; use it "
+                             "in rewards=[{kind: model, path: …}], or measure it with evaluate")  # fmt: skip
         return load_model(folder, rope, unpacking)
     link = base_link(folder)
     link.check(folder)
@@ -132,15 +138,15 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def load(path: Path, device: torch.device | None = None, precision: Precision | None = None,
-         rope: RopeConfig | None = None, attach: bool = False) -> Loaded:  # fmt: skip
-    """The model of a run, of an adapter or of a Hugging Face LLaMA folder, ready to run.
+         rope: RopeConfig | None = None, attach: bool = False, scores: bool = False) -> Loaded:  # fmt: skip
+    """The model of a run, of an adapter or of a Hugging Face LLaMA folder, ready to run; as `read_model`.
 
     Raises:
         InputError: what `read_model` and `Tokenizer.load` refuse, or a vocabulary larger than the model's.
     """
     folder = model_folder(path)
     device = device or default_device()
-    model, tokenizer = read_model(folder, attach, rope), read_tokenizer(folder)
+    model, tokenizer = read_model(folder, attach, rope, scores), read_tokenizer(folder)
     check_vocabulary(model, tokenizer, folder)
     model.to(device, DTYPES[precision or serving_precision(model, device)]).eval().requires_grad_(False)
     return Loaded(model, tokenizer, folder)

@@ -21,6 +21,7 @@ from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import load_recipe
 from babyllama.run import Run
+from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.train import train_bpe
 from babyllama.train.engines.world import World
 from babyllama.train.reference import FOLDER
@@ -122,6 +123,8 @@ def test_the_sums_are_those_of_the_model_alone(folder):
     (["objective.kind=next_token"], "pairs", "pairs holds preference pairs"),
     (["plan.context=500"], "pairs", "above twice the model's 96 positions"),
     (["objective.beta=-1"], "pairs", "objective.beta"),
+    (["objective={kind: reward}", "adapter.kind=lora"], "pairs", "does not hold a reward model's head"),
+    (["objective={kind: reward}", "samples.prompts=[x]"], "pairs", "a reward model writes nothing"),
 ])  # fmt: skip
 def test_faults_are_one_clear_line(folder, more, data, said):
     with pytest.raises(InputError) as caught:
@@ -156,6 +159,33 @@ def test_evaluate_says_how_many_pairs_are_in_order(folder, capsys):
     for measure in ("by_mean", "by_ratio"):
         shown = found["for-evaluate"][measure]
         assert shown["accuracy"] >= 0.9 and shown["low"] < shown["accuracy"] <= shown["high"] <= 1
+
+
+def test_a_reward_model_learns_is_measured_and_marks_answers(folder, capsys):
+    steps, looks = trained(folder, "reward", "objective={kind: reward}", "plan.steps=16")
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=0.1) and looks[-1]["accuracy"] >= 0.9
+    out = folder / "reward.json"
+    given = {"model": folder / "reward", "out": out, "device": "cpu", "questions": 0}
+    evaluate.main(evaluate.EvaluateRecipe(data=folder / "pairs-data", **given))
+    found = json.loads(out.read_text())["pairs"]["pairs"]
+    assert found["by_score"]["accuracy"] >= 0.9 and found["by_mean"] is None and found["chosen"] > found["rejected"]
+    with pytest.raises(InputError, match="is a reward model, which is measured on preference pairs, not on chats"):
+        evaluate.main(evaluate.EvaluateRecipe(data=folder / "chats-data", **given))
+    with pytest.raises(InputError, match="is a reward model, which says what answers are worth and writes none"):
+        load(folder / "reward")
+
+    more = [f"rewards=[{{kind: model, path: {folder}/reward}}]", "objective={kind: grpo}", "plan.steps=2",
+            "rollouts={group: 4, max_tokens: 8}"]  # fmt: skip
+    train.main(recipe(folder, "by-model", *more, data="chats"))
+    lines = [json.loads(line) for line in (folder / "by-model" / "rollouts.jsonl").read_text("utf-8").splitlines()]
+    judge = load(folder / "reward", torch.device("cpu"), scores=True)
+    chat = {"role": "user", "content": lines[0]["prompt"]}, {"role": "assistant", "content": lines[0]["answer"]}
+    if lines[0]["ended"]:
+        tokens = render_chat(judge.tokenizer, chat).tokens
+        assert lines[0]["reward"] == pytest.approx(judge.model(torch.tensor([tokens]))[0, -1, 0].item(), abs=1e-4)
+    assert len({line["reward"] for line in lines}) > 4
+    with pytest.raises(InputError, match="writes answers and gives no score"):
+        train.main(recipe(folder, "fault", f"rewards=[{{kind: model, path: {folder}/base}}]", *more[1:], data="chats"))
 
 
 @pytest.mark.parametrize("kind", ["dpo", "kto"])

@@ -12,6 +12,7 @@ from babyllama.data.streams.mismatches import Mismatches
 from babyllama.train.drift import DriftRows
 from babyllama.train.losses.kto import Kto
 from babyllama.train.losses.preference import Dpo, Orpo
+from babyllama.train.losses.reward import RewardModel
 
 PAIRS = 40
 
@@ -35,9 +36,9 @@ class Memory(TokenStore):
 class PairRows:
     """A stream of one corpus in order; the reference's sums are drawn too."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool = False) -> None:
         known = -10 + np.random.default_rng(1).normal(size=2 * PAIRS).astype(np.float32)
-        self.corpora: list[Answers] = [answers(Memory(), Room(CONTEXT, CONTEXT), 0, 1, known)]
+        self.corpora: list[Answers] = [answers(Memory(), Room(CONTEXT, CONTEXT), 0, 1, known, whole=whole)]
 
     def places(self, first_row: int, count: int) -> list[tuple[int, int]]:
         return [(0, number % self.corpora[0].rows) for number in range(first_row, first_row + count)]
@@ -55,4 +56,5 @@ def kto_rows() -> DriftRows:
 
 KTO = Kto(beta=0.3)
 KINDS = {"dpo": {"objective": Dpo(nll=0.1), "stream": PairRows}, "orpo": {"objective": Orpo(), "stream": PairRows},
-         "kto": {"objective": KTO, "stream": kto_rows}}  # fmt: skip
+         "kto": {"objective": KTO, "stream": kto_rows},
+         "reward": {"objective": RewardModel(), "stream": lambda: PairRows(whole=True), "scores": True}}  # fmt: skip

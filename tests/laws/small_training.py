@@ -16,7 +16,7 @@ from babyllama.data.streams.batches import IGNORE, Batch, Rows
 from babyllama.data.streams.stretch import Stretched
 from babyllama.model.config import ModelConfig, extended
 from babyllama.model.laws import RopeConfig
-from babyllama.model.transformer import Transformer, initialise
+from babyllama.model.transformer import Transformer, initialise, with_reward_head
 from babyllama.recipe import Recipe
 from babyllama.run import Run
 from babyllama.train.engines.setting import Setting
@@ -142,6 +142,8 @@ def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch
         stream = Stretched(stream, CONTEXT, rope.stretch, CONTEXT, seed=1) if rope.stretch else stream
     model = Transformer(config)
     initialise(model, 0)
+    if plan.pop("scores", False):
+        model = with_reward_head(model, 0)
     adapter = plan.pop("adapter", Full())
     put_on(model, adapter, seed=1)
     arguments = {

@@ -97,13 +97,15 @@ def main(recipe: EvaluateRecipe) -> None:
     console = Console(highlight=False)
     check_writable(recipe.file)
     device = pick_device(recipe.device)
-    loaded = load(recipe.model, device, pick_precision(recipe.precision, device), recipe.rope)
+    loaded = load(recipe.model, device, pick_precision(recipe.precision, device), recipe.rope, scores=True)
     history, prepared = provenance(recipe.model), None
     if recipe.data is not None:
         prepared = Prepared.open(recipe.data)
         prepared.check_tokenizer(loaded.tokenizer.hash)
         loaded = Loaded(loaded.model, loaded.tokenizer.with_template(prepared.manifest["chat_template"]), loaded.folder)
         _check_split(recipe, prepared, console)
+    if loaded.model.config.reward:
+        _check_scores(recipe, prepared)
     context, trained = _contexts(recipe, loaded, history)
     losses = dict(_losses(recipe, loaded, prepared, context, history.apart, console)) if prepared else {}
     labels = recipe.corpora or tuple(prepared.corpora) if prepared else ()
@@ -124,6 +126,16 @@ def main(recipe: EvaluateRecipe) -> None:
               "loss": losses, "pairs": pairs, "answers": answers, **tasks}  # fmt: skip
     write_json(recipe.file, result)
     console.print(f"written to {recipe.file}", markup=False, soft_wrap=True)
+
+
+def _check_scores(recipe: EvaluateRecipe, prepared: Prepared | None) -> None:
+    """Raise InputError for what a reward model cannot do."""
+    labels = (recipe.corpora or tuple(prepared.corpora)) if prepared else ()
+    other = [label for label in labels if prepared and prepared.store(label, recipe.split).kind != "preference"]
+    if not labels or other or recipe.chosen or recipe.questions_from:
+        what = other[0] if other else "a test or a question"
+        raise InputError(f"{recipe.model}: is a reward model, which is measured on preference pairs, not on {what}; "
+                         "give data=… with pairs, and name them in corpora")  # fmt: skip
 
 
 def _check_split(recipe: EvaluateRecipe, prepared: Prepared, console: Console) -> None:

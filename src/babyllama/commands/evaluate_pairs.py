@@ -32,7 +32,7 @@ def measured_pairs(loaded: Loaded, run: Path, prepared: Prepared, labels: tuple[
             continue
         known = _reference(run, prepared, label, split)
         found = pair_accuracy(loaded.model, held_out(prepared, label, split, Room(2 * positions, positions), tokens,
-                                                     known), rows)  # fmt: skip
+                                                     known, loaded.model.config.reward), rows)  # fmt: skip
         if found is not None:
             yield label, found.figures
 
@@ -47,10 +47,18 @@ def _reference(run: Path, prepared: Prepared, label: str, split: str) -> np.ndar
 
 def pair_table(found: dict[str, dict[str, Any]], what: str) -> Table:
     """Accuracy with its interval, by either measure."""
-    columns = ["pairs", "right, by\nmean log p", "right, against\nthe reference", "log p a token:\nbetter", "worse"]
+    ways = {
+        "by_mean": "right, by\nmean log p",
+        "by_ratio": "right, against\nthe reference",
+        "by_score": "right, by\nscore",
+    }
+    scored = any(figures["by_score"] for figures in found.values())
+    shown = ["by_score"] if scored else ["by_mean", "by_ratio"]
+    sides = "score:\nbetter" if scored else "log p a token:\nbetter"
+    columns = ["pairs", *(ways[key] for key in shown), sides, "worse"]
     table = table_of(["corpus"], columns, title=f"preference pairs, {what}")
     for label, figures in found.items():
-        table.add_row(label, f"{figures['pairs']:,}", *(_interval(figures[key]) for key in ("by_mean", "by_ratio")),
+        table.add_row(label, f"{figures['pairs']:,}", *(_interval(figures[key]) for key in shown),
                       f"{figures['chosen']:.3f}", f"{figures['rejected']:.3f}")  # fmt: skip
     return table
 

@@ -27,6 +27,7 @@ from babyllama.train.drift import DriftRows, drift_of, with_drift
 from babyllama.train.engines.world import World
 from babyllama.train.losses.kto import Kto
 from babyllama.train.losses.preference import Preference
+from babyllama.train.losses.reward import RewardModel
 from babyllama.train.reference import MISMATCHED, Reference, Sums, of_split, reference_sums
 from babyllama.train.tuning import OneBit
 from babyllama.train.validation import PairSums, evaluate_answers
@@ -143,7 +144,8 @@ def pair_validator(recipe: TrainRecipe, prepared: Prepared, room: Room, objectiv
     plan = recipe.plan
     known = of_split(found or {}, labels_of(recipe, prepared), "val")
     apart = of_split(found or {}, known, "val" + MISMATCHED)
-    rows = {label: held_out(prepared, label, "val", room, plan.validation_tokens, known.get(label))
+    whole = isinstance(objective, RewardModel)
+    rows = {label: held_out(prepared, label, "val", room, plan.validation_tokens, known.get(label), whole)
             for label in labels_of(recipe, prepared)}  # fmt: skip
 
     def validate(model: Transformer) -> dict[str, PairSums]:
@@ -159,14 +161,14 @@ def pair_validator(recipe: TrainRecipe, prepared: Prepared, room: Room, objectiv
     return validate
 
 
-def held_out(prepared: Prepared, label: str, split: str, room: Room, tokens: int | None, reference: np.ndarray | None
-             ) -> Answers:  # fmt: skip
+def held_out(prepared: Prepared, label: str, split: str, room: Room, tokens: int | None,
+             reference: np.ndarray | None, whole: bool = False) -> Answers:  # fmt: skip
     """The first answers of a split, some `tokens` of them, at least one pair."""
     store = prepared.store(label, split)
     documents = store.documents
     if tokens is not None:
         documents = max(2, int(np.searchsorted(store.document_offsets, tokens, "right")) - 1)
-    return answers(store, room, prepared.eos, 0, reference, min(documents, store.documents))
+    return answers(store, room, prepared.eos, 0, reference, min(documents, store.documents), whole=whole)
 
 
 def batches(rows: Answers, size: int) -> Iterator[Batch]:

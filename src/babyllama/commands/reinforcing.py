@@ -11,13 +11,16 @@ from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.prompts import Prompts
 from babyllama.errors import InputError
 from babyllama.evals.bits import measure
+from babyllama.load import load, pick_device
 from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.chat import results_after_answer
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.losses.policy import Method
 from babyllama.train.rl.groups import Groups, Rollouts
 from babyllama.train.rl.heldout import HeldOut, RewardSums
+from babyllama.train.rl.judge import ModelReward
 from babyllama.train.rl.record import Record
+from babyllama.train.rl.rewards import Reward
 from babyllama.train.rl.rollouts import RolloutRows
 from babyllama.train.validation import LossSums
 
@@ -30,12 +33,11 @@ def rollout_rows(recipe: TrainRecipe, prepared: Prepared, model: Transformer, to
         InputError: no prompt fits, a reward lacks something.
     """
     method, rollouts = parts_of(recipe)
-    for reward in recipe.rewards:
-        reward.check()
+    rewards = rewards_of(recipe, tokenizer)
     prompts = _prompts(recipe, prepared, "train", tokenizer, context)
     reference = copy.deepcopy(model).eval().requires_grad_(False) if method.beta else None
     rows = recipe.plan.rows
-    groups = Groups(rollouts, recipe.rewards, prompts, tokenizer, rollouts.count(rows), recipe.seed, context)
+    groups = Groups(rollouts, rewards, prompts, tokenizer, rollouts.count(rows), recipe.seed, context)
     return RolloutRows(groups, method, rows, recipe.plan.micro_batch_size, Record(recipe.out), reference)
 
 
@@ -47,6 +49,24 @@ def _prompts(recipe: TrainRecipe, prepared: Prepared, split: str, tokenizer: Tok
         results_after_answer(tokenizer, [""])
         question = tokenizer.role_ids["user"]
     return Prompts(prepared, split, recipe.data, prompt_room(rollouts, context), recipe.seed, question)
+
+
+def rewards_of(recipe: TrainRecipe, tokenizer: Tokenizer) -> tuple[Reward, ...]:
+    """The recipe's, those of models with their model. Raises InputError where one lacks something."""
+    found = []
+    for reward in recipe.rewards:
+        reward.check()
+        if isinstance(reward, ModelReward):
+            judge = load(reward.path, pick_device(recipe.device), scores=True)
+            if not judge.model.config.reward:
+                raise InputError(f"rewards: model: {reward.path} writes answers and gives no score; train a reward "
+                                 "model with objective.kind=reward")  # fmt: skip
+            if judge.tokenizer.hash != tokenizer.hash:
+                raise InputError(f"rewards: model: {reward.path} has another tokenizer; give one with init's")
+            found.append(reward.of(judge.model))
+        else:
+            found.append(reward)
+    return tuple(found)
 
 
 def parts_of(recipe: TrainRecipe) -> tuple[Method, Rollouts]:
@@ -68,8 +88,8 @@ def reward_validator(recipe: TrainRecipe, prepared: Prepared, tokenizer: Tokeniz
     """Held-out prompts, answered and marked; with `rollouts.general` also bits per byte of held-out text."""
     _, rollouts = parts_of(recipe)
     prompts = _prompts(recipe, prepared, "val", tokenizer, context)
-    held_out = HeldOut(prompts.spread(rollouts.validation_prompts), recipe.rewards, tokenizer, rollouts.max_tokens,
-                       rollouts.tools, context)  # fmt: skip
+    held_out = HeldOut(prompts.spread(rollouts.validation_prompts), rewards_of(recipe, tokenizer), tokenizer,
+                       rollouts.max_tokens, rollouts.tools, context)  # fmt: skip
     general = None if rollouts.general is None else Prepared.open(rollouts.general)
     if general is not None:
         general.check_tokenizer(tokenizer.hash)

@@ -14,6 +14,7 @@ from babyllama.commands.continuing import inputs_of, open_run, settled
 from babyllama.commands.preferring import Comparison, check_kinds, comparison, pair_validator, room_of, rows_of, sums_of
 from babyllama.commands.reinforcing import passed_over, reward_validator, rollout_rows
 from babyllama.commands.samples import observer
+from babyllama.commands.starting import start_of
 from babyllama.commands.teacher import objective_of
 from babyllama.commands.train_recipe import FromModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared, usual_turns
@@ -30,23 +31,21 @@ from babyllama.hardware import can_compile, device_name
 from babyllama.load import (
     DTYPES,
     Precision,
-    check_vocabulary,
     model_folder,
     pick_device,
-    read_model,
-    read_tokenizer,
 )
 from babyllama.model.adapters import BaseLink, claim_base, save_adapter
 from babyllama.model.attention import ShiftedSparse
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelConfig
 from babyllama.model.lora import Lora
-from babyllama.model.transformer import Transformer, initialise
+from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.engines.world import World
 from babyllama.train.losses.objectives import NextToken, Objective
 from babyllama.train.losses.policy import Method
 from babyllama.train.losses.preference import Preference
+from babyllama.train.losses.reward import RewardModel
 from babyllama.train.reference import Sums
 from babyllama.train.rl.rollouts import RolloutRows
 from babyllama.train.trainer import Trainer
@@ -85,7 +84,7 @@ class Assembled(NamedTuple):
 def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembled:
     """Everything that a recipe names, found, checked and put together; makes the run, trains nothing."""
     prepared = Prepared.open(recipe.data.path)
-    model, tokenizer = _start(recipe, prepared)
+    model, tokenizer = start_of(recipe, prepared)
     prepared.check_tokenizer(tokenizer.hash)
     room = room_of(recipe, model.config)
     _check(recipe, prepared, model.config, room.context)
@@ -209,7 +208,10 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
                        device=device_name(device), processes=world.size, turns=_turns(recipe, prepared),
                        **figures)  # fmt: skip
             write_cards(run)
-        watch.line(f"{recipe.out}/model is ready: babyllama chat {recipe.out}")
+        use = (
+            f"rewards=[{{kind: model, path: {recipe.out}}}]" if model.config.reward else f"babyllama chat {recipe.out}"
+        )
+        watch.line(f"{recipe.out}/model is ready: {use}")
 
 
 def _remarks(prepared: Prepared, stream: Stream | Mixed | RolloutRows, context: int) -> Iterable[str]:
@@ -229,18 +231,6 @@ def _part(recipe: TrainRecipe, trained: int) -> str:
 
 def _hardware(recipe: TrainRecipe, world: World, device: torch.device) -> str:
     return device_name(device) + (f" × {world.size} ({recipe.engine.kind})" if world.size > 1 else "")
-
-
-def _start(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokenizer]:
-    if isinstance(recipe.init, FromModel):
-        folder = model_folder(recipe.init.path)
-        model, tokenizer = read_model(folder, rope=recipe.init.rope).float(), read_tokenizer(folder)
-        check_vocabulary(model, tokenizer, folder)
-    else:
-        tokenizer = Tokenizer.load(recipe.init.tokenizer or recipe.data.path)
-        model = Transformer(recipe.init.model.build(tokenizer.vocab_size))
-        initialise(model, recipe.seed)
-    return model, tokenizer.with_template(prepared.manifest["chat_template"])
 
 
 def _stretched(recipe: TrainRecipe, config: ModelConfig, rows: Rows, context: int) -> Rows:
@@ -270,7 +260,8 @@ def _base(recipe: TrainRecipe, config: ModelConfig) -> BaseLink | None:
 
 def _stream(recipe: TrainRecipe, prepared: Prepared, room: Room, tokenizer: Tokenizer) -> Stream | Mixed:
     context = room.context
-    new = Stream(prepared, "train", recipe.data, context, recipe.seed, room.longest)
+    whole = isinstance(recipe.objective, RewardModel)
+    new = Stream(prepared, "train", recipe.data, context, recipe.seed, room.longest, whole)
     if recipe.replay is None:
         return new
     earlier = Prepared.open(recipe.replay.path)

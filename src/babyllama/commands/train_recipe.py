@@ -27,12 +27,13 @@ from babyllama.train.losses.kto import Preferring
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.losses.policy import Method, PolicyMethod
 from babyllama.train.losses.preference import Preference
+from babyllama.train.losses.reward import RewardModel
 from babyllama.train.optimizers.optim import Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
 from babyllama.train.rl.groups import Rollouts
-from babyllama.train.rl.rewards import AnyReward
+from babyllama.train.rl.marks import AnyReward
 from babyllama.train.sinks import Sink
-from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, OneBit, check_together
+from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, Lisa, OneBit, check_together
 
 
 class NewModel(Recipe):
@@ -134,9 +135,21 @@ class TrainRecipe(Recipe):
             raise InputError(f"replay: its rows hold no answers for objective.kind={objective.kind}; leave it out"
                              + ("; objective.nll=0.2 keeps the better answers likely" if objective.kind == "dpo" else
                                 ""))  # fmt: skip
+        if isinstance(objective, RewardModel):
+            self._scores_fit()
         if (self.data.stretch or 1) > 1:
             raise InputError(f"data.stretch: spreads texts, not the answers of objective.kind={objective.kind}; "
                              "leave it out")  # fmt: skip
+
+    def _scores_fit(self) -> None:
+        """A reward model writes nothing, and its head is in no adapter."""
+        if not isinstance(self.adapter, Full | Lisa):
+            raise InputError(
+                f"adapter.kind: {self.adapter.kind} does not hold a reward model's head; leave adapter out"
+            )
+        for key, given in (("samples.prompts", self.samples.prompts), ("abilities", self.abilities)):
+            if given:
+                raise InputError(f"{key}: a reward model writes nothing; leave it out")
 
     def _rollouts_fit(self) -> None:
         """What learns from the model's own answers has rewards, and nothing else has."""

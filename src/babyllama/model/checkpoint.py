@@ -42,9 +42,16 @@ class Packing(NamedTuple):
 Unpacking = Callable[[Transformer, dict[str, Any], dict[str, Tensor], Path], dict[str, Tensor]]
 
 
+_SCORE = "score.weight"  # a reward model's head, as LlamaForSequenceClassification calls it
+
+
 def hugging_face_name(name: str) -> str:
     """Our parameter name → LlamaForCausalLM's."""
     return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def _our_name(name: str) -> str:
+    return "lm_head.weight" if name == _SCORE else name.removeprefix("model.")
 
 
 def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packing: Packing | None = None,
@@ -56,6 +63,8 @@ def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packi
     """
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **(packing.tensors if packing else {})}
     weights = {hugging_face_name(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if model.config.reward:
+        weights[_SCORE] = weights.pop("lm_head.weight")
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = to_hugging_face(
         model.config, bos_id, eos_id, dtype, own=packing is not None and packing.own, pad_id=pad_id
@@ -142,8 +151,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     for file in _weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
-                names = {name: name.removeprefix("model.") for name in tensors.keys()}  # noqa: SIM118  (not a dict)
-                if foreign := [name for name, ours in names.items() if hugging_face_name(ours) != name]:
+                names = {name: _our_name(name) for name in tensors.keys()}  # noqa: SIM118  (not a dict)
+                if foreign := [n for n, ours in names.items() if n != _SCORE and hugging_face_name(ours) != n]:
                     raise InputError(f"{file}: unexpected {', '.join(foreign[:5])}; give a LlamaForCausalLM's folder")
                 found |= {ours: tensors.get_tensor(name) for name, ours in names.items()}
         except (SafetensorError, OSError) as error:

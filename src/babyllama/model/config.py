@@ -48,6 +48,7 @@ class ModelConfig(Recipe):
     rms_norm_eps: float = Field(default=1e-5, gt=0)
     tie_word_embeddings: bool = True
     weights: Weights = Field(default="dense", description="of the blocks' matrices; ternary: BitNet b1.58, onebit")
+    reward: bool = Field(default=False, description="its head gives one number, what a text is worth, and no logits")
     rope: RopeConfig = PlainRope(theta=10_000.0)  # last: it is settled by the fields above
 
     @field_validator("rope")
@@ -74,6 +75,8 @@ class ModelConfig(Recipe):
             raise ValueError(f"num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}")
         if self.head_dim == 2 and self.rope.kind in ("ntk", "dynamic_ntk", "clex"):
             raise ValueError(f"rope.kind: {self.rope.kind} needs a head_dim above 2")
+        if self.reward and self.tie_word_embeddings:
+            raise ValueError("reward: a head of one number cannot be the embedding; tie_word_embeddings must be false")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} (hidden_size / num_attention_heads) must be even for RoPE")
         return self
@@ -90,9 +93,9 @@ class ModelConfig(Recipe):
         block = 2 * width * width + 2 * width * kv + self.mlp.parameters(width) + 2 * width
         if self.weights == "onebit":  # g and h of each matrix
             block += 9 * width + 2 * kv + 3 * self.intermediate_size
-        heads = 1 if self.tie_word_embeddings else 2
+        head = width if self.reward else 0 if self.tie_word_embeddings else self.vocab_size * width
         law = self.rope.parameters(self.head_dim)
-        return self.num_hidden_layers * block + width + heads * self.vocab_size * width + law
+        return self.num_hidden_layers * block + width + self.vocab_size * width + head + law
 
     def flops_per_token(self, context: int) -> float:
         """Training FLOPs a token: 6 for each weight that is multiplied, plus causal attention's 6·L·T·width.

@@ -20,12 +20,14 @@ from babyllama.model.laws import (
 )
 from babyllama.recipe import validate
 
+_SCORES = "LlamaForSequenceClassification"
 OWN_TYPE = "babyllama"  # model_type of what another program's LLaMA would compute wrongly
 
 
 def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, stock: bool = False, own: bool = False,
                     pad_id: int | None = None) -> dict[str, Any]:  # fmt: skip
-    """``config.json`` of a LlamaForCausalLM; with other than dense weights of a model_type that only we know.
+    """``config.json`` of a LlamaForCausalLM, of a reward model of a LlamaForSequenceClassification with one label; with
+    other than dense weights of a model_type that only we know.
 
     Every law but plain RoPE is also written in our own words, under ``babyllama``. One that transformers cannot
     compute gets a rope_type that transformers refuses: a folder of ours never loads as something else.
@@ -40,10 +42,14 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
     own = own or config.weights != "dense"
     if stock and own:
         raise InputError(f"weights: {config.weights} matrices have no form in a Hugging Face LLaMA folder")
+    if config.reward and own:
+        raise InputError("reward: a reward model has no form in few bits; give a dense one")
+    scores = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}} if config.reward else {}
     return {
-        "architectures": ["BabyllamaForCausalLM" if own else "LlamaForCausalLM"],
+        "architectures": ["BabyllamaForCausalLM" if own else _SCORES if config.reward else "LlamaForCausalLM"],
         "model_type": OWN_TYPE if own else "llama",  # nobody else may take such weights as dense
-        **config.model_dump(exclude={"rope"} if own else {"rope", "weights"}),
+        **config.model_dump(exclude={"rope", "reward"} if own else {"rope", "reward", "weights"}),
+        **scores,
         "max_position_embeddings": _their_longest(config),
         "head_dim": config.head_dim,
         "hidden_act": "silu",
@@ -103,10 +109,15 @@ def from_hugging_face(data: Any, where: str) -> ModelConfig:
     for key, value in refused.items():
         if value is not None:
             raise InputError(f"{where}: {key} = {value!r} is not supported here; use a plain LLaMA folder")
-    foreign = {"rope"} if own else {"rope", "weights"}
+    foreign = {"rope", "reward"} if own else {"rope", "reward", "weights"}
     fields = {name: data[name] for name in ModelConfig.model_fields if name in data and name not in foreign}
     fields.setdefault("num_key_value_heads", data["num_attention_heads"])
     fields.setdefault("tie_word_embeddings", False)
+    if _SCORES in (data.get("architectures") or ()):
+        labels = data.get("num_labels", len(data.get("id2label") or (0, 1)))
+        if labels != 1:
+            raise InputError(f"{where}: classifies into {labels} labels; only reward models with one can be loaded")
+        fields |= {"reward": True, "tie_word_embeddings": False}
     fields.setdefault("rms_norm_eps", 1e-6)
     fields.setdefault("max_position_embeddings", 2048)
     config = validate(ModelConfig, fields, where)

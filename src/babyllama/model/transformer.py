@@ -154,7 +154,8 @@ def recompute(block: Block, x: Tensor, angles: Angles, mask: Mask, cache: KVCach
 
 
 class Transformer(nn.Module):
-    """tokens (B, T) → logits (B, T, V). `hidden` stops before the head, for losses that never build all logits.
+    """tokens (B, T) → logits (B, T, V), or of a reward model what each beginning is worth, (B, T, 1). `hidden` stops
+    before the head, for losses that never build all logits.
 
     `through` runs one block and may be replaced (`recompute`).
     """
@@ -165,7 +166,7 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, 1 if config.reward else config.vocab_size, bias=False)
         self.rope = make_rope(config)
         self.through: Callable[[Block, Tensor, Angles, Mask, KVCache | None], Tensor] = direct
         if config.tie_word_embeddings:
@@ -218,6 +219,18 @@ ROPES: dict[str, Callable[..., Rope]] = {"dynamic_ntk": DynamicNtk, "clex": _cle
 def make_rope(config: ModelConfig) -> Rope:
     """The module of the config's law."""
     return ROPES.get(config.rope.kind, Rope)(config.rope, config.head_dim)
+
+
+def with_reward_head(model: Transformer, seed: int) -> Transformer:
+    """The same weights under a new head of one number, which is drawn from `seed`."""
+    with torch.device("meta"):
+        found = Transformer(model.config.model_copy(update={"reward": True, "tie_word_embeddings": False}))
+    for name, module in model.named_children():
+        if name != "lm_head":
+            setattr(found, name, module)
+    head = torch.randn(1, model.config.hidden_size, generator=torch.Generator().manual_seed(seed)) * 0.02
+    found.lm_head.weight = nn.Parameter(head.to(model.norm.weight.dtype))
+    return found
 
 
 def initialise(model: Transformer, seed: int) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babyllama.errors import InputError
+from babyllama.train.rl.marks import mark, names_of
 from babyllama.train.rl.rewards import (
     Answer,
     Ends,
@@ -20,8 +21,6 @@ from babyllama.train.rl.rewards import (
     Reward,
     ToolCall,
     known_idioms,
-    mark,
-    names_of,
 )
 from babyllama.train.rl.verse import form, lines_of, rhymed, rhymes
 

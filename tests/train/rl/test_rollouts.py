@@ -15,7 +15,8 @@ from babyllama.train.losses.policy import Grpo
 from babyllama.train.optimizers.optim import AdamW
 from babyllama.train.rl.groups import Rollouts
 from babyllama.train.rl.heldout import HeldOut
-from babyllama.train.rl.rewards import BadReward, Reward
+from babyllama.train.rl.marks import BadReward
+from babyllama.train.rl.rewards import Reward
 from babyllama.train.rl.sampler import Sampler
 
 

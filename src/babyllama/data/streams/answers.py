@@ -30,11 +30,13 @@ class Room:
 
 @dataclass(frozen=True, eq=False)
 class Answers(Packed):
-    """Rows of answers; of pairs a span is both. `reference`: (documents,) float32, NaN where it is not known."""
+    """Rows of answers; of pairs a span is both. `reference`: (documents,) float32, NaN where it is not known. `whole`:
+    the end tokens are inputs too."""
 
     room: Room
     group: int = 1  # answers of a span
     reference: np.ndarray | None = None
+    whole: bool = False
 
     @property
     def left_out(self) -> int:
@@ -48,26 +50,27 @@ class Answers(Packed):
 
     def row(self, row: int) -> Row:
         documents, offsets, context = self.documents(row), self.store.document_offsets, self.packing.context
-        starts, inputs = offsets[documents], offsets[documents + 1] - offsets[documents] - 1
+        starts, inputs = offsets[documents], offsets[documents + 1] - offsets[documents] - (not self.whole)
         spans = zip(starts.tolist(), inputs.tolist(), strict=True)
         extras = {"label": np.where(self.store.good[documents], 1, -1)}
         if self.reference is not None:
             extras["reference"] = self.reference[documents]
         wide = {name: np.pad(values, (0, context - len(values))) for name, values in extras.items()}
-        return laid(self.store, spans, context, self.eos)._replace(extras=wide)
+        return laid(self.store, spans, context, self.eos, self.whole)._replace(extras=wide)
 
 
 def answers(store: TokenStore, room: Room, eos: int, seed: int, reference: np.ndarray | None = None,
-            documents: int | None = None, single: bool = False) -> Answers:  # fmt: skip
+            documents: int | None = None, single: bool = False, whole: bool = False) -> Answers:  # fmt: skip
     """The rows of a store of answers. What has no room is left out.
 
     Args:
         documents: takes the first ones only.  single: pairs as answers that have nothing to do with each other.
+        whole: see `Answers`.
     """
     group = 2 if store.kind == "preference" and not single else 1
     count = (store.documents if documents is None else documents) // group * group
     offsets = store.document_offsets[: count + 1]
-    inputs = (np.diff(offsets) - 1).reshape(-1, group)
+    inputs = (np.diff(offsets) - (not whole)).reshape(-1, group)
     fits = (inputs.sum(1) <= room.context) & (inputs.max(1, initial=0) <= room.longest)
     packing = best_fit(offsets[:-1][::group][fits], inputs.sum(1)[fits], room.context, seed)
-    return Answers(store, packing, eos, room, group, reference)
+    return Answers(store, packing, eos, room, group, reference, whole)

@@ -127,14 +127,14 @@ class Stream:
     """The rows of one split in training order, without end. Holds no place: `batch` may be called in any order.
 
     Args:
-        longest: inputs of an answer with its prompt; default: `context`.
+        longest: inputs of an answer with its prompt; default: `context`.  whole: see `Answers`.
 
     Raises:
         InputError: an unknown corpus in the weights, bad weights, nothing to read.
     """
 
     def __init__(self, prepared: Prepared, split: str, recipe: DataRecipe, context: int, seed: int,
-                 longest: int | None = None) -> None:  # fmt: skip
+                 longest: int | None = None, whole: bool = False) -> None:  # fmt: skip
         counts = None if recipe.weights is None else block_counts(recipe.weights)
         labels = list(prepared.corpora) if counts is None else [label for label, rows in counts.items() if rows]
         stores = {label: prepared.store(label, split) for label in labels}
@@ -144,7 +144,7 @@ class Stream:
         self.labels = labels
         room = Room(context, longest or context)
         self.corpora: list[Windows | Packed] = [
-            answers(store, room, prepared.eos, seed) if store.kind in ANSWERS else
+            answers(store, room, prepared.eos, seed, whole=whole) if store.kind in ANSWERS else
             _rows_of(store, recipe, context, prepared.eos, seed) for label, store in stores.items()
         ]  # fmt: skip
         sizes = [corpus.rows for corpus in self.corpora]

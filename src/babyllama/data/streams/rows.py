@@ -83,15 +83,16 @@ class Packed:
         return laid(self.store, zip(starts.tolist(), lengths.tolist(), strict=True), self.packing.context, self.eos)
 
 
-def laid(store: TokenStore, spans: Iterable[tuple[int, int]], context: int, eos: int) -> Row:
-    """Spans (start, length) of a store side by side in one row, each a segment; see packing.py for what one holds."""
+def laid(store: TokenStore, spans: Iterable[tuple[int, int]], context: int, eos: int, whole: bool = False) -> Row:
+    """Spans (start, length) of a store side by side in one row, each a segment; see packing.py for what one holds.
+    `whole`: their last tokens are inputs too, to which no target follows."""
     inputs, targets = np.full(context, eos, np.int64), np.full(context, IGNORE, np.int64)
     begins, at = [], 0
     for start, length in spans:
-        tokens = _read(store, start, start + length + 1, eos)
-        kept = store.mask(start + 1, start + length + 1)
-        inputs[at : at + length] = tokens[:-1]
-        targets[at : at + length] = np.where(kept, tokens[1:], IGNORE)
+        stop = start + length + (not whole)
+        tokens = _read(store, start, stop, eos)
+        inputs[at : at + length] = tokens[:length]
+        targets[at : at + len(tokens) - 1] = np.where(store.mask(start + 1, stop), tokens[1:], IGNORE)
         begins.append(at)
         at += length
     starts = np.array([*begins, at] if at < context else begins)

@@ -16,6 +16,7 @@ from babyllama.data.streams.batches import Batch
 from babyllama.model.transformer import Transformer
 from babyllama.train.losses.answers import answers
 from babyllama.train.losses.preference import Compared, Dpo, Hinge, Ipo, Orpo, SimPo
+from babyllama.train.losses.reward import RewardModel
 
 
 class Kto(Compared):
@@ -49,4 +50,4 @@ class Kto(Compared):
         return int((batch.extras["label"] != 0).sum())
 
 
-Preferring = Annotated[Dpo | Ipo | Hinge | SimPo | Orpo | Kto, Field(discriminator="kind")]
+Preferring = Annotated[Dpo | Ipo | Hinge | SimPo | Orpo | Kto | RewardModel, Field(discriminator="kind")]

@@ -47,7 +47,8 @@ class Played(NamedTuple):
     def marked_by(self, tokenizer: Tokenizer, prompt: Prompt) -> Answer:
         """What rewards see of it."""
         text, reference = (without_thought(tokenizer.decode(part)) for part in (self.last, prompt.answer))
-        return Answer(tokenizer.decode(prompt.tokens), text, reference, self.ended, self.calls, self.answered)
+        return Answer(tokenizer.decode(prompt.tokens), text, reference, self.ended, self.calls, self.answered,
+                      (*prompt.tokens, *self.tokens))  # fmt: skip
 
 
 class Agents:

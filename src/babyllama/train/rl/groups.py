@@ -22,7 +22,8 @@ from babyllama.recipe import Changeable, Recipe
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.engines.world import World
 from babyllama.train.rl.agents import Agents, Played, ToolUse
-from babyllama.train.rl.rewards import BadReward, Marked, Reward, mark, names_of
+from babyllama.train.rl.marks import BadReward, Marked, mark, names_of
+from babyllama.train.rl.rewards import Reward
 
 
 class Rollouts(Recipe):
@@ -151,10 +152,12 @@ class Groups:
         drawn = self.agents(model, requests, self.recipe.temperature, told)
         self.seconds["sampling"] += time.perf_counter() - began
         began, found = time.perf_counter(), []
+        seen = [answer.marked_by(self.tokenizer, asked[i // size]) for i, answer in enumerate(drawn)]
+        for reward in self.rewards:
+            reward.ahead(seen)
         for i, (one, prompt) in enumerate(zip(prompts, asked, strict=True)):
-            mine = drawn[i * size : (i + 1) * size]
-            marks = [mark(self.rewards, answer.marked_by(self.tokenizer, prompt)) for answer in mine]
-            found.append(Group(one, prompt, mine, marks))
+            mine = slice(i * size, (i + 1) * size)
+            found.append(Group(one, prompt, drawn[mine], [mark(self.rewards, answer) for answer in seen[mine]]))
         self.seconds["rewarding"] += time.perf_counter() - began
         return found
 

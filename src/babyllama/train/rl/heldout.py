@@ -15,7 +15,8 @@ from babyllama.marking import exact
 from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.rl.agents import Agents, ToolUse
-from babyllama.train.rl.rewards import Reward, mark, names_of
+from babyllama.train.rl.marks import mark, names_of
+from babyllama.train.rl.rewards import Reward
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,12 @@ class HeldOut:
         draw = Agents(self.tokenizer, self.max_tokens, self.tools, self.room)
         found = RewardSums(parts=dict.fromkeys(names_of(self.rewards), 0.0))
         drawn = draw(model, [(prompt.tokens, 0) for prompt in self.prompts], 0.0)
-        for prompt, answer in zip(self.prompts, drawn, strict=True):
-            seen = answer.marked_by(self.tokenizer, prompt)
+        every = [answer.marked_by(self.tokenizer, prompt) for prompt, answer in zip(self.prompts, drawn, strict=True)]
+        for reward in self.rewards:
+            reward.ahead(every)
+        for seen, answer in zip(every, drawn, strict=True):
             marked = mark(self.rewards, seen)
-            reward = marked.total if math.isfinite(marked.total) else 0.0
-            found += RewardSums(1, reward, marked.parts, int(exact(seen.text, seen.reference)), int(answer.ended),
+            total = marked.total if math.isfinite(marked.total) else 0.0
+            found += RewardSums(1, total, marked.parts, int(exact(seen.text, seen.reference)), int(answer.ended),
                                 len(answer.tokens))  # fmt: skip
         return found

@@ -1,18 +1,17 @@
 """What an answer is worth, without a judge: frozen values, each a pure function of one answer → a number, 1 at best.
 
-Several add up with their weights. Not here: which answers are drawn (rollouts.py), what follows from a reward
-(losses/policy.py), forms of verse (verse.py).
+Not here: how several add up (marks.py), rewards by a model (judge.py), which answers are drawn (groups.py), what
+follows from a reward (losses/policy.py), forms of verse (verse.py).
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -28,7 +27,8 @@ _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 class Answer(NamedTuple):
     """One answer to be marked: texts without special tokens and thoughts. `ended`: by itself, not because room ran out.
 
-    `calls`: of tools, before the text; `answered`: how many of them could be.
+    `calls`: of tools, before the text; `answered`: how many of them could be. `tokens`: of prompt and answer, as the
+    model read and wrote them.
     """
 
     prompt: str
@@ -37,10 +37,7 @@ class Answer(NamedTuple):
     ended: bool = True
     calls: int = 0
     answered: int = 0
-
-
-class BadReward(InputError):
-    """A reward that raised, or that is no number."""
+    tokens: tuple[int, ...] = ()
 
 
 class Reward(Recipe):
@@ -55,6 +52,9 @@ class Reward(Recipe):
 
     def check(self) -> None:
         """Raise InputError where something that it needs is missing; called once, before the training."""
+
+    def ahead(self, answers: Sequence[Answer]) -> None:
+        """Before these are marked one by one: what can be done for all at once."""
 
     def __call__(self, answer: Answer) -> float:
         raise NotImplementedError
@@ -224,41 +224,3 @@ class Length(Reward):
     def __call__(self, answer: Answer) -> float:
         count = len(answer.text.strip())
         return count / self.low if count < self.low else min(1.0, max(0.0, 2 - count / self.high))
-
-
-AnyReward = Annotated[
-    Exact | Number | Poem | IdiomChain | Json | ToolCall | ValidCalls | Ends | Repetition | Length,
-    Field(discriminator="kind"),
-]
-
-
-class Marked(NamedTuple):
-    """Values by the name of their reward, before weights, and what they add up to; NaN where one is bad."""
-
-    parts: dict[str, float]
-    total: float
-    fault: str = ""
-
-
-def names_of(rewards: Sequence[Reward]) -> list[str]:
-    """A name for each; the second of a kind is kind_2."""
-    kinds = [reward.name for reward in rewards]
-    return [kind if kinds[:i].count(kind) == 0 else f"{kind}_{kinds[:i].count(kind) + 1}"
-            for i, kind in enumerate(kinds)]  # fmt: skip
-
-
-def mark(rewards: Sequence[Reward], answer: Answer) -> Marked:
-    """All rewards of one answer. One that raises or is no number is named, and makes the sum NaN."""
-    parts, total = dict[str, float](), 0.0
-    for name, reward in zip(names_of(rewards), rewards, strict=True):
-        try:
-            value = float(reward(answer))
-            fault = "" if math.isfinite(value) else f"is {value}"
-        except Exception as error:  # a reward may be anybody's function
-            value, fault = math.nan, f"raised {type(error).__name__}: {error}"
-        if fault:
-            return Marked(parts, math.nan, f"reward {name} {fault} for the answer {answer.text[:40]!r} "
-                                           f"to {answer.prompt[-40:]!r}")  # fmt: skip
-        parts[name] = value
-        total += reward.weight * value
-    return Marked(parts, total)

@@ -1,0 +1,25 @@
+"""The model and the tokenizer that a training starts from. Not here: what is trained of it (train/tuning.py)."""
+
+from __future__ import annotations
+
+from babyllama.commands.train_recipe import FromModel, TrainRecipe
+from babyllama.data.shards.shards import Prepared
+from babyllama.load import check_vocabulary, model_folder, read_model, read_tokenizer
+from babyllama.model.transformer import Transformer, initialise, with_reward_head
+from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.train.losses.reward import RewardModel
+
+
+def start_of(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokenizer]:
+    """New or loaded, in float32; under a new head where it is to become a reward model. Raises InputError as `load`."""
+    if isinstance(recipe.init, FromModel):
+        folder = model_folder(recipe.init.path)
+        model, tokenizer = read_model(folder, rope=recipe.init.rope).float(), read_tokenizer(folder)
+        check_vocabulary(model, tokenizer, folder)
+    else:
+        tokenizer = Tokenizer.load(recipe.init.tokenizer or recipe.data.path)
+        model = Transformer(recipe.init.model.build(tokenizer.vocab_size))
+        initialise(model, recipe.seed)
+    if isinstance(recipe.objective, RewardModel):
+        model = with_reward_head(model, recipe.seed)
+    return model, tokenizer.with_template(prepared.manifest["chat_template"])

@@ -1,4 +1,8 @@
-"""The real command line in real processes: text to chat, a kill in the middle, and every fault in one line."""
+"""The real command line: text to chat, a kill in the middle, and every fault in one line.
+
+In processes of their own: what makes the corpus, what is killed and what goes on from there, a chat through pipes. The
+other verbs are called here, which saves each some seconds of imports.
+"""
 
 import json
 import os
@@ -6,10 +10,12 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from babyllama.verbs import call
 from conftest import one_clear_line
 
 FACTS = {f"第{i}号问题是什么？": f"第{i}号的答案。" for i in range(12)}
@@ -18,15 +24,23 @@ MODEL = ["init.model.preset=tiny", "init.model.hidden_size=64", "init.model.num_
 PLAN = ["plan.micro_batch_size=8", "plan.context=48", "plan.save_every=20", "plan.validate_every=50"]
 
 
-def babyllama(*words, cwd, **kwargs):
-    command = [sys.executable, "-m", "babyllama.cli", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def must(*words, cwd, **kwargs):
-    done = babyllama(*words, cwd=cwd, **kwargs)
+    """What a process says that ends well."""
+    command = [sys.executable, "-m", "babyllama.cli", *words]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, **kwargs)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def here(*words, cwd):
+    """The same in this process."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said:
+        patch.chdir(cwd)
+        assert call(list(words)) == 0
+    return said.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +60,22 @@ def world(tmp_path_factory):
         "source.corpora=[{path: text.jsonl}]",
         cwd=cwd,
     )
-    for name, out in (("text", "corpus"), ("chats", "chats")):
-        must("prepare", f"out={out}", "tokenizer=tok", f"corpora=[{{path: {name}.jsonl}}]", "validation=0.05", cwd=cwd)
+    for run, name, out in ((must, "text", "corpus"), (here, "chats", "chats")):
+        run("prepare", f"out={out}", "tokenizer=tok", f"corpora=[{{path: {name}.jsonl}}]", "validation=0.05",
+            "workers=1", cwd=cwd)  # fmt: skip
     pretrain = ["train", "out=base", "data.path=corpus", *MODEL, *PLAN, "plan.steps=60", "plan.log_every=1"]
     kill_after(pretrain, "step 33/", cwd)
     out = must(*pretrain, cwd=cwd)
     # 20 is saved by plan.save_every, 30 where the decay begins; the kill may come while that is written
     assert re.search(r"continuing after step (20|30)\n", out)
-    must("train", "out=sft", "data.path=chats", "data.packing=documents", "init.kind=from", "init.path=base",
+    here("train", "out=sft", "data.path=chats", "data.packing=documents", "init.kind=from", "init.path=base",
          *PLAN, "plan.steps=150", "optimizer.lr=0.01", cwd=cwd)  # fmt: skip
     return cwd
 
 
 def kill_after(words, text, cwd):
     process = subprocess.Popen([sys.executable, "-m", "babyllama.cli", *words], cwd=cwd, stdout=subprocess.PIPE,
-                               text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})  # fmt: skip
+                               text=True, env=ENVIRONMENT)  # fmt: skip
     for line in process.stdout:
         if text in line:
             process.kill()
@@ -80,14 +95,14 @@ def test_run_directory_is_complete(world):
 
 
 def test_killed_run_ends_as_one_that_never_was(world):
-    must("train", "out=whole", "data.path=corpus", *MODEL, *PLAN, "plan.steps=60", "plan.log_every=1", cwd=world)
+    here("train", "out=whole", "data.path=corpus", *MODEL, *PLAN, "plan.steps=60", "plan.log_every=1", cwd=world)
     killed, whole = ((world / run / "model" / "model.safetensors").read_bytes() for run in ("base", "whole"))
     assert killed == whole
 
 
 def test_finished_run_is_not_trained_again(world):
     before = (world / "base" / "model" / "model.safetensors").stat().st_mtime_ns
-    out = must("train", "out=base", "data.path=corpus", *MODEL, *PLAN, "plan.steps=60", "plan.log_every=1", cwd=world)
+    out = here("train", "out=base", "data.path=corpus", *MODEL, *PLAN, "plan.steps=60", "plan.log_every=1", cwd=world)
     assert "is finished" in out and (world / "base" / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -98,28 +113,30 @@ def test_chat_answers_what_it_was_taught(world):
 
 
 def test_evaluate_measures_and_report_tells(world):
-    must("evaluate", "sft", "data=chats", "split=train", "questions=20", cwd=world)
+    here("evaluate", "sft", "data=chats", "split=train", "questions=20", cwd=world)
     result = json.loads((world / "sft" / "evals" / "chats-train.json").read_text("utf-8"))
     assert result["answers"]["chats"]["exact"] > 0.8 and result["answers"]["chats"]["ended"] > 0.9
-    must("report", "runs=[tok, corpus, base, chats, sft]", "out=report.html", cwd=world)
+    here("report", "runs=[tok, corpus, base, chats, sft]", "out=report.html", cwd=world)
     assert "号的答案" in (world / "report.html").read_text("utf-8")
 
 
 def test_transformers_opens_the_model_and_gives_the_same_answer(world):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(world / "sft" / "model")
     model = AutoModelForCausalLM.from_pretrained(world / "sft" / "model").float()
     question = next(iter(FACTS))
     ids = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True,
                                         return_tensors="pt", return_dict=True)  # fmt: skip
     answer = model.generate(**ids, max_new_tokens=30, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    ours = must(
+    ours = here(
         "generate", "sft", f"prompt={question}", "chat=true", "sampling.temperature=0", "max_tokens=30", cwd=world
     )
     assert tokenizer.decode(answer, skip_special_tokens=True).strip() in ours
 
 
 def test_hugging_face_folder_can_be_the_start_of_a_run(world):
-    must(
+    here(
         "train",
         "out=again",
         "data.path=corpus",
@@ -157,7 +174,7 @@ def faulty(world):
     (world / "broken.jsonl").write_text(good + "{broken\n", "utf-8")
     (world / "latin.jsonl").write_bytes(good.encode() + b'{"text": "caf\xe9"}\n')
     (world / "empty.jsonl").write_text("", "utf-8")
-    must(
+    here(
         "tokenizer",
         "out=other",
         "source.kind=train",
@@ -186,6 +203,6 @@ def test_faults_are_one_clear_line_and_exit_code_2(faulty, name, monkeypatch, ca
 
 def test_help_has_examples(world):
     for verb in ("tokenizer", "prepare", "train", "chat", "generate", "evaluate", "report", "quickstart"):
-        assert f"babyllama {verb}" in must(verb, "--help", cwd=world)
-    assert "micro_batch_size" in must("train", "--keys", cwd=world)
-    assert "seed/pretrain" in must("recipes", cwd=world)
+        assert f"babyllama {verb}" in here(verb, "--help", cwd=world)
+    assert "micro_batch_size" in here("train", "--keys", cwd=world)
+    assert "seed/pretrain" in here("recipes", cwd=world)

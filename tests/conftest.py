@@ -76,6 +76,12 @@ def variants(request: pytest.FixtureRequest) -> ModelConfig:
     return tiny_config(*request.param)
 
 
+@pytest.fixture(params=["gqa-tied", "mqa-untied"])
+def two_variants(request: pytest.FixtureRequest) -> ModelConfig:
+    """For modules whose `variants` it is: those to which heads and tying are shapes of matrices and nothing else."""
+    return tiny_config(*VARIANTS[request.param])
+
+
 @pytest.fixture
 def model(variants: ModelConfig) -> Transformer:
     """A sharp model of every variant in turn."""

@@ -30,6 +30,11 @@ ADAPTERS = {
 }
 
 
+@pytest.fixture
+def variants(two_variants):
+    return two_variants
+
+
 def stir(model, size=0.1):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

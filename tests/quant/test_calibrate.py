@@ -29,6 +29,11 @@ METHODS = [
 ]
 
 
+@pytest.fixture
+def variants(two_variants):
+    return two_variants
+
+
 def batches(padded=0, documents=False, count=3):
     """Rows of 24 random tokens; `padded`: without targets at the end."""
     found = []

@@ -29,6 +29,11 @@ WALKS = [Rtn(**SIXTEEN), Gptq(bits=3, group_size=32, act_order=True, short_group
          Gptq(bits=8, group_size=None, symmetric=True), Awq(group_size=None)]  # fmt: skip
 
 
+@pytest.fixture
+def variants(two_variants):
+    return two_variants
+
+
 def saved(model, method, folder, ends=None):
     """The model quantised, in half precision but for the packed weights, and its folder."""
     made = copy.deepcopy(model).requires_grad_(False)

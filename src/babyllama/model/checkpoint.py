@@ -22,7 +22,7 @@ from babyllama.model.config import ModelConfig, extended
 from babyllama.model.config_json import from_hugging_face, to_hugging_face
 from babyllama.model.laws import RopeConfig
 from babyllama.model.roles import exact
-from babyllama.model.transformer import Transformer, make_rope
+from babyllama.model.transformer import Transformer
 
 DTYPE_FROM = ("embed_tokens.weight", "norm.weight")  # whose dtype is the model's; an embedding may be packed
 
@@ -120,7 +120,6 @@ def load_model(folder: Path, rope: RopeConfig | None = None, unpacking: Unpackin
     config = stored if rope is None else extended(stored, rope)
     with torch.device("meta"):
         model = Transformer(config)
-    model.rope = make_rope(config)  # its numbers come from the config, or stay as they start
     new_law = config.rope != stored.rope
     if new_law:
         found = {name: tensor for name, tensor in found.items() if not exact(name)}

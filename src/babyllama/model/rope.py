@@ -118,9 +118,9 @@ class Rope(nn.Module):
                 default a row's last position + 1.
         """
         if self.static:
-            return rotations(positions, self.frequencies, self.scale)
+            return turns(positions, self.frequencies, self.scale)
         lengths = positions.amax(-1) + 1 if lengths is None else lengths
-        return rotations(positions, self.at(lengths), self.scale)
+        return turns(positions, self.at(lengths), self.scale)
 
     def at(self, lengths: Tensor) -> Tensor:
         """Lengths (…) → frequencies (…, D/2)."""
@@ -158,16 +158,16 @@ def _by_place(frequencies: Tensor) -> Tensor:
     return frequencies.view(-1, 1, 1, frequencies.shape[-1])
 
 
-@torch.library.custom_op("babyllama::rotations", mutates_args=())
-def rotations(positions: Tensor, frequencies: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """positions (B, T), frequencies (D/2,), (B, D/2) or (B, T, D/2) → scale · cos, scale · sin (B, 1, T, D).
-
-    An operator of its own, so that a compiler computes them once: left to itself it fuses the cosines into every use,
-    for every head of every layer, which took 5 % of a training step.
-    """
+def _turns(positions: Tensor, frequencies: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """positions (B, T), frequencies (D/2,), (B, D/2) or (B, T, D/2) → scale · cos, scale · sin (B, 1, T, D)."""
     angles = positions[:, None, :, None].float() * _by_place(frequencies)  # (B, 1, T, D/2)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * scale, angles.sin() * scale
+
+
+# An operator of its own, so that a compiler computes them once: left to itself it fuses the cosines into every use,
+# for every head of every layer, which took 5 % of a training step.
+rotations = torch.library.custom_op("babyllama::rotations", _turns, mutates_args=())
 
 
 @rotations.register_fake
@@ -196,6 +196,13 @@ def _rotations_backward(ctx: Any, cos_grad: Tensor, sin_grad: Tensor) -> tuple[N
 
 
 rotations.register_autograd(_rotations_backward, setup_context=_rotations_context)
+
+
+def turns(positions: Tensor, frequencies: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """`rotations` where it is trained or compiled; else without the operator, whose first call imports the compiler:
+    two seconds of every chat."""
+    learning = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return (rotations if learning else _turns)(positions, frequencies, scale)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

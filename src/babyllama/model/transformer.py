@@ -163,7 +163,9 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # `initialise` draws. PyTorch's own draw, on the meta device, imports its compiler: two seconds of every chat.
+        start = torch.zeros(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(start, freeze=False)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, 1 if config.reward else config.vocab_size, bias=False)
@@ -217,8 +219,9 @@ ROPES: dict[str, Callable[..., Rope]] = {"dynamic_ntk": DynamicNtk, "clex": _cle
 
 
 def make_rope(config: ModelConfig) -> Rope:
-    """The module of the config's law."""
-    return ROPES.get(config.rope.kind, Rope)(config.rope, config.head_dim)
+    """The module of the config's law; its numbers are the config's, so they are there on the meta device too."""
+    with torch.device("cpu"):
+        return ROPES.get(config.rope.kind, Rope)(config.rope, config.head_dim)
 
 
 def with_reward_head(model: Transformer, seed: int) -> Transformer:

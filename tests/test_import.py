@@ -20,6 +20,13 @@ def test_import_is_light(module):
     assert done.stdout.split() == []
 
 
+def test_prepare_needs_no_pytorch():
+    """Its recipe names evaluation tasks, and none of those is scored."""
+    code = "import sys, babyllama.commands.prepare; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_import_contracts():
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)

@@ -181,8 +181,11 @@ def test_control_characters_never_reach_the_terminal():
 def test_piped_questions_through_a_real_process(tmp_path):
     folder = save_taught(tmp_path / "model")
     lines = [CHATS[0][0], "", "/nonsense", CHATS[2][0], "/reset", CHATS[1][0], "长" * 300, "/quit", "never read"]
-    program = ("from babyllama.commands.chat import *; from babyllama.recipe import load_recipe; import sys; "
-               "main(load_recipe(ChatRecipe, None, sys.argv[1:]))")  # fmt: skip
+    program = (
+        "from babyllama.commands.chat import *; from babyllama.recipe import load_recipe; import sys; "
+        "main(load_recipe(ChatRecipe, None, sys.argv[1:])); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )  # fmt: skip  (PyTorch's compiler, which takes two seconds)
     done = subprocess.run(
         [sys.executable, "-c", program, f"model={folder}", "temperature=0", "repetition_penalty=1", "device=cpu"],
         input="\n".join(lines).encode(), capture_output=True, timeout=60,

@@ -253,6 +253,20 @@ def test_runs_that_begin_and_end_show_by_themselves(page, served):
     row.get_by_text("finished").wait_for()
 
 
+def test_look_inside_gets_the_turns_that_the_model_saw(page):
+    """Of a model whose training's chats had no earlier turn: the last question alone, with its answer."""
+    page.route("**/api/app", lambda route: route.fulfill(json={**route.fetch().json(), "memory": {"taught": 0}}))
+    page.reload()
+    for question, _ in CHATS[:2]:
+        ask(page, question)
+        ended(page)
+    page.get_by_role("button", name="Look inside").last.click()
+    page.locator(".tokens button").first.wait_for()
+    (question, answer), shown = CHATS[1], page.evaluate("JSON.parse(sessionStorage.getItem('babyllama.inspect'))")
+    assert shown["messages"] == [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    page.unroute_all(behavior="wait")
+
+
 def test_look_inside_shows_the_python_apis_figures(page):
     ask(page, QUESTION)
     ended(page)

@@ -23,8 +23,9 @@ export async function show(main, about, [id]) {
     about.models.map((name) => h("option", { value: name, selected: name === settings.model }, name)));
 
   const store = () => chats.put(chat).then(history.draw, () => say(t("noStore")));
-  const memory = () => about.memory?.[model.value]; // earlier turns that the model learned to read; undefined: all
-  const seen = (nodes) => (memory() === undefined ? nodes : nodes.slice(-2 * memory() - 1));
+  const memory = (name = model.value) => about.memory?.[name]; // earlier turns that the model learned to read; undefined: all
+  // What a model sees of the messages up to a question.
+  const seen = (nodes, name = model.value) => (memory(name) === undefined ? nodes : nodes.slice(-2 * memory(name) - 1));
   const hint = h("small", { class: "hint" });
   const told = () => (settings.system.trim() ? [{ role: "system", content: settings.system }] : []);
 
@@ -46,7 +47,7 @@ export async function show(main, about, [id]) {
     edit: (text) => stopping || respond(addMessage(chat, node.parent, "user", text)),
     retry: () => stopping || respond(chat.nodes[node.parent]),
     inspect: () => {
-      const messages = path(chat, node.id).map(({ role, text }) => ({ role, content: text }));
+      const messages = [...seen(path(chat, node.parent), node.model), node].map(({ role, text }) => ({ role, content: text }));
       sessionStorage.setItem("babyllama.inspect", JSON.stringify({ model: node.model, messages: [...told(), ...messages] }));
       location.hash = "#/inside/text";
     },

@@ -210,3 +210,15 @@ def test_memory_counts_what_was_held_since_it_was_asked_last_and_children():
         child.stdout.readline()
         assert 300 * mib <= most() - before < 400 * mib
         child.communicate(b"\n")
+
+
+def test_a_card_that_does_not_tell_its_power_ends_no_training(monkeypatch):
+    def untold(_):
+        raise OSError("Not Supported")
+
+    card = torch.device("cuda", 0)
+    assert hardware.power_draw(torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "power_draw", untold)
+    assert hardware.power_draw(card) is None
+    monkeypatch.setattr(torch.cuda, "power_draw", lambda _: 312_340)
+    assert hardware.power_draw(card) == 312.3

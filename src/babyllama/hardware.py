@@ -154,6 +154,15 @@ def utilisation(flops: float, peak: float | None) -> float | None:
     return None if peak is None or flops > peak else round(flops / peak, 4)
 
 
+def power_draw(device: torch.device) -> float | None:
+    """Watts of a GPU just now; None where it, or its driver, does not tell (it takes the package nvidia-ml-py)."""
+    if device.type != "cuda":
+        return None
+    with suppress(Exception):  # of whatever kind: no training may end for want of this figure
+        return round(torch.cuda.power_draw(device) / 1000, 1)
+    return None
+
+
 def bf16_is_faster(device: torch.device) -> bool:
     """Whether products in bf16 are clearly faster than in float32, which they are not where a CPU emulates them."""
     return _measured_flops(device, torch.bfloat16) > 1.5 * _measured_flops(device, torch.float32)

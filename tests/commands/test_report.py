@@ -9,7 +9,9 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from small_run import save_taught, small_tokenizer, taught_model
 
+from babyllama import inside
 from babyllama.atomic import write_atomic
 from babyllama.commands.report import TEMPLATE, ReportRecipe, main
 from babyllama.commands.report_story import spread
@@ -293,7 +295,7 @@ def test_quantised_variants_stand_beside_the_base(pipeline, tmp_path):
 
 def test_a_page_in_chinese_has_no_english_left(tested, tmp_path):
     said = re.findall(r'_\("((?:[^"\\]|\\.)*)"', TEMPLATE.read_text("utf-8"))
-    for file in ("report", "report_story", "report_charts"):
+    for file in ("report", "report_story", "report_charts", "report_inside"):
         source = TEMPLATE.with_name(f"{file}.py").read_text("utf-8")
         said += ["".join(re.findall(r'"((?:[^"\\]|\\.)*)"', words)) for words in re.findall(
             r'(?:say|append)\(\(?((?:\s*"(?:[^"\\]|\\.)*")+)', source)]  # fmt: skip
@@ -312,3 +314,37 @@ def test_the_card_is_that_of_the_last_model(tested, tmp_path):
     assert "# medical" in text and "| minimal_pairs | 320 | 58.1% | 53%–63% | 50% | not distinguishable" in text
     with pytest.raises(InputError, match="card: none of the runs has a model"):
         report(tested[:1], tmp_path / "r.html", card=tmp_path / "card.md")
+
+
+SENTENCE = "你你你好，好好好"
+
+
+def test_a_look_inside_shows_the_python_apis_figures(tmp_path):
+    run = Run.create(tmp_path / "taught", "train", Example())
+    save_taught(run.model)
+    run.finish(seconds=1.0)
+    html = report([run.path], tmp_path / "r.html", sentence=SENTENCE)
+    model, tokenizer = taught_model(), small_tokenizer()
+    ids = [*tokenizer.start_ids, *tokenizer.encode(SENTENCE)]
+    shown = re.findall(r"<title>[^<]* → [^<]*: (\d+) %</title>", html)
+    expected = [inside.attention(model, ids, layer).mean(0) for layer in range(len(model.layers))]
+    below = [f"{100 * held[t, s].item():.0f}" for held in expected for t in range(len(ids)) for s in range(t + 1)]
+    assert shown == below
+    lens = inside.logit_lens(model, ids, tokenizer.vocab_size, 1)
+    table = html[html.index('<table class="lens"') :]
+    last = table[table.index("after layer") : table.index("</tr>", table.index("after layer"))]
+    assert re.findall(r'title="(\d+) %"', last) == [
+        f"{100 * x:.0f}" for x in lens.top_logprobs[-1, :, 0].exp().tolist()
+    ]
+    said = lens.top[..., 0].tolist()  # two layers: every depth is shown
+    right = sum(row[place] == ids[place + 1] for row in said for place in range(len(ids) - 1))
+    assert len(said) <= 6 and table[: table.index("</table>")].count('class="right"') == right > 0
+    assert "A look inside" not in report([run.path], tmp_path / "r.html", sentence="")
+
+
+def test_energy_is_watts_by_the_ledgers_seconds(tmp_path):
+    run = Run.create(tmp_path / "gpu", "train", Example())
+    for step, seconds, watts in ((10, 60.0, 300.0), (20, 120.0, 600.0), (20, 180.0, 600.0), (30, 240.0, None)):
+        more = {} if watts is None else {"watts": watts}
+        run.log(step, kind="train", loss=3.0, lr=0.1, tokens=9, seconds=seconds, **more)
+    assert "25.0 Wh" in report([run.path], tmp_path / "r.html")  # 300 W a minute, 600 W two, then nobody told

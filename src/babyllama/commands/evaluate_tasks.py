@@ -100,7 +100,8 @@ def run_tasks(recipe: Wanted, loaded: Loaded, context: int, history: Provenance,
                            else prompts_of(loaded.tokenizer, context, choice.form, free, items, names)))  # fmt: skip
     clean = _clean(recipe, loaded, history, ready, console)
     results = _results(recipe, subject, ready, clean, console)
-    console.print(_table(results, context))
+    if results:
+        console.print(_table(results, context))
     _remarks(results, missing, console)
     found = {"model": fingerprint(folders), "suite": recipe.suite, "tasks": results, "missing": missing}
     return {**found, "against": _compared(recipe, results, console)} if recipe.against else found

@@ -1,7 +1,8 @@
 """report: one HTML page about a pipeline of runs; it opens offline, in light and dark, on a phone too.
 
 A summary comes first, then all runs side by side, then each of them. Every piece that a run lacks is left out. How the
-page looks is in report.html, what a run has to tell in report_story.py. Not here: measuring anything.
+page looks is in report.html, what a run has to tell in report_story.py, pictures of the last model at work in
+report_inside.py. Not here: measuring anything.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from babyllama.amounts import duration, short, size
 from babyllama.atomic import read_json, write_atomic
+from babyllama.commands.report_inside import Inside, look
 from babyllama.commands.report_story import Json, Story, limits, side_by_side, spread, tell
 from babyllama.commands.report_words import Language, Speaker
 from babyllama.errors import InputError
@@ -34,6 +36,8 @@ class ReportRecipe(Recipe):
     out: Path = Field(default=Path("report.html"), description="the page to write")
     title: str = Field(default="babyllama", description="the page's heading")
     language: Language = Field(default="en", description="of the page: English or Chinese")
+    sentence: str = Field(default="北京是中国的首都，上海", description="what the last model is shown reading; "
+                          "\"\": no pictures of it")  # fmt: skip
     card: Path | None = Field(default=None, description="also write the last model's card here, as Markdown")
 
 
@@ -42,7 +46,9 @@ def main(recipe: ReportRecipe) -> None:
     say = Speaker(recipe.language)
     runs = [Run.open(path) for path in recipe.runs]
     text = _card(runs) if recipe.card is not None else ""
-    write_atomic(recipe.out, render([tell(run, say) for run in runs], recipe.title, say))
+    last = _last(runs)
+    seen = None if last is None or not recipe.sentence else (last.path.resolve().name, look(last.path, recipe.sentence))
+    write_atomic(recipe.out, render([tell(run, say) for run in runs], recipe.title, say, seen))
     if recipe.card is not None:
         write_atomic(recipe.card, text)
         print(f"{recipe.card} is ready")
@@ -50,15 +56,23 @@ def main(recipe: ReportRecipe) -> None:
 
 
 def _card(runs: list[Run]) -> str:
-    """Of the last run that has a model."""
-    run = next((run for run in reversed(runs) if (run.model / "config.json").is_file()), None)
+    run = _last(runs)
     if run is None:
         raise InputError("card: none of the runs has a model; leave card out, or name a training")
     return card(read_json(run.model / "config.json"), history(run.path), run.path.resolve().name)
 
 
-def render(stories: list[Story], title: str, say: Speaker) -> str:
-    """The page. Everything that came out of a run is escaped."""
+def _last(runs: list[Run]) -> Run | None:
+    """The last run that has a model."""
+    return next((run for run in reversed(runs) if (run.model / "config.json").is_file()), None)
+
+
+def render(stories: list[Story], title: str, say: Speaker, seen: tuple[str, Inside | None] | None = None) -> str:
+    """The page. Everything that came out of a run is escaped.
+
+    Args:
+        seen: a run's name and what its model computes on a sentence.
+    """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"count": short, "duration": duration, "size": size, "figure": figure, "spread": spread,
                             "percent": lambda share: f"{100 * share:.2f}", "test_name": say.test,
@@ -70,7 +84,7 @@ def render(stories: list[Story], title: str, say: Speaker) -> str:
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=title, language=say.language, _=say, stories=stories, timed=timed, total=total, trained=trained,
         questions=QUESTIONS, tokens=tokens, lead=lead(trained, tokens, say), table=side_by_side(stories),
-        tested=[story for story in stories if story.tests], published=PUBLISHED, limits=limits(stories),
+        tested=[story for story in stories if story.tests], published=PUBLISHED, seen=seen, limits=limits(stories),
         commands=[line for story in stories for line in commands(story)])  # fmt: skip
 
 

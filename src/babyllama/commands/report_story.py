@@ -44,6 +44,7 @@ class Story:
     variants: list[Json]  # before and after quantisation
     files: dict[str, int]  # what was written → bytes
     seconds: float | None
+    energy: float | None  # joules of the first card
     summary: Json = field(default_factory=dict)
 
     @property
@@ -78,6 +79,7 @@ def tell(run: Run, say: Any = str) -> Story:
         variants=_variants(_read_json(run.path / "report.json")),
         files=_sizes(run.path),
         seconds=summary.get("seconds"),
+        energy=_energy(metrics),
         summary=summary,
     )  # fmt: skip
 
@@ -107,6 +109,18 @@ def _last_figures(metrics: list[Json]) -> Json:
         "steps": train.get("step"), "train_loss": train.get("loss"), "validation_loss": validation.get("loss"),
         "bits_per_byte": validation.get("bits_per_byte")}  # fmt: skip
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _energy(metrics: list[Json]) -> float | None:
+    """Watts times the seconds since the line before; None where a card did not tell. Lines of steps that a resume took
+    anew count once, by their step."""
+    lines = {m["step"]: m for m in metrics if m.get("kind") == "train" and isinstance(m.get("seconds"), int | float)}
+    found, before = 0.0, 0.0
+    for line in (lines[step] for step in sorted(lines)):
+        if isinstance(line.get("watts"), int | float):
+            found += line["watts"] * max(0.0, line["seconds"] - before)
+        before = line["seconds"]
+    return found or None
 
 
 def _prompts(metrics: list[Json]) -> dict[str, list[Json]]:

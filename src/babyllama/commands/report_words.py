@@ -97,6 +97,18 @@ published: {source}; not measured here
     公开数据：{source}；不是在这里测的
 items
     题
+A look inside {name}
+    看看 {name} 的内部
+Where it looks: each row is a token, the darker a square, the more it takes from that token; the mean over heads.
+    注意力：每行是一个 token，方格越深，从那个 token 取得越多；各个头的平均。
+layer {n}
+    第 {n} 层
+What it would say next after each layer, were it the last (logit lens); underlined: what does come.
+    如果到某一层为止，它接下来会说什么（logit lens）；带下划线的与原文相同。
+after layer {n}
+    第 {n} 层之后
+embedding
+    嵌入
 Honest limits
     局限
 Reproduce
@@ -133,6 +145,8 @@ tokens a second
     token / 秒
 of the hardware's peak
     硬件峰值占比（MFU）
+energy (first card)
+    能耗（第一张卡）
 training loss
     训练损失
 validation loss

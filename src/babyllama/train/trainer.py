@@ -19,6 +19,7 @@ import torch
 
 from babyllama.data.streams.batches import Batch, Rows
 from babyllama.errors import InputError, Interrupted
+from babyllama.hardware import power_draw
 from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.transformer import Transformer, recompute
 from babyllama.run import Run
@@ -266,6 +267,9 @@ class Trainer:
             values["loss_scale"] = self.watchman.scale.item()
         if self.device.type == "cuda":
             values["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
+        watts = power_draw(self.device)
+        if watts is not None:
+            values["watts"] = watts
         self.journal.step(step, self.steps, values)
         done.last |= {"train_loss": outcome.loss, "tokens_per_second": values["tokens_per_second"], "mfu": mfu}
 

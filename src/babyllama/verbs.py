@@ -305,6 +305,15 @@ def audit() -> None:
     """
 
 
+@verb("SynthesizeRecipe")
+def synthesize() -> None:
+    """Prompts → answers of a teacher, any OpenAI-compatible server, as chats to train on; goes on where it stopped.
+
+    \b
+      babyllama synthesize prompts=questions.txt out=data/synthetic url=http://127.0.0.1:8000/v1 model=large
+    """
+
+
 @verb("ArenaRecipe", "runs")
 def arena() -> None:
     """Two or more models answer the same prompts; vote blindly on a page that opens offline; rank by the votes.

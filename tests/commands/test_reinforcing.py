@@ -105,7 +105,20 @@ def test_an_agent_calls_reads_and_goes_on(tmp_path):
     assert Run.open(tmp_path / "run").metrics()[0]["engine_gap"] <= 1e-5
 
 
+def test_a_teacher_reads_the_students_own_answers(folder, tmp_path):
+    """On-policy distillation: no reward, one answer a prompt; from itself there is nothing to learn at first."""
+    words = (f"objective={{kind: distil, alpha: 0, divergence: reverse, teacher: {folder}/model}}",
+             "rollouts={group: 1, max_tokens: 24}")  # fmt: skip
+    train(recipe(folder, tmp_path / "run", *words))
+    first, second = (m for m in Run.open(tmp_path / "run").metrics() if m["kind"] == "train")
+    assert abs(first["loss"]) < 1e-5 and first["answer_tokens"] == first["targets"] / 8 and abs(second["loss"]) < 1e-3
+    drawn = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text("utf-8").splitlines()]
+    assert len(drawn) == 16 and all(line["answer"] and not line["parts"] for line in drawn)
+
+
 @pytest.mark.parametrize("words,said", [
+    (("objective={kind: distil}", "rewards=[{kind: exact}]"), r"rewards: objective.kind=distil learns from"),
+    ((*LEARN, "rollouts.group=1"), r"rollouts.group: 1 answer has no other to be compared with"),
     (("objective.kind=grpo",), r"rewards: objective.kind=grpo needs to be told"),
     (("rewards=[{kind: exact}]",), r"rewards: objective.kind=next_token learns from the data's own answers"),
     (("rollouts.group=4",), r"rollouts: objective.kind=next_token learns from"),

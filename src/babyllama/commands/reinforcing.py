@@ -15,7 +15,7 @@ from babyllama.load import load, pick_device
 from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.chat import results_after_answer
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.train.losses.policy import Method
+from babyllama.train.losses.policy import Grpo, Method
 from babyllama.train.rl.groups import Groups, Rollouts
 from babyllama.train.rl.heldout import HeldOut, RewardSums
 from babyllama.train.rl.judge import ModelReward
@@ -70,9 +70,9 @@ def rewards_of(recipe: TrainRecipe, tokenizer: Tokenizer) -> tuple[Reward, ...]:
 
 
 def parts_of(recipe: TrainRecipe) -> tuple[Method, Rollouts]:
-    """Of a recipe that has been checked."""
-    assert isinstance(recipe.objective, Method) and recipe.rollouts is not None
-    return recipe.objective, recipe.rollouts
+    """Of a recipe that has been checked; where a teacher says what is learned, a method that nobody asks."""
+    assert recipe.rollouts is not None
+    return recipe.objective if isinstance(recipe.objective, Method) else Grpo(), recipe.rollouts
 
 
 def prompt_room(rollouts: Rollouts, context: int) -> int:

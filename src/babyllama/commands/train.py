@@ -135,12 +135,17 @@ class _Learned(NamedTuple):
 
 def _learned(recipe: TrainRecipe, prepared: Prepared, model: Transformer, tokenizer: Tokenizer, room: Room) -> _Learned:
     """Of the loaded model, before it is changed."""
-    if isinstance(recipe.objective, Method):
+    chosen = recipe.objective
+    if recipe.rollouts is not None:
         stream = rollout_rows(recipe, prepared, model, tokenizer, room.context)
-        objective = recipe.objective.of(stream.recipe.temperature, stream.recipe.max_tokens)
-        longest = stream.groups.prompts.longest + stream.recipe.max_tokens
-        return _Learned(stream, objective, None, room.context if stream.recipe.tools else longest)
-    objective = objective_of(recipe.objective, model, tokenizer)
+        drawn, longest = stream.recipe, stream.groups.prompts.longest + stream.recipe.max_tokens
+        if isinstance(chosen, Method):
+            objective: Objective = chosen.of(drawn.temperature, drawn.max_tokens)
+        else:
+            objective = objective_of(chosen, model, tokenizer)
+        return _Learned(stream, objective, None, room.context if drawn.tools else longest)
+    assert not isinstance(chosen, Method)
+    objective = objective_of(chosen, model, tokenizer)
     compared = comparison(recipe, model, tokenizer.hash)
     return _Learned(_stream(recipe, prepared, room, tokenizer), objective, compared, room.context)
 

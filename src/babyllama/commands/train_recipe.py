@@ -152,15 +152,17 @@ class TrainRecipe(Recipe):
                 raise InputError(f"{key}: a reward model writes nothing; leave it out")
 
     def _rollouts_fit(self) -> None:
-        """What learns from the model's own answers has rewards, and nothing else has."""
+        """What learns from the model's own answers by rewards has some, and nothing else has."""
         kind = self.objective.kind
         if not isinstance(self.objective, Method):
-            given = next((name for name in ("rewards", "rollouts") if getattr(self, name)), None)
+            taught = isinstance(self.objective, Distil)  # by its own answers, which need no reward
+            given = next((name for name in ("rewards", "rollouts")[: 1 if taught else 2] if getattr(self, name)), None)
             if given:
                 raise InputError(f"{given}: objective.kind={kind} learns from the data's own answers; leave {given} "
                                  "out, or use objective.kind=grpo")  # fmt: skip
-            return
-        if not self.rewards:
+            if self.rollouts is None:
+                return
+        elif not self.rewards:
             raise InputError(f"rewards: objective.kind={kind} needs to be told what an answer is worth, such as "
                              "rewards=[{kind: exact}]")  # fmt: skip
         if isinstance(self.init, NewModel):
@@ -172,4 +174,6 @@ class TrainRecipe(Recipe):
         if self.rollouts is None:
             object.__setattr__(self, "rollouts", Rollouts())
         assert self.rollouts is not None
+        if self.rollouts.group == 1 and isinstance(self.objective, Method):
+            raise InputError("rollouts.group: 1 answer has no other to be compared with; give at least 2")
         self.rollouts.count(self.plan.rows)

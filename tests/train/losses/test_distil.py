@@ -66,6 +66,32 @@ def test_loss_and_gradients_are_the_formulas(pair, alpha, chunk, monkeypatch):
     assert all(p.grad is None for p in teacher.parameters())
 
 
+def typed(kind, tau, beta, p, q):
+    """One token's divergence of two lists of logits."""
+    p, q = (x / tau for x in (p, q))
+    p, q = p.exp() / p.exp().sum(), q.exp() / q.exp().sum()
+    m = beta * p + (1 - beta) * q
+    kl = lambda a, b: sum(x * (x / y).log() for x, y in zip(a, b, strict=True))  # noqa: E731
+    return tau**2 * {"forward": kl(p, q) - sum(x * x.log() for x in p), "reverse": kl(q, p),
+                     "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m)}[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind,tau", [("forward", 2.0), ("reverse", 1.0), ("jsd", 0.7)])
+def test_divergences_are_the_formulas(pair, kind, tau):
+    teacher, student = pair
+    batch = batch_of(2, 7)
+    exact, known = copy.deepcopy(student).double(), copy.deepcopy(teacher).double()
+    loss, parts = Distil(alpha=0.0, divergence=kind, temperature=tau, mixture=0.3).of(teacher, student)(student, batch)
+    loss.backward()
+    kept = batch.targets != IGNORE
+    expected = sum(typed(kind, tau, 0.3, p, q) for p, q in
+                   zip(known(batch.tokens)[kept].detach(), exact(batch.tokens)[kept], strict=True))  # fmt: skip
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and parts["soft"].item() == loss.item()
+    for (name, ours), theirs in zip(student.named_parameters(), exact.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() < 1e-4 * theirs.grad.norm() + 1e-6, name
+
+
 def test_a_model_that_learns_from_itself_has_nothing_to_learn(pair):
     teacher, _ = pair
     student = copy.deepcopy(teacher).requires_grad_(True)

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from babyllama.train.losses import distil
 from babyllama.train.losses.cross_entropy import linear_cross_entropy
-from babyllama.train.losses.distil import soft_cross_entropy
+from babyllama.train.losses.distil import Distil, soft_loss
 from babyllama.train.losses.head import head_loss
 
 ROWS, WIDTH, VOCAB, CHUNK = 40, 8, 31, 7
@@ -55,7 +55,7 @@ def test_no_loss_makes_more_logits_than_a_chunk(problem, monkeypatch):
     hidden, weight = problem
     for loss, products in (
         (lambda: linear_cross_entropy(hidden, weight, torch.zeros(ROWS, dtype=torch.int64), CHUNK), 6),
-        (lambda: soft_cross_entropy(hidden, weight, hidden.detach(), weight.detach(), torch.ones(ROWS) > 0), 12),
+        (lambda: soft_loss(Distil(), hidden, weight, hidden.detach(), weight.detach(), torch.ones(ROWS) > 0), 12),
     ):
         with Logits() as seen:
             loss().backward()

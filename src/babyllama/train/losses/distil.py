@@ -1,6 +1,8 @@
-"""Distillation: a model learns another's soft predictions and hidden states (OneBit, arXiv 2402.11295, section 3.3).
+"""Distillation: a model learns another's soft predictions and hidden states (OneBit, arXiv 2402.11295, section 3.3), on
+stored texts or, with rollouts, on its own answers (GKD, arXiv 2306.13649).
 
-Not here: who is taught (tuning.py), where the teacher lies (commands/train.py), the next token alone (objectives.py).
+Not here: who is taught (tuning.py), where answers come from (rl/rollouts.py), where the teacher lies
+(commands/teacher.py), the next token alone (objectives.py).
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ CHUNK_ROWS = 1024  # tokens whose logits, the student's and the teacher's, exist
 
 
 class Distil(Recipe):
-    """Cross-entropy to the teacher's probabilities + α · Σ over blocks of ‖t/‖t‖ − s/‖s‖‖², at every counted token.
+    """A divergence from the teacher's probabilities + α · Σ over blocks of ‖t/‖t‖ − s/‖s‖‖², at every counted token.
 
-    t and s are what the same block of teacher and student puts out.
+    t and s are what the same block of teacher and student puts out. Both models' logits are divided by τ, and the
+    divergence is multiplied by τ² (arXiv 1503.02531). forward: −Σ p log q, KL(p ‖ q) but for a constant; reverse:
+    KL(q ‖ p); jsd: β·KL(p ‖ m) + (1 − β)·KL(q ‖ m), m = βp + (1 − β)q; p the teacher's, q the student's.
     """
 
     compiles: ClassVar[bool] = False
@@ -36,6 +40,12 @@ class Distil(Recipe):
         ge=0,
         description="weight of the layers' part of the loss; with 0 the teacher may have another width or depth",
     )
+    divergence: Literal["forward", "reverse", "jsd"] = Field(
+        default="forward",
+        description="forward: what the teacher finds likely; reverse: only what the teacher finds likely; jsd: between",
+    )
+    temperature: float = Field(default=1.0, gt=0, description="τ, above 1 shows more of what is unlikely")
+    mixture: float = Field(default=0.5, gt=0, lt=1, description="β of jsd, the teacher's share of the middle")
     teacher: Path | None = Field(
         default=None, description="a run or folder with the same tokenizer; default: the model of init"
     )
@@ -78,8 +88,8 @@ class Taught:
             self.teacher.to(batch.tokens.device, model.embed_tokens.weight.dtype)
             known, states = observed(self.teacher, batch)
         hidden, own = observed(model, batch)
-        soft = soft_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, known.flatten(0, 1),
-                                  self.teacher.lm_head.weight, kept)  # fmt: skip
+        soft = soft_loss(self.recipe, hidden.flatten(0, 1), model.lm_head.weight, known.flatten(0, 1),
+                         self.teacher.lm_head.weight, kept)  # fmt: skip
         apart = torch.zeros((), device=kept.device)
         if self.recipe.alpha:
             apart = sum((difference(*pair, kept) for pair in zip(own, states, strict=True)), apart)
@@ -113,21 +123,38 @@ def difference(student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
     return ((t - s).square().sum(-1) * kept).sum()
 
 
-def soft_cross_entropy(hidden: Tensor, weight: Tensor, known: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
-    """Σ over kept tokens of −Σ_v p_v log q_v, p the teacher's softmax, q the student's; float32.
+def soft_loss(recipe: Distil, hidden: Tensor, weight: Tensor, known: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
+    """Σ over kept tokens of the recipe's divergence; float32.
 
     Args:
         hidden: (N, C) the student's.  weight: (V, C) its head.
         known: (N, C') the teacher's.  teacher: (V, C') its head. Neither gets a gradient.
         kept: (N,) bool.
     """
-    vocab, teacher = weight.shape[0], aligned(teacher)
+    vocab, teacher, tau = weight.shape[0], aligned(teacher), recipe.temperature
 
     def slope(logits: Tensor, rows: slice) -> Tensor:
-        p = (known[rows] @ teacher.T)[:, :vocab].softmax(-1, dtype=torch.float32)
-        log_q = logits[:, :vocab].log_softmax(-1, dtype=torch.float32)
-        loss = -((p * log_q).sum(-1) * kept[rows]).sum()
-        logits[:, :vocab], logits[:, vocab:] = log_q.exp_().sub_(p).mul_(kept[rows, None]), 0
-        return loss
+        log_p = (known[rows] @ teacher.T)[:, :vocab].float().div(tau).log_softmax(-1)
+        log_q = logits[:, :vocab].float().div(tau).log_softmax(-1)
+        loss, by = divergence(recipe, log_p, log_q)
+        logits[:, :vocab], logits[:, vocab:] = by.mul_(kept[rows, None]).mul_(tau), 0
+        return (loss * kept[rows]).sum() * tau**2
 
     return head_loss(hidden, weight, slope, CHUNK_ROWS)
+
+
+def divergence(recipe: Distil, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row (N, V) its divergence (N,), and the gradient of that with respect to the logits of q (N, V)."""
+    q = log_q.exp()
+    if recipe.divergence == "forward":
+        p = log_p.exp()
+        return -(p * log_q).sum(-1), q - p
+    if recipe.divergence == "reverse":
+        away = log_q - log_p
+        loss = (q * away).sum(-1)
+        return loss, q * (away - loss[:, None])
+    p, beta = log_p.exp(), recipe.mixture
+    log_m = (beta * p + (1 - beta) * q).clamp(min=torch.finfo(torch.float32).tiny).log()
+    towards = (1 - beta) * (log_q - log_m)
+    mine = (q * towards).sum(-1)
+    return beta * (p * (log_p - log_m)).sum(-1) + mine, q * (towards - mine[:, None])

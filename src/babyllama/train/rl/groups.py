@@ -35,7 +35,7 @@ class Rollouts(Recipe):
     prompts: int | None = Field(
         default=None, ge=1, description="of a rollout; default: as many as make one step of all its answers"
     )
-    group: int = Field(default=8, ge=2, description="answers to each prompt, which are compared with each other")
+    group: int = Field(default=8, ge=1, description="answers to each prompt, which are compared with each other")
     max_tokens: int = Field(default=64, ge=1, description="of an answer; with tools of each of its turns")
     tools: ToolUse | None = Field(
         default=None, description="answers may call the tools that their prompts list, and go on with what those say"

@@ -190,6 +190,16 @@ def merge() -> None:
     """
 
 
+@verb("RetokenizeRecipe", "model")
+def retokenize() -> None:
+    """A trained model → the same for another vocabulary: tokens in both keep their rows, others are means of old ones.
+
+    \b
+      babyllama retokenize runs/base tokenizer=runs/tok16k out=runs/base-16k
+      babyllama train init.path=runs/base-16k data.path=runs/corpus-16k out=runs/base-16k-trained
+    """
+
+
 @verb("ExportRecipe", "model")
 def export() -> None:
     """A run → what other programs run: a GGUF file, a folder for Ollama or the hub. Needs: pip install -e '.[export]'

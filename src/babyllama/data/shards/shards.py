@@ -254,5 +254,6 @@ class Prepared:
         mine = self.manifest["tokenizer"]
         if mine != hash:
             raise InputError(
-                f"{self.path}: made with tokenizer {mine}, but the model's is {hash}; prepare the data again with it"
+                f"{self.path}: made with tokenizer {mine}, but the model's is {hash}; prepare the data again with it, "
+                "or change the model's: babyllama retokenize"
             )

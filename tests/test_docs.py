@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from babyllama.recipe import load_recipe
-from babyllama.verbs import VERBS, recipe_type
+from babyllama.verbs import VERBS, joined, recipe_type
 from babyllama.words import understand
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def test_every_command_makes_its_recipe(page, place):
         after = of_babyllama(words)
         if after is None or after[0] not in VERBS or "--help" in after or len(after) == 1:  # the last only names a verb
             continue
-        verb, *rest = after
+        verb, *rest = joined(after)
         given = [word for word in rest if word not in ("--keys", "--print-config")]
         said = understand(recipe_type(verb), given, verb, VERBS[verb][1])
         assert load_recipe(recipe_type(verb), said.source, said.settings)

@@ -393,6 +393,12 @@ def _module(name: str) -> ModuleType:
     return import_module(f"babyllama.commands.{name.replace('-', '_')}")
 
 
+def joined(words: list[str]) -> list[str]:
+    """A verb of two words as the one that it is: ``tokenizer report`` is ``tokenizer-report``."""
+    both = "-".join(words[:2])
+    return [both, *words[2:]] if both in VERBS else words
+
+
 def call(words: list[str]) -> int:
     """Run the verb that `words` name; the exit code.
 
@@ -400,10 +406,8 @@ def call(words: list[str]) -> int:
         InputError: what the user gave is wrong, unknown verbs included.
         KeyboardInterrupt: Ctrl-C.
     """
-    if "-".join(words[:2]) in VERBS:  # such as tokenizer report
-        words = ["-".join(words[:2]), *words[2:]]
     try:
-        code = app(words, standalone_mode=False, prog_name="babyllama")
+        code = app(joined(words), standalone_mode=False, prog_name="babyllama")
     except TyperException as error:
         raise InputError(str(error)) from None
     if code == interrupts.CODE:  # what typer makes of Ctrl-C

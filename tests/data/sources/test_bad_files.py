@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import lzma
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_readers import documents
 
+from babyllama.data.sources import files, readers
 from babyllama.data.sources.corpora import CorpusChoice, read_documents
 from babyllama.data.sources.readers import find_files, passed_over, read_blobs
 from babyllama.data.sources.records import Shape, parse
@@ -25,6 +30,21 @@ def zstd(data: bytes) -> bytes:
     import zstandard
 
     return zstandard.compress(data)
+
+
+def archive(name: str, content: bytes) -> bytes:
+    found = io.BytesIO()
+    with zipfile.ZipFile(found, "w") as file:
+        file.writestr(name, content)
+    return found.getvalue()
+
+
+def tar(name: str, content: bytes) -> bytes:
+    found, member = io.BytesIO(), tarfile.TarInfo(name)
+    member.size = len(content)
+    with tarfile.open(fileobj=found, mode="w") as file:
+        file.addfile(member, io.BytesIO(content))
+    return found.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -85,6 +105,14 @@ LINES = b"".join(b'{"text": "%d"}\n' % i for i in range(5000))
         ("a.csv", b'text,n\na,1\n"b,2\nc,3\n', "a.csv:3: a quotation that begins here does not end"),
         ("a.txt", "字".encode("utf-16"), "UTF-16, for it begins with the byte order mark FF FE; say encoding: utf-16"),
         ("a.jsonl.gz", gzip.compress("字".encode("utf-16"), mtime=0), "UTF-16, for it begins"),
+        ("a.zip", archive("a.jsonl", LINES), "a.zip: is a zip archive; unpack it"),
+        ("a.zip", archive("b.zip", archive("a.jsonl", LINES))[:40], "a.zip: is a zip archive; unpack it"),
+        ("a.jsonl", archive("a.jsonl", LINES), "a.jsonl: is a zip archive; unpack it"),
+        ("a.tar.gz", gzip.compress(tar("a.jsonl", LINES)), "a.tar.gz: is a tar archive; unpack it"),
+        ("a.jsonl.xz", lzma.compress(LINES), "a.jsonl.xz: is compressed by xz; unpack it (xz -d)"),
+        ("a.jsonl", gzip.compress(LINES), "is compressed by gzip; unpack it, or end its name in .gz"),
+        ("a.jsonl.zst", gzip.compress(LINES), "damaged or cut off"),
+        ("a.parquet", b"PAR1" + LINES[:500], "damaged or no Parquet file"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_always_stops(tmp_path: Path, name: str, content: bytes, fault: str) -> None:
@@ -92,6 +120,18 @@ def test_a_damaged_file_always_stops(tmp_path: Path, name: str, content: bytes, 
     with pytest.raises(InputError) as caught:
         documents(tmp_path / name, shape=Shape("text", on_bad="skip"))
     assert fault in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "format"), [("a.jsonl", "auto"), ("a.txt", "auto"), ("a.txt", "lines")])
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, format: Any
+) -> None:
+    for module in (files, readers):
+        monkeypatch.setattr(module, "LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(files.Bytes.readline, "__defaults__", (1 << 20,))
+    (tmp_path / name).write_bytes(b'{"text": "a"}\n{"text": "' + "字".encode() * (1 << 20) + b'"}\n')
+    with pytest.raises(InputError, match=rf"{name}:2: longer than .* MiB without a line end; cut it into lines"):
+        documents(tmp_path / name, format=format, shape=Shape("text", on_bad="skip"), blob_bytes=1000)
 
 
 @pytest.mark.parametrize("encoding", ["gb18030", "GBK", "utf-16", "utf-16-le", "big5", "utf-8-sig"])

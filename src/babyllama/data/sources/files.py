@@ -20,6 +20,17 @@ LINE_BYTES = 256 << 20  # no line and no record is longer
 _CHUNK = 1 << 17
 _UTF16 = {codecs.BOM_UTF16_LE: "FF FE", codecs.BOM_UTF16_BE: "FE FF"}
 _UNREADABLE = b"\x00!"
+# How files begin that no reader here opens, and what to do; found behind the decompressor, too.
+_OTHERS = {
+    b"PK\x03\x04": "a zip archive; unpack it and give its files",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it and give its files",
+    b"Rar!\x1a\x07": "a rar archive; unpack it and give its files",
+    b"\xfd7zXZ\x00": "compressed by xz; unpack it (xz -d)",
+    b"BZh": "compressed by bzip2; unpack it (bzip2 -d)",
+    b"\x1f\x8b\x08": "compressed by gzip; unpack it, or end its name in .gz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, or end its name in .zst",
+}
+_TAR = slice(257, 262)
 
 
 class Bytes:
@@ -28,7 +39,8 @@ class Bytes:
     Bytes that are no text in `encoding` are passed on as they are, so that they are one line's fault.
 
     Raises:
-        InputError: cannot be opened; damaged or cut off; begins with UTF-16's byte order mark, unless that is given.
+        InputError: cannot be opened; damaged or cut off; an archive, or compressed in a way that is not known here;
+            begins with UTF-16's byte order mark, unless that is given.
     """
 
     def __init__(self, path: Path, encoding: str = "utf-8") -> None:
@@ -42,7 +54,9 @@ class Bytes:
             self._data = gzip.GzipFile(fileobj=self._raw)
         elif path.suffix == ".zst":
             self._data = io.BufferedReader(_Zstd(self._raw), 1 << 20)
-        mark = self._guard(self._data.peek, 2)[:2]
+        start = self._guard(self._data.peek, 2)
+        self._refuse_others(start)
+        mark = start[:2]
         if encoding != "utf-8":
             self._data = io.BufferedReader(_Recoded(self._data, encoding), 1 << 20)
         elif mark in _UTF16:
@@ -51,10 +65,21 @@ class Bytes:
                 f"{path}: UTF-16, for it begins with the byte order mark {_UTF16[mark]}; say encoding: utf-16"
             )
 
+    def _refuse_others(self, start: bytes) -> None:
+        other = next((what for begin, what in _OTHERS.items() if start.startswith(begin)), "")
+        if start[_TAR] == b"ustar":
+            other = "a tar archive; unpack it and give its files"
+        if other:
+            self._raw.close()
+            raise InputError(f"{self.path}: is {other}")
+
     def __enter__(self) -> Bytes:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._raw.close()
 
     def tell(self) -> int:
@@ -81,6 +106,11 @@ class Bytes:
             if isinstance(error, UnicodeError):
                 raise InputError(f"{self.path}: not in the encoding that was given ({error}); say another") from None
             raise InputError(f"{self.path}: damaged or cut off ({error}); fetch it again") from None
+
+
+def too_long(path: Path, line: int) -> InputError:
+    """The error for a line that is longer than any may be."""
+    return InputError(f"{path}:{line}: longer than {LINE_BYTES >> 20} MiB without a line end; cut it into lines")
 
 
 class _Pieces(io.RawIOBase):

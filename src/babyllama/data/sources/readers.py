@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from babyllama.data.sources.arrays import HEAD_BYTES, Form, form_of, items
-from babyllama.data.sources.files import COMPRESSED, LINE_BYTES, Bytes, Unreadable, bad_text
+from babyllama.data.sources.files import COMPRESSED, LINE_BYTES, Bytes, Unreadable, bad_text, too_long
 from babyllama.errors import InputError, needs_extra
 
 BLOB_BYTES = 16 << 20
@@ -132,6 +132,7 @@ _Reader = Callable[[Path, int, str], Iterator[Blob]]
 def _reader_of(path: Path, format: Format, encoding: str) -> _Reader:
     found = _SUFFIXES.get(_suffix(path)) if format == "auto" else format
     if found is None:
+        Bytes(path).close()  # an archive is called that
         known = ", ".join(name for name in Format.__args__ if name != "auto")
         raise InputError(f"{path}: the name does not tell the format; say format: one of {known}")
     if found == "json" or (found == "jsonl" and format == "auto"):
@@ -146,11 +147,9 @@ def _json_lines(path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
         first = 1
         while chunk := handle.read(blob_bytes):
             if not chunk.endswith(b"\n"):
-                rest = handle.readline()
-                if len(rest) == LINE_BYTES:
-                    line = first + chunk.count(b"\n")
-                    raise InputError(f"{path}:{line}: longer than {LINE_BYTES >> 20} MiB; this is no JSON lines file")
-                chunk += rest
+                chunk += handle.readline()
+                if len(chunk) >= blob_bytes + LINE_BYTES:
+                    raise too_long(path, first + chunk.count(b"\n"))
             yield Blob(f"{path}:", first, chunk.removeprefix(codecs.BOM_UTF8) if first == 1 else chunk, handle.tell())
             first += chunk.count(b"\n")
 
@@ -210,6 +209,8 @@ class _Lines:
     def __iter__(self) -> Iterator[str]:
         while line := self._handle.readline():
             self.number += 1
+            if len(line) == LINE_BYTES and not line.endswith(b"\n"):
+                raise too_long(self._handle.path, self.number)
             if self.number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:

@@ -36,17 +36,22 @@ def sources(old: Tokenizer, new: Tokenizer) -> list[tuple[int, ...]]:
     for i in set(unlike) - set(whole):  # parts of characters
         found[i] = tuple(by_bytes[one] for one in (bytes([byte]) for byte in needs[i]) if one in by_bytes)
     found |= {i: (by_bytes[piece],) for i, piece in needs.items() if i not in special and piece in by_bytes}
-    names = {i: old.backend.token_to_id(new.backend.id_to_token(i)) for i in needs if i not in special}
+    names = {i: _named(old, new, i) for i in needs if i not in special}
     found |= {i: (same,) for i, same in names.items() if same is not None and had.get(same) == needs[i]}
     return [(special.get(i) or found.get(i, ())) for i in range(new.vocab_size)]
 
 
 def _special(old: Tokenizer, new: Tokenizer) -> dict[int, tuple[int, ...]]:
     """New special tokens → what they are in the old vocabulary."""
-    named = {i: old.backend.token_to_id(new.backend.id_to_token(i)) for i in new.special_ids}
+    named = {i: _named(old, new, i) for i in new.special_ids}
     found = {i: () if same is None or same not in old.special_ids else (same,) for i, same in named.items()}
     found |= {i: (old.role_ids[role],) for role, i in new.role_ids.items() if role in old.role_ids}
     return {**found, new.bos_id: (old.bos_id,), new.eos_id: (old.eos_id,)}
+
+
+def _named(old: Tokenizer, new: Tokenizer, token: int) -> int | None:
+    """The old token with the name that a new one has."""
+    return old.backend.token_to_id(new.backend.id_to_token(token) or "")
 
 
 def _inside(old: Tokenizer, texts: list[str]) -> list[tuple[int, ...]]:

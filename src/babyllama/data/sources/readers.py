@@ -133,8 +133,9 @@ def _reader_of(path: Path, format: Format, encoding: str) -> _Reader:
     found = _SUFFIXES.get(_suffix(path)) if format == "auto" else format
     if found is None:
         Bytes(path).close()  # an archive is called that
-        known = ", ".join(name for name in Format.__args__ if name != "auto")
-        raise InputError(f"{path}: the name does not tell the format; say format: one of {known}")
+        raise InputError(
+            f"{path}: the name does not tell the format; say format: one of {', '.join(Format.__args__[1:])}"
+        )
     if found == "json" or (found == "jsonl" and format == "auto"):
         with Bytes(path, encoding) as handle:
             form = form_of(handle.head(HEAD_BYTES))

@@ -63,9 +63,8 @@ def find_files(path: str) -> list[Path]:
         return [given]
     if given.is_dir():
         found = sorted(p for p in given.rglob("*") if p.is_file() and not _hidden(p, given) and _suffix(p) in _SUFFIXES)
-        wanted = " ".join(_SUFFIXES)
         if not found:
-            raise InputError(f"{path}: no corpus file in this folder; known are {wanted}, plain, .gz or .zst")
+            raise InputError(f"{path}: no corpus file in this folder; known are {' '.join(_SUFFIXES)}, or .gz, .zst")
         return found
     matches = glob.glob(str(given), recursive=True)  # noqa: PTH207  Path.glob takes no absolute pattern
     found = sorted(p for p in map(Path, matches) if p.is_file())
@@ -79,7 +78,7 @@ def passed_over(path: str) -> list[str]:
     given = Path(path).expanduser()
     if not given.is_dir():
         return []
-    left = (p for p in given.rglob("*") if p.is_file() and (_hidden(p, given) or _suffix(p) not in _SUFFIXES))
+    left = [p for p in given.rglob("*") if p.is_file() and (_hidden(p, given) or _suffix(p) not in _SUFFIXES)]
     return sorted(str(p.relative_to(given)) for p in left)
 
 
@@ -133,9 +132,8 @@ def _reader_of(path: Path, format: Format, encoding: str) -> _Reader:
     found = _SUFFIXES.get(_suffix(path)) if format == "auto" else format
     if found is None:
         Bytes(path).close()  # an archive is called that
-        raise InputError(
-            f"{path}: the name does not tell the format; say format: one of {', '.join(Format.__args__[1:])}"
-        )
+        known = ", ".join(Format.__args__[1:])
+        raise InputError(f"{path}: the name does not tell the format; say format: one of {known}")
     if found == "json" or (found == "jsonl" and format == "auto"):
         with Bytes(path, encoding) as handle:
             form = form_of(handle.head(HEAD_BYTES))

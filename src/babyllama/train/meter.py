@@ -1,4 +1,5 @@
-"""How fast a training is: a clock that runs while it trains, tokens a second, the share of the machine's peak.
+"""How fast a training is: a clock that runs while it trains, tokens a second, the share of the machine's peak,
+what a GPU tells of itself.
 
 Not here: what is counted (progress.py), the peak itself (hardware.py).
 """
@@ -9,7 +10,7 @@ import time
 
 import torch
 
-from babyllama.hardware import peak_flops, utilisation
+from babyllama.hardware import peak_flops, power_draw, utilisation
 from babyllama.model.transformer import Transformer
 from babyllama.train.lisa import Lisa
 from babyllama.train.progress import Progress
@@ -53,6 +54,15 @@ def synchronise(device: torch.device) -> None:
     """Wait until a GPU, or what stands for one, has done what it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def of_card(device: torch.device) -> dict[str, float]:
+    """What a GPU tells of itself: the most memory so far (GiB), the power just now (watts)."""
+    if device.type != "cuda":
+        return {}
+    watts = power_draw(device)
+    return {"peak_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2),
+            **({} if watts is None else {"watts": watts})}  # fmt: skip
 
 
 def work_per_token(model: Transformer, context: int, lisa: Lisa | None) -> float:

@@ -19,7 +19,6 @@ import torch
 
 from babyllama.data.streams.batches import Batch, Rows
 from babyllama.errors import InputError, Interrupted
-from babyllama.hardware import power_draw
 from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.transformer import Transformer, recompute
 from babyllama.run import Run
@@ -30,7 +29,7 @@ from babyllama.train.guard import Outcome, Watchman
 from babyllama.train.journal import Journal, Show
 from babyllama.train.lisa import Lisa
 from babyllama.train.losses.objectives import Objective
-from babyllama.train.meter import Meter, synchronise, work_per_token
+from babyllama.train.meter import Meter, of_card, synchronise, work_per_token
 from babyllama.train.optimizers.optim import Optimizer, Schedule
 from babyllama.train.plan import Plan
 from babyllama.train.progress import Progress
@@ -265,11 +264,7 @@ class Trainer:
             values["skipped"] = outcome.skipped
         if self.watchman.scaled:
             values["loss_scale"] = self.watchman.scale.item()
-        if self.device.type == "cuda":
-            values["peak_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
-        watts = power_draw(self.device)
-        if watts is not None:
-            values["watts"] = watts
+        values |= of_card(self.device)
         self.journal.step(step, self.steps, values)
         done.last |= {"train_loss": outcome.loss, "tokens_per_second": values["tokens_per_second"], "mfu": mfu}
 

@@ -16,13 +16,14 @@ from babyllama.data.streams.batches import IGNORE, Batch, Rows
 from babyllama.data.streams.stretch import Stretched
 from babyllama.model.config import ModelConfig, extended
 from babyllama.model.laws import RopeConfig
-from babyllama.model.transformer import Transformer, initialise, with_reward_head
+from babyllama.model.transformer import Transformer, attach_value_head, initialise, with_reward_head
 from babyllama.recipe import Recipe
 from babyllama.run import Run
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.worker import Worker
 from babyllama.train.engines.world import World
 from babyllama.train.losses.objectives import NextToken
+from babyllama.train.losses.policy import Ppo
 from babyllama.train.optimizers.optim import AdamW, Cosine, Optimizer
 from babyllama.train.plan import Plan
 from babyllama.train.trainer import Trainer
@@ -150,6 +151,8 @@ def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch
         key: plan.pop(key) for key in ("engine", "world", "export", "objective", "seed", "schedule") if key in plan
     }
     objective = arguments.pop("objective", NextToken())
+    if isinstance(getattr(objective, "method", None), Ppo):
+        attach_value_head(model)
     arguments["lisa"] = adapter if isinstance(adapter, Lisa) else None
     run = Run(out) if "world" in arguments and not arguments["world"].first else Run.create(out, "train", Nothing())
     plan = {"steps": steps, "micro_batch_size": 4, "log_every": 1, "save_every": 5, "validate_every": 4, **plan}

@@ -11,7 +11,7 @@ from small_rollouts import OBJECTIVE, practised
 from small_training import StopAt, fingerprint, finished, small_trainer
 
 from babyllama.errors import Interrupted
-from babyllama.train.losses.policy import Dapo, Rloo
+from babyllama.train.losses.policy import Dapo, Ppo, Rloo
 from babyllama.train.optimizers.optim import AdamW
 
 SMOOTH = AdamW(lr=1e-2, eps=1e-3)  # so that rounding stays rounding
@@ -23,7 +23,7 @@ def kwargs(folder, objective=OBJECTIVE, **more):
             "save_every": 5, **more}  # fmt: skip
 
 
-@pytest.mark.parametrize("method", [None, Dapo(), Rloo(beta=0.2)])
+@pytest.mark.parametrize("method", [None, Dapo(), Rloo(beta=0.2), Ppo()])
 def test_accumulation_changes_nothing(tmp_path, method):
     objective = OBJECTIVE if method is None else method.of(1.0, 5)
     curves, weights = [], []
@@ -39,18 +39,18 @@ def test_accumulation_changes_nothing(tmp_path, method):
         torch.testing.assert_close(weight, weights[0], atol=3e-6, rtol=0)
 
 
-@pytest.mark.parametrize("at", [3, 8, 10])
-def test_stopped_in_a_rollout_and_continued(tmp_path, at):
+@pytest.mark.parametrize(("at", "objective"), [(3, OBJECTIVE), (8, OBJECTIVE), (10, OBJECTIVE), (7, Ppo().of(1.0, 5))])
+def test_stopped_in_a_rollout_and_continued(tmp_path, at, objective):
     """To the bit, the record of rollouts too. A rollout is read for four steps."""
-    whole = finished(tmp_path / "whole", **kwargs(tmp_path / "whole"))
+    whole = finished(tmp_path / "whole", **kwargs(tmp_path / "whole", objective))
     folder = tmp_path / "stopped"
-    stopped = small_trainer(folder, show=StopAt(at, signal.SIGTERM), **kwargs(folder))
+    stopped = small_trainer(folder, show=StopAt(at, signal.SIGTERM), **kwargs(folder, objective))
     with pytest.raises(Interrupted, match=f"step {at}"):
         stopped.train()
     stopped.run.unlock()
     with (folder / "rollouts.jsonl").open("a") as file:
         file.write('{"what": "a process that was killed wrote after its last checkpoint"}\n{"and ano')
-    again = finished(folder, **kwargs(folder))
+    again = finished(folder, **kwargs(folder, objective))
     assert fingerprint(again) == fingerprint(whole)
     texts = [(path / "rollouts.jsonl").read_text() for path in (tmp_path / "whole", folder)]
     assert texts[0] == texts[1]

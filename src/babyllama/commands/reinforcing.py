@@ -12,10 +12,10 @@ from babyllama.data.streams.prompts import Prompts
 from babyllama.errors import InputError
 from babyllama.evals.bits import measure
 from babyllama.load import load, pick_device
-from babyllama.model.transformer import Transformer
+from babyllama.model.transformer import Transformer, attach_value_head
 from babyllama.tokenizer.chat import results_after_answer
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.train.losses.policy import Grpo, Method
+from babyllama.train.losses.policy import Grpo, Method, Ppo
 from babyllama.train.rl.groups import Groups, Rollouts
 from babyllama.train.rl.heldout import HeldOut, RewardSums
 from babyllama.train.rl.judge import ModelReward
@@ -36,6 +36,8 @@ def rollout_rows(recipe: TrainRecipe, prepared: Prepared, model: Transformer, to
     rewards = rewards_of(recipe, tokenizer)
     prompts = _prompts(recipe, prepared, "train", tokenizer, context)
     reference = copy.deepcopy(model).eval().requires_grad_(False) if method.beta else None
+    if isinstance(method, Ppo):
+        attach_value_head(model)  # after the reference was taken
     rows = recipe.plan.rows
     groups = Groups(rollouts, rewards, prompts, tokenizer, rollouts.count(rows), recipe.seed, context)
     return RolloutRows(groups, method, rows, recipe.plan.micro_batch_size, Record(recipe.out), reference)

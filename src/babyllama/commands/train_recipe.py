@@ -25,7 +25,7 @@ from babyllama.train.engines.engines import Engine, Single
 from babyllama.train.losses.distil import Distil
 from babyllama.train.losses.kto import Preferring
 from babyllama.train.losses.objectives import NextToken
-from babyllama.train.losses.policy import Method, PolicyMethod
+from babyllama.train.losses.policy import Method, PolicyMethod, Ppo
 from babyllama.train.losses.preference import Preference
 from babyllama.train.losses.reward import RewardModel
 from babyllama.train.optimizers.optim import Muon, Optimizer, Schedule, Wsd
@@ -168,6 +168,10 @@ class TrainRecipe(Recipe):
         if isinstance(self.init, NewModel):
             raise InputError(f"objective.kind: {kind} needs a model that answers already; give init.kind=from "
                              "init.path=… of a run that was trained on chats")  # fmt: skip
+        plain = isinstance(self.adapter, Full) and self.engine.kind in ("single", "ddp")
+        if isinstance(self.objective, Ppo) and not plain:
+            raise InputError("objective.kind: ppo trains a value head beside a whole model; leave adapter out and use "
+                             "engine.kind=single or ddp, or use objective.kind=grpo")  # fmt: skip
         for key, given in (("replay", self.replay), ("compile", self.compile), ("data.stretch", self.data.stretch)):
             if given:
                 raise InputError(f"{key}: not with objective.kind={kind}, whose rows the model writes; leave it out")

@@ -61,7 +61,8 @@ def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packi
     The weights are written in the parameters' own dtype; without a `pad_id` the end token fills batches. `stops`: what
     ends a text besides the end token.
     """
-    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **(packing.tensors if packing else {})}
+    named = {name: p for name, p in model.named_parameters() if not name.startswith("value.")}  # of a training alone
+    tensors: dict[str, Tensor] = {**named, **(packing.tensors if packing else {})}
     weights = {hugging_face_name(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if model.config.reward:
         weights[_SCORE] = weights.pop("lm_head.weight")

@@ -22,7 +22,7 @@ class Role(StrEnum):
     ROPE = "rope"
 
 
-_PLACES = {"rope": Role.ROPE, "embed_tokens": Role.EMBEDDING, "lm_head": Role.HEAD}
+_PLACES = {"rope": Role.ROPE, "embed_tokens": Role.EMBEDDING, "lm_head": Role.HEAD, "value": Role.HEAD}
 
 
 def role(name: str, parameter: Tensor) -> Role:

@@ -236,6 +236,18 @@ def with_reward_head(model: Transformer, seed: int) -> Transformer:
     return found
 
 
+def attach_value_head(model: Transformer) -> None:
+    """A second head, `value`: what is to be expected from each place on. It begins at 0 and is in no folder."""
+    head = nn.Linear(model.config.hidden_size, 1, bias=False)
+    nn.init.zeros_(head.weight)
+    model.add_module("value", head)
+
+
+def expected(model: Transformer, hidden: Tensor) -> Tensor:
+    """What the value head says of final hidden states (…, C): (…) float32."""
+    return model.get_submodule("value")(hidden)[..., 0].float()
+
+
 def initialise(model: Transformer, seed: int) -> None:
     """Normal(0, 0.02) weights; the two projections that write into the residual stream shrink by 1/√(2L) (GPT-2).
 

@@ -24,12 +24,14 @@ class Told(NamedTuple):
     entropy: Tensor
 
 
-def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0) -> Told:
+def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0, hidden: Tensor | None = None) -> Told:
     """log π(target) and the entropy of π, in nats, at every place of a batch; π = softmax(logits / temperature).
 
-    Logits never exist whole: they are made in chunks, and for the gradient once more.
+    Logits never exist whole: they are made in chunks, and for the gradient once more. `hidden`: the model's (B, T, C),
+    where they are known.
     """
-    hidden = model.hidden(batch.tokens, batch.positions, batch.segments)  # (B, T, C)
+    if hidden is None:
+        hidden = model.hidden(batch.tokens, batch.positions, batch.segments)
     kept = batch.targets != IGNORE
     logprobs, entropy = head_logprobs(hidden[kept], model.lm_head.weight, batch.targets[kept], temperature)
     empty = logprobs.new_zeros(kept.shape)

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from babyllama.data.streams.batches import IGNORE, Batch
-from babyllama.model.transformer import Transformer
+from babyllama.model.transformer import Transformer, expected
 from babyllama.recipe import Recipe
 from babyllama.train.losses.logprobs import token_logprobs
 
@@ -160,14 +160,56 @@ class Rloo(Method):
         return found._replace(loss=found.loss / kept.sum(1, keepdim=True).clamp(min=1))
 
 
-PolicyMethod = Annotated[Grpo | DrGrpo | Dapo | Gspo | Cispo | Rloo, Field(discriminator="kind")]
+class Ppo(Method):
+    """PPO (arXiv 1707.06347): an advantage for each token, by a value head that learns beside the model what is to be
+    expected from there on, and GAE (arXiv 1506.02438); its loss is clipped as the ratio is."""
+
+    kind: Literal["ppo"] = "ppo"
+    over: ClassVar[Over] = "tokens"
+    gamma: float = Field(default=1.0, gt=0, le=1, description="how much a token later counts")
+    trace: float = Field(default=0.95, ge=0, le=1, description="λ of GAE; 1: the reward itself, less what was expected")
+    value_weight: float = Field(default=0.5, ge=0, description="of the value head's loss beside the policy's")
+    value_epsilon: float = Field(default=0.2, gt=0, description="how far a value may go from what it was at the draw")
+
+    def advantages(self, rewards: Tensor, counted: Tensor) -> Tensor:
+        """The rewards themselves; see `gae` for the tokens'."""
+        return rewards.where(counted, 0)
+
+    def value_loss(self, values: Tensor, before: Tensor, returns: Tensor) -> Tensor:
+        """½·max((v − R)², (clip(v, v_old ± ε) − R)²) of every token."""
+        near = before + (values - before).clamp(-self.value_epsilon, self.value_epsilon)
+        return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
+
+
+def gae(rewards: Tensor, values: Tensor, kept: Tensor, gamma: float, trace: float) -> tuple[Tensor, Tensor]:
+    """What each token did better than was expected, and what came of it: advantages and returns (N, T), 0 where not
+    kept.
+
+    Args:
+        rewards: (N,) for an answer whole, at its last kept token.
+        values: (N, T) what was expected before each token.  kept: (N, T) the tokens that the model wrote.
+    """
+    advantages = torch.zeros_like(values)
+    following, later = torch.zeros_like(rewards), torch.zeros_like(rewards)  # of the next kept token: A, V
+    reward = rewards.clone()  # given once
+    for t in reversed(range(values.shape[1])):
+        here = kept[:, t]
+        found = reward + gamma * later - values[:, t] + gamma * trace * following
+        advantages[:, t] = found.where(here, 0)
+        following, later = found.where(here, following), values[:, t].where(here, later)
+        reward = reward.where(~here, 0)
+    return advantages, (advantages + values).where(kept, 0)
+
+
+PolicyMethod = Annotated[Grpo | DrGrpo | Dapo | Gspo | Cispo | Rloo | Ppo, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
     """An objective. A batch's targets are the tokens of answers, one answer a row; its extras:
 
-        advantages  (B,) float32
+        advantages  (B,) float32; of PPO (B, T), by token
+        values, returns  (B, T) float32, PPO's: what was expected at the draw, and what came
         old         (B, T) float32, log π of each target when the answers were drawn; where it is missing, the policy
                     is that which drew them: the ratio is 1
         reference   (B, T) float32, log π of each target by the reference; only with beta above 0
@@ -181,10 +223,17 @@ class PolicyLoss:
     unit: int = 1  # what one answer weighs
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        told, kept = token_logprobs(model, batch, self.temperature), batch.targets != IGNORE
+        hidden = model.hidden(batch.tokens, batch.positions, batch.segments)  # (B, T, C)
+        told, kept = token_logprobs(model, batch, self.temperature, hidden), batch.targets != IGNORE
         old = batch.extras.get("old", told.logprobs.detach())
-        loss, ratio, clipped = self.method.terms(told.logprobs, old, batch.extras["advantages"][:, None], kept)
+        advantages = batch.extras["advantages"]
+        by_token = advantages if advantages.ndim == 2 else advantages[:, None]
+        loss, ratio, clipped = self.method.terms(told.logprobs, old, by_token, kept)
         metrics = {"entropy": told.entropy, "ratio": ratio, "clipped": clipped.float()}
+        if isinstance(self.method, Ppo):
+            values = expected(model, hidden)
+            value = self.method.value_loss(values, batch.extras["values"], batch.extras["returns"])
+            loss, metrics["value_loss"] = loss + self.method.value_weight * value, value.detach()
         if self.method.beta:
             kl = k3(told.logprobs, batch.extras["reference"])
             loss, metrics["kl"] = loss + self.method.beta * kl, kl.detach()

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.data.streams.order import permute
-from babyllama.model.transformer import Transformer
+from babyllama.model.transformer import Transformer, expected
 from babyllama.train.engines.worker import Worker
 from babyllama.train.losses.logprobs import token_logprobs
-from babyllama.train.losses.policy import Method
+from babyllama.train.losses.policy import Method, Ppo, gae
 from babyllama.train.rl.groups import Group, Groups
 from babyllama.train.rl.record import Record
 
@@ -79,7 +79,7 @@ class RolloutRows:
         picked = np.array([permute(np.array([row % self.answers]), self.answers, self.groups.seed, SALT, number,
                                    row // self.answers)[0] for row in rows.tolist()])  # fmt: skip
         index = torch.from_numpy(picked)
-        return batch_of(kept, index, extras=("old", "reference"))
+        return batch_of(kept, index, extras=("old", "reference", "values", "returns"))
 
     def prepare(self, step: int, worker: Worker) -> None:
         """Draw the rollout that step `step` reads, unless it is there."""
@@ -101,6 +101,8 @@ class RolloutRows:
                 like = model.embed_tokens.weight
                 self.reference.to(like.device, like.dtype)
                 tensors["reference"] = self._scored(self.reference, tensors, worker, self.recipe.temperature)
+            if isinstance(self.method, Ppo):
+                tensors |= self._expected(self.method, model, tensors, worker)
             if self.steps > 1:
                 tensors["old"] = self._scored(model, tensors, worker, self.recipe.temperature)
             if checked:
@@ -108,7 +110,8 @@ class RolloutRows:
             self.seconds = time.perf_counter() - began
         if not checked and self.rollout is not None:
             figures["engine_gap"] = self.rollout.figures["engine_gap"]
-        lines = [line for group, by in zip(groups, tensors["advantages"].view(len(groups), -1).tolist(), strict=True)
+        whole = tensors["advantages"] if tensors["advantages"].ndim == 1 else tensors["advantages"].sum(1)
+        lines = [line for group, by in zip(groups, whole.view(len(groups), -1).tolist(), strict=True)
                  for line in self._lines(number, step, group, by)]  # fmt: skip
         self.record.add(lines, worker.world.first)
         return Rollout(number, tensors, figures)
@@ -146,6 +149,25 @@ class RolloutRows:
         for rows, values in (pair for part in world.gather(mine) for pair in part):
             found[rows, : values.shape[1]] = values[:, : found.shape[1]]
         return found
+
+    @torch.no_grad()
+    def _expected(
+        self, method: Ppo, model: Transformer, tensors: dict[str, Tensor], worker: Worker
+    ) -> dict[str, Tensor]:
+        """By token (N, W − 1): what the value head expected, what came, and advantages, evened out over the rollout."""
+        everything = torch.arange(self.answers)
+        values = torch.zeros(self.answers, tensors["tokens"].shape[1] - 1)
+        for rows in everything.split(self.chunk):  # each rank all: they are small beside the drawing
+            batch = batch_of(tensors, rows).to(worker.device)
+            found = expected(model, model.hidden(batch.tokens)).cpu()
+            values[rows, : found.shape[1]] = found[:, : values.shape[1]]
+        kept = torch.zeros(values.shape, dtype=torch.bool)
+        whole = batch_of(tensors, everything).targets != IGNORE
+        kept[:, : whole.shape[1]] = whole[:, : kept.shape[1]]
+        advantages, returns = gae(tensors["advantages"], values, kept, method.gamma, method.trace)
+        deviation, mean = torch.std_mean(advantages[kept].double())
+        even = ((advantages - mean) / (deviation + 1e-8)).where(kept, 0).float()
+        return {"values": values.where(kept, 0), "returns": returns, "advantages": even}
 
     def _gap(self, model: Transformer, groups: list[Group], tensors: dict[str, Tensor], worker: Worker) -> float:
         """The largest difference between what the engine and training find of any token, in nats."""
@@ -212,5 +234,6 @@ def batch_of(tensors: dict[str, Tensor], rows: Tensor, extras: Sequence[str] = (
         learned &= ~tensors["given"][rows, 1:width]
     by_target = {name: tensors[name][rows, : width - 1].where(learned, 0) for name in extras if name in tensors}
     targets = tokens[:, 1:].where(learned, IGNORE)
-    found = {"advantages": tensors["advantages"][rows], **by_target}
+    worth = tensors["advantages"][rows]
+    found = {"advantages": worth if worth.ndim == 1 else worth[:, : width - 1], **by_target}
     return Batch(tokens[:, :-1].contiguous(), targets, count=int(learned.sum()), extras=found)

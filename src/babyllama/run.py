@@ -18,6 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -284,14 +285,16 @@ def _plain(value: Any) -> Any:
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)  # reads and parses a file of hundreds of lines
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def environment() -> dict[str, Any]:
     """Versions and hardware, as far as they are known without importing anything heavy."""
-    packages = ("babyllama", "torch", "numpy", "tokenizers", "sentencepiece", "safetensors")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
+    versions = {n: _version(n) for n in ("babyllama", "torch", "numpy", "tokenizers", "sentencepiece", "safetensors")}
     return {"python": platform.python_version(), "platform": platform.platform(), "cpu_count": os.cpu_count(),
             "command": sys.argv, **versions}  # fmt: skip

@@ -112,8 +112,10 @@ class Branches:
         return attend_sdpa(q, keys, values, self.mask)
 
     @cached_property
-    def mask(self) -> Tensor:
-        """(1, 1, N, S): the keys of the nodes above come first."""
+    def mask(self) -> Tensor | None:
+        """(1, 1, N, S): the keys of the nodes above come first. None: one text alone, which may be long."""
+        if not self.above and len(self.spans) == 1:
+            return None
         before, count = [one.layers[0][0].shape[2] for one in self.above], self.spans[-1].stop
         spans = [*((size, one.reach) for size, one in zip(before, self.above, strict=True)),
                  *((stop - start, reach) for start, stop, reach in self.spans)]  # fmt: skip

@@ -114,7 +114,9 @@ def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: lis
     plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation, clean,
                 recipe.dedup)  # fmt: skip
     if why := missing():
-        console.print(f"note: encoding is a quarter as fast, to the same ids: {why}", markup=False, soft_wrap=True)
+        console.print(
+            f"note: encoding is five to thirty times slower, to the same ids: {why}", markup=False, soft_wrap=True
+        )
     started = time.perf_counter()
     encode = encode_distinct if recipe.dedup else encode_corpora
     results = _watched(encode(sources, run.path, plan, recipe.workers or cores()), sources, bool(recipe.dedup), console)

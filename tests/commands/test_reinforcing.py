@@ -13,6 +13,7 @@ from babyllama.commands.prepare import main as prepare
 from babyllama.commands.train import main as train
 from babyllama.commands.train_recipe import TrainRecipe
 from babyllama.errors import InputError
+from babyllama.load import read_model
 from babyllama.model.checkpoint import save_model
 from babyllama.recipe import load_recipe
 from babyllama.run import Run
@@ -103,6 +104,16 @@ def test_an_agent_calls_reads_and_goes_on(tmp_path):
     assert len(right) > 8 and all(one["calls"] == one["answered"] == 1 for one in right)
     assert all(f"<|tool|>{one['reference'][1:]}<|assistant|>{one['reference']}</s>" in one["answer"] for one in right)
     assert Run.open(tmp_path / "run").metrics()[0]["engine_gap"] <= 1e-5
+
+
+def test_ppo_s_value_head_is_in_checkpoints_and_in_no_model(folder, tmp_path):
+    words = (*LEARN, "objective={kind: ppo}", "plan.save_every=1")
+    train(recipe(folder, tmp_path / "run", *words))
+    steps = [m for m in Run.open(tmp_path / "run").metrics() if m["kind"] == "train"]
+    assert len(steps) == 2 and all(step["value_loss"] > 0 for step in steps)
+    assert read_model(tmp_path / "run" / "model").config.vocab_size > 300
+    with pytest.raises(InputError, match="ppo trains a value head beside a whole model"):
+        recipe(folder, tmp_path / "b", *words, "adapter.kind=lora")
 
 
 def test_a_teacher_reads_the_students_own_answers(folder, tmp_path):

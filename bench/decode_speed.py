@@ -2,10 +2,12 @@
 
     python bench/decode_speed.py                                  the seed model: batches 1, 8, 32, 128, 256, 512
     python bench/decode_speed.py --presets seed base-218m --batches 1 32 256 --rounds 5
+    python bench/decode_speed.py --presets seed base-218m --bits 8 4 --batches 1 2 4 --peers
 
 256 new tokens after prompts of 32, bf16, random weights, as fast as trained ones. Every round has new prompts.
 A warm engine: graphs and kernels are there, as after the first answers. Medians of tokens a second; the ratio is the
 median of the rounds' ratios. --draws: temperature 0.8, top-k 50, top-p 0.9 instead of greedy as well (ours only).
+--bits: the same model with packed weights, head and embedding too, in groups of 128, beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 import torch
 from record import RESULTS, append, facts, table
 
+from babyllama.data.streams.batches import Batch
 from babyllama.infer.engine import Engine
 from babyllama.infer.fused import Decoder
 from babyllama.infer.request import Request
@@ -27,6 +30,8 @@ from babyllama.infer.sampling import Sampling
 from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer, initialise
+from babyllama.quant.calibrate import Ends, quantise
+from babyllama.quant.rtn import Rtn
 
 PROMPT, NEW, VOCABULARY = 32, 256, 64793
 GREEDY, DRAWN = Sampling(temperature=0), Sampling(temperature=0.8, top_k=50, top_p=0.9)
@@ -63,16 +68,29 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def measure(model: Transformer, other: Callable[[torch.Tensor], object] | None, batch: int, rounds: int, draws: bool
-            ) -> dict[str, float]:  # fmt: skip
+def packed(preset: str, bits: int) -> Transformer:
+    model = dense(preset).float()
+    tokens = torch.randint(VOCABULARY, (1, 33), device="cuda")
+    ends = Ends(head="rtn", embedding="rtn", bits=bits)  # type: ignore[arg-type]
+    method = Rtn(bits=bits, group_size=128, short_group=True)  # type: ignore[arg-type]
+    quantise(model, [Batch(tokens[:, :-1], tokens[:, 1:])], method, ends)
+    return model.bfloat16()
+
+
+def measure(model: Transformer, other: Callable[[torch.Tensor], object] | None, batch: int, rounds: int, draws: bool,
+            few: dict[int, Transformer]) -> dict[str, float]:  # fmt: skip
     engine = Engine(model, VOCABULARY, slots=512)
+    engines = {f"int{bits}": Engine(model, VOCABULARY, slots=512) for bits, model in few.items()}
     times: dict[str, list[float]] = {"ours": []} | ({"drawn": []} if draws else {}) | ({"peer": []} if other else {})
+    times |= {name: [] for name in engines}
     for number in range(-3, rounds):
         prompts = torch.randint(VOCABULARY, (batch, PROMPT), device="cuda")
         lists = prompts.tolist()
         calls: dict[str, Callable[[], object]] = {"ours": lambda lists=lists: engine.generate(lists, GREEDY, NEW)}
         if draws:
             calls["drawn"] = lambda lists=lists: engine.generate(lists, DRAWN, NEW)
+        for name, one in engines.items():
+            calls[name] = lambda lists=lists, one=one: one.generate(lists, GREEDY, NEW)
         if other is not None:
             calls["peer"] = lambda prompts=prompts: other(prompts)
         for name, call in calls.items():
@@ -122,27 +140,27 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", type=int, default=None, help="batches at which the peer runs; all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--draws", action="store_true")
+    parser.add_argument("--bits", nargs="*", type=int, default=[])
     parser.add_argument("--alone", action="store_true", help="the decoder without the engine, too")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    device = torch.device("cuda")
+    device, names = torch.device("cuda"), ("ours", "drawn", *(f"int{bits}" for bits in args.bits), "peer", "ratio")
     for preset in args.presets:
         model = dense(preset)
         other = None if args.peers == [] else peer(model)
+        few = {bits: packed(preset, bits) for bits in args.bits}
         rows, line = [], {**facts(device), "preset": preset, "first_token_ms": round(first_token_ms(model), 2)}
         for batch in args.batches:
             compared = other if args.peers is None or batch in args.peers else None
-            found = measure(model, compared, batch, args.rounds, args.draws)
+            found = measure(model, compared, batch, args.rounds, args.draws, few)
             if args.alone:
                 found["alone"] = alone(model, batch, GREEDY, args.rounds)
                 found["alone_drawn"] = alone(model, batch, DRAWN, args.rounds)
             line[f"batch_{batch}"] = {name: round(value, 2) for name, value in found.items()}
-            rows.append(
-                [batch, *(f"{found[n]:,.1f}" if n in found else "" for n in ("ours", "drawn", "peer", "ratio"))]
-            )
+            rows.append([batch, *(f"{found[name]:,.1f}" if name in found else "" for name in names)])
             print(preset, batch, line[f"batch_{batch}"], flush=True)
         append(args.results / "decode_speed.jsonl", line)
-        table(["batch", "ours", "drawn", "peer", "ratio"], rows)
+        table(["batch", *names], rows)
         print(f"first token after 400: {line['first_token_ms']} ms")
 
 

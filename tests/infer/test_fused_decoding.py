@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from babyllama.data.streams.batches import Batch
 from babyllama.infer import fused
 from babyllama.infer.engine import Engine
 from babyllama.infer.fused import FusedStep, suits
@@ -11,6 +13,10 @@ from babyllama.infer.rows import Rows
 from babyllama.infer.sampling import Sampling, Uses, choose
 from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelConfig
+from babyllama.model.surgery import dense_weight
+from babyllama.quant.calibrate import Ends, quantise
+from babyllama.quant.linear import GroupedLinear
+from babyllama.quant.rtn import Rtn
 from conftest import sharp_model, tiny_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -32,9 +38,9 @@ def twins(shape: ModelConfig, dtype=torch.bfloat16):
 
 
 @torch.inference_mode()
-def steps_beside(shape, count, samplings, *, steps=6, tiles=None, dtype=torch.bfloat16, live=None):
+def steps_beside(shape, count, samplings, *, steps=6, tiles=None, dtype=torch.bfloat16, live=None, made=None):
     """Each step's logits against float32's after the same tokens, each token against `choose` of the same logits."""
-    model, exact = twins(shape, dtype)
+    model, exact = made or twins(shape, dtype)
     V, slots = shape.vocab_size - 3, 48
     rows, caches = (
         Rows(V, count, torch.device("cuda")),
@@ -95,6 +101,45 @@ def test_draws_of_every_kind_in_one_batch(monkeypatch, candidates, count):
     monkeypatch.setattr(fused, "CANDIDATES", candidates)
     for samplings in (CUTS, *([cut] for cut in CUTS)) if count == 8 else (CUTS,):
         steps_beside(config(vocab_size=1503), count, samplings)
+
+
+def packed_twins(shape, bits, group, head, ordered):
+    """The model in few bits, and its dense weights in float32. Any order of the codes will do: dense_weight has it."""
+    model, exact = sharp_model(shape).cuda(), sharp_model(shape).cuda()
+    ends = Ends(head="rtn", embedding="rtn", bits=bits) if head else Ends()
+    tokens = torch.randint(67, (2, 25), device="cuda")
+    quantise(model, [Batch(tokens[:, :-1], tokens[:, 1:])], Rtn(bits=bits, group_size=group, short_group=True), ends)
+    for number, linear in enumerate(m for m in model.modules() if isinstance(m, GroupedLinear)):
+        if ordered:
+            draw = torch.Generator().manual_seed(number)
+            linear.order = torch.randperm(linear.in_features, generator=draw).int().cuda()
+    model = model.bfloat16()
+    for name, module in exact.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.data.copy_(dense_weight(model.get_submodule(name)))
+    return model, exact
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("bits", "group", "head", "ordered"), [(4, 32, True, False), (4, 32, True, True),
+                         (8, 32, False, False), (4, None, True, False), (8, 16, True, True)])  # fmt: skip
+def test_packed_weights(bits, group, head, ordered, count):
+    shape = config(tied=head)
+    made = packed_twins(shape, bits, group, head, ordered)
+    steps_beside(shape, count, [Sampling(temperature=0)], made=made)
+
+
+def test_a_packed_model_answers_through_the_kernels_and_with_more_rows_without_them():
+    shape = config(max_position_embeddings=96)
+    model = packed_twins(shape, 4, 32, True, False)[0].requires_grad_(False)
+    engine = Engine(model, 67)
+    one = engine.generate(PROMPTS[:1], Sampling(temperature=0), 40)
+    step = engine._steps[None]
+    assert isinstance(step, FusedStep) and 1 in step.decoders
+    many = engine.generate(PROMPTS * 3, Sampling(temperature=0), 40)
+    assert max(step.decoders) <= fused.PACKED
+    same = sum(a == b for a, b in zip(one[0], many[0], strict=True))
+    assert same >= 10  # a tie may fall otherwise, and then all that follows
 
 
 def test_long_nuclei_are_sorted_too():

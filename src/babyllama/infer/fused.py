@@ -1,13 +1,15 @@
 """Decoding on a GPU without the host: five kernels a layer, the head, the next token; several steps are one graph.
 
 It computes what the model's forward path computes, with the sums and the residual stream in float32, and draws as
-sampling.py does. What it does not compute (adapters, packed weights, float32, penalties, masks, log-probabilities) goes
-the model's own way. In one file although it is long: what a step launches shares its buffers. Not here: the kernels
-(kernels.py), prompts, when an answer ends (engine.py).
+sampling.py does. Weights of 4 or 8 bits in groups stay packed, for a few rows. What it does not compute (adapters,
+other packed weights, float32, penalties, masks, log-probabilities) goes the model's own way. In one file although it
+is long: what a step launches shares its buffers. Not here: the kernels (kernels.py, packed_kernels.py), prompts, when
+an answer ends (engine.py).
 """
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,11 +22,13 @@ from babyllama.infer.sampling import Uses
 from babyllama.infer.step import Recorder, Step, power
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Attention, RMSNorm, SwiGLU, Transformer
+from babyllama.quant.linear import GroupedLinear, PackedEmbedding
 
 CANDIDATES = 2048  # tokens of a row that are sorted; where more may be drawn, the row is searched instead
-SORTED = 256  # the same for most rows
+SORTED = 64, 256  # the same for most rows
 PROGRAMS = 132  # that a GPU of this kind runs at a time: as many shares of the slots as bring attention there
 ONE, SOME = 1, 32  # rows up to which the first, the second of `TILES` is faster
+PACKED = 4  # rows up to which packed weights are multiplied here
 
 
 class Tiles(NamedTuple):
@@ -71,16 +75,41 @@ def suits(model: Transformer, cache: KVCache) -> bool:
         return False
     if torch.cuda.get_device_capability(weight.device) < (8, 0):
         return False
-    return all(map(_plain, model.layers)) and type(model.lm_head) is nn.Linear and type(model.norm) is RMSNorm
+    embedding: Any = model.embed_tokens
+    ends = model.lm_head, embedding.packed if isinstance(embedding, PackedEmbedding) else model.lm_head
+    return all(map(_plain, model.layers)) and None not in map(_bits_of, ends) and type(model.norm) is RMSNorm
+
+
+class Bits(NamedTuple):
+    """How a matrix is held: bits 0 is a plain one. `ordered`: its codes are in an order of their own."""
+
+    bits: int = 0
+    group: int = 0
+    ordered: bool = False
+
+
+def _bits_of(linear: Any) -> Bits | None:
+    """None for what the kernels do not multiply by."""
+    if type(linear) is nn.Linear:
+        return Bits() if linear.bias is None else None
+    if type(linear) is GroupedLinear and linear.bits in (4, 8) and linear.on_gpu:
+        return Bits(linear.bits, linear.group_size, linear.order is not None)
+    return None
 
 
 def _plain(block: Any) -> bool:
     attention, mlp = block.self_attn, block.mlp
     if type(attention) is not Attention or type(mlp) is not SwiGLU:
         return False
-    linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
-               mlp.gate_proj, mlp.up_proj, mlp.down_proj)  # fmt: skip
-    return all(type(linear) is nn.Linear and linear.bias is None for linear in linears)
+    together = ((attention.q_proj, attention.k_proj, attention.v_proj), (attention.o_proj,),
+                (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,))  # fmt: skip
+    kinds = [set(map(_bits_of, linears)) for linears in together]
+    return all(len(found) == 1 and None not in found for found in kinds)
+
+
+def packed(model: Transformer) -> bool:
+    """Whether any matrix is."""
+    return any(isinstance(module, GroupedLinear) for module in model.modules())
 
 
 class FusedStep:
@@ -92,9 +121,11 @@ class FusedStep:
         self.model, self.rows, self.cache, self.other = model, rows, cache, other
         self.versions, self.record = (0, 0), Recorder()
         self.decoders: dict[int, Decoder] = {}
+        self.rows_at_most = PACKED if packed(model) else sys.maxsize
 
     def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
-        if uses.penalties or uses.bias or uses.mask or uses.logprobs is not None or which.start != 0:
+        plain = not (uses.penalties or uses.bias or uses.mask) and uses.logprobs is None
+        if not plain or which.start != 0 or which.stop > self.rows_at_most:
             return self.other(which, end, uses, 1)
         steps = 1 << (min(limit, self.most).bit_length() - 1)
         return Sampled(self._decoder(which.stop)(steps, uses.drawn)[:, : which.stop])
@@ -112,7 +143,7 @@ class FusedStep:
     def warm(self) -> None:
         """Compile and record all there is, while no row decodes: a step that comes later waits for none."""
         self.rows.live.fill_(0)
-        sizes = [1 << n for n in range(power(self.rows.count).bit_length())]
+        sizes = [1 << n for n in range(power(min(self.rows.count, self.rows_at_most)).bit_length())]
         kinds = {decoder.kind: decoder for decoder in map(self._decoder, sizes)}
         with ThreadPoolExecutor() as pool:  # the compiler leaves Python to others most of the time
             list(pool.map(Decoder.compile, kinds.values()))
@@ -121,6 +152,11 @@ class FusedStep:
                 for drawn in (False, True):
                     for _ in ("launched", "recorded"):
                         decoder(1 << steps, drawn)
+
+
+def _parts(linear: GroupedLinear) -> tuple[Tensor, ...]:
+    """Words, zeros, scales and order; for no order anything of its kind."""
+    return linear.words, linear.zeros, linear.scales, linear.words if linear.order is None else linear.order
 
 
 @dataclass(eq=False)
@@ -138,7 +174,7 @@ class Decoder:
         weight = self.model.embed_tokens.weight
         config, B = self.model.config, self.count
         self.device, self.dtype, self.V = weight.device, weight.dtype, self.rows.vocab_size
-        self.plan = plan = self.tiles or tiles_for(B)
+        self.plan = plan = self.tiles or tiles_for(ONE if packed(self.model) else B)
         self.few = plan.rows == 0
         wanted = max(1, PROGRAMS // (B * config.num_key_value_heads))
         self.splits = min(plan.splits, 1 << (wanted.bit_length() - 1))
@@ -162,6 +198,9 @@ class Decoder:
         self.best, self.masses = empty(B, self.blocks), empty(B, self.blocks)
         self.tops, self.totals, self.floors = empty(B), empty(B), empty(B)
         self.counts, self.keys = empty(B, dtype=torch.int32), empty(B, CANDIDATES, dtype=torch.int64)
+        self.inverse = self.x  # of a packed embedding: the code of each input
+        if isinstance(embedding := self.model.embed_tokens, PackedEmbedding) and embedding.packed.order is not None:
+            self.inverse = embedding.packed.order.argsort().to(torch.int32)
 
     def __call__(self, steps: int, drawn: bool) -> Tensor:
         """`steps` more tokens of every row, (steps, B) int64, −1 where the logits are not finite.
@@ -224,20 +263,13 @@ class Decoder:
         from babyllama.infer import kernels
 
         config, B, plan = self.model.config, self.count, self.plan
-        C, F, D = config.hidden_size, config.intermediate_size, config.head_dim
+        C, D = config.hidden_size, config.head_dim
         H, K, slots = config.num_attention_heads, config.num_key_value_heads, self.cache.keys.shape[3]
         blocks: list[Any] = list(self.model.layers)
-        half, norms = D // 2, [*(block.input_layernorm.weight for block in blocks), self.model.norm.weight]
-        pairs = min(plan.pairs, power(half)) if self.few else max(16, min(plan.pairs, power(half)))
-        stream, shape = (self.x, self.y, self.squares), {"C": C, "D": D, "H": H}
-        grid = self._grid(-(-C // plan.add))
+        norms = [*(block.input_layernorm.weight for block in blocks), self.model.norm.weight]
         for number, block in enumerate(blocks):
-            attention, mlp, second = block.self_attn, block.mlp, block.post_attention_layernorm.weight
             keys, values = self.cache.keys[number], self.cache.values[number]
-            self._launch(kernels.project, self._grid((H + 2 * K) * -(-half // pairs)), *stream, norms[number],
-                         attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight, self.cos, self.sin,
-                         self.rows.position, self.q, keys, values, B, slots, config.rms_norm_eps, **shape, K=K, P=pairs,
-                         **self._meta(C))  # fmt: skip
+            self._project(block.self_attn, norms[number], keys, values)
             self._launch(kernels.attend, (B, K, self.splits), self.q, keys, values, self.rows.position, self.split,
                          self.peaks, self.sums, slots, D**-0.5, D=D, H=H, K=K, G=max(16, power(H // K)),
                          WIDTH=max(16, power(D)), STEP=plan.slots, SPLITS=self.splits, num_warps=4,
@@ -247,32 +279,89 @@ class Decoder:
                 self._launch(kernels.join, (B, -(-C // 512)), self.split, self.peaks, self.sums, self.attended, k=C,
                              D=D, H=H, TILE=min(512, power(C)), SPLITS=splits)  # fmt: skip
                 splits = 1
-            self._launch(kernels.add, grid, self.split if splits > 1 else self.attended, self.peaks, self.sums,
-                         attention.o_proj.weight, self.x, second, self.y, self.squares, B, k=C, **shape, R=plan.add,
-                         SPLITS=splits, **self._meta(C))  # fmt: skip
-            self._launch(kernels.widen, self._grid(-(-F // plan.widen)), *stream, second, mlp.gate_proj.weight,
-                         mlp.up_proj.weight, self.h, B, config.rms_norm_eps, C=C, F=F, R=plan.widen,
-                         **self._meta(C))  # fmt: skip
-            self._launch(kernels.add, grid, self.h, self.peaks, self.sums, mlp.down_proj.weight, self.x,
-                         norms[number + 1], self.y, self.squares, B, k=F, **shape, R=plan.add, SPLITS=1,
-                         **self._meta(F))  # fmt: skip
+            second = block.post_attention_layernorm.weight
+            self._add(self.split if splits > 1 else self.attended, block.self_attn.o_proj, C, second, splits)
+            self._widen(block.mlp, second)
+            self._add(self.h, block.mlp.down_proj, config.intermediate_size, norms[number + 1], 1)
+
+    def _packed_meta(self, linear: Any, k: int, head: bool = False) -> dict[str, Any]:
+        """As `_meta`, of a packed matrix."""
+        bits, group, ordered = _bits_of(linear) or Bits()
+        return {"UNITS": power(-(-k * bits // 32)), "BITS": bits, "GROUP": group, "ORDERED": ordered,
+                "ROWS": self.count, "num_warps": self.plan.head_warps if head else self.plan.warps}  # fmt: skip
+
+    def _project(self, attention: Any, norm: Tensor, keys: Tensor, values: Tensor) -> None:
+        from babyllama.infer import kernels, packed_kernels
+
+        config, plan, B = self.model.config, self.plan, self.count
+        C, D, H, K = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
+        half, linears = D // 2, (attention.q_proj, attention.k_proj, attention.v_proj)
+        pairs = min(plan.pairs, power(half)) if self.few else max(16, min(plan.pairs, power(half)))
+        grid = self._grid((H + 2 * K) * -(-half // pairs))
+        ends = (self.cos, self.sin, self.rows.position, self.q, keys, values, B, keys.shape[2], config.rms_norm_eps)
+        shape = {"C": C, "D": D, "H": H, "K": K, "P": pairs}
+        if isinstance(linears[0], nn.Linear):
+            self._launch(kernels.project, grid, self.x, self.y, self.squares, norm,
+                         *(linear.weight for linear in linears), *ends, **shape, **self._meta(C))  # fmt: skip
+        else:
+            parts = (part for linear in linears for part in _parts(linear))
+            self._launch(packed_kernels.project, grid, self.x, norm, *parts, *ends, **shape,
+                         **self._packed_meta(linears[0], C))  # fmt: skip
+
+    def _add(self, a: Tensor, linear: Any, k: int, norm: Tensor, splits: int) -> None:
+        from babyllama.infer import kernels, packed_kernels
+
+        config, plan = self.model.config, self.plan
+        C, grid = config.hidden_size, self._grid(-(-config.hidden_size // plan.add))
+        shape = {"k": k, "C": C, "D": config.head_dim, "H": config.num_attention_heads, "R": plan.add, "SPLITS": splits}
+        if isinstance(linear, nn.Linear):
+            self._launch(kernels.add, grid, a, self.peaks, self.sums, linear.weight, self.x, norm, self.y, self.squares,
+                         self.count, **shape, **self._meta(k))  # fmt: skip
+        else:
+            self._launch(packed_kernels.add, grid, a, self.peaks, self.sums, *_parts(linear), self.x, **shape,
+                         **self._packed_meta(linear, k))  # fmt: skip
+
+    def _widen(self, mlp: Any, norm: Tensor) -> None:
+        from babyllama.infer import kernels, packed_kernels
+
+        config, plan, linears = self.model.config, self.plan, (mlp.gate_proj, mlp.up_proj)
+        C, F, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
+        grid, shape = self._grid(-(-F // plan.widen)), {"C": C, "F": F, "R": plan.widen}
+        if isinstance(linears[0], nn.Linear):
+            self._launch(kernels.widen, grid, self.x, self.y, self.squares, norm, linears[0].weight, linears[1].weight,
+                         self.h, self.count, eps, **shape, **self._meta(C))  # fmt: skip
+        else:
+            parts = (part for linear in linears for part in _parts(linear))
+            self._launch(packed_kernels.widen, grid, self.x, norm, *parts, self.h, eps, **shape,
+                         **self._packed_meta(linears[0], C))  # fmt: skip
 
     def _predict(self) -> None:
-        from babyllama.infer import kernels
+        from babyllama.infer import kernels, packed_kernels
 
-        config = self.model.config
-        self._launch(kernels.predict, self._grid(self.blocks), self.x, self.y, self.squares, self.model.norm.weight,
-                     self.model.lm_head.weight, self.rows.rules, self.logits, self.best, self.places, self.masses,
-                     self.count, self.V, config.rms_norm_eps, self.blocks, C=config.hidden_size, R=self.plan.predict,
-                     **self._meta(config.hidden_size, head=True))  # fmt: skip
+        config, head, norm = self.model.config, self.model.lm_head, self.model.norm.weight
+        C, eps, grid = config.hidden_size, config.rms_norm_eps, self._grid(self.blocks)
+        ends = (self.rows.rules, self.logits, self.best, self.places, self.masses, self.count, self.V)
+        shape = {"C": C, "R": self.plan.predict}
+        if isinstance(head, nn.Linear):
+            self._launch(kernels.predict, grid, self.x, self.y, self.squares, norm, head.weight, *ends, eps,
+                         self.blocks, **shape, **self._meta(C, head=True))  # fmt: skip
+        else:
+            self._launch(packed_kernels.predict, grid, self.x, norm, *_parts(head), *ends, head.out_features, eps,
+                         self.blocks, **shape, **self._packed_meta(head, C, head=True))  # fmt: skip
 
     def _stream(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a step begins with, and its sizes."""
         rope, C, half = self.model.rope, self.model.config.hidden_size, self.cos.shape[1]
         first: Any = self.model.layers[0]
-        stream = (self.model.embed_tokens.weight, self.x, first.input_layernorm.weight, self.y, self.squares,
-                  rope.frequencies, rope.scale, self.cos, self.sin)  # fmt: skip
-        return stream, {"C": C, "TILE": power(C), "HALF": half, "PAIRS": power(half), "PARTS": self.parts}
+        bits, group, ordered = Bits()
+        vectors = (self.model.embed_tokens.weight, *(self.x,) * 3, self.V)
+        if isinstance(embedding := self.model.embed_tokens, PackedEmbedding):
+            vectors = *_parts(embedding.packed)[:3], self.inverse, embedding.packed.out_features
+            bits, group, ordered = _bits_of(embedding.packed) or Bits()
+        stream = (*vectors, self.x, first.input_layernorm.weight, self.y, self.squares, rope.frequencies, rope.scale,
+                  self.cos, self.sin)  # fmt: skip
+        return stream, {"C": C, "TILE": power(C), "HALF": half, "PAIRS": power(half), "PARTS": self.parts,
+                        "BITS": bits, "GROUP": group, "ORDERED": ordered}  # fmt: skip
 
     def _after(self, step: int, chosen: Tensor) -> tuple[Any, ...]:
         rows = self.rows
@@ -291,9 +380,11 @@ class Decoder:
         B, N, rules = self.count, power(self.blocks), self.rows.rules
         self._launch(kernels.bound, (B,), self.best, self.masses, self.blocks, rules, B, self.tops, self.totals,
                      self.floors, self.counts, N=N, num_warps=8)  # fmt: skip
-        self._launch(kernels.collect, (B, -(-self.V // 1024)), self.logits, self.tops, self.floors, rules, B,
-                     self.counts, self.keys, self.V, CAP=CANDIDATES, R=1024)  # fmt: skip
+        self._launch(kernels.collect, (B, -(-self.V // 1024)), self.logits, self.best, self.blocks, self.tops,
+                     self.floors, rules, B, self.counts, self.keys, self.V, CAP=CANDIDATES, R=1024,
+                     BLOCK=self.plan.predict)  # fmt: skip
         self._launch(kernels.choose, (B,), self.logits, self.best, self.places, self.masses, self.blocks, self.tops,
                      self.totals, self.floors, self.counts, self.keys, rules, self.rows.draws, DRAWS, self.V,
-                     *self._after(step, chosen), **self._stream()[1], SMALL=min(SORTED, CANDIDATES), CAP=CANDIDATES,
-                     CHUNK=4096, N=N, R=self.plan.predict, num_warps=4)  # fmt: skip
+                     *self._after(step, chosen), **self._stream()[1], LEAST=min(SORTED[0], CANDIDATES),
+                     SMALL=min(SORTED[1], CANDIDATES), CAP=CANDIDATES, CHUNK=4096, N=N, R=self.plan.predict,
+                     num_warps=4)  # fmt: skip

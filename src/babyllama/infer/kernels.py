@@ -311,15 +311,30 @@ def predict(x, y, squares, norm, w, rules, logits, best, places, masses, B, V, e
 
 
 @triton.jit
-def _enter(token, position, row, embedding, x, norm, y, squares, frequencies, scale, cos, sin, C: tl.constexpr,
-           TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
-    """What a step begins with: a token's embedding, as `add` would leave it, and the angles of its place."""
+def _enter(token, position, row, embedding, zeros, scales, order, tokens, x, norm, y, squares, frequencies, scale, cos,
+           sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
+           BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr):  # fmt: skip
+    """What a step begins with: a token's embedding, as `add` would leave it, and the angles of its place.
+
+    With BITS the embedding is packed, as packed_kernels.py has it, of so many `tokens`; order[i]: the code of input i.
+    """
     pairs = tl.arange(0, PAIRS)
     angle = position.to(tl.float32) * tl.load(frequencies + pairs, mask=pairs < HALF, other=0.0)
     tl.store(cos + row * HALF + pairs, tl.cos(angle) * scale, mask=pairs < HALF)
     tl.store(sin + row * HALF + pairs, tl.sin(angle) * scale, mask=pairs < HALF)
     columns = tl.arange(0, TILE)
-    found = tl.load(embedding + token * C + columns, mask=columns < C, other=0.0).to(tl.float32)
+    if BITS == 0:
+        found = tl.load(embedding + token * C + columns, mask=columns < C, other=0.0).to(tl.float32)
+    else:
+        code = columns
+        if ORDERED:
+            code = tl.load(order + columns, mask=columns < C, other=0)
+        word = tl.load(embedding + code // (32 // BITS) * tokens + token, mask=columns < C, other=0)
+        group = code // GROUP * tokens + token
+        found = ((word >> (code % (32 // BITS) * BITS)) & ((1 << BITS) - 1)).to(tl.float32)
+        found -= tl.load(zeros + group, mask=columns < C, other=0).to(tl.float32)
+        found *= tl.load(scales + group, mask=columns < C, other=0.0).to(tl.float32)
+        found = found.to(y.dtype.element_ty).to(tl.float32)  # as the model rounds it
     gain = tl.load(norm + columns, mask=columns < C, other=0.0).to(tl.float32)
     tl.store(x + row * C + columns, found, mask=columns < C)
     tl.store(y + row * C + columns, (found * gain).to(y.dtype.element_ty), mask=columns < C)
@@ -328,20 +343,21 @@ def _enter(token, position, row, embedding, x, norm, y, squares, frequencies, sc
 
 
 @triton.jit
-def begin(tokens, positions, embedding, x, norm, y, squares, frequencies, scale, cos, sin, C: tl.constexpr,
-          TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
-          EARLY: tl.constexpr):  # fmt: skip
+def begin(tokens, positions, embedding, zeros, scales, order, V, x, norm, y, squares, frequencies, scale, cos, sin,
+          C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
+          BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """The first of several steps: whatever came before, the rows' tokens and places say all."""
     _wait(EARLY)
     row = tl.program_id(0)
-    _enter(tl.load(tokens + row), tl.load(positions + row), row, embedding, x, norm, y, squares, frequencies, scale,
-           cos, sin, C, TILE, HALF, PAIRS, PARTS)  # fmt: skip
+    _enter(tl.load(tokens + row), tl.load(positions + row), row, embedding, zeros, scales, order, V, x, norm, y,
+           squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP, ORDERED)  # fmt: skip
 
 
 @triton.jit
-def _next(token, row, tokens, positions, counters, live, chosen, step, B, last, embedding, x, norm, y, squares,
-          frequencies, scale, cos, sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
-          PARTS: tl.constexpr):  # fmt: skip
+def _next(token, row, tokens, positions, counters, live, chosen, step, B, last, embedding, zeros, scales, order, rows,
+          x, norm, y, squares, frequencies, scale, cos, sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr,
+          PAIRS: tl.constexpr, PARTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+          ORDERED: tl.constexpr):  # fmt: skip
     """Note a row's token, −1 for none, and begin its next step; rows from `live` on stay as they are."""
     tl.store(chosen + step * B + row, token)
     if row < tl.load(live):
@@ -350,8 +366,8 @@ def _next(token, row, tokens, positions, counters, live, chosen, step, B, last, 
         tl.store(tokens + row, token)
         tl.store(positions + row, position)
         tl.store(counters + row, tl.load(counters + row) + 1)
-        _enter(token, position, row, embedding, x, norm, y, squares, frequencies, scale, cos, sin, C, TILE, HALF,
-               PAIRS, PARTS)  # fmt: skip
+        _enter(token, position, row, embedding, zeros, scales, order, rows, x, norm, y, squares, frequencies, scale,
+               cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP, ORDERED)  # fmt: skip
 
 
 @triton.jit
@@ -371,15 +387,17 @@ def _likeliest(best, places, masses, blocks, row, N: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["step", "B", "last"])
-def greedy(best, places, masses, blocks, tokens, positions, counters, live, chosen, step, B, last, embedding, x, norm,
-           y, squares, frequencies, scale, cos, sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr,
-           PAIRS: tl.constexpr, PARTS: tl.constexpr, N: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+def greedy(best, places, masses, blocks, tokens, positions, counters, live, chosen, step, B, last, embedding, zeros,
+           scales, order, V, x, norm, y, squares, frequencies, scale, cos, sin, C: tl.constexpr, TILE: tl.constexpr,
+           HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+           ORDERED: tl.constexpr, N: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """The likeliest token of each row, the first of equals; N ≥ blocks."""
     _wait(EARLY)
     row = tl.program_id(0)
     token = _likeliest(best, places, masses, blocks, row, N)
-    _next(token.to(tl.int64), row, tokens, positions, counters, live, chosen, step, B, last, embedding, x, norm, y,
-          squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS)  # fmt: skip
+    _next(token.to(tl.int64), row, tokens, positions, counters, live, chosen, step, B, last, embedding, zeros, scales,
+          order, V, x, norm, y, squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP,
+          ORDERED)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -428,14 +446,21 @@ def _key(score, place):
 
 
 @triton.jit(do_not_specialize=["B"])
-def collect(logits, tops, floors, rules, B, counts, keys, V, CAP: tl.constexpr, R: tl.constexpr, EARLY: tl.constexpr):
-    """The tokens of each row that no cut surely leaves out, as `_key`s (B, CAP) in any order; counts how many."""
+def collect(logits, best, blocks, tops, floors, rules, B, counts, keys, V, CAP: tl.constexpr, R: tl.constexpr,
+            BLOCK: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+    """The tokens of each row that no cut surely leaves out, as `_key`s (B, CAP) in any order; counts how many.
+
+    Of most blocks not even the best is such a token: their logits are not read.
+    """
     _wait(EARLY)
     row = tl.program_id(0)
     places = tl.program_id(1) * R + tl.arange(0, R)
-    found = tl.load(logits + row.to(tl.int64) * V + places, mask=places < V, other=float("-inf"))
-    scores = (found - tl.load(tops + row)) * _cold(rules, row, B)
-    kept = (scores >= tl.load(floors + row)) & (places < V)
+    top, cold, floor = tl.load(tops + row), _cold(rules, row, B), tl.load(floors + row)
+    peak = tl.load(best + row.to(tl.int64) * blocks + places // BLOCK, mask=places < V, other=float("-inf"))
+    wanted = ((peak - top) * cold >= floor) & (places < V)
+    found = tl.load(logits + row.to(tl.int64) * V + places, mask=wanted, other=float("-inf"))
+    scores = (found - top) * cold
+    kept = (scores >= floor) & wanted
     many = tl.sum(kept.to(tl.int32), 0)
     if many > 0:
         at = tl.atomic_add(counts + row, many) + tl.cumsum(kept.to(tl.int32), 0) - 1
@@ -555,10 +580,11 @@ def _anything(logits, best, masses, blocks, top, cold, draw, V, N: tl.constexpr,
 
 @triton.jit(do_not_specialize=["step", "B", "last"])
 def choose(logits, best, places, masses, blocks, tops, totals, floors, counts, keys, rules, draws, width, V, tokens,
-           positions, counters, live, chosen, step, B, last, embedding, x, norm, y, squares, frequencies, scale, cos,
-           sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
-           SMALL: tl.constexpr, CAP: tl.constexpr, CHUNK: tl.constexpr, N: tl.constexpr, R: tl.constexpr,
-           EARLY: tl.constexpr):  # fmt: skip
+           positions, counters, live, chosen, step, B, last, embedding, zeros, scales, order, vectors, x, norm, y,
+           squares, frequencies, scale, cos, sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr,
+           PAIRS: tl.constexpr, PARTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr,
+           LEAST: tl.constexpr, SMALL: tl.constexpr, CAP: tl.constexpr, CHUNK: tl.constexpr, N: tl.constexpr,
+           R: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """The next token of each row: top-k, top-p, min-p as sampling.py defines them, one draw, in order of place.
 
     Args:
@@ -574,7 +600,9 @@ def choose(logits, best, places, masses, blocks, tops, totals, floors, counts, k
     if tl.load(rules + row * 7) == 0:
         token = _likeliest(best, places, masses, blocks, row, N)
     elif top == top:
-        if many <= SMALL:
+        if many <= LEAST:
+            token = _sorted(keys + row * CAP, many, k, p, least, tl.load(totals + row), draw, V, LEAST)
+        elif many <= SMALL:
             token = _sorted(keys + row * CAP, many, k, p, least, tl.load(totals + row), draw, V, SMALL)
         elif many <= CAP:
             token = _sorted(keys + row * CAP, many, k, p, least, tl.load(totals + row), draw, V, CAP)
@@ -583,5 +611,6 @@ def choose(logits, best, places, masses, blocks, tops, totals, floors, counts, k
             token = _anything(here, best + at, masses + at, blocks, top, heat, draw, V, N, R)
         else:
             token = _drawn(here, top, heat, _cut(here, top, heat, k, p, least, V, CHUNK), draw, V, CHUNK)
-    _next(token.to(tl.int64), row, tokens, positions, counters, live, chosen, step, B, last, embedding, x, norm, y,
-          squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS)  # fmt: skip
+    _next(token.to(tl.int64), row, tokens, positions, counters, live, chosen, step, B, last, embedding, zeros, scales,
+          order, vectors, x, norm, y, squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP,
+          ORDERED)  # fmt: skip

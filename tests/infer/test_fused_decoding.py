@@ -116,7 +116,8 @@ def packed_twins(shape, bits, group, head, ordered):
     model = model.bfloat16()
     for name, module in exact.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            module.weight.data.copy_(dense_weight(model.get_submodule(name)))
+            same = model.get_submodule(name)
+            module.weight.data.copy_(same.weight if isinstance(same, nn.Embedding) else dense_weight(same))
     return model, exact
 
 

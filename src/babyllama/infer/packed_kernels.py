@@ -28,36 +28,42 @@ def _held(words, zeros, scales, outputs, there, n, k: tl.constexpr, UNITS: tl.co
 
 
 @triton.jit
-def _product(words, zeros, scales, value, UNITS: tl.constexpr, BITS: tl.constexpr):
-    """What `_held` gave times `value` (UNITS · EACH,), in the order of the codes: (R,) float32."""
-    each: tl.constexpr = 32 // BITS
-    value = tl.reshape(value, (UNITS, each))
-    codes = (words[:, :, None] >> (tl.arange(0, each) * BITS)[None, None, :]) & ((1 << BITS) - 1)
-    found = tl.sum(codes.to(tl.float32) * value[None, :, :], 2) - zeros * tl.sum(value, 1)[None, :]
-    return tl.sum(found * scales, 1)
-
-
-@triton.jit
-def _inputs(order, k: tl.constexpr, UNITS: tl.constexpr, BITS: tl.constexpr, ORDERED: tl.constexpr):
-    """The inputs that the codes are of; k beyond them."""
-    at = tl.arange(0, UNITS * (32 // BITS))
+def _inputs(order, code, k: tl.constexpr, UNITS: tl.constexpr, BITS: tl.constexpr, ORDERED: tl.constexpr):
+    """The inputs that code number `code` of each word is of, (UNITS,); k or more where there are none."""
+    at = tl.arange(0, UNITS) * (32 // BITS) + code
     if ORDERED:
         return tl.load(order + at, mask=at < k, other=k)
     return at
 
 
 @triton.jit
-def _normed(x, norm, at, row, eps, C: tl.constexpr):
-    """Row `row` of x (B, C) → norm, at some inputs."""
-    value = tl.load(x + row * C + at, mask=at < C, other=0.0)
-    gain = tl.load(norm + at, mask=at < C, other=0.0).to(tl.float32)
-    return value * tl.rsqrt(tl.sum(value * value) / C + eps) * gain
+def _codes(words, code, BITS: tl.constexpr):
+    return ((words >> (code * BITS)) & ((1 << BITS) - 1)).to(tl.float32)
+
+
+@triton.jit
+def _normed(words, zeros, scales, x, norm, order, row, eps, C: tl.constexpr, UNITS: tl.constexpr, BITS: tl.constexpr,
+            ORDERED: tl.constexpr):  # fmt: skip
+    """Row `row` of x (B, C) → norm → times what `_held` gave: (R,) float32.
+
+    Code by code of all words at once, so that each thread keeps its words and nothing is laid out anew.
+    """
+    found, total, squares = tl.zeros_like(scales), tl.zeros((UNITS,), tl.float32), tl.zeros((UNITS,), tl.float32)
+    for code in tl.static_range(32 // BITS):
+        at = _inputs(order, code, C, UNITS, BITS, ORDERED)
+        value = tl.load(x + row * C + at, mask=at < C, other=0.0)
+        squares += value * value
+        value *= tl.load(norm + at, mask=at < C, other=0.0).to(tl.float32)
+        total += value
+        found += _codes(words, code, BITS) * value[None, :]
+    factor = tl.rsqrt(tl.sum(squares, 0) / C + eps)
+    return tl.sum((found - zeros * total[None, :]) * scales, 1) * factor
 
 
 @triton.jit(do_not_specialize=["B"])
 def project(x, norm, wq, zq, sq, oq, wk, zk, sk, ok, wv, zv, sv, ov, cos, sin, positions, q, keys, values, B, slots,
-            eps, C: tl.constexpr, D: tl.constexpr, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
-            UNITS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr,
+            eps, C: tl.constexpr, D: tl.constexpr, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
+            ROWS: tl.constexpr, UNITS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr,
             EARLY: tl.constexpr):  # fmt: skip
     """As kernels.project."""
     half: tl.constexpr = D // 2
@@ -74,12 +80,10 @@ def project(x, norm, wq, zq, sq, oq, wk, zk, sk, ok, wv, zv, sv, ov, cos, sin, p
     there, lower = pairs < half, head * D + pairs
     w0, z0, s0 = _held(w, z, s, lower, there, n, C, UNITS, BITS, GROUP)
     w1, z1, s1 = _held(w, z, s, lower + half, there, n, C, UNITS, BITS, GROUP)
-    at = _inputs(o, C, UNITS, BITS, ORDERED)
     _wait(EARLY)
     for row in tl.static_range(ROWS):
-        value = _normed(x, norm, at, row, eps, C)
-        a = _product(w0, z0, s0, value, UNITS, BITS)[None, :]
-        b = _product(w1, z1, s1, value, UNITS, BITS)[None, :]
+        a = _normed(w0, z0, s0, x, norm, o, row, eps, C, UNITS, BITS, ORDERED)[None, :]
+        b = _normed(w1, z1, s1, x, norm, o, row, eps, C, UNITS, BITS, ORDERED)[None, :]
         rows = row + tl.arange(0, 1)
         if kind < 2:
             a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
@@ -93,10 +97,15 @@ def add(a, peaks, sums, w, zeros, scales, order, x, k: tl.constexpr, C: tl.const
     """As kernels.add."""
     outputs = tl.program_id(0) * R + tl.arange(0, R)
     words, z, s = _held(w, zeros, scales, outputs, outputs < C, C, k, UNITS, BITS, GROUP)
-    at = _inputs(order, k, UNITS, BITS, ORDERED)
     _wait(EARLY)
     for row in tl.static_range(ROWS):
-        found = _product(words, z, s, _joined(a, peaks, sums, row, at, k, D, H, SPLITS), UNITS, BITS)
+        found, total = tl.zeros_like(s), tl.zeros((UNITS,), tl.float32)
+        for code in tl.static_range(32 // BITS):
+            at = _inputs(order, code, k, UNITS, BITS, ORDERED)
+            value = _joined(a, peaks, sums, row, at, k, D, H, SPLITS)
+            total += value
+            found += _codes(words, code, BITS) * value[None, :]
+        found = tl.sum((found - z * total[None, :]) * s, 1)
         here = x + row * C + outputs
         tl.store(here, tl.load(here, mask=outputs < C, other=0.0) + found, mask=outputs < C)
 
@@ -109,11 +118,10 @@ def widen(x, norm, gate, zg, sg, og, up, zu, su, ou, h, eps, C: tl.constexpr, F:
     outputs = tl.program_id(0) * R + tl.arange(0, R)
     w0, z0, s0 = _held(gate, zg, sg, outputs, outputs < F, F, C, UNITS, BITS, GROUP)
     w1, z1, s1 = _held(up, zu, su, outputs, outputs < F, F, C, UNITS, BITS, GROUP)
-    first, second = _inputs(og, C, UNITS, BITS, ORDERED), _inputs(ou, C, UNITS, BITS, ORDERED)
     _wait(EARLY)
     for row in tl.static_range(ROWS):
-        a = _product(w0, z0, s0, _normed(x, norm, first, row, eps, C), UNITS, BITS)
-        b = _product(w1, z1, s1, _normed(x, norm, second, row, eps, C), UNITS, BITS)
+        a = _normed(w0, z0, s0, x, norm, og, row, eps, C, UNITS, BITS, ORDERED)
+        b = _normed(w1, z1, s1, x, norm, ou, row, eps, C, UNITS, BITS, ORDERED)
         tl.store(h + row * F + outputs, (a * tl.sigmoid(a) * b).to(h.dtype.element_ty), mask=outputs < F)
 
 
@@ -125,9 +133,8 @@ def predict(x, norm, w, zeros, scales, order, rules, logits, best, places, masse
     block = tl.program_id(0)
     outputs = block * R + tl.arange(0, R)
     words, z, s = _held(w, zeros, scales, outputs, outputs < V, n, C, UNITS, BITS, GROUP)
-    at = _inputs(order, C, UNITS, BITS, ORDERED)
     _wait(EARLY)
     for row in tl.static_range(ROWS):
-        found = _product(words, z, s, _normed(x, norm, at, row, eps, C), UNITS, BITS)
+        found = _normed(words, z, s, x, norm, order, row, eps, C, UNITS, BITS, ORDERED)
         tl.store(logits + row * V + outputs, found, mask=outputs < V)
         _summary(found, outputs, V, row, block, _cold(rules, row, B), best, places, masses, blocks)

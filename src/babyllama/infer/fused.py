@@ -378,10 +378,11 @@ class Decoder:
         from babyllama.infer import kernels
 
         B, N, rules = self.count, power(self.blocks), self.rows.rules
+        read = 1024 if B <= SOME else 4096  # logits of a program
         self._launch(kernels.bound, (B,), self.best, self.masses, self.blocks, rules, B, self.tops, self.totals,
                      self.floors, self.counts, N=N, num_warps=8)  # fmt: skip
-        self._launch(kernels.collect, (B, -(-self.V // 1024)), self.logits, self.best, self.blocks, self.tops,
-                     self.floors, rules, B, self.counts, self.keys, self.V, CAP=CANDIDATES, R=1024,
+        self._launch(kernels.collect, (B, -(-self.V // read)), self.logits, self.best, self.blocks, self.tops,
+                     self.floors, rules, B, self.counts, self.keys, self.V, CAP=CANDIDATES, R=read,
                      BLOCK=self.plan.predict)  # fmt: skip
         self._launch(kernels.choose, (B,), self.logits, self.best, self.places, self.masses, self.blocks, self.tops,
                      self.totals, self.floors, self.counts, self.keys, rules, self.rows.draws, DRAWS, self.V,

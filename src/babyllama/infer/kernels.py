@@ -419,12 +419,12 @@ def bound(best, masses, blocks, rules, B, tops, totals, floors, counts, N: tl.co
     wanted = p * total
     low_k, low_p, width_k, width_p = -64.0, -64.0, 64.0, 64.0
     if k > 0:
-        for _ in range(8):
+        for _ in range(12):  # to 1/64: few that are left out after all are sorted
             width_k /= 2
             enough = tl.sum((scores >= low_k + width_k).to(tl.int32), 0) >= k
             low_k = tl.where(enough, low_k + width_k, low_k)
     elif p < 1.0:  # with top-k there are few enough
-        for _ in range(8):
+        for _ in range(12):  # to 1/64: few that are left out after all are sorted
             width_p /= 2
             enough = tl.sum(tl.where(scores >= low_p + width_p, weights, 0.0), 0) >= wanted
             low_p = tl.where(enough, low_p + width_p, low_p)

@@ -12,7 +12,7 @@ from babyllama.infer.native import MORE_ROWS, native
 from babyllama.infer.rows import Rows, Sampled, sent
 from babyllama.infer.sampling import Uses
 from babyllama.infer.slots import Slot, Slots
-from babyllama.infer.step import SLOTS, Recorder, power
+from babyllama.infer.step import SLOTS, Recorder, any_shape, power
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 
@@ -120,7 +120,8 @@ class Prompts:
             numbers = numbers.clamp(max=self.cache.max_tokens - 1)  # only what fills up comes that far
         cache = self.cache.part(slice(first, first + len(slots)), min(end, self.cache.max_tokens))
         positions = cache.positions(numbers)
-        return self.model.hidden(tokens, positions, cache=cache, lengths=sent(lengths, device))
+        with any_shape(device):
+            return self.model.hidden(tokens, positions, cache=cache, lengths=sent(lengths, device))
 
     def _piece(self, slot: Slot) -> list[int]:
         """The prompt's next tokens. With sinks: up to the window, then as its cache allows, whoever else is there."""
@@ -181,7 +182,8 @@ class Passes:
             tokens, (start, row, last) = inputs[:, :T], inputs[:, T:].unbind(1)
             numbers = start[:, None] + torch.arange(T, device=inputs.device)
             numbers = numbers.clamp(max=self.cache.max_tokens - 1)  # only what fills up comes that far
-            hidden = self.model.hidden(tokens, numbers, cache=self.cache.part(row, end))
+            with any_shape(inputs.device):
+                hidden = self.model.hidden(tokens, numbers, cache=self.cache.part(row, end))
             return self.model.lm_head(hidden[torch.arange(B, device=inputs.device), last])[:, :V]
 
         key = B, T, end, adapter

@@ -8,6 +8,7 @@ Not here: prompts, which rows there are, when an answer ends (engine.py).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Protocol, TypeVar
 
@@ -49,6 +50,16 @@ class Step(Protocol):
     def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled: ...
 
 
+def any_shape(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, attention is not cuDNN's, which compiles a kernel for each new shape: about half a second a shape, in
+    which nobody gets a token. Training has one shape; prompts have any."""
+    if device.type != "cuda":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
 class ModelForward:
     """The model's own forward pass."""
 
@@ -58,7 +69,8 @@ class ModelForward:
     def __call__(self, which: slice, end: int) -> Tensor:
         cache = self.cache.part(which, end)
         positions = cache.positions(self.rows.position[which][:, None])
-        hidden = self.model.hidden(self.rows.token[which][:, None], positions, cache=cache)
+        with any_shape(self.rows.device):
+            hidden = self.model.hidden(self.rows.token[which][:, None], positions, cache=cache)
         return self.model.lm_head(hidden[:, 0])[:, : self.rows.vocab_size]
 
 

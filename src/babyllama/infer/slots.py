@@ -2,7 +2,8 @@
 
 Invariant after `arrange`: rows that decode come first (those of one adapter side by side), then those that still read
 their prompts, in order of arrival, then idle ones; so every step works on a slice. Idle rows keep their tokens until
-the row is needed. Not here: when a request gets a row (engine.py).
+the row is needed. In one file although it is long: finding, giving, exchanging and adding rows keep one invariant.
+Not here: when a request gets a row (engine.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The one loop. Pretraining, SFT and whatever comes later are a stream and an objective over it.
 
 Resume is bit for bit: batches are a pure function of the step, everything else is in the state. The loop waits for the
-device only where it logs, validates or saves. In one file although it is long: it is one loop. Not here: how a batch or a loss is made, how a step is spread over
-processes (engines.py), how a run's model and tokenizer are found (commands/train.py).
+device only where it logs, validates or saves. In one file although it is long: it is one loop. Not here: how a batch or
+a loss is made, how a step is spread over processes (engines.py), how a run's model and tokenizer are found
+(commands/train.py).
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from babyllama.infer.rows import DRAWS, Rows, Sampled
 from babyllama.infer.sampling import Uses
 from babyllama.infer.step import Recorder, Step, power
 from babyllama.model.cache import KVCache
+from babyllama.model.surgery import Words
 from babyllama.model.transformer import Attention, RMSNorm, SwiGLU, Transformer
-from babyllama.quant.linear import GroupedLinear, PackedEmbedding
 
 CANDIDATES = 2048  # tokens of a row that are sorted; where more may be drawn, the row is searched instead
 SORTED = 64, 256  # the same for most rows
@@ -75,9 +75,8 @@ def suits(model: Transformer, cache: KVCache) -> bool:
         return False
     if torch.cuda.get_device_capability(weight.device) < (8, 0):
         return False
-    embedding: Any = model.embed_tokens
-    ends = model.lm_head, embedding.packed if isinstance(embedding, PackedEmbedding) else model.lm_head
-    return all(map(_plain, model.layers)) and None not in map(_bits_of, ends) and type(model.norm) is RMSNorm
+    ends = map(_bits_of, (model.embed_tokens, model.lm_head))
+    return all(map(_plain, model.layers)) and None not in ends and type(model.norm) is RMSNorm
 
 
 class Bits(NamedTuple):
@@ -88,13 +87,16 @@ class Bits(NamedTuple):
     ordered: bool = False
 
 
-def _bits_of(linear: Any) -> Bits | None:
-    """None for what the kernels do not multiply by."""
-    if type(linear) is nn.Linear:
-        return Bits() if linear.bias is None else None
-    if type(linear) is GroupedLinear and linear.bits in (4, 8) and linear.on_gpu:
-        return Bits(linear.bits, linear.group_size, linear.order is not None)
-    return None
+def _bits_of(module: Any) -> Bits | None:
+    """Of a linear or an embedding; None for what the kernels do not multiply by."""
+    if type(module) in (nn.Linear, nn.Embedding):
+        return Bits() if getattr(module, "bias", None) is None else None
+    words = _words(module)
+    return None if words is None else Bits(words.bits, words.group_size, words.order is not None)
+
+
+def _words(module: Any) -> Words | None:
+    return getattr(module, "in_words", None)
 
 
 def _plain(block: Any) -> bool:
@@ -109,7 +111,7 @@ def _plain(block: Any) -> bool:
 
 def packed(model: Transformer) -> bool:
     """Whether any matrix is."""
-    return any(isinstance(module, GroupedLinear) for module in model.modules())
+    return any(_words(module) is not None for module in model.modules())
 
 
 class FusedStep:
@@ -154,9 +156,11 @@ class FusedStep:
                         decoder(1 << steps, drawn)
 
 
-def _parts(linear: GroupedLinear) -> tuple[Tensor, ...]:
+def _parts(module: Any) -> tuple[Tensor, ...]:
     """Words, zeros, scales and order; for no order anything of its kind."""
-    return linear.words, linear.zeros, linear.scales, linear.words if linear.order is None else linear.order
+    words = _words(module)
+    assert words is not None
+    return words.words, words.zeros, words.scales, words.words if words.order is None else words.order
 
 
 @dataclass(eq=False)
@@ -199,8 +203,9 @@ class Decoder:
         self.tops, self.totals, self.floors = empty(B), empty(B), empty(B)
         self.counts, self.keys = empty(B, dtype=torch.int32), empty(B, CANDIDATES, dtype=torch.int64)
         self.inverse = self.x  # of a packed embedding: the code of each input
-        if isinstance(embedding := self.model.embed_tokens, PackedEmbedding) and embedding.packed.order is not None:
-            self.inverse = embedding.packed.order.argsort().to(torch.int32)
+        words = _words(self.model.embed_tokens)
+        if words is not None and words.order is not None:
+            self.inverse = words.order.argsort().to(torch.int32)
 
     def __call__(self, steps: int, drawn: bool) -> Tensor:
         """`steps` more tokens of every row, (steps, B) int64, −1 where the logits are not finite.
@@ -353,11 +358,10 @@ class Decoder:
         """What a step begins with, and its sizes."""
         rope, C, half = self.model.rope, self.model.config.hidden_size, self.cos.shape[1]
         first: Any = self.model.layers[0]
-        bits, group, ordered = Bits()
-        vectors = (self.model.embed_tokens.weight, *(self.x,) * 3, self.V)
-        if isinstance(embedding := self.model.embed_tokens, PackedEmbedding):
-            vectors = *_parts(embedding.packed)[:3], self.inverse, embedding.packed.out_features
-            bits, group, ordered = _bits_of(embedding.packed) or Bits()
+        bits, group, ordered = _bits_of(self.model.embed_tokens) or Bits()
+        vectors = self.model.embed_tokens.weight, self.x, self.x, self.x, self.V
+        if (words := _words(self.model.embed_tokens)) is not None:
+            vectors = words.words, words.zeros, words.scales, self.inverse, words.words.shape[1]
         stream = (*vectors, self.x, first.input_layernorm.weight, self.y, self.squares, rope.frequencies, rope.scale,
                   self.cos, self.sin)  # fmt: skip
         return stream, {"C": C, "TILE": power(C), "HALF": half, "PAIRS": power(half), "PARTS": self.parts,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,23 @@ class FewBits:
     kept: Tensor | None = None
     rounds: bool = False
     normed: bool = False
+
+
+class Words(NamedTuple):
+    """A matrix (N, K) as 32-bit words of 4 or 8 bits a code; `in_words` of a module says so to kernels of elsewhere.
+
+    W = scales · (codes − zeros) by groups of inputs; no word's codes are of two groups.
+
+    words: (⌈K · bits / 32⌉, N) int32, of successive codes of one output, the first in the lowest bits.
+    zeros: (G, N) uint8.  scales: (G, N) float16.  order: (K,) int32: code k is of input order[k].
+    """
+
+    words: Tensor
+    zeros: Tensor
+    scales: Tensor
+    order: Tensor | None
+    bits: int
+    group_size: int
 
 
 def replace_modules(model: nn.Module, pick: Callable[[str, nn.Module], bool],

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from babyllama.model.surgery import FewBits, unpacked_product
+from babyllama.model.surgery import FewBits, Words, unpacked_product
 from babyllama.quant.cpu import Nibbles, WithNibbles, nibble_group
 from babyllama.quant.grid import Solution, group_index
 from babyllama.quant.packing import pack, unit, unpack, word_count
@@ -73,6 +73,13 @@ class GroupedLinear(WithNibbles):
     def few_bits(self) -> FewBits:
         """The matrix by its codes."""
         return FewBits(self.codes, self.scales, self.zeros, self.bits, self.group_size, order=self.order)
+
+    @property
+    def in_words(self) -> Words | None:
+        """The matrix as it lies in memory; None where kernels of elsewhere do not read it."""
+        if self.bits not in (4, 8) or not self.on_gpu:
+            return None
+        return Words(self.words, self.zeros, self.scales, self.order, self.bits, self.group_size)
 
     def rows(self, index: Tensor) -> Tensor:
         """Rows of the dense weight: index (…) → (…, in) float32."""
@@ -158,6 +165,11 @@ class PackedEmbedding(nn.Module):
     def weight(self) -> Tensor:
         """Empty: it has the device and the dtype that callers ask an embedding's weight for."""
         return self.like
+
+    @property
+    def in_words(self) -> Words | None:
+        """Its matrix, as of a GroupedLinear."""
+        return self.packed.in_words
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.packed.rows(tokens).to(self.like.dtype)

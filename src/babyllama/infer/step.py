@@ -51,13 +51,15 @@ class Step(Protocol):
 
 
 def any_shape(device: torch.device) -> AbstractContextManager[object]:
-    """Inside, attention is not cuDNN's, which compiles a kernel for each new shape: about half a second a shape, in
-    which nobody gets a token. Training has one shape; prompts have any."""
+    """Inside, attention is cuDNN's only where no other kernel computes it (masked, with fewer key heads): cuDNN compiles
+    one for each new shape, about half a second in which nobody gets a token. Training has one shape; prompts have any.
+    """
     if device.type != "cuda":
         return nullcontext()
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(order, set_priority=True)
 
 
 class ModelForward:

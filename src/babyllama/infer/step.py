@@ -51,8 +51,8 @@ class Step(Protocol):
 
 
 def any_shape(device: torch.device) -> AbstractContextManager[object]:
-    """Inside, attention is cuDNN's only where no other kernel computes it (masked, with fewer key heads): cuDNN compiles
-    one for each new shape, about half a second in which nobody gets a token. Training has one shape; prompts have any.
+    """Inside, attention is cuDNN's only where no other kernel computes it (masked, with fewer key heads): cuDNN
+    compiles one for each new shape, about half a second in which nobody gets a token. Training has one shape.
     """
     if device.type != "cuda":
         return nullcontext()

@@ -30,7 +30,7 @@ def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def test_what_is_long_says_why(file):
     about = ast.get_docstring(tree(file)) or ""
     assert len(file.read_text("utf-8").splitlines()) <= 300 or REASON in " ".join(about.split())
-    if file.name == "kernels.py":  # a GPU's kernel is one function, whatever it needs
+    if file.name.endswith("kernels.py"):  # a GPU's kernel is one function, whatever it needs
         return
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines_of(node) > 40:

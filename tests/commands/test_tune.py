@@ -263,4 +263,4 @@ def test_every_documented_training_is_a_recipe(file):
     found = [load_recipe(train.TrainRecipe, words[0], words[1:]) for words in commands]
     assert [(r.adapter.kind, r.optimizer.kind) for r in found] == [
         ("lora", "adamw"), ("dora", "adamw"), ("lora", "adamw"), ("lora", "adamw"), ("lisa", "adamw"),
-        ("full", "galore"), ("lora", "adamw"), ("full", "adamw")]  # fmt: skip
+        ("full", "galore"), ("lora", "adamw"), ("full", "adamw"), ("full", "muon")]  # fmt: skip

@@ -288,7 +288,7 @@ def test_log_and_metrics_count_tokens_and_keep_texts_secret(server, client):
     found = client.post(
         "/v1/chat/completions", content=chat(temperature=0), headers={"Content-Type": "application/json"}
     )
+    (line,) = server.answered(lines)  # what is counted and written comes just after the answer has ended
     assert metric(client, name) - before == found.json()["usage"]["completion_tokens"] == 2
-    (line,) = server.answered(lines)
     assert (line["model"], line["status"], line["tokens_out"]) == ("taught", 200, 2) and line["ms"] > 0
     assert line.keys() == {"time", "method", "route", "model", "status", "tokens_in", "tokens_out", "ms"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import mmap
 import os
 import re
 import shutil
@@ -248,7 +249,7 @@ def memory_in_use() -> int:
     for pid in children:
         with suppress(OSError, IndexError, ValueError):  # it has ended meanwhile
             pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE")
+    return pages * mmap.PAGESIZE
 
 
 def chunk_rows(memory_gib: float) -> int:

@@ -32,7 +32,8 @@ LONG_RESULT = {"lengths": LENGTHS, "scored": 256, "contenders": {
 LOSSES = {LONG: {"tokens": 200_000_000, "loss": 12.1234, "perplexity": 123456.7, "bits_per_byte": 1.2345,
                  "accuracy": 1.0}}  # fmt: skip
 ANSWERS = {f"{LONG} (corpus)": {"asked": 1000, "exact": 1.0, "f1": 1.0, "bleu": 1.0, "rouge_l": 1.0, "ended": 1.0,
-           "characters": 1200.0, "reference_characters": 1300.0, "documents": {"held out": 12, "trained on": 38, "unknown": 7}}}  # fmt: skip
+           "characters": 1200.0, "reference_characters": 1300.0,
+           "documents": {"held out": 12, "trained on": 38, "unknown": 7}}}  # fmt: skip
 SPLIT = {"documents": 361_420_000, "tokens": 12_345_678_901, "characters": 22_345_678_901}
 MANIFEST = {"corpora": {LONG: {"licence": "public domain (package: MIT)", "bad": 3_000, "dropped": 2_000,
                                "splits": {"train": SPLIT, "val": {**SPLIT, "documents": 10_000}}}}}  # fmt: skip

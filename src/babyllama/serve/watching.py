@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ def _speak(folder: Path, listener: socket.socket) -> None:
 
     from babyllama.serve.pages import watching
 
-    if hasattr(os, "nice"):
+    if sys.platform != "win32":
         os.nice(10)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     config = uvicorn.Config(watching(folder), log_level="critical", lifespan="off", ws="none", server_header=False)

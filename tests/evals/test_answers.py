@@ -28,7 +28,8 @@ def test_scores_add_up():
 
 def test_bleu_and_rouge_of_characters_are_sacrebleus_and_lins():
     """BLEU against sacrebleu's "char" tokenizer, ROUGE against its formula, written once more with explicit sets."""
-    sacrebleu = pytest.importorskip("sacrebleu")
+    import sacrebleu
+
     said = ["多喝热水，注意 休息。", "建议去医院检查血压", "是", "吃药"]
     wanted = ["注意休息，多喝温水。", "建议您尽快去医院检查一下血压", "是的", "按时吃药"]
     for count in (2, 4):

@@ -357,7 +357,7 @@ class Engine:
 
     def _ahead(self, group: list[Slot], others: bool) -> int:
         """How many tokens to go on without asking who has ended: on a GPU who has computes for nothing, but the others
-        need not stop for it. None where all that may come is on its way."""
+        need not stop for it. 0 or less: all that may come is on its way."""
         cpu = self._device.type == "cpu"
         every = (slot.job.room - slot.job.given - slot.job.ahead for slot in group if slot.job is not None)
         left = min(every) if cpu else max(every)
@@ -443,14 +443,13 @@ class Sent(NamedTuple):
         for job in jobs:
             if job is not None:
                 job.ahead += count
-        if not later:
-            return cls(slots, jobs, sampled, None)
-        parts = sampled.tokens, sampled.logprobs, sampled.top, sampled.top_logprobs
-        sampled = Sampled(*(None if part is None else _copied(part) for part in parts))  # type: ignore[arg-type]
-        if not parts[0].is_cuda:
-            return cls(slots, jobs, sampled, None)
-        ready = torch.cuda.Event(blocking=True)
-        ready.record()
+        ready = None
+        if later:
+            ready = torch.cuda.Event(blocking=True) if sampled.tokens.is_cuda else None
+            parts = sampled.tokens, sampled.logprobs, sampled.top, sampled.top_logprobs
+            sampled = Sampled(*(None if part is None else _copied(part) for part in parts))  # type: ignore[arg-type]
+            if ready is not None:
+                ready.record()
         return cls(slots, jobs, sampled, ready)
 
 

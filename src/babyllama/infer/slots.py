@@ -77,7 +77,7 @@ class Slot:
     """
 
     tokens: list[int] = field(default_factory=list)
-    head: list[int] = field(default_factory=list)  # the first WORTH of them
+    head: list[int] = field(default_factory=list)  # the first WORTH of them: each prompt is compared with all rows'
     adapter: str | None = None
     plain: int = 0
     dropped: int = 0
@@ -141,7 +141,7 @@ class Slots:
         self.idle[slot] = None
         if broken:
             self.cache.wipe(self.all.index(slot))
-            slot.tokens, slot.head, slot.plain, slot.dropped = [], [], 0, 0
+            self._restart(slot)
             self.idle = {slot: None, **self.idle}
         self._released.append(slot)
 

@@ -146,10 +146,10 @@ def _answers(recipe: SynthesizeRecipe, teacher: Teacher, waiting: list[tuple[str
     """Answers as they come, `parallel` at a time, until all are there or enough tokens were spent."""
     system = [{"role": "system", "content": recipe.system}] if recipe.system else []
     left, open_ones = iter(waiting), dict[Future[Reply], tuple[str, list[dict[str, Any]]]]()
+    spent = sum(call["read"] + call["written"] for call in known.values())
     with ThreadPoolExecutor(recipe.parallel) as pool:
         try:
             while True:
-                spent = sum(call["read"] + call["written"] for call in known.values())
                 enough = recipe.most_tokens is not None and spent >= recipe.most_tokens
                 while len(open_ones) < recipe.parallel and not enough and (one := next(left, None)):
                     open_ones[pool.submit(teacher, [*system, *one[1]], one[2])] = one[:2]
@@ -158,9 +158,12 @@ def _answers(recipe: SynthesizeRecipe, teacher: Teacher, waiting: list[tuple[str
                 for done in wait(open_ones, return_when=FIRST_COMPLETED).done:
                     key, messages = open_ones.pop(done)
                     try:
-                        yield key, messages, done.result()
+                        reply = done.result()
                     except NoReply as fault:
                         yield key, messages, fault
+                    else:
+                        spent += reply.read + reply.written
+                        yield key, messages, reply
         finally:
             pool.shutdown(cancel_futures=True)
 

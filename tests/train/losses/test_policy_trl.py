@@ -11,7 +11,7 @@ from exported import published, sharp, vocabulary
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.load import read_model
 from babyllama.model.transformer import Transformer, initialise
-from babyllama.train.losses.policy import Cispo, Dapo, DrGrpo, Grpo, Gspo
+from babyllama.train.losses.policy import Cispo, Dapo, DrGrpo, Grpo, Gspo, Rloo
 
 pytestmark = pytest.mark.slow
 LONGEST = 9
@@ -23,6 +23,7 @@ METHODS = {
              {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.02, "epsilon_high": 0.03}),
     # TRL cuts the weight at epsilon_high itself.
     "cispo": (Cispo(epsilon_high=0.1), {"loss_type": "cispo", "epsilon_high": 1.1}),
+    "rloo": (Rloo(), {}),  # theirs takes the divergence off the reward, so beta is 0
 }  # fmt: skip
 
 
@@ -37,18 +38,25 @@ def folder(tmp_path_factory):
     return published(model, tokenizer, place / "out")
 
 
+def their_trainer(kind, folder, place, beta, words):
+    """For answers that are given to it: its rewards are never asked."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    trainer, config = (RLOOTrainer, RLOOConfig) if kind == "rloo" else (GRPOTrainer, GRPOConfig)
+    if kind != "rloo":
+        words = {**words, "use_bias_correction_kl": False}
+    args = config(output_dir=str(place), use_cpu=True, bf16=False, report_to=[], beta=beta, num_generations=4,
+                  max_completion_length=LONGEST, per_device_train_batch_size=4, **words,
+                  model_init_kwargs={"dtype": torch.float32})  # fmt: skip
+    return trainer(str(folder), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args,
+                   train_dataset=Dataset.from_list([{"prompt": "一加一等于几？"}]))  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_loss_and_gradient_are_trls(folder, tmp_path, kind):
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
     method, words = METHODS[kind]
-    config = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], beta=method.beta,
-                        max_completion_length=LONGEST, num_generations=4, use_bias_correction_kl=False,
-                        per_device_train_batch_size=4, **words,
-                        model_init_kwargs={"dtype": torch.float32})  # fmt: skip
-    trainer = GRPOTrainer(str(folder), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=config,
-                          train_dataset=Dataset.from_list([{"prompt": "一加一等于几？"}]))  # fmt: skip
+    trainer = their_trainer(kind, folder, tmp_path, method.beta, words)
     theirs, mine = trainer.model.eval(), read_model(folder).float()
     generator = torch.Generator().manual_seed(5)
     prompts = torch.randint(5, mine.config.vocab_size, (4, 3), generator=generator)
@@ -65,7 +73,8 @@ def test_loss_and_gradient_are_trls(folder, tmp_path, kind):
     loss = trainer._compute_loss(theirs, {
         "prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts), "completion_ids": answers,
         "completion_mask": mask, "advantages": advantages, "old_per_token_logps": old[:, 2:],
-        "ref_per_token_logps": reference[:, 2:], "num_items_in_batch": mask.sum()})  # fmt: skip
+        "old_logps": old.sum(1), "ref_per_token_logps": reference[:, 2:],
+        "num_items_in_batch": mask.sum()})  # fmt: skip
     loss.backward()
     objective = method.of(1.0, LONGEST)
     extras = {"advantages": advantages, "old": old, "reference": reference}

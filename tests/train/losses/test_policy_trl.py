@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 def their_trainer(kind, folder, place, beta, words):
     """For answers that are given to it: its rewards are never asked."""
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # pyright: ignore[reportMissingImports]
 
     trainer, config = (RLOOTrainer, RLOOConfig) if kind == "rloo" else (GRPOTrainer, GRPOConfig)
     if kind != "rloo":

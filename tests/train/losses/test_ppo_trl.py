@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
 def whole_trainer():
     """TRL's PPO, as far as this version has it."""
     try:
-        from trl.experimental.ppo import ppo_trainer
+        from trl.experimental.ppo import ppo_trainer  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     return ppo_trainer
@@ -134,8 +135,9 @@ def test_a_whole_training_is_trls(folder, tmp_path, monkeypatch):
     rollout = {"tokens": tokens.int(), "first": torch.full((ANSWERS,), width - LONGEST),
                "stop": torch.full((ANSWERS,), width), "counted": torch.ones(ANSWERS, dtype=torch.bool),
                "advantages": seen.scores}  # fmt: skip
-    found = RolloutRows._expected(SimpleNamespace(answers=ANSWERS, chunk=2), METHOD, drawer, rollout,
-                                  SimpleNamespace(device=torch.device("cpu")))  # fmt: skip
+    rows: Any = SimpleNamespace(answers=ANSWERS, chunk=2)
+    worker: Any = SimpleNamespace(device=torch.device("cpu"))
+    found = RolloutRows._expected(rows, METHOD, drawer, rollout, worker)
     targets = tokens[:, 1:].clone()
     targets[:, : width - LONGEST - 1] = IGNORE
     with torch.no_grad():
@@ -156,7 +158,7 @@ def test_a_whole_training_is_trls(folder, tmp_path, monkeypatch):
 def test_the_policys_part_is_trls(folder, tmp_path):
     """GRPO's trainer with an advantage for each token, which its subclasses may give."""
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
     config = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], loss_type="dapo",
                         epsilon=METHOD.epsilon, max_completion_length=LONGEST, num_generations=ANSWERS,

@@ -40,7 +40,7 @@ def test_loss_and_gradient_are_trls(tmp_path, centre):
         pytest.fail("trl is not installed here; CONTRIBUTING.md says how")
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from trl import RewardConfig, RewardTrainer
+    from trl import RewardConfig, RewardTrainer  # pyright: ignore[reportMissingImports]
 
     tokenizer = vocabulary("own", tmp_path)
     folder = save(with_reward_head(sharp(tokenizer.vocab_size, max_position_embeddings=256), 5), tokenizer,

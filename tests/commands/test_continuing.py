@@ -120,6 +120,9 @@ def test_other_data_under_the_same_path_are_refused(here):
     ("plan.accumulate=2", "plan.rows: 4 → 8"),
     ("precision=bf16", "precision: bf16 is not what the run began with (fp32 → bf16)"),
     ("plan.guard.spike=5.0", "plan.guard.spike: 10.0 → 5.0"), ("plan.clip=0.5", "plan.clip: 1.0 → 0.5"),
+    ("init.model.hidden_size=32", "init.model.hidden_size: 16 → 32"), ("plan.context=8", "plan.context: None → 8"),
+    ("schedule.warmup=0.5", "schedule.warmup: 0.02 → 0.5"),
+    ("objective.fp8_head=true", "objective.fp8_head: False → True"),
 ])  # fmt: skip
 def test_what_is_learnt_may_not_change(here, word, said):
     with pytest.raises(InputError) as error:

@@ -1,4 +1,5 @@
-"""A script: two ranks train all cases of spread_tuning.py and spread_training.py, one after the other.
+"""A script: two ranks train all cases of spread_tuning.py and spread_training.py, one after the other, and then four,
+two and one those of shrinking.py.
 
 It imports everything once and forks the ranks, which then have what torchrun would give them: a launch by torchrun
 costs ten seconds more. That real launchers do is in tests/e2e/test_launchers.py.
@@ -18,6 +19,7 @@ from pathlib import Path
 import spread_training
 import spread_tuning
 import torch
+from shrinking import shrink
 from small_training import warm
 
 import babyllama.train.meter
@@ -73,3 +75,6 @@ if __name__ == "__main__":
 
     warm()
     fork_ranks(lambda: run_parts(Path(sys.argv[1])), 2)
+    started = time.perf_counter()
+    shrink(Path(sys.argv[1]), fork_ranks)
+    print(f"shrinking: {time.perf_counter() - started:.1f} s", flush=True)

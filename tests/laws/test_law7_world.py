@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from shrinking import SHRUNK, STAGES
 from small_training import Silent, small_trainer
 from spread import Alone, Result, spread_results
 from spread_training import CROSSED, RESUMED, STOPPED, WHOLE, losses, settings
@@ -64,3 +65,17 @@ def test_killed_together_and_continued(folder, tmp_path):
     assert {"continuing after step 3", "continuing after step 6"} & set(show.lines) and len(show.lines) == 1
     for mine, theirs in zip(losses(trainer), Result(folder, "whole-fsdp-muon").losses, strict=True):
         assert mine[1] == pytest.approx(theirs[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", STAGES)
+def test_one_of_four_is_killed_and_fewer_go_on(folder, tmp_path, engine):
+    """Two, then one, with FSDP four again: in one directory, whose curve is that of one process, every step once."""
+    alone, result = Alone(tmp_path / "alone", **SHRUNK), Result(folder, f"shrinking-{engine}")
+    result.close_to(alone, 2e-4)  # Muon's iteration rounds to bf16
+    assert [line[0] for line in result.losses] == list(range(1, SHRUNK["steps"] + 1))
+    for mine, theirs in zip(result.losses, alone.losses, strict=True):
+        assert mine[1] == pytest.approx(theirs[1], abs=1e-5)
+    assert not (folder / f"shrinking-{engine}-0.txt").exists()  # all four ended with the one that was killed
+    begun = [(folder / f"shrinking-{engine}-{stage}.txt").read_text() for stage in range(1, len(STAGES[engine]))]
+    assert begun[0] in ("continuing after step 3", "continuing after step 6")  # one may have been on its way
+    assert begun[1:] == ["continuing after step 9", "continuing after step 10"][: len(begun) - 1]

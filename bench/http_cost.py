@@ -75,7 +75,7 @@ def host(tokenizer: Tokenizer, given: argparse.Namespace) -> int:
     recipe = ServeRecipe(models=(given.run,), port=given.port)
     models = Models({"waiting": lambda: [
         Served("waiting", Worker(engine_of(tokenizer, given.clients, given.ms)), tokenizer)]})  # fmt: skip
-    speech = Speech(("waiting",), 0, Limits(None, 60, 600), Sampling(), (), 1 << 20, (), True, None, 60)
+    speech = Speech(("waiting",), 0, Limits(None, 60, 600), Sampling(), (), 1 << 20, (), True, None, 60, {})
     with speakers(speech, _listen(recipe, given.workers)) as speaking:
         return serve(Host(models, given.clients), speaking, 60, lambda: print("ready", file=sys.stderr, flush=True))
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 
-from babyllama.serve.wire import Frames, frame
+from babyllama.serve.wire import Frames, Outbox, frame
 
 from .conftest import KEY, Server, on_and_on, started
 
@@ -36,10 +39,40 @@ def gone(process: int) -> bool:
     return False
 
 
-def test_two_share_a_port_and_one_that_dies_takes_all_along(folders, tmp_path):
-    with started(tmp_path, str(folders / "endless"), "workers=2") as server:
-        processes = speaking(server)
-        assert len(processes) == 2
+async def read(client: httpx.AsyncClient, begun: asyncio.Semaphore) -> str:
+    """How a long stream of a connection of its own ended."""
+    finish = ""
+    try:
+        async with client.stream("POST", "/v1/completions", json=on_and_on(stream=True, max_tokens=800)) as answer:
+            async for line in answer.aiter_lines():
+                begun.release()
+                if line.startswith("data: {"):
+                    finish = json.loads(line[6:])["choices"][0]["finish_reason"] or finish
+    except (httpx.RemoteProtocolError, httpx.ReadError):
+        return "lost"
+    return finish
+
+
+async def hurt(server: Server, process: int, how: signal.Signals) -> list[str]:
+    """How 16 streams end, all of which have begun when a signal goes to one of the processes."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=server.url, headers=HEADERS, timeout=60, limits=limits) as client:
+        begun = [asyncio.Semaphore(0) for _ in range(16)]
+        streams = [asyncio.create_task(read(client, one)) for one in begun]
+        for one in begun:
+            await one.acquire()
+        os.kill(process, how)
+        ends = await asyncio.gather(*streams)
+        after = [await client.post("/v1/completions", json=on_and_on(max_tokens=2)) for _ in range(8)]
+        assert [answer.status_code for answer in after] == [200] * 8
+        page = (await client.get("/metrics")).text
+        assert 'babyllama_requests_running{model="endless"} 0.0' in page
+    return ends
+
+
+def test_two_share_a_port_and_one_that_stands_still_or_dies_is_replaced(folders, tmp_path):
+    """The engine and the streams of the other process go on; what the one was asked for is given up."""
+    with started(tmp_path, str(folders / "endless"), "workers=2", "silence=1.5") as server:
         for seed in range(24):  # connections of their own: a half each goes to either process
             answer = httpx.post(f"{server.url}/v1/completions", json=on_and_on(max_tokens=2, seed=seed),
                                 headers=HEADERS)  # fmt: skip
@@ -49,13 +82,16 @@ def test_two_share_a_port_and_one_that_dies_takes_all_along(folders, tmp_path):
             page = httpx.get(f"{server.url}/metrics", headers=HEADERS).text
             assert 'babyllama_requests_total{route="/v1/completions",status="200"} 24.0' in page
             assert 'babyllama_tokens_total{model="endless",side="out"} 48.0' in page
-        os.kill(processes[0], signal.SIGKILL)
-        assert server.process.wait(timeout=30) == 1
-        assert all(map(gone, processes))
         assert server.process.stderr is not None
-        assert server.process.stderr.read() == (
-            "babyllama: a process of the server died (exit code -9), and so does the server\n"
-        )
+        for how, why in ((signal.SIGSTOP, "gave no sign of life for 1.5 seconds"),
+                         (signal.SIGKILL, "died (exit code -9)")):  # fmt: skip
+            processes = speaking(server)
+            assert len(processes) == 2 and set(asyncio.run(hurt(server, processes[0], how))) == {"length", "lost"}
+            assert server.process.stderr.readline() == (
+                f"babyllama: a process that speaks HTTP {why}; its clients lose their connections, and another one "
+                "takes its place\n"
+            )
+            assert gone(processes[0]) and processes[1] in speaking(server)
 
 
 def test_nobody_outlives_the_engines(folders, tmp_path):
@@ -90,3 +126,32 @@ def test_messages_come_whole_however_they_are_cut(size):
     stream, frames = b"".join(map(frame, sent)), Frames()
     found = [m for at in range(0, len(stream), size) for m in frames.feed(stream[at : at + size])]
     assert found == sent
+
+
+def test_nobody_waits_for_one_that_reads_nothing():
+    """All messages come in their order once it reads; beyond the limit no more is held, and that is said once."""
+
+    async def story() -> None:
+        mine, theirs = socket.socketpair()
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+        said = list[str]()
+        outbox = Outbox(mine, 1 << 20, lambda: said.append("full"))
+        messages = [("events", number, "x" * 997) for number in range(1500)]
+        for message in messages[:700]:
+            outbox.send(message)
+        found, frames, loop = list[object](), Frames(), asyncio.get_running_loop()
+        theirs.setblocking(False)
+        while len(found) < 700:
+            found += frames.feed(await loop.sock_recv(theirs, 1 << 16))
+        assert found == messages[:700] and not said
+        for message in messages:
+            outbox.send(message)
+        await asyncio.sleep(0.05)
+        assert said == ["full"]
+        outbox.close()
+        while data := await loop.sock_recv(theirs, 1 << 16):
+            found += frames.feed(data)
+        assert found[700:] == messages[: len(found) - 700] and len(found) < 1500
+        theirs.close()
+
+    asyncio.run(story())

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LOCAL = {"127.0.0.1", "::1", "localhost"}
 KEYS = "BABYLLAMA_API_KEYS"
 MOST = 4  # processes that speak HTTP unless asked for more
+UNREAD = 60  # seconds that a client may read nothing of what is sent to it, until the system drops its connection
 
 
 class ServedRecipe(Recipe):
@@ -63,6 +64,8 @@ class ServeRecipe(Recipe):
     runs: Path | None = Field(default=None, description="the folder whose runs the web app shows; null: ./runs")
     cors: tuple[str, ...] = Field(default=(), description="origins of web pages that may use the server")
     log: bool = Field(default=True, description="one line of JSON a request on stdout, without what was said")
+    silence: float = Field(
+        default=30, gt=0, description="seconds without a sign of life until an HTTP process is replaced")  # fmt: skip
     grace: int = Field(default=60, ge=1, description="seconds that a stopping server leaves open answers")
 
 
@@ -92,7 +95,8 @@ def main(recipe: ServeRecipe) -> None:
         models = Models(openers, recipe.loaded, recipe.idle)
         first = next(iter(openers))
         models.loaded |= {served.name: served for served in openers[first]()}  # a fault shows now, and nobody waits
-        code = serve(Host(models, recipe.queue), speaking, recipe.grace, partial(_say, recipe, port, openers, keys))
+        host = Host(models, recipe.queue, recipe.silence)
+        code = serve(host, speaking, recipe.grace, partial(_say, recipe, port, openers, keys))
     if code:
         raise SystemExit(code)
 
@@ -224,6 +228,8 @@ def _listen(recipe: ServeRecipe, count: int) -> list[socket.socket]:
         found = [socket.socket(family, socket.SOCK_STREAM) for _ in range(count)]
         for listener in found:
             _reuse(listener)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; a connection has it from its listener
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREAD)
             if count > 1 and sys.platform != "win32":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind(address)

@@ -1,5 +1,6 @@
 """The side of the engines: what the processes that speak HTTP ask is answered here, on one event loop beside the
-engines' threads. Which models there are and how many answers may be open is decided here, for all of them together.
+engines' threads. Which models there are and how many answers may be open is decided here, for all of them together. A
+process that gives no sign of life, or lets too much lie unread, is left, and what it asked for is given up.
 
 Not here: texts of requests and answers (link.py and what is above it), threads (worker.py), processes (processes.py).
 """
@@ -8,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from socket import socket
+from socket import SHUT_RDWR
 from typing import Any
 
 from babyllama.errors import InputError
@@ -23,10 +23,12 @@ from babyllama.serve.faults import SERVER_FAULT, Refused, Stale, json_bytes
 from babyllama.serve.gate import Record
 from babyllama.serve.metrics import Metrics
 from babyllama.serve.models import Models, Served
-from babyllama.serve.wire import Ends, Frames, frame
+from babyllama.serve.wire import Ends, Frames, Outbox
 from babyllama.serve.worker import Asked, Told
 
 FAULTY = 3  # steps of an engine that fail one after the other until the server calls itself ill
+UNREAD = 1 << 26  # bytes that are held for one process: with many streams what is written in half a minute
+BEATS = 6  # how often a process is asked for a sign of life until it is left
 
 
 @dataclass
@@ -35,36 +37,40 @@ class Host:
 
     Attributes:
         queue: answers that may wait for a row, of one model.
+        silence: seconds without a sign of life after which a process is left.
         ready: released by each process that takes connections.
+        stopping: whether the server is to end.
     """
 
     models: Models
     queue: int
+    silence: float = 30
 
     def __post_init__(self) -> None:
-        self.metrics, self.ready = Metrics(), asyncio.Semaphore(0)
+        self.metrics, self.ready, self.stopping = Metrics(), asyncio.Semaphore(0), False
         self.clients: list[Client] = []
         self.calls: dict[str, Callable[..., Awaitable[Any]]] = {
             "open": self.open, "look": self.look, "source": self.source, "state": self.state,
             "metrics": self.page}  # fmt: skip
 
-    async def serve(self, ends: Ends) -> None:
-        """Answer one process until it is gone; what it asked for is given up then."""
-        (up, down), frames, loop = ends, Frames(), asyncio.get_running_loop()
-        up.setblocking(False)
-        client = Client(self, down)
+    async def serve(self, ends: Ends) -> Client:
+        """Answer one process until it is gone or left; what it asked for is given up then."""
+        frames, loop = Frames(), asyncio.get_running_loop()
+        client = Client(self, ends)
         self.clients.append(client)
         try:
             with suppress(OSError):
-                while data := await loop.sock_recv(up, 1 << 18):
+                while data := await loop.sock_recv(client.up, 1 << 18):
                     for message in frames.feed(data):
                         client.take(message)
         finally:
             self.clients.remove(client)
             client.close()
+        return client
 
     def stop(self) -> None:
         """Ask all processes to let open answers end, and to go."""
+        self.stopping = True
         for client in self.clients:
             client.send(("stop",))
 
@@ -109,26 +115,48 @@ class Host:
 
 
 class Client:
-    """One process that speaks HTTP."""
+    """One process that speaks HTTP.
 
-    def __init__(self, host: Host, down: socket) -> None:
-        self.host, self.down = host, down
-        self._sending = threading.Lock()
+    Attributes:
+        ready: whether it has taken connections.
+        fault: why it was left, in words; empty: it was not.
+    """
+
+    def __init__(self, host: Host, ends: Ends) -> None:
+        self.host, (self.up, down) = host, ends
+        self.up.setblocking(False)
+        self.ready, self.fault, self._beats = False, "", 0
+        self.outbox = Outbox(down, UNREAD, self._unread)
+        self.send = self.outbox.send
         self._asked: dict[int, tuple[Served, Asked] | None] = {}  # None: it is being loaded for
         self._tasks: set[asyncio.Task[None]] = set()
-
-    def send(self, message: tuple[Any, ...]) -> None:
-        """From any thread. Waits while the process is far behind; nothing where it is gone."""
-        body = frame(message)
-        with self._sending, suppress(OSError):
-            self.down.sendall(body)
 
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         for number in list(self._asked):
             self._leave(number)
-        self.down.close()
+        self.outbox.close()
+        self.up.close()
+
+    # ── whether it lives ───────────────────────────────────────────────────────────────────────────────────────
+    async def _watch(self) -> None:
+        """Ask for a sign of life again and again. What counts are questions without an answer, not the clock: all of
+        the server may have stood still meanwhile."""
+        while self._beats < BEATS:
+            self._beats += 1
+            self.send(("beat",))
+            await asyncio.sleep(self.host.silence / BEATS)
+        self._left(f"gave no sign of life for {self.host.silence:g} seconds")
+
+    def _unread(self) -> None:
+        self._left(f"left {UNREAD >> 20} MB unread")
+
+    def _left(self, fault: str) -> None:
+        """Whoever reads from it finds the end."""
+        self.fault = fault
+        with suppress(OSError):
+            self.up.shutdown(SHUT_RDWR)
 
     # ── the engines' threads ───────────────────────────────────────────────────────────────────────────────────
     def told(self, events: Told) -> None:
@@ -140,6 +168,7 @@ class Client:
     # ── messages ───────────────────────────────────────────────────────────────────────────────────────────────
     def take(self, message: tuple[Any, ...]) -> None:
         """Do what a message says."""
+        self._beats = 0
         kind, *what = message
         if kind == "ask":
             self._ask(*what)
@@ -149,8 +178,10 @@ class Client:
             self._start(self._call(*what))
         elif kind == "note":
             self._note(*what)
-        else:
+        elif kind == "ready":
+            self.ready = True
             self.host.ready.release()
+            self._start(self._watch())
 
     def _start(self, work: Any) -> None:
         task = asyncio.create_task(work)

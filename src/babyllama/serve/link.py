@@ -209,6 +209,8 @@ class Link(asyncio.Protocol):
                         answers.tell(which, event)
             elif kind == "stop":
                 self.stop(False)
+            elif kind == "beat":
+                self._send("beat")
             else:
                 self._came(kind, *what)
 

@@ -1,8 +1,9 @@
 """The processes of a server: this one has the engines, and others, which share its port, speak HTTP.
 
-So decoding never waits for Python's lock while text is written, and text is written on as many cores as it needs. They
-end together: on Ctrl-C or SIGTERM HTTP lets open answers end first, a process that dies takes the server with it, and
-one whose engines are gone, by SIGKILL for example, ends at once. Not here: messages (wire.py), models, routes.
+So decoding never waits for Python's lock while text is written, and text is written on as many cores as it needs. An
+HTTP process that dies, or stands still and is left (host.py), is replaced: its clients lose their connections, the
+engines and all others go on. They end together: on Ctrl-C or SIGTERM HTTP lets open answers end first, and a process
+whose engines are gone, by SIGKILL for example, ends at once. Not here: messages (wire.py), models, routes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,27 +85,47 @@ def speak(speech: Speech, listener: socket.socket, ends: Ends, first: bool) -> N
 
 
 # ── the engines ────────────────────────────────────────────────────────────────────────────────────────────────────
+class Speaker:
+    """The process that speaks HTTP on one socket, and our ends to it. The socket stays open here, so that who connects
+    while the process is being replaced waits and is not turned away."""
+
+    def __init__(self, speech: Speech, listener: socket.socket, first: bool) -> None:
+        self.speech, self.listener, self.first = speech, listener, first
+        self.begin()
+
+    def begin(self) -> None:
+        """Start it, or another one in its place."""
+        self.ends, theirs = pair()
+        arguments = self.speech, self.listener, theirs, self.first
+        self.process = multiprocessing.get_context("spawn").Process(target=speak, args=arguments, daemon=True)
+        with held():  # Ctrl-C is this process's to handle
+            self.process.start()
+        for end in theirs:
+            end.close()
+
+    def end(self) -> int | None:
+        """End it by force, also where it stands still. The exit code, of one that had ended its own."""
+        self.process.kill()
+        self.process.join()
+        return self.process.exitcode
+
+
 @contextmanager
-def speakers(speech: Speech, listeners: Sequence[socket.socket]) -> Iterator[list[tuple[SpawnProcess, Ends]]]:
-    """A process that speaks HTTP for each socket, and our ends to it. None outlives the block."""
-    context, found = multiprocessing.get_context("spawn"), list[tuple[SpawnProcess, Ends]]()
+def speakers(speech: Speech, listeners: Sequence[socket.socket]) -> Iterator[list[Speaker]]:
+    """A process that speaks HTTP for each socket. None outlives the block."""
+    found = list[Speaker]()
     try:
         for listener in listeners:
-            mine, theirs = pair()
-            process = context.Process(target=speak, args=(speech, listener, theirs, not found), daemon=True)
-            with held():  # Ctrl-C is this process's to handle
-                process.start()
-            for end in (*theirs, listener):
-                end.close()
-            found.append((process, mine))
+            found.append(Speaker(speech, listener, not found))
         yield found
     finally:
-        for process, _ in found:
-            process.kill()
-            process.join()
+        for speaker in found:
+            speaker.end()
+        for listener in listeners:
+            listener.close()
 
 
-def serve(host: Host, speaking: Sequence[tuple[SpawnProcess, Ends]], grace: int, ready: Callable[[], None]) -> int:
+def serve(host: Host, speaking: Sequence[Speaker], grace: int, ready: Callable[[], None]) -> int:
     """Answer until a signal, then let open answers end. Returns the exit code.
 
     Args:
@@ -113,46 +133,56 @@ def serve(host: Host, speaking: Sequence[tuple[SpawnProcess, Ends]], grace: int,
     """
     gc.collect()
     gc.freeze()
-    processes = [process for process, _ in speaking]
-    asked = asyncio.run(_serve(host, speaking, grace, ready))
-    for process in processes:
-        process.join(1)
-    codes = [process.exitcode for process in processes]
-    if asked and None not in codes:
-        return 0
-    died = next((code for code in codes if code), codes[0])
-    if died == 0:  # it was asked to end, this one was not
-        return 0
-    print(f"babyllama: a process of the server died (exit code {died}), and so does the server", file=sys.stderr)
-    return 1
+    fault = asyncio.run(_serve(host, speaking, grace, ready))
+    for speaker in speaking:
+        speaker.process.join(1)
+    if fault:
+        print(f"babyllama: {fault}, and so does the server", file=sys.stderr)
+    return 1 if fault else 0
 
 
-async def _serve(host: Host, speaking: Sequence[tuple[SpawnProcess, Ends]], grace: int,
-                 ready: Callable[[], None]) -> bool:  # fmt: skip
-    """Whether it was asked to end."""
-    asked = 0
+async def _serve(host: Host, speaking: Sequence[Speaker], grace: int, ready: Callable[[], None]) -> str:
+    """Why it ends; nothing where it was asked to."""
 
     def stop() -> None:
-        nonlocal asked
-        asked += 1
+        for speaker in speaking if host.stopping else ():  # asked twice: at once
+            speaker.process.kill()
+        end()
+
+    def end() -> None:
         host.stop()
-        for process, _ in speaking if asked > 1 else ():  # twice: at once
-            process.kill()
+        for speaker in speaking:
+            speaker.listener.close()  # HTTP has closed its own: who connects now is turned away
 
     with _signals(stop):
         tidy = asyncio.create_task(host.models.tidy())
-        tasks = [asyncio.create_task(host.serve(ends)) for _, ends in speaking]
+        tasks = [asyncio.create_task(_kept(host, speaker)) for speaker in speaking]
         began = asyncio.create_task(_all_ready(host, len(tasks)))
         await asyncio.wait({began, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         if began.done():
             ready()
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        host.stop()
+        end()
         await asyncio.wait(tasks, timeout=grace + LATE)
+        faults = [task.result() if task.done() else "a process of the server does not end" for task in tasks]
         for task in (tidy, began, *tasks):
             task.cancel()
         await host.models.close()
-    return asked > 0
+    return next(filter(None, faults), "")
+
+
+async def _kept(host: Host, speaker: Speaker) -> str:
+    """Answer it, and another one whenever it is gone, until the server is to end; why, where nobody asked for it."""
+    while True:
+        client = await host.serve(speaker.ends)
+        if host.stopping:
+            return ""
+        died = f"died (exit code {speaker.end()})"
+        if not client.ready:  # the next one would fare no better
+            return f"a process of the server {died} before it was ready"
+        print(f"babyllama: a process that speaks HTTP {client.fault or died}; its clients lose their connections, and "
+              "another one takes its place", file=sys.stderr, flush=True)  # fmt: skip
+        speaker.begin()
 
 
 async def _all_ready(host: Host, count: int) -> None:

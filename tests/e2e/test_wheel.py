@@ -1,6 +1,6 @@
 """`python -m build`, the wheel in an environment of its own, and what people run first, in a folder elsewhere.
 
-The environment sees this one's packages, but neither this source tree nor what installs it. With the extra `e2e`.
+The environment sees this one's packages, but neither this source tree nor what installs it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ import venv
 from pathlib import Path
 
 import pytest
+from small_quickstart import small_overrides
 
-pytestmark = pytest.mark.slow
+from once import once
+
 ROOT = Path(__file__).parents[2]
-FEWER = [
-    *(f"{stage}:{key}" for stage in ("base", "general", "medical")
-      for key in ("plan.steps=2", "plan.micro_batch_size=2", "device=cpu")),
-    *(f"{stage}:workers=1" for stage in ("corpus", "general-chats", "medical-chats")),
-    *(f"evaluate-{stage}:questions=2" for stage in ("general", "general-new", "medical", "medical-new")),
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """`bin` of the environment, and `work`, where nothing of the source tree is."""
-    root = tmp_path_factory.mktemp("wheel")
+    """`bin` of the environment, and `work`, where nothing of the source tree is but what a quickstart has made."""
+    return once(tmp_path_factory, "wheel", _install_and_begin)
+
+
+def _install_and_begin(root):
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(root / "dist"), str(ROOT)]
     done = subprocess.run(build, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -42,32 +41,20 @@ def place(tmp_path_factory):
                  "--force-reinstall", "--no-index", "--quiet", "--prefix", str(root / "venv"), str(wheel)]  # fmt: skip
     subprocess.run(installer, check=True, timeout=300)
     (root / "work").mkdir()
-    return root
+    run(root, "quickstart", "out=q", "size=cpu", f"overrides={json.dumps(small_overrides(downloads=False))}")
 
 
-@pytest.fixture(scope="module")
-def babyllama(place):
+def start(place, *words, **more):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [str(place / "venv" / "bin" / "babyllama")]
-
-    def start(*words, **more):
-        return subprocess.Popen([*command, *words], cwd=place / "work", env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)  # fmt: skip
-
-    def run(*words, said=""):
-        process = start(*words, stdin=subprocess.PIPE)
-        out, err = process.communicate(said, timeout=600)
-        assert process.returncode == 0, (words, out[-2000:], err[-2000:])
-        return out
-
-    run.start = start
-    return run
+    return subprocess.Popen([str(place / "venv" / "bin" / "babyllama"), *words], cwd=place / "work", env=environment,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def quickstarted(babyllama, place):
-    babyllama("quickstart", "out=q", "size=cpu", f"overrides={json.dumps(FEWER)}")
-    return place / "work" / "q"
+def run(place, *words, said=""):
+    process = start(place, *words, stdin=subprocess.PIPE)
+    out, err = process.communicate(said, timeout=600)
+    assert process.returncode == 0, (words, out[-2000:], err[-2000:])
+    return out
 
 
 def test_it_is_the_wheel_that_runs(place):
@@ -76,31 +63,35 @@ def test_it_is_the_wheel_that_runs(place):
     assert Path(done.stdout.strip()).is_relative_to(place / "venv")
 
 
-def test_help_and_recipes(babyllama):
-    assert "quickstart" in babyllama("--help") and "quickstart/cpu/base" in babyllama("recipes")
-    assert "micro_batch_size" in babyllama("train", "--keys")
+def test_help_and_recipes(place):
+    assert "quickstart" in run(place, "--help") and "quickstart/cpu/base" in run(place, "recipes")
+    assert "micro_batch_size" in run(place, "train", "--keys")
 
 
-def test_quickstart_chat_and_export(babyllama, quickstarted):
-    assert "<svg" in (quickstarted / "report.html").read_text("utf-8")
-    assert "everyday" in json.loads((quickstarted / "general-chats" / "manifest.json").read_text("utf-8"))["corpora"]
-    assert babyllama("chat", "q/medical", "max_tokens=4", said="你好\n").strip()
-    for to, file in (
-        ("gguf", "medical-F16.gguf"),
-        ("hf", "medical-hf/README.md"),
-        ("ollama", "medical-ollama/Modelfile"),
-    ):
-        babyllama("export", "q/medical", f"to={to}")
-        assert (quickstarted.parent / file).stat().st_size > 0
+def test_quickstart_and_chat(place):
+    made = place / "work" / "q"
+    assert "<svg" in (made / "report.html").read_text("utf-8")
+    assert "everyday" in json.loads((made / "general-chats" / "manifest.json").read_text("utf-8"))["corpora"]
+    assert run(place, "chat", "q/medical", "max_tokens=4", said="你好\n").strip()
 
 
-def test_serve_and_its_page(babyllama, quickstarted):
-    process = babyllama.start("serve", "q/medical", "port=0", "device=cpu")
+@pytest.mark.parametrize(
+    ("to", "file"),
+    [("gguf", "medical-F16.gguf"), ("hf", "medical-hf/README.md"), ("ollama", "medical-ollama/Modelfile")],
+)
+def test_export(to, file, place):
+    run(place, "export", "q/medical", f"to={to}")
+    assert (place / "work" / file).stat().st_size > 0
+
+
+def test_serve_and_its_page(place):
+    process = start(place, "serve", "q/medical", "port=0", "device=cpu")
     try:
-        said = process.stderr.readline()
-        url = re.search(r"at (http://\S+)/v1 ", said)[1]
+        assert process.stderr
+        said = re.search(r"at (http://\S+)/v1 ", process.stderr.readline())
+        assert said
         for path, there in (("/", "<script"), ("/web/app.js", "import"), ("/v1/models", "medical")):
-            with urllib.request.urlopen(url + path, timeout=60) as answer:
+            with urllib.request.urlopen(said[1] + path, timeout=60) as answer:
                 assert there in answer.read().decode()
     finally:
         process.terminate()

@@ -24,7 +24,7 @@ from rich.text import Text
 from babyllama.amounts import size as byte_size
 from babyllama.commands.table import table_of
 from babyllama.data.sources.known import SKILLS
-from babyllama.errors import needs_extra
+from babyllama.errors import InputError, needs_extra
 from babyllama.evals.statistics import wilson
 from babyllama.recipe import Recipe, load_recipe
 
@@ -88,10 +88,18 @@ STAGES = (
 FINAL = "medical"
 
 
+def _check(overrides: tuple[str, ...]) -> None:
+    names = [stage.name for stage in STAGES]
+    for override in overrides:
+        if override.partition(":")[0] not in names:
+            raise InputError(f"overrides: {override} begins with no stage and ':'; stages: {', '.join(names)}")
+
+
 def main(recipe: QuickstartRecipe) -> None:
     """Run the stages in order, then the report, then say how to chat."""
     from babyllama.hardware import memory_watched
 
+    _check(recipe.overrides)
     console = Console()
     size = _size() if recipe.size == "auto" else recipe.size
     took: dict[str, Cost] = {}

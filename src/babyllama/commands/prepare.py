@@ -16,7 +16,6 @@ from babyllama.atomic import write_atomic
 from babyllama.commands.leaks import Leaks
 from babyllama.commands.table import table_of
 from babyllama.data.clean.duplicates import DUPLICATES, AnyDuplicates
-from babyllama.data.clean.near import rensa
 from babyllama.data.clean.presets import FILTERS, PRESETS, AnyFilter, named
 from babyllama.data.shards.distinct import Read, encode_distinct, remove_marks
 from babyllama.data.shards.encode import Done, Plan, encode_corpora, write_manifest
@@ -97,8 +96,6 @@ def main(recipe: PrepareRecipe) -> None:
         tokenizer = tokenizer.with_template(recipe.template)
     for filter in recipe.clean:
         filter.check()
-    if any(choice.kind == "near" for choice in recipe.dedup):
-        rensa()
     sources = [choice.open(recipe.on_bad) for choice in recipe.corpora]
     run = _run(kept)
     try:

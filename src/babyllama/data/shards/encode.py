@@ -36,7 +36,7 @@ from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
 from babyllama.tokenizer.tokenizer import Tokenizer
 
-_READING = 3  # raised when the same lines become other documents, so that an interrupted run mixes no two readings
+_READING = 4  # raised when the same lines become other documents or marks of them: an interrupted run mixes no two
 _BATCH_CHARACTERS = 1 << 20  # encoded at a time: bounds the lists of ids in memory
 
 

@@ -37,14 +37,14 @@ def push(folder: Path, name: str, private: bool) -> str:
     Raises:
         InputError: no token, no right to write there, no network.
     """
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub import HfApi, constants
 
     try:
-        address = str(HfApi().create_repo(name, private=private, exist_ok=True))
-        HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload {folder.name}")
-    except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
-        raise InputError(f"push: {name}: the hub refused or did not answer ({' '.join(str(error).split())[:200]}); "
-                         "log in with: hf auth login") from None  # fmt: skip
+        hub = HfApi()
+        address = str(hub.create_repo(name, private=private, exist_ok=True))
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload {folder.name}")
+    except Exception as error:  # the package and its HTTP client raise many types
+        raise InputError(f"push: {name}: {constants.ENDPOINT} refused or did not answer "
+                         f"({' '.join(str(error).split())[:200]}); check the network, log in with: hf auth login, "
+                         f"or upload later: hf upload {name} {folder}") from None  # fmt: skip
     return address

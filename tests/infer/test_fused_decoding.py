@@ -6,11 +6,12 @@ from torch import nn
 
 from babyllama.data.streams.batches import Batch
 from babyllama.infer import fused
+from babyllama.infer.choosing import choose
 from babyllama.infer.engine import Engine
 from babyllama.infer.fused import FusedStep, suits
 from babyllama.infer.request import Request
 from babyllama.infer.rows import Rows
-from babyllama.infer.sampling import Sampling, Uses, choose
+from babyllama.infer.sampling import Sampling, used_by
 from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelConfig
 from babyllama.model.surgery import dense_weight
@@ -56,7 +57,7 @@ def steps_beside(shape, count, samplings, *, steps=6, tiles=None, dtype=torch.bf
         rows.token[row] = tokens[row, length - 1]
     rows.live.fill_(count if live is None else live)
     decoder = fused.Decoder(model, rows, caches[0], count, tiles)
-    uses, worst = Uses.of(samplings), 0.0
+    uses, worst = used_by(samplings), 0.0
     for _ in range(steps):
         token, position, counter = rows.token.clone(), rows.position.clone(), rows.counter.clone()
         chosen = decoder(1, uses.drawn)[0]
@@ -153,7 +154,7 @@ def test_rows_that_do_not_decode_stay():
 
 def test_damaged_weights_end_their_request():
     model, _ = twins(config())
-    model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
+    model.get_parameter("layers.1.mlp.down_proj.weight").data[0, 0] = float("nan")
     engine = Engine(model.requires_grad_(False), 67)
     engine.add(Request([1, 2, 3], Sampling(temperature=0), 5))
     events = [event for _ in range(4) for event in engine.step()]
@@ -182,7 +183,7 @@ def test_a_warm_engine_answers_as_a_cold_one():
     """Its prompts are read by graphs, several at a time and beside rows that decode; nothing is recorded later."""
     model, exact = twins(config(max_position_embeddings=96))
     engine, cold = (Engine(model.requires_grad_(False), 67, slots=24) for _ in range(2))
-    assert engine.warm() == 24
+    assert engine.warm() == 24 and engine.prompts.passes is not None
     recorded = len(engine.prompts.passes.graphs)
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(67, (1 + 3 * n,), generator=generator).tolist() for n in range(24)]

@@ -9,12 +9,13 @@ import torch
 
 from babyllama import compiling
 from babyllama.infer import library as module
+from babyllama.infer.choosing import Uses
 from babyllama.infer.engine import Engine
 from babyllama.infer.library import library
 from babyllama.infer.native import MORE_ROWS, native
 from babyllama.infer.request import Request
 from babyllama.infer.rows import Rows
-from babyllama.infer.sampling import Sampling, Uses
+from babyllama.infer.sampling import Sampling, used_by
 from babyllama.infer.step import Launched, ModelForward
 from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelConfig
@@ -180,7 +181,7 @@ def test_weights_that_change_are_read_anew():
     assert native(model) is first
     compare(packed(model, lambda w: GroupedLinear.of(Grid(group_size=32, short_group=True).nearest(w))))
     with torch.no_grad():
-        model.norm.weight *= 2
+        model.norm.weight.mul_(2)
     compare(model)
     model.load_state_dict({k: v for k, v in model.state_dict().items() if "norm" not in k}, strict=False)
     compare(model.bfloat16())
@@ -249,7 +250,7 @@ def test_tokens_are_those_that_are_chosen_one_by_one(samplings, monkeypatch):
     monkeypatch.setattr("babyllama.infer.native.BUDGET", 10**12)
     model, B = sharp_model(tiny_config()), len(samplings)
     requests = [Request([7, 11 + i, 12], sampling, 40, seed=i) for i, sampling in enumerate(samplings)]
-    uses, made = Uses.of(samplings), native(model)
+    uses, made = used_by(samplings), native(model)
     assert made is not None
 
     def start() -> tuple[Rows, KVCache]:
@@ -283,7 +284,7 @@ def test_tokens_come_as_often_as_they_are_likely(monkeypatch):
     with torch.inference_mode():
         for seed in range(0, 64 * B, B):
             rows.place(list(range(B)), [(Request([7], sampling, 9, seed=seed + row), [5], 1000) for row in range(B)])
-            counts += torch.bincount(made.steps(slice(0, B), rows, cache, Uses.of([sampling]), 1)[0], minlength=67)
+            counts += torch.bincount(made.steps(slice(0, B), rows, cache, used_by([sampling]), 1)[0], minlength=67)
         logits = made.step(torch.tensor([5]), torch.tensor([1]), cache)[0, :67].double()
     best = logits.topk(16)
     expected = (best.values / 0.9).softmax(-1) * counts.sum()

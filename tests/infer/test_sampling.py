@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
+from torch import LongTensor, Tensor
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -14,7 +17,8 @@ from transformers import (
 )
 
 from babyllama.errors import InputError
-from babyllama.infer.sampling import NOT_FINITE, Sampling, SamplingRecipe, _searched_floor, uniforms
+from babyllama.infer.choosing import NOT_FINITE, _searched_floor, uniforms
+from babyllama.infer.sampling import Sampling, SamplingRecipe
 from babyllama.recipe import load_recipe
 
 V = 97
@@ -46,10 +50,14 @@ CASES = [
 ]
 
 
+def ids(tokens: Tensor) -> LongTensor:
+    return cast(LongTensor, tokens.long())
+
+
 @pytest.mark.parametrize(("fields", "processors"), CASES, ids=lambda case: str(case) if isinstance(case, dict) else "")
 def test_same_distribution_as_transformers(fields, processors):
     logits = random_logits()
-    expected = LogitsProcessorList(processors)(torch.zeros(16, 1, dtype=torch.long), logits).softmax(-1)
+    expected = LogitsProcessorList(processors)(ids(torch.zeros(16, 1)), logits).softmax(-1)
     actual = chances(Sampling(**fields), logits)
     assert torch.equal(actual > 0, expected > 0)
     torch.testing.assert_close(actual, expected)
@@ -61,7 +69,7 @@ def test_the_nucleus_of_a_large_vocabulary(spread, top_k):
     """Flat: far more than the 1,024 likeliest are needed; peaked: far fewer; the rows of a batch may differ."""
     logits = torch.cat([random_logits(2, 5000, spread), random_logits(2, 5000, 5.0)])
     processors = [TopKLogitsWarper(top_k), TopPLogitsWarper(0.9)] if top_k else [TopPLogitsWarper(0.9)]
-    expected = LogitsProcessorList(processors)(torch.zeros(4, 1, dtype=torch.long), logits).softmax(-1)
+    expected = LogitsProcessorList(processors)(ids(torch.zeros(4, 1)), logits).softmax(-1)
     actual = chances(Sampling(top_k=top_k, top_p=0.9), logits)
     assert ((actual > 0) != (expected > 0)).sum() <= 4  # float32 sums over thousands differ at the border
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-2)
@@ -73,12 +81,12 @@ def test_repetition_penalty_as_transformers(penalty, temperature):
     logits = random_logits()
     history = torch.randint(V, (16, 30), generator=torch.Generator().manual_seed(2))
     seen = torch.zeros(16, V, dtype=torch.bool).scatter(1, history, True)
-    expected = RepetitionPenaltyLogitsProcessor(penalty)(history, logits)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(ids(history), logits)
     sampling = Sampling(repetition_penalty=penalty, temperature=temperature)
     if temperature == 0:
         assert torch.equal(sampling(logits, torch.zeros(16), seen), expected.argmax(-1))
     else:
-        expected = TemperatureLogitsWarper(temperature)(history, expected)
+        expected = TemperatureLogitsWarper(temperature)(ids(history), expected)
         torch.testing.assert_close(chances(sampling, logits, seen), expected.softmax(-1))
 
 

@@ -82,6 +82,7 @@ def test_two_share_a_port_and_one_that_stands_still_or_dies_is_replaced(folders,
             page = httpx.get(f"{server.url}/metrics", headers=HEADERS).text
             assert 'babyllama_requests_total{route="/v1/completions",status="200"} 24.0' in page
             assert 'babyllama_tokens_total{model="endless",side="out"} 48.0' in page
+        assert not [one for one in speaking(server) if "torch" in Path(f"/proc/{one}/maps").read_text()]
         assert server.process.stderr is not None
         for how, why in ((signal.SIGSTOP, "gave no sign of life for 1.5 seconds"),
                          (signal.SIGKILL, "died (exit code -9)")):  # fmt: skip

@@ -4,7 +4,7 @@
 are read in chunks beside the rows that decode, and what a prompt shares with an earlier text is not read again.
 `generate` and `stream` are clients of these three. A request gives the same tokens alone and in any company (in
 float32). One thread at a time. In one file although it is long: adding, reading, decoding and telling share the state
-of every request. Not here: how a token is chosen (sampling.py), one step of decoding (step.py), which row
+of every request. Not here: how a token is chosen (choosing.py), one step of decoding (step.py), which row
 a request gets (slots.py), the cache (model/cache.py), tokenizers.
 """
 
@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from babyllama.errors import InputError
+from babyllama.infer.choosing import Uses
 from babyllama.infer.fused import FusedStep, suits
 from babyllama.infer.guess import Guess, Pace
 from babyllama.infer.native import NativeStep
 from babyllama.infer.prompts import Prompts, uses_of
 from babyllama.infer.request import Event, Proposer, Request
 from babyllama.infer.rows import DRAWS, Rows, Sampled
-from babyllama.infer.sampling import Sampling, Uses
+from babyllama.infer.sampling import Sampling
 from babyllama.infer.slots import SMALLEST, Job, Slot, Slots
 from babyllama.infer.speculate import guessed, verify
 from babyllama.infer.step import Captured, Launched, ModelForward, Step

@@ -1,7 +1,7 @@
 """Decoding on a GPU without the host: five kernels a layer, the head, the next token; several steps are one graph.
 
 It computes what the model's forward path computes, with the sums and the residual stream in float32, and draws as
-sampling.py does. Weights of 4 or 8 bits in groups stay packed, for a few rows. What it does not compute (adapters,
+choosing.py does. Weights of 4 or 8 bits in groups stay packed, for a few rows. What it does not compute (adapters,
 other packed weights, float32, penalties, masks, log-probabilities) goes the model's own way. In one file although it
 is long: what a step launches shares its buffers. Not here: the kernels (kernels.py, packed_kernels.py), prompts, when
 an answer ends (engine.py).
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from babyllama.infer.choosing import Uses
 from babyllama.infer.rows import DRAWS, Rows, Sampled
-from babyllama.infer.sampling import Uses
 from babyllama.infer.step import Recorder, Step, power
 from babyllama.model.cache import KVCache
 from babyllama.model.surgery import Words

@@ -1,6 +1,6 @@
 """Answers of a given form: which tokens may come next by a JSON Schema or a regular expression (llguidance).
 
-llguidance is imported late: it comes with the extra `serve`. Not here: how a mask is applied (sampling.py).
+llguidance is imported late: it comes with the extra `serve`. Not here: how a mask is applied (choosing.py).
 """
 
 from __future__ import annotations

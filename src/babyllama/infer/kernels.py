@@ -585,7 +585,7 @@ def choose(logits, best, places, masses, blocks, tops, totals, floors, counts, k
            PAIRS: tl.constexpr, PARTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr,
            LEAST: tl.constexpr, SMALL: tl.constexpr, CAP: tl.constexpr, CHUNK: tl.constexpr, N: tl.constexpr,
            R: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
-    """The next token of each row: top-k, top-p, min-p as sampling.py defines them, one draw, in order of place.
+    """The next token of each row: top-k, top-p, min-p as choosing.py defines them, one draw, in order of place.
 
     Args:
         draws: float64 (B, width), uniform on [0, 1), a ring; the row's next is number counters[row].

@@ -1,6 +1,6 @@
 """Decoding on a CPU by one call for a whole token, or for several: native.cpp over the model's own weights.
 
-It chooses the tokens too, as sampling.py does. Where it cannot be compiled (library.py), or the model holds something
+It chooses the tokens too, as choosing.py does. Where it cannot be compiled (library.py), or the model holds something
 that is not known here, PyTorch's path goes on: it is the oracle too.
 """
 
@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from babyllama.infer.choosing import Uses
 from babyllama.infer.library import library
 from babyllama.infer.rows import Rows, Sampled
-from babyllama.infer.sampling import Uses
 from babyllama.infer.step import ModelForward
 from babyllama.model.attention import attend_sdpa
 from babyllama.model.cache import KVCache

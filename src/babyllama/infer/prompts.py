@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from babyllama.infer.choosing import Uses
 from babyllama.infer.native import MORE_ROWS, native
 from babyllama.infer.rows import Rows, Sampled, sent
-from babyllama.infer.sampling import Uses
+from babyllama.infer.sampling import used_by
 from babyllama.infer.slots import Slot, Slots
 from babyllama.infer.step import SLOTS, Recorder, any_shape, power
 from babyllama.model.cache import KVCache
@@ -207,4 +208,4 @@ def uses_of(slots: Sequence[Slot]) -> Uses:
     """What any of the rows asks for."""
     requests = [slot.job.request for slot in slots if slot.job is not None]
     logprobs = max((r.logprobs for r in requests if r.logprobs is not None), default=None)
-    return Uses.of([r.sampling for r in requests], any(r.mask is not None for r in requests), logprobs)
+    return used_by([r.sampling for r in requests], any(r.mask is not None for r in requests), logprobs)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from babyllama.infer.sampling import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 

@@ -2,7 +2,7 @@
 
 So a step asks the host nothing, and a CUDA graph can replay it: the token to feed, its position, the sampling rules,
 the random numbers and how far they are used up. Row r of these and row r of the cache belong together.
-Not here: which request has which row (engine.py), what the rules mean (sampling.py).
+Not here: which request has which row (engine.py), what the rules mean (choosing.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from babyllama.hardware import finest
+from babyllama.infer.choosing import Uses, choose, uniforms
 from babyllama.infer.request import Request, TokenMask
-from babyllama.infer.sampling import Uses, choose, uniforms
+from babyllama.infer.sampling import used_by
 
 DRAWS = 512  # numbers of a row's stream that are there at a time, in a ring; half of them are renewed at once
 SKIPPED = -2  # in the place of a token: this row made none in this one of the n steps
@@ -52,7 +53,7 @@ class Rows:
         token, position: (rows,) int64, what a row feeds next and the number of that token in its text.
         counter: (rows,) int64, tokens of its answer so far.
         draws: (rows, DRAWS) in `finest`; number i of a row's stream is in column i mod DRAWS.
-        rules: (rows, 7) float32, see `sampling.scores`.
+        rules: (rows, 7) float32, see `choosing.scores`.
         seen, counts, bias, mask: (rows, V), see there; None until a request asks. The mask is packed: (rows, ⌈V/32⌉).
         ends: (V,) uint8 on the CPU, tokens that end the answer of any request so far.
         live: (1,) int64: rows from this one on are not decoding, and what a step does to them is undone.
@@ -120,7 +121,7 @@ class Rows:
 
     def _place_tables(self, row: int, request: Request, answer: Sequence[int]) -> None:
         """The row of each table that is there, or that this request is the first to ask for."""
-        uses = Uses.of([request.sampling], request.mask is not None)
+        uses = used_by([request.sampling], request.mask is not None)
         needed = {"seen": uses.penalties, "counts": uses.penalties, "bias": uses.bias, "mask": uses.mask}
         for name in TABLES:
             if needed[name] and getattr(self, name) is None:

@@ -1,27 +1,25 @@
-"""Logits → the next token: greedy or sampled, each row by its own rules.
+"""How the next token is chosen, as a value: what a request, a recipe or a chat asks for.
 
-Order and meaning are those of transformers' logits processors: repetition penalty, temperature, top-k, top-p, min-p;
-presence and frequency penalty and bias are OpenAI's and come before the temperature. One uniform number decides each
-token (inverse of the cumulative distribution), and `uniforms` makes those numbers for a row from its seed alone: no
-row's tokens depend on the other rows of a batch, the device or the length asked for.
-Not here: when to stop, which vocabulary rows exist (engine.py), where the rules of running requests lie (rows.py).
+Nothing here needs PyTorch until logits come: processes without a model read and pass on what clients ask for.
+Not here: what the rules do (choosing.py), where those of running requests lie (rows.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
 
 from babyllama.recipe import Recipe
 
-NOT_FINITE = -1  # the token of a row whose logits hold NaN or infinity, or that may have no token at all
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from babyllama.infer.choosing import Uses
+
 Token = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
@@ -56,17 +54,23 @@ class Sampling(Recipe):
 
         Args:
             logits: (B, V), any float dtype; V must leave out padded vocabulary rows.
-            draws: (B,) float64, uniform on [0, 1) (see `uniforms`); not looked at when greedy.
+            draws: (B,) float64, uniform on [0, 1) (see `choosing.uniforms`); not looked at when greedy.
             seen: (B, V) bool, the tokens of prompt and answer so far; needed for the repetition penalty only.
         """
-        return choose(logits, self.rules(logits.device), draws, Uses.of([self]), seen=seen)
+        from babyllama.infer.choosing import choose
+
+        return choose(logits, self.rules(logits.device), draws, used_by([self]), seen=seen)
 
     def scores(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
-        """`scores` for rows that all go by this."""
-        return scores(logits, self.rules(logits.device), Uses.of([self]), seen=seen)
+        """`choosing.scores` for rows that all go by this."""
+        from babyllama.infer.choosing import scores
+
+        return scores(logits, self.rules(logits.device), used_by([self]), seen=seen)
 
     def rules(self, device: torch.device | str = "cpu") -> Tensor:
-        """(1, 7) float32: one row of what `scores` goes by."""
+        """(1, 7) float32: one row of what `choosing.scores` goes by."""
+        import torch
+
         return torch.tensor([self.rule], device=device, dtype=torch.float32)
 
     @property
@@ -77,138 +81,19 @@ class Sampling(Recipe):
                 self.frequency_penalty)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Uses:
-    """What any row of a batch asks for: the rest is not computed. top_k: the largest, rounded up to a power of two."""
+def used_by(samplings: Iterable[Sampling], mask: bool = False, logprobs: int | None = None) -> Uses:
+    """What has to be computed for rows that go by these."""
+    from babyllama.infer.choosing import Uses
 
-    drawn: bool = False
-    top_k: int = 0
-    top_p: bool = False
-    min_p: bool = False
-    penalties: bool = False
-    bias: bool = False
-    mask: bool = False
-    logprobs: int | None = None
-
-    @classmethod
-    def of(cls, samplings: Iterable[Sampling], mask: bool = False, logprobs: int | None = None) -> Uses:
-        """Of rows that go by these."""
-        all_ = list(samplings)
-        drawn = [s for s in all_ if s.temperature > 0]  # cuts change no greedy choice
-        top_k = max((s.top_k for s in drawn), default=0)
-        penalties = any((s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0) for s in all_)
-        return cls(
-            drawn=bool(drawn), top_k=1 << (top_k - 1).bit_length() if top_k else 0,
-            top_p=any(s.top_p < 1 for s in drawn),
-            min_p=any(s.min_p > 0 for s in drawn), penalties=penalties, bias=any(s.logit_bias for s in all_),
-            mask=mask, logprobs=logprobs)  # fmt: skip
-
-
-def choose(logits: Tensor, rules: Tensor, draws: Tensor, uses: Uses, **state: Tensor | None) -> Tensor:
-    """The next token of every row, (B,) int64; NOT_FINITE where there is none. Nothing waits for a GPU.
-
-    Args:
-        logits, rules, uses, state: as for `scores`.
-        draws: (B,) uniform on [0, 1), in the type that they are looked up in; greedy rows do not look at theirs.
-    """
-    found = scores(logits, rules, uses, **state)
-    tokens, likeliest = _argmax(found), found.amax(-1)
-    if uses.drawn:
-        cumulative = found.to(draws.dtype).exp().cumsum(-1)  # not normalised
-        drawn = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)[:, 0]
-        tokens = torch.where(rules[:, 0] > 0, drawn, tokens)
-    return tokens.where(likeliest == 0, NOT_FINITE)  # NaN where the logits hold NaN or infinity
-
-
-def _argmax(scores: Tensor) -> Tensor:
-    """Of every row. On a CPU by numpy, which takes 6 µs for 64,793 scores where PyTorch takes 130."""
-    if scores.device.type != "cpu":
-        return scores.argmax(-1)
-    return torch.from_numpy(scores.detach().numpy().argmax(-1))
-
-
-def scores(logits: Tensor, rules: Tensor, uses: Uses, seen: Tensor | None = None, counts: Tensor | None = None,
-           bias: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:  # fmt: skip
-    """(B, V) float32 log-probabilities up to a constant of each row (0 for the likeliest), −∞ where cut off.
-
-    Every cut is a floor under the scores, so tokens of equal score stay or go together and no result hangs on
-    how a sort orders equals (bf16 logits are often equal). Rows that do not ask for a cut have a floor of −∞.
-
-    Args:
-        rules: (B or 1, 7): temperature, top_k, top_p, log(min_p), repetition, presence and frequency penalty.
-        seen: (B, V) bool, tokens that the repetition penalty shuns beside those in `counts`.
-        counts: (B, V) float32, how often each token came in the answer.
-        bias: (B, V) float32.
-        allowed: (B, V) bool.
-    """
-    rules = rules.expand(len(logits), -1).unsqueeze(-1)
-    temperature, top_k, top_p, floor, repetition, presence, frequency = rules.unbind(1)  # (B, 1) each
-    found = logits.float()
-    if uses.penalties:
-        shunned = seen if counts is None else counts > 0 if seen is None else seen | (counts > 0)
-        if shunned is not None:
-            penalised = torch.where(found > 0, found / repetition, found * repetition)
-            found = torch.where(shunned, penalised, found)
-        if counts is not None:
-            found = found - frequency * counts - presence * (counts > 0)
-    if uses.bias and bias is not None:
-        found = found + bias
-    if uses.mask and allowed is not None:
-        found = found.masked_fill(~allowed, -math.inf)
-    found = found - found.amax(-1, keepdim=True)
-    if not uses.drawn:
-        return found
-    found = found / temperature.where(temperature > 0, 1)
-    if uses.top_k:
-        best = found.topk(min(uses.top_k, found.shape[-1])).values
-        last = best.gather(-1, (top_k.long() - 1).clamp(0, best.shape[-1] - 1))
-        found = found.masked_fill((found < last) & (top_k > 0), -math.inf)
-    if uses.top_p:
-        found = found.masked_fill((found < _nucleus_floor(found, top_p)) & (top_p < 1), -math.inf)
-    if uses.min_p:
-        found = found.masked_fill(found < floor, -math.inf)
-    return found
-
-
-def _nucleus_floor(scores: Tensor, top_p: Tensor) -> Tensor:
-    """(B, 1): the score of the last token that is needed to reach top_p (arXiv 1904.09751).
-
-    A token is kept when those likelier than it have not reached top_p. The 1,024 likeliest nearly always do; sorting
-    a whole vocabulary of ChatGLM2's size takes many times as long as finding them. A GPU cannot be asked whether they
-    do without waiting for it: there the floor is searched for.
-    """
-    total = scores.logsumexp(-1, keepdim=True)
-    if scores.is_cuda:
-        return _searched_floor(scores, (scores - total).exp(), top_p)
-    best = scores.topk(min(1024, scores.shape[-1])).values
-    if (((best.logsumexp(-1, keepdim=True) - total).exp() < top_p) & (top_p < 1)).any():
-        best = scores.sort(-1, descending=True).values
-    probabilities = (best - total).exp()
-    before = probabilities.cumsum(-1) - probabilities
-    kept = (before < top_p).sum(-1, keepdim=True).clamp(min=1)
-    return best.gather(-1, kept - 1)
-
-
-def _searched_floor(scores: Tensor, probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """The same by halving, 31 times: −score's bits, as a whole number, order the scores."""
-    bits = (-scores).abs().view(torch.int32)  # abs: −0 would be a negative number
-    low, high = torch.zeros_like(top_p, dtype=torch.int32), torch.full_like(top_p, 0x7F80_0001, dtype=torch.int32)
-    for _ in range(31):  # whoever has `low` is kept, `high` is not
-        middle = low + (high - low) // 2
-        kept = torch.where(bits < middle, probabilities, 0).sum(-1, keepdim=True) < top_p
-        low, high = torch.where(kept, middle, low), torch.where(kept, high, middle)
-    return -low.view(torch.float32)
-
-
-def uniforms(seed: int, count: int, start: int = 0) -> Tensor:
-    """`count` numbers of a seed's stream from number `start` on, (count,) float64 in [0, 1 − 2⁻³²]; on the CPU.
-
-    Philox counts, so a longer stream starts with the shorter one's numbers. It makes eight at a time.
-    """
-    stream = np.random.Philox(seed)
-    stream.advance(start // 8)
-    drawn = np.random.Generator(stream).integers(0, 2**32, size=start % 8 + count, dtype=np.uint64)
-    return torch.from_numpy(drawn[start % 8 :].astype(np.float64) / 2**32)
+    all_ = list(samplings)
+    drawn = [s for s in all_ if s.temperature > 0]  # cuts change no greedy choice
+    top_k = max((s.top_k for s in drawn), default=0)
+    penalties = any((s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0) for s in all_)
+    return Uses(
+        drawn=bool(drawn), top_k=1 << (top_k - 1).bit_length() if top_k else 0,
+        top_p=any(s.top_p < 1 for s in drawn),
+        min_p=any(s.min_p > 0 for s in drawn), penalties=penalties, bias=any(s.logit_bias for s in all_),
+        mask=mask, logprobs=logprobs)  # fmt: skip
 
 
 class SamplingRecipe(Recipe):

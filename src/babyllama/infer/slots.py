@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from babyllama.infer.choosing import NOT_FINITE
 from babyllama.infer.guess import Guess
 from babyllama.infer.request import Finish, Request
 from babyllama.infer.rows import SKIPPED, Rows, sent
-from babyllama.infer.sampling import NOT_FINITE
 from babyllama.model.cache import KVCache
 
 SMALLEST = 64  # slots that a cache has at least; then twice as many each time

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from babyllama.infer.choosing import Uses, uniforms
 from babyllama.infer.native import MOST_ROWS, Native, native
 from babyllama.infer.prompts import Prompts
 from babyllama.infer.request import Proposer, Request
 from babyllama.infer.rows import SKIPPED, Sampled
-from babyllama.infer.sampling import Uses, uniforms
 from babyllama.infer.slots import Slot, shared_prefix
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer

@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from babyllama.infer.choosing import Uses
 from babyllama.infer.rows import Rows, Sampled
-from babyllama.infer.sampling import Uses
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import babyllama
 from babyllama import inside
-from babyllama.infer import sampling
+from babyllama.infer import choosing
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.model import attention, rope, transformer
@@ -34,7 +34,7 @@ Json = dict[str, Any]
 # What each view's link shows.
 SOURCES: dict[str, Any] = {
     "text": inside.expectations, "attention": attention.attend_eager, "lens": inside.logit_lens,
-    "sampling": sampling.scores, "rope": rope.parted_frequencies, "neighbours": inside.neighbours,
+    "sampling": choosing.scores, "rope": rope.parted_frequencies, "neighbours": inside.neighbours,
     "block": transformer.Block,
 }  # fmt: skip
 

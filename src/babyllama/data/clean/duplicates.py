@@ -5,15 +5,14 @@
     lines   a line that stands in many documents: kept in the first, cut from the others
 
 Of documents that are alike one stays: one that its record holds out before others, then the longest, then the one with
-the smallest hash, of the same text the first; so the number of workers does not matter. `Marks` is what has to be known
-of a blob of documents for that, as arrays in files: what is in memory of a document are some hundred bytes.
+the smallest hash, of the same text the first; so the number of workers does not matter. What has to be known of a blob
+of documents for that are its marks, arrays in files: what is in memory of a document are some hundred bytes.
 
 Not here: where documents come from and go to (shards/distinct.py).
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,44 +55,83 @@ def line_hash(line: str) -> int:
     return xxhash.xxh3_64_intdigest(line.encode())
 
 
-@dataclass(frozen=True)
-class Marks:
-    """The files ``PATH.marks``, ``.minima``, ``.bands`` and ``.lines`` of one blob."""
+def write_marks(path: Path, records: Sequence[tuple[bytes, str, int, bool, bool]], choices: Sequence[Any]) -> None:
+    """The files ``PATH.marks``, ``.minima``, ``.bands`` and ``.lines`` of one blob.
 
-    path: Path
+    Args:
+        records: of each document its stored form, text, characters, held out by its record, near and lines count.
+    """
+    marks = np.zeros(len(records), _MARKS)
+    offset = 0
+    for i, (line, _, size, held, _) in enumerate(records):
+        digest = xxhash.xxh3_128_intdigest(line)
+        marks[i] = ((digest >> 64, digest & (1 << 64) - 1), size, held, offset, len(line))
+        offset += len(line) + 1
+    found = {"marks": marks}
+    for choice in choices:
+        if isinstance(choice, Near):
+            signed = sign([text if near else "" for _, text, _, _, near in records], choice)
+            found |= {"minima": signed.minima, "bands": signed.bands}
+        elif isinstance(choice, Lines):
+            found["lines"] = _lines([text if near else "" for _, text, _, _, near in records], choice)
+    for name, array in found.items():
+        write_atomic(path.with_suffix(f".{name}"), array.tobytes())
 
-    def write(self, records: Sequence[tuple[bytes, str, int, bool, bool]], choices: Sequence[Any]) -> None:
-        """Args: records: of each document its stored form, text, characters, held out by its record, near counts."""
-        marks = np.zeros(len(records), _MARKS)
-        offset = 0
-        for i, (line, _, size, held, _) in enumerate(records):
-            digest = xxhash.xxh3_128_intdigest(line)
-            marks[i] = ((digest >> 64, digest & (1 << 64) - 1), size, held, offset, len(line))
-            offset += len(line) + 1
-        self._save("marks", marks)
-        for choice in choices:
-            if isinstance(choice, Near):
-                found = sign([text if near else "" for _, text, _, _, near in records], choice)
-                self._save("minima", found.minima)
-                self._save("bands", found.bands)
-            elif isinstance(choice, Lines):
-                self._save("lines", _lines([text if near else "" for _, text, _, _, near in records], choice))
 
-    def _save(self, name: str, array: np.ndarray) -> None:
-        file = io.BytesIO()
-        np.save(file, array)
-        write_atomic(self.path.with_suffix(f".{name}"), file.getvalue())
+class Marked:
+    """The documents of many blobs, numbered through. What is not asked for stays in the blobs' files."""
 
-    def load(self, name: str) -> np.ndarray:
-        """Mapped, not read."""
-        return np.load(self.path.with_suffix(f".{name}"), mmap_mode="r")
+    def __init__(self, blobs: Sequence[Path]) -> None:
+        self.blobs = blobs
+        self.starts = np.cumsum([0, *(path.with_suffix(".marks").stat().st_size // _MARKS.itemsize for path in blobs)])
 
-    def text(self, number: int) -> bytes:
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def owner(self, numbers: np.ndarray | int) -> np.ndarray:
+        """int64: the blob of each document."""
+        return np.searchsorted(self.starts, numbers, "right") - 1
+
+    def marks(self, field: str) -> np.ndarray:
+        """One field of all documents."""
+        parts = (np.fromfile(path.with_suffix(".marks"), _MARKS)[field] for path in self.blobs)
+        return np.concatenate([np.zeros(0, _MARKS)[field], *parts])
+
+    def band(self, number: int) -> np.ndarray:
+        """uint64 (documents)."""
+        found = np.empty(len(self), np.uint64)
+        for path, start, stop in self._spans():
+            offset = 8 * number * (stop - start)
+            found[start:stop] = np.fromfile(path.with_suffix(".bands"), np.uint64, stop - start, offset=offset)
+        return found
+
+    def minima(self, numbers: np.ndarray, permutations: int) -> np.ndarray:
+        """uint32 (numbers, permutations)."""
+        found, owner = np.empty((len(numbers), permutations), np.uint32), self.owner(numbers)
+        for blob in np.unique(owner).tolist():
+            mine = owner == blob
+            rows = np.memmap(self.blobs[blob].with_suffix(".minima"), np.uint32, "r").reshape(-1, permutations)
+            found[mine] = rows[numbers[mine] - self.starts[blob]]
+        return found
+
+    def lines(self) -> Iterator[np.ndarray]:
+        """The long lines of each blob's documents: their hash, and which document they are of."""
+        for path, start, _ in self._spans():
+            found = np.fromfile(path.with_suffix(".lines"), _LINES)
+            found["document"] += np.uint64(start)
+            yield found
+
+    def line(self, number: int) -> bytes:
         """The stored form of one document."""
-        mark = self.load("marks")[number]
-        with self.path.with_suffix(".jsonl").open("rb") as file:
+        path, start = self.blobs[blob := int(self.owner(number))], int(self.starts[blob])
+        place = _MARKS.itemsize * (number - start)
+        mark = np.fromfile(path.with_suffix(".marks"), _MARKS, 1, offset=place)[0]
+        with path.open("rb") as file:
             file.seek(int(mark["offset"]))
             return file.read(int(mark["bytes"]))
+
+    def _spans(self) -> Iterator[tuple[Path, int, int]]:
+        return zip(self.blobs, self.starts.tolist(), self.starts[1:].tolist(), strict=False)
 
 
 def _lines(texts: Sequence[str], choice: Lines) -> np.ndarray:
@@ -112,48 +150,31 @@ class Decision:
     root: np.ndarray
 
 
-def decide(blobs: Sequence[Marks], choices: Sequence[Any], text: Callable[[bytes], str]) -> Decision:
-    """Of all documents of all blobs, numbered through. `text` reads a stored form."""
-    marks = np.concatenate([np.zeros(0, _MARKS), *(np.array(blob.load("marks")) for blob in blobs)])
-    starts = np.cumsum([0, *(len(blob.load("marks")) for blob in blobs)])
-    size, held = -marks["size"].astype(np.int64), -marks["held"].astype(np.int8)
-    order = np.lexsort((marks["hash"][:, 1], marks["hash"][:, 0], size, held))
-    rank = np.empty(len(marks), np.int64)
-    rank[order] = np.arange(len(marks))  # 0 is the one to keep before all others
+def decide(documents: Marked, choices: Sequence[Any], text: Callable[[bytes], str]) -> Decision:
+    """Which documents stay. `text` reads a stored form."""
+    hashes, count = documents.marks("hash"), len(documents)
+    size, held = -documents.marks("size").astype(np.int64), -documents.marks("held").astype(np.int8)
+    rank = np.empty(count, np.int64)
+    rank[np.lexsort((hashes[:, 1], hashes[:, 0], size, held))] = np.arange(count)  # 0 is kept before all others
     near = next((choice for choice in choices if isinstance(choice, Near)), None)
-    clusters = Clusters(len(marks))
-    fate = np.full(len(marks), KEPT, np.uint8)
+    clusters = Clusters(count)
+    fate = np.full(count, KEPT, np.uint8)
     if near or any(isinstance(choice, Exact) for choice in choices):
-        _join_same(clusters, marks)
+        _join_same(clusters, hashes)
         fate[~_best(clusters.roots(), rank)] = SAME
+    del hashes, size, held
     if near:
         one_of_each = fate == KEPT
-
-        def bands() -> Iterator[np.ndarray]:
-            for band in range(near.bands):
-                values = np.concatenate([np.zeros(0, np.uint64), *(blob.load("bands")[band] for blob in blobs)])
-                yield np.where(one_of_each, values, np.uint64(0))
-
-        def minima(numbers: np.ndarray) -> np.ndarray:
-            found = np.empty((len(numbers), near.permutations), np.uint32)
-            owner = np.searchsorted(starts, numbers, "right") - 1
-            for blob in np.unique(owner).tolist():
-                mine = owner == blob
-                found[mine] = blobs[blob].load("minima")[numbers[mine] - starts[blob]]
-            return found
-
-        def read(number: int) -> str:
-            blob = int(np.searchsorted(starts, number, "right")) - 1
-            return text(blobs[blob].text(number - int(starts[blob])))
-
-        join_near(clusters, near, bands(), minima, read)
+        bands = (np.where(one_of_each, documents.band(number), np.uint64(0)) for number in range(near.bands))
+        join_near(clusters, near, bands, lambda numbers: documents.minima(numbers, near.permutations),
+                  lambda number: text(documents.line(number)))  # fmt: skip
         fate[one_of_each & ~_best(clusters.roots(), rank)] = ALIKE
     return Decision(fate, clusters.roots())
 
 
-def _join_same(clusters: Clusters, marks: np.ndarray) -> None:
-    order = np.lexsort((marks["hash"][:, 1], marks["hash"][:, 0]))
-    same = (marks["hash"][order[1:]] == marks["hash"][order[:-1]]).all(1)
+def _join_same(clusters: Clusters, hashes: np.ndarray) -> None:
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))
+    same = (hashes[order[1:]] == hashes[order[:-1]]).all(1)
     clusters.join(order[:-1][same], order[1:][same])
 
 
@@ -164,22 +185,19 @@ def _best(roots: np.ndarray, rank: np.ndarray) -> np.ndarray:
     return least[roots] == rank
 
 
-def common_lines(blobs: Sequence[Marks], fate: np.ndarray, choice: Lines) -> np.ndarray:
+def common_lines(documents: Marked, fate: np.ndarray, choice: Lines) -> np.ndarray:
     """Lines that stand in so many kept documents: their hash, sorted, and the first document that has them.
 
     Counted in parts by their hash, so that memory stays flat.
     """
-    total = sum(len(blob.load("lines")) for blob in blobs)
+    total = sum(path.with_suffix(".lines").stat().st_size // _LINES.itemsize for path in documents.blobs)
     parts = -(-total // _LINES_AT_ONCE) or 1
     found = [np.zeros(0, _LINES)]
     for part in range(parts):
-        mine, start = [np.zeros(0, _LINES)], 0
-        for blob in blobs:
-            lines = np.array(blob.load("lines"))
+        mine = [np.zeros(0, _LINES)]
+        for lines in documents.lines():
             lines = lines[lines["hash"] % np.uint64(parts) == part]
-            lines["document"] += np.uint64(start)
             mine.append(lines[fate[lines["document"].astype(np.int64)] == KEPT])
-            start += len(blob.load("marks"))
         lines = np.sort(np.concatenate(mine), order=("hash", "document"))
         begins = np.ones(len(lines), bool)
         begins[1:] = lines["hash"][1:] != lines["hash"][:-1]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -31,10 +31,11 @@ from babyllama.data.clean.duplicates import (
     SAME,
     Decision,
     Lines,
-    Marks,
+    Marked,
     common_lines,
     decide,
     line_hash,
+    write_marks,
 )
 from babyllama.data.clean.ledger import Entry, excerpt
 from babyllama.data.shards.encode import Done, Job, Plan, jobs_of, write_shards
@@ -90,15 +91,15 @@ def encode_distinct(sources: Iterable[Source], folder: Path, plan: Plan, workers
     for read in _spread(read_blob, jobs_of(sources, folder, plan), _known, workers):
         reads.append(read)
         yield read
-    blobs = [Marks(_path(folder, read.label, read.index)) for read in reads]
-    decision = decide(blobs, plan.dedup, lambda line: restored(line).text)
+    documents = Marked([_path(folder, read.label, read.index) for read in reads])
+    decision = decide(documents, plan.dedup, lambda line: restored(line).text)
     lines = next((choice for choice in plan.dedup if isinstance(choice, Lines)), None)
-    found = common_lines(blobs, decision.fate, lines) if lines else np.zeros(0)
+    found = common_lines(documents, decision.fate, lines) if lines else np.zeros(0)
     digest = xxhash.xxh3_128_hexdigest(found.tobytes()) if lines else ""
     if lines:
         write_atomic(folder / FOLDER / "lines", found.tobytes())
-    _write_clusters(folder, reads, blobs, decision)
-    starts = np.cumsum([0, *(read.documents for read in reads)]).tolist()
+    _write_clusters(folder, reads, documents, decision)
+    starts = documents.starts.tolist()
     rest = (
         Rest(plan, folder, read, start, decision.fate[start : start + read.documents].tobytes(), digest)
         for read, start in zip(reads, starts, strict=False)
@@ -139,7 +140,7 @@ def read_blob(job: Job) -> Read:
         (line, document.text, len(document.text), document.held_out is True, document.kind in ("text", "chat"))
         for line, document in zip(lines, documents, strict=True)
     ]
-    Marks(path).write(records, job.plan.dedup)
+    write_marks(path, records, job.plan.dedup)
     record = {"documents": len(documents), "bad": parsed.bad, "dropped": parsed.dropped,
               "first_bad": parsed.first_bad, "notes": dict(parsed.notes), "cleaning": cleaning.ledger}  # fmt: skip
     write_json(path.with_suffix(".json"), {"key": job.key, **record}, indent=None)
@@ -158,8 +159,7 @@ def _known(job: Job) -> Read | None:
 
 def kept(document: Document) -> bytes:
     """A document as one line of JSON."""
-    content = {one.name: getattr(document, one.name) for one in fields(document)}
-    return json.dumps({"kind": document.kind, **content}, ensure_ascii=False).encode()
+    return json.dumps({"kind": document.kind, **vars(document)}, ensure_ascii=False).encode()
 
 
 def restored(line: bytes) -> Document:
@@ -228,24 +228,21 @@ def _without(text: str, common: dict[int, int], number: int) -> str:
     return text if len(left) == len(lines) else "\n".join(left)
 
 
-def _write_clusters(folder: Path, reads: Sequence[Read], blobs: Sequence[Marks], decision: Decision) -> None:
+def _write_clusters(folder: Path, reads: Sequence[Read], documents: Marked, decision: Decision) -> None:
     """``duplicates.jsonl``: a line for each cluster, the kept document first, then the first of the others."""
-    starts = np.cumsum([0, *(read.documents for read in reads)])
     order = np.lexsort((np.arange(len(decision.fate)), decision.fate, decision.root))
     edges = np.flatnonzero(np.concatenate([[True], np.diff(decision.root[order]) != 0, [True]])) if len(order) else []
     written = []
     for begin, end in pairwise(edges):
         if end - begin > 1:
-            kept, *others = (_member(int(i), decision, starts, reads, blobs) for i in order[begin:end][:_SHOWN])
+            kept, *others = (_member(int(i), decision, reads, documents) for i in order[begin:end][:_SHOWN])
             cluster = {"documents": int(end - begin), "kept": kept, "others": others}
             written.append(json.dumps(cluster, ensure_ascii=False) + "\n")
     write_atomic(folder / "duplicates.jsonl", "".join(written))
 
 
-def _member(
-    number: int, decision: Decision, starts: np.ndarray, reads: Sequence[Read], blobs: Sequence[Marks]
-) -> dict[str, Any]:
-    blob = int(np.searchsorted(starts, number, "right")) - 1
-    text = restored(blobs[blob].text(number - int(starts[blob]))).text
+def _member(number: int, decision: Decision, reads: Sequence[Read], documents: Marked) -> dict[str, Any]:
+    text = restored(documents.line(number)).text
     how = {} if decision.fate[number] == KEPT else {"how": "same" if decision.fate[number] == SAME else "alike"}
-    return {"corpus": reads[blob].label, **how, "characters": len(text), "text": excerpt(text, 0)}
+    label = reads[int(documents.owner(number))].label
+    return {"corpus": label, **how, "characters": len(text), "text": excerpt(text, 0)}

@@ -41,7 +41,6 @@ from babyllama.train.engines.engines import Single
 from babyllama.train.engines.world import World
 from babyllama.train.losses.distil import Distil
 from babyllama.train.losses.objectives import NextToken
-from babyllama.train.losses.policy import Method
 from babyllama.train.trainer import Trainer
 from babyllama.train.tuning import Full, OneBit
 from babyllama.train.validation import evaluate_loss
@@ -101,9 +100,10 @@ def _target(recipe: DoctorRecipe) -> tuple[Run | None, TrainRecipe]:
 # ── evidence ───────────────────────────────────────────────────────────────────────────────────────────────────────
 def _gather(recipe: DoctorRecipe, run: Run | None, training: TrainRecipe, console: Console) -> Evidence:
     """All that can be known; without a rehearsal, what lies on disk."""
-    if recipe.steps and isinstance(training.objective, Method):
+    if recipe.steps and training.rollouts is not None:
+        remedy = "train a few steps and give that run with" if run is None else "give"
         raise InputError(f"steps: the rows of objective.kind={training.objective.kind} are written while it trains and "
-                         "cannot be rehearsed; give steps=0, which reads what the run recorded")  # fmt: skip
+                         f"cannot be rehearsed; {remedy} steps=0, which reads what the run recorded")  # fmt: skip
     device = pick_device(recipe.device if recipe.device != "auto" else training.device)
     precision = default_precision(device) if training.precision == "auto" else training.precision
     found = Evidence(training.plan.accumulate, precision == "fp16", recorded=tuple(run.metrics()) if run else ())

@@ -56,7 +56,7 @@ def _corpus(prepared: Prepared, label: str, train: TokenStore, held: TokenStore,
 def sampled(store: TokenStore, most: int) -> Iterator[np.ndarray]:
     """Whole documents from all over a store, about `most` tokens together."""
     share = min(1.0, most / max(1, len(store)))
-    count = max(1, min(store.documents, round(store.documents * share)))
+    count = min(store.documents, max(1, round(store.documents * share)))
     left = most
     for number in np.unique(np.linspace(0, store.documents - 1, count).astype(int)).tolist():
         start, stop = store.document_offsets[number : number + 2].tolist()

@@ -106,7 +106,7 @@ def read_model(folder: Path, attach: bool = False, rope: RopeConfig | None = Non
     if not is_adapter(folder):
         if read_config(folder).reward and not scores:
             raise InputError(f"{folder}: is a reward model, which says what answers are worth and writes none; use it "
-                             "in rewards=[{kind: model, path: …}], or measure it with evaluate")  # fmt: skip
+                             "in rewards=[{kind: model, path: …}], measure it with evaluate, or serve it")  # fmt: skip
         return load_model(folder, rope, unpacking)
     link = base_link(folder)
     link.check(folder)

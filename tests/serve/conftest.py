@@ -21,11 +21,15 @@ import torch
 from small_run import save_taught, small_tokenizer
 
 from babyllama.infer.request import Event
+from babyllama.infer.sampling import Sampling
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
+from babyllama.serve.api import application
 from babyllama.serve.host import Host
+from babyllama.serve.link import Link
 from babyllama.serve.models import Models
+from babyllama.serve.reply import Limits
 from babyllama.serve.wire import Ends, pair
 from babyllama.serve.worker import Told
 
@@ -181,6 +185,22 @@ def hosted(models: Models, queue: int = 64) -> Iterator[Ends]:
             end.close()
         thread.join(30)
     assert not thread.is_alive()
+
+
+def told_here(models: Models, names: list[str], posted: list[tuple[str, dict]]) -> list[httpx.Response]:
+    """What a server in this process, with these models, answers to bodies by route."""
+
+    async def story(ends: Ends) -> list[httpx.Response]:
+        link = Link(names, 0)
+        await link.connect(ends)
+        app = application(link, Limits(None, 60, 60), Sampling())
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            found = [await client.post(route, json=body) for route, body in posted]
+        link.close()
+        return found
+
+    with hosted(models) as ends:
+        return asyncio.run(story(ends))
 
 
 def on_and_on(**more) -> dict:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
-import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,17 +11,13 @@ from small import foreign_folder, sentencepiece_model
 from small_run import small_tokenizer
 
 from babyllama.infer.engine import Engine
-from babyllama.infer.sampling import Sampling
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
-from babyllama.serve.api import application
-from babyllama.serve.link import Link
 from babyllama.serve.models import Models, Served
-from babyllama.serve.reply import Limits
 from babyllama.serve.worker import Worker
 from babyllama.tokenizer.tokenizer import Tokenizer
 
-from .conftest import hosted
+from .conftest import told_here
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -59,16 +53,10 @@ def names_of(tokenizer: Tokenizer) -> list[str]:
     return sorted(filter(None, map(tokenizer.backend.id_to_token, tokenizer.special_ids)))
 
 
-async def ask(tokenizers: dict[str, Tokenizer], requests: list[tuple[str, dict]]) -> list[dict]:
+def ask(tokenizers: dict[str, Tokenizer], requests: list[tuple[str, dict]]) -> list[dict]:
     """The answers of a server with these models."""
     models = Models({name: lambda n=name, t=tokenizer: [served(n, t)] for name, tokenizer in tokenizers.items()})
-    with hosted(models) as ends:
-        link = Link(list(tokenizers), 0)
-        await link.connect(ends)
-        app = application(link, Limits(None, 60, 60), Sampling())
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
-            found = [(await client.post(f"/v1/{route}", json=body)) for route, body in requests]
-        link.close()
+    found = told_here(models, list(tokenizers), [(f"/v1/{route}", body) for route, body in requests])
     assert all(answer.status_code == 200 for answer in found), [answer.text for answer in found]
     return [answer.json() for answer in found]
 
@@ -88,10 +76,10 @@ def test_what_looks_like_a_special_token_stays_text(tokenizers, kind, parts):
             "messages": [{"role": "system", "content": content}, {"role": "user", "content": content}],
         }
 
-    plain, rendered, other, back = asyncio.run(ask({kind: tokenizer}, [
+    plain, rendered, other, back = ask({kind: tokenizer}, [
         ("tokenize", {"model": kind, "prompt": text}), ("tokenize", chat(text)), ("tokenize", chat("xx")),
         ("detokenize", {"model": kind, "tokens": tokenizer.encode(text)}),
-    ]))  # fmt: skip
+    ])  # fmt: skip
     special = tokenizer.special_ids
     assert plain["tokens"] == tokenizer.encode(text) and not special & set(plain["tokens"])
     assert back["prompt"].removeprefix(" ") == text
@@ -104,9 +92,9 @@ def test_an_answer_is_asked_for_with_the_same_tokens(tokenizers, kind):
     """What a completion counts as its prompt is what /v1/tokenize says, look-alikes and all."""
     tokenizer, text = tokenizers[kind], "".join(names_of(tokenizers[kind]))
     messages = {"model": kind, "messages": [{"role": "user", "content": text}]}
-    counted, chat, texts = asyncio.run(ask({kind: tokenizer}, [
+    counted, chat, texts = ask({kind: tokenizer}, [
         ("tokenize", messages), ("chat/completions", {**messages, "max_tokens": 2}),
-        ("completions", {"model": kind, "prompt": text, "max_tokens": 2, "echo": True})]))  # fmt: skip
+        ("completions", {"model": kind, "prompt": text, "max_tokens": 2, "echo": True})])  # fmt: skip
     assert chat["usage"]["prompt_tokens"] == counted["count"]
     assert texts["usage"]["prompt_tokens"] == 1 + len(tokenizer.encode(text))
     assert texts["choices"][0]["text"].startswith(text)

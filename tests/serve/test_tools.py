@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +12,12 @@ from small import SMALL_TEXT
 from test_tools import HERMES, WEATHER, called, tokenizer_with
 
 from babyllama.infer.request import Event, Request
-from babyllama.infer.sampling import Sampling
-from babyllama.serve.api import application
-from babyllama.serve.link import Link
 from babyllama.serve.models import Models, Served
-from babyllama.serve.reply import Limits
 from babyllama.serve.worker import Worker
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe
 
-from .conftest import hosted
+from .conftest import told_here
 
 QUESTION = {"role": "user", "content": "ab?"}
 
@@ -57,18 +52,8 @@ def asked(tokenizer: Tokenizer, answer: str, *bodies: dict[str, Any]) -> tuple[l
     """What a server says whose model answers so, and what its engine was asked."""
     engine = Told([*tokenizer.encode_rendered(answer, [], HERMES)[0], tokenizer.eos_id])
     models = Models({"m": lambda: [Served("m", Worker(engine), tokenizer)]})  # type: ignore[arg-type]
-
-    async def story(ends: Any) -> list[httpx.Response]:
-        link = Link(["m"], 0)
-        await link.connect(ends)
-        app = application(link, Limits(None, 60, 60), Sampling())
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
-            found = [await client.post("/v1/chat/completions", json={"model": "m", **body}) for body in bodies]
-        link.close()
-        return found
-
-    with hosted(models) as ends:
-        return asyncio.run(story(ends)), engine.requests
+    posted = [("/v1/chat/completions", {"model": "m", **body}) for body in bodies]
+    return told_here(models, ["m"], posted), engine.requests
 
 
 @pytest.fixture(scope="module")

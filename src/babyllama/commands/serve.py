@@ -20,6 +20,8 @@ from babyllama.infer.sampling import Sampling
 from babyllama.recipe import Recipe
 
 if TYPE_CHECKING:
+    from babyllama.infer.engine import Engine
+    from babyllama.load import Loaded
     from babyllama.serve.models import Served
 
 LOCAL = {"127.0.0.1", "::1", "localhost"}
@@ -164,8 +166,7 @@ def _groups(models: Mapping[str, ServedRecipe], share: bool) -> list[list[str]]:
 
 
 def _open(models: Mapping[str, ServedRecipe], recipe: ServeRecipe) -> list[Served]:
-    """Load models that share a base, or one alone. Each writes two tokens, so that what is compiled is compiled."""
-    from babyllama.infer.request import Request
+    """Load models that share a base, or one alone."""
     from babyllama.load import load, load_adapters, model_folder, pick_device, pick_precision, read_tokenizer
     from babyllama.model.adapters import is_adapter
     from babyllama.serve.models import Served
@@ -175,20 +176,32 @@ def _open(models: Mapping[str, ServedRecipe], recipe: ServeRecipe) -> list[Serve
     precision = None if first.precision == "auto" else pick_precision(first.precision, device)
     folders = {name: model_folder(served.path) for name, served in models.items()}
     adapters = {name: folder for name, folder in folders.items() if is_adapter(folder)} if recipe.share_base else {}
-    loaded = load_adapters(adapters, device, precision) if adapters else load(first.path, device, precision)
-    engine = engine_of(loaded, recipe.speculate, slots=recipe.slots)
-    if device.type == "cuda":
+    if adapters:
+        loaded = load_adapters(adapters, device, precision)
+    else:
+        loaded = load(first.path, device, precision, scores=True)
+    scores = loaded.model.config.reward
+    engine = engine_of(loaded, None if scores else recipe.speculate, slots=recipe.slots)
+    if not scores:
+        _warm(engine, loaded, {name: name if name in adapters else None for name in models}, recipe)
+    worker = Worker(engine, next(iter(models)))
+    return [Served(name, worker, read_tokenizer(folder), name if name in adapters else None, scores)
+            for name, folder in folders.items()]  # fmt: skip
+
+
+def _warm(engine: Engine, loaded: Loaded, models: Mapping[str, str | None], recipe: ServeRecipe) -> None:
+    """Take the memory, and write two tokens by each model, given with its adapter, so that what is compiled is."""
+    from babyllama.infer.request import Request
+
+    if loaded.model.norm.weight.device.type == "cuda":
         print("note: getting the GPU ready; the first time this takes a minute, since its kernels are compiled",
               file=sys.stderr, flush=True)  # fmt: skip
     if (room := engine.warm()) < recipe.slots:
         print(f"note: the GPU's memory holds {room} answers of {', '.join(models)} at once, not slots={recipe.slots}",
               file=sys.stderr, flush=True)  # fmt: skip
     greedy, start = Sampling(temperature=0), loaded.tokenizer.start_ids
-    for name in models:
-        list(engine.events(Request(start, greedy, 2, adapter=name if name in adapters else None)))
-    worker = Worker(engine, next(iter(models)))
-    return [Served(name, worker, read_tokenizer(folder), name if name in adapters else None)
-            for name, folder in folders.items()]  # fmt: skip
+    for adapter in models.values():
+        list(engine.events(Request(start, greedy, 2, adapter=adapter)))
 
 
 def _runs(recipe: ServeRecipe) -> Path | None:

@@ -30,10 +30,12 @@ from babyllama.serve.protocol import (
     DetokenizeRequest,
     Given,
     Sampled,
+    ScoreRequest,
     TokenizeRequest,
     read,
 )
 from babyllama.serve.reply import Completion, Limits, WhileThere
+from babyllama.serve.scoring import scored
 
 LONG = 4096  # bytes of a request from which on its text becomes tokens beside the event loop
 SCHEMA = "#/components/schemas/{model}"
@@ -100,6 +102,11 @@ def _completions(app: FastAPI, link: Link, limits: Limits, defaults: Sampling) -
 
 
 def _words(app: FastAPI, link: Link) -> None:
+    @app.post("/v1/score", openapi_extra=_takes(ScoreRequest), tags=["scores"])
+    async def score(request: Request) -> dict[str, Any]:
+        """What a reward model finds answers worth."""
+        return await scored(await read(request, ScoreRequest), link, request.state.record)
+
     @app.post("/v1/tokenize", openapi_extra=_takes(TokenizeRequest), tags=["tokens"])
     async def tokenize(request: Request) -> dict[str, Any]:
         """The token ids of a text, or of a chat as the model reads it."""

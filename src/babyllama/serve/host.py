@@ -25,6 +25,7 @@ from babyllama.serve.metrics import Metrics
 from babyllama.serve.models import Models, Served
 from babyllama.serve.wire import Ends, Frames, Outbox
 from babyllama.serve.worker import Asked, Told
+from babyllama.train.losses.reward import score
 
 FAULTY = 3  # steps of an engine that fail one after the other until the server calls itself ill
 UNREAD = 1 << 26  # bytes that are held for one process: with many streams what is written in half a minute
@@ -50,8 +51,8 @@ class Host:
         self.metrics, self.ready, self.stopping = Metrics(), asyncio.Semaphore(0), False
         self.clients: list[Client] = []
         self.calls: dict[str, Callable[..., Awaitable[Any]]] = {
-            "open": self.open, "look": self.look, "source": self.source, "state": self.state,
-            "metrics": self.page}  # fmt: skip
+            "open": self.open, "look": self.look, "score": self.score, "source": self.source,
+            "state": self.state, "metrics": self.page}  # fmt: skip
 
     async def serve(self, ends: Ends) -> Client:
         """Answer one process until it is gone or left; what it asked for is given up then."""
@@ -83,10 +84,23 @@ class Host:
     async def look(self, view: str, asked: Any) -> bytes:
         """The figures of one view of Look inside, as JSON. Raises Refused."""
         async with self.models.use(asked.model) as served:
+            if served.scores:
+                raise Refused(400, f"the model {asked.model!r} is a reward model, which predicts no tokens; look "
+                              "inside one that writes", "model")  # fmt: skip
             try:
                 return json_bytes(await served.worker.call(inside.watched(served, inside.VIEWS[view], asked)))
             except InputError as error:
                 raise Refused(400, str(error)) from None
+
+    async def score(self, name: str, mark: str, texts: list[list[int]]) -> list[float]:
+        """What a reward model finds each text worth, at its last token. Raises Refused; Stale as for answers."""
+        async with self.models.use(name) as served:
+            if served.mark != mark:
+                raise Stale
+            room = served.worker.engine.slots.most + self.queue
+            if served.users > room:
+                raise _busy(served.users - 1, room, self.queue)
+            return await served.worker.call(lambda engine: score(engine.model, texts))
 
     async def source(self, view: str) -> dict[str, Any]:
         """The code that computes a view. Raises Refused (404)."""
@@ -109,9 +123,12 @@ class Host:
         if count > room:
             raise Refused(400, f"n: {count} answers at once are above this server's limit of {room}", "n")
         if worker.asked + count > room and worker.open + count > room:
-            raise Refused(429, f"the server is busy: {worker.open} answers are open and its limit is {room} "
-                          f"(slots={room - self.queue}, queue={self.queue}); try again",
-                          code="rate_limit_exceeded", wait=1)  # fmt: skip
+            raise _busy(worker.open, room, self.queue)
+
+
+def _busy(open_: int, room: int, queue: int) -> Refused:
+    return Refused(429, f"the server is busy: {open_} answers are open and its limit is {room} "
+                   f"(slots={room - queue}, queue={queue}); try again", code="rate_limit_exceeded", wait=1)  # fmt: skip
 
 
 class Client:

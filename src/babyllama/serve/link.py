@@ -24,12 +24,14 @@ Batch = dict[int, list[Event]]  # by request
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model as it was when it was opened. `mark`: another one where its folder holds another by now."""
+    """A model as it was when it was opened. `mark`: another one where its folder holds another by now. `scores`: it is
+    a reward model, which writes nothing."""
 
     name: str
     mark: str
     context: int
     tokenizer: Tokenizer
+    scores: bool = False
 
 
 class Answers:

@@ -30,21 +30,24 @@ class Served:
 
     Attributes:
         adapter: the name, in the engine, of the adapter that this name stands for.
+        scores: whether it is a reward model, which says what answers are worth and writes none.
         users: how many use it now, so that it stays.
-        card: (context, tokenizer), pickled, for those who write its requests; `mark`: another one for another card.
+        card: (context, tokenizer, scores), pickled, for those who write its requests; `mark`: another one for another
+            card.
     """
 
     name: str
     worker: Worker
     tokenizer: Tokenizer
     adapter: str | None = None
+    scores: bool = False
     users: int = 0
     last: float = field(default_factory=time.monotonic)
     card: bytes = field(init=False, repr=False)
     mark: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.card = pickle.dumps((self.context, self.tokenizer))
+        self.card = pickle.dumps((self.context, self.tokenizer, self.scores))
         self.mark = xxhash.xxh3_64_hexdigest(self.card)
 
     @cached_property

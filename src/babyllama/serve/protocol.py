@@ -118,6 +118,17 @@ class CompletionRequest(Sampled):
     best_of: int | None = None
 
 
+class ScoreRequest(Given):
+    """POST /v1/score: one conversation or several, each up to the answer that is scored; or questions and answers, as
+    many of each."""
+
+    model: str
+    messages: Annotated[list[ChatMessage] | list[list[ChatMessage]], Field(min_length=1)] | None = None
+    tools: list[Tool] | None = None
+    prompt: str | list[str] | None = None
+    completion: str | list[str] | None = None
+
+
 class TokenizeRequest(Given):
     """POST /v1/tokenize: a text as it is, or a chat as the model's template writes it."""
 
@@ -172,7 +183,7 @@ LOOKS: dict[str, type[Given]] = {"text": Look, "attention": AttentionLook, "lens
                                  "rope": RopeLook, "neighbours": NeighboursLook}  # fmt: skip
 R = TypeVar("R", bound=Given)
 MEMBERS = {"str", "int", "float"}
-REQUESTS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+REQUESTS = (ChatRequest, CompletionRequest, ScoreRequest, TokenizeRequest, DetokenizeRequest)
 
 
 async def read(request: Request, kind: type[R]) -> R:

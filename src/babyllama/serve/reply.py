@@ -93,6 +93,9 @@ class Completion:
                 self.link.forget(model)
 
     async def _answer(self, model: Model, send: Send) -> None:
+        if model.scores:
+            raise Refused(400, f"the model {model.name!r} is a reward model: it says what answers are worth and writes "
+                          "none; ask for scores at /v1/score", "model")  # fmt: skip
         tools = tool_form_of(model, self.asked)
         requests = await asyncio.to_thread(self._requests, model) if self.long else self._requests(model)
         stops, n = stops_of(self.asked), self.asked.n or 1

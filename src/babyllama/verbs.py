@@ -45,6 +45,7 @@ _WORDS = {  # what the words after a verb are: how they are shown, and said
     "models": ("[MODEL]...", "runs or Hugging Face folders (or a recipe file, NAME.yaml)"),
     "url": ("[URL]", "a server's address, up to /v1 (or a recipe file, NAME.yaml)"),
     "tokenizers": ("[TOKENIZER]...", "runs, Hugging Face folders, tokenizer.model files (or a recipe file, NAME.yaml)"),
+    "data": ("[PATH]", "a prepared folder, a run whose data is meant, or corpus files (or a recipe file, NAME.yaml)"),
     "runs": ("[RUN]...", "the runs, in order (or a recipe file, NAME.yaml)"),
 }
 
@@ -130,6 +131,37 @@ def prepare() -> None:
       babyllama prepare out=runs/corpus tokenizer=runs/tok 'corpora=[{path: data/*.jsonl.zst}]'
       babyllama prepare out=runs/corpus tokenizer=runs/tok 'corpora=[{name: idioms}, {name: wikipedia_cn}]'
       babyllama prepare out=runs/corpus tokenizer=runs/tok 'corpora=[{path: crawl/}]' clean=zh-web 'dedup=[exact, near]'
+    """
+
+
+@verb("DataStatsRecipe", "data")
+def data_stats() -> None:
+    """What is in a corpus: documents, lengths, scripts, duplicates, what the loss covers; chats by role, pairs.
+
+    \b
+      babyllama data stats runs/corpus
+      babyllama data stats runs/sft out=stats.json               the data of a run, with its context
+      babyllama data stats chats.jsonl tokenizer=runs/tok        files that are not prepared yet
+    """
+
+
+@verb("DataSampleRecipe", "data")
+def data_sample() -> None:
+    """Some documents of a corpus at random, as the model reads them, what the loss covers in colour.
+
+    \b
+      babyllama data sample runs/corpus count=10
+      babyllama data sample runs/sft split=val seed=2 'corpora=[medical]' least=100 most=400
+    """
+
+
+@verb("DataShowRecipe", "data")
+def data_show() -> None:
+    """One document by its number, or one row of a training exactly as it is read; token by token with tokens=true.
+
+    \b
+      babyllama data show runs/corpus document=17 'corpora=[medical]' split=train
+      babyllama data show runs/sft row=0 tokens=true
     """
 
 
@@ -394,9 +426,18 @@ def _module(name: str) -> ModuleType:
 
 
 def joined(words: list[str]) -> list[str]:
-    """A verb of two words as the one that it is: ``tokenizer report`` is ``tokenizer-report``."""
+    """A verb of two words as the one that it is: ``tokenizer report`` is ``tokenizer-report``.
+
+    Raises:
+        InputError: the first of two, and none that is a second.
+    """
     both = "-".join(words[:2])
-    return [both, *words[2:]] if both in VERBS else words
+    if both in VERBS:
+        return [both, *words[2:]]
+    seconds = [name.replace("-", " ", 1) for name in VERBS if words and name.startswith(f"{words[0]}-")]
+    if seconds and words[0] not in VERBS:
+        raise InputError(f"{' '.join(words[:2])}: no such verb; there are {', '.join(seconds)}")
+    return words
 
 
 def call(words: list[str]) -> int:

@@ -34,7 +34,7 @@ def rollout_rows(recipe: TrainRecipe, prepared: Prepared, model: Transformer, to
     """
     method, rollouts = parts_of(recipe)
     rewards = rewards_of(recipe, tokenizer)
-    prompts = _prompts(recipe, prepared, "train", tokenizer, context)
+    prompts = prompts_of(recipe, prepared, "train", tokenizer, context)
     reference = copy.deepcopy(model).eval().requires_grad_(False) if method.beta else None
     if isinstance(method, Ppo):
         attach_value_head(model)  # after the reference was taken
@@ -43,7 +43,7 @@ def rollout_rows(recipe: TrainRecipe, prepared: Prepared, model: Transformer, to
     return RolloutRows(groups, method, rows, recipe.plan.micro_batch_size, Record(recipe.out), reference)
 
 
-def _prompts(recipe: TrainRecipe, prepared: Prepared, split: str, tokenizer: Tokenizer, context: int) -> Prompts:
+def prompts_of(recipe: TrainRecipe, prepared: Prepared, split: str, tokenizer: Tokenizer, context: int) -> Prompts:
     """With tools a prompt ends before the first call. Raises InputError where the template cannot go on after one."""
     _, rollouts = parts_of(recipe)
     question = None
@@ -89,7 +89,7 @@ def reward_validator(recipe: TrainRecipe, prepared: Prepared, tokenizer: Tokeniz
                      ) -> Callable[[Transformer], dict[str, RewardSums]]:  # fmt: skip
     """Held-out prompts, answered and marked; with `rollouts.general` also bits per byte of held-out text."""
     _, rollouts = parts_of(recipe)
-    prompts = _prompts(recipe, prepared, "val", tokenizer, context)
+    prompts = prompts_of(recipe, prepared, "val", tokenizer, context)
     held_out = HeldOut(prompts.spread(rollouts.validation_prompts), rewards_of(recipe, tokenizer), tokenizer,
                        rollouts.max_tokens, rollouts.tools, context)  # fmt: skip
     general = None if rollouts.general is None else Prepared.open(rollouts.general)

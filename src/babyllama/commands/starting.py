@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from babyllama.commands.train_recipe import FromModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared
-from babyllama.load import check_vocabulary, model_folder, read_model, read_tokenizer
+from babyllama.load import check_vocabulary, config_of, model_folder, read_model, read_tokenizer
+from babyllama.model.config import ModelConfig, extended
 from babyllama.model.transformer import Transformer, initialise, with_reward_head
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.losses.reward import RewardModel
@@ -23,3 +24,11 @@ def start_of(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Toke
     if isinstance(recipe.objective, RewardModel):
         model = with_reward_head(model, recipe.seed)
     return model, tokenizer.with_template(prepared.manifest["chat_template"])
+
+
+def shape_of(recipe: TrainRecipe, tokenizer: Tokenizer) -> ModelConfig:
+    """The shape of that model, without its weights. Raises InputError as `start_of`."""
+    if not isinstance(recipe.init, FromModel):
+        return recipe.init.model.build(tokenizer.vocab_size)
+    config = config_of(model_folder(recipe.init.path))
+    return config if recipe.init.rope is None else extended(config, recipe.init.rope)

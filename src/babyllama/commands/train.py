@@ -12,6 +12,7 @@ import torch
 
 from babyllama.commands.continuing import inputs_of, open_run, settled
 from babyllama.commands.preferring import Comparison, check_kinds, comparison, pair_validator, room_of, rows_of, sums_of
+from babyllama.commands.reading import stream_of, stretched
 from babyllama.commands.reinforcing import passed_over, reward_validator, rollout_rows
 from babyllama.commands.samples import observer
 from babyllama.commands.starting import start_of
@@ -19,11 +20,10 @@ from babyllama.commands.teacher import objective_of
 from babyllama.commands.train_recipe import FromModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared, usual_turns
 from babyllama.data.streams.answers import Room
-from babyllama.data.streams.batches import DataRecipe, Rows, Stream
+from babyllama.data.streams.batches import Rows, Stream
 from babyllama.data.streams.remarks import remarks
 from babyllama.data.streams.replay import Mixed
 from babyllama.data.streams.resident import Resident
-from babyllama.data.streams.stretch import Stretched
 from babyllama.errors import InputError, Interrupted
 from babyllama.evals.bits import measure
 from babyllama.export.card import write_cards
@@ -45,7 +45,6 @@ from babyllama.train.engines.world import World
 from babyllama.train.losses.objectives import NextToken, Objective
 from babyllama.train.losses.policy import Method
 from babyllama.train.losses.preference import Preference
-from babyllama.train.losses.reward import RewardModel
 from babyllama.train.reference import Sums
 from babyllama.train.rl.rollouts import RolloutRows
 from babyllama.train.trainer import Trainer
@@ -102,7 +101,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     if isinstance(stream, RolloutRows):
         stream.groups.say = watch.line
     else:
-        rows = _stretched(recipe, model.config, resident or stream, context)
+        rows = stretched(recipe, model.config, resident or stream, context)
     if isinstance(recipe.objective, NextToken) and recipe.objective.sampled is not None:
         rows = recipe.objective.sampled.over(rows, model.config.vocab_size, steps * recipe.plan.rows)
     sample = observer(recipe.samples, recipe.tests, tokenizer, model.config.max_position_embeddings)
@@ -147,7 +146,7 @@ def _learned(recipe: TrainRecipe, prepared: Prepared, model: Transformer, tokeni
     assert not isinstance(chosen, Method)
     objective = objective_of(chosen, model, tokenizer)
     compared = comparison(recipe, model, tokenizer.hash)
-    return _Learned(_stream(recipe, prepared, room, tokenizer), objective, compared, room.context)
+    return _Learned(stream_of(recipe, prepared, room, tokenizer), objective, compared, room.context)
 
 
 def _check_machine(recipe: TrainRecipe, world: World, device: torch.device, dtype: torch.dtype) -> None:
@@ -238,41 +237,12 @@ def _hardware(recipe: TrainRecipe, world: World, device: torch.device) -> str:
     return device_name(device) + (f" × {world.size} ({recipe.engine.kind})" if world.size > 1 else "")
 
 
-def _stretched(recipe: TrainRecipe, config: ModelConfig, rows: Rows, context: int) -> Rows:
-    """The rows at the positions that the recipe, or a law that learns, asks for."""
-    if config.rope.parameters(config.head_dim) and not recipe.engine.mixes:
-        raise InputError(f"rope.kind: {config.rope.kind} learns in float32, which {recipe.engine.kind} does not mix "
-                         "with halves; use engine.kind=ddp or fsdp")  # fmt: skip
-    most = recipe.data.stretch or config.rope.stretch or 1
-    if most == 1:
-        return rows
-    if isinstance(recipe.objective, Preference):
-        raise InputError(f"rope.kind: {config.rope.kind} spreads positions while it trains, which objective.kind="
-                         f"{recipe.objective.kind} cannot; use another RoPE scaling")  # fmt: skip
-    if most * config.trained_context > config.max_position_embeddings:
-        raise InputError(f"data.stretch: {most} × {config.trained_context} trained tokens are above the model's "
-                         f"{config.max_position_embeddings} positions; give init.rope a factor of {most}")  # fmt: skip
-    return Stretched(rows, config.trained_context, most, context, recipe.seed)
-
-
 def _base(recipe: TrainRecipe, config: ModelConfig) -> BaseLink | None:
     """What an adapter is trained on; None where whole models are saved."""
     if not (isinstance(recipe.adapter, Lora) and isinstance(recipe.init, FromModel)):
         return None
     law = None if recipe.init.rope is None else config.rope
     return BaseLink.to(model_folder(recipe.init.path), recipe.adapter.base, law)
-
-
-def _stream(recipe: TrainRecipe, prepared: Prepared, room: Room, tokenizer: Tokenizer) -> Stream | Mixed:
-    context = room.context
-    whole = isinstance(recipe.objective, RewardModel)
-    new = Stream(prepared, "train", recipe.data, context, recipe.seed, room.longest, whole)
-    if recipe.replay is None:
-        return new
-    earlier = Prepared.open(recipe.replay.path)
-    earlier.check_tokenizer(tokenizer.hash)
-    choice = DataRecipe(path=recipe.replay.path, weights=recipe.replay.weights, separate_documents=True)
-    return Mixed(new, Stream(earlier, "train", choice, context, recipe.seed + 1), recipe.replay.share, recipe.seed)
 
 
 def _validator(recipe: TrainRecipe, prepared: Prepared, room: Room, sums: Sums | None, tokenizer: Tokenizer

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 from babyllama.infer.request import Event
 from babyllama.infer.text import Text
 from babyllama.serve.prompts import Prompt
 from babyllama.tokenizer.answers import Thoughts
+from babyllama.tokenizer.token_bytes import token_bytes
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.tools import Calls, ToolForm
 
@@ -115,24 +114,3 @@ def _told(events: Iterable[Event]) -> Iterator[tuple[int, float, Sequence[tuple[
 def _finite(logprob: float) -> float:
     """−∞ has no JSON; OpenAI says −9999."""
     return logprob if math.isfinite(logprob) else -9999.0
-
-
-@cache
-def _bytes_of_characters() -> dict[str, int]:
-    """Byte-level BPE's alphabet (GPT-2): a printable byte is its own character, the others follow from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {**{chr(byte): byte for byte in printable}, **{chr(256 + i): byte for i, byte in enumerate(others)}}
-
-
-def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    """What a token adds to a text, also where it is a part of a character; a special token's name."""
-    name = tokenizer.backend.id_to_token(token) or ""
-    if token in tokenizer.special_ids:
-        return name.encode()
-    if byte := re.fullmatch("<0x([0-9A-Fa-f]{2})>", name):
-        return bytes([int(byte[1], 16)])
-    text = tokenizer.decode([token])
-    if "\ufffd" in text and all(character in _bytes_of_characters() for character in name):
-        return bytes(_bytes_of_characters()[character] for character in name)
-    return (" " + text if name.startswith("▁") and not text.startswith(" ") else text).encode()

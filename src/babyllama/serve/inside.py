@@ -22,11 +22,11 @@ from babyllama.model import attention, rope, transformer
 from babyllama.model.laws import KINDS, law_of, settle
 from babyllama.model.lora import only
 from babyllama.model.wrappers import Adapted
-from babyllama.serve.choices import token_bytes
 from babyllama.serve.faults import Refused
 from babyllama.serve.models import Served
 from babyllama.serve.prompts import rendered
 from babyllama.serve.protocol import AttentionLook, Look, NeighboursLook, RopeLook, SamplingLook
+from babyllama.tokenizer.token_bytes import token_bytes
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 MOST = {"text": 1024, "attention": 160, "lens": 160}  # tokens of one view

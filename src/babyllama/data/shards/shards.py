@@ -16,7 +16,7 @@ bytes of the text; of a chat, those of the answers. Not here: writing (encode.py
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -103,14 +103,13 @@ class TokenStore:
         """bool, documents: whether people found the answer good, where they said so. Reads the whole mask."""
         if not self.documents:
             return np.zeros(0, bool)
-        marks = self._slice(0, len(self), ".mask", np.dtype(np.uint8))
-        return np.maximum.reduceat(marks, self.document_offsets[:-1]) == GOOD
+        return np.maximum.reduceat(self.marks(0, len(self)), self.document_offsets[:-1]) == GOOD
 
     @cached_property
     def prompts(self) -> np.ndarray:
         """int64, documents: tokens of each answer's prompt, which are those before the first that is learned. Reads the
         whole mask."""
-        learned = np.flatnonzero(self._slice(0, len(self), ".mask", np.dtype(np.uint8)))
+        learned = np.flatnonzero(self.marks(0, len(self)))
         starts = self.document_offsets[:-1]
         return learned[np.searchsorted(learned, starts)] - starts
 
@@ -125,9 +124,21 @@ class TokenStore:
 
     def mask(self, start: int, stop: int) -> np.ndarray:
         """bool: which of them the loss may count as targets. All of a text."""
+        return self.marks(start, stop).astype(bool)
+
+    def marks(self, start: int, stop: int) -> np.ndarray:
+        """uint8: the same as the file has it, which tells answers that people found bad."""
         if self.kind == "text":
-            return np.ones(stop - start, bool)
-        return self._slice(start, stop, ".mask", np.dtype(np.uint8)).astype(bool)
+            return np.ones(stop - start, np.uint8)
+        return self._slice(start, stop, ".mask", np.dtype(np.uint8))
+
+    def stretches(self, tokens: int, group: int = 1) -> Iterator[tuple[int, int]]:
+        """All documents in order as (first, stop), of at most `tokens` or of one document (of `group` of them)."""
+        ends, first = self.document_offsets[::group], 0
+        while first < len(ends) - 1:
+            stop = max(first + 1, int(np.searchsorted(ends, ends[first] + tokens, "right")) - 1)
+            yield first * group, stop * group
+            first = stop
 
     def _slice(self, start: int, stop: int, suffix: str, dtype: np.dtype[Any]) -> np.ndarray:
         if not 0 <= start <= stop <= len(self):

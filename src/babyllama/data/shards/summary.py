@@ -6,11 +6,11 @@ Not here: tables, printing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 
+from babyllama.data.shards.samples import part_of
 from babyllama.data.shards.shards import Prepared, TokenStore
 from babyllama.data.sources.corpora import Source
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -68,16 +68,11 @@ def _lengths(stores: dict[str, TokenStore], unit: str) -> Iterator[str]:
 
 def _sample(stores: dict[str, TokenStore], tokenizer: Tokenizer, number: int = 0) -> str:
     """One of the first documents on one line, the middle of its long stretches left out."""
-    store = next(store for store in stores.values() if store.documents)
-    start, stop = store.document_offsets[number : number + 2].tolist()
-    stop = min(stop, start + _SAMPLE_TOKENS)
-    tokens, mask = store.tokens(start, stop).tolist(), store.mask(start, stop).tolist()
-    marks = store.kind != "text"
-    parts = []
-    for learned, pairs in groupby(zip(tokens, mask, strict=True), key=lambda pair: pair[1]):
-        text = _shortened(tokenizer.decode([token for token, _ in pairs], skip_special=not marks))
-        parts.append(f"[[{text}]]" if marks and learned else text)
-    return "".join(parts)
+    part = part_of(next(store for store in stores.values() if store.documents), number)
+    if part.learned.all():
+        return _shortened(tokenizer.decode(part.tokens[:_SAMPLE_TOKENS].tolist()))
+    found = ((_shortened(text), learned) for text, learned in part.pieces(tokenizer, _SAMPLE_TOKENS))
+    return "".join(f"[[{text}]]" if learned else text for text, learned in found)
 
 
 def _shortened(text: str, start: int = 80, end: int = 40) -> str:

@@ -13,7 +13,7 @@ from small_quickstart import small_packages
 from babyllama.commands.quickstart import STAGES
 from babyllama.data.sources import corpora, knowledge
 from babyllama.data.sources.known import SKILLS
-from babyllama.verbs import app
+from babyllama.verbs import app, joined
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
@@ -111,7 +111,7 @@ def test_every_command_runs(newcomer, monkeypatch, capsys):
             continue
         if words[1].startswith("--"):  # would change this user's shell; test_keys.py tries completion itself
             continue
-        app(small(words[1:]), standalone_mode=False)
+        app(small(joined(words[1:])), standalone_mode=False)
     assert (newcomer / "runs/seed/medical/model/config.json").is_file()
     (python,) = blocks("README.md", "python")
     exec(compile(python, "README.md", "exec"), {})

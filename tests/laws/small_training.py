@@ -14,7 +14,7 @@ import torch
 
 from babyllama.data.streams.batches import IGNORE, Batch, Rows
 from babyllama.data.streams.stretch import Stretched
-from babyllama.model.config import ModelConfig, extended
+from babyllama.model.config import ModelConfig, Moe, extended
 from babyllama.model.laws import RopeConfig
 from babyllama.model.transformer import Transformer, attach_value_head, initialise, with_reward_head
 from babyllama.recipe import Recipe
@@ -131,12 +131,12 @@ class StopAt(Silent):
 
 
 def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch.dtype = torch.float32, steps: int = 12,
-                  kv_heads: int = 2, tie: bool = True, rope: RopeConfig | None = None, show: Silent | None = None,
-                  **plan: Any) -> Trainer:  # fmt: skip
+                  kv_heads: int = 2, tie: bool = True, rope: RopeConfig | None = None, moe: Moe | None = None,
+                  show: Silent | None = None, **plan: Any) -> Trainer:  # fmt: skip
     config = ModelConfig(
         vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=kv_heads,
-        max_position_embeddings=CONTEXT, tie_word_embeddings=tie)  # fmt: skip
+        max_position_embeddings=CONTEXT, tie_word_embeddings=tie, moe=moe)  # fmt: skip
     stream: Rows = plan.pop("stream", Formula)()
     if rope is not None:
         config = extended(config, rope)

@@ -18,6 +18,7 @@ from small_rollouts import OBJECTIVE, practised
 from small_training import Made, Silent, StopAt, small_trainer
 
 from babyllama.errors import InputError, Interrupted
+from babyllama.model.config import Moe
 from babyllama.model.laws import ClexRope
 from babyllama.train.engines.engines import Ddp, DeepSpeed, Engine, Fsdp
 from babyllama.train.engines.world import World
@@ -34,6 +35,7 @@ ENGINES: dict[str, Engine] = {
 ALL = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 # A large eps: Adam divides a gradient near zero by itself, which would turn rounding into whole steps.
 OPTIMIZERS = {"adamw": AdamW(lr=1e-2, eps=1e-3), "muon": Muon(lr=2e-3, weight_decay=0.1, adam_eps=1e-3)}
+MOE = {"moe": Moe(experts=3, active=2, shared=1)}  # three: two ranks cannot share them equally
 CLEX = ClexRope(max_t=4)  # a law that learns, in float32 whatever the precision
 MICRO = {1: 16, 4: 4, 16: 1}  # accumulate → micro_batch_size: 16 rows a step
 
@@ -53,6 +55,8 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     # Nine rows for each process: micro-batches of five and four.
     "ddp-adamw-uneven": ("ddp", {**settings("adamw", 4), "accumulate": 3, "micro_batch_size": 6}),
     "fsdp-untied-4": ("fsdp", settings("muon", 4, tie=False, kv_heads=1, recompute=True)),
+    **{f"{engine}-muon-moe": (engine, settings("muon", 4, **MOE)) for engine in ("ddp", "fsdp")},
+    "zero2-adamw-moe": ("zero2", settings("adamw", 4, **MOE)),
     "ddp-adamw-clex": ("ddp", settings("adamw", 4, rope=CLEX)),
     "fsdp-adamw-clex": ("fsdp", settings("adamw", 4, rope=CLEX)),
     "fsdp-muon-clex": ("fsdp", settings("muon", 16, rope=CLEX)),
@@ -71,6 +75,7 @@ WHOLE = {"ddp-muon": "muon", "fsdp-muon": "muon", "fsdp-adamw": "adamw", "zero2-
          "zero3-adamw": "adamw"}  # fmt: skip
 STOPPED = {**{name: settings(optimizer, 4, **RESUMED) for name, optimizer in WHOLE.items()},
            **{f"{engine}-clex": settings("adamw", 4, rope=CLEX, **RESUMED) for engine in ("ddp", "fsdp")},
+           "fsdp-moe": settings("muon", 4, **MOE, **RESUMED),
            "fsdp-kto": settings("adamw", 4, **KINDS["kto"], **RESUMED),
            "fsdp-made": settings("adamw", 4, stream=Made, **RESUMED),
            "ddp-rollouts": settings("adamw", 4, stream=practised, objective=OBJECTIVE, **RESUMED)}  # fmt: skip
@@ -166,7 +171,7 @@ def exchanges(folder: Path, world: World) -> None:
     """How often gradients travel in four steps of eight micro-batches a rank, and what FSDP holds in between."""
     counted, held = {}, {}
     trainer = made(folder, "counted-ddp", world, "ddp", **settings("adamw", 16))
-    trainer.engine = Counting()
+    trainer.engine = Counting()  # type: ignore[assignment]
     trainer.train()
     counted["ddp"] = BUCKETS.count(0)
     name = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
@@ -191,30 +196,33 @@ def exchanges(folder: Path, world: World) -> None:
 
 
 def shapes(folder: Path, world: World) -> None:
-    """Muon on matrices whose rows the ranks cannot share equally, some of which a rank has nothing of."""
+    """Muon on matrices whose rows the ranks cannot share equally, some of which a rank has nothing of, on stacks of
+    matrices of which each has some, and on the same matrices everywhere: as far from one process's steps as each is."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
     from babyllama.train.optimizers.muon import StackedMuon
 
     mesh, generator = init_device_mesh("cpu", (world.size,)), torch.Generator().manual_seed(0)
-    apart = 0.0
-    for shape in ((5, 3), (1, 4), (7, 7), (3, 9)):
-        values = [torch.randn(shape, generator=generator) for _ in range(2)]
-        whole = [torch.nn.Parameter(v.clone()) for v in values]
+    apart: dict[str, float] = {"split": 0.0, "shared": 0.0}
+    for shape in ((5, 3), (1, 4), (7, 7), (3, 9), (3, 4, 6), (1, 6, 2)):
+        values = [torch.randn(shape, generator=generator) for _ in range(3)]
+        whole, shared = ([torch.nn.Parameter(v.clone()) for v in values] for _ in range(2))
         split = [torch.nn.Parameter(distribute_tensor(v, mesh, [Shard(0)])) for v in values]
-        rates = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "beta2": 0.9}
-        optimizers = [StackedMuon(p, **rates) for p in (whole, split)]
+        rates = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "beta2": 0.9, "dtype": torch.float32}
+        optimizers = [StackedMuon(whole, **rates), StackedMuon(split, **rates),
+                      StackedMuon(shared, **rates, ranks=world.size)]  # fmt: skip
         for step in range(3):
-            for a, b in zip(whole, split, strict=True):
+            for a, b, c in zip(whole, split, shared, strict=True):
                 a.grad = torch.randn(shape, generator=generator)
-                b.grad = distribute_tensor(a.grad, mesh, [Shard(0)])
+                b.grad, c.grad = distribute_tensor(a.grad, mesh, [Shard(0)]), a.grad.clone()
             for optimizer in optimizers:
-                optimizer.found_inf = torch.tensor(float(step == 1))
+                optimizer.found_inf = torch.tensor(float(step == 1))  # type: ignore[attr-defined]
                 optimizer.step()
-        for a, b in zip(whole, split, strict=True):
+        for a, b, c in zip(whole, split, shared, strict=True):
             assert isinstance(b.data, DTensor)
-            apart = max(apart, (b.data.full_tensor() - a).abs().max().item())
+            apart["split"] = max(apart["split"], (b.data.full_tensor() - a).abs().max().item())
+            apart["shared"] = max(apart["shared"], (c - a).abs().max().item())
     if world.first:
         (folder / "shapes.json").write_text(json.dumps(apart))
 

@@ -92,8 +92,10 @@ def test_fsdp_holds_whole_blocks_as_long_as_it_was_told(folder):
     assert held == {"fsdp": [False] * 32, "fsdp_kept": [True] * 32}  # four steps of eight micro-batches
 
 
-def test_muon_on_rows_that_cannot_be_shared_equally(folder):
-    assert json.loads((folder / "shapes.json").read_text()) <= 1e-6
+@pytest.mark.parametrize("how", ["split", "shared"])
+def test_muon_of_many_steps_as_that_of_one(folder, how):
+    """Matrices split by rows, which the ranks cannot share equally, and whole ones whose work they share out."""
+    assert json.loads((folder / "shapes.json").read_text())[how] <= 1e-6
 
 
 @pytest.mark.parametrize("precision", HALVES)

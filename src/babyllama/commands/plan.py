@@ -22,7 +22,8 @@ from babyllama.commands.table import table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.foresight.budget import Proposal, Terms, best, ladder, propose, usable_gib
-from babyllama.foresight.forecast import BYTES_PER_TOKEN, CONTEXT_GIB, GIB, memory, step_seconds
+from babyllama.foresight.forecast import CONTEXT_GIB, GIB, memory, step_seconds
+from babyllama.foresight.scaling import BYTES_PER_TOKEN
 from babyllama.hardware import Card, can_compile, find_card, this_card
 from babyllama.load import pick_device
 from babyllama.model.config import ModelChoice
@@ -193,7 +194,7 @@ def command(train: dict[str, Any], gpus: int) -> str:
 def _overrides(tree: dict[str, Any], path: str = "") -> list[str]:
     words = []
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             words += _overrides(value, f"{path}{key}.")
         else:
             words.append(f"{path}{key}={value if isinstance(value, str) else json.dumps(value)}")
@@ -205,7 +206,9 @@ def _brief(proposal: Proposal) -> dict[str, Any]:
     config, work = proposal.work.config, proposal.work
     return {
         "hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers,
-        "parameters": config.parameters, "tokens": proposal.tokens, "seconds": round(proposal.seconds),
+        "parameters": config.parameters, "active_parameters": config.active_parameters,
+        "training_flops_per_token": round(config.flops_per_token(work.context)),
+        "tokens": proposal.tokens, "seconds": round(proposal.seconds),
         "micro_batch_size": work.micro_batch_size, "accumulate": work.micro_batches * work.gpus,
         "memory_gib": round(proposal.memory_gib, 2), "bits_per_byte": round(proposal.loss.bits_per_byte, 3),
     }  # fmt: skip
@@ -245,6 +248,7 @@ def _show(found: list[tuple[ModelChoice, Proposal]], figures: dict[str, Any], re
 
 def _plan_table(figures: dict[str, Any]) -> Table:
     f, config, card = figures, figures["config"], figures["card"]
+    active = f" ({short(f['active_parameters'])} active)" if f["active_parameters"] < f["parameters"] else ""
     gpus = f"{f['gpus']} × " if f["gpus"] > 1 else ""
     table = table_of(["", ""], [], title=f"plan for {gpus}{card['name']}, {card['memory_gib']:.0f} GiB")
     table.show_header = False
@@ -253,8 +257,8 @@ def _plan_table(figures: dict[str, Any]) -> Table:
     used = f"{f['memory_gib']:.1f} GiB of {f['usable_gib']:.1f} usable" + (" on each" if f["gpus"] > 1 else "")
     parts = ", ".join(f"{name} {size:.2f}" for name, size in f["memory_parts_gib"].items())
     lines = {
-        "model": f"{config['hidden_size']} × {config['num_hidden_layers']}, {short(f['parameters'])} parameters, "
-                 f"vocabulary {config['vocab_size']:,}",
+        "model": f"{config['hidden_size']} × {config['num_hidden_layers']}, {short(f['parameters'])} parameters"
+                 f"{active}, vocabulary {config['vocab_size']:,}",
         "micro-batch": f"{rows}; the largest that fits: {f['largest_micro_batch']}",
         "accumulate": f"{f['accumulate']}: {short(f['global_batch_tokens'])} tokens in a step",
         "tokens": f"{short(f['tokens'])} in {amount(f['steps'], 'step')}{epochs}",

@@ -170,6 +170,9 @@ def _check(recipe: TrainRecipe, prepared: Prepared, config: ModelConfig, context
     check_kinds(recipe, prepared)
     if isinstance(recipe.attend, ShiftedSparse):
         recipe.attend.check(context)
+    if config.moe is not None and not recipe.optimizer.stacks:
+        raise InputError(f"optimizer.kind: {recipe.optimizer.kind} takes single matrices, not experts' stacks; "
+                         "use optimizer.kind=muon or adamw")  # fmt: skip
     noise = recipe.objective.neftune if isinstance(recipe.objective, NextToken) else 0.0
     if noise and all(stores["train"].kind == "text" for stores in prepared.corpora.values()):
         raise InputError(f"objective.neftune: {noise:g} is for chats, but {recipe.data.path} has none")
@@ -198,8 +201,8 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
         steps, rows, context = trainer.steps, recipe.plan.rows, trainer.context
         tokens = steps * rows * context
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        watch.line(f"{recipe.out}: {model.config.parameters:,} parameters{_part(recipe, trained)}, {steps:,} "
-                   f"steps × {rows} rows × {context} tokens = {tokens:,} tokens "
+        watch.line(f"{recipe.out}: {model.config.parameters:,} parameters{_part(recipe, model.config, trained)}, "
+                   f"{steps:,} steps × {rows} rows × {context} tokens = {tokens:,} tokens "
                    f"({tokens / max(1, stream.rows * context):.1f} epochs), {precision}, "
                    f"{_hardware(recipe, world, device)}{', compiled' if trainer.compile else ''}")  # fmt: skip
         for line in _remarks(prepared, stream, context):
@@ -229,8 +232,9 @@ def _turns(recipe: TrainRecipe, prepared: Prepared) -> int:
     return usual_turns(prepared.store(label, "train") for label in recipe.data.weights or prepared.corpora)
 
 
-def _part(recipe: TrainRecipe, trained: int) -> str:
-    return "" if isinstance(recipe.adapter, Full) else f" ({recipe.adapter.kind} trains {trained:,})"
+def _part(recipe: TrainRecipe, config: ModelConfig, trained: int) -> str:
+    active = "" if config.moe is None else f" ({config.active_parameters:,} a token)"
+    return active + ("" if isinstance(recipe.adapter, Full) else f" ({recipe.adapter.kind} trains {trained:,})")
 
 
 def _hardware(recipe: TrainRecipe, world: World, device: torch.device) -> str:

@@ -90,7 +90,7 @@ def card(config: Json, steps: list[Step], name: str, licence: str = "") -> str:
     own = config.get("model_type") == "babyllama"
     head = {"language": ["zh"], "license": licence or "other", "pipeline_tag": "text-generation",
             "library_name": "babyllama" if own else "peft" if "peft_type" in config else "transformers",
-            "tags": ["babyllama", "llama"]}  # fmt: skip
+            "tags": ["babyllama", "llama" if own else config.get("model_type", "llama")]}  # fmt: skip
     if not licence:
         head |= {"license_name": "see-its-data", "license_link": "README.md"}
     front = "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items())

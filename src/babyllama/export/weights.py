@@ -63,6 +63,8 @@ def check_model(model: Transformer) -> None:
     if config.weights != "dense":
         raise InputError(f"weights: {config.weights} rounds activations too, which llama.cpp's LLaMA does not; "
                          "there is no GGUF of it")  # fmt: skip
+    if config.moe is not None:
+        raise InputError("moe: a model with experts has no GGUF here; to=hf makes a folder that transformers reads")
     if not config.rope.static:
         raise InputError(f"rope.kind: {config.rope.kind} goes by the length at hand, which GGUF cannot say; it can say "
                          "none, linear, ntk, by_parts, yarn: give one, as rope.kind=yarn rope.factor=4")  # fmt: skip

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Literal
 from babyllama.errors import InputError
 from babyllama.foresight.forecast import (
     AROUND,
-    BYTES_PER_TOKEN,
     COMPILE_S,
     USABLE,
-    LossForecast,
     Workload,
     block_parameters,
-    expected_loss,
     memory_gib,
     step_seconds,
 )
+from babyllama.foresight.scaling import BYTES_PER_TOKEN, LossForecast, expected_loss
 from babyllama.hardware import chunk_rows
 from babyllama.model.config import ModelChoice, ModelConfig
 

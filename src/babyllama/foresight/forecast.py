@@ -1,14 +1,13 @@
-"""What a training will need and bring, before it runs: memory, seconds, bits per byte. Pure arithmetic, no torch.
+"""What a training will need, before it runs: memory, seconds. Pure arithmetic, no torch.
 
 Each term is written out, and every constant that a measurement can move is a named one below: recalibrate there;
-tests/foresight/test_forecast.py holds the measured points. Not here: which size to choose (budget.py), what cards can
-do (hardware.py).
+tests/foresight/test_forecast.py holds the measured points. Not here: what it brings (scaling.py), which size to
+choose (budget.py), what cards can do (hardware.py).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from babyllama.model.config import ModelConfig
@@ -21,10 +20,11 @@ GIB = 2**30
 # ── memory ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 CHUNKS_ALIVE = 1  # their gradient takes the logits' place, and each chunk is freed before the next
 CHUNKS_ALIVE_FP32 = 4  # the path without the kernel: logits, their exact copy, its exponentials, the gradient
-# × hidden_size, × intermediate_size: numbers a token that a block saves beside keys and values (see saved_bytes)
+# × hidden_size, × the MLP's inner numbers: numbers a token that a block saves beside keys and values (see saved_bytes)
 SAVED, SAVED_EAGER, SAVED_EAGER_FP32 = (6, 2), (10, 4), (8, 4)
 OUTSIDE = 4  # × hidden_size numbers a token outside the blocks: embedding, final norm, the loss's gradient
-BACKWARD = 3  # × (hidden_size + intermediate_size) numbers a token while one block goes backward
+ROUTED = 2  # × hidden_size numbers a token and expert: its copy by expert, and what the expert makes of it
+BACKWARD = 3  # × (hidden_size + the MLP's inner) numbers a token while one block goes backward
 CONTEXT_GIB = 0.6  # what CUDA and its libraries take beside PyTorch's own allocations
 USABLE = 0.92  # share of a card that may be planned: the rest is fragmentation and the desktop
 
@@ -41,13 +41,6 @@ LAUNCHES, EAGER_LAUNCHES = 40, 170  # kernels of one block, forward and backward
 LINK = 0.6  # share of the link's rate that an exchange of gradients reaches
 COMPILE_S = 40.0
 AROUND = 1.03  # validation, samples and saving on top of the steps
-
-# ── loss ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-# L(N, D) = E + A / N^α + B / D^β nats a token: Hoffmann et al. (2203.15556), refitted by Besiroglu et al. (2404.10102).
-E, A, B, ALPHA, BETA = 1.8172, 482.01, 2085.43, 0.3478, 0.3658
-ANCHOR = (25_305_088, 40e6)  # parameters in the blocks, tokens
-BYTES_PER_TOKEN = 4.0  # of ChatGLM2's ids on that text
-REPEATS = 15.39  # R* of Muennighoff et al. (2305.16264, eq. 5): how fast repeated tokens lose their worth
 
 
 # ── optimisers ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,7 +120,9 @@ class Workload:
         """
         c = self.config
         widths, ffn = SAVED if self.compiled else SAVED_EAGER if self.half else SAVED_EAGER_FP32
-        numbers = widths * c.hidden_size + 2 * kv_width(c) + ffn * c.intermediate_size
+        if c.moe is not None:
+            widths += ROUTED * c.moe.active
+        numbers = widths * c.hidden_size + 2 * kv_width(c) + ffn * c.mlp.inner
         return numbers * self.number_bytes + 4 * c.num_attention_heads
 
 
@@ -138,8 +133,13 @@ def kv_width(config: ModelConfig) -> int:
 
 def block_parameters(config: ModelConfig) -> int:
     """Parameters without embedding, head and final norm: the N of the scaling law."""
+    return config.parameters - outside(config)
+
+
+def outside(config: ModelConfig) -> int:
+    """Embedding, head and final norm."""
     heads = 1 if config.tie_word_embeddings else 2
-    return config.parameters - (heads * config.vocab_size + 1) * config.hidden_size
+    return (heads * config.vocab_size + 1) * config.hidden_size
 
 
 # ── memory ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -193,7 +193,7 @@ def _loss(work: Workload) -> float:
     alive = (CHUNKS_ALIVE if work.tokens > work.chunk_rows else 1) if work.half else CHUNKS_ALIVE_FP32
     logits = alive * min(work.tokens, work.chunk_rows) * work.padded_vocab * size
     padded = head * size if work.padded_vocab != c.vocab_size else 0
-    backward = work.tokens * BACKWARD * (c.hidden_size + c.intermediate_size) * size + head * (4 + size)
+    backward = work.tokens * BACKWARD * (c.hidden_size + c.mlp.inner) * size + head * (4 + size)
     return padded + 4 * head + max(logits, backward)
 
 
@@ -201,7 +201,8 @@ def _stack_bytes(work: Workload) -> float:
     """What the optimiser holds while it steps the largest stack of equal matrices."""
     c = work.config
     attention = 2 * c.hidden_size * (c.hidden_size + (kv_width(c) if kv_width(c) == c.hidden_size else 0))
-    return work.cost.work * c.num_hidden_layers * max(attention, 2 * c.hidden_size * c.intermediate_size)
+    widest = 2 * c.hidden_size * c.intermediate_size * (c.moe.experts if c.moe else 1)
+    return work.cost.work * c.num_hidden_layers * max(attention, widest)
 
 
 # ── time ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -240,61 +241,22 @@ def _optimizer_seconds(work: Workload, peak: float, bus: float) -> float:
     c, cost, share = work.config, work.cost, work.gpus if work.sharded else 1
     inside, kv = block_parameters(c), kv_width(c)
     moved = ADAMW.moved * (c.parameters - inside) + cost.moved * inside
-    shapes = (
-        [(c.hidden_size, c.hidden_size)] * 2 + [(c.hidden_size, kv)] * 2 + [(c.hidden_size, c.intermediate_size)] * 3
-    )
+    shapes = [(c.hidden_size, c.hidden_size)] * 2 + [(c.hidden_size, kv)] * 2
+    shapes += [(c.hidden_size, c.intermediate_size)] * 3 * (c.moe.experts if c.moe else 1)
+    shapes += [(c.hidden_size, c.moe.shared * c.intermediate_size)] * 3 if c.moe and c.moe.shared else []
     flops = 0.0
     for one, other in shapes:  # an iteration is X·Xᵀ, its square, and their product with X
         short, long = min(one, other), max(one, other)
         flops += cost.iterations * (4 * short**2 * long + 2 * short**3) * c.num_hidden_layers
-    return moved / share / bus + flops / (peak * NEWTON_SCHULZ)
+    return moved / share / bus + flops / work.gpus / (peak * NEWTON_SCHULZ)  # the ranks share the matrices out
 
 
 def _exchange(work: Workload, card: Card) -> float:
-    """A ring's all-reduce of float32 gradients once a step; FSDP gathers twice and scatters once each micro-batch."""
+    """A ring's all-reduce of float32 gradients once a step; FSDP gathers twice and scatters once each micro-batch.
+    What Muon orthogonalised travels in bf16: to all ranks, or with FSDP each rank's rows there and back."""
     if work.gpus == 1:
         return 0.0
-    ring = (work.gpus - 1) / work.gpus * work.config.parameters / (card.link * 1e9 * LINK)
-    return ring * (2 + 2 + 4) * work.micro_batches if work.sharded else ring * 2 * 4
-
-
-# ── loss ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-def worth(tokens: float, unique: float | None) -> float:
-    """How many new tokens `tokens` are worth when only `unique` are different; None: all are.
-
-    Four epochs are worth nearly four; beyond about sixteen nothing is added (2305.16264, eq. 5).
-    """
-    if unique is None or tokens <= unique:
-        return tokens
-    repeats = tokens / unique - 1
-    return unique * (1 + REPEATS * (1 - math.exp(-repeats / REPEATS)))
-
-
-@dataclass(frozen=True)
-class LossForecast:
-    """Expected bits per byte on held-out text of the same kind. A rough forecast: `spread` is its ± share."""
-
-    bits_per_byte: float
-    spread: float
-    low: float = field(init=False)
-    high: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "low", self.bits_per_byte * (1 - self.spread))
-        object.__setattr__(self, "high", self.bits_per_byte * (1 + self.spread))
-
-
-def expected_loss(config: ModelConfig, tokens: float, unique: float | None = None,
-                  bytes_per_token: float = BYTES_PER_TOKEN, optimizer: str = "muon") -> LossForecast:  # fmt: skip
-    """The scaling law at N block parameters and the worth of the tokens, as bits per byte.
-
-    Tokens enter by their bytes, so that vocabularies can be compared. The spread is 8 % at the anchor and 4 % more for
-    each tenfold of N or D away from it. Another kind of text is easily further off than that, and below some ten
-    million tokens no power law holds: the CPU quickstart (1.3 M in the blocks, 1.2 M tokens of easy text) is forecast
-    at about 4 and reaches 2.1.
-    """
-    inside = block_parameters(config)
-    seen = worth(tokens, unique) * bytes_per_token / BYTES_PER_TOKEN
-    nats = E + COSTS[optimizer].reducible * (A / inside**ALPHA + B / seen**BETA)
-    away = abs(math.log10(inside / ANCHOR[0])) + abs(math.log10(seen / ANCHOR[1]))
-    return LossForecast(nats / math.log(2) / BYTES_PER_TOKEN, 0.08 + 0.04 * away)
+    ring = (work.gpus - 1) / work.gpus / (card.link * 1e9 * LINK)
+    muon = 2 * block_parameters(work.config) * bool(work.cost.iterations) * (2 / work.gpus if work.sharded else 1)
+    gradients = (2 + 2 + 4) * work.micro_batches if work.sharded else 2 * 4
+    return ring * (gradients * work.config.parameters + muon)

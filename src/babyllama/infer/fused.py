@@ -21,8 +21,9 @@ from babyllama.infer.choosing import Uses
 from babyllama.infer.rows import DRAWS, Rows, Sampled
 from babyllama.infer.step import Recorder, Step, power
 from babyllama.model.cache import KVCache
+from babyllama.model.mlp import SwiGLU
 from babyllama.model.surgery import Words
-from babyllama.model.transformer import Attention, RMSNorm, SwiGLU, Transformer
+from babyllama.model.transformer import Attention, RMSNorm, Transformer
 
 CANDIDATES = 2048  # tokens of a row that are sorted; where more may be drawn, the row is searched instead
 SORTED = 64, 256  # the same for most rows

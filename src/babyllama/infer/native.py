@@ -21,6 +21,7 @@ from babyllama.infer.rows import Rows, Sampled
 from babyllama.infer.step import ModelForward
 from babyllama.model.attention import attend_sdpa
 from babyllama.model.cache import KVCache
+from babyllama.model.mlp import SwiGLU
 from babyllama.model.surgery import FewBits
 from babyllama.model.transformer import Transformer
 
@@ -87,6 +88,8 @@ class Native:
             attention, mlp = block.self_attn, block.mlp
             if attention.attend is not attend_sdpa:  # type: ignore[union-attr]
                 raise TypeError("another attention")
+            if not isinstance(mlp, SwiGLU):
+                raise TypeError("another MLP")
             layer.first_norm = self._numbers(block.input_layernorm.weight)  # type: ignore[union-attr]
             layer.second_norm = self._numbers(block.post_attention_layernorm.weight)  # type: ignore[union-attr]
             for name in LINEARS:

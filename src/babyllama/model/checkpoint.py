@@ -1,7 +1,7 @@
 """``model/``: a Hugging Face-shaped folder of config.json and safetensors, read strictly and written from a module.
 
 Names inside files are LlamaForCausalLM's (``model.layers.0…``, ``lm_head.weight``); ours lack the ``model.`` prefix.
-Not here: tokenizer files, dtype and device policy, anything that unpickles.
+Not here: what experts are called (expert_names.py), tokenizer files, dtype and device policy, anything that unpickles.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from babyllama.atomic import write_json
 from babyllama.errors import InputError
 from babyllama.model.config import ModelConfig, extended
-from babyllama.model.config_json import from_hugging_face, to_hugging_face
+from babyllama.model.config_json import family, from_hugging_face, to_hugging_face
+from babyllama.model.expert_names import join, split
 from babyllama.model.laws import RopeConfig
 from babyllama.model.roles import exact
 from babyllama.model.transformer import Transformer
@@ -63,6 +64,7 @@ def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packi
     """
     named = {name: p for name, p in model.named_parameters() if not name.startswith("value.")}  # of a training alone
     tensors: dict[str, Tensor] = {**named, **(packing.tensors if packing else {})}
+    tensors = split(tensors, family(model.config.moe))
     weights = {hugging_face_name(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     if model.config.reward:
         weights[_SCORE] = weights.pop("lm_head.weight")
@@ -157,7 +159,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
                 found |= {ours: tensors.get_tensor(name) for name, ours in names.items()}
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file}: not a whole safetensors file ({error}); restore it from a backup") from None
-    return found
+    return join(found)
 
 
 def _untied(stored: ModelConfig, found: dict[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:

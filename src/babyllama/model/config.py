@@ -28,11 +28,62 @@ class Swiglu(Recipe):
     width: int
 
     def parameters(self, hidden_size: int) -> int:
-        """Numbers in its matrices; each token is multiplied by all of them."""
+        """Numbers in its matrices."""
         return 3 * hidden_size * self.width
 
+    def multiplied(self, hidden_size: int) -> int:
+        """Numbers that each token is multiplied by: all of them."""
+        return self.parameters(hidden_size)
 
-Mlp = Swiglu  # what follows attention in a block; a union tagged by kind once there is a second
+    @property
+    def inner(self) -> int:
+        """Numbers that a token becomes between the first matrices and the last."""
+        return self.width
+
+
+class Moe(Recipe):
+    """A mixture of experts, SwiGLUs of `width`: each token goes through the `active` ones that a router chooses, and
+    through the shared ones. Without shared ones transformers' Mixtral (arXiv 2401.04088), with them its Qwen2-MoE."""
+
+    kind: Literal["moe"] = "moe"
+    experts: int = Field(default=8, ge=2, description="experts of a block, of which a router chooses")
+    active: int = Field(default=2, ge=1, description="experts that each token goes through")
+    shared: int = Field(default=0, ge=0, description="experts that every token goes through besides")
+    width: int | None = Field(
+        default=None, ge=1, description="width of an expert; default: a token costs what it does without experts"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Moe:
+        if self.active > self.experts:
+            raise ValueError(f"active {self.active} is more than the {self.experts} experts there are")
+        return self
+
+    @property
+    def expert_width(self) -> int:
+        """`width`, once it is known."""
+        assert self.width is not None
+        return self.width
+
+    def parameters(self, hidden_size: int) -> int:
+        """As Swiglu's; the router's too."""
+        return self._of(hidden_size, self.experts)
+
+    def multiplied(self, hidden_size: int) -> int:
+        """As Swiglu's: of the experts those that are active, and the shared ones."""
+        return self._of(hidden_size, self.active)
+
+    @property
+    def inner(self) -> int:
+        """As Swiglu's, over all experts of a token."""
+        return (self.active + self.shared) * self.expert_width
+
+    def _of(self, hidden_size: int, experts: int) -> int:
+        gates = self.experts + bool(self.shared)
+        return hidden_size * (3 * self.expert_width * (experts + self.shared) + gates)
+
+
+Mlp = Swiglu | Moe  # what follows attention in a block
 
 
 class ModelConfig(Recipe):
@@ -49,6 +100,7 @@ class ModelConfig(Recipe):
     tie_word_embeddings: bool = True
     weights: Weights = Field(default="dense", description="of the blocks' matrices; ternary: BitNet b1.58, onebit")
     reward: bool = Field(default=False, description="its head gives one number, what a text is worth, and no logits")
+    moe: Moe | None = Field(default=None, description="experts in each block, each intermediate_size wide")
     rope: RopeConfig = PlainRope(theta=10_000.0)  # last: it is settled by the fields above
 
     @field_validator("rope")
@@ -64,6 +116,8 @@ class ModelConfig(Recipe):
     @property
     def mlp(self) -> Mlp:
         """What follows attention in each block; in files it stands in Hugging Face's fields."""
+        if self.moe is not None:
+            return self.moe.model_copy(update={"width": self.intermediate_size})
         return Swiglu(width=self.intermediate_size)
 
     @model_validator(mode="after")
@@ -77,6 +131,10 @@ class ModelConfig(Recipe):
             raise ValueError(f"rope.kind: {self.rope.kind} needs a head_dim above 2")
         if self.reward and self.tie_word_embeddings:
             raise ValueError("reward: a head of one number cannot be the embedding; tie_word_embeddings must be false")
+        if self.moe is not None and self.moe.width is not None:
+            raise ValueError("moe.width: an expert's width is intermediate_size here")
+        if self.moe is not None and self.weights != "dense":
+            raise ValueError(f"weights: {self.weights} matrices are not for experts; leave weights or moe out")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} (hidden_size / num_attention_heads) must be even for RoPE")
         return self
@@ -103,9 +161,15 @@ class ModelConfig(Recipe):
         The figure behind MFU (PaLM, arXiv 2204.02311, appendix B, with the causal half of the score matrix).
         """
         width, kv = self.hidden_size, self.num_key_value_heads * self.head_dim
-        block = 2 * width * width + 2 * width * kv + self.mlp.parameters(width)
+        block = 2 * width * width + 2 * width * kv + self.mlp.multiplied(width)
         multiplied = self.num_hidden_layers * block + self.vocab_size * width
         return 6.0 * multiplied + 6.0 * self.num_hidden_layers * context * width
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that a token meets: all but the experts that it does not go through."""
+        idle = self.mlp.parameters(self.hidden_size) - self.mlp.multiplied(self.hidden_size)
+        return self.parameters - self.num_hidden_layers * idle
 
 
 class ModelChoice(Recipe):
@@ -131,6 +195,7 @@ class ModelChoice(Recipe):
     weights: Literal["dense", "ternary"] | None = Field(
         default=None, description="ternary: the matrices of BitNet b1.58"
     )
+    moe: Moe | None = Field(default=None, description="a mixture of experts in place of each block's MLP")
     rope: RopeConfig = Field(default=PlainRope(), description="how positions turn queries and keys")
 
     def build(self, vocab_size: int) -> ModelConfig:
@@ -148,12 +213,20 @@ class ModelChoice(Recipe):
         if "num_attention_heads" in own and "num_key_value_heads" not in own:
             own["num_key_value_heads"] = own["num_attention_heads"]
         full = {**shape, **own, "vocab_size": vocab_size, "rope": self.rope.model_dump()}
+        if self.moe is not None:
+            parts = self.moe.active + self.moe.shared
+            full["intermediate_size"] = self.moe.width or _multiple(-(-full["intermediate_size"] // parts), 32)
+            full["moe"] = self.moe.model_dump(exclude={"width"})
         return validate(ModelConfig, full, "model")
 
 
 def swiglu_width(hidden_size: int, multiple: int = 32) -> int:
     """LLaMA's feed-forward width: 2/3 of 4 × hidden_size, rounded up to a multiple."""
-    return -(-hidden_size * 8 // 3 // multiple) * multiple
+    return _multiple(-(-hidden_size * 8 // 3), multiple)
+
+
+def _multiple(size: int, of: int) -> int:
+    return -(-size // of) * of
 
 
 def _shape(width: int, layers: int, heads: int, context: int, kv_heads: int | None = None) -> dict[str, Any]:

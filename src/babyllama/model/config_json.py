@@ -1,6 +1,6 @@
-"""ModelConfig ⇄ ``config.json``, as Hugging Face's LlamaForCausalLM has it.
+"""ModelConfig ⇄ ``config.json``, as Hugging Face's LlamaForCausalLM has it, with experts its Mixtral or Qwen2-MoE.
 
-Not here: the weights beside it (checkpoint.py), the words for RoPE laws (laws.py).
+Not here: the weights beside it (checkpoint.py, expert_names.py), the words for RoPE laws (laws.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from babyllama.errors import InputError
-from babyllama.model.config import ModelConfig, changed
+from babyllama.model.config import ModelConfig, Moe, changed
 from babyllama.model.laws import (
     DynamicNtkRope,
     PlainRope,
@@ -20,14 +20,15 @@ from babyllama.model.laws import (
 )
 from babyllama.recipe import validate
 
-_SCORES = "LlamaForSequenceClassification"
+_FAMILIES = {"llama": "Llama", "mixtral": "Mixtral", "qwen2_moe": "Qwen2Moe"}  # model_type → how its classes begin
+_SCORES = "ForSequenceClassification"
 OWN_TYPE = "babyllama"  # model_type of what another program's LLaMA would compute wrongly
 
 
 def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, stock: bool = False, own: bool = False,
                     pad_id: int | None = None) -> dict[str, Any]:  # fmt: skip
-    """``config.json`` of a LlamaForCausalLM, of a reward model of a LlamaForSequenceClassification with one label; with
-    other than dense weights of a model_type that only we know.
+    """``config.json`` of a LlamaForCausalLM, of a reward model of a LlamaForSequenceClassification with one label, with
+    experts of Mixtral's or Qwen2-MoE's; with other than dense weights of a model_type that only we know.
 
     Every law but plain RoPE is also written in our own words, under ``babyllama``. One that transformers cannot
     compute gets a rope_type that transformers refuses: a folder of ours never loads as something else.
@@ -44,11 +45,17 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
         raise InputError(f"weights: {config.weights} matrices have no form in a Hugging Face LLaMA folder")
     if config.reward and own:
         raise InputError("reward: a reward model has no form in few bits; give a dense one")
+    if config.moe is not None and own:
+        raise InputError("moe: experts have no form in few bits; give a dense model, or one without experts")
     scores = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}} if config.reward else {}
+    model_type = family(config.moe)
+    classes = _FAMILIES[model_type] + (_SCORES if config.reward else "ForCausalLM")
+    others = {"rope", "reward", "moe"} if own else {"rope", "reward", "moe", "weights"}
     return {
-        "architectures": ["BabyllamaForCausalLM" if own else _SCORES if config.reward else "LlamaForCausalLM"],
-        "model_type": OWN_TYPE if own else "llama",  # nobody else may take such weights as dense
-        **config.model_dump(exclude={"rope", "reward"} if own else {"rope", "reward", "weights"}),
+        "architectures": ["BabyllamaForCausalLM" if own else classes],
+        "model_type": OWN_TYPE if own else model_type,  # nobody else may take such weights as dense
+        **config.model_dump(exclude=others),
+        **_written_experts(config),
         **scores,
         "max_position_embeddings": _their_longest(config),
         "head_dim": config.head_dim,
@@ -62,6 +69,49 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
         "dtype": dtype,
         "torch_dtype": dtype,  # the name that readers before transformers 5 know
     }
+
+
+def family(moe: Moe | None) -> str:
+    """The model_type whose mathematics is ours."""
+    return "llama" if moe is None else "qwen2_moe" if moe.shared else "mixtral"
+
+
+def _written_experts(config: ModelConfig) -> dict[str, Any]:
+    moe, width = config.moe, config.intermediate_size
+    if moe is None:
+        return {}
+    found: dict[str, Any] = {"num_experts_per_tok": moe.active, "output_router_logits": False, "sliding_window": None}
+    if not moe.shared:
+        return found | {"num_local_experts": moe.experts}
+    shared = moe.shared * width
+    return found | {"num_experts": moe.experts, "moe_intermediate_size": width, "norm_topk_prob": True,
+                    "shared_expert_intermediate_size": shared, "decoder_sparse_step": 1, "mlp_only_layers": [],
+                    "qkv_bias": False, "use_sliding_window": False}  # fmt: skip
+
+
+def _read_experts(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields of ModelConfig that say which experts there are. Raises InputError for what ours do not compute."""
+    if data.get("model_type") == "mixtral":
+        _refuse(where, {"sliding_window": data.get("sliding_window")})
+        return {"moe": {"experts": data.get("num_local_experts", 8), "active": data.get("num_experts_per_tok", 2)}}
+    if data.get("model_type") != "qwen2_moe":
+        return {}
+    width, shared = data["moe_intermediate_size"], data["shared_expert_intermediate_size"]
+    _refuse(where, {
+        "qkv_bias": data.get("qkv_bias", True) or None, "use_sliding_window": data.get("use_sliding_window") or None,
+        "mlp_only_layers": data.get("mlp_only_layers") or None,
+        "norm_topk_prob": None if data.get("norm_topk_prob", False) else "false",
+        "decoder_sparse_step": None if data.get("decoder_sparse_step", 1) == 1 else data["decoder_sparse_step"],
+        "shared_expert_intermediate_size": None if shared and shared % width == 0 else shared,
+    })  # fmt: skip
+    moe = {"experts": data["num_experts"], "active": data["num_experts_per_tok"], "shared": shared // width}
+    return {"moe": moe, "intermediate_size": width}
+
+
+def _refuse(where: str, found: dict[str, Any]) -> None:
+    for key, value in found.items():
+        if value is not None:
+            raise InputError(f"{where}: {key} = {value!r} is not supported here; use a plain LLaMA folder")
 
 
 def _written_rope(config: ModelConfig, stock: bool) -> dict[str, Any]:
@@ -99,21 +149,20 @@ def from_hugging_face(data: Any, where: str) -> ModelConfig:
         raise InputError(f"{where}: must hold a JSON object, not a {type(data).__name__}")
     few_bits = data.get("weights", "dense") != "dense" or "quantization_config" in data
     own = data.get("model_type") == OWN_TYPE and few_bits
-    if data.get("model_type") != "llama" and not own:
-        raise InputError(f"{where}: model_type is {data.get('model_type')!r}; only 'llama' can be loaded")
-    refused = {
+    if data.get("model_type") not in _FAMILIES and not own:
+        raise InputError(f"{where}: model_type is {data.get('model_type')!r}; only 'llama' can be loaded, and with "
+                         "experts 'mixtral' and 'qwen2_moe'")  # fmt: skip
+    _refuse(where, {
         "attention_bias": data.get("attention_bias") or None,
         "mlp_bias": data.get("mlp_bias") or None,
         "hidden_act": data.get("hidden_act") if data.get("hidden_act", "silu") != "silu" else None,
-    }
-    for key, value in refused.items():
-        if value is not None:
-            raise InputError(f"{where}: {key} = {value!r} is not supported here; use a plain LLaMA folder")
-    foreign = {"rope", "reward"} if own else {"rope", "reward", "weights"}
+    })  # fmt: skip
+    foreign = {"rope", "reward", "moe"} if own else {"rope", "reward", "moe", "weights"}
     fields = {name: data[name] for name in ModelConfig.model_fields if name in data and name not in foreign}
+    fields |= _read_experts(data, where)
     fields.setdefault("num_key_value_heads", data["num_attention_heads"])
     fields.setdefault("tie_word_embeddings", False)
-    if _SCORES in (data.get("architectures") or ()):
+    if any(str(name).endswith(_SCORES) for name in data.get("architectures") or ()):
         labels = data.get("num_labels", len(data.get("id2label") or (0, 1)))
         if labels != 1:
             raise InputError(f"{where}: classifies into {labels} labels; only reward models with one can be loaded")

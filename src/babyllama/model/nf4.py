@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from babyllama.errors import InputError
+from babyllama.model.mlp import MoE
 from babyllama.model.surgery import dense_weight, replace_modules, unpacked_product
 
 BLOCK = 64  # weights of one scale, along the flattened matrix
@@ -110,6 +111,8 @@ def pack_base(model: nn.Module, base: Base) -> None:
         InputError: there are no plain ones.
     """
     if base != "dense":
+        if any(isinstance(module, MoE) for module in model.modules()):
+            raise InputError(f"adapter.base: {base} packs no experts, which are most of this model; leave it out")
         kind = PACKED[base]
         plain = lambda name, module: name.startswith("layers.") and isinstance(module, nn.Linear)  # noqa: E731
         packed = replace_modules(model, plain, lambda _, module: kind.from_linear(module))

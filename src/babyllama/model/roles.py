@@ -13,16 +13,19 @@ from torch import Tensor
 
 
 class Role(StrEnum):
-    """Matrix: inside a block. Vector: a norm's weights, and an adapter's or OneBit's factors of rows."""
+    """Matrix: inside a block, of experts a stack of them. Router: what weighs experts, logits as a head's. Vector: a
+    norm's weights, and an adapter's or OneBit's factors of rows."""
 
     EMBEDDING = "embedding"
     HEAD = "head"
     MATRIX = "matrix"
+    ROUTER = "router"
     VECTOR = "vector"
     ROPE = "rope"
 
 
-_PLACES = {"rope": Role.ROPE, "embed_tokens": Role.EMBEDDING, "lm_head": Role.HEAD, "value": Role.HEAD}
+_PLACES = {"rope": Role.ROPE, "embed_tokens": Role.EMBEDDING, "lm_head": Role.HEAD, "value": Role.HEAD,
+           "gate": Role.ROUTER, "shared_expert_gate": Role.ROUTER}  # fmt: skip
 
 
 def role(name: str, parameter: Tensor) -> Role:

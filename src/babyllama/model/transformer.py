@@ -1,7 +1,7 @@
 """The LLaMA-2 decoder: tokens → hidden states → logits, nothing else.
 
-RMSNorm (arXiv 1910.07467), RoPE, grouped-query attention, SwiGLU (arXiv 2002.05202), pre-norm blocks. It knows no
-loss, no adapter, no quantisation, no generation: those replace modules or call it from outside.
+RMSNorm (arXiv 1910.07467), RoPE, grouped-query attention, pre-norm blocks. It knows no loss, no adapter, no
+quantisation, no generation: those replace modules or call it from outside. Not here: what follows attention (mlp.py).
 Shapes: B batch, T query tokens, S key tokens, C hidden_size, H heads, K key-value heads, D head_dim, V vocabulary.
 """
 
@@ -13,15 +13,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear, rms_norm
 from torch.utils.checkpoint import checkpoint
 
 from babyllama.model.attention import Attend, Mask, attend_sdpa, documents
 from babyllama.model.bitnet import replace_matrices
 from babyllama.model.cache import KVCache
-from babyllama.model.config import ModelConfig, Swiglu
-from babyllama.model.fused import rotate_joined, swiglu_down
+from babyllama.model.config import ModelConfig
+from babyllama.model.fused import rotate_joined
 from babyllama.model.laws import ClexRope
+from babyllama.model.mlp import MLPS, joined
 from babyllama.model.roles import exact
 from babyllama.model.rope import DynamicNtk, Rope, rotate, spans
 
@@ -85,39 +86,6 @@ class Angles:
         self.key = self.query
         if cache is not None and not cache.rotated:
             self.key = rope(cache.key_positions(positions.device), lengths)
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) · up(x))."""
-
-    def __init__(self, mlp: Swiglu, hidden_size: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, mlp.width, bias=False)
-        self.up_proj = nn.Linear(hidden_size, mlp.width, bias=False)
-        self.down_proj = nn.Linear(mlp.width, hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = joined(x, self.gate_proj, self.up_proj, self.down_proj)
-        if weights is not None:
-            gate, up, down = weights
-            return swiglu_down(linear(x, torch.cat((gate, up))), down)
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-def joined(x: Tensor, *linears: nn.Module) -> list[Tensor] | None:
-    """The weights of linears that may be computed together: on a GPU in training, and only plain ones.
-
-    One product of joined weights reads x once instead of once each, and adds up its gradient inside one product.
-    Elsewhere joining costs more than it saves: decoding is bound by reading weights. Adapters and quantised linears go
-    their own way.
-    """
-    if not (x.is_cuda and torch.is_grad_enabled()):
-        return None
-    weights = [module.weight for module in linears if type(module) is nn.Linear and module.bias is None]
-    return weights if len(weights) == len(linears) else None
-
-
-MLPS: dict[str, type[nn.Module]] = {"swiglu": SwiGLU}  # kind of ModelConfig.mlp → (mlp, hidden_size) → module
 
 
 class Block(nn.Module):
@@ -262,5 +230,6 @@ def initialise(model: Transformer, seed: int) -> None:
             if parameter.ndim < 2:
                 parameter.fill_(1.0)
                 continue
-            std = 0.02 * (shrink if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
+            into = name.removesuffix(".weight").endswith(("o_proj", "down_proj"))  # the residual stream
+            std = 0.02 * (shrink if into else 1.0)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

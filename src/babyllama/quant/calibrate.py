@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import Batch, DataRecipe, Stream
 from babyllama.errors import InputError
+from babyllama.model.mlp import MoE
 from babyllama.model.surgery import dense_weight, replace_modules
 from babyllama.model.transformer import Block, Transformer
 from babyllama.quant.gptq import Gptq
@@ -200,7 +201,9 @@ def _check_groups(model: Transformer, size: int) -> None:
 
 
 def linears_of(block: nn.Module) -> dict[str, nn.Linear]:
-    """Name inside the block → matrix, in the order of the walk."""
+    """Name inside the block → matrix, in the order of the walk. Raises InputError for a block of experts."""
+    if isinstance(block.mlp, MoE):
+        raise InputError("model: experts cannot be put in few bits here; quantise a model without them")
     return {name: block.get_submodule(name) for stage in STAGES for name in stage}  # type: ignore[misc]
 
 

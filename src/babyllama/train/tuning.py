@@ -51,6 +51,8 @@ def put_on(model: Transformer, adapter: Adapter, seed: int) -> None:
     if not isinstance(adapter, Lora) and is_packed(model):
         raise InputError(f"adapter.kind: {adapter.kind} changes whole weights, this model's are packed in few bits; "
                          "train adapter.kind=lora over them, or give the model that they were made from")  # fmt: skip
+    if isinstance(adapter, OneBit) and model.config.moe is not None:
+        raise InputError("adapter.kind: onebit is for dense blocks, this model's have experts; use adapter.kind=full")
     if isinstance(adapter, Lora):
         pack_base(model, adapter.base)
         attach(model, adapter, seed)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from babyllama.data.streams.batches import Batch
 from babyllama.hardware import allowed_memory
+from babyllama.model.grouped import asks_no_host
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.worker import Worker
 from babyllama.train.guard import Watchman
@@ -36,9 +37,10 @@ class Captured(Worker):
     @staticmethod
     def suits(setting: Setting) -> bool:
         """Whether every step is the same work: LISA and GaLore change theirs, some RoPE laws ask the host, and so do
-        objectives that are not plain."""
+        objectives that are not plain, and experts on older GPUs or in other than bf16."""
         plain = setting.optimizer.captured and setting.lisa is None and not setting.adapter and setting.objective.plain
-        return setting.compiled and setting.device.type == "cuda" and plain and setting.model.rope.static
+        alone = setting.model.config.moe is None or asks_no_host(setting.device, setting.dtype)
+        return setting.compiled and setting.device.type == "cuda" and plain and setting.model.rope.static and alone
 
     def _forget(self) -> None:
         """Start over: a graph reads and writes the very tensors that were there when it was captured."""

@@ -20,7 +20,8 @@ class Replica(Worker):
     module: DistributedDataParallel
 
     def _prepare(self, loss: LossModule) -> nn.Module:
-        self._averaged, self._settled = self.world.size, False
+        self._averaged = self._sharers = self.world.size
+        self._settled = False
         module = super()._prepare(loss)
         if self.setting.lisa is not None:  # wrapped by each `_rewrap`, before the first step
             self._inner = module

@@ -42,8 +42,10 @@ class Worker:
         self._lent = Lent()
         self.module = self._prepare(LossModule(self.model, setting.objective))
         self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        self.optimizers = setting.optimizer.build(self.named)
+        self.optimizers = setting.optimizer.build(self.named, self._sharers)
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+
+    _sharers = 1  # ranks that hold the same parameters and gradients as this one
 
     def _prepare(self, loss: LossModule) -> nn.Module:
         """The model in its place, compiled or not, and the module around it that is called with a batch."""

@@ -13,9 +13,11 @@ from pydantic import Field
 from torch import Tensor
 
 from babyllama.data.streams.batches import Batch
+from babyllama.model.mlp import routers
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe
 from babyllama.train.losses.cross_entropy import linear_cross_entropy
+from babyllama.train.losses.router import RouterLoss
 from babyllama.train.losses.sampled import Sampled
 
 
@@ -50,15 +52,20 @@ class NextToken(Recipe):
         default=None, description="take the loss over a part of the vocabulary for most of the training, for large ones"
     )
     neftune: float = Field(default=0.0, ge=0, description="α of NEFTune's noise, 5 to 15; for chats, 0: none")
+    router: RouterLoss = Field(default=RouterLoss(), description="what keeps the experts of a model that has some busy")
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noisy(model, batch) if self.neftune and model.training else None
-        hidden = model.hidden(batch.tokens, batch.positions, batch.segments, embedded=noisy)  # (B, T, C)
+        with routers(model) as routed:
+            hidden = model.hidden(batch.tokens, batch.positions, batch.segments, embedded=noisy)  # (B, T, C)
         weight, targets = model.lm_head.weight, batch.targets
         if "candidates" in batch.extras:
             weight, targets = weight.index_select(0, batch.extras["candidates"]), batch.extras["places"]
         loss = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), fp8=self.fp8_head)
-        return loss, {}
+        if model.config.moe is None:
+            return loss, {}
+        more, measured = self.router(routed, model.config.moe.active, batch.targets)
+        return loss + more, {"cross_entropy": loss.detach(), **measured}
 
     def weight(self, batch: Batch) -> float:
         """Its targets."""

@@ -23,23 +23,27 @@ EPS = 1e-10  # beside the root of a row's power, which is about 1 / √columns
 class StackedMuon(torch.optim.Optimizer):
     """Momentum with Nesterov's look-ahead, orthogonalised; rate lr · √max(1, rows / columns); decoupled decay.
 
+    A parameter (A, B) is a matrix, one (E, A, B) a stack of them. Of a sharded one (a DTensor, split along its first
+    dimension) a rank holds some rows of the matrix, or some matrices of the stack.
+
     Args:
         beta2: of the running mean of each row's squares, which evens out the rows' steps; the step of the whole matrix
             keeps its length. None: plain Muon.
         dtype: of the products that orthogonalise.
+        ranks: processes of the default group that hold these same parameters and gradients, and share the work out.
 
     Raises:
         ValueError: a parameter that is no matrix.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float,
-                 beta2: float | None = None, dtype: torch.dtype = torch.bfloat16) -> None:  # fmt: skip
+                 beta2: float | None = None, dtype: torch.dtype = torch.bfloat16, ranks: int = 1) -> None:  # fmt: skip
         params = list(params)
         for parameter in params:
-            if parameter.ndim != 2:
+            if parameter.ndim not in (2, 3):
                 raise ValueError(f"Muon takes matrices only, got shape {list(parameter.shape)}")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "beta2": beta2})
-        self._dtype = dtype
+        self._dtype, self._ranks = dtype, ranks
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -54,11 +58,11 @@ class StackedMuon(torch.optim.Optimizer):
         buffers = self._moments(same, "momentum_buffer", torch.zeros_like)
         before = torch.stack(buffers)
         after = before.lerp(grads, 1 - momentum)
-        updates = _orthogonal(grads.lerp(after, momentum), same[0], self._dtype).to(grads.dtype)
+        updates = self._orthogonal(grads.lerp(after, momentum), same[0]).to(grads.dtype)
         moments = [(buffers, before, after)]
         if beta2 is not None:
-            powers = self._moments(same, "row_power", lambda p: torch.zeros_like(p[:, :1]))
-            power, earlier = updates.square().mean(2, keepdim=True), torch.stack(powers)
+            powers = self._moments(same, "row_power", lambda p: torch.zeros_like(p[..., :1]))
+            power, earlier = updates.square().mean(-1, keepdim=True), torch.stack(powers)
             running = earlier.lerp(power, 1 - beta2)
             updates = updates * _evening(power, running, same[0])
             moments.append((powers, earlier, running))
@@ -70,7 +74,7 @@ class StackedMuon(torch.optim.Optimizer):
             updates, decay = torch.where(taken, updates, 0), torch.where(taken, decay, 1.0)
         for held, _, new in moments:
             torch._foreach_copy_(held, list(new.unbind()))
-        rows, columns = same[0].shape
+        rows, columns = same[0].shape[-2:]
         same = [_here(p) for p in same]
         if group["weight_decay"]:
             torch._foreach_mul_(same, decay)
@@ -78,6 +82,22 @@ class StackedMuon(torch.optim.Optimizer):
         if isinstance(rate, Tensor):  # on the device, where a CUDA graph reads it
             updates, rate = updates * rate, 1.0
         torch._foreach_add_(same, list(updates.unbind()), alpha=-rate)
+
+    def _orthogonal(self, held: Tensor, like: Tensor) -> Tensor:
+        """`orthogonalise` of what this rank holds, (N, …, rows, B), of matrices like the parameter `like`; in bf16."""
+        flat = held.flatten(0, -3)
+        if _by_rows(like):
+            from babyllama.train.optimizers.rows import on_whole
+
+            return on_whole(flat.bfloat16(), like, self._work)
+        if self._ranks > 1 and not hasattr(like, "_local_tensor"):
+            from babyllama.train.optimizers.rows import shared_out
+
+            return shared_out(flat.bfloat16(), self._work).view_as(held)
+        return self._work(flat).view_as(held)
+
+    def _work(self, matrices: Tensor) -> Tensor:
+        return orthogonalise(matrices, self._dtype)
 
     def _moments(self, same: list[Tensor], name: str, begin: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """This rank's rows of a moment of each parameter; where there is none yet, what `begin` makes of it."""
@@ -91,12 +111,12 @@ def _evening(power: Tensor, running: Tensor, like: Tensor) -> Tensor:
     """What each row's step is multiplied by: 1 / √running, then all rows of a matrix alike, so that its norm stays.
 
     Args:
-        power, running: (N, rows of this rank, 1), the rows' mean squares now and over time.
+        power, running: (N, …, rows of this rank, 1), the rows' mean squares now and over time.
         like: a parameter, sharded or not as the rows are.
     """
     factor = 1 / (running.sqrt() + EPS)
-    both = torch.stack([power, power * factor.square()]).sum(2, keepdim=True)
-    if hasattr(like, "_local_tensor"):
+    both = torch.stack([power, power * factor.square()]).sum(-2, keepdim=True)
+    if _by_rows(like):
         from babyllama.train.optimizers.rows import sum_over
 
         both = sum_over(both, like)
@@ -108,14 +128,9 @@ def _here(tensor: Tensor) -> Tensor:
     return getattr(tensor, "_local_tensor", tensor)
 
 
-def _orthogonal(rows: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """`orthogonalise` of matrices of which this rank holds some rows, as it does of the parameter `like`."""
-    if not hasattr(like, "_local_tensor"):
-        return orthogonalise(rows, dtype)
-    from babyllama.train.optimizers.rows import gather_rows
-
-    whole, start = gather_rows(rows.bfloat16(), like)
-    return orthogonalise(whole, dtype)[:, start : start + rows.shape[1]]
+def _by_rows(parameter: Tensor) -> bool:
+    """Whether this rank holds some rows of a matrix, and others the rest."""
+    return hasattr(parameter, "_local_tensor") and parameter.ndim == 2
 
 
 def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:

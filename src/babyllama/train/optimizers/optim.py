@@ -96,7 +96,12 @@ class _Optimizer(Recipe):
 
     captured: ClassVar[bool] = True  # every step is the same work, so that a CUDA graph can hold it
     by_rows: ClassVar[bool] = True  # a matrix may lie on several ranks, each with some of its rows
+    stacks: ClassVar[bool] = True  # a parameter may be many matrices, as experts' are
     by_numbers: ClassVar[bool] = False  # any cut of any parameter will do: ZeRO's flat parts, an adapter's factors
+
+    def build(self, named: Iterable[tuple[str, nn.Parameter]], ranks: int = 1) -> list[torch.optim.Optimizer]:
+        """Those that step these parameters. `ranks`: processes that hold the same ones, and may share the work out."""
+        raise NotImplementedError
 
     @property
     def adam(self) -> AdamPart:
@@ -147,7 +152,7 @@ class AdamW(_Optimizer):
     def beside_factors(self) -> float | None:
         return self.whole_lr
 
-    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
+    def build(self, named: Iterable[tuple[str, nn.Parameter]], ranks: int = 1) -> list[torch.optim.Optimizer]:
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in named:
             groups.setdefault((is_whole(name), parameter.ndim >= 2), []).append(parameter)
@@ -181,12 +186,12 @@ class Muon(_Optimizer):
     )
     adam_eps: float = Field(default=1e-8, gt=0, description="eps of that AdamW")
 
-    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
+    def build(self, named: Iterable[tuple[str, nn.Parameter]], ranks: int = 1) -> list[torch.optim.Optimizer]:
         matrices, others = _inside_and_out(named)
         device = matrices[0].device if matrices else torch.device("cpu")
         dtype = torch.float32 if self.settled(device).rounding == "fp32" else torch.bfloat16
         muon = StackedMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
-                           beta2=self.beta2, dtype=dtype)  # fmt: skip
+                           beta2=self.beta2, dtype=dtype, ranks=ranks)  # fmt: skip
         return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
 
     @property
@@ -216,6 +221,7 @@ class GaLore(_Optimizer):
 
     captured: ClassVar[bool] = False  # every `refresh` steps it looks for its directions
     by_rows: ClassVar[bool] = False
+    stacks: ClassVar[bool] = False
     kind: Literal["galore"] = "galore"
     lr: float = Field(default=1e-3, gt=0, description="the learning rate at its highest")
     rank: int = Field(default=128, ge=1, description="matrices no wider than this get plain AdamW at lr × scale")
@@ -231,7 +237,7 @@ class GaLore(_Optimizer):
     def adam(self) -> AdamPart:
         return AdamPart(self.lr, self.eps)
 
-    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[torch.optim.Optimizer]:
+    def build(self, named: Iterable[tuple[str, nn.Parameter]], ranks: int = 1) -> list[torch.optim.Optimizer]:
         matrices, others = _inside_and_out(named)
         galore = GaloreAdamW(matrices, self.lr, self.betas, self.eps, self.weight_decay, self.rank, self.refresh,
                              self.scale)  # fmt: skip

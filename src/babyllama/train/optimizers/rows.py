@@ -1,35 +1,61 @@
-"""Matrices of which every rank holds some rows (DTensors): what an optimiser needs of the other ranks' rows.
+"""Matrices that many processes hold, the same ones or some rows each: whoever works on whole ones works on its share.
 
-Not here: sharding itself (engines/fsdp.py).
+Not here: sharding itself (engines/fsdp.py), what is done with a matrix (muon.py).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+Work = Callable[[Tensor], Tensor]  # (n, A, B) → (n, A, B), each matrix by itself
 
-def gather_rows(rows: Tensor, like: Tensor) -> tuple[Tensor, int]:
-    """Matrices of which every rank holds some rows, whole on every rank.
+
+def shared_out(matrices: Tensor, work: Work) -> Tensor:
+    """`work` of matrices (N, A, B) that every rank of the default group holds: each does its part and tells the others.
+
+    All ranks end with the very same bits.
+    """
+    size, rank, count = dist.get_world_size(), dist.get_rank(), len(matrices)
+    each = -(-count // size)
+    mine = matrices[rank * each : (rank + 1) * each]
+    done = mine.new_zeros(each, *mine.shape[1:])
+    if len(mine):
+        done[: len(mine)] = work(mine)
+    found = done.new_empty(size * each, *done.shape[1:])
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its new name, its old one
+    all_gather(found, done)
+    return found[:count]
+
+
+def on_whole(rows: Tensor, like: Tensor, work: Work) -> Tensor:
+    """`work` of matrices of which every rank holds some rows: they travel to whose share they are, and back.
 
     Args:
         rows: (N, rows of this rank, B).
         like: a DTensor (A, B), split as they are.
 
     Returns:
-        (N, A, B), and which row is this rank's first.
+        (N, rows of this rank, B).
     """
     assert isinstance(like, DTensor)
     group = like.device_mesh.get_group()
-    size, rank = dist.get_world_size(group), dist.get_rank(group)
-    each = -(-like.shape[0] // size)  # torch.chunk's split: the last ranks may have fewer rows, or none
-    padded = rows.new_zeros(rows.shape[0], each, rows.shape[2])
-    padded[:, : rows.shape[1]] = rows
-    found = rows.new_empty(size * rows.shape[0], *padded.shape[1:])
-    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its new name, its old one
-    all_gather(found, padded, group=group)
-    return found.unflatten(0, (size, -1)).transpose(0, 1).flatten(1, 2)[:, : like.shape[0]], rank * each
+    size, (count, held, columns) = dist.get_world_size(group), rows.shape
+    high, each = -(-like.shape[0] // size), -(-count // size)  # torch.chunk's split: the last may have fewer, or none
+    sent = rows.new_zeros(size * each, high, columns)
+    sent[:count, :held] = rows
+    parts = sent.new_empty(size, each, high, columns)  # of this rank's matrices, from each rank its rows
+    dist.all_to_all_single(parts, sent, group=group)
+    mine = parts.transpose(0, 1).flatten(1, 2)[:, : like.shape[0]]
+    done = mine.new_zeros(each, size * high, columns)
+    done[:, : like.shape[0]] = work(mine)
+    parts = done.unflatten(1, (size, high)).transpose(0, 1).contiguous()
+    found = sent.new_empty(size * each, high, columns)
+    dist.all_to_all_single(found, parts, group=group)
+    return found[:count, :held]
 
 
 def sum_over(mine: Tensor, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -86,7 +87,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 def replace_file(path: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write a whole file under a temporary name, fsync it, rename it. Raises as `write_atomic`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")  # others may write it now
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

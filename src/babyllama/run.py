@@ -54,6 +54,11 @@ def _of_create(path: Path) -> bool:
     return path.name in _FIRST or path.suffix == ".partial"
 
 
+def _holds_more(path: Path) -> bool:
+    """Whether something is there that `Run.create` does not write before run.json."""
+    return path.exists() and not (path.is_dir() and all(_of_create(p) for p in path.iterdir()))
+
+
 class Run:
     """One run directory. `create` and `open` are the ways to get one."""
 
@@ -63,12 +68,13 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, verb: str, recipe: Recipe, parent: Path | None = None,
-               inputs: Mapping[str, str] | None = None) -> Run:  # fmt: skip
+               inputs: Mapping[str, str] | None = None, shared: bool = False) -> Run:  # fmt: skip
         """Make the directory, or continue it when it holds the same verb and a recipe of the same identity.
 
         Args:
             inputs: key → what its value stands for: the hash of what lies at a path, what ``auto`` became. These are
                 compared in place of the values, so that a path may change, but not what is found there.
+            shared: other processes may write it at the same time, if they say so, too.
 
         Raises:
             InputError: the directory holds something else, another recipe (the keys that differ are named), or is
@@ -78,9 +84,9 @@ class Run:
         text = dump_recipe(recipe)
         if (path / "run.json").exists():
             run._check_same(verb, recipe, inputs or {})
-        elif path.exists() and not (path.is_dir() and all(_of_create(p) for p in path.iterdir())):
+        elif _holds_more(path) and not (path / "run.json").exists():  # another process may have made it just now
             raise InputError(f"{path}: exists and is not a run; choose another out=… or move it away")
-        run.lock()
+        run.lock(shared)
         if not (path / "run.json").exists():
             write_atomic(path / "recipe.yaml", text)
             write_json(path / "env.json", environment())
@@ -154,13 +160,13 @@ class Run:
         self.drop_states(after=step)
         self._write_info({**self.info, "status": "started", "summary": {}})
 
-    def lock(self) -> None:
-        """Hold the directory until this process ends, so that two commands cannot write one run."""
+    def lock(self, shared: bool = False) -> None:
+        """Hold the directory until this process ends: no other command can write the run, unless both share it."""
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _claim(handle)
+            _claim(handle, shared)
         except OSError:
             os.close(handle)
             raise InputError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
@@ -255,8 +261,11 @@ class Run:
                 shutil.rmtree(folder)
 
 
-def _claim(handle: int) -> None:
-    """Lock an open file for this process alone, until it is closed. Raises OSError when another has it."""
+def _claim(handle: int, shared: bool) -> None:
+    """Lock an open file for this process alone, or for all that share it, until it is closed. Raises OSError when
+    another has it."""
+    if sys.platform == "win32" and shared:
+        return  # its locks cannot be shared
     if sys.platform == "win32":
         import msvcrt
 
@@ -264,7 +273,7 @@ def _claim(handle: int) -> None:
     else:
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 def damage(folder: Path) -> str | None:

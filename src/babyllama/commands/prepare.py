@@ -21,7 +21,7 @@ from babyllama.data.shards.distinct import Read, encode_distinct, remove_marks
 from babyllama.data.shards.encode import Done, Plan, encode_corpora, write_manifest
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.shards.summary import summary
-from babyllama.data.shards.workers import cores
+from babyllama.data.shards.workers import Part, cores
 from babyllama.data.sources.corpora import CorpusChoice, Source
 from babyllama.recipe import Changeable, Recipe, dump_recipe
 from babyllama.run import Run
@@ -60,6 +60,8 @@ class PrepareRecipe(Recipe):
     template: str | None = Field(None, description="chat template; default: the tokenizer's own")
     on_bad: Literal["stop", "skip"] = Field("stop", description="what to do about a record that cannot be read")
     workers: int | None = Field(None, ge=1, description="processes; default: one for each core")
+    part: str | None = Field(None, description="of several machines with one folder each does its share, the third of "
+                             "eight: 3/8; without part the shares are joined", examples=["part=3/8"])  # fmt: skip
 
     @field_validator("clean", mode="before")
     @classmethod
@@ -76,6 +78,8 @@ class PrepareRecipe(Recipe):
 
     @model_validator(mode="after")
     def _check(self) -> PrepareRecipe:
+        if self.part is not None:
+            Part.named(self.part)
         labels = [choice.stored_as for choice in self.corpora]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
@@ -86,7 +90,7 @@ class PrepareRecipe(Recipe):
 def main(recipe: PrepareRecipe) -> None:
     """Prepare, or go on preparing, the folder at ``recipe.out``."""
     console = Console(highlight=False)
-    kept = recipe.model_copy(update={"workers": None})  # decides nothing, so another number may continue
+    kept = recipe.model_copy(update={"workers": None, "part": None})  # they decide nothing, so others may continue
     if (recipe.out / "run.json").is_file() and Run.open(recipe.out).finished:  # it needs its sources no more
         Run.create(recipe.out, "prepare", kept).unlock()
         console.print(f"{recipe.out} is finished; remove it or choose another out=…", markup=False, soft_wrap=True)
@@ -97,12 +101,13 @@ def main(recipe: PrepareRecipe) -> None:
     for filter in recipe.clean:
         filter.check()
     sources = [choice.open(recipe.on_bad) for choice in recipe.corpora]
-    run = _run(kept)
+    run = _run(kept, shared=recipe.part is not None)
     try:
         _prepare(recipe, run, tokenizer, sources, console)
     finally:
         run.unlock()
-    console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
+    if recipe.part is None:
+        console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
 
 
 def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: list[Source], console: Console) -> None:
@@ -115,9 +120,13 @@ def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: lis
             f"note: encoding is five to thirty times slower, to the same ids: {why}", markup=False, soft_wrap=True
         )
     started = time.perf_counter()
-    encode = encode_distinct if recipe.dedup else encode_corpora
-    results = _watched(encode(sources, run.path, plan, recipe.workers or cores()), sources, bool(recipe.dedup), console)
-    done = [result for result in results if isinstance(result, Done)]
+    encode, part = encode_distinct if recipe.dedup else encode_corpora, Part.named(recipe.part) if recipe.part else None
+    found = encode(sources, run.path, plan, recipe.workers or cores(), part)
+    watched = _watched(found, sources, bool(recipe.dedup), console)
+    done = [result for result in watched if isinstance(result, Done)]
+    if part:
+        console.print(_of_part(recipe, part, bool(done)), markup=False, soft_wrap=True)
+        return
     manifest = write_manifest(run.path, sources, done, plan)
     seconds = time.perf_counter() - started
     splits = [split for corpus in manifest["corpora"].values() for split in corpus["splits"].values()]
@@ -132,13 +141,22 @@ def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: lis
     run.finish(seconds=round(seconds, 1), **totals)
 
 
-def _run(recipe: PrepareRecipe) -> Run:
+def _of_part(recipe: PrepareRecipe, part: Part, written: bool) -> str:
+    """What a part says at its end."""
+    others = f"{amount(part.missing, 'piece')} of other parts {'is' if part.missing == 1 else 'are'} not there yet"
+    if part.missing and recipe.dedup and not written:
+        return f"part {recipe.part} is read and cleaned; {others}: when they are, run it again"
+    left = f"{others}: when they are, run" if part.missing else "all parts are; run"
+    return f"part {recipe.part} is written; {left} the same without part, which joins them"
+
+
+def _run(recipe: PrepareRecipe, shared: bool) -> Run:
     """The new or continued run. One that a bad record stopped may go on with ``on_bad: skip``."""
     if (recipe.out / "run.json").is_file() and not Run.open(recipe.out).finished:
         stopped = dump_recipe(recipe.model_copy(update={"on_bad": "stop"}))
         if (recipe.out / "recipe.yaml").read_text("utf-8") == stopped:
             write_atomic(recipe.out / "recipe.yaml", dump_recipe(recipe))
-    return Run.create(recipe.out, "prepare", recipe)
+    return Run.create(recipe.out, "prepare", recipe, shared=shared)
 
 
 def _watched(results: Iterator[T], sources: list[Source], twice: bool, console: Console) -> Iterator[T]:

@@ -39,7 +39,7 @@ from babyllama.data.clean.duplicates import (
 )
 from babyllama.data.clean.ledger import Entry, excerpt
 from babyllama.data.shards.encode import Done, Job, Plan, jobs_of, write_shards
-from babyllama.data.shards.workers import spread
+from babyllama.data.shards.workers import Part, spread
 from babyllama.data.sources.corpora import Source
 from babyllama.data.sources.documents import Document, Text
 from babyllama.data.sources.records import parse
@@ -85,12 +85,19 @@ class Rest:
         return xxhash.xxh3_128_hexdigest(json.dumps([self.read.key, self.first, self.lines]).encode() + self.fate)
 
 
-def encode_distinct(sources: Iterable[Source], folder: Path, plan: Plan, workers: int) -> Iterator[Read | Done]:
-    """Every blob twice: as it is read, then as it is written. Raises InputError as `encode_corpora`."""
-    reads = []
-    for read in _spread(read_blob, jobs_of(sources, folder, plan), _known, workers):
+def encode_distinct(
+    sources: Iterable[Source], folder: Path, plan: Plan, workers: int, part: Part | None = None
+) -> Iterator[Read | Done]:
+    """Every blob twice: as it is read, then as it is written. A part ends in between where others have not read theirs.
+
+    Raises InputError as `encode_corpora`.
+    """
+    reads, jobs = [], jobs_of(sources, folder, plan)
+    for read in _spread(read_blob, part.share(jobs, _known) if part else jobs, _known, workers):
         reads.append(read)
         yield read
+    if part and part.missing:
+        return
     documents = Marked([_path(folder, read.label, read.index) for read in reads])
     decision = decide(documents, plan.dedup, lambda line: restored(line).text)
     lines = next((choice for choice in plan.dedup if isinstance(choice, Lines)), None)
@@ -104,7 +111,7 @@ def encode_distinct(sources: Iterable[Source], folder: Path, plan: Plan, workers
         Rest(plan, folder, read, start, decision.fate[start : start + read.documents].tobytes(), digest)
         for read, start in zip(reads, starts, strict=False)
     )
-    yield from _spread(write_blob, rest, _written, workers)
+    yield from _spread(write_blob, part.share(rest, _written) if part else rest, _written, workers)
 
 
 def remove_marks(folder: Path) -> None:
@@ -207,7 +214,7 @@ def _staying(rest: Rest, entries: dict[str, Entry]) -> Iterator[Document]:
             if fate != KEPT:
                 continue
             if common and isinstance(document, Text):
-                document = replace(document, text=_without(text, common, number))
+                document = replace(document, text=without(text, common, number))
             if "lines" in entries:
                 left = document.text if document.size else None
                 entries["lines"].saw(text, text if left == text else left, "" if left else "nothing left")
@@ -222,7 +229,8 @@ def _common(path: Path, digest: str) -> dict[int, int]:
     return dict(zip(found["hash"].tolist(), found["document"].tolist(), strict=True))
 
 
-def _without(text: str, common: dict[int, int], number: int) -> str:
+def without(text: str, common: dict[int, int], number: int) -> str:
+    """Document `number` without the lines that another document has first."""
     lines = text.split("\n")
     left = [line for line in lines if common.get(line_hash(line.strip()), number) == number]
     return text if len(left) == len(lines) else "\n".join(left)

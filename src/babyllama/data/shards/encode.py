@@ -28,7 +28,7 @@ from babyllama.data.clean.filters import Filter
 from babyllama.data.clean.ledger import added
 from babyllama.data.clean.near import Near
 from babyllama.data.shards.shards import SPLITS, VERSION, shard_digest, token_dtype
-from babyllama.data.shards.workers import spread
+from babyllama.data.shards.workers import Part, spread
 from babyllama.data.sources.corpora import Source
 from babyllama.data.sources.documents import Document, Rendered, Stored, held_out, render_all, stored
 from babyllama.data.sources.readers import Blob
@@ -106,13 +106,16 @@ class Done:
         return sum(split["documents"] for split in self.splits.values())
 
 
-def encode_corpora(sources: Iterable[Source], folder: Path, plan: Plan, workers: int) -> Iterator[Done]:
-    """Every blob of every source, in order.
+def encode_corpora(
+    sources: Iterable[Source], folder: Path, plan: Plan, workers: int, part: Part | None = None
+) -> Iterator[Done]:
+    """Every blob of every source, in order; of a part its own and what is there already.
 
     Raises:
         InputError: a bad record (file:line), a full disk, a worker that was killed.
     """
     jobs = jobs_of(sources, folder, plan)
+    jobs = part.share(jobs, _finished) if part else jobs
     first = list(islice(jobs, 2))
     if workers == 1 or len(first) < 2:
         for job in chain(first, jobs):

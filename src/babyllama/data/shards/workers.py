@@ -1,4 +1,5 @@
-"""Spread jobs over processes, results in order: a few lines instead of a process pool, for what pools do badly.
+"""Spread jobs over machines and processes, results in order: a few lines instead of a process pool, for what pools do
+badly.
 
 One job a worker is under way and nothing is queued, so memory stays flat with jobs of any size. Ctrl-C, also twice,
 ends the workers at once. A killed main process closes its pipes, which ends them too. Not here: what the jobs do.
@@ -8,10 +9,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
@@ -50,6 +53,35 @@ def spread(work: Callable[[J], R], jobs: Iterable[J], known: Callable[[J], R | N
             while given in ready:
                 yield _result(ready.pop(given))
                 given += 1
+
+
+@dataclass
+class Part:
+    """One of `of` shares of the jobs, each for a machine of its own. What other machines have done counts as done.
+
+    `missing` is how many jobs of the last `share` are neither this machine's nor done.
+    """
+
+    number: int
+    of: int
+    missing: int = 0
+
+    @classmethod
+    def named(cls, name: str) -> Part:
+        """Of ``3/8``. Raises ValueError."""
+        found = re.fullmatch(r"(\d+)/(\d+)", name)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(f"part {name!r} must be one of several, such as 3/8")
+        return cls(int(found[1]), int(found[2]))
+
+    def share(self, jobs: Iterable[J], known: Callable[[J], object]) -> Iterator[J]:
+        """The jobs that are this machine's or done, in order."""
+        self.missing = 0
+        for number, job in enumerate(jobs):
+            if number % self.of == self.number - 1 or known(job) is not None:
+                yield job
+            else:
+                self.missing += 1
 
 
 def cores() -> int:

@@ -40,8 +40,13 @@ class Unwritten(Record):
 
 def tokenizer() -> Any:
     """What rollouts ask of one; token 0 ends answers."""
-    return SimpleNamespace(vocab_size=VOCAB, stop_ids=frozenset({0}), eos_id=0,
-                           decode=lambda tokens: "".join(LETTERS[token] for token in tokens if token))  # fmt: skip
+
+    def decode(tokens: list[int], skip_special: bool = True) -> str:
+        return "".join(LETTERS[token] if token else "" if skip_special else "·" for token in tokens)
+
+    stream = SimpleNamespace(push=lambda token: decode([token]), flush=lambda: "")
+    return SimpleNamespace(vocab_size=VOCAB, stop_ids=frozenset({0}), eos_id=0, special_ids=frozenset({0}),
+                           decode=decode, stream=lambda: stream)  # fmt: skip
 
 
 def prompts() -> Any:

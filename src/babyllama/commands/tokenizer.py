@@ -105,7 +105,7 @@ def _make(source: TrainSource | ChatGlm2Source | FolderSource, sample: list[str]
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} characters read"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("read", total=None)
-        texts = _sampled(read_texts(source.corpora), sample)
+        texts = _sampled(read_texts(source.corpora, tools=True), sample)
         return train_bpe(
             texts, source.vocab_size, source.min_frequency, source.max_alphabet, source.digits,
             lambda count: bar.advance(task, count),

@@ -123,6 +123,11 @@ def _runs(app: FastAPI, runs: Runs | None) -> None:
         """What it logged after the cursor of the last answer."""
         return _json(await asyncio.to_thread(known().metrics, id, cursor))
 
+    @app.get("/api/rollouts", tags=["web app"])
+    async def rollouts(id: str, step: int | None = None, at: int | None = None) -> Response:
+        """Answers that it drew for a step and learned from, a page at a time."""
+        return _json(await asyncio.to_thread(known().rollouts, id, step, at))
+
 
 def _looks(app: FastAPI, link: Link) -> None:
     @app.get("/api/source", tags=["web app"])

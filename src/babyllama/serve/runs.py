@@ -18,6 +18,8 @@ from typing import Any
 from babyllama.errors import InputError
 from babyllama.plain_yaml import parse_yaml
 from babyllama.serve.faults import Refused
+from babyllama.serve.rollouts import NAME as ROLLOUTS
+from babyllama.serve.rollouts import page
 from babyllama.train.sinks import numbers
 
 DEPTH = 4  # folders below the root in which runs are looked for
@@ -71,6 +73,10 @@ class Runs:
                 "guard": sum(line.get("kind") == "guard" for line in lines), "cursor": at, "reset": reset,
                 "more": more}  # fmt: skip
 
+    def rollouts(self, id: str, step: int | None = None, at: int | None = None) -> Json:
+        """A page of the answers that it learned from; as `rollouts.page`. Raises Refused (404)."""
+        return page(self._folder(id) / ROLLOUTS, step, at)
+
     # ── one run ────────────────────────────────────────────────────────────────────────────────────────────────
     def _folder(self, id: str) -> Path:
         root = folder = self.root.resolve()
@@ -108,6 +114,7 @@ class Runs:
         plan, sources = recipe.get("plan"), self._sources(folder, recipe)
         return {"id": self._id(folder), "verb": info.get("verb"), "status": status, "created": info.get("created"),
                 "changed": written, "figures": _figures(info.get("summary")), "logged": log.is_file(),
+                "drew": (folder / ROLLOUTS).is_file(),
                 "steps": plan.get("steps") if isinstance(plan, dict) else None,
                 "from": {**({"parent": link} if (link := self._link(parent)) else {}), **sources}}  # fmt: skip
 

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 from pydantic import Field, model_validator
 
-from babyllama.data.sources.documents import Document, Kind
+from babyllama.data.sources.documents import Document, Kind, Text
 from babyllama.data.sources.hub import SCHEME, Fetched, HubFile, expand, fetch
 from babyllama.data.sources.known import CORPORA, Corpus
 from babyllama.data.sources.readers import Blob, Format, find_files, pack_records, passed_over, read_blobs
@@ -158,8 +158,11 @@ def read_documents(choice: CorpusChoice, on_bad: OnBad = "stop") -> Iterator[Doc
         yield from parse(blob, source.shape).documents
 
 
-def read_texts(choices: Iterable[CorpusChoice], on_bad: OnBad = "stop") -> Iterator[str]:
+def read_texts(choices: Iterable[CorpusChoice], on_bad: OnBad = "stop", tools: bool = False) -> Iterator[str]:
     """The plain text of every document; a chat's is its messages joined by line breaks.
+
+    Args:
+        tools: before a chat's also the tools that it lists, as JSON, which its template writes too.
 
     Raises:
         InputError: as `read_documents`; or a corpus without a single document.
@@ -168,6 +171,8 @@ def read_texts(choices: Iterable[CorpusChoice], on_bad: OnBad = "stop") -> Itera
         empty = True
         for document in read_documents(choice, on_bad):
             empty = False
+            if tools and not isinstance(document, Text):
+                yield from (json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in document.tools)
             yield document.text
         if empty:
             raise InputError(f"corpus {choice.stored_as}: no document in {choice.path or choice.name}")

@@ -4,6 +4,7 @@ import { get } from "./api.js";
 import { chart, COLOURS } from "./chart.js";
 import { field, h, replace } from "./dom.js";
 import { figure, t } from "./i18n.js";
+import { rollouts } from "./rollouts.js";
 
 const EVERY = 2000; // milliseconds between two looks at a training
 
@@ -27,7 +28,7 @@ export async function show(main, about, path) {
       return null;
     });
     if (left) return;
-    const state = found && JSON.stringify(found.runs.filter((run) => !id || run.id === id).map((run) => [run.id, run.status, run.logged]));
+    const state = found && JSON.stringify(found.runs.filter((run) => !id || run.id === id).map((run) => [run.id, run.status, run.logged, run.drew]));
     if (found && state !== shown) {
       await draw(found.runs);
       shown = state;
@@ -186,6 +187,7 @@ async function one(main, id, runs, kept) {
   await log.look();
   const box = h("div", {}), samples = h("div", {}), progress = h("span", { class: "muted" });
   const controls = curveControls(() => Object.keys(log.curves).sort(), draw, kept);
+  const drawn = run.drew ? await rollouts(id, kept) : null;
 
   function draw() {
     controls.offer();
@@ -202,10 +204,13 @@ async function one(main, id, runs, kept) {
   replace(main, h("p", {}, h("a", { href: "#/runs" }, `‹ ${t("allRuns")}`)), h("h1", {}, id),
     h("p", { class: "row" }, h("span", { class: "chip" }, run.verb), chip(run), progress, h("span", { class: "muted" }, run.created ?? ""),
       run.status === "running" && h("span", { class: "muted" }, t("live"))),
-    Object.keys(log.curves).length + (run.status === "running") > 0 && h("section", { class: "card" }, controls.element, box), samples, lineage(run, runs),
+    Object.keys(log.curves).length + (run.status === "running") > 0 && h("section", { class: "card" }, controls.element, box), drawn?.element, samples, lineage(run, runs),
     filled(run.summary) && section(t("figures"), facts(run.summary)), filled(run.evals) && section(t("evaluations"), facts(run.evals)),
     filled(run.reports) && section(t("reports"), facts(run.reports)), folded(t("recipe"), run.recipe),
     folded(t("config"), filled(run.config) && JSON.stringify(run.config, null, 2)), folded(t("environment"), filled(run.env) && JSON.stringify(run.env, null, 2)));
   draw();
-  return follow(() => [log], () => run.status === "running", draw);
+  return follow(() => [log], () => run.status === "running", () => {
+    draw();
+    drawn?.look();
+  });
 }

@@ -53,6 +53,13 @@ export const WORDS = {
   evaluations: ["Evaluations", "评测"], figures: ["Figures", "数字"], reports: ["Reports", "报告"], asTable: ["As a table", "表格"],
   from: ["from", "来自"], to: ["leads to", "去往"], live: ["follows the training", "随训练更新"], prompt: ["Prompt", "提示"], config: ["Model", "模型结构"],
   steps: ["steps {at} of {all}", "第 {at} 步，共 {all} 步"], allRuns: ["All runs", "全部训练"],
+  // rollouts
+  rollouts: ["Rollouts", "采样的回答"], earlier: ["Earlier", "更早"], later: ["Later", "更晚"], newest: ["Newest", "最新"], atStep: ["At step", "所在步"],
+  rolloutsWhy: ["The answers that the model drew and learned from. Those to one prompt are compared with each other: what is worth more than its group gets a positive advantage and becomes likelier.",
+    "模型自己采样、并从中学习的回答。同一提示的回答互相比较：比组内其他回答更好的，优势为正，会变得更可能。"],
+  colourBy: ["Colour by", "着色"], logprobs: ["log-probability", "对数概率"], reward: ["reward", "奖励"], advantage: ["advantage", "优势"], reference: ["Reference", "参考答案"],
+  calls: ["{answered} of {calls} calls answered", "{calls} 次调用中 {answered} 次得到回答"], logprob: ["log p {n}", "log p {n}"], byTool: ["written by a tool", "工具所写"], more: ["More", "更多"],
+  noLogprobs: ["This rollout's log-probabilities were not kept; rollouts.check_every=1 keeps all.", "这一批没有保存对数概率；rollouts.check_every=1 会全部保存。"],
   // inside
   text: ["Text", "文本"], look: ["Look", "查看"], code: ["The code: {place}", "代码：{place}"], asChat: ["As a question in a chat", "作为对话中的问题"],
   v_text: ["Tokens and surprise", "token 与意外程度"], v_attention: ["Attention", "注意力"], v_lens: ["Logit lens", "逐层预测"], v_sampling: ["Sampling", "采样"],

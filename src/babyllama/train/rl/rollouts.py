@@ -7,7 +7,6 @@ Not here: which answers are drawn (groups.py), what is learned from them (losses
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from babyllama.train.engines.worker import Worker
 from babyllama.train.losses.logprobs import token_logprobs
 from babyllama.train.losses.policy import Method, Ppo, gae
 from babyllama.train.rl.groups import Group, Groups
-from babyllama.train.rl.record import Record
+from babyllama.train.rl.record import Record, lines_of
 
 SALT, WIDTH = -5, 8  # of the order in a rollout; rows are filled up to a multiple of so many tokens
 
@@ -110,10 +109,7 @@ class RolloutRows:
             self.seconds = time.perf_counter() - began
         if not checked and self.rollout is not None:
             figures["engine_gap"] = self.rollout.figures["engine_gap"]
-        whole = tensors["advantages"] if tensors["advantages"].ndim == 1 else tensors["advantages"].sum(1)
-        lines = [line for group, by in zip(groups, whole.view(len(groups), -1).tolist(), strict=True)
-                 for line in self._lines(number, step, group, by)]  # fmt: skip
-        self.record.add(lines, worker.world.first)
+        self._recorded(number, step, groups, tensors, worker.world.first)
         return Rollout(number, tensors, figures)
 
     def _tensors(self, groups: list[Group]) -> dict[str, Tensor]:
@@ -180,16 +176,21 @@ class RolloutRows:
             gap = max(gap, (own - torch.tensor(answer.logprobs)).abs().max().item())
         return gap
 
-    def _lines(self, number: int, step: int, group: Group, advantages: list[float]) -> list[dict[str, Any]]:
-        decode, tools = self.groups.tokenizer.decode, self.recipe.tools is not None
-        prompt, reference = decode(group.prompt.tokens), decode(group.prompt.answer)
-        return [{"step": step + 1, "rollout": number, "prompt": prompt, "reference": reference,
-                 "answer": decode(answer.tokens, skip_special=False) if tools else decode(answer.tokens),
-                 "tokens": len(answer.tokens), "ended": answer.ended,
-                 **({"calls": answer.calls, "answered": answer.answered} if tools else {}),
-                 "reward": mark.total if math.isfinite(mark.total) else None, "parts": mark.parts,
-                 "advantage": advantage, **({"fault": mark.fault} if mark.fault else {})}
-                for answer, mark, advantage in zip(group.drawn, group.marks, advantages, strict=True)]  # fmt: skip
+    def _recorded(self, number: int, step: int, groups: list[Group], tensors: dict[str, Tensor],
+                  writes: bool) -> None:  # fmt: skip
+        """What is kept of a rollout that is read from step `step` on."""
+        tokenizer, tools, worth, size = (
+            self.groups.tokenizer, self.recipe.tools is not None, tensors["advantages"], self.recipe.group)  # fmt: skip
+        whole = (worth if worth.ndim == 1 else worth.sum(1)).tolist()
+        ends = zip((tensors["first"] - 1).tolist(), (tensors["stop"] - 1).tolist(), strict=True)
+        single = None
+        if worth.ndim == 2:
+            single = [worth[row, first:stop].tolist() for row, (first, stop) in enumerate(ends)]
+        lines = list[dict[str, Any]]()
+        for n, group in enumerate(groups):
+            mine = slice(n * size, (n + 1) * size)
+            lines += lines_of(group, tokenizer, tools, whole[mine], None if single is None else single[mine])
+        self.record.add([{"step": step + 1, "rollout": number, **line} for line in lines], writes)
 
     # ── figures and resume ─────────────────────────────────────────────────────────────────────────────────────
     @property

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import pytest
@@ -34,6 +35,7 @@ from babyllama.serve.wire import Ends, pair
 from babyllama.serve.worker import Told
 
 KEY = "sk-of-the-tests"
+T = TypeVar("T")
 LONG = 4096  # the context of the model that writes on and on
 POISON = 7  # a token of that model whose embedding is NaN
 
@@ -187,20 +189,29 @@ def hosted(models: Models, queue: int = 64) -> Iterator[Ends]:
     assert not thread.is_alive()
 
 
-def told_here(models: Models, names: list[str], posted: list[tuple[str, dict]]) -> list[httpx.Response]:
-    """What a server in this process, with these models, answers to bodies by route."""
+def talked(models: Models, names: list[str], story: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:
+    """What comes of a story with a client of a server in this process that has these models."""
 
-    async def story(ends: Ends) -> list[httpx.Response]:
+    async def told(ends: Ends) -> T:
         link = Link(names, 0)
         await link.connect(ends)
         app = application(link, Limits(None, 60, 60), Sampling())
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
-            found = [await client.post(route, json=body) for route, body in posted]
+            found = await story(client)
         link.close()
         return found
 
     with hosted(models) as ends:
-        return asyncio.run(story(ends))
+        return asyncio.run(told(ends))
+
+
+def told_here(models: Models, names: list[str], posted: list[tuple[str, dict]]) -> list[httpx.Response]:
+    """What it answers to bodies by route."""
+
+    async def story(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.post(route, json=body) for route, body in posted]
+
+    return talked(models, names, story)
 
 
 def on_and_on(**more) -> dict:

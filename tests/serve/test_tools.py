@@ -7,17 +7,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from small import SMALL_TEXT
 from test_tools import HERMES, WEATHER, called, tokenizer_with
 
+from babyllama.infer.engine import Engine
 from babyllama.infer.request import Event, Request
+from babyllama.model.config import ModelConfig
 from babyllama.serve.models import Models, Served
 from babyllama.serve.worker import Worker
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe
+from conftest import sharp_model
 
-from .conftest import told_here
+from .conftest import talked, told_here
 
 QUESTION = {"role": "user", "content": "ab?"}
 
@@ -94,8 +98,59 @@ def test_an_answer_that_calls_nothing_and_a_chat_that_goes_on(tokenizer):
     assert '{"name": "weather", "arguments": {"town": "a"}}' in texts[0] and "weather" not in texts[1]
 
 
+@pytest.mark.parametrize("kind", ["own", "hermes"])
+def test_a_call_that_is_demanded_comes_by_a_model_that_knows_nothing(tokenizer, kind):
+    """With OpenAI's own client, whole and as a stream. In hermes' vocabulary what stands around a call are tokens."""
+    if kind == "own":
+        tokenizer = train_bpe(SMALL_TEXT, 460)
+    model = sharp_model(ModelConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=56, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024))  # fmt: skip
+    models = Models({"m": lambda: [Served("m", Worker(Engine(model, tokenizer.vocab_size)), tokenizer)]})
+    forecast = {"type": "object", "required": ["town", "days"], "properties": {
+        "town": {"type": "string", "maxLength": 3},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9}}}  # fmt: skip
+    tools: Any = [{"type": "function", "function": {"name": "forecast", "parameters": forecast}},
+                  {"type": "function", "function": {"name": "now"}}]  # fmt: skip
+    named: Any = {"type": "function", "function": {"name": "forecast"}}
+
+    async def story(client: httpx.AsyncClient) -> list[list[tuple[str, str]]]:
+        found = list[list[tuple[str, str]]]()
+        official = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=client)
+        for seed in range(2):
+            given = {"model": "m", "messages": [QUESTION], "tools": tools, "seed": seed}
+            for more in ({"tool_choice": "required"}, {"tool_choice": named},
+                         {"tool_choice": "required", "parallel_tool_calls": False}):  # fmt: skip
+                whole = (await official.chat.completions.create(**given, **more)).choices[0]
+                assert whole.finish_reason == "tool_calls" and not whole.message.content
+                calls = [(c.function.name, c.function.arguments) for c in whole.message.tool_calls or ()]
+                pieces = list[tuple[str, str]]()
+                async for event in await official.chat.completions.create(**given, **more, stream=True):
+                    pieces += [(c.function.name, c.function.arguments)
+                               for c in event.choices[0].delta.tool_calls or ()]  # fmt: skip
+                assert pieces == calls
+                found.append(calls)
+        return found
+
+    found = talked(models, ["m"], story)
+    for calls in found:
+        for name, text in calls:
+            arguments = json.loads(text)
+            assert arguments.keys() == ({"town", "days"} if name == "forecast" else set())
+            assert name == "now" or (len(arguments["town"]) <= 3 and arguments["days"] in range(1, 10))
+    assert all(len(calls) == 1 for calls in [*found[1::3], *found[2::3]]) and all(found)
+    assert {calls[0][0] for calls in found[1::3]} == {"forecast"}
+
+
 @pytest.mark.parametrize(("more", "param", "said"), [
-    ({"tool_choice": "required"}, "tool_choice", "must be auto or none"),
+    ({"tool_choice": "any"}, "tool_choice", "should be 'auto', 'none' or 'required'"),
+    ({"tool_choice": {"type": "function", "function": {"name": "time"}}}, "tool_choice", "tools are: weather"),
+    ({"tool_choice": {"type": "custom"}}, "tool_choice.type", "should be 'function'"),
+    ({"tool_choice": "required", "tools": []}, "tool_choice", "tools are: none"),
+    ({"tool_choice": "required", "tools": [{"type": "function", "function": {
+        "name": "f", "parameters": {"type": "string"}}}]}, "tools", "the parameters of f must describe an object"),
+    ({"tool_choice": "required", "tools": [{"type": "function", "function": {
+        "name": "f", "parameters": {"properties": {"a": {"type": "odd"}}}}}]}, "tools", "parameters: "),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "pattern"),
     ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [
         {"id": "1", "function": {"name": "f", "arguments": "[]"}}]}]}, "messages", "must be a JSON object"),
@@ -106,8 +161,9 @@ def test_what_cannot_be_is_said(tokenizer, more, param, said):
     assert answer.status_code == 400 and error["param"] == param and said in error["message"]
 
 
-def test_a_template_without_tools_says_so(tokenizer):
-    (answer,), _ = asked(tokenizer.with_template("bos"), "ab", {"messages": [QUESTION], "tools": [WEATHER]})
+@pytest.mark.parametrize("more", [{}, {"tool_choice": "required"}])
+def test_a_template_without_tools_says_so(tokenizer, more):
+    (answer,), _ = asked(tokenizer.with_template("bos"), "ab", {"messages": [QUESTION], "tools": [WEATHER], **more})
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["param"] == "tools" and "knows no tools" in error["message"]
 

@@ -50,6 +50,7 @@ def tokenizer_with(folder: Path, template: str, special: bool = False) -> Tokeni
 def test_a_prompt_with_tools_and_earlier_calls_is_transformers(tmp_path):
     tokenizer = tokenizer_with(tmp_path, HERMES)
     assert tool_form(tokenizer) == FORM
+    assert tool_form(tokenizer).written == ('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>")
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"town": "ab"}}}
     chat = [{"role": "user", "content": "ab?"}, {"role": "assistant", "content": "", "tool_calls": [call]},
             {"role": "tool", "content": "b", "tool_call_id": "1"}]  # fmt: skip
@@ -89,6 +90,13 @@ def test_what_a_template_cannot_write_is_refused(tmp_path):
         tool_form(built_in)
     with pytest.raises(InputError, match="knows no tools"):
         render_chat(built_in, [{"role": "user", "content": "x"}], True, [WEATHER])
+
+
+def test_a_call_whose_arguments_come_first_can_be_read_but_not_demanded(tmp_path):
+    name, arguments = '"name": "{{ c.function.name }}"', "{{ c.function.arguments | tojson }}"
+    turned = HERMES.replace(f'{name}, "arguments": {arguments}', f'"parameters": {arguments}, {name}')
+    found = tool_form(tokenizer_with(tmp_path, turned))
+    assert (found.key, found.written) == ("parameters", None)
 
 
 def test_calls_without_an_object_between_two_texts_are_refused(tmp_path):

@@ -1,20 +1,26 @@
-"""Answers of a given form: which tokens may come next by a JSON Schema or a regular expression (llguidance).
+"""Answers of a given form: which tokens may come next by a JSON Schema, as calls of tools, or by a regular expression
+(llguidance).
 
-llguidance is imported late: it comes with the extra `serve`. Not here: how a mask is applied (choosing.py).
+llguidance is imported late: it comes with the extra `serve`. Not here: what may be demanded (forms.py), how a mask is
+applied (choosing.py).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from babyllama.errors import InputError, needs_extra
+from babyllama.infer.forms import CallsForm, Form
+from babyllama.tokenizer.answers import THOUGHT
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 # As json.dumps writes it: where any white space may stand, a small model goes on with it for ever.
+BETWEEN = "\n"  # two calls
 PLAIN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -33,6 +39,11 @@ class Grammars:
         self._library: Any = llguidance
         size = tokenizer.vocab_size
         self._tokens = llguidance.LLTokenizer(tokenizer.backend.to_str(), n_vocab=size, eos_token=tokenizer.eos_id)
+        self._added = {token.content: id for id, token in tokenizer.backend.get_added_tokens_decoder().items()}
+
+    def of(self, form: Form) -> GrammarMask:
+        """Whatever the form. Raises InputError for a schema that is wrong or not supported."""
+        return self.calls(form) if isinstance(form, CallsForm) else self.json_schema(form.schema)
 
     def json_schema(self, schema: dict[str, Any]) -> GrammarMask:
         """JSON that a schema describes. Raises InputError for a schema that is wrong or not supported."""
@@ -42,9 +53,39 @@ class Grammars:
             raise InputError(f"json_schema: {error}") from None
         return self._mask(grammar, "json_schema")
 
+    def calls(self, form: CallsForm) -> GrammarMask:
+        """Calls of tools, and nothing else but a thought that has begun.
+
+        Raises:
+            InputError: a tool's schema is wrong or not supported; the template writes arguments before the name.
+        """
+        if form.form.written is None:
+            raise InputError("this model's chat template writes arguments before the name; a call cannot be demanded")
+        opening, middle, closing = map(self._text, form.form.written)
+        thought, rest = self._thought() if form.thinks else ("", [])
+        more = f" ({self._text(BETWEEN)} call){{0,{form.most - 1}}}" if form.most > 1 else ""
+        rules = [f"start: {thought}call{more}",
+                 f"call: {opening} ({' | '.join(f'tool{i}' for i in range(len(form.tools)))}) {closing}",
+                 *(f"tool{i}: {self._text(name)} {middle} %json {json.dumps({**schema, 'x-guidance': PLAIN})}"
+                   for i, (name, schema) in enumerate(form.tools.items())), *rest]  # fmt: skip
+        return self._mask("\n".join(rules), "parameters")
+
+    def _thought(self) -> tuple[str, list[str]]:
+        """The rest of a thought, its end and line breaks: what stands for them in a rule, and the rules for that."""
+        if THOUGHT in self._added:
+            return f"THOUGHT {self._text(THOUGHT)} /\\n*/ ", [r"THOUGHT: /(.|\n)*/"]
+        return "THOUGHT ", [r"THOUGHT: /([^<]|<[^\/])*<\/think>\n*/"]
+
     def regex(self, pattern: str) -> GrammarMask:
         """Text that a regular expression matches as a whole. Raises InputError for one that is wrong."""
         return self._mask(self._library.LLMatcher.grammar_from_regex(pattern), "regex")
+
+    def _text(self, text: str) -> str:
+        """A text in a grammar. Added tokens stand by their ids: to llguidance they have no text."""
+        longest_first = sorted(self._added, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})", text)
+        return " ".join(f"<[{self._added[part]}]>" if part in self._added else json.dumps(part, ensure_ascii=False)
+                        for part in parts if part)  # fmt: skip
 
     def _mask(self, grammar: str, what: str) -> GrammarMask:
         if fault := self._library.LLMatcher.validate_grammar(grammar, self._tokens):

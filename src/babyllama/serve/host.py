@@ -17,6 +17,7 @@ from socket import SHUT_RDWR
 from typing import Any
 
 from babyllama.errors import InputError
+from babyllama.infer.forms import Form
 from babyllama.infer.request import Request
 from babyllama.serve import inside
 from babyllama.serve.faults import SERVER_FAULT, Refused, Stale, json_bytes
@@ -221,7 +222,7 @@ class Client:
         self.host.metrics.ended(record, record.model in self.host.models.openers)
 
     # ── answers ────────────────────────────────────────────────────────────────────────────────────────────────
-    def _ask(self, number: int, name: str, mark: str, requests: Sequence[Request], form: Any) -> None:
+    def _ask(self, number: int, name: str, mark: str, requests: Sequence[Request], form: Form | None) -> None:
         """Put requests in line, at once where the model is loaded and no form has to be made ready."""
         served = self.host.models.loaded.get(name)
         self._asked[number] = None
@@ -230,7 +231,8 @@ class Client:
         else:
             self._put(number, served, mark, requests)
 
-    async def _prepare(self, number: int, name: str, mark: str, requests: Sequence[Request], form: Any) -> None:
+    async def _prepare(self, number: int, name: str, mark: str, requests: Sequence[Request],
+                       form: Form | None) -> None:  # fmt: skip
         try:
             async with self.host.models.use(name) as served:
                 if form is not None:
@@ -262,9 +264,9 @@ class Client:
             self.host.models.leave(served)
 
 
-def _formed(served: Served, requests: Sequence[Request], schema: dict[str, Any]) -> list[Request]:
-    """Each with what keeps its answer to a JSON Schema. Raises Refused (400)."""
+def _formed(served: Served, requests: Sequence[Request], form: Form) -> list[Request]:
+    """Each with what keeps its answer to the form. Raises Refused (400)."""
     try:
-        return [replace(request, mask=served.grammars.json_schema(schema)) for request in requests]
+        return [replace(request, mask=served.grammars.of(form)) for request in requests]
     except InputError as error:
-        raise Refused(400, f"response_format: {error}", "response_format") from None
+        raise Refused(400, f"{form.param}: {error}", form.param) from None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from babyllama.infer.forms import Form
 from babyllama.infer.request import Event, Request
 from babyllama.serve.faults import Refused
 from babyllama.serve.gate import Record
@@ -177,8 +178,8 @@ class Link(asyncio.Protocol):
         if self._models.get(model.name) is model:
             del self._models[model.name]
 
-    def ask(self, model: Model, requests: Sequence[Request], form: dict[str, Any] | None = None) -> Answers:
-        """Put requests in line; who asks leaves in the end. `form`: a JSON Schema that the answers keep to."""
+    def ask(self, model: Model, requests: Sequence[Request], form: Form | None = None) -> Answers:
+        """Put requests in line; who asks leaves in the end. `form`: what the answers keep to."""
         answers = Answers(next(self._numbers), len(requests))
         self._answers[answers.number] = answers
         self.asked += answers.count

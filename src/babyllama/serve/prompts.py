@@ -9,17 +9,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from babyllama.errors import InputError
+from babyllama.infer.forms import CallsForm, Form, JsonForm, arguments_schema
 from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
 from babyllama.serve.faults import Refused
 from babyllama.serve.link import Model
-from babyllama.serve.protocol import ChatMessage, ChatRequest, CompletionRequest, Sampled, TokenizeRequest, ToolCall
+from babyllama.serve.protocol import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    Function,
+    Sampled,
+    TokenizeRequest,
+    ToolCall,
+)
 from babyllama.tokenizer.answers import opens_thought
 from babyllama.tokenizer.chat import Message, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.tools import ToolForm, tool_form
 
 LEAST = 1e-6  # top_p=0 means the likeliest token alone
+MOST_CALLS = 8  # of one answer, where calls are demanded: a model that knows nothing would go on for ever
 
 
 @dataclass(frozen=True)
@@ -175,22 +185,42 @@ def requests_of(model: Model, asked: Sampled, prompts: Sequence[Prompt], default
             for prompt in prompts for i in range(asked.n or 1)]  # fmt: skip
 
 
-def form_of(asked: Sampled) -> dict[str, Any] | None:
-    """The JSON Schema that the answers keep to."""
+def demanded(asked: Sampled) -> list[Function]:
+    """The tools one of which has to be called; none where that is left to the model. Raises Refused (400)."""
+    choice = asked.tool_choice if isinstance(asked, ChatRequest) else None
+    if not isinstance(asked, ChatRequest) or choice in (None, "auto", "none"):
+        return []
+    tools = [tool.function for tool in asked.tools or ()]
+    found = [tool for tool in tools if choice == "required" or tool.name == choice.function.name]
+    if not found:
+        there = ", ".join(tool.name for tool in tools) or "none"
+        what = "required" if choice == "required" else repr(choice.function.name)
+        raise Refused(400, f"tool_choice: {what:.100} needs a tool; the request's tools are: {there}", "tool_choice")
+    return found
+
+
+def form_of(asked: Sampled, tools: ToolForm | None, prompts: Sequence[Prompt]) -> Form | None:
+    """What the answers keep to: calls that are demanded, else JSON. Raises Refused (400)."""
+    if tools is not None and isinstance(asked, ChatRequest) and (functions := demanded(asked)):
+        several = asked.tool_choice == "required" and asked.parallel_tool_calls is not False
+        try:
+            schemas = {tool.name: arguments_schema(tool.name, tool.parameters) for tool in functions}
+        except InputError as error:
+            raise Refused(400, f"tools: {error}", "tools") from None
+        return CallsForm(tools, schemas, MOST_CALLS if several else 1, bool(prompts[0].thinks))
     form = asked.response_format
     if form is None or form.type == "text":
         return None
     schema = {"type": "object"} if form.type == "json_object" else (form.json_schema or {}).get("schema")
     if not isinstance(schema, dict):
         raise Refused(400, "response_format.json_schema.schema: must be a JSON Schema", "response_format")
-    return schema
+    return JsonForm(schema)
 
 
 def _check_supported(asked: Sampled) -> None:
     """Refuse what would change the answer and is not there."""
     if isinstance(asked, ChatRequest):
-        if asked.tools and asked.tool_choice not in (None, "auto", "none"):
-            raise Refused(400, "tool_choice: must be auto or none; a model here cannot be made to call", "tool_choice")
+        demanded(asked)
         if asked.top_logprobs is not None and not asked.logprobs:
             raise Refused(400, "top_logprobs: needs logprobs=true", "top_logprobs")
     if isinstance(asked, CompletionRequest):

@@ -70,6 +70,17 @@ class Tool(Given):
     function: Function
 
 
+class NamedFunction(Given):
+    name: str
+
+
+class NamedTool(Given):
+    """The one tool that has to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class Called(Given):
     name: str
     arguments: str
@@ -104,7 +115,8 @@ class ChatRequest(Sampled):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[Tool] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: TemplateChoices | None = None
 
 
@@ -182,7 +194,7 @@ class NeighboursLook(Given):
 LOOKS: dict[str, type[Given]] = {"text": Look, "attention": AttentionLook, "lens": Look, "sampling": SamplingLook,
                                  "rope": RopeLook, "neighbours": NeighboursLook}  # fmt: skip
 R = TypeVar("R", bound=Given)
-MEMBERS = {"str", "int", "float"}
+MEMBERS = {"str", "int", "float", "NamedTool"}
 REQUESTS = (ChatRequest, CompletionRequest, ScoreRequest, TokenizeRequest, DetokenizeRequest)
 
 

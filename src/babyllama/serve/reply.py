@@ -100,7 +100,7 @@ class Completion:
         requests = await asyncio.to_thread(self._requests, model) if self.long else self._requests(model)
         stops, n = stops_of(self.asked), self.asked.n or 1
         self.choices = [Choice(model.tokenizer, prompt, stops, tools) for prompt in self.prompts for _ in range(n)]
-        answers = self.link.ask(model, requests, form_of(self.asked))
+        answers = self.link.ask(model, requests, form_of(self.asked, tools, self.prompts))
         try:
             first = await self._first(answers)
             self.record.first = time.monotonic() - self.began

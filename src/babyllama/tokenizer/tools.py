@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -30,14 +31,20 @@ ARGUMENTS = {"town": "y"}
 
 @dataclass(frozen=True)
 class ToolForm:
-    """How an answer calls a tool: `before`, a JSON object with `name` and `arguments` under the key `key`, `after`."""
+    """How an answer calls a tool: `before`, a JSON object with `name` and `arguments` under the key `key`, `after`.
+
+    written: a call as training wrote it, to the letter: what stands before the name, between it and the arguments, and
+        after them; None where the arguments come first.
+    """
 
     before: str
     after: str
     key: str
+    written: tuple[str, str, str] | None = field(default=None, compare=False)
 
 
-OWN = ToolForm(CALL, CALLED, "arguments")  # of the built-in templates
+OWN = ToolForm(CALL, CALLED, "arguments",
+               (f'{CALL}\n{{"name": "', '", "arguments": ', f"}}\n{CALLED}"))  # of the built-in templates  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,21 @@ def _found(answer: str) -> ToolForm | None:
             before, after = answer[:at].strip(), answer[end:].lstrip()
             after = after.split()[0] if after.strip() else ""
             close = after[: after.index(">") + 1] if before.startswith("<") and ">" in after else after
-            return ToolForm(before, close, key) if before and close else None
+            last = answer.index(close, end) + len(close)
+            written = _written(answer[:last].lstrip())
+            return ToolForm(before, close, key, written) if before and close else None
+    return None
+
+
+def _written(call: str) -> tuple[str, str, str] | None:
+    """The parts of a call around the made-up name and arguments."""
+    first = call.index(NAME)
+    rest = call[first + len(NAME) :]
+    for at in (i for i, character in enumerate(rest) if character == "{"):
+        with suppress(ValueError):
+            value, end = json.JSONDecoder().raw_decode(rest, at)
+            if value == ARGUMENTS:
+                return call[:first], rest[:at], rest[end:]
     return None
 
 

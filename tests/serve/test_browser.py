@@ -11,11 +11,15 @@ import re
 import shutil
 
 import pytest
+from small_data import prepared
 from small_run import CHATS, small_tokenizer, taught_model
 
 from babyllama import inside
+from babyllama.data.shards.shards import Prepared
+from babyllama.data.shards.statistics import statistics
 from babyllama.serve.pages import WEB
 from babyllama.tokenizer.chat import render_chat
+from babyllama.tokenizer.tokenizer import Tokenizer
 
 from .conftest import KEY, started
 
@@ -251,6 +255,34 @@ def test_runs_that_begin_and_end_show_by_themselves(page, served):
     playwright.expect(row.get_by_role("checkbox")).to_be_checked()
     (begun / "run.json").write_text((begun / "run.json").read_text().replace('"started"', '"finished"'))
     row.get_by_text("finished").wait_for()
+
+
+def test_the_data_of_a_run_in_figures_and_documents(page, served):
+    folder = served.runs / "made"
+    if not folder.is_dir():
+        folder.mkdir()
+        prepared(folder)
+    page.goto(page.url.split("#")[0] + "#/data/made/out")
+    table = page.locator("table").first
+    row = table.get_by_role("row", name="chat").inner_text().split("\t")
+    found = statistics(Prepared.open(folder / "out"), Tokenizer.load(folder / "out"))["corpora"]["chat"]
+    assert row[:5] == ["chat", "chat", "90", str(found["splits"]["val"]["documents"]), f"{found['tokens']:,}"]
+    page.get_by_label(re.compile("^Corpus")).select_option("chat")
+    page.get_by_label(re.compile("^Split")).select_option("train")
+    document = page.locator("article", has_text="chat, training, document").first
+    document.wait_for()
+    answers = document.locator("mark").all_inner_texts()
+    assert len(answers) == 1 and re.fullmatch(r"等于\d+。</s>", answers[0])
+    before = page.locator("article").all_inner_texts()
+    page.get_by_role("button", name="Others").click()
+    playwright.expect(page.locator("article").first).not_to_have_text(before[0])
+    page.get_by_label("Tokens, at least").fill("100000")
+    page.get_by_label("Tokens, at least").press("Enter")
+    page.get_by_text("No document is of these lengths.").wait_for()
+    page.get_by_label("Tokens, at least").fill("")
+    page.get_by_label("Tokens, at least").press("Enter")
+    page.get_by_role("button", name="中文").click()
+    page.get_by_role("heading", name="数据").wait_for()
 
 
 def test_look_inside_gets_the_turns_that_the_model_saw(page):

@@ -1,4 +1,4 @@
-"""The web app: its files, and the routes beside OpenAI's that it asks: runs, and looks inside a model.
+"""The web app: its files, and the routes beside OpenAI's that it asks: runs, their data, looks inside a model.
 
 The files come with the package and are read when the server starts, so no path of a request reaches the disk. Pages may
 load nothing from elsewhere and run no script but ours. Runs are also shown without any model (`watching`), for which
@@ -18,6 +18,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import Response
 
 from babyllama import __version__
+from babyllama.serve.data import documents, figures
 from babyllama.serve.faults import Refused, json_bytes
 from babyllama.serve.protocol import LOOKS, read
 from babyllama.serve.runs import Runs
@@ -127,6 +128,18 @@ def _runs(app: FastAPI, runs: Runs | None) -> None:
     async def rollouts(id: str, step: int | None = None, at: int | None = None) -> Response:
         """Answers that it drew for a step and learned from, a page at a time."""
         return _json(await asyncio.to_thread(known().rollouts, id, step, at))
+
+    @app.get("/api/data", tags=["web app"])
+    async def data_figures(id: str) -> Response:
+        """What is in the data of a run."""
+        return _json(await asyncio.to_thread(figures, known(), id))
+
+    @app.get("/api/documents", tags=["web app"])
+    async def some_documents(id: str, corpus: str = "", split: str = "", least: int = 0, most: int = 0, count: int = 5,
+                             seed: int = 0) -> Response:  # fmt: skip
+        """Some of its documents at random, with what the loss covers."""
+        chosen = (corpus, split, least, most, count, seed)
+        return _json({"documents": await asyncio.to_thread(documents, known(), id, *chosen)})
 
 
 def _looks(app: FastAPI, link: Link) -> None:

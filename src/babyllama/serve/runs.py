@@ -77,6 +77,16 @@ class Runs:
         """A page of the answers that it learned from; as `rollouts.page`. Raises Refused (404)."""
         return page(self._folder(id) / ROLLOUTS, step, at)
 
+    def data(self, id: str) -> Path:
+        """The prepared folder that a run is, or reads. Raises Refused (404)."""
+        folder = self._folder(id)
+        recipe = _recipe(folder).get("data")
+        path = recipe.get("path") if isinstance(recipe, dict) else recipe
+        found = folder if (folder / "manifest.json").is_file() else self._folder(self._link(path) or f"{id}: its data")
+        if not (found / "manifest.json").is_file():
+            raise Refused(404, f"{self.id(found)} has no prepared data")
+        return found
+
     # ── one run ────────────────────────────────────────────────────────────────────────────────────────────────
     def _folder(self, id: str) -> Path:
         root = folder = self.root.resolve()
@@ -112,13 +122,14 @@ class Runs:
         parent = info.get("parent")
         recipe = _recipe(folder)
         plan, sources = recipe.get("plan"), self._sources(folder, recipe)
-        return {"id": self._id(folder), "verb": info.get("verb"), "status": status, "created": info.get("created"),
+        return {"id": self.id(folder), "verb": info.get("verb"), "status": status, "created": info.get("created"),
                 "changed": written, "figures": _figures(info.get("summary")), "logged": log.is_file(),
                 "drew": (folder / ROLLOUTS).is_file(),
                 "steps": plan.get("steps") if isinstance(plan, dict) else None,
                 "from": {**({"parent": link} if (link := self._link(parent)) else {}), **sources}}  # fmt: skip
 
-    def _id(self, folder: Path) -> str:
+    def id(self, folder: Path) -> str:
+        """Its path from the root, with slashes."""
         return folder.relative_to(self.root.resolve()).as_posix()
 
     def _sources(self, folder: Path, recipe: Json) -> dict[str, str]:
@@ -126,7 +137,7 @@ class Runs:
         found = {}
         for key, value in _texts(recipe):
             link = None if key == "out" else self._link(value)
-            if link and link != self._id(folder):
+            if link and link != self.id(folder):
                 found[key] = link
         return found
 
@@ -140,7 +151,7 @@ class Runs:
                 there = (start / path).resolve()
                 for folder in (there, there.parent):  # RUN/model is RUN's
                     if folder != root and folder.is_relative_to(root) and (folder / "run.json").is_file():
-                        return self._id(folder)
+                        return self.id(folder)
             except (OSError, ValueError):
                 continue
         return None

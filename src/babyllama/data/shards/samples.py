@@ -57,8 +57,8 @@ class Shown:
         return sum(len(part.tokens) for part in self.parts)
 
     def json(self, tokenizer: Tokenizer, most: int | None = None) -> dict[str, Any]:
-        """With the pieces of its parts; `cut` says whether tokens are left out."""
-        parts = [{"title": part.title, "tokens": len(part.tokens), "cut": len(part.tokens[:most]) < len(part.tokens),
+        """With the pieces of its parts; `left`: tokens that are not shown, where each part has at most so many."""
+        parts = [{"title": part.title, "tokens": len(part.tokens), "left": len(part.tokens) - len(part.tokens[:most]),
                   "pieces": [list(piece) for piece in part.pieces(tokenizer, most)]}
                  for part in self.parts]  # fmt: skip
         return {"corpus": self.corpus, "split": self.split, "document": self.document, "kind": self.kind,

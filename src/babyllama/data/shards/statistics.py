@@ -28,13 +28,14 @@ _NAMES = [name for name in (*SCRIPTS, OTHER) if name != "blanks"]
 
 
 def statistics(prepared: Prepared, tokenizer: Tokenizer, labels: Iterable[str] | None = None,
-               contexts: Iterable[int] = CONTEXTS, tick: Callable[[int], None] = lambda tokens: None
-               ) -> Json:  # fmt: skip
+               contexts: Iterable[int] = CONTEXTS, tick: Callable[[int], None] = lambda tokens: None,
+               most: int | None = None) -> Json:  # fmt: skip
     """All figures, by corpus.
 
     Args:
         labels: of the corpora; default: all.  contexts: of each, how many documents are longer.
         tick: is told of so many tokens that have been looked at.
+        most: of each split, only about so many tokens are looked at for scripts, chats and what is there twice.
 
     Raises:
         InputError: a label that is not there.
@@ -43,7 +44,7 @@ def statistics(prepared: Prepared, tokenizer: Tokenizer, labels: Iterable[str] |
     found = {label: _Counted(words) for label in (prepared.corpora if labels is None else labels)}
     for label, counted in found.items():
         for split in SPLITS:
-            counted.add(prepared.store(label, split), split, tokenizer, tick)
+            counted.add(prepared.store(label, split), split, tokenizer, tick, most)
     tokens = sum(len(prepared.store(label, split)) for label in found for split in SPLITS)
     again = _again({label: counted.hashes for label, counted in found.items()})
     corpora = {label: {**_stored(prepared.manifest["corpora"][label], tokens), **counted.json(contexts),
@@ -70,17 +71,22 @@ class _Counted:
     words: Words
     lengths: list[np.ndarray] = field(default_factory=list)
     hashes: dict[str, np.ndarray] = field(default_factory=dict)  # of each split
+    counted: int = 0  # tokens
     learned: int = 0
     scripts: np.ndarray = field(default_factory=lambda: np.zeros(len(_NAMES), np.int64))
     talks: Talks | None = None
 
-    def add(self, store: TokenStore, split: str, tokenizer: Tokenizer, tick: Callable[[int], None]) -> None:
+    def add(self, store: TokenStore, split: str, tokenizer: Tokenizer, tick: Callable[[int], None],
+            most: int | None) -> None:  # fmt: skip
         group = 2 if store.kind == "preference" else 1
         if store.kind != "text" and self.talks is None:
             self.talks = Talks.of(tokenizer, store.kind, self.words.bytes)
         offsets, hashes = store.document_offsets, []
         for first, stop in store.stretches(STRETCH, group):
             begin, end = int(offsets[first]), int(offsets[stop])
+            if most is not None and begin >= most:
+                break
+            self.counted += end - begin
             tokens, marks = store.tokens(begin, end), store.marks(begin, end)
             borders = offsets[first : stop + 1] - begin
             hashes.append(_hashes(tokens, borders[::group]))
@@ -95,7 +101,7 @@ class _Counted:
     def json(self, contexts: Iterable[int]) -> Json:
         lengths, all_characters = np.concatenate(self.lengths), max(int(self.scripts.sum()), 1)
         found = {
-            "learned": self.learned / max(int(lengths.sum()), 1),
+            "counted": self.counted, "learned": self.learned / max(self.counted, 1),
             "lengths": {**spread(lengths), "histogram": histogram(lengths)},
             "longer": {str(context): int((lengths - 1 > context).sum()) for context in contexts},
             "scripts": {name: {"characters": n, "share": n / all_characters}

@@ -9,6 +9,7 @@ const PAGES = {
   chat: () => import("./chat.js"),
   compare: () => import("./compare.js"),
   runs: () => import("./runs.js"),
+  data: () => import("./data.js"),
   inside: () => import("./inside.js"),
 };
 const main = document.getElementById("main");
@@ -46,8 +47,8 @@ async function show() {
   try {
     const [module, about] = await Promise.all([PAGES[page](), get("/api/app")]);
     if (mine !== turn) return;
-    if (!about.models.length && names.length > 1) {
-      names = ["runs"];
+    if (!about.models.length && names.length > 2) {
+      names = ["runs", "data"];
       return void show();
     }
     main.className = page;

@@ -92,6 +92,8 @@ function follow(logs, live, draw) {
 }
 
 const chip = (run) => h("span", { class: `chip ${run.status}` }, t(run.status === "stopped" ? "stoppedRun" : run.status));
+// Whether it holds or reads prepared data, as far as its recipe tells.
+export const hasData = (run) => run.verb === "prepare" || Boolean(run.from["data.path"] || run.from.data);
 const link = (id) => h("a", { href: `#/runs/${id}` }, id);
 
 // Which curve, and how it is drawn.
@@ -203,7 +205,7 @@ async function one(main, id, runs, kept) {
 
   replace(main, h("p", {}, h("a", { href: "#/runs" }, `‹ ${t("allRuns")}`)), h("h1", {}, id),
     h("p", { class: "row" }, h("span", { class: "chip" }, run.verb), chip(run), progress, h("span", { class: "muted" }, run.created ?? ""),
-      run.status === "running" && h("span", { class: "muted" }, t("live"))),
+      run.status === "running" && h("span", { class: "muted" }, t("live")), hasData(run) && h("a", { href: `#/data/${id}` }, t("itsData"))),
     Object.keys(log.curves).length + (run.status === "running") > 0 && h("section", { class: "card" }, controls.element, box), drawn?.element, samples, lineage(run, runs),
     filled(run.summary) && section(t("figures"), facts(run.summary)), filled(run.evals) && section(t("evaluations"), facts(run.evals)),
     filled(run.reports) && section(t("reports"), facts(run.reports)), folded(t("recipe"), run.recipe),

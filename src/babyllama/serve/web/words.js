@@ -1,7 +1,7 @@
 // Every word of the pages: [English, Chinese].
 
 export const WORDS = {
-  skip: ["Skip to content", "跳到正文"], chat: ["Chat", "对话"], compare: ["Compare", "对比"], runs: ["Runs", "训练"],
+  skip: ["Skip to content", "跳到正文"], chat: ["Chat", "对话"], compare: ["Compare", "对比"], runs: ["Runs", "训练"], data: ["Data", "数据"],
   inside: ["Look inside", "看内部"], pages: ["Pages", "页面"], language: ["中文", "English"], theme: ["Light or dark", "浅色或深色"],
   close: ["Close", "关闭"], copy: ["Copy", "复制"], copied: ["Copied", "已复制"], model: ["Model", "模型"], cancel: ["Cancel", "取消"],
   unreachable: ["The server cannot be reached.", "连接不上服务器。"],
@@ -60,6 +60,24 @@ export const WORDS = {
   colourBy: ["Colour by", "着色"], logprobs: ["log-probability", "对数概率"], reward: ["reward", "奖励"], advantage: ["advantage", "优势"], reference: ["Reference", "参考答案"],
   calls: ["{answered} of {calls} calls answered", "{calls} 次调用中 {answered} 次得到回答"], logprob: ["log p {n}", "log p {n}"], byTool: ["written by a tool", "工具所写"], more: ["More", "更多"],
   noLogprobs: ["This rollout's log-probabilities were not kept; rollouts.check_every=1 keeps all.", "这一批没有保存对数概率；rollouts.check_every=1 会全部保存。"],
+  itsData: ["Its data", "它的数据"],
+  // data
+  dataWhy: ["What a training reads: how much of it there is, how long the documents are, and some of them as the model sees them. The loss covers what is marked; what is pale is only read.",
+    "训练读的是什么：有多少、文档有多长，以及模型看到的样子。标记的部分计入损失，浅色的部分只是读入。"],
+  noData: ["No prepared data here. They are made with: babyllama prepare", "这里没有准备好的数据。用 babyllama prepare 生成。"], run: ["Run", "运行"],
+  counting: ["Counting …", "正在统计…"], counted: ["{documents} documents, {tokens} tokens", "{documents} 篇文档，{tokens} 个 token"],
+  corpus: ["Corpus", "语料"], kind: ["kind", "种类"], documents: ["documents", "文档"], heldOut: ["held out", "留作验证"], allTokens: ["tokens", "token"], share: ["share", "占比"],
+  charsPerToken: ["characters a token", "每 token 字数"], inLoss: ["in the loss", "计入损失"], lengths: ["Lengths", "长度"],
+  lengthsWhy: ["Documents by their tokens, in powers of two; half have up to {half}, the longest has {longest}.", "文档按 token 数分组（2 的幂）；一半不超过 {half}，最长 {longest}。"],
+  scripts: ["Scripts", "文字"], hanzi: ["hanzi", "汉字"], latin: ["latin", "拉丁字母"], digits: ["digits", "数字"], kana: ["kana", "假名"], others: ["signs, other", "标点和其他"],
+  there: ["There before", "重复"], thereWhy: ["The same as an earlier one", "与前面某篇完全相同"], elsewhere: ["also in another corpus", "也在别的语料中"], leaked: ["held out, but trained on", "留作验证却也在训练中"],
+  chatsWith: ["Chats", "对话"], answersMean: ["answers, mean", "平均回答数"], answersMost: ["answers, most", "最多回答数"], with_system: ["with a system message", "有系统消息"],
+  with_tools: ["with tools", "有工具"], with_calls: ["with calls", "有调用"], with_thinking: ["with thoughts", "有思考"], answers_not_learned: ["answers not learned", "不学的回答"],
+  pairs: ["Pairs", "偏好对"], promptHalf: ["prompt, half", "提示（中位）"], chosenHalf: ["better answer, half", "较好回答（中位）"], rejectedHalf: ["other answer, half", "另一回答（中位）"], chosenLonger: ["better is longer", "较好的更长"],
+  rated: ["Rated answers", "评价过的回答"], good: ["good", "好"], badOnes: ["bad", "坏"], goodHalf: ["good answer, half", "好回答（中位）"], badHalf: ["bad answer, half", "坏回答（中位）"],
+  someDocuments: ["Documents", "文档样例"], allOf: ["all", "全部"], split: ["Split", "划分"], train: ["training", "训练"], val: ["held out", "验证"], least: ["Tokens, at least", "token 数至少"], most: ["at most", "至多"],
+  noneFits: ["No document is of these lengths.", "没有这样长度的文档。"], otherOnes: ["Others", "换一批"], moreTokens: ["… {n} more tokens", "…… 还有 {n} 个 token"], document: ["{corpus}, {split}, document {n}: {tokens} tokens", "{corpus}，{split}，第 {n} 篇：{tokens} 个 token"],
+  "the better answer": ["the better answer", "较好的回答"], "the other answer": ["the other answer", "另一个回答"], "a good answer": ["a good answer", "好的回答"], "a bad answer": ["a bad answer", "不好的回答"],
   // inside
   text: ["Text", "文本"], look: ["Look", "查看"], code: ["The code: {place}", "代码：{place}"], asChat: ["As a question in a chat", "作为对话中的问题"],
   v_text: ["Tokens and surprise", "token 与意外程度"], v_attention: ["Attention", "注意力"], v_lens: ["Logit lens", "逐层预测"], v_sampling: ["Sampling", "采样"],

@@ -50,15 +50,6 @@ def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _of_create(path: Path) -> bool:
-    return path.name in _FIRST or path.suffix == ".partial"
-
-
-def _holds_more(path: Path) -> bool:
-    """Whether something is there that `Run.create` does not write before run.json."""
-    return path.exists() and not (path.is_dir() and all(_of_create(p) for p in path.iterdir()))
-
-
 class Run:
     """One run directory. `create` and `open` are the ways to get one."""
 
@@ -80,11 +71,11 @@ class Run:
             InputError: the directory holds something else, another recipe (the keys that differ are named), or is
                 in use by another process.
         """
-        run = cls(path)
-        text = dump_recipe(recipe)
+        run, text = cls(path), dump_recipe(recipe)
+        there = list(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
         if (path / "run.json").exists():
             run._check_same(verb, recipe, inputs or {})
-        elif _holds_more(path) and not (path / "run.json").exists():  # another process may have made it just now
+        elif any(p.name not in _FIRST and p.suffix != ".partial" for p in there) and not (path / "run.json").exists():
             raise InputError(f"{path}: exists and is not a run; choose another out=… or move it away")
         run.lock(shared)
         if not (path / "run.json").exists():
@@ -262,8 +253,7 @@ class Run:
 
 
 def _claim(handle: int, shared: bool) -> None:
-    """Lock an open file for this process alone, or for all that share it, until it is closed. Raises OSError when
-    another has it."""
+    """Lock an open file for this process, or all that share it, until it is closed. Raises OSError when it is taken."""
     if sys.platform == "win32" and shared:
         return  # its locks cannot be shared
     if sys.platform == "win32":

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from babyllama.data.sources.blobs import Blob
 from babyllama.data.sources.calls import BadRecord
 from babyllama.data.sources.chats import read_chat
 from babyllama.data.sources.documents import Chat, Text, stored
-from babyllama.data.sources.readers import Blob
 from babyllama.data.sources.records import Shape, kind_of, parse
 from babyllama.errors import InputError
 from babyllama.tokenizer.chat import check_messages

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from small_data import write_lines
 
 from babyllama.data.sources import knowledge, packages, readers
+from babyllama.data.sources.blobs import pack_records
 from babyllama.data.sources.corpora import CorpusChoice, read_documents, read_texts
 from babyllama.data.sources.documents import Chat, Document
 from babyllama.data.sources.known import CORPORA
-from babyllama.data.sources.readers import pack_records
 from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
 from babyllama.recipe import load_recipe

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from babyllama.data.sources.blobs import Blob
 from babyllama.data.sources.calls import BadRecord
 from babyllama.data.sources.documents import Chat, Preference, Rated, held_out, stored
 from babyllama.data.sources.preferences import read_preference, read_rated
-from babyllama.data.sources.readers import Blob
 from babyllama.data.sources.records import Parsed, Shape, kind_of, parse
 
 ASK = {"role": "user", "content": "问"}

@@ -29,9 +29,9 @@ from babyllama.data.clean.ledger import added
 from babyllama.data.clean.near import Near
 from babyllama.data.shards.shards import SPLITS, VERSION, shard_digest, token_dtype
 from babyllama.data.shards.workers import Part, spread
+from babyllama.data.sources.blobs import Blob
 from babyllama.data.sources.corpora import Source
 from babyllama.data.sources.documents import Document, Rendered, Stored, held_out, render_all, stored
-from babyllama.data.sources.readers import Blob
 from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
 from babyllama.tokenizer.tokenizer import Tokenizer

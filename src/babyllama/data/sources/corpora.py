@@ -17,10 +17,11 @@ from typing import Any
 import xxhash
 from pydantic import Field, model_validator
 
+from babyllama.data.sources.blobs import Blob, pack_records
 from babyllama.data.sources.documents import Document, Kind, Text
 from babyllama.data.sources.hub import SCHEME, Fetched, HubFile, expand, fetch
 from babyllama.data.sources.known import CORPORA, Corpus
-from babyllama.data.sources.readers import Blob, Format, find_files, pack_records, passed_over, read_blobs
+from babyllama.data.sources.readers import Format, find_files, passed_over, read_blobs
 from babyllama.data.sources.records import OnBad, Parsed, Shape, kind_of, parse, parse_lines
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe

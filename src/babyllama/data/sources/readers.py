@@ -17,19 +17,17 @@ from __future__ import annotations
 import codecs
 import csv
 import glob
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from babyllama.data.sources.arrays import HEAD_BYTES, Form, form_of, items
+from babyllama.data.sources.blobs import BLOB_BYTES, Blob, pack_records
 from babyllama.data.sources.files import COMPRESSED, LINE_BYTES, Bytes, Unreadable, bad_text, too_long
 from babyllama.errors import InputError, needs_extra
 
-BLOB_BYTES = 16 << 20
 _PIECE_BYTES = 64 << 10  # a .txt file is cut at the first line end after so many bytes
 
 Format = Literal["auto", "jsonl", "json", "parquet", "csv", "tsv", "txt", "lines", "blocks"]
@@ -37,20 +35,6 @@ _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv",
     ".txt": "txt",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Blob:
-    """Whole JSON lines, undecoded. `where` + a line's number names it: ``a.jsonl:7`` or ``a.json, record 7``.
-
-    `first` is the number of the blob's first line.
-    `position` counts the source's bytes on disk that were read when the blob was complete.
-    """
-
-    where: str
-    first: int
-    lines: bytes
-    position: int
 
 
 def find_files(path: str) -> list[Path]:
@@ -95,30 +79,6 @@ def read_blobs(
         for blob in _reader_of(path, format, encoding)(path, blob_bytes, encoding):
             yield Blob(blob.where, blob.first, blob.lines, before + blob.position)
         before += path.stat().st_size
-
-
-def pack_records(
-    records: Iterable[Any], where: str, blob_bytes: int = BLOB_BYTES, position: Callable[[], int] = lambda: 0
-) -> Iterator[Blob]:
-    """Objects already read, or `Unreadable` → blobs; their line numbers are record numbers."""
-    lines, size, first, number = [], 0, 1, 0
-    for number, record in enumerate(records, start=1):
-        lines.append(record.line if isinstance(record, Unreadable) else _line(record))
-        size += len(lines[-1]) + 1
-        if size >= blob_bytes:
-            yield Blob(where, first, b"\n".join(lines) + b"\n", position())
-            lines, size, first = [], 0, number + 1
-    if lines:
-        yield Blob(where, first, b"\n".join(lines) + b"\n", position())
-
-
-def _line(record: Any) -> bytes:
-    return json.dumps(record, ensure_ascii=False, default=_plain).encode("utf-8", "surrogatepass")
-
-
-def _plain(value: Any) -> str:
-    """Bytes are UTF-8 text, or become what records.py refuses as text; all else as Python writes it."""
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _suffix(path: Path) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from babyllama.data.sources.blobs import Blob
 from babyllama.data.sources.calls import BadRecord, Record
 from babyllama.data.sources.chats import (
     Notes,
@@ -31,7 +32,6 @@ from babyllama.data.sources.chats import (
 from babyllama.data.sources.documents import Document, Kind, Text
 from babyllama.data.sources.files import bad_text, reason_of
 from babyllama.data.sources.preferences import is_preference, is_rated, read_preference, read_rated
-from babyllama.data.sources.readers import Blob
 from babyllama.errors import InputError
 
 try:

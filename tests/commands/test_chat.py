@@ -65,7 +65,7 @@ def test_the_switch_for_thinking(tmp_path):
     opening = "<think>\n"
     assert talk.prompt("问") == plain + talk.tokenizer.encode(opening)
     said = "".join(talk.ask("问"))
-    assert talk.turns == [("问", opening + said)] and talk.messages[1]["reasoning_content"] == said
+    assert talk.turns == [("问", opening + said, ())] and talk.messages[1]["reasoning_content"] == said
     run_command(stage(talk), "/think off")
     assert talk.tokenizer.decode(talk.prompt("问")).endswith("<think>\n\n</think>\n\n")
     run_command(stage(talk), f"/save {tmp_path / 'a.jsonl'}")
@@ -130,9 +130,9 @@ def test_commands(tmp_path):
     run_command(on, "/system")
     assert talk.messages == []
     assert "loaded 1 turn" in run_command(on, f"/load {tmp_path / 'with system'}")
-    assert talk.system == "你是一个医生。" and talk.turns == [CHATS[0]]
+    assert talk.system == "你是一个医生。" and talk.turns == [(*CHATS[0], ())]
     run_command(on, f"/load {file}")
-    assert talk.system == "" and talk.turns == [CHATS[0]]
+    assert talk.system == "" and talk.turns == [(*CHATS[0], ())]
 
 
 OPEN = '{"messages": [{"role": "user", "content": "a"}]}'
@@ -159,8 +159,8 @@ def test_asking_again_and_comparing(capsys):
     on = stage(talk)
     first = "".join(talk.ask(CHATS[0][0]))
     run_command(on, "/regenerate")
-    assert [question for question, _ in talk.turns] == [CHATS[0][0]]
-    second, other = talk.turns[0][1], conversation(Sampling(temperature=3.0, seed=1), max_tokens=8)
+    assert [turn.question for turn in talk.turns] == [CHATS[0][0]]
+    second, other = talk.turns[0].answer, conversation(Sampling(temperature=3.0, seed=1), max_tokens=8)
     assert second == "".join(other.ask(CHATS[0][0])) != first
     capsys.readouterr()
     run_command(on, "/compare runs/other")
@@ -169,9 +169,9 @@ def test_asking_again_and_comparing(capsys):
     assert shown.out == f"{second}\n" * 2 and shown.err == "── runs/other\n" * 2
     with pytest.raises(InputError, match="no: is not there"):
         run_command(on, "/compare no")
-    assert talk.turns == [(CHATS[0][0], second)]
+    assert talk.turns == [(CHATS[0][0], second, ())]
     run_command(on, f"/edit {CHATS[1][0]}")
-    assert [question for question, _ in talk.turns] == [CHATS[1][0]]
+    assert [turn.question for turn in talk.turns] == [CHATS[1][0]]
 
 
 def test_control_characters_never_reach_the_terminal():
@@ -269,7 +269,7 @@ def test_a_refused_question_forgets_nothing():
         assert talk.make_room("长" * 200) == 0
         with pytest.raises(InputError, match="shorten the prompt"):
             list(talk.ask("长" * 200))
-    assert [question for question, _ in talk.turns] == [CHATS[0][0]]
+    assert [turn.question for turn in talk.turns] == [CHATS[0][0]]
 
 
 def test_what_is_not_known_is_not_said(tmp_path):

@@ -11,15 +11,17 @@ from pydantic import Field
 from babyllama.amounts import amount
 from babyllama.commands.serving import ServingRecipe
 from babyllama.data.shards.shards import Prepared, usual_turns
+from babyllama.data.toolworld.tools import TOOLS, call
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.run import Run
-from babyllama.serve.conversation import Conversation
+from babyllama.serve.conversation import Conversation, Tools
 from babyllama.serve.keyboard import history_file
 from babyllama.serve.terminal import talk
 from babyllama.tokenizer.chat import TEMPLATES
 from babyllama.tokenizer.tokenizer import Tokenizer
+from babyllama.train.rl.agents import ToolUse
 
 
 class ChatRecipe(ServingRecipe):
@@ -31,6 +33,10 @@ class ChatRecipe(ServingRecipe):
         description="earlier turns that the model sees; default: as many as its training chats had",
     )
     thinking: bool | None = Field(default=None, description="whether answers think first; default: as the model likes")
+    tools: ToolUse | None = Field(
+        default=None,
+        description="tools that answers may call; each call is shown with its result",
+    )
     turns: bool = Field(default=False, description="piped lines are turns of one chat; default: each stands alone")
     history: bool = Field(default=True, description="what is typed comes back with the key ↑, also in later chats")
     sampling: Sampling = Field(
@@ -54,13 +60,23 @@ def main(recipe: ChatRecipe) -> None:
     engine, tokenizer = recipe.open()
     lessons = learned(recipe.model, tokenizer)
     memory = max(0, lessons.turns - 1) if recipe.memory is None and lessons.turns else recipe.memory
-    chat = Conversation(engine, tokenizer, recipe.sampling, recipe.max_tokens, recipe.system, memory, recipe.thinking)
+    tools = None if recipe.tools is None else tools_of(recipe.tools)
+    chat = Conversation(engine, tokenizer, recipe.sampling, recipe.max_tokens, recipe.system, memory, recipe.thinking,
+                        tools)  # fmt: skip
     said = remarks(recipe.model, tokenizer, lessons, memory)
+    if tools is not None:
+        said += (f"it may call: {', '.join(TOOLS)}",)
 
     def another(path: Path) -> tuple[Engine, Tokenizer]:
         return recipe.model_copy(update={"model": path}).open()
 
     talk(chat, another, said, recipe.turns, history_file() if recipe.history else None)
+
+
+def tools_of(use: ToolUse) -> Tools:
+    """The tools of the made-up world, all of them."""
+    specs = [tool.spec for tool in TOOLS.values()]
+    return Tools(specs, lambda name, arguments: call(name, arguments, TOOLS.keys()).text, use.rounds)
 
 
 def learned(model: Path, tokenizer: Tokenizer) -> Lessons:

@@ -10,7 +10,7 @@ from typing import Protocol
 from babyllama.amounts import amount
 from babyllama.atomic import write_json
 from babyllama.errors import InputError
-from babyllama.serve.conversation import Conversation
+from babyllama.serve.conversation import Conversation, Turn
 from babyllama.tokenizer.answers import answer_text
 from babyllama.tokenizer.chat import Message, check_messages
 
@@ -110,7 +110,8 @@ def _save(stage: Stage, rest: str) -> str:
         raise InputError(f"/save {rest}: exists; choose another name")
     if not stage.chat.turns:
         raise InputError("/save: there is nothing said yet")
-    write_json(path, {"messages": stage.chat.messages}, indent=None)
+    specs = {} if stage.chat.tools is None else {"tools": list(stage.chat.tools.specs)}
+    write_json(path, {"messages": stage.chat.messages, **specs}, indent=None)
     return f"saved {amount(len(stage.chat.turns), 'turn')} to {path}"
 
 
@@ -119,13 +120,15 @@ def _load(stage: Stage, rest: str) -> str:
         raise InputError("/load needs the name of a file that /save wrote, such as /load chat.jsonl")
     chat, messages = stage.chat, _messages(rest)
     chat.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
-    chat.turns = [(one["content"], answer_text(two)) for one, two in zip(messages[::2], messages[1::2], strict=True)]
-    chat.question = chat.turns[-1][0]
+    starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    chat.turns = [Turn(messages[i]["content"], answer_text(messages[end - 1]), tuple(messages[i + 1 : end - 1]))
+                  for i, end in zip(starts, [*starts[1:], len(messages)], strict=True)]  # fmt: skip
+    chat.question = chat.turns[-1].question
     return f"loaded {amount(len(chat.turns), 'turn')}; the last one: {chat.question}"
 
 
 def _messages(name: str) -> list[Message]:
-    """Of a chat in a file: questions and answers in turns."""
+    """Of a chat in a file: questions and answers in turns, tools and what they said between the two."""
     try:
         lines = Path(name).expanduser().read_text("utf-8").splitlines()
         messages = json.loads(lines[0] if lines else "null")["messages"]
@@ -135,7 +138,7 @@ def _messages(name: str) -> list[Message]:
     except (ValueError, TypeError, LookupError) as error:
         raise InputError(f'/load {name}: line 1 is no chat of the form {{"messages": […]}} ({error})') from None
     roles = [message["role"] for message in messages if message["role"] != "system"]
-    if len(lines) > 1 or "tool" in roles or roles[-1] != "assistant":
+    if len(lines) > 1 or roles[-1] != "assistant":
         raise InputError(
             f"/load {name}: give a file with one chat whose questions are all answered, as /save writes it"
         )

@@ -1,10 +1,17 @@
-"""A conversation with one model: questions, answers, what of them the model sees. Not here: how it is shown."""
+"""A conversation with one model: questions, answers, the tools that these call, what of it all the model sees.
+
+Not here: how it is shown (terminal.py), the tools themselves (data/toolworld/).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import json
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
@@ -12,7 +19,7 @@ from babyllama.infer.text import Text, pieces
 from babyllama.tokenizer.answers import OPENING
 from babyllama.tokenizer.chat import Message, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.tokenizer.tools import read_answer
+from babyllama.tokenizer.tools import OWN, Calls, ToolForm, read_answer, tool_form
 
 # Control characters but tab and line break: a model's bytes must not steer the terminal.
 _CONTROL = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
@@ -23,6 +30,51 @@ def printable(text: str) -> str:
     return text.translate(_CONTROL)
 
 
+@dataclass(frozen=True)
+class Tools:
+    """What answers may call.
+
+    Args:
+        specs: in OpenAI's form.
+        call: (name, arguments) → what the model is told; a call that cannot be answered gets a text that says why.
+        rounds: how often in a row until an answer has to come.
+    """
+
+    specs: Sequence[dict[str, Any]]
+    call: Callable[[str, Any], str]
+    rounds: int
+
+
+class Used(NamedTuple):
+    """A call, its arguments as JSON, and what it got."""
+
+    name: str
+    arguments: str
+    result: str
+
+
+class _Shown:
+    """The text of a message as it comes → without its calls, and without the blanks around them."""
+
+    def __init__(self, form: ToolForm) -> None:
+        self._calls, self._blank = Calls(form), ""
+
+    def feed(self, piece: str, ended: bool = False) -> str:
+        """What is to be shown now."""
+        text = self._blank + self._calls.feed(piece, ended)[0]
+        sure = text if ended and not self._calls.count else text.rstrip()
+        self._blank = text[len(sure) :]
+        return sure
+
+
+class Turn(NamedTuple):
+    """A question and its answer, as the model wrote it; `steps`: calls before the answer, and what they got."""
+
+    question: str
+    answer: str
+    steps: tuple[Message, ...] = ()
+
+
 class Conversation:
     """Questions and answers so far. Answer k since the last `seed` draws with seed + k, so a chat can be repeated.
 
@@ -31,41 +83,50 @@ class Conversation:
     Args:
         memory: how many of the latest turns the model sees beside a new question; None is as many as fit.
         thinking: whether answers have to think first, or have not to; None: as the model likes.
+        tools: None: none.
 
     Attributes:
         question: the last one that was asked, also where it got no answer.
         text: the state of its answer, with the number of tokens and why it ended.
+        tokens: of its answer, calls included.
+
+    Raises:
+        InputError: tools for a model whose chat template writes none.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, sampling: Sampling, max_tokens: int = 512,
-                 system: str = "", memory: int | None = None, thinking: bool | None = None) -> None:  # fmt: skip
-        self.thinking = thinking
+                 system: str = "", memory: int | None = None, thinking: bool | None = None,
+                 tools: Tools | None = None) -> None:  # fmt: skip
+        self.thinking, self.tools = thinking, tools
+        self.form = OWN if tools is None else tool_form(tokenizer)
         self.engine, self.tokenizer, self.sampling, self.max_tokens = engine, tokenizer, sampling, max_tokens
         self.system, self.seed, self.memory = system, sampling.seed, memory
-        self.turns: list[tuple[str, str]] = []
-        self.question = ""
+        self.turns: list[Turn] = []
+        self.question, self.tokens = "", 0
         self.text = Text(tokenizer)
 
     @property
     def messages(self) -> list[Message]:
-        """All that was said, what was thought apart from it."""
-        return [read_answer(m["content"]) if m["role"] == "assistant" else m for m in self._said(self.turns)]
+        """All that was said, what was thought and called apart from it."""
+        return [read_answer(m["content"], self.form) if m["role"] == "assistant" and "tool_calls" not in m else m
+                for m in self._said(self.turns)]  # fmt: skip
 
-    def _said(self, turns: Sequence[tuple[str, str]]) -> list[Message]:
+    def _said(self, turns: Sequence[Turn]) -> list[Message]:
         found: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        for question, answer in turns:
-            found.append({"role": "user", "content": question})
-            found.append({"role": "assistant", "content": answer})
+        for question, answer, steps in turns:
+            found += [{"role": "user", "content": question}, *steps, {"role": "assistant", "content": answer}]
         return found
 
-    def prompt(self, question: str) -> list[int]:
-        """The tokens of the turns that the model sees and of `question`, as training rendered them."""
+    def prompt(self, question: str, steps: Sequence[Message] = ()) -> list[int]:
+        """The tokens of the turns that the model sees, of `question` and of the steps to its answer so far, as training
+        rendered them."""
         seen = self.turns if self.memory is None else self.turns[len(self.turns) - min(self.memory, len(self.turns)) :]
-        return self._prompt(seen, question)
+        return self._prompt(seen, question, steps)
 
-    def _prompt(self, turns: Sequence[tuple[str, str]], question: str) -> list[int]:
-        asked: Message = {"role": "user", "content": question}
-        return render_chat(self.tokenizer, [*self._said(turns), asked], True, (), self.thinking).tokens
+    def _prompt(self, turns: Sequence[Turn], question: str, steps: Sequence[Message] = ()) -> list[int]:
+        messages = [*self._said(turns), Message(role="user", content=question), *steps]
+        specs = () if self.tools is None else self.tools.specs
+        return render_chat(self.tokenizer, messages, True, specs, self.thinking).tokens
 
     def make_room(self, question: str) -> int:
         """Drop the oldest turns until a quarter of the context (or max_tokens) is left to answer; how many went.
@@ -80,28 +141,61 @@ class Conversation:
             dropped += 1
         return dropped
 
-    def ask(self, question: str) -> Generator[str, None, None]:
-        """The answer as it comes. Also an answer that is broken off stays in the conversation.
+    def ask(self, question: str) -> Generator[str | Used, None, None]:
+        """The answer as it comes, with the tools that it uses. Also an answer that is broken off stays in the
+        conversation.
 
         Raises:
-            InputError: the question does not fit the context even alone.
+            InputError: the question, or what the tools said to it, does not fit the context even alone.
         """
-        said = [OPENING[self.thinking]] if self.thinking is not None else []
-        seed, self.seed, self.question = self.seed, self.seed + 1, question
-        self.text = Text(self.tokenizer)
-        request = Request(self.prompt(question), self.sampling, self.max_tokens, self.tokenizer.stop_ids, seed)
+        opening = "" if self.thinking is None else OPENING[self.thinking]
+        seed, self.seed, self.question, self.tokens = self.seed, self.seed + 1, question, 0
+        said, steps = list[str](), list[Message]()
         try:
-            with closing(pieces(self.engine, request, self.text)) as found:
-                for piece in map(printable, found):
-                    said.append(piece)
-                    yield piece
+            for left in range(0 if self.tools is None else self.tools.rounds, -1, -1):
+                said.clear()
+                prompt = self.prompt(question, steps)
+                if steps and len(prompt) >= self.engine.context:
+                    raise InputError(f"the context of {self.engine.context} tokens is full: there is no room to go on "
+                                     "after what the tools said")  # fmt: skip
+                yield from self._written(prompt, seed, said, left > 0)
+                message = read_answer(opening + "".join(said), self.form)
+                if not left or self.text.finish != "stop" or "tool_calls" not in message:
+                    return
+                steps.append(message)
+                said.clear()
+                yield from self._use(message, steps)
         finally:
-            if len(said) > (self.thinking is not None):
-                self.turns.append((question, "".join(said)))
+            if said or steps:
+                self.turns.append(Turn(question, opening + "".join(said) if said else "", tuple(steps)))
+
+    def _written(self, prompt: list[int], seed: int, said: list[str], answered: bool) -> Generator[str, None, None]:
+        """What the model writes, all of it also to `said`; without calls where these are to be `answered`."""
+        self.text, before = Text(self.tokenizer), self.tokens
+        request = Request(prompt, self.sampling, self.max_tokens, self.tokenizer.stop_ids, seed)
+        shown = _Shown(self.form) if answered else None
+        with closing(pieces(self.engine, request, self.text)) as found:
+            for piece in map(printable, found):
+                said.append(piece)
+                self.tokens = before + self.text.tokens
+                if told := shown.feed(piece) if shown else piece:
+                    yield told
+        self.tokens = before + self.text.tokens
+        if shown and (told := shown.feed("", True)):
+            yield told
+
+    def _use(self, message: Message, steps: list[Message]) -> Generator[Used, None, None]:
+        """Answer the calls of a message; what each got goes to `steps`."""
+        assert self.tools is not None
+        for call in message.get("tool_calls", ()):
+            name, arguments = call["function"]["name"], call["function"]["arguments"]
+            result = self.tools.call(name, arguments)
+            steps.append({"role": "tool", "content": result})
+            yield Used(*map(printable, (name, json.dumps(arguments, ensure_ascii=False), result)))
 
     def take_back(self) -> str:
         """Forget the last question and its answer; the question."""
-        if self.turns and self.turns[-1][0] == self.question:
+        if self.turns and self.turns[-1].question == self.question:
             del self.turns[-1]
         return self.question
 
@@ -109,7 +203,7 @@ class Conversation:
         """This conversation before its last question, with another model, which would draw as this one did."""
         sampling = self.sampling.model_copy(update={"seed": max(self.seed - 1, 0)})
         other = Conversation(engine, tokenizer, sampling, self.max_tokens, self.system, self.memory,
-                             self.thinking)  # fmt: skip
+                             self.thinking, self.tools)  # fmt: skip
         other.turns, other.question = [*self.turns], self.question
         other.take_back()
         return other

@@ -19,7 +19,7 @@ from babyllama.amounts import amount
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.serve.chat_commands import COMMANDS, run_command
-from babyllama.serve.conversation import Conversation
+from babyllama.serve.conversation import Conversation, Used
 from babyllama.serve.keyboard import Read, keyboard
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -117,19 +117,24 @@ class Talk:
 
     def _show(self, chat: Conversation, question: str) -> None:
         began, empty = time.perf_counter(), True
-        first = began
+        first, open_ = began, False  # a line that is not at its end
         with closing(chat.ask(question)) as pieces:
             for piece in pieces:
                 if empty:
                     first, empty = time.perf_counter(), False
-                self._write(piece)
+                if isinstance(piece, Used):
+                    self._write("\n" if open_ else "")
+                    self.note(f"→ {piece.name} {piece.arguments}\n← {piece.result}")
+                else:
+                    self._write(piece)
+                open_ = not isinstance(piece, Used) and not piece.endswith("\n")
         seconds = time.perf_counter() - began
         self._write("\n")
         if empty:
             self.note("(an empty answer)")
         elif self.read is not None:
             cut = f"; cut off at max_tokens={chat.max_tokens}" if chat.text.tokens == chat.max_tokens else ""
-            self.note(f"({amount(chat.text.tokens, 'token')}, {chat.text.tokens / seconds:,.0f} a second, the first "
+            self.note(f"({amount(chat.tokens, 'token')}, {chat.tokens / seconds:,.0f} a second, the first "
                       f"after {1000 * (first - began):.0f} ms{cut})")  # fmt: skip
 
     def _write(self, text: str) -> None:

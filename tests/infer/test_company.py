@@ -277,6 +277,20 @@ def test_a_long_prompt_starves_nobody(monkeypatch):
     assert first[short] <= 2 < first[long]
 
 
+@pytest.mark.parametrize("ahead", [1, 1000])
+def test_a_first_token_comes_with_the_step_that_reads_its_prompt(ahead):
+    """Also where the host is a step behind: what was decoded in that step is still on its way then."""
+    engine = make_engine("gqa")
+    engine.ahead = ahead
+    running = [engine.add(Request([i + 1], max_tokens=60)) for i in range(3)]
+    for _ in range(4):
+        engine.step()
+    fresh = [engine.add(Request([7 + i, 8, 9], max_tokens=20)) for i in range(2)]
+    told = {event.id: len(event.tokens) for event in engine.step()}
+    assert told.keys() == {*running, *fresh} and all(told[id] == 1 for id in fresh)
+    assert bool(engine._sent) is (ahead == 1)
+
+
 def test_an_interruption_loses_nothing_that_was_on_its_way(monkeypatch):
     """Also where it comes between the reading of a prompt and its first token."""
     engine, roots = make_engine("several"), [list(root) for root in ROOTS]

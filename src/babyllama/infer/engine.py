@@ -89,7 +89,7 @@ class Engine:
         self._wrappers: list[Any] = []  # of the model's adapters
         self._waiting: deque[Job] = deque()
         self._ended: list[Event] = []  # not told yet
-        self._sent: deque[list[Sent]] = deque()  # by step: tokens that the host has not seen
+        self._sent: deque[list[Sent]] = deque()  # what was launched, in order: tokens that the host has not seen
         self.ahead = AHEAD if weight.device.type == "cuda" else sys.maxsize
         self._mail: dict[int, deque[Event]] = {}  # of requests whose events `stream` and `generate` want
         self.threads = Threads() if weight.device.type == "cpu" else nullcontext()
@@ -270,9 +270,10 @@ class Engine:
     # ── one step ───────────────────────────────────────────────────────────────────────────────────────────────
     @torch.inference_mode()
     def _advance(self) -> None:
-        """Give rows to who waits, decode, read prompts; what comes of it goes to `_ended`.
+        """Give rows to who waits, read prompts, decode; what comes of it goes to `_ended`.
 
-        With many rows on a GPU that of the step before goes there, so that the host works while the GPU does.
+        With many rows on a GPU what the step before decoded goes there, so that the host works while the GPU does; and
+        the first tokens of what this one read, which are there before it has decoded.
         """
         try:
             if not self._goes_ahead():
@@ -285,15 +286,12 @@ class Engine:
             active = self.slots.active
             began, decoding = time.perf_counter(), sum(len(group) for _, group, _ in self._groups)
             self._prepare(active)
-            made = self._decode(decoding < len(active))
-            if decoding < len(active):
-                reading = self.prompts.next(active[decoding:], decoding)
-                with self._adapted(reading[0].adapter):
-                    ended = self.prompts.read(reading, decoding)
-                made, self.slots.stale = made + ended, self.slots.stale or bool(ended)  # they decode from now on
-            later = bool(made) and self._goes_ahead()
-            self._sent.append([Sent.of(slots, sampled, later) for slots, sampled in made])
-            self._see(1 if later else 0)
+            made, later = list[tuple[list[Slot], Sampled]](), self._goes_ahead()
+            for part in (self._read, self._decode):
+                if found := part(active, decoding):
+                    self._sent.append([Sent.of(slots, sampled, later) for slots, sampled in found])
+                    made += found
+            self._see(1 if later and made else 0)
             if made and isinstance(self.threads, Threads):
                 self.threads.tokens = max(len(sampled.tokens) for _, sampled in made)
             if self.propose is not None and decoding == len(active) > 0:
@@ -309,7 +307,7 @@ class Engine:
         return len(jobs) >= self.ahead and self.propose is None and all(job.request.mask is None for job in jobs)
 
     def _see(self, left: int = 0) -> None:
-        """Wait for the tokens that are on their way, but for those of the `left` newest steps."""
+        """Wait for the tokens that are on their way, but for the `left` launched last."""
         while len(self._sent) > left:
             for sent in self._sent.popleft():
                 self._note(sent)
@@ -332,10 +330,20 @@ class Engine:
             if job.request.mask is not None:
                 self.rows.allow(row, job.request.mask)
 
-    def _decode(self, others: bool) -> list[tuple[list[Slot], Sampled]]:
-        """A step of every adapter's rows, which are side by side. `others`: there is more to do than decoding."""
+    def _read(self, active: list[Slot], decoding: int) -> list[tuple[list[Slot], Sampled]]:
+        """The next pieces of prompts, of the rows after those that decode; the first tokens where one ends."""
+        if decoding == len(active):
+            return []
+        reading = self.prompts.next(active[decoding:], decoding)
+        with self._adapted(reading[0].adapter):
+            ended = self.prompts.read(reading, decoding)
+        self.slots.stale |= bool(ended)  # they decode from the next step on
+        return ended
+
+    def _decode(self, active: list[Slot], decoding: int) -> list[tuple[list[Slot], Sampled]]:
+        """A step of every adapter's rows, which are side by side: the first `decoding` of the active ones."""
         made, first, self._guessing = [], 0, False
-        self.rows.live.fill_(sum(len(group) for _, group, _ in self._groups))
+        self.rows.live.fill_(decoding)
         for adapter, group, uses in self._groups:
             if adapter not in self._steps:
                 self._steps[adapter] = self.make_step(self.model, self.rows, self.cache)
@@ -347,7 +355,7 @@ class Engine:
                 first += len(group)
                 continue
             step = self._steps[adapter]
-            limit = min(1 if uses.mask else step.most, self._ahead(group, others))
+            limit = min(1 if uses.mask else step.most, self._ahead(group, decoding < len(active)))
             if limit > 0:
                 end = max(slot.held for slot in group) + limit
                 self.slots.reserve(end)

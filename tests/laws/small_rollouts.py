@@ -13,9 +13,10 @@ from babyllama.data.streams.prompts import Prompt
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.train.losses.policy import Grpo, Method
+from babyllama.train.rl.agents import Agents, Played, ToolUse
 from babyllama.train.rl.groups import Groups, Rollouts
 from babyllama.train.rl.record import Record
-from babyllama.train.rl.rewards import Answer, Reward
+from babyllama.train.rl.rewards import Answer, Reward, ValidCalls
 from babyllama.train.rl.rollouts import RolloutRows
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzαβγδεζηθικλ"  # one for each token
@@ -79,6 +80,25 @@ def practised(folder: Path | None = None, method: Method = METHOD, rewards: tupl
     record = Unwritten(Path()) if folder is None else Record(folder)
     groups = Groups(Rollouts(**given), rewards, prompts(), tokenizer(), Rollouts(**given).count(rows), 1)
     return RolloutRows(groups, method, rows, chunk, record, reference() if method.beta else None)
+
+
+class Callers(Agents):
+    """A turn that ends with an odd token has called something that writes a token by it, and answers two calls in
+    three."""
+
+    def _results(self, played: Played, tools: frozenset[str], prompt: int) -> tuple[list[int], int, int] | None:
+        last = played.last[-1]
+        if last % 2 == 0 or prompt + len(played.tokens) + 1 + self.max_tokens > self.room:
+            return None
+        return [last // 2 + 1], 1, int(last % 3 != 0)
+
+
+def calling(folder: Path | None = None, method: Method = METHOD, chunk: int = 4) -> RolloutRows:
+    """As `practised`, with answers of several turns."""
+    use = ToolUse(rounds=2)
+    rows = practised(folder, method, (Early(), ValidCalls(weight=0.3)), chunk=chunk, max_tokens=2, tools=use)
+    rows.groups.agents = Callers(rows.groups.tokenizer, 2, use, CONTEXT)
+    return rows
 
 
 def hidden_twins(model: Transformer) -> Transformer:

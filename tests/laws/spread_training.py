@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from mishaps import BUCKETS, HELD, SEEN, Counting, Drifting, Killed, Looking, Spying, poison
 from small_preferences import KINDS
-from small_rollouts import OBJECTIVE, practised
+from small_rollouts import OBJECTIVE, calling, practised
 from small_training import Made, Silent, StopAt, small_trainer
 
 from babyllama.errors import InputError, Interrupted
@@ -68,6 +68,7 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     # Each rank answers its share of the prompts; four steps are one rollout and the first of the next.
     **{f"{engine}-rollouts-adamw": (engine, settings("adamw", 4, stream=practised, objective=OBJECTIVE, steps=5))
        for engine in ("ddp", "fsdp", "zero3")},
+    "fsdp-agents-adamw": ("fsdp", settings("adamw", 4, stream=calling, objective=OBJECTIVE, steps=5)),
 }  # fmt: skip
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 RESUMED = {"steps": 8, "save_every": 3}  # stopped after step 4 alone, 5 together: the others must hear of it

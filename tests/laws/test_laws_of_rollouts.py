@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from small_rollouts import OBJECTIVE, practised
+from small_rollouts import OBJECTIVE, calling, practised
 from small_training import StopAt, fingerprint, finished, small_trainer
 
 from babyllama.errors import Interrupted
@@ -59,3 +59,23 @@ def test_stopped_in_a_rollout_and_continued(tmp_path, at, objective):
     again_figures, figures = ([{k: v for k, v in m.items() if "second" not in k and k != "mfu"}
                                for m in t.run.metrics()] for t in (again, whole))  # fmt: skip
     assert again_figures == figures
+
+
+def test_agents_obey_too(tmp_path):
+    """Answers of several turns: both laws; what the tools wrote is in every rollout and in no loss."""
+    def given(name, micro=4, **more):
+        return {"stream": partial(calling, tmp_path / name, chunk=micro), "objective": OBJECTIVE, "optimizer": SMOOTH,
+                "micro_batch_size": micro, "accumulate": 16 // micro, "save_every": 5, **more}  # fmt: skip
+
+    whole, cut = (finished(tmp_path / name, **given(name, micro)) for name, micro in (("whole", 4), ("cut", 1)))
+    for mine, theirs in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=3e-6, rtol=0)
+    stopped = small_trainer(tmp_path / "stopped", show=StopAt(7, signal.SIGTERM), **given("stopped"))
+    with pytest.raises(Interrupted, match="step 7"):
+        stopped.train()
+    stopped.run.unlock()
+    assert fingerprint(finished(tmp_path / "stopped", **given("stopped"))) == fingerprint(whole)
+    texts = [(tmp_path / name / "rollouts.jsonl").read_text() for name in ("whole", "stopped")]
+    lines = list(map(json.loads, texts[0].splitlines()))
+    assert texts[0] == texts[1] and {line["calls"] for line in lines} == {0, 1, 2}
+    assert all(line["logprobs"].count(None) == line["calls"] for line in lines)

@@ -63,6 +63,7 @@ def test_stopped_in_a_rollout_and_continued(tmp_path, at, objective):
 
 def test_agents_obey_too(tmp_path):
     """Answers of several turns: both laws; what the tools wrote is in every rollout and in no loss."""
+
     def given(name, micro=4, **more):
         return {"stream": partial(calling, tmp_path / name, chunk=micro), "objective": OBJECTIVE, "optimizer": SMOOTH,
                 "micro_batch_size": micro, "accumulate": 16 // micro, "save_every": 5, **more}  # fmt: skip

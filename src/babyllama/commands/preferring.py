@@ -86,8 +86,12 @@ class Comparison:
     model: Transformer | None
 
 
-def comparison(recipe: TrainRecipe, model: Transformer, tokenizer: str) -> Comparison | None:
-    """The reference that the objective compares with. Raises InputError: it cannot be read, has another tokenizer."""
+def comparison(recipe: TrainRecipe, model: Transformer, tokenizer: str, longest: int = 0) -> Comparison | None:
+    """The reference that the objective compares with. `longest`: tokens that an answer may have with its prompt.
+
+    Raises:
+        InputError: it cannot be read, has another tokenizer or fewer positions.
+    """
     objective, init = recipe.objective, recipe.init
     if not (isinstance(objective, Preference) and objective.compares and isinstance(init, FromModel)):
         return None
@@ -96,7 +100,13 @@ def comparison(recipe: TrainRecipe, model: Transformer, tokenizer: str) -> Compa
     folder = model_folder(given)
     if read_tokenizer(folder).hash != tokenizer:
         raise InputError(f"objective.reference: {given} has another tokenizer; give one with init's")
-    return Comparison(weights_hash(folder), read_model(folder).float())
+    found = read_model(folder).float()
+    if found.config.max_position_embeddings < longest:
+        positions = found.config.max_position_embeddings
+        raise InputError(f"objective.reference: {given} has {positions:,} positions, and answers here may have "
+                         f"{longest:,} tokens with their prompt; give plan.context={positions}, or another reference"
+                         )  # fmt: skip
+    return Comparison(weights_hash(folder), found)
 
 
 def sums_of(recipe: TrainRecipe, prepared: Prepared, compared: Comparison, model: Transformer, world: World,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from babyllama.commands.train_recipe import TrainRecipe
@@ -13,16 +13,19 @@ from babyllama.errors import InputError
 from babyllama.evals.bits import measure
 from babyllama.load import load, pick_device
 from babyllama.model.transformer import Transformer, attach_value_head
+from babyllama.tokenizer.answers import offered
 from babyllama.tokenizer.chat import results_after_answer
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.losses.policy import Grpo, Method, Ppo
 from babyllama.train.rl.groups import Groups, Rollouts
 from babyllama.train.rl.heldout import HeldOut, RewardSums
-from babyllama.train.rl.judge import ModelReward
+from babyllama.train.rl.judge import Judge, ModelReward
 from babyllama.train.rl.record import Record
 from babyllama.train.rl.rewards import Reward
 from babyllama.train.rl.rollouts import RolloutRows
 from babyllama.train.validation import LossSums
+
+LOOKED = 100  # prompts
 
 
 def rollout_rows(recipe: TrainRecipe, prepared: Prepared, model: Transformer, tokenizer: Tokenizer,
@@ -116,4 +119,21 @@ def passed_over(rows: RolloutRows) -> list[str]:
     if prompts.passed_over:
         lines.append(f"{prompts.passed_over:,} chats are left out: their prompt has more than {prompts.room} tokens "
                      f"(the context less rollouts.max_tokens={rows.recipe.max_tokens}), or none")  # fmt: skip
-    return lines
+    return [*lines, *_short_judges(rows), *_without_tools(rows)]
+
+
+def _short_judges(rows: RolloutRows) -> Iterator[str]:
+    for reward in rows.groups.rewards:
+        if isinstance(reward, Judge) and (positions := reward.model.config.max_position_embeddings) < rows.groups.room:
+            yield (f"rewards: the reward model has {positions:,} positions; of longer answers, prompt included, it "
+                   "reads the end alone")  # fmt: skip
+
+
+def _without_tools(rows: RolloutRows) -> Iterator[str]:
+    """Where an agent could call nothing."""
+    prompts, tokenizer = rows.groups.prompts, rows.groups.tokenizer
+    if rows.recipe.tools is None:
+        return
+    looked = min(prompts.count, LOOKED)
+    if not any(offered(tokenizer.decode(p.tokens, skip_special=False)) for p in prompts.taken(0, looked)):
+        yield f"rollouts.tools: none of the first {looked:,} prompts lists a tool, so none can be called"

@@ -13,11 +13,13 @@ from babyllama.train.losses.objectives import NextToken, Objective
 from babyllama.train.losses.preference import Preference
 
 
-def objective_of(choice: NextToken | Distil | Preference, model: Transformer, tokenizer: Tokenizer) -> Objective:
-    """A callable of `choice`. Where no teacher is named, `model` teaches as it is now: call before it is changed.
+def objective_of(choice: NextToken | Distil | Preference, model: Transformer, tokenizer: Tokenizer, context: int
+                 ) -> Objective:  # fmt: skip
+    """A callable of `choice`, for rows of `context` tokens. Where no teacher is named, `model` teaches as it is now:
+    call before it is changed.
 
     Raises:
-        InputError: the teacher cannot be read, has another tokenizer or does not fit.
+        InputError: the teacher cannot be read, has another tokenizer, fewer positions or does not fit.
     """
     if isinstance(choice, NextToken | Preference):
         return choice
@@ -26,4 +28,8 @@ def objective_of(choice: NextToken | Distil | Preference, model: Transformer, to
     folder = model_folder(choice.teacher)
     if read_tokenizer(folder).hash != tokenizer.hash:
         raise InputError(f"objective.teacher: {choice.teacher} has another tokenizer; give one with init's")
-    return choice.of(read_model(folder), model)
+    teacher = read_model(folder)
+    if (positions := teacher.config.max_position_embeddings) < context:
+        raise InputError(f"objective.teacher: {choice.teacher} has {positions:,} positions, and rows here have "
+                         f"{context:,} tokens; give plan.context={positions}, or another teacher")  # fmt: skip
+    return choice.of(teacher, model)

@@ -141,11 +141,11 @@ def _learned(recipe: TrainRecipe, prepared: Prepared, model: Transformer, tokeni
         if isinstance(chosen, Method):
             objective: Objective = chosen.of(drawn.temperature, drawn.max_tokens)
         else:
-            objective = objective_of(chosen, model, tokenizer)
+            objective = objective_of(chosen, model, tokenizer, longest)
         return _Learned(stream, objective, None, room.context if drawn.tools else longest)
     assert not isinstance(chosen, Method)
-    objective = objective_of(chosen, model, tokenizer)
-    compared = comparison(recipe, model, tokenizer.hash)
+    objective = objective_of(chosen, model, tokenizer, room.context)
+    compared = comparison(recipe, model, tokenizer.hash, room.longest)
     return _Learned(stream_of(recipe, prepared, room, tokenizer), objective, compared, room.context)
 
 

@@ -94,6 +94,7 @@ class RolloutRows:
         checked = number % self.recipe.check_every == 0
         with worker.policy() as model:
             groups, figures = self.groups(number, checked, model, worker.world)
+            self._remark(number, figures)
             tensors = self._tensors(groups)
             began = time.perf_counter()
             if self.method.beta and self.reference is not None:
@@ -111,6 +112,15 @@ class RolloutRows:
             figures["engine_gap"] = self.rollout.figures["engine_gap"]
         self._recorded(number, step, groups, tensors, worker.world.first)
         return Rollout(number, tensors, figures)
+
+    def _remark(self, number: int, figures: dict[str, float]) -> None:
+        """Where nothing can be learned, for the first of several such rollouts."""
+        before = self.rollout.figures["flat_groups"] if self.rollout is not None else 0.0
+        compares = bool(self.groups.rewards) and not isinstance(self.method, Ppo)
+        if compares and figures["flat_groups"] == 1 != before and not figures["bad_rewards"]:
+            self.groups.say(f"rollout {number}: to each prompt all answers are worth the same, so nothing is learned "
+                            "until that changes; look at rollouts.jsonl, raise rollouts.group or rollouts.temperature, "
+                            "or choose harder or easier prompts")  # fmt: skip
 
     def _tensors(self, groups: list[Group]) -> dict[str, Tensor]:
         texts = [(group.prompt.tokens, answer.tokens) for group in groups for answer in group.drawn]
@@ -161,7 +171,8 @@ class RolloutRows:
         whole = batch_of(tensors, everything).targets != IGNORE
         kept[:, : whole.shape[1]] = whole[:, : kept.shape[1]]
         advantages, returns = gae(tensors["advantages"], values, kept, method.gamma, method.trace)
-        deviation, mean = torch.std_mean(advantages[kept].double())
+        own = advantages[kept].double()
+        deviation, mean = torch.std_mean(own) if len(own) > 1 else (own.new_zeros(()), own.sum())
         even = ((advantages - mean) / (deviation + 1e-8)).where(kept, 0).float()
         return {"values": values.where(kept, 0), "returns": returns, "advantages": even}
 

@@ -49,6 +49,7 @@ KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a question with its answer": ({"question": "一加一", "answer": "2"}, [f"{U}一加一{A}[[2</s>]]"]),
     "turns and a reference": ({"prompt": [{"role": "system", "content": "算"}, user("一加二")], "answer": "3"},
                               [f"{S}算{U}一加二{A}[[3</s>]]"]),
+    "prompt and completion": ({"prompt": [user("一")], "completion": [said("二")]}, [f"{U}一{A}[[二</s>]]"]),
     "tools, calls and thoughts": (
         {"tools": json.dumps([FUNCTION]), "messages": [user("几点"), {**CALLED, "reasoning_content": "要查"},
          {"role": "tool", "content": "九点"}, said("九点了。")]},

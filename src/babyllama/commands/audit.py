@@ -40,6 +40,7 @@ TITLES = {  # filter → its name in English and Chinese
     "personal": ("personal data", "个人信息"),
     "leaks": ("evaluation items", "评测题泄漏"),
     "quality": ("quality score", "质量分"),
+    "perplexity": ("bits per byte by a model", "模型的每字节比特数"),
     "bits": ("bits per byte", "每字节比特"),
     "exact": ("same documents", "完全重复"),
     "near": ("near-duplicates", "近似重复"),

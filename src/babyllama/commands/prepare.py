@@ -15,6 +15,7 @@ from babyllama.amounts import amount, duration
 from babyllama.atomic import write_atomic
 from babyllama.commands.leaks import Leaks
 from babyllama.commands.table import table_of
+from babyllama.data.clean.cleaning import settled
 from babyllama.data.clean.duplicates import DUPLICATES, AnyDuplicates
 from babyllama.data.clean.presets import FILTERS, PRESETS, AnyFilter, named
 from babyllama.data.shards.distinct import Read, encode_distinct, remove_marks
@@ -112,7 +113,8 @@ def main(recipe: PrepareRecipe) -> None:
 
 def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: list[Source], console: Console) -> None:
     tokenizer.save(run.path)  # the folder is complete in itself: training needs no other
-    clean = recipe.clean if recipe.leaks is None else (*recipe.clean, recipe.leaks.gathered(run.path))
+    clean = settled(recipe.clean, sources)
+    clean = clean if recipe.leaks is None else (*clean, recipe.leaks.gathered(run.path))
     plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation, clean,
                 recipe.dedup)  # fmt: skip
     if why := missing():

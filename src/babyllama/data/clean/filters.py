@@ -12,6 +12,7 @@ Not here: which filters there are (presets.py), counting (ledger.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -47,6 +48,10 @@ class Filter(Recipe):
     def check(self) -> None:
         """Raise InputError now for what would fail in the middle: a package or a file that is not there."""
 
+    def settled(self, texts: Callable[[], Iterable[str]]) -> Filter:
+        """The filter with all its limits, where some hang on the texts that it will see; these are the first ones."""
+        return self
+
     def fingerprint(self) -> str:
         """Of what decides its answers beside its fields: the content of files; empty where there are none."""
         return ""
@@ -57,11 +62,16 @@ class Measured(Filter):
 
     top: ClassVar[float] = 1.0  # where the axis of a histogram ends
     whole: ClassVar[bool] = False  # whether it also judges a chat, by all that it says
+    together: ClassVar[int] = 1  # texts that are best measured at a time
     at_least: float | None = Field(default=None, description="leave out texts below")
     at_most: float | None = Field(default=None, description="leave out texts above")
 
     def measure(self, text: str) -> float:
         raise NotImplementedError
+
+    def measures(self, texts: Sequence[str]) -> list[float]:
+        """Of several texts."""
+        return [self.measure(text) for text in texts]
 
     def judge(self, value: float) -> Drop | None:
         """What follows from a measured value."""

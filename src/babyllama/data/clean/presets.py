@@ -23,13 +23,14 @@ from babyllama.data.clean.measures import (
     SymbolShare,
 )
 from babyllama.data.clean.normalise import Mojibake, Normalise, Simplify
+from babyllama.data.clean.perplexity import Perplexity
 from babyllama.data.clean.personal import Personal
 from babyllama.data.clean.quality import Quality
 from babyllama.recipe import Recipe, validate
 
 AnyFilter = Annotated[
     Normalise | Simplify | Mojibake | Html | Boilerplate | RepeatedLines | Length | HanziShare | SymbolShare
-    | LineBreaks | PunctuatedLines | DuplicateLines | DuplicateGrams | Personal | Quality,
+    | LineBreaks | PunctuatedLines | DuplicateLines | DuplicateGrams | Personal | Quality | Perplexity,
     Field(discriminator="kind"),
 ]  # fmt: skip
 

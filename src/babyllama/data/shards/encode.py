@@ -236,10 +236,17 @@ def write_manifest(folder: Path, sources: list[Source], done: list[Done], plan: 
     manifest = {
         "version": VERSION, "tokenizer": plan.hash, "vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos_id,
         "dtype": token_dtype(tokenizer.vocab_size).name, "chat_template": plan.template,
-        "validation": plan.validation, "corpora": corpora,
+        "validation": plan.validation, **_filters(plan), "corpora": corpora,
     }  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _filters(plan: Plan) -> dict[str, Any]:
+    """What filters that go by a file have gone by: the hash of its content and their limits."""
+    found = [{"filter": filter.name, "hash": mark, **filter.model_dump(mode="json", include={"at_least", "at_most"})}
+             for filter in plan.clean if (mark := filter.fingerprint())]  # fmt: skip
+    return {"filters": found} if found else {}
 
 
 def _names(done: Done) -> set[str]:

@@ -4,7 +4,7 @@
     conversation: [{human, assistant}]                                             MOSS
     chat: {turn_1: {Human: "<|Human|>: …<eoh>", MOSS: "<|MOSS|>: …<eom>"}}         MOSS
     instruction | question | query | prompt | input (a text or messages) with      Alpaca, BELLE, many others
-        output | response | answer | completion | target                           [input | context, history, system]
+        output | response | answer | completion | target (also)                    [input | context, history, system]
     data: ["问：…", "答：…", "问：…", …]                                             HuatuoGPT
     instruction: "Human:…\\nAssistant:…\\nHuman:…\\nAssistant:", output               BELLE, several turns
 
@@ -192,9 +192,8 @@ def _two(turn: Any, user: str, assistant: str, clean: Callable[[str], str]) -> l
 def _pair(record: Record, used: set[str], notes: Notes) -> Iterator[Message]:
     asks, answers = first_key(record, QUESTIONS), first_key(record, _ANSWERS)
     assert asks and answers
-    used.add(asks)
-    if isinstance(record[asks], list):  # the turns before the answer
-        yield from _turns_before(record, asks, text_of(record, answers, used), used, notes)
+    if isinstance(record[asks], list) or isinstance(record[answers], list):
+        yield from _apart(record, asks, answers, used, notes)
         return
     question, answer = text_of(record, asks, used), text_of(record, answers, used)
     extra = next((key for key in MORE if key != asks and record.get(key) is not None), "input")
@@ -213,14 +212,15 @@ def _pair(record: Record, used: set[str], notes: Notes) -> Iterator[Message]:
     yield {"role": "assistant", "content": answer}
 
 
-def _turns_before(record: Record, asks: str, answer: str, used: set[str], notes: Notes) -> Iterator[Message]:
-    """A prompt that is a list of messages, and the answer to it."""
+def _apart(record: Record, asks: str, answers: str, used: set[str], notes: Notes) -> Iterator[Message]:
+    """A prompt and the answer to it, of which one at least is a list of messages."""
+    used |= {asks, answers}
     messages = continuation(record[asks], notes, "user")
     system = text_of(record, "system", used)
     if system.strip() and (not messages or messages[0]["role"] != "system"):
         yield {"role": "system", "content": system}
     yield from messages
-    yield {"role": "assistant", "content": answer}
+    yield from continuation(record[answers], notes)
 
 
 def history(record: Record, used: set[str]) -> Iterator[Message]:

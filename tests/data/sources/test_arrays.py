@@ -22,7 +22,8 @@ OBJECTS = st.lists(st.dictionaries(KEYS, VALUES, min_size=1), min_size=1, max_si
 def read(content: bytes, form: str, size: int = arrays._BUFFER) -> list:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "_BUFFER", size)
-        return list(items(Path("x.json"), io.BytesIO(content), form))
+        found = list(items(Path("x.json"), io.BytesIO(content), form))
+    return [json.loads(item) if isinstance(item, bytes) else item for item in found]
 
 
 @given(OBJECTS, st.sampled_from([None, 1]), st.booleans(), st.sampled_from([1, 7, 1 << 20]))
@@ -30,6 +31,26 @@ def test_an_array_is_its_items(objects, indent, ascii, size):
     content = json.dumps(objects, indent=indent, ensure_ascii=ascii).encode("utf-8", "surrogatepass")
     assert form_of(content) == "array"
     assert read(content, "array", size) == json.loads(content.decode("utf-8", "surrogatepass"))
+
+
+TEXTS = ['}, {"a": "', "\\", '"', "\n", "\u2028", "春", "\ud800", "}", "]}, ", "1"]
+
+
+@given(st.lists(st.lists(st.sampled_from(TEXTS), max_size=6).map("".join), min_size=1, max_size=30),
+       st.sampled_from([None, 1]), st.booleans(), st.sampled_from([1, 7, 40, 1 << 20]))  # fmt: skip
+def test_texts_that_look_like_the_place_between_two_items_are_texts(texts, indent, ascii, size):
+    objects = [{"a": text, "b": [{"a": text}, {"c": len(text) / 3}], "n": 1e400 if text == "1" else 2**64}
+               for text in texts]  # fmt: skip
+    ascii = ascii or any("\ud800" in text for text in texts)
+    content = json.dumps(objects, indent=indent, ensure_ascii=ascii).encode("utf-8", "surrogatepass")
+    assert read(content, "array", size) == json.loads(content.decode("utf-8", "surrogatepass"))
+
+
+def test_most_items_of_an_array_are_taken_together():
+    objects = [{"text": f"第{i}篇，" * 40, "more": [{"text": "x"}, {"text": "y"}]} for i in range(3000)]
+    content = json.dumps(objects, ensure_ascii=False).encode()
+    found = list(items(Path("x.json"), io.BytesIO(content), "array"))
+    assert sum(isinstance(item, bytes) for item in found) > 2900 and read(content, "array") == objects
 
 
 @given(OBJECTS, st.sampled_from(sorted(arrays._WRAPPERS)))

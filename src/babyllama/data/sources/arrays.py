@@ -1,7 +1,8 @@
 """Files of JSON that are not one object a line: an array, an array inside an object, or values over several lines.
 
 Read a buffer of text at a time, so memory stays flat. An item that cannot be read but whose end can be told is one bad
-record; anything else stops the work, for what follows cannot be trusted. Not here: what the objects mean.
+record; anything else stops the work, for what follows cannot be trusted. Items of an array are taken many at a time by
+orjson, as far as it understands them, else one by one. Not here: what the objects mean.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from babyllama.data.sources.chats import is_message
 from babyllama.data.sources.files import LINE_BYTES, Bytes, Unreadable, bad_text
 from babyllama.errors import InputError
 
+try:
+    import orjson
+except ImportError:  # babyllama[data] is not installed
+    orjson = None
+
 HEAD_BYTES = 64 << 10
 Form = Literal["lines", "array", "wrapped", "values"]
 
@@ -24,7 +30,9 @@ _WRAPPERS = {"data", "dataset", "documents", "examples", "instances", "items", "
 _SCAN = json.JSONDecoder().raw_decode
 _BLANK = re.compile(r"\s*")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*(?P<open>"|$)|[{}\[\]]', re.DOTALL)
+_BEGIN = re.compile(r'\s*,\s*\{\s*"[^"\\]*"')
 _BUFFER = 1 << 20
+_TRIES = 10  # cuts at a wrong place in a file
 
 
 def form_of(head: bytes) -> Form:
@@ -87,6 +95,7 @@ class _Buffer:
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self._size, self._line, self.ended = _BUFFER, 1, False
         self.text, self.at = "", 0
+        self._tries = _TRIES if orjson else 0
 
     def grow(self) -> bool:
         """Read on, twice as much each time in a row; False at the end of the file or where one value is too long."""
@@ -131,6 +140,35 @@ class _Buffer:
             self.at, self._size = end, _BUFFER
             return value
 
+    def many(self) -> Iterator[bytes]:
+        """The JSON of the next items of an array, of which one was just read; as many as orjson can be given at once.
+
+        They are cut before the last item in sight that begins as the next one does, with the same key, after one that
+        ends as the last one did. A cut inside a text or an item leaves something open, which no parser takes; after a
+        few of those it is not tried any more. What is left comes one by one (`value`).
+        """
+        begin = _BEGIN.match(self.text, self.at) if self._tries and self.text.startswith("}", self.at - 1) else None
+        if not begin or orjson is None:
+            return
+        before = self.text[self.at - 2 : self.at].encode("utf-8", "surrogateescape")
+        between = before + begin[0].encode("utf-8", "surrogateescape")
+        pending, flag = self._decode.getstate()
+        self._decode.setstate((b"", flag))
+        self._line += self.text.count("\n", 0, self.at)
+        left = self.text[self.at :].encode("utf-8", "surrogateescape") + pending
+        while (end := left.rfind(between, left.index(b"{"))) > 0:
+            end += len(before)
+            try:
+                found = orjson.loads(b"[%b]" % left[left.index(b"{") : end])
+            except ValueError:
+                self._tries -= 1
+                break
+            yield from map(orjson.dumps, found)
+            data = self._handle.read(_BUFFER)
+            self._line += left.count(b"\n", 0, end)
+            left, self.ended = left[end:] + data, not data
+        self.text, self.at, self._size = self._decode.decode(left, final=self.ended), 0, _BUFFER
+
     def _broken(self, reason: str) -> Unreadable:
         if not self.text.startswith(("{", "["), self.at):
             raise ValueError(reason)
@@ -161,7 +199,7 @@ class _Buffer:
 
 
 def items(path: Path, handle: Bytes, form: Form, encoding: str = "utf-8") -> Iterator[Any]:
-    """The records of a file that is an array, wraps one, or holds one value after the other.
+    """The records of a file that is an array, wraps one, or holds one value after the other; some as JSON in bytes.
 
     Raises:
         InputError: the file cannot be followed any further, or holds more than its array.
@@ -184,6 +222,9 @@ def items(path: Path, handle: Bytes, form: Form, encoding: str = "utf-8") -> Ite
         while more:
             yield buffer.value()
             number += 1
+            for item in buffer.many():
+                yield item
+                number += 1
             if not (more := buffer.take(",") and buffer.next() != "]") and not buffer.take("]"):
                 raise ValueError
         if form == "wrapped":

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from babyllama.data.sources.files import Unreadable
@@ -52,10 +53,15 @@ def _line(record: Any) -> bytes:
         return record.line
     if isinstance(record, bytes):
         return record
-    if dumps and isinstance(record, dict) and all(value is None or type(value) is str for value in record.values()):
-        with suppress(TypeError):  # bytes that are no text, as surrogates
+    if dumps and isinstance(record, dict) and all(map(_simple, record.values())):
+        with suppress(TypeError):  # bytes that are no text, as surrogates; very large numbers
             return dumps(record)
     return json.dumps(record, ensure_ascii=False, default=_plain).encode("utf-8", "surrogatepass")
+
+
+def _simple(value: Any) -> bool:
+    """Whether orjson writes it as Python does."""
+    return value is None or type(value) in (str, int, bool) or (type(value) is float and isfinite(value))
 
 
 def _plain(value: Any) -> str:

@@ -133,9 +133,10 @@ def _parquet(path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
             rows = max(file.metadata.num_rows, 1)
             _check_columns(str(path), file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    row += 1
-                    yield record
+                row += len(batch)
+                names = batch.schema.names
+                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    yield dict(zip(names, values, strict=True))
         except (pyarrow.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{path}: damaged or no Parquet file ({reason}); fetch it again") from None

@@ -279,3 +279,17 @@ def test_what_is_not_known_is_not_said(tmp_path):
     gone = trained(tmp_path / "gone", None)
     assert chat.learned(gone, small_tokenizer()) == (None, None) == chat.learned(tmp_path / "no", small_tokenizer())
     assert chat.remarks(gone, small_tokenizer(), chat.Lessons(), None) == (str(gone),)
+
+
+@pytest.mark.parametrize(("samples", "asked"), [
+    ("{chat: true, prompts: [你是谁？, 春天]}", ("你是谁？", "春天")),
+    ("{chat: false, prompts: [春天]}", ()),
+    ("{}", ()),
+])  # fmt: skip
+def test_questions_are_those_of_its_trainings_samples(samples, asked, tmp_path):
+    """Also of what was made of that run; none of a folder that no run has made."""
+    run = trained(tmp_path, None)
+    with (run / "recipe.yaml").open("a") as recipe:
+        recipe.write(f"samples: {samples}\n")
+    assert chat.questions_of(run) == chat.questions_of(run / "model") == asked
+    assert chat.questions_of(tmp_path) == ()

@@ -285,6 +285,16 @@ def test_the_data_of_a_run_in_figures_and_documents(page, served):
     page.get_by_role("heading", name="数据").wait_for()
 
 
+def test_a_chat_begins_with_a_question_of_the_models_training(page):
+    asked = {"taught": [question for question, _ in CHATS[:2]]}
+    page.route("**/api/app", lambda route: route.fulfill(json={**route.fetch().json(), "questions": asked}))
+    page.reload()
+    page.get_by_role("button", name=CHATS[1][0]).click()
+    ended(page)
+    assert answers(page).locator(".text").inner_text() == CHATS[1][1]
+    page.unroute_all(behavior="wait")
+
+
 def test_look_inside_gets_the_turns_that_the_model_saw(page):
     """Of a model whose training's chats had no earlier turn: the last question alone, with its answer."""
     page.route("**/api/app", lambda route: route.fulfill(json={**route.fetch().json(), "memory": {"taught": 0}}))

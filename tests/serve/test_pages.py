@@ -64,6 +64,7 @@ def test_what_the_page_asks_first(client):
     assert found["models"] == ["taught", "endless"] and found["runs"] and found["context"]["taught"] == 96
     assert found["sampling"]["temperature"] == 1
     assert found["memory"] == {}  # nobody wrote down how long their training's chats were
+    assert found["questions"] == {"taught": [], "endless": []}
 
 
 def test_runs(client):

@@ -116,6 +116,17 @@ def turns_of(model: Path) -> int | None:
     return next((_recorded(path) for path in _ancestry(model)), None)
 
 
+def questions_of(model: Path) -> tuple[str, ...]:
+    """The chat prompts that its training's recipe had it answer from time to time."""
+    for path in _ancestry(model):
+        try:
+            samples = Run(path).plain_recipe["samples"]
+            return tuple(samples["prompts"]) if samples["chat"] else ()
+        except (OSError, KeyError, TypeError, InputError):
+            return ()
+    return ()
+
+
 def _info(path: Path) -> dict[str, Any]:
     try:
         return Run.open(path).info

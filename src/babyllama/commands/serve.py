@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from babyllama.infer.engine import Engine
     from babyllama.load import Loaded
     from babyllama.serve.models import Served
+    from babyllama.serve.pages import Hints
 
 LOCAL = {"127.0.0.1", "::1", "localhost"}
 KEYS = "BABYLLAMA_API_KEYS"
@@ -92,7 +93,7 @@ def main(recipe: ServeRecipe) -> None:
     port = listeners[0].getsockname()[1]
     speech = Speech(tuple(openers), int(time.time()), Limits(recipe.max_tokens, recipe.wait, recipe.time),
                     recipe.sampling, tuple(keys), recipe.body, recipe.cors, recipe.log, runs, recipe.grace,
-                    _memory(named))  # fmt: skip
+                    _hints(named))  # fmt: skip
     with speakers(speech, listeners) as speaking:  # they begin beside the loading of the first model
         models = Models(openers, recipe.loaded, recipe.idle)
         first = next(iter(openers))
@@ -132,12 +133,14 @@ def _named(recipe: ServeRecipe) -> dict[str, ServedRecipe]:
     return models
 
 
-def _memory(models: Mapping[str, ServedRecipe]) -> dict[str, int]:
-    """How many earlier turns of a conversation a model is shown by the web app: as many as its training's chats had."""
-    from babyllama.commands.chat import turns_of
+def _hints(models: Mapping[str, ServedRecipe]) -> dict[str, Hints]:
+    """As many earlier turns as its training's chats had, and the questions that its recipe asked it meanwhile."""
+    from babyllama.commands.chat import questions_of, turns_of
+    from babyllama.serve.pages import Hints
 
-    known = {name: turns_of(served.path) for name, served in models.items()}
-    return {name: turns - 1 for name, turns in known.items() if turns}
+    turns = {name: turns_of(served.path) for name, served in models.items()}
+    return {name: Hints((turns[name] or 0) - 1 if turns[name] else None, questions_of(served.path))
+            for name, served in models.items()}  # fmt: skip
 
 
 def _openers(models: Mapping[str, ServedRecipe], recipe: ServeRecipe) -> dict[str, Callable[[], list[Served]]]:

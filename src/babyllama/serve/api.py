@@ -21,7 +21,7 @@ from babyllama.infer.sampling import Sampling
 from babyllama.serve.faults import SERVER_FAULT, Refused
 from babyllama.serve.gate import Gate
 from babyllama.serve.link import Link
-from babyllama.serve.pages import add_pages
+from babyllama.serve.pages import Hints, add_pages
 from babyllama.serve.prompts import check_ids, tokenized
 from babyllama.serve.protocol import (
     REQUESTS,
@@ -43,7 +43,7 @@ SCHEMA = "#/components/schemas/{model}"
 
 def application(link: Link, limits: Limits, defaults: Sampling, keys: Collection[str] = (),
                 body: int = 1 << 20, cors: Collection[str] = (), log: TextIO | None = None,
-                runs: Path | None = None, memory: Mapping[str, int] | None = None) -> ASGIApp:  # fmt: skip
+                runs: Path | None = None, hints: Mapping[str, Hints] | None = None) -> ASGIApp:  # fmt: skip
     """The whole application.
 
     Args:
@@ -51,14 +51,14 @@ def application(link: Link, limits: Limits, defaults: Sampling, keys: Collection
         keys: see `Gate`; `body`: bytes of a request at most.
         cors: the origins whose pages may use the server from a browser.
         runs: the folder whose runs are shown; None: none are.
-        memory: of models by name, how many earlier turns the web app shows them beside a question.
+        hints: of models by name, for the chat page.
     """
     app = FastAPI(title="babyllama", version=__version__, redoc_url=None)
     _faults(app)
     short = _completions(app, link, limits, defaults)
     _words(app, link)
     _state(app, link)
-    add_pages(app, link, runs, defaults, memory or {})
+    add_pages(app, link, runs, defaults, hints or {})
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     gate = Gate(app, keys, body, log, link.note, short)
     if not cors:

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastapi import FastAPI, Request
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -37,8 +37,15 @@ HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff
            "Cross-Origin-Opener-Policy": "same-origin", "Cache-Control": "no-cache"}  # fmt: skip
 
 
+class Hints(NamedTuple):
+    """Of a model, for the chat page: how many earlier turns it is shown beside a question (None: all), what to ask."""
+
+    memory: int | None = None
+    questions: tuple[str, ...] = ()
+
+
 def add_pages(app: FastAPI, link: Link, folder: Path | None, defaults: Sampling,
-              memory: Mapping[str, int]) -> None:  # fmt: skip
+              hints: Mapping[str, Hints]) -> None:  # fmt: skip
     """Add everything to the application. `folder`: of the runs, or None."""
     _files(app)
     _runs(app, None if folder is None else Runs(folder))
@@ -49,7 +56,7 @@ def add_pages(app: FastAPI, link: Link, folder: Path | None, defaults: Sampling,
         """What the page wants to know first."""
         loaded = (await link.call("state"))["loaded"]
         sampling = defaults.model_dump(exclude={"logit_bias", "seed"})
-        return _about(link.names, loaded, sampling, folder is not None, memory)
+        return _about(link.names, loaded, sampling, folder is not None, hints)
 
 
 def watching(folder: Path) -> FastAPI:
@@ -71,9 +78,11 @@ def watching(folder: Path) -> FastAPI:
 
 
 def _about(models: Collection[str], context: dict[str, Any], sampling: dict[str, Any], runs: bool,
-           memory: Mapping[str, int]) -> Response:  # fmt: skip
+           hints: Mapping[str, Hints]) -> Response:  # fmt: skip
+    memory = {name: hint.memory for name, hint in hints.items() if hint.memory is not None}
     return _json({"version": __version__, "models": list(models), "context": context, "sampling": sampling,
-                  "runs": runs, "memory": dict(memory)})  # fmt: skip
+                  "runs": runs, "memory": memory,
+                  "questions": {name: hint.questions for name, hint in hints.items()}})  # fmt: skip
 
 
 def _files(app: FastAPI) -> None:

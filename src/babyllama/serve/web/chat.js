@@ -34,8 +34,17 @@ export async function show(main, about, [id]) {
     hint.textContent = settings.continues || memory() === undefined ? "" : t(memory() ? "remembers" : "alone", { turns: memory() });
     input.placeholder = t(settings.continues ? "beginHere" : "askHere");
     replace(log, nodes.length ? [h("h1", { class: "quiet" }, t("chat")), ...nodes.map((node) => messageElement(node, siblings(chat, node), acts(node)))]
-      : h("div", { class: "hello" }, h("h1", {}, t("hello")), h("p", {}, t("helloWhy"))));
+      : h("div", { class: "hello" }, h("h1", {}, t("hello")), h("p", {}, t("helloWhy")), suggestions()));
     log.scrollTop = log.scrollHeight;
+  }
+
+  // Questions of the model's own training, to begin with.
+  function suggestions() {
+    const asked = settings.continues ? [] : (about.questions?.[model.value] ?? []);
+    return asked.length ? h("p", { class: "suggestions" }, asked.slice(0, 4).map((text) => h("button", { type: "button", onclick: () => {
+      input.value = text;
+      submit();
+    } }, text))) : null;
   }
 
   const acts = (node) => ({

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from babyllama.commands import serve
 from babyllama.serve.wire import Frames, Outbox, frame
 
 from .conftest import KEY, Server, on_and_on, started
@@ -156,3 +158,17 @@ def test_nobody_waits_for_one_that_reads_nothing():
         theirs.close()
 
     asyncio.run(story())
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
+def test_a_connection_whose_client_reads_nothing_is_dropped(monkeypatch):
+    """Within the time that the listener gives to its connections."""
+    monkeypatch.setattr(serve, "UNREAD", 1)
+    (listener,) = serve._listen(serve.ServeRecipe(models=(Path("x"),), port=0), 1)
+    with listener, socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as ours:
+        ours.settimeout(30)  # far above what it takes
+        with pytest.raises(OSError) as fault:
+            while True:
+                ours.sendall(b"x" * (1 << 20))
+        assert fault.value.errno == errno.ETIMEDOUT
+        assert client.recv(10) == b"x" * 10

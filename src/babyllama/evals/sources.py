@@ -45,7 +45,7 @@ def rows_of(path: Path) -> Iterator[Row]:
             for row in rows_of(Path(folder)):
                 yield row._replace(where=row.where.replace(folder, str(path), 1))
         return
-    for file in find_files(str(path)):
+    for file in find_files(str(path), archives=False):
         subject, split, number = *_named(file), 0
         for blob in read_blobs([file]):
             for line in blob.lines.splitlines():

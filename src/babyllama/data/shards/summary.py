@@ -41,7 +41,7 @@ def summary(prepared: Prepared, sources: Sequence[Source], tokenizer: Tokenizer)
 def _left_out(source: Source, corpus: dict[str, Any]) -> Iterator[str]:
     if source.passed_over:
         shown = ", ".join(source.passed_over[:3]) + (", …" if len(source.passed_over) > 3 else "")
-        yield f"  files in the folder that were not read: {len(source.passed_over):,} ({shown})"
+        yield f"  files that were not read: {len(source.passed_over):,} ({shown})"
     if corpus["bad"]:
         yield f"  records that cannot be read, left out: {corpus['bad']:,} (the first: {corpus['first_bad']})"
     if corpus["dropped"]:

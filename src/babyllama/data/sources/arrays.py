@@ -11,11 +11,11 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 from babyllama.data.sources.chats import is_message
 from babyllama.data.sources.files import LINE_BYTES, Bytes, Unreadable, bad_text
+from babyllama.data.sources.zips import File
 from babyllama.errors import InputError
 
 try:
@@ -90,7 +90,7 @@ def _space(text: str, at: int) -> int:
 class _Buffer:
     """A window over the text of a file: `text` from `at` on is still to be read."""
 
-    def __init__(self, path: Path, handle: Bytes, encoding: str) -> None:
+    def __init__(self, path: File, handle: Bytes, encoding: str) -> None:
         self._path, self._handle, self._encoding = path, handle, encoding
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self._size, self._line, self.ended = _BUFFER, 1, False
@@ -198,7 +198,7 @@ class _Buffer:
         return f"{self._path}:{self._line + self.text.count(chr(10), 0, self.at)}"
 
 
-def items(path: Path, handle: Bytes, form: Form, encoding: str = "utf-8") -> Iterator[Any]:
+def items(path: File, handle: Bytes, form: Form, encoding: str = "utf-8") -> Iterator[Any]:
     """The records of a file that is an array, wraps one, or holds one value after the other; some as JSON in bytes.
 
     Raises:
@@ -242,7 +242,7 @@ def items(path: Path, handle: Bytes, form: Form, encoding: str = "utf-8") -> Ite
         )
 
 
-def _rest_of_object(path: Path, buffer: _Buffer) -> None:
+def _rest_of_object(path: File, buffer: _Buffer) -> None:
     """What follows the array in the object around it: other keys, but no other array of objects."""
     while buffer.take(","):
         key = buffer.value()

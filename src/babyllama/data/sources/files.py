@@ -10,9 +10,9 @@ import codecs
 import gzip
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from babyllama.data.sources.zips import File
 from babyllama.errors import InputError, needs_extra
 
 COMPRESSED = (".gz", ".zst")
@@ -22,7 +22,7 @@ _UTF16 = {codecs.BOM_UTF16_LE: "FF FE", codecs.BOM_UTF16_BE: "FE FF"}
 _UNREADABLE = b"\x00!"
 # How files begin that no reader here opens, and what to do; found behind the decompressor, too.
 _OTHERS = {
-    b"PK\x03\x04": "a zip archive; unpack it and give its files",
+    b"PK\x03\x04": "a zip archive; end its name in .zip, or unpack it",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it and give its files",
     b"Rar!\x1a\x07": "a rar archive; unpack it and give its files",
     b"\xfd7zXZ\x00": "compressed by xz; unpack it (xz -d)",
@@ -43,10 +43,10 @@ class Bytes:
             begins with UTF-16's byte order mark, unless that is given.
     """
 
-    def __init__(self, path: Path, encoding: str = "utf-8") -> None:
+    def __init__(self, path: File, encoding: str = "utf-8") -> None:
         self.path = path
         try:
-            self._raw = path.open("rb")
+            self._raw: IO[bytes] = path.open("rb")
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         self._data: Any = self._raw
@@ -108,7 +108,7 @@ class Bytes:
             raise InputError(f"{self.path}: damaged or cut off ({error}); fetch it again") from None
 
 
-def too_long(path: Path, line: int) -> InputError:
+def too_long(path: File, line: int) -> InputError:
     """The error for a line that is longer than any may be."""
     return InputError(f"{path}:{line}: longer than {LINE_BYTES >> 20} MiB without a line end; cut it into lines")
 

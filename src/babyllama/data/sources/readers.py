@@ -5,6 +5,7 @@
     .parquet             one row a document                          needs babyllama[data]
     .csv .tsv            a header, one row a document                plain, .gz or .zst
     .txt                 one document, cut at line ends              plain, .gz or .zst
+    .zip                 all of these but .parquet, also in folders  members are read where they lie
 
 A .txt file is taken as one long text such as a novel, whose blank lines part paragraphs; ``format: lines`` makes every
 line a document and ``format: blocks`` every run of lines between blank lines. All text is UTF-8, with or without a byte
@@ -26,6 +27,7 @@ from typing import Any, Literal
 from babyllama.data.sources.arrays import HEAD_BYTES, Form, form_of, items
 from babyllama.data.sources.blobs import BLOB_BYTES, Blob, pack_records
 from babyllama.data.sources.files import COMPRESSED, LINE_BYTES, Bytes, Unreadable, bad_text, too_long
+from babyllama.data.sources.zips import ZIP, File, Member, is_read, members, unpacked
 from babyllama.errors import InputError, needs_extra
 
 _PIECE_BYTES = 64 << 10  # a .txt file is cut at the first line end after so many bytes
@@ -35,20 +37,24 @@ _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv",
     ".txt": "txt",
 }  # fmt: skip
+_IN_ARCHIVES = [suffix for suffix in _SUFFIXES if suffix != ".parquet"]  # whose reader has to jump about in a file
 
 
-def find_files(path: str) -> list[Path]:
+def find_files(path: str, archives: bool = True) -> list[Path]:
     """A file, every corpus file below a folder, or the matches of a glob, sorted. Raises InputError if none.
 
-    Of a folder, hidden files and folders are passed over (`passed_over` names them).
+    Of a folder, hidden files and folders are passed over (`passed_over` names them). `archives`: zip archives count.
     """
     given = Path(path).expanduser()
     if given.is_file():
         return [given]
     if given.is_dir():
-        found = sorted(p for p in given.rglob("*") if p.is_file() and not _hidden(p, given) and _suffix(p) in _SUFFIXES)
+        known = {*_SUFFIXES, ZIP} if archives else _SUFFIXES
+        found = sorted(p for p in given.rglob("*") if p.is_file() and not _hidden(p, given) and _suffix(p) in known)
         if not found:
-            raise InputError(f"{path}: no corpus file in this folder; known are {' '.join(_SUFFIXES)}, or .gz, .zst")
+            raise InputError(
+                f"{path}: no corpus file in this folder; known are {' '.join(_SUFFIXES)}, or .gz, .zst, .zip"
+            )
         return found
     matches = glob.glob(str(given), recursive=True)  # noqa: PTH207  Path.glob takes no absolute pattern
     found = sorted(p for p in map(Path, matches) if p.is_file())
@@ -58,12 +64,19 @@ def find_files(path: str) -> list[Path]:
 
 
 def passed_over(path: str) -> list[str]:
-    """The files of a folder that `find_files` leaves out, relative to it, sorted; none where `path` is no folder."""
+    """What `find_files` and archives leave out, sorted: files of a folder, relative to it, and members of archives."""
     given = Path(path).expanduser()
-    if not given.is_dir():
-        return []
-    left = [p for p in given.rglob("*") if p.is_file() and (_hidden(p, given) or _suffix(p) not in _SUFFIXES)]
-    return sorted(str(p.relative_to(given)) for p in left)
+    if given.is_dir():
+        every = [p for p in given.rglob("*") if p.is_file()]
+        left = [p for p in every if _hidden(p, given) or _suffix(p) not in {*_SUFFIXES, ZIP}]
+        archives = [p for p in every if p.suffix.lower() == ZIP and p not in left]
+    else:
+        left, archives = [], [given] if given.is_file() and given.suffix.lower() == ZIP else []
+    inside = [m for archive in archives for m in members(archive) if not is_read(m, _IN_ARCHIVES)]
+    root = given if given.is_dir() else given.parent
+    return sorted(
+        [*(str(p.relative_to(root)) for p in left), *(f"{m.archive.relative_to(root)}/{m.name}" for m in inside)]
+    )
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -75,20 +88,21 @@ def read_blobs(
 ) -> Iterator[Blob]:
     """All files in order. Raises InputError for a file that is damaged or of no known format."""
     before = 0
-    for path in files:
+    for path in unpacked(files, _IN_ARCHIVES):
         for blob in _reader_of(path, format, encoding)(path, blob_bytes, encoding):
-            yield Blob(blob.where, blob.first, blob.lines, before + blob.position)
-        before += path.stat().st_size
+            read = blob.position * path.packed // max(path.size, 1) if isinstance(path, Member) else blob.position
+            yield Blob(blob.where, blob.first, blob.lines, before + read)
+        before += path.packed if isinstance(path, Member) else path.stat().st_size
 
 
-def _suffix(path: Path) -> str:
+def _suffix(path: File) -> str:
     return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix.lower()
 
 
-_Reader = Callable[[Path, int, str], Iterator[Blob]]
+_Reader = Callable[[File, int, str], Iterator[Blob]]
 
 
-def _reader_of(path: Path, format: Format, encoding: str) -> _Reader:
+def _reader_of(path: File, format: Format, encoding: str) -> _Reader:
     found = _SUFFIXES.get(_suffix(path)) if format == "auto" else format
     if found is None:
         Bytes(path).close()  # an archive is called that
@@ -101,7 +115,7 @@ def _reader_of(path: Path, format: Format, encoding: str) -> _Reader:
     return _READERS[found]
 
 
-def _json_lines(path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
+def _json_lines(path: File, blob_bytes: int, encoding: str) -> Iterator[Blob]:
     with Bytes(path, encoding) as handle:
         first = 1
         while chunk := handle.read(blob_bytes):
@@ -113,17 +127,19 @@ def _json_lines(path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
             first += chunk.count(b"\n")
 
 
-def _json_items(form: Form, path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
+def _json_items(form: Form, path: File, blob_bytes: int, encoding: str) -> Iterator[Blob]:
     with Bytes(path, encoding) as handle:
         yield from pack_records(items(path, handle, form, encoding), f"{path}, record ", blob_bytes, handle.tell)
 
 
-def _parquet(path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
+def _parquet(path: File, blob_bytes: int, encoding: str) -> Iterator[Blob]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise needs_extra("pyarrow", "data") from None
+    if isinstance(path, Member):
+        raise InputError(f"{path}: a Parquet file in an archive; unpack it and give its files")
     size, row, rows = path.stat().st_size, 0, 1
 
     def records() -> Iterator[Any]:
@@ -151,7 +167,7 @@ def _check_columns(where: str, names: list[str]) -> None:
 
 
 def _table(delimiter: str) -> _Reader:
-    def read(path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
+    def read(path: File, blob_bytes: int, encoding: str) -> Iterator[Blob]:
         with Bytes(path, encoding) as handle:
             rows = _rows(path, _Lines(handle, encoding), delimiter)
             yield from pack_records(rows, f"{path}, row ", blob_bytes, handle.tell)
@@ -185,7 +201,7 @@ class _Lines:
         return found
 
 
-def _rows(path: Path, lines: _Lines, delimiter: str) -> Iterator[dict[str, str] | Unreadable]:
+def _rows(path: File, lines: _Lines, delimiter: str) -> Iterator[dict[str, str] | Unreadable]:
     csv.field_size_limit(LINE_BYTES)
     rows, header = csv.reader(iter(lines), delimiter=delimiter, strict=True), None
     while True:
@@ -216,7 +232,7 @@ _Cut = Callable[[Iterator[str | Unreadable]], Iterator[str | Unreadable]]
 
 
 def _text(cut: _Cut) -> _Reader:
-    def read(path: Path, blob_bytes: int, encoding: str) -> Iterator[Blob]:
+    def read(path: File, blob_bytes: int, encoding: str) -> Iterator[Blob]:
         with Bytes(path, encoding) as handle:
             lines = _Lines(handle, encoding)
             parts = (Unreadable(bad) if (bad := lines.bad()) else line.rstrip("\r\n") for line in lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 
 import torch
 
@@ -16,7 +17,7 @@ from babyllama.data.streams.resident import Resident
 from babyllama.load import DTYPES, Precision, default_precision
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
-from babyllama.train.engines.engines import Setting, Single, Worker
+from babyllama.train.engines.engines import Engine, Setting, Single, Worker
 from babyllama.train.engines.world import World
 from babyllama.train.guard import Watchman
 from babyllama.train.losses.objectives import NextToken
@@ -44,15 +45,19 @@ class Stepper:
 def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimizer, schedule: Schedule,
                 device: torch.device, *, precision: Precision | None = None, compiled: bool = True, seed: int = 1,
                 adjust: Callable[[Transformer], None] = lambda _: None, reuse: bool = False,
-                objective: NextToken | None = None) -> Stepper:  # fmt: skip
+                objective: NextToken | None = None, engine: Engine | None = None,
+                world: World | None = None) -> Stepper:  # fmt: skip
     """What `Trainer` does between its logs, for `plan.steps` steps in all.
 
     Args:
         adjust: changes the fresh float32 weights in place before the training begins.
         reuse: take the module of an earlier training of this shape, which must be over, and its compiled code.
+        engine, world: of which this process is one; alone when absent.
     """
+    world = world or World()
+    shares = plan.shares(world.size)
     dtype = DTYPES[precision or default_precision(device)]
-    model = _model(config, str(device)) if reuse else Transformer(config).to(device)
+    model = _model(config, str(device)) if reuse else Transformer(config).to(device)  # type: ignore[arg-type]
     with torch.no_grad():
         initialise(model, seed)
         adjust(model)
@@ -62,16 +67,16 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
     ) or stream
     if objective is not None and objective.sampled is not None:
         rows = objective.sampled.over(rows, config.vocab_size, (plan.steps or 0) * plan.rows)
-    worker: Worker = Single()(
+    worker: Worker = (engine or Single())(
         Setting(
             model=model,
             objective=objective or NextToken(),
             optimizer=optimizer,
-            world=World(),
+            world=world,
             device=device,
             dtype=dtype,
             clip=plan.clip,
-            micro_batches=plan.accumulate,
+            micro_batches=len(shares),
             compiled=compiled,
         )
     )
@@ -79,14 +84,14 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
     done = lost = 0
 
     def micro_batches(step: int) -> list[Batch]:
-        size, start = plan.micro_batch_size, step * plan.rows
-        return [rows.batch(start + number * size, size) for number in range(plan.accumulate)]
+        starts = accumulate(shares, initial=step * plan.rows + world.rank * sum(shares))
+        return [rows.batch(start, size) for start, size in zip(starts, shares, strict=False)]
 
     def steps(count: int) -> None:
         nonlocal done
         for _ in range(count):
             micro = micro_batches(done)
-            total = sum(batch.weight for batch in micro)
+            (total,) = world.sum(sum(batch.weight for batch in micro))
             worker.update(done + 1, micro, total, schedule(done, plan.steps or done + 1), watchman)
             note(watchman.read())
             done += 1

@@ -20,12 +20,12 @@ INNER = {  # rooms within rooms
 TOGETHER = {
     "cli": ("__main__", "cli", "verbs", "words", "index"),
     "base": ("amounts", "atomic", "errors", "hardware", "interrupts", "keys", "marking", "plain_yaml", "recipe", "run"),
-    "train/plan": ("train.guard", "train.lisa", "train.plan", "train.state"),
+    "train/plan": ("train.averaging", "train.guard", "train.lisa", "train.plan", "train.state"),
 }
 LABELS = {
     "cli": "cli, verbs, words, index",
     "base": "run, recipe, keys, hardware, atomic, errors, amounts, interrupts, marking",
-    "train/plan": "train/ plan, guard, lisa, state", "train": "train/ trainer, …", "load": "load",
+    "train/plan": "train/ plan, guard, lisa, averaging, state", "train": "train/ trainer, …", "load": "load",
 }  # fmt: skip
 
 

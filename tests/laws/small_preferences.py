@@ -20,17 +20,20 @@ PAIRS = 40
 class Memory(TokenStore):
     """Pairs of three to six tokens an answer, the last half of which is learned, good and bad in turn."""
 
+    drawn: np.ndarray
+    written: np.ndarray
+
     def __init__(self) -> None:
         draw = np.random.default_rng(0)
         lengths = draw.integers(3, 7, 2 * PAIRS).tolist()
         super().__init__((), (sum(lengths),), "preference", np.dtype("<u4"))
         marks = [[0] * (n - n // 2) + [i % 2 + 1] * (n // 2) for i, n in enumerate(lengths)]
         object.__setattr__(self, "drawn", draw.integers(0, VOCAB, sum(lengths)).astype("<u4"))
-        object.__setattr__(self, "marks", np.concatenate(marks).astype(np.uint8))
+        object.__setattr__(self, "written", np.concatenate(marks).astype(np.uint8))
         object.__setattr__(self, "_documents", np.array([(n, n) for n in lengths], "<u4"))
 
     def _slice(self, start, stop, suffix, dtype):
-        return (self.marks if suffix else self.drawn)[start:stop]
+        return (self.written if suffix else self.drawn)[start:stop]
 
 
 class PairRows:

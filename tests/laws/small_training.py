@@ -148,7 +148,9 @@ def small_trainer(out: Path, *, optimizer: Optimizer | None = None, dtype: torch
     adapter = plan.pop("adapter", Full())
     put_on(model, adapter, seed=1)
     arguments = {
-        key: plan.pop(key) for key in ("engine", "world", "export", "objective", "seed", "schedule") if key in plan
+        key: plan.pop(key)
+        for key in ("engine", "world", "export", "objective", "seed", "schedule", "average")
+        if key in plan
     }
     objective = arguments.pop("objective", NextToken())
     if isinstance(getattr(objective, "method", None), Ppo):

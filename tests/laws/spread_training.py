@@ -20,6 +20,7 @@ from small_training import Made, Silent, StopAt, small_trainer
 from babyllama.errors import InputError, Interrupted
 from babyllama.model.config import Moe
 from babyllama.model.laws import ClexRope
+from babyllama.train.averaging import TailAverage
 from babyllama.train.engines.engines import Ddp, DeepSpeed, Engine, Fsdp
 from babyllama.train.engines.world import World
 from babyllama.train.optimizers.optim import AdamW, Muon
@@ -29,6 +30,7 @@ ENGINES: dict[str, Engine] = {
     "ddp": Ddp(),
     "fsdp": Fsdp(),
     "fsdp_kept": Fsdp(reshard_after_forward=False),
+    "fsdp_grouped": Fsdp(blocks=2),
     **{f"zero{stage}": DeepSpeed(stage=stage) for stage in (1, 2, 3)},
     **{f"zero{stage}_cpu": DeepSpeed(stage=stage, offload="cpu") for stage in (2, 3)},
 }
@@ -36,6 +38,7 @@ ALL = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 # A large eps: Adam divides a gradient near zero by itself, which would turn rounding into whole steps.
 OPTIMIZERS = {"adamw": AdamW(lr=1e-2, eps=1e-3), "muon": Muon(lr=2e-3, weight_decay=0.1, adam_eps=1e-3)}
 MOE = {"moe": Moe(experts=3, active=2, shared=1)}  # three: two ranks cannot share them equally
+AVERAGE = {"average": TailAverage(share=0.5, tau=2)}
 CLEX = ClexRope(max_t=4)  # a law that learns, in float32 whatever the precision
 MICRO = {1: 16, 4: 4, 16: 1}  # accumulate → micro_batch_size: 16 rows a step
 
@@ -51,11 +54,13 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{engine}-{optimizer}-{accumulate}": (engine, settings(optimizer, accumulate))
        for engine in ("ddp", "fsdp") for optimizer in OPTIMIZERS for accumulate in MICRO},
     **{f"{engine}-adamw-4": (engine, settings("adamw", 4)) for engine in ENGINES if engine not in ("ddp", "fsdp")},
+    "fsdp_grouped-untied-4": ("fsdp_grouped", settings("muon", 4, tie=False, recompute=True)),
     "zero3-adamw-1": ("zero3", settings("adamw", 1)),
     # Nine rows for each process: micro-batches of five and four.
     "ddp-adamw-uneven": ("ddp", {**settings("adamw", 4), "accumulate": 3, "micro_batch_size": 6}),
     "fsdp-untied-4": ("fsdp", settings("muon", 4, tie=False, kv_heads=1, recompute=True)),
     **{f"{engine}-muon-moe": (engine, settings("muon", 4, **MOE)) for engine in ("ddp", "fsdp")},
+    **{f"{engine}-adamw-average": (engine, settings("adamw", 4, **AVERAGE)) for engine in ("ddp", "fsdp")},
     "zero2-adamw-moe": ("zero2", settings("adamw", 4, **MOE)),
     "ddp-adamw-clex": ("ddp", settings("adamw", 4, rope=CLEX)),
     "fsdp-adamw-clex": ("fsdp", settings("adamw", 4, rope=CLEX)),
@@ -77,6 +82,7 @@ WHOLE = {"ddp-muon": "muon", "fsdp-muon": "muon", "fsdp-adamw": "adamw", "zero2-
 STOPPED = {**{name: settings(optimizer, 4, **RESUMED) for name, optimizer in WHOLE.items()},
            **{f"{engine}-clex": settings("adamw", 4, rope=CLEX, **RESUMED) for engine in ("ddp", "fsdp")},
            "fsdp-moe": settings("muon", 4, **MOE, **RESUMED),
+           "fsdp-average": settings("adamw", 4, average=TailAverage(share=0.75, tau=4), **RESUMED),
            "fsdp-kto": settings("adamw", 4, **KINDS["kto"], **RESUMED),
            "fsdp-made": settings("adamw", 4, stream=Made, **RESUMED),
            "ddp-rollouts": settings("adamw", 4, stream=practised, objective=OBJECTIVE, **RESUMED)}  # fmt: skip
@@ -144,6 +150,10 @@ def halves(folder: Path, world: World) -> None:
                 continue
             keep(trainer, folder, f"{engine}-{name}", seen=sorted(set(SEEN)), scale=trainer.watchman.scale.item(),
                  scaled=trainer.watchman.scaled)  # fmt: skip
+    trainer = made(folder, "ddp-exchange-bf16", world, "ddp", **settings("adamw", 4))
+    trainer.engine = Ddp(exchange="bf16")
+    trainer.train()
+    keep(trainer, folder, "ddp-exchange-bf16")
     for engine in ("ddp", "fsdp"):
         train(folder, f"{engine}-clex-bf16", world, engine, dtype=torch.bfloat16, **settings("adamw", 4, rope=CLEX))
 

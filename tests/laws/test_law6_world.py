@@ -115,6 +115,12 @@ def test_half_precision_is_the_one_that_was_asked_for(folder, tmp_path, engine, 
     assert {w.dtype for w in result.weights.values()} == {HALVES[precision]}
 
 
+def test_gradients_that_travel_in_bf16_are_rounded_and_no_more(folder):
+    rounded, exact = Result(folder, "ddp-exchange-bf16"), Result(folder, "ddp-adamw-4")
+    rounded.close_to(exact, 2e-3)
+    assert any((weight != exact.weights[name]).any() for name, weight in rounded.weights.items())
+
+
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_a_law_that_learns_does_so_in_float32(folder, tmp_path, engine):
     """CLEX: the whole model in bf16 but it, whose frequencies at position 10⁴ would be off by radians."""

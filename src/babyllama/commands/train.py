@@ -89,8 +89,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     _check(recipe, prepared, model.config, room.context)
     stream, objective, compared, context = _learned(recipe, prepared, model, tokenizer, room)
     put_on(model, recipe.adapter, recipe.seed)
-    steps = recipe.plan.total_steps(stream.rows, context)
-    made = settled(recipe, world, device)
+    steps, made = recipe.plan.total_steps(stream.rows, context), settled(recipe, world, device)
     precision: Precision = made.precision  # type: ignore[assignment]
     _check_machine(recipe, world, device, DTYPES[precision])  # before there is a run of this recipe
     watch = Watch(steps, shown=world.first)
@@ -118,7 +117,8 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         plan=recipe.plan, steps=steps, context=context, device=device, dtype=DTYPES[precision], show=watch,
         validate=_validator(recipe, prepared, room, sums, tokenizer), sample=sample, export=export,
         compile=_compiled(recipe, device), engine=recipe.engine, world=world, attend=recipe.attend,
-        lisa=recipe.adapter if isinstance(recipe.adapter, Lisa) else None, sinks=recipe.sinks, seed=recipe.seed,
+        lisa=recipe.adapter if isinstance(recipe.adapter, Lisa) else None, average=recipe.average,
+        sinks=recipe.sinks, seed=recipe.seed,
     )  # fmt: skip
     return Assembled(trainer, watch, prepared, stream, export, precision)
 

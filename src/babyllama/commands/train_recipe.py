@@ -21,6 +21,7 @@ from babyllama.model.config import ModelChoice
 from babyllama.model.laws import ClexRope, RopeConfig
 from babyllama.model.lora import Lora
 from babyllama.recipe import Changeable, Recipe
+from babyllama.train.averaging import TailAverage
 from babyllama.train.engines.engines import Engine, Single
 from babyllama.train.losses.distil import Distil
 from babyllama.train.losses.kto import Preferring
@@ -86,6 +87,9 @@ class TrainRecipe(Recipe):
         default=Muon(), description="default with lora and dora: adamw, lr 0.001, no weight decay"
     )
     schedule: Schedule = Field(default=Wsd(), description="how the learning rate goes over the steps")
+    average: TailAverage | None = Field(
+        default=None, description="save a mean of the last steps' weights; with schedule.final above zero"
+    )
     plan: Plan = Field(description="how long, in what portions", examples=["plan.epochs=1"])
     samples: Changeable[Samples] = Field(default=Samples(), description="what the model is asked while it trains")
     abilities: Changeable[Literal["zh-early"] | tuple[TaskChoice, ...]] = Field(
@@ -117,6 +121,9 @@ class TrainRecipe(Recipe):
         if isinstance(self.objective, Preference):
             self._preferences_fit(self.objective)
         self._rollouts_fit()
+        if self.average is not None and not self.engine.averages:
+            raise InputError(f"average: engine.kind={self.engine.kind} holds weights where no mean is kept of them; "
+                             "leave average out, or use engine.kind=fsdp")  # fmt: skip
         check_together(self.adapter, self.optimizer, self.engine, isinstance(self.init, NewModel))
         law = self.init.rope if isinstance(self.init, FromModel) else None
         if isinstance(self.adapter, Lora) and isinstance(law, ClexRope):

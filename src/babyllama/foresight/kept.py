@@ -40,6 +40,17 @@ def _state(folder: Path) -> Iterable[tuple[str, Tensor]]:
     return read_shards(folder).items() if sharded(folder) else stored([folder / "state.safetensors"])
 
 
+def _shown(folder: Path) -> dict[str, Tensor]:
+    """Name → what was validated and saved at a checkpoint: the mean of the last weights where there is one, else the
+    masters."""
+    found: dict[str, Tensor] = {}
+    for key, tensor in _state(folder):
+        kind, _, name = key.partition(".")
+        if kind == "average" or (kind == "master" and name not in found):
+            found[name] = tensor
+    return found
+
+
 def stored(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of safetensors files, one at a time; nothing more where a file is damaged."""
     with suppress(OSError, SafetensorError):
@@ -91,24 +102,24 @@ def apart(model: Transformer, folder: Path, run: Run, steps: int) -> Apart | Non
     mine = dict(model.named_parameters())
     differ = total = 0
     worst, most = "", 0.0
-    for name, master in _state(states[-1]) if states else ():
-        saved = mine.get(name.removeprefix("master."))
-        if not name.startswith("master.") or saved is None or saved.shape != master.shape:
+    for name, master in _shown(states[-1]).items() if states else ():
+        saved = mine.get(name)
+        if saved is None or saved.shape != master.shape:
             continue
         gap = (saved.detach().float().cpu() - master.float()).abs()
         wrong = int((~(gap <= ROUNDING * master.float().abs() + 1e-7)).sum())
         differ, total = differ + wrong, total + master.numel()
         if wrong / master.numel() > most:
-            worst, most = name.removeprefix("master."), wrong / master.numel()
+            worst, most = name, wrong / master.numel()
     return Apart(str(folder), str(states[-1]), differ / total, worst) if total else None
 
 
 def put_masters(model: Transformer, folder: Path) -> Transformer:
-    """The model with the masters of a checkpoint in it."""
+    """The model with the weights in it that were shown at a checkpoint."""
     named = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in _state(folder):
-            if (parameter := named.get(name.removeprefix("master."))) is not None and name.startswith("master."):
+        for name, tensor in _shown(folder).items():
+            if (parameter := named.get(name)) is not None:
                 parameter.copy_(tensor)
     return model
 

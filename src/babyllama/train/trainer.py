@@ -23,6 +23,7 @@ from babyllama.errors import InputError, Interrupted
 from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.transformer import Transformer, recompute
 from babyllama.run import Run
+from babyllama.train.averaging import TailAverage
 from babyllama.train.checkpoints import Checkpoints
 from babyllama.train.engines.engines import Engine, Setting, Single, Worker
 from babyllama.train.engines.world import World
@@ -74,6 +75,7 @@ class Trainer:
     world: World = field(default_factory=World)
     attend: Attend = attend_sdpa  # while it trains
     lisa: Lisa | None = None
+    average: TailAverage | None = None  # of the last weights, shown and saved in their place
     sinks: tuple[Service, ...] = ()  # of the curves, beside TensorBoard
     seed: int = 1  # of what is drawn in a step: noise, dropout, LISA's blocks
     progress: Progress = field(init=False)
@@ -165,6 +167,8 @@ class Trainer:
         step, self.targets = step + 1, int(total)
         seed_step(self.seed, step, self.world.rank)
         self.worker.update(step, micro, total, self.schedule(step - 1, self.steps), self.watchman)
+        if self.average is not None:
+            self.worker.average(self.average.weight(step, self.steps))
         self.progress.tokens += self.plan.rows * self.context
         if not self.targets:
             self._count_empty(step)

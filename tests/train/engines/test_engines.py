@@ -71,7 +71,9 @@ def test_every_kind_of_engine_is_the_one_that_works(tmp_path, monkeypatch):
             module, name, lambda setting, *given, name=name: seen.append((name, setting is many, *given))
         )
     for said in ({"kind": "ddp"}, {"kind": "fsdp"}, {"kind": "fsdp", "reshard_after_forward": False},
+                 {"kind": "ddp", "exchange": "bf16"}, {"kind": "fsdp", "blocks": 3},
                  {"kind": "deepspeed"}, {"kind": "deepspeed", "stage": 3, "offload": "cpu"}):  # fmt: skip
         TypeAdapter(Engine).validate_python(said)(many)
-    assert seen == [("Replica", True), ("Sharded", True, True), ("Sharded", True, False), ("Zero", True, 2, False),
+    assert seen == [("Replica", True, "fp32"), ("Sharded", True, True, None), ("Sharded", True, False, None),
+                    ("Replica", True, "bf16"), ("Sharded", True, True, 3), ("Zero", True, 2, False),
                     ("Zero", True, 3, True)]  # fmt: skip

@@ -27,6 +27,7 @@ class _Engine(Recipe):
     """What all have, and what is asked of one instead of its name."""
 
     freezes: ClassVar[bool] = True  # parameters may stop and start to learn while it trains
+    averages: ClassVar[bool] = True  # a mean of the last weights may be kept
     mixes: ClassVar[bool] = True  # parameters may compute in float32 beside others in half precision
 
     def check(self, processes: int, optimizer: Optimizer) -> None:
@@ -57,9 +58,12 @@ class Ddp(_Engine):
     """PyTorch DistributedDataParallel: every rank holds the whole model; one exchange of gradients a step."""
 
     kind: Literal["ddp"] = "ddp"
+    exchange: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="what gradients travel in; bf16: half the traffic, rounded before they are summed"
+    )
 
     def __call__(self, setting: Setting) -> Worker:
-        return Replica(setting) if setting.world.size > 1 else Worker(setting)
+        return Replica(setting, self.exchange) if setting.world.size > 1 else Worker(setting)
 
 
 class Fsdp(_Engine):
@@ -70,6 +74,9 @@ class Fsdp(_Engine):
         default=True, description="true: gather a block's weights again for the backward pass, as ZeRO-3; "
         "false: keep them until then, as ZeRO-2: more memory, a third less traffic"
     )  # fmt: skip
+    blocks: int | None = Field(
+        default=None, ge=1, description="blocks that travel together; default: as many as hold eight million parameters"
+    )
 
     def check(self, processes: int, optimizer: Optimizer) -> None:
         if processes > 1 and not optimizer.by_rows:
@@ -84,13 +91,14 @@ class Fsdp(_Engine):
         self.check(setting.world.size, setting.optimizer)
         from babyllama.train.engines.fsdp import Sharded
 
-        return Sharded(setting, self.reshard_after_forward)
+        return Sharded(setting, self.reshard_after_forward, self.blocks)
 
 
 class DeepSpeed(_Engine):
     """DeepSpeed ZeRO (arXiv 1910.02054), AdamW only. One process may use it too, for `offload`."""
 
     freezes: ClassVar[bool] = False
+    averages: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
     kind: Literal["deepspeed"] = "deepspeed"
     stage: Literal[1, 2, 3] = Field(default=2, description="sharded: 1 optimizer state, 2 + gradients, 3 + parameters")

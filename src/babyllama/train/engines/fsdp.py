@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,17 @@ from babyllama.train.engines.worker import Save, Worker, freeze
 from babyllama.train.engines.world import World
 from babyllama.train.state import on_host, read_facts, read_shards, sharded, write_facts, write_shards
 
+SHARED = ("master.", "average.", "optimizer.")  # how the names in a checkpoint begin of which each rank holds its rows
+GROUP = 8_000_000  # parameters: 16 MB in half precision, which a link carries in about a launch's time
+
 
 class Sharded(Worker):
     """One of many ranks, with its rows of everything. Parameters are DTensors of the names that they had."""
 
     module: FSDPModule
 
-    def __init__(self, setting: Setting, reshard_after_forward: bool) -> None:
-        self._reshard = reshard_after_forward
+    def __init__(self, setting: Setting, reshard_after_forward: bool, blocks: int | None = None) -> None:
+        self._reshard, self._blocks = reshard_after_forward, blocks
         self._savers = setting.world.second()
         self._hosts = setting.world.mesh("cpu")["dp"]
         self._skeleton = Skeleton(setting.model)
@@ -47,10 +51,14 @@ class Sharded(Worker):
             precision = MixedPrecisionPolicy(param_dtype=self.setting.dtype, reduce_dtype=torch.float32)
         freeze(self.model, self.setting.dtype)
         mesh = self._hosts if self.device.type == "cpu" else self.world.mesh(self.device.type)["dp"]
-        for block in self.model.layers:
-            if self.setting.compiled:
+        if self.setting.compiled:
+            for block in self.model.layers:
                 block.compile()
-            fully_shard(block, mesh=mesh, mp_policy=precision, reshard_after_forward=self._reshard)
+        groups = self._gathered()
+        for group in groups:
+            fully_shard(group, mesh=mesh, mp_policy=precision, reshard_after_forward=self._reshard)
+        for (now, *_), (following, *_) in pairwise(groups):  # small blocks are over before the host asks for the next
+            now.set_modules_to_forward_prefetch([following])
         if any(True for _ in self.model.rope.parameters()):  # a law that learns does so in float32
             fully_shard(self.model.rope, mesh=mesh, reshard_after_forward=False)
         # The root is the loss: it uses the head's weight, and only what is called is gathered.
@@ -60,6 +68,13 @@ class Sharded(Worker):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         return loss
+
+    def _gathered(self) -> list[list[Any]]:
+        """Neighbouring blocks that are gathered in one exchange: large enough for its cost, never all of them."""
+        blocks = list(self.model.layers)
+        each = sum(p.numel() for p in blocks[0].parameters())
+        size = self._blocks or max(1, min(GROUP // each, -(-len(blocks) // 2)))
+        return [blocks[start : start + size] for start in range(0, len(blocks), size)]
 
     def _synchronising(self, last: bool) -> AbstractContextManager[None]:
         self.module.set_is_last_backward(last)
@@ -78,19 +93,20 @@ class Sharded(Worker):
     # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
     def snapshot(self) -> Transformer:
         """As in Worker; the other ranks' copies have no weights."""
-        return self._whole(self.world.first)
+        return self._whole(self.world.first, self.mean)
 
     @contextmanager
     def policy(self) -> Iterator[Transformer]:
         """As in Worker: weights gathered once, in what they compute in, and dropped at the end."""
         with torch.no_grad():
-            yield self._whole(keep=True).eval()
+            yield self._whole(True, {}).eval()
 
-    def _whole(self, keep: bool) -> Transformer:
-        """The model gathered by all ranks, on this one too if it is to `keep` it."""
+    def _whole(self, keep: bool, mean: dict[str, Tensor]) -> Transformer:
+        """The model gathered by all ranks, on this one too if it is to `keep` it; of weights that have one their
+        `mean`."""
 
         def gather(name: str) -> Tensor | None:
-            mine = self.model.get_parameter(name).detach().to(self.setting.copied(name))
+            mine = mean.get(name, self.model.get_parameter(name)).detach().to(self.setting.copied(name))
             assert isinstance(mine, DTensor)
             whole = mine.full_tensor()
             return whole if keep else None
@@ -120,7 +136,7 @@ class Sharded(Worker):
 
     def _place(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
         """An empty tensor for a saved one: this rank's rows where they are shared out, else the whole."""
-        if not (size and name.startswith(("master.", "optimizer."))):
+        if not (size and name.startswith(SHARED)):
             return torch.empty(size, dtype=dtype)
         start, stop = self._span(size[0])
         return _rows(torch.empty(stop - start, *size[1:], dtype=dtype), self._hosts, size)
@@ -131,7 +147,7 @@ class Sharded(Worker):
             for name in file.keys():  # noqa: SIM118
                 view = file.get_slice(name)
                 size = torch.Size(view.get_shape())
-                if size and name.startswith(("master.", "optimizer.")):
+                if size and name.startswith(SHARED):
                     start, stop = self._span(size[0])
                     found[name] = _rows(view[start:stop], self._hosts, size)
                 else:

@@ -8,6 +8,7 @@ decides op by op. Not here: the loss scale of fp16 (guard.py).
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.func import functional_call
 
 from babyllama.data.streams.batches import Batch
 from babyllama.model.roles import exact
-from babyllama.model.transformer import Transformer
+from babyllama.model.transformer import Block, Transformer
 from babyllama.train.losses.objectives import Objective
 
 
@@ -35,21 +36,59 @@ class LossModule(nn.Module):
 
 
 class InHalf(nn.Module):
-    """The same, computed with copies of the weights in `dtype`. Tied weights stay tied."""
+    """The same, computed with copies of the weights in `dtype`. Tied weights stay tied.
 
-    def __init__(self, inner: LossModule, dtype: torch.dtype) -> None:
+    Args:
+        by_block: each block's copies are made as it begins, so that its gradients come up when its backward pass ends,
+            for who sends them away meanwhile; else all at once, in one launch. (Autograd takes of what is ready what
+            was made last: copies made before everything else would come up after everything else.)
+    """
+
+    def __init__(self, inner: LossModule, dtype: torch.dtype, by_block: bool = False) -> None:
         super().__init__()
-        self.inner, self.dtype = inner, dtype
+        self.inner, self.dtype, self.by_block = inner, dtype, by_block
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        named = [(name, p) for name, p in self.inner.named_parameters() if not exact(name)]
-        trained = {name: p for name, p in named if p.requires_grad}
-        # Of what learns at another time (LISA) a copy that wants no gradient, so that none is computed. Frozen weights
-        # that are in half precision already stay where they are.
-        copies = {name: p.detach().to(self.dtype) for name, p in named
-                  if not p.requires_grad and p.dtype != self.dtype}  # fmt: skip
-        copies |= zip(trained, _Down.apply(self.dtype, *trained.values()), strict=True)
-        return functional_call(self.inner, copies, (batch,))
+        if not self.by_block:
+            return functional_call(self.inner, halved(self.inner, self.dtype), (batch,))
+        model = self.inner.model
+        inside = {id(parameter) for parameter in model.layers.parameters()}
+        through = model.through
+
+        def lowered(block: Block, *arguments: Any) -> Tensor:
+            run = _Through(block, through)
+            return functional_call(run, halved(run, self.dtype), arguments)
+
+        model.through = lowered
+        try:
+            return functional_call(self.inner, halved(self.inner, self.dtype, inside), (batch,))
+        finally:
+            model.through = through
+
+
+class _Through(nn.Module):
+    """A block as the model runs it."""
+
+    def __init__(self, block: Block, through: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.block, self.through = block, through
+
+    def forward(self, *arguments: Any) -> Tensor:
+        return self.through(self.block, *arguments)
+
+
+def halved(module: nn.Module, dtype: torch.dtype, without: Container[int] = ()) -> dict[str, Tensor]:
+    """Name → copy in `dtype` of a module's weights, by which its pass is computed. `without`: ids of weights that stay.
+
+    Of what learns at another time (LISA) a copy that wants no gradient, so that none is computed. Frozen weights that
+    are in half precision already stay where they are.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if not (exact(name) or id(p) in without)]
+    trained = {name: p for name, p in named if p.requires_grad}
+    copies = {name: p.detach().to(dtype) for name, p in named if not p.requires_grad and p.dtype != dtype}
+    if trained:
+        copies |= zip(trained, _Down.apply(dtype, *trained.values()), strict=True)
+    return copies
 
 
 class Lent:

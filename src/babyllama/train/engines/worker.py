@@ -1,8 +1,8 @@
 """One process's part of a training: the float32 parameters, their gradients and optimisers, one step at a time.
 
-`Worker` is a process alone and the base of the others. Not here: which of them a recipe asks for (engines.py), copies
-and shards (replica.py, fsdp.py, deepspeed.py), the loop, which rows a rank reads (trainer.py), what ranks tell each
-other (world.py).
+`Worker` is a process alone and the base of the others; in one file although it is long, for it is one class. Not here:
+which of them a recipe asks for (engines.py), copies and shards (replica.py, fsdp.py, deepspeed.py), the loop, which
+rows a rank reads (trainer.py), what ranks tell each other (world.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError
 from babyllama.model.roles import exact
 from babyllama.model.transformer import Attention, Transformer
+from babyllama.train.averaging import blended
 from babyllama.train.engines.precision import InHalf, Lent, LossModule
 from babyllama.train.engines.setting import Setting
 from babyllama.train.guard import Watchman
@@ -33,6 +34,7 @@ class Worker:
 
     Attributes:
         named: (name, parameter) of what is trained, in the module tree's order.
+        mean: name → the mean of its last weights, once there is one; it is shown and saved in their place.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -42,16 +44,18 @@ class Worker:
         self._lent = Lent()
         self.module = self._prepare(LossModule(self.model, setting.objective))
         self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.mean: dict[str, Tensor] = {}
         self.optimizers = setting.optimizer.build(self.named, self._sharers)
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
 
     _sharers = 1  # ranks that hold the same parameters and gradients as this one
+    _by_block = False  # whether a block's gradients are there before the backward pass is over
 
     def _prepare(self, loss: LossModule) -> nn.Module:
         """The model in its place, compiled or not, and the module around it that is called with a batch."""
         freeze(self.model, self.setting.dtype)
         self._place_whole()
-        return loss if self.setting.dtype == torch.float32 else InHalf(loss, self.setting.dtype)
+        return loss if self.setting.dtype == torch.float32 else InHalf(loss, self.setting.dtype, self._by_block)
 
     def _place_whole(self) -> None:
         """All of the model to this process's device, compiled or not."""
@@ -180,6 +184,10 @@ class Worker:
             self.add_gradients([batch], torch.zeros((), device=self.device))
         self.zero_grad()
 
+    def average(self, weight: float | None) -> None:
+        """Let the weights as they are now count so much in their mean; None: there is none, or no longer."""
+        self.mean = {} if weight is None else blended(self.mean, self.named, weight)
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for _, parameter in self.named:
@@ -188,11 +196,13 @@ class Worker:
     # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
     def snapshot(self) -> Transformer:
         """A copy of the whole model in the precision that it computes in, for validation, samples and saving; what an
-        adapter trains is in float32.
+        adapter trains is in float32. Where the last weights have a mean, of that.
 
         Every rank calls it; it is whole on the first.
         """
         copied = copy.deepcopy(self.model)
+        for name, mean in self.mean.items():
+            copied.get_parameter(name).data.copy_(mean)
         return copied if self.setting.adapter else copied.to(self.setting.dtype)
 
     @contextmanager
@@ -255,8 +265,9 @@ class Worker:
         return read_state(folder)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every parameter and moment, whole: ``master.NAME``, ``optimizer.NAME.MOMENT``."""
+        """Every parameter, mean and moment, whole: ``master.NAME``, ``average.NAME``, ``optimizer.NAME.MOMENT``."""
         found = {f"master.{name}": p.detach() for name, p in self.named}
+        found |= {f"average.{name}": mean for name, mean in self.mean.items()}
         for name, parameter, optimizer in self._owned():
             for moment, value in optimizer.state.get(parameter, {}).items():
                 found[f"optimizer.{name}.{moment}"] = value
@@ -274,6 +285,8 @@ class Worker:
         with torch.no_grad():
             for name, parameter in self.named:
                 parameter.copy_(self._placed(tensors[f"master.{name}"], parameter))
+        self.mean = {name: self._placed(tensors[f"average.{name}"], p) for name, p in self.named
+                     if f"average.{name}" in tensors}  # fmt: skip
         for name, parameter, optimizer in self._owned():
             optimizer.state[parameter] = {
                 moment: self._placed(value, parameter) if value.ndim else value.to(self.device)

@@ -19,10 +19,11 @@ from pydantic import Field, model_validator
 
 from babyllama.data.sources.blobs import Blob, pack_records
 from babyllama.data.sources.documents import Document, Kind, Text
-from babyllama.data.sources.hub import SCHEME, Fetched, HubFile, expand, fetch
+from babyllama.data.sources.hub import SCHEME, Fetched, HubFile, expand, fetch, streamed
 from babyllama.data.sources.known import CORPORA, Corpus
 from babyllama.data.sources.readers import Format, find_files, passed_over, read_blobs
 from babyllama.data.sources.records import OnBad, Parsed, Shape, kind_of, parse, parse_lines
+from babyllama.data.sources.remote import RemoteFile, find_remote, is_remote
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe
 
@@ -60,11 +61,12 @@ class CorpusChoice(Recipe):
 
     name: str | None = Field(None, description="a corpus known by name, such as idioms")
     path: str | None = Field(None, description="your own file, folder or glob; or files of a data set on the hub, "
-                             "hf://OWNER/NAME/data/*.parquet")  # fmt: skip
+                             "hf://OWNER/NAME/data/*.parquet; or https://… or s3://…, read as they come")  # fmt: skip
     files: int | None = Field(None, ge=1, description="keep only the first ones of the hub's files; default: all, of "
                               "large corpora known by name one")  # fmt: skip
     revision: str | None = Field(None, description="commit of a corpus from the hub; default: the newest, which is "
                                  "recorded in manifest.json")  # fmt: skip
+    stream: bool = Field(False, description="read the hub's files as they come, without keeping them on this disk")
     field: str | None = Field(None, description="the key with the text; default: text, content or completion")
     format: Format = Field("auto", description="auto: by the file's name; a .txt file is one document, lines "
                            "makes each of its lines one, blocks each run of lines between blank ones")  # fmt: skip
@@ -87,8 +89,8 @@ class CorpusChoice(Recipe):
             raise ValueError(f"give name or path, not both: {self.name!r} has its own files")
         if corpus and not (corpus.files or corpus.records) and self.path is None:
             raise ValueError(f"{self.name!r} cannot be fetched: download it from {corpus.source} and give its path")
-        for key in ("revision", "files"):
-            if getattr(self, key) is not None and not (self._hub or (corpus and corpus.files)):
+        for key in ("revision", "files", "stream"):
+            if getattr(self, key) and not (self._hub or (corpus and corpus.files)):
                 raise ValueError(f"{key} is for a corpus from the hub, but {self.stored_as!r} is none")
         if (self.path or "").startswith(SCHEME) and not self._hub:
             raise ValueError(f"{self.path!r} must be hf://OWNER/NAME/FILES, such as hf://owner/name/data/*.parquet")
@@ -121,14 +123,15 @@ class CorpusChoice(Recipe):
         corpus = CORPORA.get(self.name or "") or Corpus(self.kind or "text", "not stated", self.path or "",
                                                         (self._hub,) if self._hub else ())  # fmt: skip
         guessed, origin, encoding = self.kind is None and self.name is None, corpus.source, self._codec
-        size, files, remote, fetched = None, list[Path](), list[HubFile](), list[Fetched]()
+        size, files, remote, fetched = None, list[Path | RemoteFile](), list[HubFile](), list[Fetched]()
         if corpus.records is not None:
             blobs = partial(_made_blobs, corpus.records, self.name or "")
         else:
-            remote = _remote(corpus, self.files, self.revision)
-            fetched = _fetched(remote)
-            files = [file.path for file in fetched] or find_files(self.path or "")
-            commits = sorted({file.revision[:12] for file in fetched if file.revision})
+            remote = _remote(corpus, self.files, self.revision, self.stream)
+            fetched = [] if self.stream else _fetched(remote)
+            files += [streamed(file) for file in remote] if self.stream else [file.path for file in fetched]
+            files += [] if files else (find_remote if is_remote(self.path or "") else find_files)(self.path or "")
+            commits = sorted({file.revision[:12] for file in fetched or remote if file.revision})
             origin = f"{origin} at {', '.join(commits)}" if commits else origin
             size = sum(file.stat().st_size for file in files)
             blobs = partial(read_blobs, files, self.format, encoding=encoding)
@@ -140,8 +143,8 @@ class CorpusChoice(Recipe):
         whole = self.format == "auto" and any(".txt" in file.suffixes for file in files)
         hint = "a .txt file is one document; format: lines makes each of its lines one" if whole else ""
         part = self.max_documents is not None or self.max_characters is not None or bool(self.files or corpus.most)
-        named = tuple({"file": one.name, "revision": file.revision, "sha256": file.sha256}
-                      for one, file in zip(remote, fetched, strict=True))  # fmt: skip
+        from_hub = zip(remote, fetched or remote, strict=True)
+        named = tuple({"file": one.name, "revision": file.revision, "sha256": file.sha256} for one, file in from_hub)
         return Source(
             self.stored_as, kind, corpus.licence, origin, shape, size, blobs, guessed, left, hint, part, named
         )
@@ -179,7 +182,7 @@ def read_texts(choices: Iterable[CorpusChoice], on_bad: OnBad = "stop", tools: b
             raise InputError(f"corpus {choice.stored_as}: no document in {choice.path or choice.name}")
 
 
-def _kind(files: list[Path], format: Format, field: str | None, encoding: str) -> Kind:
+def _kind(files: list[Path | RemoteFile], format: Format, field: str | None, encoding: str) -> Kind:
     """Of the first record that can be read."""
     blobs = read_blobs(files, format, blob_bytes=1 << 16, encoding=encoding)
     for blob in blobs:
@@ -188,10 +191,10 @@ def _kind(files: list[Path], format: Format, field: str | None, encoding: str) -
     return "text"
 
 
-def _remote(corpus: Corpus, count: int | None, revision: str | None) -> list[HubFile]:
+def _remote(corpus: Corpus, count: int | None, revision: str | None, pin: bool) -> list[HubFile]:
     """The files of a corpus that are to be fetched, by name."""
     most = count or corpus.most
-    found = [one for file in corpus.files for one in expand(replace(file, revision=revision or file.revision))]
+    found = [one for file in corpus.files for one in expand(replace(file, revision=revision or file.revision), pin)]
     return found[:most]
 
 

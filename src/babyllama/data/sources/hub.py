@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub: the one place that downloads from it, through its own client and cache.
+"""Files of the Hugging Face hub: the one place that asks it, through its own client and cache.
 
 ``HF_ENDPOINT`` (a mirror), ``HF_HOME`` and ``HF_TOKEN`` hold as everywhere. A file is named by its revision and its
 sha256 where they are known here or given by the user; large files carry their sha256 in the cache in any case, and it
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from babyllama.data.sources.remote import RemoteFile
 from babyllama.errors import InputError, needs_extra
 
 
@@ -40,14 +41,15 @@ class Fetched(NamedTuple):
 SCHEME = "hf://"
 
 
-def expand(file: HubFile) -> list[HubFile]:
+def expand(file: HubFile, pin: bool = False) -> list[HubFile]:
     """The files whose names a pattern (``data/*.parquet``) fits, in the order of their names, all of one commit; a name
-    without a pattern is itself. Offline, those that the cache has.
+    without a pattern is itself, of whatever commit is the newest if it is not to be pinned. Offline, those that the
+    cache has.
 
     Raises:
         InputError: huggingface_hub is missing; the hub cannot be asked and the cache has none; no name fits.
     """
-    if not any(sign in file.name for sign in "*?["):
+    if not pin and not any(sign in file.name for sign in "*?["):
         return [file]
     try:
         import huggingface_hub
@@ -104,6 +106,18 @@ def fetch(file: HubFile, instead: str) -> Fetched:
             f"set HF_ENDPOINT to a mirror, or {instead}"
         ) from None
     return _checked(file, path)
+
+
+def streamed(file: HubFile) -> RemoteFile:
+    """The file where the hub has it, to be read without being kept; of the newest commit unless it is pinned, and
+    with nothing to check its content by. Raises InputError: huggingface_hub is missing, the hub cannot be asked."""
+    try:
+        import huggingface_hub
+        from huggingface_hub.utils import build_hf_headers
+    except ImportError:
+        raise needs_extra("huggingface_hub", "data") from None
+    url = huggingface_hub.hf_hub_url(file.repo, file.name, repo_type=file.kind, revision=file.revision)
+    return RemoteFile(url, tuple(build_hf_headers().items()))
 
 
 def _checked(file: HubFile, path: Path) -> Fetched:

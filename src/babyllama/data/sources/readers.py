@@ -27,6 +27,7 @@ from typing import Any, Literal
 from babyllama.data.sources.arrays import HEAD_BYTES, Form, form_of, items
 from babyllama.data.sources.blobs import BLOB_BYTES, Blob, pack_records
 from babyllama.data.sources.files import COMPRESSED, LINE_BYTES, Bytes, Unreadable, bad_text, too_long
+from babyllama.data.sources.remote import RemoteFile
 from babyllama.data.sources.zips import ZIP, File, Member, is_read, members, unpacked
 from babyllama.errors import InputError, needs_extra
 
@@ -84,7 +85,7 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 
 def read_blobs(
-    files: Iterable[Path], format: Format = "auto", blob_bytes: int = BLOB_BYTES, encoding: str = "utf-8"
+    files: Iterable[Path | RemoteFile], format: Format = "auto", blob_bytes: int = BLOB_BYTES, encoding: str = "utf-8"
 ) -> Iterator[Blob]:
     """All files in order. Raises InputError for a file that is damaged or of no known format."""
     before = 0
@@ -145,7 +146,7 @@ def _parquet(path: File, blob_bytes: int, encoding: str) -> Iterator[Blob]:
     def records() -> Iterator[Any]:
         nonlocal row, rows
         try:
-            file = pyarrow.parquet.ParquetFile(path)
+            file = pyarrow.parquet.ParquetFile(path if isinstance(path, Path) else path.open())
             rows = max(file.metadata.num_rows, 1)
             _check_columns(str(path), file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1024):

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from babyllama.data.sources.remote import RemoteFile
 from babyllama.errors import InputError
 
 ZIP = ".zip"
@@ -54,7 +55,7 @@ class Member:
             raise InputError(f"{self}: damaged or cut off ({error}); fetch it again") from None
 
 
-File = Path | Member
+File = Path | Member | RemoteFile
 
 
 def members(archive: Path) -> list[Member]:
@@ -70,11 +71,11 @@ def hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
-def unpacked(files: Iterable[Path], known: Iterable[str]) -> Iterator[File]:
+def unpacked(files: Iterable[Path | RemoteFile], known: Iterable[str]) -> Iterator[File]:
     """Files, and instead of an archive its members whose endings are `known`. Raises InputError for one without any."""
     known = frozenset(known)
     for file in files:
-        if file.suffix.lower() != ZIP:
+        if file.suffix.lower() != ZIP or isinstance(file, RemoteFile):
             yield file
             continue
         found = [member for member in members(file) if is_read(member, known)]

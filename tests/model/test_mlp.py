@@ -150,7 +150,7 @@ def test_answers_are_the_same_in_company(model):
 
 def test_what_routers_say_is_noted_only_inside_and_lets_go(model):
     tokens = torch.randint(67, (2, 6), generator=torch.Generator().manual_seed(0))
-    with routers(model) as found:
+    with routers(model.layers) as found:
         model(tokens)
     assert [logits.shape for logits in found] == [(12, 5)] * 3
     model(tokens)

@@ -6,7 +6,7 @@ by expert (grouped.py), what keeps the experts equally busy (train/losses/router
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -113,11 +113,11 @@ def choose(logits: Tensor, active: int) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def routers(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, passes note what the routers say; at the end the list holds the last one's logits, (N, E) of each block
-    that has experts, with their gradient."""
+def routers(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Inside, passes note what the blocks' routers say; at the end the list holds the last one's logits, (N, E) of each
+    block that has experts, with their gradient."""
     found: list[Tensor] = []
-    watched = [module for module in model.modules() if isinstance(module, MoE)]
+    watched = [block.mlp for block in blocks if isinstance(block.mlp, MoE)]
     try:
         for module in watched:
             module.watched = True

@@ -56,7 +56,7 @@ class NextToken(Recipe):
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noisy(model, batch) if self.neftune and model.training else None
-        with routers(model) as routed:
+        with routers(model.layers) as routed:
             hidden = model.hidden(batch.tokens, batch.positions, batch.segments, embedded=noisy)  # (B, T, C)
         weight, targets = model.lm_head.weight, batch.targets
         if "candidates" in batch.extras:

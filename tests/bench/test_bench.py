@@ -250,3 +250,22 @@ def test_long_context(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").stat().st_size > 1000 and "perplexity, tuned" in shown
     script("long_context.py", *words)
     assert len(results(tmp_path / "long_context.jsonl")) == len(found)  # nothing is run twice
+
+
+@pytest.mark.slow
+def test_corpora(tmp_path: Path) -> None:
+    train_bpe(iter(TEXTS), 300).save(tmp_path)
+    lines = [
+        json.dumps({"text": f"{text}{i}、这一篇讲的是另外一件事情，与别的不同。"}) for i, text in enumerate(TEXTS * 2)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
+    given = [f"tokenizer={tmp_path}", f"corpora=[{tmp_path / 'a.jsonl'}]", "workers=1"]
+
+    def shown(name: str, *more: str) -> str:
+        command = [sys.executable, str(BENCH / name), *given, *more]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+
+    table = shown("corpora.py", "texts=100", "slow=50")
+    assert "| read (zst, JSON) | 300 | 300 |" in table and "| .parquet |" in table and "babyllama: tokens" in table
+    memory = shown("large_corpus.py", "gigabytes=0.001", f"folder={tmp_path / 'large'}")
+    assert "process 0: " in memory and memory.rstrip().endswith("exit code 0")

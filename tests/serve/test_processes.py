@@ -74,7 +74,7 @@ async def hurt(server: Server, process: int, how: signal.Signals) -> list[str]:
 
 def test_two_share_a_port_and_one_that_stands_still_or_dies_is_replaced(folders, tmp_path):
     """The engine and the streams of the other process go on; what the one was asked for is given up."""
-    with started(tmp_path, str(folders / "endless"), "workers=2", "silence=1.5") as server:
+    with started(tmp_path, str(folders / "endless"), "workers=2", "silence=4") as server:
         for seed in range(24):  # connections of their own: a half each goes to either process
             answer = httpx.post(f"{server.url}/v1/completions", json=on_and_on(max_tokens=2, seed=seed),
                                 headers=HEADERS)  # fmt: skip
@@ -86,7 +86,7 @@ def test_two_share_a_port_and_one_that_stands_still_or_dies_is_replaced(folders,
             assert 'babyllama_tokens_total{model="endless",side="out"} 48.0' in page
         assert not [one for one in speaking(server) if "torch" in Path(f"/proc/{one}/maps").read_text()]
         assert server.process.stderr is not None
-        for how, why in ((signal.SIGSTOP, "gave no sign of life for 1.5 seconds"),
+        for how, why in ((signal.SIGSTOP, "gave no sign of life for 4 seconds"),
                          (signal.SIGKILL, "died (exit code -9)")):  # fmt: skip
             processes = speaking(server)
             assert len(processes) == 2 and set(asyncio.run(hurt(server, processes[0], how))) == {"length", "lost"}

@@ -35,8 +35,10 @@ ENGINES: dict[str, Engine] = {
     **{f"zero{stage}_cpu": DeepSpeed(stage=stage, offload="cpu") for stage in (2, 3)},
 }
 ALL = ("ddp", "fsdp", "zero1", "zero2", "zero3")
-# A large eps: Adam divides a gradient near zero by itself, which would turn rounding into whole steps.
-OPTIMIZERS = {"adamw": AdamW(lr=1e-2, eps=1e-3), "muon": Muon(lr=2e-3, weight_decay=0.1, adam_eps=1e-3)}
+# A large eps: Adam divides a gradient near zero by itself, which would turn rounding into whole steps. Muon's rounding
+# is said: each process's stopwatch would choose its own, and on a busy machine another one.
+OPTIMIZERS = {"adamw": AdamW(lr=1e-2, eps=1e-3),
+              "muon": Muon(lr=2e-3, weight_decay=0.1, adam_eps=1e-3, rounding="fp32")}  # fmt: skip
 MOE = {"moe": Moe(experts=3, active=2, shared=1)}  # three: two ranks cannot share them equally
 AVERAGE = {"average": TailAverage(share=0.5, tau=2)}
 CLEX = ClexRope(max_t=4)  # a law that learns, in float32 whatever the precision

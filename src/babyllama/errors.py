@@ -11,12 +11,16 @@ class InputError(ValueError):
     """What is wrong, where (path, line, key), with which value, and the remedy, in one line."""
 
 
-def needs_extra(package: str, extra: str) -> InputError:
+class MissingExtra(InputError):
+    """An optional package is not installed."""
+
+
+def needs_extra(package: str, extra: str) -> MissingExtra:
     """The error for an optional package that is not installed; how it is installed goes by how babyllama was."""
     clone = Path(__file__).parents[2]
     way = f"in {clone}: pip install -e '.[{extra}]'" if (clone / "pyproject.toml").is_file() else (
           f"pip install 'babyllama[{extra}]'")  # fmt: skip
-    return InputError(f"this needs the package {package}; {way}")
+    return MissingExtra(f"this needs the package {package}; {way}")
 
 
 class Interrupted(Exception):

@@ -99,7 +99,7 @@ def test_a_small_count_is_seen():
     (["stats"], "data: this key must be given"),
     (["stats", "nowhere"], "nowhere: no such file or folder"),
     (["stats", "{}/chat.jsonl"], "give tokenizer=…"),
-    (["stats", "{}/tok", "tokenizer={}/tok"], "no document in"),
+    (["stats", "{}/tok", "tokenizer={}/tok"], "no key 'text'"),
     (["sample", "{}/out", "corpora=x"], "no corpus 'x'; it has text, chat"),
     (["show", "{}/out", "document=999"], "numbered 0 … 239"),
     (["show", "{}/out", "row=0"], "no train run"),

@@ -59,7 +59,9 @@ class PrepareRecipe(Recipe):
     )  # fmt: skip
     validation: float = Field(0.01, ge=0, le=0.5, description="fraction of the documents that is held out")
     template: str | None = Field(None, description="chat template; default: the tokenizer's own")
-    on_bad: Literal["stop", "skip"] = Field("stop", description="what to do about a record that cannot be read")
+    on_bad: Literal["stop", "skip"] = Field(
+        "stop", description="what to do about a record, or the rest of a file, that cannot be read"
+    )
     workers: int | None = Field(None, ge=1, description="processes; default: one for each core")
     part: str | None = Field(None, description="of several machines with one folder each does its share, the third of "
                              "eight: 3/8; without part the shares are joined", examples=["part=3/8"])  # fmt: skip

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from babyllama.data.sources.files import reason_of
-from babyllama.data.sources.readers import find_files, read_blobs
+from babyllama.data.sources.finding import find_files
+from babyllama.data.sources.readers import read_blobs
 from babyllama.errors import InputError
 from babyllama.evals.items import LETTERS, Item, answer_index, column
 

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -18,7 +19,8 @@ from test_readers import documents
 
 from babyllama.data.sources import files, readers
 from babyllama.data.sources.corpora import CorpusChoice, read_documents
-from babyllama.data.sources.readers import find_files, passed_over, read_blobs
+from babyllama.data.sources.finding import find_files, passed_over
+from babyllama.data.sources.readers import read_blobs
 from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
 from babyllama.recipe import load_recipe
@@ -196,3 +198,31 @@ def test_any_file_is_read_or_refused(
         except InputError as error:
             assert str(error).startswith(str(path)) and "\n" not in str(error)
             assert on_bad == "stop" or "on_bad" not in str(error)
+
+
+def test_with_skip_the_work_goes_on_after_damaged_files(tmp_path: Path) -> None:
+    """Each is one bad record that names it; what was read before the damage stays."""
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES, mtime=0)[:-30])
+    (tmp_path / "b.zip").write_bytes(archive("in.jsonl", LINES)[:40])
+    (tmp_path / "c.csv").write_bytes(b'text,n\nx,1\n"y,2\n')
+    (tmp_path / "d.parquet").write_bytes(b"PAR1")
+    (tmp_path / "e.txt").write_bytes("字".encode("utf-16"))
+    (tmp_path / "f.jsonl").write_text('{"text": "good"}\n', "utf-8")
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+    choice = CorpusChoice.model_validate({"path": str(tmp_path)})
+    source = choice.open("skip")
+    parsed = [parse(blob, source.shape) for blob in source.blobs()]
+    assert [document.text for part in parsed for document in part.documents][-1] == "good"
+    assert sum(part.bad for part in parsed) == 5 and source.passed_over == ("gone.jsonl",)
+    found = "".join(note for part in parsed for note in part.notes if "damaged" in note)
+    assert all(f"{tmp_path}/{name}" in found for name in ("a.jsonl.gz", "b.zip", "c.csv", "d.parquet", "e.txt"))
+    first = next(part.first_bad for part in parsed if part.bad)
+    assert re.search(r"a\.jsonl\.gz, file 1: damaged or cut off .*; what follows its byte \d+ is left out", first)
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz: damaged or cut off"):
+        list(choice.open("stop").blobs())
+
+
+def test_utf_16_without_a_mark_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("一行\n又一行".encode("utf-16-be"))
+    with pytest.raises(InputError, match="if it is UTF-16, say encoding: utf-16-le or utf-16-be"):
+        documents(tmp_path / "a.txt")

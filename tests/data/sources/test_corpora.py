@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_data import write_lines
 
-from babyllama.data.sources import knowledge, packages, readers
+from babyllama.data.sources import finding, knowledge, packages
 from babyllama.data.sources.blobs import pack_records
 from babyllama.data.sources.corpora import CorpusChoice, read_documents, read_texts
 from babyllama.data.sources.documents import Chat, Document
@@ -486,7 +486,7 @@ def test_order_is_of_the_content_alone(tmp_path: Path, monkeypatch: pytest.Monke
     listed = list(tmp_path.iterdir())
     for order in (listed, listed[::-1]):
         monkeypatch.setattr(Path, "rglob", lambda *_, order=order: iter(order))
-        monkeypatch.setattr(readers.glob, "glob", lambda *_, order=order, **__: list(map(str, order)))
+        monkeypatch.setattr(finding.glob, "glob", lambda *_, order=order, **__: list(map(str, order)))
         assert read_plain(CorpusChoice(path=str(tmp_path))) == ["a", "b", "c"]
         assert read_plain(CorpusChoice(path=f"{tmp_path}/*.jsonl")) == ["a", "b", "c"]
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babyllama.data.sources.documents import Text
-from babyllama.data.sources.readers import find_files, read_blobs
+from babyllama.data.sources.finding import find_files
+from babyllama.data.sources.readers import read_blobs
 from babyllama.data.sources.records import Parsed, Shape, parse
 from babyllama.errors import InputError
 

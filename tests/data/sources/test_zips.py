@@ -12,7 +12,8 @@ from small_data import recipe, save_tokenizer
 
 from babyllama.commands.prepare import main as prepare
 from babyllama.data.sources.corpora import CorpusChoice, read_documents
-from babyllama.data.sources.readers import find_files, passed_over, read_blobs
+from babyllama.data.sources.finding import find_files, passed_over
+from babyllama.data.sources.readers import read_blobs
 from babyllama.data.sources.zips import members
 from babyllama.errors import InputError
 

@@ -29,7 +29,7 @@ from babyllama.recipe import Recipe
 KEPT, SAME, ALIKE = range(3)  # what becomes of a document
 _MARKS = np.dtype([("hash", "<u8", 2), ("size", "<u4"), ("held", "u1"), ("offset", "<u8"), ("bytes", "<u8")])
 _LINES = np.dtype([("hash", "<u8"), ("document", "<u8")])
-_LINES_AT_ONCE = 1 << 22  # in memory; some 60 bytes each
+_LINES_AT_ONCE = 1 << 24
 
 
 class Exact(Recipe):
@@ -198,8 +198,7 @@ def common_lines(documents: Marked, fate: np.ndarray, choice: Lines) -> np.ndarr
         for lines in documents.lines():
             lines = lines[lines["hash"] % np.uint64(parts) == part]
             mine.append(lines[fate[lines["document"].astype(np.int64)] == KEPT])
-        lines = np.concatenate(mine)
-        lines = lines[np.argsort(lines["hash"], kind="stable")]  # of one hash by document, as they came
+        lines = np.sort(np.concatenate(mine), order=("hash", "document"))
         begins = np.ones(len(lines), bool)
         begins[1:] = lines["hash"][1:] != lines["hash"][:-1]
         first = np.flatnonzero(begins)

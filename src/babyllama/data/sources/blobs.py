@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 from babyllama.data.sources.files import Unreadable
 
@@ -16,7 +16,9 @@ try:
 except ImportError:  # babyllama[data] is not installed
     dumps = None
 
+OnBad = Literal["stop", "skip"]  # what is done about a record, or a file, that cannot be read
 BLOB_BYTES = 16 << 20
+DAMAGED = ", file "  # ends the `where` of a blob that stands for what could not be read of a file
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from pydantic import Field, model_validator
 
 from babyllama.data.sources.blobs import Blob, pack_records
 from babyllama.data.sources.documents import Document, Kind, Text
+from babyllama.data.sources.finding import Format, find_files, passed_over
 from babyllama.data.sources.hub import SCHEME, Fetched, HubFile, expand, fetch, streamed
 from babyllama.data.sources.known import CORPORA, Corpus
-from babyllama.data.sources.readers import Format, find_files, passed_over, read_blobs
+from babyllama.data.sources.readers import read_blobs
 from babyllama.data.sources.records import OnBad, Parsed, Shape, kind_of, parse, parse_lines
 from babyllama.data.sources.remote import RemoteFile, find_remote, is_remote
 from babyllama.errors import InputError
@@ -134,8 +135,8 @@ class CorpusChoice(Recipe):
             commits = sorted({file.revision[:12] for file in fetched or remote if file.revision})
             origin = f"{origin} at {', '.join(commits)}" if commits else origin
             size = sum(file.stat().st_size for file in files)
-            blobs = partial(read_blobs, files, self.format, encoding=encoding)
-        kind = self.kind or (_kind(files, self.format, self.field, encoding) if guessed else corpus.kind)
+            blobs = partial(read_blobs, files, self.format, encoding=encoding, on_bad=on_bad)
+        kind = self.kind or (_kind(files, self.format, self.field, encoding, on_bad) if guessed else corpus.kind)
         shape = Shape(kind, self.field or corpus.field, self.max_characters, on_bad, encoding)
         if self.max_documents is not None:
             blobs = partial(_first_documents, blobs, shape, self.max_documents)
@@ -182,9 +183,9 @@ def read_texts(choices: Iterable[CorpusChoice], on_bad: OnBad = "stop", tools: b
             raise InputError(f"corpus {choice.stored_as}: no document in {choice.path or choice.name}")
 
 
-def _kind(files: list[Path | RemoteFile], format: Format, field: str | None, encoding: str) -> Kind:
+def _kind(files: list[Path | RemoteFile], format: Format, field: str | None, encoding: str, on_bad: OnBad) -> Kind:
     """Of the first record that can be read."""
-    blobs = read_blobs(files, format, blob_bytes=1 << 16, encoding=encoding)
+    blobs = read_blobs(files, format, blob_bytes=1 << 16, encoding=encoding, on_bad=on_bad)
     for blob in blobs:
         if kind := kind_of(blob, field):
             return kind

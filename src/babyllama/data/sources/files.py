@@ -201,6 +201,8 @@ def bad_text(data: bytes, encoding: str = "utf-8") -> str:
     """What to say about bytes that are no text in their encoding; another one is named, never guessed silently."""
     if encoding != "utf-8":
         return f"not valid {encoding}; give the right encoding, or mend it"
+    if b"\0" in data:
+        return "not valid UTF-8, but full of zero bytes; if it is UTF-16, say encoding: utf-16-le or utf-16-be"
     try:
         data.decode("gb18030")
     except UnicodeDecodeError:

@@ -17,103 +17,93 @@ from __future__ import annotations
 
 import codecs
 import csv
-import glob
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from babyllama.data.sources.arrays import HEAD_BYTES, Form, form_of, items
-from babyllama.data.sources.blobs import BLOB_BYTES, Blob, pack_records
-from babyllama.data.sources.files import COMPRESSED, LINE_BYTES, Bytes, Unreadable, bad_text, too_long
+from babyllama.data.sources.blobs import BLOB_BYTES, DAMAGED, Blob, OnBad, pack_records
+from babyllama.data.sources.files import LINE_BYTES, Bytes, Unreadable, bad_text, too_long
+from babyllama.data.sources.finding import IN_ARCHIVES, SUFFIXES, Format, suffix_of
 from babyllama.data.sources.remote import RemoteFile
-from babyllama.data.sources.zips import ZIP, File, Member, is_read, members, unpacked
-from babyllama.errors import InputError, needs_extra
+from babyllama.data.sources.zips import File, Member, unpacked
+from babyllama.errors import InputError, MissingExtra, needs_extra
 
 _PIECE_BYTES = 64 << 10  # a .txt file is cut at the first line end after so many bytes
 
-Format = Literal["auto", "jsonl", "json", "parquet", "csv", "tsv", "txt", "lines", "blocks"]
-_SUFFIXES: dict[str, Format] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "tsv",
-    ".txt": "txt",
-}  # fmt: skip
-_IN_ARCHIVES = [suffix for suffix in _SUFFIXES if suffix != ".parquet"]  # whose reader has to jump about in a file
 
+def read_blobs(files: Iterable[Path | RemoteFile], format: Format = "auto", blob_bytes: int = BLOB_BYTES,
+               encoding: str = "utf-8", *, on_bad: OnBad = "stop") -> Iterator[Blob]:  # fmt: skip
+    """All files in order. A damaged one stops the work or, with ``on_bad: skip``, ends there and is one bad record.
 
-def find_files(path: str, archives: bool = True) -> list[Path]:
-    """A file, every corpus file below a folder, or the matches of a glob, sorted. Raises InputError if none.
-
-    Of a folder, hidden files and folders are passed over (`passed_over` names them). `archives`: zip archives count.
+    Raises:
+        InputError: a file that is damaged or of no known format.
     """
-    given = Path(path).expanduser()
-    if given.is_file():
-        return [given]
-    if given.is_dir():
-        known = {*_SUFFIXES, ZIP} if archives else _SUFFIXES
-        found = sorted(p for p in given.rglob("*") if p.is_file() and not _hidden(p, given) and _suffix(p) in known)
-        if not found:
-            raise InputError(
-                f"{path}: no corpus file in this folder; known are {' '.join(_SUFFIXES)}, or .gz, .zst, .zip"
-            )
-        return found
-    matches = glob.glob(str(given), recursive=True)  # noqa: PTH207  Path.glob takes no absolute pattern
-    found = sorted(p for p in map(Path, matches) if p.is_file())
-    if not found:
-        raise InputError(f"{path}: no such file or folder, and nothing matches it as a pattern")
-    return found
-
-
-def passed_over(path: str) -> list[str]:
-    """What `find_files` and archives leave out, sorted: files of a folder, relative to it, and members of archives."""
-    given = Path(path).expanduser()
-    if given.is_dir():
-        every = [p for p in given.rglob("*") if p.is_file()]
-        left = [p for p in every if _hidden(p, given) or _suffix(p) not in {*_SUFFIXES, ZIP}]
-        archives = [p for p in every if p.suffix.lower() == ZIP and p not in left]
-    else:
-        left, archives = [], [given] if given.is_file() and given.suffix.lower() == ZIP else []
-    inside = [m for archive in archives for m in members(archive) if not is_read(m, _IN_ARCHIVES)]
-    root = given if given.is_dir() else given.parent
-    return sorted(
-        [*(str(p.relative_to(root)) for p in left), *(f"{m.archive.relative_to(root)}/{m.name}" for m in inside)]
-    )
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def read_blobs(
-    files: Iterable[Path | RemoteFile], format: Format = "auto", blob_bytes: int = BLOB_BYTES, encoding: str = "utf-8"
-) -> Iterator[Blob]:
-    """All files in order. Raises InputError for a file that is damaged or of no known format."""
     before = 0
-    for path in unpacked(files, _IN_ARCHIVES):
-        for blob in _reader_of(path, format, encoding)(path, blob_bytes, encoding):
-            read = blob.position * path.packed // max(path.size, 1) if isinstance(path, Member) else blob.position
-            yield Blob(blob.where, blob.first, blob.lines, before + read)
-        before += path.packed if isinstance(path, Member) else path.stat().st_size
+    for file in files:
+        inside = _unpacked(file, on_bad)
+        if isinstance(inside, InputError):
+            yield _damaged(file, inside, 0, before)
+            inside = []
+        for path in inside:
+            for blob in _of_file(path, format, blob_bytes, encoding, on_bad):
+                read = blob.position * path.packed // max(path.size, 1) if isinstance(path, Member) else blob.position
+                yield Blob(blob.where, blob.first, blob.lines, before + read)
+            before += path.packed if isinstance(path, Member) else path.stat().st_size
 
 
-def _suffix(path: File) -> str:
-    return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix.lower()
+def _unpacked(file: Path | RemoteFile, on_bad: OnBad) -> list[File] | InputError:
+    try:
+        return list(unpacked([file], IN_ARCHIVES))
+    except InputError as error:
+        if on_bad == "stop":
+            raise
+        return error
+
+
+def _of_file(path: File, format: Format, blob_bytes: int, encoding: str, on_bad: OnBad) -> Iterator[Blob]:
+    known, read = _format_of(path, format), 0
+    try:
+        for blob in _reader_of(path, known, encoding)(path, blob_bytes, encoding):
+            read = blob.position
+            yield blob
+    except MissingExtra:
+        raise
+    except InputError as error:
+        if on_bad == "stop" or isinstance(path, RemoteFile):  # a connection that fails is no fault of the file
+            raise
+        yield _damaged(path, error, read, read)
+
+
+def _damaged(path: File, error: InputError, read: int, position: int) -> Blob:
+    """What stands for the rest of a file: one record that cannot be read."""
+    reason = f"{str(error).removeprefix(f'{path}: ')}; what follows its byte {read:,} is left out"
+    return Blob(f"{path}{DAMAGED}", 1, Unreadable(reason).line + b"\n", position)
 
 
 _Reader = Callable[[File, int, str], Iterator[Blob]]
 
 
-def _reader_of(path: File, format: Format, encoding: str) -> _Reader:
-    found = _SUFFIXES.get(_suffix(path)) if format == "auto" else format
+def _format_of(path: File, format: Format) -> Format:
+    """As given, or by the name; of a .jsonl file it shows itself whether it is one."""
+    if format != "auto":
+        return format
+    found = SUFFIXES.get(suffix_of(path))
     if found is None:
         Bytes(path).close()  # an archive is called that
         known = ", ".join(Format.__args__[1:])
         raise InputError(f"{path}: the name does not tell the format; say format: one of {known}")
-    if found == "json" or (found == "jsonl" and format == "auto"):
+    return "json" if found == "jsonl" else found
+
+
+def _reader_of(path: File, format: Format, encoding: str) -> _Reader:
+    if format == "json":
         with Bytes(path, encoding) as handle:
             form = form_of(handle.head(HEAD_BYTES))
         return _json_lines if form == "lines" else partial(_json_items, form)
-    return _READERS[found]
+    return _READERS[format]
 
 
 def _json_lines(path: File, blob_bytes: int, encoding: str) -> Iterator[Blob]:

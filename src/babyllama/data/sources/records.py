@@ -18,9 +18,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from babyllama.data.sources.blobs import Blob
+from babyllama.data.sources.blobs import DAMAGED, Blob, OnBad
 from babyllama.data.sources.calls import BadRecord, Record
 from babyllama.data.sources.chats import (
     Notes,
@@ -39,7 +39,6 @@ try:
 except ImportError:  # babyllama[data] is not installed
     from json import loads
 
-OnBad = Literal["stop", "skip"]
 
 _TEXT_FIELDS = ("text", "content", "completion")
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # half a surrogate pair, but not a reader's
@@ -94,6 +93,8 @@ def parse_lines(blob: Blob, shape: Shape, counts: Parsed) -> Iterator[tuple[byte
                 if shape.on_bad == "stop":
                     raise InputError(f"{reason}; mend it, or leave such records out with on_bad=skip") from None
                 counts.bad += 1
+                if blob.where.endswith(DAMAGED):
+                    counts.notes[f"the rest of {blob.where.removesuffix(DAMAGED)}, which is damaged"] += 1
                 counts.first_bad = counts.first_bad or reason
         yield line, document
 

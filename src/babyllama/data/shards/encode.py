@@ -261,16 +261,18 @@ def _corpus(source: Source, done: list[Done]) -> dict[str, Any]:
         totals = {key: sum(shard[key] for shard in shards) for key in ("documents", "tokens", "bytes", "characters")}
         splits[name] = {**totals, "shards": shards}
     bad, dropped = sum(d.bad for d in done), sum(d.dropped for d in done)
+    first = next((d.first_bad for d in done if d.first_bad), "")
+    told = f", the first: {first}" if first else ""
     notes = sum((Counter(d.notes) for d in done), Counter[str]())
     cleaning = added(d.cleaning for d in done)
     if not any(split["documents"] for split in splits.values()):
         raise InputError(
             f"corpus {source.label}: no document in {source.source} ({dropped} too long or with nothing to learn, "
-            f"{bad} bad{_cleaned_away(cleaning)}{'; not used: ' if notes else ''}{', '.join(notes)})"
+            f"{bad} bad{told}{_cleaned_away(cleaning)}{'; not used: ' if notes else ''}{', '.join(notes)})"
         )
     fetched = {"files": source.fetched} if source.fetched else {}
     return {"kind": source.kind, "licence": source.licence, "source": source.source, **fetched, "part": source.part,
-            "bad": bad, "dropped": dropped, "first_bad": next((d.first_bad for d in done if d.first_bad), ""),
+            "bad": bad, "dropped": dropped, "first_bad": first,
             "notes": dict(notes.most_common()), **({"cleaning": cleaning} if cleaning else {}),
             "splits": splits}  # fmt: skip
 

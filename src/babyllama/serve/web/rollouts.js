@@ -27,9 +27,9 @@ function tokens(answer, by) {
 }
 
 function one(answer, by) {
-  const { reward, parts, advantage, ended, calls, answered, fault } = answer;
+  const { reward, parts, advantage, ended, calls, answered, fault } = answer, judged = Object.entries(parts ?? {}); // distillation judges none
   return h("li", {}, h("p", { class: "drawn" }, tokens(answer, by)), h("p", { class: "note" },
-    [`${t("reward")} ${figure(reward ?? NaN)}`, ...Object.entries(parts ?? {}).map(([name, value]) => `${name} ${figure(value)}`), `${t("advantage")} ${signed(advantage)}`,
+    [judged.length && `${t("reward")} ${figure(reward ?? NaN)}`, ...judged.map(([name, value]) => `${name} ${figure(value)}`), judged.length && `${t("advantage")} ${signed(advantage)}`,
       !ended && t("cut"), calls > 0 && t("calls", { calls, answered }), fault].filter(Boolean).join(" · ")));
 }
 

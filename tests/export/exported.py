@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from small import SMALL_TEXT, sentencepiece_model
 from tokenizers import Tokenizer as Backend
@@ -109,3 +111,18 @@ def hostile(count: int, seed: int = 0) -> list[str]:
             planes = [(0x20, 0x7F), (0xA0, 0x3000), (0x3000, 0xD800), (0xE000, 0x10000), (0x10000, 0x110000)]
             found.append("".join(chr(draw.randrange(*draw.choice(planes))) for _ in range(draw.randint(1, 8))))
     return found
+
+
+def need_trl() -> None:
+    """A comparison with TRL fails, and says so, where it is missing."""
+    if importlib.util.find_spec("trl") is None:
+        pytest.fail("trl is not installed here; CONTRIBUTING.md says how")
+
+
+def beginner(place: Path) -> Path:
+    """A policy to begin with, as transformers reads it: float32 of two implementations must not part by more than a
+    comparison's bound, so its weights are not sharp."""
+    tokenizer = vocabulary("own", place)
+    model = Transformer(sharp(tokenizer.vocab_size, max_position_embeddings=64).config)
+    initialise(model, 1)
+    return published(model, tokenizer, place / "out")

@@ -5,12 +5,11 @@ CONTRIBUTING.md says how to run this, in an environment that has `trl`.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
 import torch
-from exported import published, sharp, vocabulary
+from exported import need_trl, published, sharp, vocabulary
 
 pytestmark = pytest.mark.slow
 CHATS = [("你好！", "你好，很高兴见到你。"), ("The quick fox?", "jumps over"), ("一加一等于几？", "一加一等于二。")]
@@ -18,8 +17,7 @@ CHATS = [("你好！", "你好，很高兴见到你。"), ("The quick fox?", "ju
 
 @pytest.fixture(scope="module", autouse=True)
 def library():
-    if importlib.util.find_spec("trl") is None:
-        pytest.fail("trl is not installed here; CONTRIBUTING.md says how")
+    need_trl()
 
 
 @pytest.fixture(scope="module", params=["own", "sentencepiece"])

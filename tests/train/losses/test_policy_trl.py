@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
-from exported import published, sharp, vocabulary
+from exported import beginner, need_trl
 
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.load import read_model
-from babyllama.model.transformer import Transformer, initialise
 from babyllama.train.losses.policy import Cispo, Dapo, DrGrpo, Grpo, Gspo, Rloo
 
 pytestmark = pytest.mark.slow
@@ -29,13 +26,8 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    if importlib.util.find_spec("trl") is None:
-        pytest.fail("trl is not installed here; CONTRIBUTING.md says how")
-    place = tmp_path_factory.mktemp("trl")
-    tokenizer = vocabulary("own", place)
-    model = Transformer(sharp(tokenizer.vocab_size, max_position_embeddings=64).config)
-    initialise(model, 1)  # float32 of two implementations must not part by more than the bound: no sharp weights
-    return published(model, tokenizer, place / "out")
+    need_trl()
+    return beginner(tmp_path_factory.mktemp("trl"))
 
 
 def their_trainer(kind, folder, place, beta, words):

@@ -7,17 +7,16 @@ CONTRIBUTING.md says how to run this, in an environment that has `trl`.
 
 from __future__ import annotations
 
-import importlib.util
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from exported import published, sharp, vocabulary
+from exported import beginner, need_trl
 
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.load import read_model
-from babyllama.model.transformer import Transformer, attach_value_head, initialise
+from babyllama.model.transformer import attach_value_head
 from babyllama.train.losses.policy import Ppo
 from babyllama.train.rl.rollouts import RolloutRows
 
@@ -28,13 +27,8 @@ METHOD = Ppo(epsilon=0.02, value_epsilon=0.05, value_weight=0.7, gamma=0.97, tra
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    if importlib.util.find_spec("trl") is None:
-        pytest.fail("trl is not installed here; CONTRIBUTING.md says how")
-    place = tmp_path_factory.mktemp("trl")
-    tokenizer = vocabulary("own", place)
-    model = Transformer(sharp(tokenizer.vocab_size, max_position_embeddings=64).config)
-    initialise(model, 1)  # float32 of two implementations must not part by more than the bound: no sharp weights
-    return published(model, tokenizer, place / "out")
+    need_trl()
+    return beginner(tmp_path_factory.mktemp("trl"))
 
 
 def whole_trainer():

@@ -5,12 +5,11 @@ CONTRIBUTING.md says how to run this, in an environment that has `trl`.
 
 from __future__ import annotations
 
-import importlib.util
 from types import SimpleNamespace
 
 import pytest
 import torch
-from exported import published, sharp, vocabulary
+from exported import need_trl, published, sharp, vocabulary
 
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.model.checkpoint import load_model
@@ -25,8 +24,7 @@ PAIRS = [("你好！", "你好，很高兴见到你。", "不知道"), ("The qui
 
 @pytest.fixture(scope="module", autouse=True)
 def library():
-    if importlib.util.find_spec("trl") is None:
-        pytest.fail("trl is not installed here; CONTRIBUTING.md says how")
+    need_trl()
 
 
 @pytest.fixture(scope="module")

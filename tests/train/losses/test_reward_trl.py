@@ -5,11 +5,9 @@ CONTRIBUTING.md says how to run this, in an environment that has `trl`.
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
-from exported import save, sharp, vocabulary
+from exported import need_trl, save, sharp, vocabulary
 
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.model.checkpoint import load_model
@@ -36,8 +34,7 @@ def our_batch(ids, kept):
 
 @pytest.mark.parametrize("centre", [0.0, 0.3])
 def test_loss_and_gradient_are_trls(tmp_path, centre):
-    if importlib.util.find_spec("trl") is None:
-        pytest.fail("trl is not installed here; CONTRIBUTING.md says how")
+    need_trl()
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer  # pyright: ignore[reportMissingImports]

@@ -191,7 +191,7 @@ def test_the_marks_of_what_may_change_are_where_the_fields_are():
     top = {key.partition(".")[0] for key in TrainRecipe.model_validate(
         {"out": Path("x"), "data": {"path": Path("d")}, "plan": {"steps": 1}}).identity()}  # fmt: skip
     assert top == {"data", "replay", "init", "objective", "attend", "adapter", "optimizer", "schedule", "plan", "seed",
-                   "precision", "rewards", "rollouts"}  # fmt: skip
+                   "precision", "rewards", "rollouts", "average"}  # fmt: skip
 
 
 def test_a_sink_that_is_not_installed_is_said_before_there_is_a_run(here, monkeypatch):

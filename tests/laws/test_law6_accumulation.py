@@ -103,9 +103,9 @@ class Watching:
     def __init__(self, found):
         self.found, self.recipe = found, AdamW(lr=1e-2)
 
-    def build(self, named):
+    def build(self, named, ranks=1):
         named = list(named)
-        (adam,) = self.recipe.build(named)
+        (adam,) = self.recipe.build(named, ranks)
         parameters = [p for _, p in named]
         adam.register_step_pre_hook(lambda *_: self.found.append(torch.cat([p.grad.flatten() for p in parameters])))
         return [adam]

@@ -23,11 +23,11 @@ class Memory(TokenStore):
         marks = [i % 2 + 1 for i in range(len(lengths))]  # good, bad, good, …
         mask = np.concatenate([[0] * (n - n // 2) + [m] * (n // 2) for n, m in zip(lengths, marks, strict=True)])
         object.__setattr__(self, "all", np.arange(sum(lengths), dtype="<u4"))
-        object.__setattr__(self, "marks", mask.astype(np.uint8))
+        object.__setattr__(self, "mask_file", mask.astype(np.uint8))
         object.__setattr__(self, "_documents", np.array([(n, n) for n in lengths], "<u4"))
 
     def _slice(self, start, stop, suffix, dtype):
-        return (self.marks if suffix else self.all)[start:stop]
+        return (self.mask_file if suffix else self.all)[start:stop]
 
 
 @given(lengths=LENGTHS, context=st.integers(4, 30), longest=st.integers(1, 12), single=st.booleans(),

@@ -3,7 +3,7 @@
 import { h, replace, svg } from "./dom.js";
 import { figure, t } from "./i18n.js";
 
-const W = 860, H = 340, LEFT = 58, RIGHT = 14, TOP = 12, BOTTOM = 30;
+const W = 860, H = 340, DIGIT = 14.5, RIGHT = 14, TOP = 12, BOTTOM = 30;
 export const COLOURS = [0, 1, 2, 3, 4, 5].map((i) => `var(--c${i})`);
 
 // Round numbers between two, about `count` of them.
@@ -48,13 +48,14 @@ export function chart(lines, { title, x = t("step"), log = false, smooth = 0 }) 
   const [first, last] = extent((line) => line.steps);
   let [low, high] = extent((line) => line.values).map(scale);
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
-  const right = (s) => LEFT + ((s - first) / (last - first || 1)) * (W - LEFT - RIGHT);
-  const up = (v) => H - BOTTOM - ((scale(v) - low) / (high - low)) * (H - TOP - BOTTOM);
   const rows = ticks(low, high, 5).map((at) => (log ? 10 ** at : at));
+  const left = 12 + DIGIT * Math.max(3, ...rows.map((v) => figure(v).length)); // as wide as a phone's letters are
+  const right = (s) => left + ((s - first) / (last - first || 1)) * (W - left - RIGHT);
+  const up = (v) => H - BOTTOM - ((scale(v) - low) / (high - low)) * (H - TOP - BOTTOM);
   const mark = svg("line", { class: "grid", y1: TOP, y2: H - BOTTOM, visibility: "hidden" });
   const picture = svg("svg", { class: "chart", viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title}: ${shown.map((l) => `${l.name} ${figure(l.values.at(-1))}`).join(", ")}` },
-    rows.map((v) => [svg("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: up(v), y2: up(v) }),
-      svg("text", { x: LEFT - 8, y: up(v) + 4, "text-anchor": "end" }, figure(v))]),
+    rows.map((v) => [svg("line", { class: "grid", x1: left, x2: W - RIGHT, y1: up(v), y2: up(v) }),
+      svg("text", { x: left - 8, y: up(v) + 4, "text-anchor": "end" }, figure(v))]),
     ticks(first, last, 6).map((s) => svg("text", { x: right(s), y: H - 8, "text-anchor": "middle" }, figure(s, 6))),
     svg("text", { x: W - RIGHT, y: H - 8 - 16, "text-anchor": "end" }, x), mark,
     shown.map((line) => [svg("path", { stroke: line.colour, d: line.steps.map((s, i) => `${i ? "L" : "M"}${right(s).toFixed(1)} ${up(line.values[i]).toFixed(1)}`).join("") }),
@@ -66,7 +67,7 @@ export function chart(lines, { title, x = t("step"), log = false, smooth = 0 }) 
   });
   picture.addEventListener("pointermove", (event) => {
     const box = picture.getBoundingClientRect();
-    const at = first + (((event.clientX - box.left) / box.width) * W - LEFT) / (W - LEFT - RIGHT) * (last - first);
+    const at = first + (((event.clientX - box.left) / box.width) * W - left) / (W - left - RIGHT) * (last - first);
     mark.setAttribute("visibility", "visible");
     const place = right(Math.min(last, Math.max(first, at)));
     mark.setAttribute("x1", place);

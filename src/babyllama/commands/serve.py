@@ -244,7 +244,7 @@ def _listen(recipe: ServeRecipe, count: int) -> list[socket.socket]:
         found = [socket.socket(family, socket.SOCK_STREAM) for _ in range(count)]
         for listener in found:
             _reuse(listener)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; a connection has it from its listener
+            if sys.platform == "linux":  # a connection has it from its listener
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNREAD)
             if count > 1 and sys.platform != "win32":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,50 +80,52 @@ def tools_of(use: ToolUse) -> Tools:
 
 def learned(model: Path, tokenizer: Tokenizer) -> Lessons:
     """From the training run behind `model`: its record, and its data where they are still at hand."""
-    for path in _ancestry(model):
-        try:
-            data = Run(path).plain_recipe["data"]
-            prepared = Prepared.open(data["path"])
-            weights: dict[str, float] = data.get("weights") or dict.fromkeys(prepared.corpora, 1.0)
-            labels = sorted(weights, key=lambda label: -weights[label])
-            stores = [prepared.store(label, "train") for label in labels]
-        except (OSError, KeyError, TypeError, InputError):
-            return Lessons(_recorded(path))
-        chats = [store for store in stores if store.kind == "chat" and store.documents]
-        turns = _recorded(path)
-        turns = usual_turns(chats) if turns is None else turns
-        return Lessons(
-            turns, _question(chats[0].tokens(0, int(chats[0].document_offsets[1])), tokenizer) if chats else None
-        )
-    return Lessons()
+    path = _training_run(model)
+    if path is None:
+        return Lessons()
+    turns = _recorded(path)
+    try:
+        data = Run(path).plain_recipe["data"]
+        prepared = Prepared.open(data["path"])
+        weights: dict[str, float] = data.get("weights") or dict.fromkeys(prepared.corpora, 1.0)
+        labels = sorted(weights, key=lambda label: -weights[label])
+        stores = [prepared.store(label, "train") for label in labels]
+    except (OSError, KeyError, TypeError, InputError):
+        return Lessons(turns)
+    chats = [store for store in stores if store.kind == "chat" and store.documents]
+    question = _question(chats[0].tokens(0, int(chats[0].document_offsets[1])), tokenizer) if chats else None
+    return Lessons(usual_turns(chats) if turns is None else turns, question)
 
 
-def _ancestry(model: Path) -> Iterator[Path]:
+def _training_run(model: Path) -> Path | None:
     """The training run that holds `model`, or that a quantised or merged run was made of."""
     path = model if (model / "run.json").is_file() or (model / "recipe.yaml").is_file() else model.resolve().parent
     for _ in range(8):
         info = _info(path)
-        if info.get("verb", "train") == "train" and (path / "recipe.yaml").is_file():
-            yield path
-        if info.get("verb", "train") == "train" or not info.get("parent"):
-            return
+        if info.get("verb", "train") == "train":
+            return path if (path / "recipe.yaml").is_file() else None
+        if not info.get("parent"):
+            return None
         path = Path(info["parent"])
+    return None
 
 
 def turns_of(model: Path) -> int | None:
     """As many answers as its training's chats usually had, as the run wrote it down; None: not known."""
-    return next((_recorded(path) for path in _ancestry(model)), None)
+    path = _training_run(model)
+    return None if path is None else _recorded(path)
 
 
 def questions_of(model: Path) -> tuple[str, ...]:
     """The chat prompts that its training's recipe had it answer from time to time."""
-    for path in _ancestry(model):
-        try:
-            samples = Run(path).plain_recipe["samples"]
-            return tuple(samples["prompts"]) if samples["chat"] else ()
-        except (OSError, KeyError, TypeError, InputError):
-            return ()
-    return ()
+    path = _training_run(model)
+    if path is None:
+        return ()
+    try:
+        samples = Run(path).plain_recipe["samples"]
+        return tuple(samples["prompts"]) if samples["chat"] else ()
+    except (OSError, KeyError, TypeError, InputError):
+        return ()
 
 
 def _info(path: Path) -> dict[str, Any]:

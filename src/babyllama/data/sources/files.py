@@ -15,7 +15,6 @@ from typing import IO, Any, NamedTuple
 from babyllama.data.sources.zips import File
 from babyllama.errors import InputError, needs_extra
 
-COMPRESSED = (".gz", ".zst")
 LINE_BYTES = 256 << 20  # no line and no record is longer
 _CHUNK = 1 << 17
 _UTF16 = {codecs.BOM_UTF16_LE: "FF FE", codecs.BOM_UTF16_BE: "FE FF"}

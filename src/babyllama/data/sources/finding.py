@@ -7,8 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from babyllama.data.sources.files import COMPRESSED
-from babyllama.data.sources.zips import ZIP, File, Member, is_read, members
+from babyllama.data.sources.zips import ZIP, Member, is_read, members, suffix_of
 from babyllama.errors import InputError
 
 Format = Literal["auto", "jsonl", "json", "parquet", "csv", "tsv", "txt", "lines", "blocks"]
@@ -17,10 +16,6 @@ SUFFIXES: dict[str, Format] = {
     ".txt": "txt",
 }  # fmt: skip
 IN_ARCHIVES = [suffix for suffix in SUFFIXES if suffix != ".parquet"]  # whose reader has to jump about in a file
-
-
-def suffix_of(path: File) -> str:
-    return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix.lower()
 
 
 def find_files(path: str, archives: bool = True) -> list[Path]:

@@ -26,9 +26,9 @@ from typing import Any
 from babyllama.data.sources.arrays import HEAD_BYTES, Form, form_of, items
 from babyllama.data.sources.blobs import BLOB_BYTES, DAMAGED, Blob, OnBad, pack_records
 from babyllama.data.sources.files import LINE_BYTES, Bytes, Unreadable, bad_text, too_long
-from babyllama.data.sources.finding import IN_ARCHIVES, SUFFIXES, Format, suffix_of
+from babyllama.data.sources.finding import IN_ARCHIVES, SUFFIXES, Format
 from babyllama.data.sources.remote import RemoteFile
-from babyllama.data.sources.zips import File, Member, unpacked
+from babyllama.data.sources.zips import File, Member, suffix_of, unpacked
 from babyllama.errors import InputError, MissingExtra, needs_extra
 
 _PIECE_BYTES = 64 << 10  # a .txt file is cut at the first line end after so many bytes

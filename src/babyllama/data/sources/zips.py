@@ -16,6 +16,7 @@ from babyllama.data.sources.remote import RemoteFile
 from babyllama.errors import InputError
 
 ZIP = ".zip"
+COMPRESSED = (".gz", ".zst")
 _UTF8 = 0x800  # the flag of a member whose name is UTF-8
 
 
@@ -58,6 +59,11 @@ class Member:
 File = Path | Member | RemoteFile
 
 
+def suffix_of(file: File) -> str:
+    """Its ending without that of a compression, in small letters."""
+    return (file.with_suffix("") if file.suffix in COMPRESSED else file).suffix.lower()
+
+
 def members(archive: Path) -> list[Member]:
     """All files in an archive, by name; those of folders, too. Raises InputError: damaged, cut off, no archive."""
     entries = [entry for entry in _archive(archive, _stamp(archive)).infolist() if not entry.is_dir()]
@@ -89,10 +95,7 @@ def unpacked(files: Iterable[Path | RemoteFile], known: Iterable[str]) -> Iterat
 
 def is_read(member: Member, known: Iterable[str]) -> bool:
     """Whether a member is a corpus file, by its ending without that of a compression."""
-    plain = (
-        PurePosixPath(member.name).with_suffix("") if member.suffix in (".gz", ".zst") else PurePosixPath(member.name)
-    )
-    return not hidden(member.name) and plain.suffix.lower() in known
+    return not hidden(member.name) and suffix_of(member) in known
 
 
 @lru_cache(maxsize=2)  # each holds a file descriptor

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from babyllama.infer.forms import Form
 from babyllama.infer.request import Event, Request
-from babyllama.serve.faults import Refused
+from babyllama.serve.faults import Refused, Stale
 from babyllama.serve.gate import Record
 from babyllama.serve.wire import Ends, Frames, frame
 from babyllama.tokenizer.tokenizer import Tokenizer
 
+T = TypeVar("T")
 Batch = dict[int, list[Event]]  # by request
 
 
@@ -173,10 +174,18 @@ class Link(asyncio.Protocol):
             found = self._models[name] = Model(name, mark, *pickle.loads(card))
         return found
 
-    def forget(self, model: Model) -> None:
-        """It is another one by now."""
-        if self._models.get(model.name) is model:
-            del self._models[model.name]
+    async def with_model(self, name: str, work: Callable[[Model], Awaitable[T]]) -> T:
+        """What `work` gives; where it finds that the model is another one by now (Stale), once more with that one.
+
+        Raises Refused as `open`.
+        """
+        while True:
+            model = await self.open(name)
+            try:
+                return await work(model)
+            except Stale:
+                if self._models.get(name) is model:
+                    del self._models[name]
 
     def ask(self, model: Model, requests: Sequence[Request], form: Form | None = None) -> Answers:
         """Put requests in line; who asks leaves in the end. `form`: what the answers keep to."""

@@ -17,7 +17,7 @@ from babyllama.errors import InputError
 from babyllama.infer.request import Event, Request
 from babyllama.infer.sampling import Sampling
 from babyllama.serve.choices import Choice, Fed, Json
-from babyllama.serve.faults import SERVER_FAULT, Refused, Stale, json_bytes
+from babyllama.serve.faults import SERVER_FAULT, Refused, json_bytes
 from babyllama.serve.gate import Record
 from babyllama.serve.link import Answers, Batch, Link, Model
 from babyllama.serve.prompts import Prompt, form_of, prompts_of, requests_of, stops_of, tool_form_of
@@ -85,12 +85,7 @@ class Completion:
     async def __call__(self, send: Send) -> None:
         """Answer it. Raises Refused before anything was sent; a later fault is told in the stream."""
         self.record.model = self.asked.model
-        while True:
-            model = await self.link.open(self.asked.model)
-            try:
-                return await self._answer(model, send)
-            except Stale:
-                self.link.forget(model)
+        await self.link.with_model(self.asked.model, lambda model: self._answer(model, send))
 
     async def _answer(self, model: Model, send: Send) -> None:
         if model.scores:

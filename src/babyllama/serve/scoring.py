@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from babyllama.serve.faults import Refused, Stale
+from babyllama.serve.faults import Refused
 from babyllama.serve.gate import Record
 from babyllama.serve.link import Link, Model
 from babyllama.serve.prompts import rendered
@@ -22,14 +22,12 @@ from babyllama.serve.protocol import ChatMessage, ScoreRequest
 async def scored(asked: ScoreRequest, link: Link, record: Record) -> dict[str, Any]:
     """A score for each conversation, in their order. Raises Refused."""
     record.model = asked.model
-    while True:
-        model = await link.open(asked.model)
+
+    async def found(model: Model) -> tuple[list[list[int]], list[float]]:
         texts = await asyncio.to_thread(texts_of, model, asked)
-        try:
-            scores: list[float] = await link.call("score", asked.model, model.mark, texts)
-            break
-        except Stale:
-            link.forget(model)
+        return texts, await link.call("score", asked.model, model.mark, texts)
+
+    texts, scores = await link.with_model(asked.model, found)
     if not all(map(math.isfinite, scores)):
         raise Refused(500, "a score is not finite: the model's weights are damaged")
     record.tokens_in = sum(map(len, texts))

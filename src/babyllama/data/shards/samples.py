@@ -1,6 +1,6 @@
 """Documents of a prepared folder as text, with what the loss covers: drawn at random, or by number.
 
-A pair counts as one document here, both its answers in it. Not here: colours and marks (commands/showing.py), rows
+A pair counts as one document here, both its answers in it. Not here: colours and marks (commands/looking.py), rows
 of a training (data/streams/).
 """
 

@@ -17,6 +17,7 @@ from babyllama.data.streams.resident import Resident
 from babyllama.load import DTYPES, Precision, default_precision
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
+from babyllama.train.averaging import TailAverage
 from babyllama.train.engines.engines import Engine, Setting, Single, Worker
 from babyllama.train.engines.world import World
 from babyllama.train.guard import Watchman
@@ -46,13 +47,14 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
                 device: torch.device, *, precision: Precision | None = None, compiled: bool = True, seed: int = 1,
                 adjust: Callable[[Transformer], None] = lambda _: None, reuse: bool = False,
                 objective: NextToken | None = None, engine: Engine | None = None,
-                world: World | None = None) -> Stepper:  # fmt: skip
+                world: World | None = None, average: TailAverage | None = None) -> Stepper:  # fmt: skip
     """What `Trainer` does between its logs, for `plan.steps` steps in all.
 
     Args:
         adjust: changes the fresh float32 weights in place before the training begins.
         reuse: take the module of an earlier training of this shape, which must be over, and its compiled code.
         engine, world: of which this process is one; alone when absent.
+        average: of the last weights, which `model` then gives.
     """
     world = world or World()
     shares = plan.shares(world.size)
@@ -95,6 +97,8 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
             worker.update(done + 1, micro, total, schedule(done, plan.steps or done + 1), watchman)
             note(watchman.read())
             done += 1
+            if average is not None:
+                worker.average(average.weight(done, plan.steps or done))
 
     def note(outcomes: list) -> None:
         nonlocal lost

@@ -43,6 +43,7 @@ from babyllama.load import default_device
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe, validate
+from babyllama.train.averaging import TailAverage
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import AdamW, Muon, Optimizer, Schedule, Wsd
 from babyllama.train.plan import Plan
@@ -64,6 +65,7 @@ class Candidate(Recipe):
     seconds: float | None = Field(default=None, gt=0)
     model: ModelChoice = ModelChoice(preset="seed")
     objective: NextToken = NextToken()
+    average: TailAverage | None = None
     zero_outputs: bool = Field(default=False, description="start o_proj and down_proj at zero")
     spread: float = Field(default=1.0, gt=0, description="times the usual standard deviation of all first weights")
     seed: int = 1
@@ -251,7 +253,8 @@ def run_ours(data: Data, candidate: Candidate, rate: float | None, compiled: boo
     plan = Plan(steps=steps, micro_batch_size=size, accumulate=candidate.rows // size, context=data.context)
     stepper = our_stepper(config.build(data.prepared.manifest["vocab_size"]), data.stream(candidate.seed), plan,
                           candidate.optimizer, candidate.schedule, data.device, compiled=compiled, seed=candidate.seed,
-                          adjust=candidate.adjust, reuse=True, objective=candidate.objective)  # fmt: skip
+                          adjust=candidate.adjust, reuse=True, objective=candidate.objective,
+                          average=candidate.average)  # fmt: skip
     before = timed(data.device, stepper.warm_up)
     clock, journal = Clock(data.device, stepper.steps), note(tokens_a_step)
     journal.about |= {"steps": steps, "warm_up_s": round(before, 2)}

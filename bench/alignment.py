@@ -1,14 +1,19 @@
 """Reinforcement learning from rewards: one start for each task, then each method from it, through the real verbs.
 
-    python bench/alignment.py WORK --make DATA       texts, prompts and tokenizer (needs the extra data)
-    python bench/alignment.py WORK                   base and SFT starts, then every method on every task, three seeds
-    python bench/alignment.py WORK --tasks sums poems --methods grpo gspo --seeds 1 --steps 50
-    python bench/alignment.py --summary
+    python bench/alignment.py WORK --make DATA        texts, prompts and tokenizer (needs the extra data)
+    python bench/alignment.py WORK --starts           base and SFT starts alone; with a bare --tasks the base
+    python bench/alignment.py WORK                    these where they are missing, then GRPO on every task, three seeds
+    python bench/alignment.py WORK --tasks sums poems --methods grpo gspo --seeds 1 --lr 1e-4 --tries 2
+    python bench/alignment.py --summary [--figure docs/images/rewards.svg]
 
 DATA is a folder of texts, pretrain/*.jsonl.zst in it, among them poetry_chinese_poetry. WORK is made. Tasks: sums (two
-numbers, in words or not), idioms (成语接龙) and poems (五言 or 七言绝句 to a title, with rhyme). Each training is a
-line of alignment.jsonl: rewards on held-out prompts, answered greedily, and bits per byte of general texts, before and
-after; where its time went. One whose line is there is not run again. --small: a model and steps to try it on a CPU.
+numbers, in words or not), idioms (成语接龙), poems (五言 or 七言绝句 to a title, with rhyme) and tools (an agent's, in
+the made-up world). How long a start learns is searched for until its score lies where rewards have something to choose
+from. Each training is a line of alignment.jsonl: rewards on held-out prompts, answered greedily, and bits per byte of
+general texts, before, on the way and after; where its time went. With --tries 2 one that did not do (`does`) is tried
+again at thrice the rate, or at a third where it forgot too much; a rate that did for another seed comes first. What has
+its line is not run again, so trainings may run side by side once the starts are there. --small: a model and steps to
+try it on a CPU. One file although it is long: the tasks, their starts and their trainings are one experiment.
 """
 
 from __future__ import annotations
@@ -16,12 +21,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import operator
 import os
 import random
 import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +48,58 @@ from babyllama.load import load, pick_device
 from babyllama.recipe import load_recipe
 from babyllama.train.rl.rewards import known_idioms
 
-FILE = RESULTS / "alignment.jsonl"
+FILE = "alignment.jsonl"
 TEXTS = {
-    "poetry_chinese_poetry": 80_000,
-    "books_modern_pd": 300,
-    "news_xwlb": 500,
-    "wiki_zh_sample": 1000,
-    "laws_cn": 500,
+    "poetry_chinese_poetry": 40_000,
+    "books_modern_pd": 130,
+    "news_xwlb": 250,
+    "wiki_zh_sample": 500,
+    "laws_cn": 200,
 }  # documents, of which --small takes a tenth
 HELD_OUT = 300
-REWARDS = {
-    "sums": "[{kind: number}, {kind: ends, weight: 0.1}]",
-    "idioms": "[{kind: idiom_chain, words: WORK/idioms.txt}, {kind: ends, weight: 0.1}]",
-    "poems": "[{kind: poem}, {kind: ends, weight: 0.1}, {kind: no_repetition, weight: 0.2}]",
-}
-MAIN = {"sums": "reward_number", "idioms": "reward_idiom_chain", "poems": "reward_poem"}  # what a task is about
-ANSWER = {"sums": 12, "idioms": 8, "poems": 48}  # tokens
+
+
+@dataclass(frozen=True)
+class Task:
+    """`main`: the reward that it is about. `tokens`: of an answer, with tools of a turn. A start's score is to lie in
+    `start`. A training does where the score rises by `gain` or to 0.8, and bits per byte by 2 % at most. `learned`:
+    steps of SFT that the search begins with, of `context` tokens. `steps` of RL, each of `answers` in groups."""
+
+    rewards: str
+    main: str
+    tokens: int
+    start: tuple[float, float] = (0.2, 0.6)
+    gain: float = 0.3
+    learned: int = 200
+    context: int = 128
+    steps: int = 120
+    answers: int = 512
+    group: int = 16
+    accumulate: int = 1
+    label: str | None = None
+    more: str = ""
+
+
+TASKS = {
+    "sums": Task("[{kind: number}, {kind: ends, weight: 0.1}]", "reward_number", 12, steps=150),
+    "idioms": Task("[{kind: idiom_chain, words: WORK/idioms.txt}, {kind: ends, weight: 0.1}]", "reward_idiom_chain", 8,
+                   learned=100),
+    "poems": Task("[{kind: poem}, {kind: ends, weight: 0.1}, {kind: no_repetition, weight: 0.2}]", "reward_poem", 48,
+                  start=(0.3, 0.65), learned=100),
+    "tools": Task("[{kind: exact}, {kind: valid_calls, weight: 0.2}]", "reward_exact", 80, start=(0.2, 0.6), gain=0.1,
+                  learned=400, context=512, steps=60, answers=256, group=8, accumulate=2, label="tool_questions",
+                  more=", tools: {kind: toolworld}"),
+}  # fmt: skip
 METHODS = {
     "grpo": "{kind: grpo, beta: 0.02}", "dr_grpo": "{kind: dr_grpo, beta: 0.02}", "dapo": "{kind: dapo, beta: 0.02}",
     "gspo": "{kind: gspo, beta: 0.02}", "cispo": "{kind: cispo, beta: 0.02}", "rloo": "{kind: rloo, beta: 0.02}",
 }  # fmt: skip
 SHAPE = "{preset: tiny, hidden_size: 384, num_hidden_layers: 8, num_attention_heads: 6, num_key_value_heads: 2, " \
-        "max_position_embeddings: 256}"  # fmt: skip
+        "max_position_embeddings: 640}"  # fmt: skip
 SMALL = "{preset: tiny, hidden_size: 96, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, " \
-        "max_position_embeddings: 128}"  # fmt: skip
+        "max_position_embeddings: 640}"  # fmt: skip
+WEIGHTS = "{poetry_chinese_poetry: 0.35, books_modern_pd: 0.25, news_xwlb: 0.1, wiki_zh_sample: 0.05, laws_cn: 0.1, " \
+          "words: 0.15}"  # fmt: skip
 
 
 # ── prompts ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -133,32 +168,55 @@ def make(work: Path, data: Path, arguments: argparse.Namespace) -> None:
     write(work / "words.jsonl", ({"text": "，".join(known[i : i + 8]) + "。"} for i in range(0, len(known), 8)))
     texts = [f"{{path: {data}/pretrain/{name}.jsonl.zst, max_documents: {most // 10 if small else most}}}"
              for name, most in TEXTS.items()]  # fmt: skip
-    own = [f"{{path: {work}/{name}.jsonl, kind: chat}}" for name in REWARDS]
+    own = [f"{{path: {work}/{name}.jsonl, kind: chat}}" for name in ("sums", "idioms", "poems")]
+    own.append("{name: tool_questions}")
     if not (work / "tokenizer" / "tokenizer.json").is_file():
         few = [re.sub(r"_documents: (\d+)", lambda found: f"_documents: {min(int(found[1]), 2000)}", text)
                for text in texts]  # fmt: skip
         make_tokenizer(load_recipe(TokenizerRecipe, None, [
             f"out={work}/tokenizer", "source.kind=train", f"source.vocab_size={3000 if small else 8000}",
-            "source.digits=1", f"source.corpora=[{', '.join([*few, *own])}]"]))  # fmt: skip
+            f"source.max_alphabet={1500 if small else 5000}", "source.digits=1",
+            f"source.corpora=[{', '.join([*few, *own])}]"]))  # fmt: skip
     for name, corpora in {"texts": [*texts, f"{{path: {work}/words.jsonl}}"], "chats": own}.items():
         if not (work / name / "manifest.json").is_file():
             prepare(load_recipe(PrepareRecipe, None, [f"out={work}/{name}", f"tokenizer={work}/tokenizer",
                     f"corpora=[{', '.join(corpora)}]", "validation=0.01"]))  # fmt: skip
 
 
-def start(work: Path, task: str, arguments: argparse.Namespace) -> None:
-    """The base, which knows general texts, verse and idioms, and a start that answers a task now and then."""
+def base(work: Path, arguments: argparse.Namespace) -> None:
+    """It knows general texts, verse and idioms."""
     small = arguments.small
-    weights = "{poetry_chinese_poetry: 0.35, books_modern_pd: 0.25, news_xwlb: 0.1, wiki_zh_sample: 0.05, " \
-        "laws_cn: 0.1, words: 0.15}"  # fmt: skip
-    learn(work / "base", f"data.path={work}/texts", f"data.weights={weights}",
+    learn(work / "base", f"data.path={work}/texts", f"data.weights={WEIGHTS}",
           f"init.model={SMALL if small else SHAPE}",
-          f"plan.steps={arguments.base_steps or (30 if small else 3000)}", "plan.context=128",
-          f"plan.micro_batch_size={8 if small else 128}")  # fmt: skip
-    learn(work / f"start-{task}", f"data.path={work}/chats", f"data.weights={{{task}: 1}}",
-          f"init={{kind: from, path: {work}/base}}", f"plan.steps={arguments.sft_steps or (30 if small else 300)}",
-          "plan.context=128", f"plan.micro_batch_size={8 if small else 32}", "optimizer={kind: adamw, lr: 0.001}"
-          )  # fmt: skip
+          f"plan.steps={arguments.base_steps or (30 if small else 3000)}", "plan.context=512",
+          f"plan.micro_batch_size={4 if small else 32}")  # fmt: skip
+
+
+def start(work: Path, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The base after SFT on a task, with general texts between, so that it answers now and then. Its figures, which
+    stand beside it when it is done."""
+    task, out, figures = TASKS[name], work / f"start-{name}", work / f"start-{name}.json"
+    if figures.is_file():
+        return json.loads(figures.read_text("utf-8"))
+    base(work, arguments)
+    low, high, steps, found = 0, 0, arguments.sft_steps or task.learned, {}
+    for _ in range(1 if arguments.sft_steps else 7):
+        shutil.rmtree(out, ignore_errors=True)
+        learn(out, f"data.path={work}/chats", f"data.weights={{{task.label or name}: 1}}",
+              f"replay={{path: {work}/texts, share: 0.5, weights: {WEIGHTS}}}",
+              f"init={{kind: from, path: {work}/base}}", f"plan.steps={steps}", f"plan.context={task.context}",
+              f"plan.micro_batch_size={8 if arguments.small else 32}", "optimizer={kind: adamw, lr: 0.001}",
+              "compile=false")  # fmt: skip
+        found = {"sft_steps": steps, **started(work, recipe_of(work, name, "grpo", 1, 1e-4, arguments))}
+        score = found[task.main]
+        print(f"{name}: {steps} steps of SFT, {task.main} {score:.3f}, bits per byte {found['bits_per_byte']:.4f}",
+              flush=True)  # fmt: skip
+        if task.start[0] <= score <= task.start[1]:
+            break
+        low, high = (steps, high) if score < task.start[0] else (low, steps)
+        steps = (low + high) // 2 if high else 2 * steps
+    figures.write_text(json.dumps(found), "utf-8")
+    return found
 
 
 def learn(out: Path, *words: str) -> None:
@@ -168,102 +226,163 @@ def learn(out: Path, *words: str) -> None:
 
 
 # ── one training ───────────────────────────────────────────────────────────────────────────────────────────────────
-def recipe_of(work: Path, task: str, method: str, seed: int, arguments: argparse.Namespace) -> TrainRecipe:
-    answers, steps = (32, 4) if arguments.small else (512, arguments.steps)
+def recipe_of(work: Path, name: str, method: str, seed: int, rate: float, arguments: argparse.Namespace
+              ) -> TrainRecipe:  # fmt: skip
+    task, small = TASKS[name], arguments.small
+    steps, answers = arguments.steps or (4 if small else task.steps), task.answers // (8 if small else 1)
     return load_recipe(TrainRecipe, None, [
-        f"out={work}/runs/{task}-{method}-{seed}", f"data.path={work}/chats", f"data.weights={{{task}: 1}}",
-        f"init={{kind: from, path: {work}/start-{task}}}", f"objective={METHODS[method]}",
-        f"rewards={REWARDS[task].replace('WORK', str(work))}",
-        f"rollouts={{group: {4 if arguments.small else 16}, max_tokens: {ANSWER[task]}, passes: {arguments.passes}, "
-        f"redraws: {2 if method == 'dapo' else 0}, validation_prompts: {HELD_OUT}, general: {work}/texts}}",
-        f"plan={{steps: {steps}, micro_batch_size: {answers}, log_every: 1, validate_every: 1000000, "
-        "save_every: 1000000, guard: {spike: null}}", f"optimizer={{kind: adamw, lr: {arguments.lr}, weight_decay: 0}}",
+        f"out={work}/runs/{name}-{method}-{rate:g}-{seed}", f"data.path={work}/chats",
+        f"data.weights={{{task.label or name}: 1}}",
+        f"init={{kind: from, path: {work}/start-{name}}}", f"objective={METHODS[method]}",
+        f"rewards={task.rewards.replace('WORK', str(work))}",
+        f"rollouts={{group: {8 if small else task.group}, max_tokens: {task.tokens}, passes: {arguments.passes}, "
+        f"redraws: {2 if method == 'dapo' else 0}, validation_prompts: {HELD_OUT}, general: {work}/texts{task.more}}}",
+        f"plan={{steps: {steps}, micro_batch_size: {answers // task.accumulate}, accumulate: {task.accumulate}, "
+        f"log_every: 1, validate_every: {max(1, steps // 5)}, validation_tokens: 32768, save_every: 1000000, "
+        "guard: {spike: null}}",
+        f"optimizer={{kind: adamw, lr: {rate}, weight_decay: 0}}",
         "schedule={kind: cosine, warmup: 0.05, final: 0.1}", f"seed={seed}"])  # fmt: skip
 
 
 def started(work: Path, recipe: TrainRecipe) -> dict[str, Any]:
     """The start's figures, as the training's own validation finds them."""
-    ready = load(work / f"start-{next(iter(recipe.data.weights or {}))}", pick_device("auto"))
+    ready = load(recipe.init.path, pick_device("auto"))
     validate = reward_validator(recipe, Prepared.open(recipe.data.path), ready.tokenizer,
                                 ready.model.config.max_position_embeddings)  # fmt: skip
     return validate(ready.model)["answers"].figures
 
 
-def measured(work: Path, task: str, method: str, seed: int, arguments: argparse.Namespace,
-             before: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
-    recipe = recipe_of(work, task, method, seed, arguments)
+def measured(recipe: TrainRecipe, task: Task, before: dict[str, Any]) -> dict[str, Any]:
     shutil.rmtree(recipe.out, ignore_errors=True)
     train(recipe)
     found = [json.loads(line) for line in (recipe.out / "metrics.jsonl").read_text("utf-8").split("\n")[:-1]]
     steps = [line for line in found if line["kind"] == "train"]
-    after = next(line for line in reversed(found) if line["kind"] == "validation")
-    rollouts = steps[:: arguments.passes]  # one step a pass
+    looks = [{"step": 0, **before}, *(line for line in found if line["kind"] == "validation")]
+    passes = recipe.rollouts.passes
+    rollouts = steps[::passes]  # one step a pass
     spent = {name: sum(line[f"seconds_{name}"] for line in rollouts) for name in ("sampling", "rewarding", "scoring")}
     total = json.loads((recipe.out / "run.json").read_text("utf-8"))["summary"]["seconds"]
     answers = recipe.plan.rows * len(rollouts)
+    drawn = [json.loads(line) for line in (recipe.out / "rollouts.jsonl").read_text("utf-8").split("\n")[:-1]]
     return {
-        "task": task, "method": method, "seed": seed, "steps": len(steps), "answers": answers, "lr": arguments.lr,
-        "passes": arguments.passes, "small": arguments.small,
-        "start": before, "end": {k: v for k, v in after.items() if k not in ("step", "kind", "corpora")},
-        "curve": [round(line["reward"], 4) for line in steps], "seconds": total,
+        "steps": len(steps), "answers": answers, "start": before,
+        "end": {k: v for k, v in looks[-1].items() if k not in ("step", "kind", "corpora")},
+        "looks": [[look["step"], *(round(look[key], 4) for key in (task.main, "bits_per_byte"))] for look in looks],
+        "drawn": [round(line["reward"], 4) for line in steps], "seconds": total,
         "share": {**{name: round(took / total, 4) for name, took in spent.items()},
-                  "updating": round(1 - sum(spent.values()) / total, 4)},
+                  "rest": round(1 - sum(spent.values()) / total, 4)},
         "answers_per_second": round(answers / total, 1),
         "answer_tokens_per_second_of_sampling": round(
             sum(line["answer_tokens"] for line in rollouts) * recipe.plan.rows / max(1e-9, spent["sampling"]), 1),
         "engine_gap": max(line["engine_gap"] for line in steps), "kl": steps[-1].get("kl"),
         "entropy": [round(steps[i]["entropy"], 4) for i in (0, -1)],
+        "said": [line["answer"] for line in drawn[:: recipe.rollouts.group][-4:]],
     }  # fmt: skip
 
 
-def summary() -> None:
-    found = [line for line in lines(FILE) if not line["small"]]
-    rows = [["task", "method", "seeds", "start", "end", "bits before", "bits after", "answers/s"]]
-    for (task, method), group in itertools.groupby(sorted(found, key=lambda x: (x["task"], x["method"])),
-                                                   lambda x: (x["task"], x["method"])):  # fmt: skip
-        each, key = list(group), MAIN[task]
+def forgets(line: dict[str, Any]) -> bool:
+    return line["end"]["bits_per_byte"] > 1.02 * line["start"]["bits_per_byte"]
+
+
+def does(line: dict[str, Any]) -> bool:
+    """Whether a training did what it is for."""
+    task = TASKS[line["task"]]
+    before, after = (line[when][task.main] for when in ("start", "end"))
+    return (after - before >= task.gain or after >= 0.8) and not forgets(line)
+
+
+def by_rates(work: Path, name: str, method: str, seed: int, arguments: argparse.Namespace) -> None:
+    """One training by one rate after the other, until one does."""
+    file = arguments.results / FILE
+    own = {"task": name, "method": method, "passes": arguments.passes, "small": arguments.small}
+    told = [line for line in lines(file) if own.items() <= line.items()]
+    rate = next((line["lr"] for line in told if does(line)), arguments.lr)
+    for _ in range(arguments.tries):
+        line = next((line for line in told if line["seed"] == seed and line["lr"] == rate), None)
+        if line is None:
+            before, key = start(work, name, arguments), TASKS[name].main
+            found = measured(recipe_of(work, name, method, seed, rate, arguments), TASKS[name], before)
+            line = {**own, "seed": seed, "lr": rate, **found}
+            print(f"{name} {method} seed {seed} rate {rate:g}: {key} {before[key]:.3f} → {found['end'][key]:.3f}, bits "
+                  f"per byte {before['bits_per_byte']:.4f} → {found['end']['bits_per_byte']:.4f}, "
+                  f"{found['seconds']} s, {found['share']}", flush=True)  # fmt: skip
+            append(file, {**line, **facts(torch.device(pick_device("auto")))})
+        if does(line):
+            return
+        rate = float(f"{rate / 3 if forgets(line) else rate * 3:.2g}")
+
+
+def summary(file: Path) -> None:
+    found = [line for line in lines(file) if not line["small"]]
+    rows = []
+    group_of = operator.itemgetter("task", "method", "lr")
+    for (name, method, rate), group in itertools.groupby(sorted(found, key=group_of), group_of):
+        each, key = list(group), TASKS[name].main
         ends = " ".join(f"{line['end'][key]:.3f}" for line in each)
         bits = [f"{sum(line[when]['bits_per_byte'] for line in each) / len(each):.4f}" for when in ("start", "end")]
-        rate = sum(line["answers_per_second"] for line in each) / len(each)
-        rows.append([task, method, str(len(each)), f"{each[0]['start'][key]:.3f}", ends, *bits, f"{rate:,.0f}"])
-    table(rows[0], rows[1:])
+        speed = sum(line["answers_per_second"] for line in each) / len(each)
+        rows.append([name, method, f"{rate:g}", str(len(each)), f"{each[0]['start'][key]:.3f}", ends, *bits,
+                     f"{sum(map(does, each))}", f"{speed:,.0f}"])  # fmt: skip
+    table(["task", "method", "lr", "seeds", "start", "ends", "bits before", "bits after", "do", "answers/s"], rows)
+
+
+def draw(path: Path, file: Path) -> None:
+    """What each task is about by step on held-out prompts, a line a seed; bits per byte beside the start's, dashed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "babyllama"
+    from matplotlib import pyplot
+
+    found = [line for line in lines(file) if not line["small"] and line["method"] == "grpo" and does(line)]
+    names = [name for name in TASKS if any(line["task"] == name for line in found)]
+    figure, panels = pyplot.subplots(1, len(names), figsize=(2.8 * len(names), 2.9), layout="constrained", sharey=True)
+    for name, panel in zip(names, panels, strict=True):
+        for line in (line for line in found if line["task"] == name):
+            steps, scores, bits = zip(*line["looks"], strict=True)
+            panel.plot(steps, scores, color="#1f6c66")
+            panel.plot(steps, [one / bits[0] for one in bits], "--", color="#b04a1e")
+        panel.set_title(f"{name}, {TASKS[name].main.removeprefix('reward_')}", fontsize=10)
+        panel.set_xlabel("step")
+        panel.set_ylim(0, 1.1)
+        panel.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, nargs="?")
     parser.add_argument("--make", type=Path, metavar="DATA")
-    parser.add_argument("--tasks", nargs="+", choices=REWARDS, default=[*REWARDS])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--starts", action="store_true")
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=[*TASKS])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["grpo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, help="default: the task's")
     parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--tries", type=int, default=1)
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--base-steps", type=int)
-    parser.add_argument("--sft-steps", type=int)
+    parser.add_argument("--sft-steps", type=int, help="default: as many as are found")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--summary", action="store_true")
+    parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
+    if arguments.figure:
+        draw(arguments.figure, arguments.results / FILE)
     if arguments.summary or arguments.work is None:
-        return summary()
+        return summary(arguments.results / FILE)
     work = arguments.work.resolve()
     if arguments.make:
         return make(work, arguments.make.resolve(), arguments)
-    keys = ("task", "method", "seed", "lr", "passes", "small")
-    done = {tuple(line[key] for key in keys) for line in lines(FILE)}
-    befores: dict[str, dict[str, Any]] = {}
-    for task, method, seed in itertools.product(arguments.tasks, arguments.methods, arguments.seeds):
-        if (task, method, seed, arguments.lr, arguments.passes, arguments.small) in done:
-            continue
-        if task not in befores:
-            start(work, task, arguments)
-            befores[task] = started(work, recipe_of(work, task, method, seed, arguments))
-        found = measured(work, task, method, seed, arguments, befores[task])
-        key = MAIN[task]
-        print(f"{task} {method} seed {seed}: {key} {found['start'][key]:.3f} → {found['end'][key]:.3f}, bits per byte "
-              f"{found['start']['bits_per_byte']:.4f} → {found['end']['bits_per_byte']:.4f}, {found['seconds']} s, "
-              f"{found['share']}", flush=True)  # fmt: skip
-        append(FILE, {**found, **facts(torch.device(pick_device("auto")))})
+    if arguments.starts:
+        base(work, arguments)
+        for name in arguments.tasks:
+            start(work, name, arguments)
+        return None
+    for name, method, seed in itertools.product(arguments.tasks, arguments.methods, arguments.seeds):
+        by_rates(work, name, method, seed, arguments)
+    return None
 
 
 if __name__ == "__main__":

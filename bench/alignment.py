@@ -86,7 +86,7 @@ TASKS = {
                    learned=100),
     "poems": Task("[{kind: poem}, {kind: ends, weight: 0.1}, {kind: no_repetition, weight: 0.2}]", "reward_poem", 48,
                   start=(0.3, 0.65), learned=100),
-    "tools": Task("[{kind: exact}, {kind: valid_calls, weight: 0.2}]", "reward_exact", 80, start=(0.2, 0.6), gain=0.1,
+    "tools": Task("[{kind: exact}, {kind: valid_calls, weight: 0.2}]", "reward_exact", 64, start=(0.2, 0.6), gain=0.1,
                   learned=400, context=512, steps=60, answers=256, group=8, accumulate=2, label="tool_questions",
                   more=", tools: {kind: toolworld}"),
 }  # fmt: skip
@@ -95,9 +95,9 @@ METHODS = {
     "gspo": "{kind: gspo, beta: 0.02}", "cispo": "{kind: cispo, beta: 0.02}", "rloo": "{kind: rloo, beta: 0.02}",
 }  # fmt: skip
 SHAPE = "{preset: tiny, hidden_size: 384, num_hidden_layers: 8, num_attention_heads: 6, num_key_value_heads: 2, " \
-        "max_position_embeddings: 640}"  # fmt: skip
+        "max_position_embeddings: 512}"  # fmt: skip
 SMALL = "{preset: tiny, hidden_size: 96, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, " \
-        "max_position_embeddings: 640}"  # fmt: skip
+        "max_position_embeddings: 512}"  # fmt: skip
 WEIGHTS = "{poetry_chinese_poetry: 0.35, books_modern_pd: 0.25, news_xwlb: 0.1, wiki_zh_sample: 0.05, laws_cn: 0.1, " \
           "words: 0.15}"  # fmt: skip
 

@@ -53,17 +53,25 @@ def pack_records(
 def _line(record: Any) -> bytes:
     if isinstance(record, Unreadable):
         return record.line
-    if isinstance(record, bytes):
-        return record
-    if dumps and isinstance(record, dict) and all(map(_simple, record.values())):
-        with suppress(TypeError):  # bytes that are no text, as surrogates; very large numbers
-            return dumps(record)
-    return json.dumps(record, ensure_ascii=False, default=_plain).encode("utf-8", "surrogatepass")
+    return record if isinstance(record, bytes) else json_of(record)
+
+
+def json_of(value: Any) -> bytes:
+    """In one line, as Python writes it."""
+    with suppress(TypeError, RecursionError):  # bytes that are no text, as surrogates; very large numbers
+        if dumps and _simple(value):
+            return dumps(value)
+    return json.dumps(value, ensure_ascii=False, default=_plain).encode("utf-8", "surrogatepass")
 
 
 def _simple(value: Any) -> bool:
     """Whether orjson writes it as Python does."""
-    return value is None or type(value) in (str, int, bool) or (type(value) is float and isfinite(value))
+    kind = type(value)
+    if kind is list:
+        return all(map(_simple, value))
+    if kind is dict:
+        return all(map(_simple, value.values()))
+    return kind in (str, int, bool) or value is None or (kind is float and isfinite(value))
 
 
 def _plain(value: Any) -> str:

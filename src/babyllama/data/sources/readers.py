@@ -17,19 +17,18 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from babyllama.data.sources.arrays import HEAD_BYTES, Form, form_of, items
 from babyllama.data.sources.blobs import BLOB_BYTES, DAMAGED, Blob, OnBad, pack_records
 from babyllama.data.sources.files import LINE_BYTES, Bytes, Unreadable, bad_text, too_long
 from babyllama.data.sources.finding import IN_ARCHIVES, SUFFIXES, Format
+from babyllama.data.sources.parquet import check_columns, read_parquet
 from babyllama.data.sources.remote import RemoteFile
 from babyllama.data.sources.zips import File, Member, suffix_of, unpacked
-from babyllama.errors import InputError, MissingExtra, needs_extra
+from babyllama.errors import InputError, MissingExtra
 
 _PIECE_BYTES = 64 << 10  # a .txt file is cut at the first line end after so many bytes
 
@@ -123,40 +122,6 @@ def _json_items(form: Form, path: File, blob_bytes: int, encoding: str) -> Itera
         yield from pack_records(items(path, handle, form, encoding), f"{path}, record ", blob_bytes, handle.tell)
 
 
-def _parquet(path: File, blob_bytes: int, encoding: str) -> Iterator[Blob]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise needs_extra("pyarrow", "data") from None
-    if isinstance(path, Member):
-        raise InputError(f"{path}: a Parquet file in an archive; unpack it and give its files")
-    size, row, rows = path.stat().st_size, 0, 1
-
-    def records() -> Iterator[Any]:
-        nonlocal row, rows
-        try:
-            file = pyarrow.parquet.ParquetFile(path if isinstance(path, Path) else path.open())
-            rows = max(file.metadata.num_rows, 1)
-            _check_columns(str(path), file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=1024):
-                row += len(batch)
-                names = batch.schema.names
-                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    yield dict(zip(names, values, strict=True))
-        except (pyarrow.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{path}: damaged or no Parquet file ({reason}); fetch it again") from None
-
-    yield from pack_records(records(), f"{path}, row ", blob_bytes, lambda: size * row // rows)
-
-
-def _check_columns(where: str, names: list[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise InputError(f"{where}: the column {twice[0]!r} is there twice; rename one of them")
-
-
 def _table(delimiter: str) -> _Reader:
     def read(path: File, blob_bytes: int, encoding: str) -> Iterator[Blob]:
         with Bytes(path, encoding) as handle:
@@ -210,7 +175,7 @@ def _rows(path: File, lines: _Lines, delimiter: str) -> Iterator[dict[str, str] 
         if header is None:
             if bad:
                 raise InputError(f"{path}: {bad}")
-            _check_columns(f"{path}:1", header := row)
+            check_columns(f"{path}:1", header := row)
         elif bad:
             yield Unreadable(bad)
         elif row and len(row) != len(header):
@@ -263,6 +228,6 @@ def _blocks(lines: Iterator[str | Unreadable]) -> Iterator[str | Unreadable]:
 
 
 _READERS: dict[Format, _Reader] = {
-    "jsonl": _json_lines, "parquet": _parquet, "csv": _table(","), "tsv": _table("\t"),
+    "jsonl": _json_lines, "parquet": read_parquet, "csv": _table(","), "tsv": _table("\t"),
     "txt": _text(_pieces), "lines": _text(iter), "blocks": _text(_blocks),
 }  # fmt: skip

@@ -57,7 +57,9 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
         average: of the last weights, which `model` then gives.
     """
     world = world or World()
-    shares = plan.shares(world.size)
+    engine = engine or Single()
+    mesh = engine.mesh(world.size)
+    shares = plan.shares(mesh.readers)
     dtype = DTYPES[precision or default_precision(device)]
     model = _model(config, str(device)) if reuse else Transformer(config).to(device)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -69,7 +71,7 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
     ) or stream
     if objective is not None and objective.sampled is not None:
         rows = objective.sampled.over(rows, config.vocab_size, (plan.steps or 0) * plan.rows)
-    worker: Worker = (engine or Single())(
+    worker: Worker = engine(
         Setting(
             model=model,
             objective=objective or NextToken(),
@@ -80,20 +82,21 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
             clip=plan.clip,
             micro_batches=len(shares),
             compiled=compiled,
+            mesh=mesh,
         )
     )
     watchman = Watchman(plan.guard, device, dtype == torch.float16)
     done = lost = 0
 
     def micro_batches(step: int) -> list[Batch]:
-        starts = accumulate(shares, initial=step * plan.rows + world.rank * sum(shares))
+        starts = accumulate(shares, initial=step * plan.rows + mesh.reader(world.rank) * sum(shares))
         return [rows.batch(start, size) for start, size in zip(starts, shares, strict=False)]
 
     def steps(count: int) -> None:
         nonlocal done
         for _ in range(count):
             micro = micro_batches(done)
-            (total,) = world.sum(sum(batch.weight for batch in micro))
+            (total,) = world.sum(sum(batch.weight for batch in micro) if mesh.counts(world.rank) else 0)
             worker.update(done + 1, micro, total, schedule(done, plan.steps or done + 1), watchman)
             note(watchman.read())
             done += 1

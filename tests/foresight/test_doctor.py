@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_training import CONTEXT, VOCAB, By, Formula, small_trainer
+from small_training import CONTEXT, VOCAB, By, Formula, Through, small_trainer
 
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.errors import InputError
@@ -155,13 +155,13 @@ class ScalesGradients(Worker):
 @pytest.mark.parametrize("worker", [DividesTwice, NeverDivides, MultipliesRate, ScalesGradients])
 def test_accumulation(tmp_path, worker, accumulate):
     trainer = trainer_for(tmp_path, accumulate=accumulate, optimizer=AdamW(lr=2e-3))
-    trainer.engine = worker
+    trainer.engine = Through(worker=worker)
     assert faults(examine(trainer, 8)) == ["accumulation"]
 
 
 def test_accumulation_in_muon_and_in_the_objective(tmp_path):
     trainer = trainer_for(tmp_path, optimizer=Muon(lr=0.005, adam_lr=1e-3))
-    trainer.engine = MultipliesRate
+    trainer.engine = Through(worker=MultipliesRate)
     assert faults(examine(trainer, 8)) == ["accumulation"]
     trainer = trainer_for(tmp_path / "objective")
     trainer.objective = By(lambda model, batch: (NextToken()(model, batch)[0] / 2, {}))
@@ -184,7 +184,12 @@ def test_ranks(tmp_path):
     apart = Evidence(1, False, recorded=(line, {**line, "step": 10, "fingerprints": ["00ab", "00ab", "77cd"]}))
     assert not faults(diagnose(alike)) and faults(diagnose(apart)) == ["ranks"]
     (finding,) = (f for f in diagnose(apart) if f.check == "ranks")
-    assert "step 10: rank 2" in finding.evidence
+    assert "step 10: rank 2 has other parameters than rank 0" in finding.evidence
+    shards = {**line, "fingerprints": ["00ab", "11cd", "00ab", "11cd"], "shard": 2}  # ranks 0 and 2 hold the same
+    assert not faults(diagnose(Evidence(1, False, recorded=(shards,))))
+    shards["fingerprints"] = ["00ab", "11cd", "00ab", "77ef"]
+    (finding,) = (f for f in diagnose(Evidence(1, False, recorded=(shards,))) if f.check == "ranks")
+    assert finding.verdict == "fault" and "rank 3 has other parameters than rank 1" in finding.evidence
     assert faults(examine(trainer_for(tmp_path), 10, recorded=apart.recorded)) == ["ranks"]
 
 

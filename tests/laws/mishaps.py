@@ -11,6 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.distributed.tensor import DTensor
 
 from babyllama.recipe import Recipe
+from babyllama.train.engines.engines import Ddp
 from babyllama.train.engines.replica import Replica
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.trainer import Trainer
@@ -91,19 +92,15 @@ class _Counting(Replica):
         return module
 
 
-class Drifting(Recipe):
+class Drifting(Ddp):
     """Fault 1 as an engine: under accumulation the gradients are never exchanged."""
-
-    kind: str = "drifting"
 
     def __call__(self, setting: Any) -> Any:
         return _Drifting(setting)
 
 
-class Counting(Recipe):
+class Counting(Ddp):
     """DDP that notes each exchange of a bucket."""
-
-    kind: str = "counting"
 
     def __call__(self, setting: Any) -> Any:
         return _Counting(setting)

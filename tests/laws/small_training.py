@@ -19,6 +19,7 @@ from babyllama.model.laws import RopeConfig
 from babyllama.model.transformer import Transformer, attach_value_head, initialise, with_reward_head
 from babyllama.recipe import Recipe
 from babyllama.run import Run
+from babyllama.train.engines.engines import Single
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.worker import Worker
 from babyllama.train.engines.world import World
@@ -101,6 +102,15 @@ class By:
 
     def weight(self, batch: Batch) -> float:
         return batch.weight
+
+
+class Through(Single):
+    """One process whose worker is of a class of its own."""
+
+    worker: type[Worker]
+
+    def __call__(self, setting: Setting) -> Worker:
+        return self.worker(setting)
 
 
 class Silent:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ENGINES: dict[str, Engine] = {
     "fsdp": Fsdp(),
     "fsdp_kept": Fsdp(reshard_after_forward=False),
     "fsdp_grouped": Fsdp(blocks=2),
+    "hsdp": Fsdp(replicate=2),
     **{f"zero{stage}": DeepSpeed(stage=stage) for stage in (1, 2, 3)},
     **{f"zero{stage}_cpu": DeepSpeed(stage=stage, offload="cpu") for stage in (2, 3)},
 }
@@ -55,7 +57,8 @@ def settings(optimizer: str, accumulate: int, **more: Any) -> dict[str, Any]:
 CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{engine}-{optimizer}-{accumulate}": (engine, settings(optimizer, accumulate))
        for engine in ("ddp", "fsdp") for optimizer in OPTIMIZERS for accumulate in MICRO},
-    **{f"{engine}-adamw-4": (engine, settings("adamw", 4)) for engine in ENGINES if engine not in ("ddp", "fsdp")},
+    **{f"{engine}-adamw-4": (engine, settings("adamw", 4)) for engine in ENGINES
+       if engine not in ("ddp", "fsdp", "hsdp")},
     "fsdp_grouped-untied-4": ("fsdp_grouped", settings("muon", 4, tie=False, recompute=True)),
     "zero3-adamw-1": ("zero3", settings("adamw", 1)),
     # Nine rows for each process: micro-batches of five and four.
@@ -210,46 +213,63 @@ def exchanges(folder: Path, world: World) -> None:
 
 def shapes(folder: Path, world: World) -> None:
     """Muon on matrices whose rows the ranks cannot share equally, some of which a rank has nothing of, on stacks of
-    matrices of which each has some, and on the same matrices everywhere: as far from one process's steps as each is."""
+    matrices of which each has some, on the same matrices everywhere, and on copies of shards: how far from one
+    process's steps each is, and what share of that one's matrices a rank orthogonalises."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
     from babyllama.train.optimizers.muon import StackedMuon
 
-    mesh, generator = init_device_mesh("cpu", (world.size,)), torch.Generator().manual_seed(0)
-    apart: dict[str, float] = {"split": 0.0, "shared": 0.0}
+    class Counting(StackedMuon):
+        count = 0
+
+        def _work(self, matrices: torch.Tensor) -> torch.Tensor:
+            self.count += len(matrices)
+            return super()._work(matrices)
+
+    ranks, generator = init_device_mesh("cpu", (world.size,)), torch.Generator().manual_seed(0)
+    grid = init_device_mesh("cpu", (world.size, 1))
+    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "whole": torch.clone, "split": lambda v: distribute_tensor(v, ranks, [Shard(0)]), "shared": torch.clone,
+        "copies": lambda v: distribute_tensor(v, grid, [Replicate(), Shard(0)])}  # fmt: skip
+    apart, counts = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0)
     for shape in ((5, 3), (1, 4), (7, 7), (3, 9), (3, 4, 6), (1, 6, 2)):
         values = [torch.randn(shape, generator=generator) for _ in range(3)]
-        whole, shared = ([torch.nn.Parameter(v.clone()) for v in values] for _ in range(2))
-        split = [torch.nn.Parameter(distribute_tensor(v, mesh, [Shard(0)])) for v in values]
+        held = {way: [torch.nn.Parameter(place(v)) for v in values] for way, place in ways.items()}
         rates = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "beta2": 0.9, "dtype": torch.float32}
-        optimizers = [StackedMuon(whole, **rates), StackedMuon(split, **rates),
-                      StackedMuon(shared, **rates, ranks=world.size)]  # fmt: skip
+        optimizers = {way: Counting(held[way], **rates, ranks=world.size if way == "shared" else 1) for way in ways}
         for step in range(3):
-            for a, b, c in zip(whole, split, shared, strict=True):
-                a.grad = torch.randn(shape, generator=generator)
-                b.grad, c.grad = distribute_tensor(a.grad, mesh, [Shard(0)]), a.grad.clone()
-            for optimizer in optimizers:
+            grads = [torch.randn(shape, generator=generator) for _ in values]
+            for way, optimizer in optimizers.items():
+                for parameter, grad in zip(held[way], grads, strict=True):
+                    parameter.grad = ways[way](grad)
                 optimizer.found_inf = torch.tensor(float(step == 1))  # type: ignore[attr-defined]
                 optimizer.step()
-        for a, b, c in zip(whole, split, shared, strict=True):
-            assert isinstance(b.data, DTensor)
-            apart["split"] = max(apart["split"], (b.data.full_tensor() - a).abs().max().item())
-            apart["shared"] = max(apart["shared"], (c - a).abs().max().item())
+        for way, parameters in held.items():
+            counts[way] += optimizers[way].count
+            for mine, whole in zip(parameters, held["whole"], strict=True):
+                full = mine.data.full_tensor() if isinstance(mine.data, DTensor) else mine
+                apart[way] = max(apart[way], (full - whole).abs().max().item())
     if world.first:
-        (folder / "shapes.json").write_text(json.dumps(apart))
+        found = {way: [apart[way], counts[way] / counts["whole"]] for way in ways}
+        (folder / "shapes.json").write_text(json.dumps(found))
+
+
+def resumed(folder: Path, name: str, world: World, **kwargs: Any) -> None:
+    """The same training without a stop, and with one; what lies there in between is copied for others to continue."""
+    engine = name.split("-")[0]
+    train(folder, f"whole-{name}", world, engine, **kwargs)
+    stopped(folder, f"stopped-{name}", world, engine, **kwargs)
+    if world.first:
+        for copy in ("alone", *(new for old, new in CROSSED if old == name)):
+            shutil.copytree(folder / f"stopped-{name}", folder / f"{name}-to-{copy}")
+    world.wait()
+    train(folder, f"stopped-{name}", world, engine, **kwargs)
 
 
 def resumes(folder: Path, world: World) -> None:
     for name, kwargs in STOPPED.items():
-        engine = name.split("-")[0]
-        train(folder, f"whole-{name}", world, engine, **kwargs)
-        stopped(folder, f"stopped-{name}", world, engine, **kwargs)
-        if world.first:
-            for copy in ("alone", *(new for old, new in CROSSED if old == name)):
-                shutil.copytree(folder / f"stopped-{name}", folder / f"{name}-to-{copy}")
-        world.wait()
-        train(folder, f"stopped-{name}", world, engine, **kwargs)
+        resumed(folder, name, world, **kwargs)
     for name, engine in CROSSED:
         train(folder, f"{name}-to-{engine}", world, engine, **settings(name.split("-")[1], 4, **RESUMED))
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from mishaps import poison
+from shrinking import FOUR
 from small_training import Formula, small_trainer
 from spread import Alone, Result, spread_results
-from spread_training import ALL, CLEX, CURVES, ENGINES, HALVES, settings
+from spread_training import ALL, CLEX, CURVES, HALVES, settings
 from torch.nn.functional import cross_entropy
 
 from babyllama.model.transformer import Transformer
@@ -33,6 +34,13 @@ def test_two_processes_learn_what_one_does(folder, tmp_path, name):
         ALONE[str(kwargs)] = Alone(tmp_path / "alone", **kwargs)
     # AdamW differs by float32's rounding, Muon by that of its bf16 iteration.
     Result(folder, name).close_to(ALONE[str(kwargs)], 2e-6 if "adamw" in name else 1e-4)
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_four_processes_learn_what_one_does(folder, tmp_path, name):
+    """Meshes of two dimensions: copies of shards."""
+    alone = Alone(tmp_path / "alone", **FOUR[name][1])
+    Result(folder, name).close_to(alone, 2e-6 if "adamw" in name else 1e-4)
 
 
 def by_hand(steps: int = 4) -> tuple[dict[str, torch.Tensor], list[list[float]]]:
@@ -67,8 +75,8 @@ def started() -> Transformer:
         return small_trainer(Path(folder) / "run").model
 
 
-@pytest.mark.parametrize("name", [f"{engine}-adamw-4" for engine in ENGINES])
-def test_two_processes_learn_what_the_formulas_say(folder, name):
+@pytest.mark.parametrize("name", [name for name in (*CURVES, *FOUR) if name.endswith("-adamw-4")])
+def test_processes_learn_what_the_formulas_say(folder, name):
     """The oracle is neither our trainer nor an engine: a plain loop in float64."""
     weights, curve = by_hand()
     result = Result(folder, name)
@@ -92,10 +100,12 @@ def test_fsdp_holds_whole_blocks_as_long_as_it_was_told(folder):
     assert held == {"fsdp": [False] * 32, "fsdp_kept": [True] * 32}  # four steps of eight micro-batches
 
 
-@pytest.mark.parametrize("how", ["split", "shared"])
+@pytest.mark.parametrize("how", ["split", "shared", "copies"])
 def test_muon_of_many_steps_as_that_of_one(folder, how):
-    """Matrices split by rows, which the ranks cannot share equally, and whole ones whose work they share out."""
-    assert json.loads((folder / "shapes.json").read_text())[how] <= 1e-6
+    """Matrices split by rows, which the ranks cannot share equally, whole ones, and copies: the work is shared out."""
+    apart, share = json.loads((folder / "shapes.json").read_text())[how]
+    assert apart <= 1e-6
+    assert share < 0.75  # of three matrices two, and of the rows of one all that there is
 
 
 @pytest.mark.parametrize("precision", HALVES)
@@ -152,6 +162,10 @@ def test_ranks_that_drift_are_caught(folder):
     """Fault 1: accumulation under DDP that never exchanges gradients."""
     ranks = json.loads((folder / "drift.json").read_text())
     assert len(ranks) == 2
+    copies = json.loads((folder / "drift-hsdp.json").read_text())
+    assert len(copies) == 4 and all(
+        "at step 2 the parameters of rank 3 differ from rank 1's (embed" in c for c in copies
+    )
     for kind, said in ranks:
         assert kind == "Drifted" and "\n" not in said
         assert "at step 4 the parameters of rank 1 differ from rank 0's (embed_tokens.weight, " in said

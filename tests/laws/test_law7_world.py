@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from shrinking import SHRUNK, STAGES
+from shrinking import FOUR_STOPPED, SHRUNK, STAGES
 from small_training import Silent, small_trainer
 from spread import Alone, Result, spread_results
 from spread_training import CROSSED, RESUMED, STOPPED, WHOLE, losses, settings
@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
     return spread_results(tmp_path_factory)
 
 
-@pytest.mark.parametrize("name", STOPPED)
+@pytest.mark.parametrize("name", [*STOPPED, *FOUR_STOPPED])
 def test_stopped_and_continued_by_as_many(folder, name):
     """Bit for bit: curve and weights."""
     whole, stopped = Result(folder, f"whole-{name}"), Result(folder, f"stopped-{name}")
@@ -69,7 +69,8 @@ def test_killed_together_and_continued(folder, tmp_path):
 
 @pytest.mark.parametrize("engine", STAGES)
 def test_one_of_four_is_killed_and_fewer_go_on(folder, tmp_path, engine):
-    """Two, then one, with FSDP four again: in one directory, whose curve is that of one process, every step once."""
+    """Two, then one, with FSDP four again, at either end as two copies (HSDP): in one directory, whose curve is that of
+    one process, every step once."""
     alone, result = Alone(tmp_path / "alone", **SHRUNK), Result(folder, f"shrinking-{engine}")
     result.close_to(alone, 2e-4)  # Muon's iteration rounds to bf16
     assert [line[0] for line in result.losses] == list(range(1, SHRUNK["steps"] + 1))

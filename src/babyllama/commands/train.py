@@ -153,7 +153,7 @@ def _check_machine(recipe: TrainRecipe, world: World, device: torch.device, dtyp
     """Raise InputError where these processes cannot train so."""
     recipe.engine.check(world.size, recipe.optimizer)
     recipe.engine.check_precision(device, dtype)
-    recipe.plan.shares(world.size)
+    recipe.plan.shares(recipe.engine.mesh(world.size).readers)
     for sink in recipe.sinks if world.first else ():
         sink.check()
 
@@ -238,7 +238,8 @@ def _part(recipe: TrainRecipe, config: ModelConfig, trained: int) -> str:
 
 
 def _hardware(recipe: TrainRecipe, world: World, device: torch.device) -> str:
-    return device_name(device) + (f" × {world.size} ({recipe.engine.kind})" if world.size > 1 else "")
+    mesh = recipe.engine.mesh(world.size)
+    return device_name(device) + (f" × {world.size} ({recipe.engine.kind}: {mesh})" if world.size > 1 else "")
 
 
 def _base(recipe: TrainRecipe, config: ModelConfig) -> BaseLink | None:

@@ -94,12 +94,13 @@ class Checkpoints:
     def _fingerprints(self, step: int) -> list[str]:
         if self._world.size == 1:
             return []
-        first, *others = every = self._world.gather(self._worker.fingerprint())
-        for rank, other in enumerate(others, 1):
+        every, shard = self._world.gather(self._worker.fingerprint()), self._worker.setting.mesh.shard
+        for rank, other in enumerate(every):
+            first = every[rank % shard]  # holds the same
             wrong = [name for name in first if first[name] != other.get(name)]
             if wrong:
                 raise Drifted(
-                    f"{self._run.path}: at step {step} the parameters of rank {rank} differ from rank 0's "
+                    f"{self._run.path}: at step {step} the parameters of rank {rank} differ from rank {rank % shard}'s "
                     f"({', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''}); the last checkpoint is from before: "
                     "check that all processes run the same code on the same data"
                 )

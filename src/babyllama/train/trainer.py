@@ -26,6 +26,7 @@ from babyllama.run import Run
 from babyllama.train.averaging import TailAverage
 from babyllama.train.checkpoints import Checkpoints
 from babyllama.train.engines.engines import Engine, Setting, Single, Worker
+from babyllama.train.engines.mesh import Mesh
 from babyllama.train.engines.world import World
 from babyllama.train.guard import Outcome, Watchman
 from babyllama.train.journal import Journal, Show
@@ -89,6 +90,11 @@ class Trainer:
     outcome: Outcome | None = field(init=False, default=None)  # the newest; None while no step had a target
     targets: int = field(init=False, default=0)  # of the step at hand, all ranks together
 
+    @property
+    def mesh(self) -> Mesh:
+        """What each of the processes holds and reads."""
+        return self.engine.mesh(self.world.size)
+
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest whole checkpoint if there is one; returns the last figures.
 
@@ -99,12 +105,12 @@ class Trainer:
         """
         if self.plan.recompute:
             self.model.through = recompute
-        shares = self.plan.shares(self.world.size)
+        shares = self.plan.shares(self.mesh.readers)
         work = work_per_token(self.model, self.context, self.lisa)  # before an engine takes the model apart
         self.worker = self.engine(
             Setting(model=self.model, objective=self.objective, optimizer=self.optimizer, world=self.world,
                     device=self.device, dtype=self.dtype, clip=self.plan.clip, micro_batches=len(shares),
-                    compiled=self.compile, attend=self.attend, lisa=self.lisa, seed=self.seed)
+                    compiled=self.compile, attend=self.attend, lisa=self.lisa, seed=self.seed, mesh=self.mesh)
         )  # fmt: skip
         self.watchman = Watchman(self.plan.guard, self.device, self.dtype == torch.float16)
         say = self.show.line if self.world.first else lambda _: None
@@ -163,7 +169,8 @@ class Trainer:
     def _step(self, step: int, shares: list[int], stopping: Callable[[], bool]) -> bool:
         """Train on the rows of step `step`, 0 being the first; returns whether any rank was asked to stop."""
         micro = self._micro_batches(step, shares)
-        total, asked = self.world.sum(sum(map(self.objective.weight, micro)), stopping())
+        read = sum(map(self.objective.weight, micro)) if self.mesh.counts(self.world.rank) else 0
+        total, asked = self.world.sum(read, stopping())
         step, self.targets = step + 1, int(total)
         seed_step(self.seed, step, self.world.rank)
         self.worker.update(step, micro, total, self.schedule(step - 1, self.steps), self.watchman)
@@ -177,7 +184,7 @@ class Trainer:
     def _save(self, step: int) -> None:
         prints = self.checkpoints.save(step, self.progress)
         if prints:
-            self.journal.record(step, "ranks", fingerprints=prints)
+            self.journal.record(step, "ranks", fingerprints=prints, shard=self.mesh.shard)
 
     def _stop(self, step: int) -> NoReturn:
         self.checkpoints.wait()
@@ -188,10 +195,10 @@ class Trainer:
         raise Interrupted(f"stopped after step {step}, {where}")
 
     def _micro_batches(self, step: int, shares: list[int]) -> list[Batch]:
-        """This rank's part of a step's rows."""
+        """The step's rows of which this rank computes all tokens, or with its neighbours each a part."""
         first = step * self.plan.rows + self.progress.rows_skipped
         self.source.prepare(first // self.plan.rows, self.worker)
-        starts = accumulate(shares, initial=first + self.world.rank * sum(shares))
+        starts = accumulate(shares, initial=first + self.mesh.reader(self.world.rank) * sum(shares))
         return [self.source.batch(start, rows) for start, rows in zip(starts, shares, strict=False)]
 
     def _warm_up(self, step: int, shares: list[int]) -> None:

@@ -12,6 +12,7 @@ from spread_training import losses, settings
 from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError
 from babyllama.train.engines.engines import Ddp, DeepSpeed, Engine, Fsdp, Single
+from babyllama.train.engines.mesh import Mesh
 from babyllama.train.engines.worker import Worker
 from babyllama.train.engines.world import World
 from babyllama.train.optimizers.optim import AdamW, Muon
@@ -47,6 +48,19 @@ def test_without_a_launcher_they_are_one_plain_process(tmp_path, engine):
 def test_single_under_a_launcher_is_one_clear_line():
     with pytest.raises(InputError, match=r"a launcher started 2 processes; use engine\.kind=ddp"):
         Single().check(2, AdamW())
+
+
+@pytest.mark.parametrize("engine,size,mesh", [
+    (Single(), 1, Mesh()), (Ddp(), 4, Mesh(4)), (Fsdp(), 4, Mesh(1, 4)), (Fsdp(replicate=2), 4, Mesh(2, 2)),
+    (DeepSpeed(), 4, Mesh(4)), (DeepSpeed(stage=3), 4, Mesh(1, 4)),
+])  # fmt: skip
+def test_what_an_engine_makes_of_its_processes(engine, size, mesh):
+    assert engine.mesh(size) == mesh and mesh.size == size
+
+
+def test_copies_that_processes_cannot_share_are_one_clear_line():
+    with pytest.raises(InputError, match=r"engine\.replicate: 3 copies .* over 4 processes; start a multiple of 3, or"):
+        Fsdp(replicate=3).check(4, AdamW())
 
 
 def test_deepspeed_with_muon_is_one_clear_line():

@@ -19,7 +19,7 @@ def test_fsdp_reshards_and_reduces_as_asked(tmp_path, monkeypatch, keep, dtype):
 
     seen = []
     monkeypatch.setattr(fsdp, "fully_shard", lambda module, **given: seen.append((module, given)))
-    monkeypatch.setattr(World, "mesh", lambda *_: {"dp": "mesh"})
+    monkeypatch.setattr(World, "states", lambda *_: "mesh")
     monkeypatch.setattr(Block, "set_modules_to_forward_prefetch", lambda *_: None, raising=False)
     model = small_trainer(tmp_path / "run").model
     worker = fsdp.Sharded(setting_of(model, dtype=dtype), Fsdp(reshard_after_forward=keep).reshard_after_forward)
@@ -40,7 +40,7 @@ def test_small_blocks_travel_together(tmp_path, monkeypatch, blocks, group, size
     groups, asked = [], []
     monkeypatch.setattr(fsdp, "GROUP", group)
     monkeypatch.setattr(fsdp, "fully_shard", lambda module, **_: groups.append(module))
-    monkeypatch.setattr(World, "mesh", lambda *_: {"dp": "mesh"})
+    monkeypatch.setattr(World, "states", lambda *_: "mesh")
     monkeypatch.setattr(Block, "set_modules_to_forward_prefetch", lambda *given: asked.append(given), raising=False)
     model = small_trainer(tmp_path / "run").model
     model.layers.extend(Block(model.config, number) for number in range(2, 5))

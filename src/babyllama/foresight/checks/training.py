@@ -259,11 +259,12 @@ def ranks(evidence: Evidence) -> Finding:
     """The processes' parameters are no longer the same, by the fingerprints that the trainer records as it saves."""
     lines = [m for m in evidence.recorded if m.get("kind") == "ranks"]
     for line in lines:
-        first, *others = line["fingerprints"]
-        apart = [str(rank) for rank, other in enumerate(others, 1) if other != first]
+        prints, shard = line["fingerprints"], line.get("shard", 1)  # rank r holds what rank r + shard does
+        apart = [rank for rank, found in enumerate(prints) if found != prints[rank % shard]]
         if apart:
-            return Finding("fault", f"step {line['step']}: rank {', '.join(apart)} has other parameters than rank 0 "
-                           f"({line['fingerprints'][int(apart[0])]} and {first})",
+            first, wrong = apart[0] % shard, ", ".join(map(str, apart))
+            return Finding("fault", f"step {line['step']}: rank {wrong} has other parameters than rank {first} "
+                           f"({prints[apart[0]]} and {prints[first]})",
                            "gradients must be exchanged in every step, at the last micro-batch; start all processes "
                            "from the same code, recipe and data, and go on from an earlier checkpoint",
                            "metrics.jsonl")  # fmt: skip

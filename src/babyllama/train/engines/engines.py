@@ -14,9 +14,11 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from babyllama.amounts import amount
 from babyllama.errors import InputError, needs_extra
 from babyllama.recipe import Recipe
 from babyllama.train.engines.captured import Captured
+from babyllama.train.engines.mesh import Mesh
 from babyllama.train.engines.replica import Replica
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.worker import Worker
@@ -29,6 +31,10 @@ class _Engine(Recipe):
     freezes: ClassVar[bool] = True  # parameters may stop and start to learn while it trains
     averages: ClassVar[bool] = True  # a mean of the last weights may be kept
     mixes: ClassVar[bool] = True  # parameters may compute in float32 beside others in half precision
+
+    def mesh(self, processes: int) -> Mesh:
+        """What each of so many processes holds and reads. Raises InputError for a number that does not fit."""
+        return Mesh(replicate=processes)
 
     def check(self, processes: int, optimizer: Optimizer) -> None:
         """Raise InputError when so many processes cannot train with this optimiser in this way."""
@@ -67,7 +73,10 @@ class Ddp(_Engine):
 
 
 class Fsdp(_Engine):
-    """PyTorch FSDP2: every rank holds a part of the parameters, their gradients and moments (arXiv 2304.11277)."""
+    """PyTorch FSDP2: every rank holds a part of the parameters, their gradients and moments (arXiv 2304.11277).
+
+    With `replicate` there are several such copies: weights travel inside of one, gradients also between them (HSDP).
+    """
 
     kind: Literal["fsdp"] = "fsdp"
     reshard_after_forward: bool = Field(
@@ -77,8 +86,20 @@ class Fsdp(_Engine):
     blocks: int | None = Field(
         default=None, ge=1, description="blocks that travel together; default: as many as hold eight million parameters"
     )
+    replicate: int = Field(
+        default=1, ge=1, description="copies of the states, each sharded over its part of the processes, such as one "
+        "a machine, whose processes then gather weights from each other only"
+    )  # fmt: skip
+
+    def mesh(self, processes: int) -> Mesh:
+        if processes % self.replicate:
+            there = amount(processes, "process", "processes")
+            raise InputError(f"engine.replicate: {self.replicate} copies cannot be spread over {there}; start a "
+                             f"multiple of {self.replicate}, or set engine.replicate=1")  # fmt: skip
+        return Mesh(self.replicate, processes // self.replicate)
 
     def check(self, processes: int, optimizer: Optimizer) -> None:
+        self.mesh(processes)
         if processes > 1 and not optimizer.by_rows:
             raise InputError(
                 f"engine.kind: fsdp cannot spread {optimizer.kind}, which needs whole matrices; "
@@ -105,6 +126,9 @@ class DeepSpeed(_Engine):
     offload: Literal["none", "cpu"] = Field(
         default="none", description="of optimizer state, at stage 3 of parameters too"
     )
+
+    def mesh(self, processes: int) -> Mesh:
+        return Mesh(shard=processes) if self.stage == 3 else Mesh(replicate=processes)  # of the weights
 
     def check(self, processes: int, optimizer: Optimizer) -> None:
         if not optimizer.by_numbers:

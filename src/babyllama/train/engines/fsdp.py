@@ -1,7 +1,8 @@
 """Fully sharded training (FSDP2): each rank holds the rows of every parameter, gradient and moment that are its own.
 
 Weights are gathered block by block where they are used, in the precision that computes; gradients are summed in float32
-and scattered. Checkpoints are written by all ranks, each its own rows. Imported only when several processes train with
+and scattered. Where there are several copies (HSDP), each lies on a group of ranks, and what a group summed travels
+between them. Checkpoints are written by all ranks, each its own rows. Imported only when several processes train with
 ``engine.kind: fsdp``. Not here: the step itself (worker.py), the files (state.py).
 """
 
@@ -18,14 +19,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from babyllama.atomic import disk_errors
 from babyllama.model.transformer import Transformer
 from babyllama.train.engines.precision import LossModule
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.skeleton import Skeleton
-from babyllama.train.engines.worker import Save, Worker, freeze
+from babyllama.train.engines.worker import Save, Worker, bit_sums, freeze
 from babyllama.train.engines.world import World
 from babyllama.train.state import on_host, read_facts, read_shards, sharded, write_facts, write_shards
 
@@ -41,7 +42,7 @@ class Sharded(Worker):
     def __init__(self, setting: Setting, reshard_after_forward: bool, blocks: int | None = None) -> None:
         self._reshard, self._blocks = reshard_after_forward, blocks
         self._savers = setting.world.second()
-        self._hosts = setting.world.mesh("cpu")["dp"]
+        self._hosts = setting.world.states("cpu", setting.mesh)
         self._skeleton = Skeleton(setting.model)
         super().__init__(setting)
 
@@ -50,7 +51,7 @@ class Sharded(Worker):
         if self.setting.dtype != torch.float32:
             precision = MixedPrecisionPolicy(param_dtype=self.setting.dtype, reduce_dtype=torch.float32)
         freeze(self.model, self.setting.dtype)
-        mesh = self._hosts if self.device.type == "cpu" else self.world.mesh(self.device.type)["dp"]
+        mesh = self._hosts if self.device.type == "cpu" else self.world.states(self.device.type, self.setting.mesh)
         if self.setting.compiled:
             for block in self.model.layers:
                 block.compile()
@@ -83,12 +84,12 @@ class Sharded(Worker):
         return nullcontext()
 
     def _grads(self) -> list[Tensor]:
-        return [p.grad.to_local() for _, p in self.named if isinstance(p.grad, DTensor)]
+        return [_held(p.grad) for _, p in self.named if p.grad is not None]
 
     def _norm(self) -> Tensor:
         # torch's get_total_norm of DTensors takes ten times as long on the host (docs/log.md, 2026-11-29).
         mine = torch.stack(torch._foreach_norm(self._grads()))
-        return self.world.reduce_(mine.square().sum()).sqrt()
+        return (self.world.reduce_(mine.square().sum()) / self.setting.mesh.replicate).sqrt()
 
     # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
     def snapshot(self) -> Transformer:
@@ -114,8 +115,10 @@ class Sharded(Worker):
         return self._skeleton.filled(gather, self.device)
 
     def fingerprint(self) -> dict[str, int]:
-        """Nothing: every row lies on one rank only."""
-        return {}
+        """As in Worker; nothing where there is one copy, of which every row lies on one rank only."""
+        if self.setting.mesh.replicate == 1:
+            return {}
+        return bit_sums({name: _held(p.detach()) for name, p in self.named})
 
     # ── state ──────────────────────────────────────────────────────────────────────────────────────────────────
     def writer(self, save: Save, extra: dict[str, Tensor], facts: dict[str, Any]) -> Callable[[], None]:
@@ -155,18 +158,25 @@ class Sharded(Worker):
         return found
 
     def _span(self, rows: int) -> tuple[int, int]:
-        each = -(-rows // self.world.size)
-        return min(rows, self.world.rank * each), min(rows, (self.world.rank + 1) * each)
+        each, at = -(-rows // self.setting.mesh.shard), self._hosts.get_local_rank("shard")
+        return min(rows, at * each), min(rows, (at + 1) * each)
 
     def _placed(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
         assert isinstance(whole, DTensor) and isinstance(parameter, DTensor)
         return _rows(whole.to_local().to(self.device, copy=True), parameter.device_mesh, whole.shape)
 
 
+def _held(tensor: Tensor) -> Tensor:
+    """The rows of a DTensor that lie on this rank."""
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
+
+
 def _rows(mine: Tensor, mesh: Any, size: torch.Size) -> DTensor:
-    """The DTensor of shape `size`, split by rows over `mesh`, of which `mine` are this rank's."""
+    """The DTensor of shape `size`, split by rows over the last dimension of `mesh`, of which `mine` are this rank's."""
     stride = torch.empty(size, device="meta").stride()
-    return DTensor.from_local(mine, mesh, [Shard(0)], run_check=False, shape=size, stride=stride)
+    placed = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
+    return DTensor.from_local(mine, mesh, placed, run_check=False, shape=size, stride=stride)
 
 
 def _write_together(savers: World, save: Save, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

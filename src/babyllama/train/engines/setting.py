@@ -9,6 +9,7 @@ import torch
 from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.roles import exact
 from babyllama.model.transformer import Transformer
+from babyllama.train.engines.mesh import Mesh
 from babyllama.train.engines.world import World
 from babyllama.train.lisa import Lisa
 from babyllama.train.losses.objectives import Objective
@@ -23,6 +24,7 @@ class Setting:
         micro_batches: of one rank in one step.
         attend: while it trains; validation and samples attend in full.
         adapter: names of what is trained, where that is a part; else empty.
+        mesh: what the engine makes of the world.
     """
 
     model: Transformer
@@ -37,6 +39,7 @@ class Setting:
     attend: Attend = attend_sdpa
     lisa: Lisa | None = None
     seed: int = 1
+    mesh: Mesh = field(default=Mesh())
     adapter: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:

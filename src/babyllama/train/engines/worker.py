@@ -223,10 +223,8 @@ class Worker:
             model.train(training)
 
     def fingerprint(self) -> dict[str, int]:
-        """Name → sum of the parameter's bits, of what every rank holds: equal where the parameters are."""
-        bits = {2: torch.int16, 4: torch.int32}
-        sums = [p.detach().view(bits[p.element_size()]).sum(dtype=torch.int64) for _, p in self.named]
-        return dict(zip((name for name, _ in self.named), torch.stack(sums).tolist(), strict=True))
+        """Name → sum of the bits that this rank holds, the same on all that hold them; empty where nobody else does."""
+        return bit_sums({name: p.detach() for name, p in self.named})
 
     # ── state ──────────────────────────────────────────────────────────────────────────────────────────────────
     def writer(self, save: Save, extra: dict[str, Tensor], facts: dict[str, Any]) -> Callable[[], None]:
@@ -302,6 +300,13 @@ class Worker:
     def _placed(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
         """A whole tensor as this rank holds it beside `parameter`."""
         return whole.to(self.device, copy=True)
+
+
+def bit_sums(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Name → sum of the tensor's bits."""
+    bits = {2: torch.int16, 4: torch.int32}
+    sums = [tensor.view(bits[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors.values()]
+    return dict(zip(tensors, torch.stack(sums).tolist(), strict=True))
 
 
 def freeze(model: nn.Module, dtype: torch.dtype) -> None:

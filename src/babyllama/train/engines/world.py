@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from babyllama.errors import InputError
+from babyllama.train.engines.mesh import Mesh
 
-DIMENSIONS = ("dp", "cp", "tp")  # ranks that share out rows, the tokens of a row, the columns of a matrix
 PATIENCE = timedelta(hours=1)  # of the others, while the first rank validates, samples and exports
 
 
@@ -71,9 +71,16 @@ class World:
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group(backend(device), timeout=PATIENCE)
 
-    def mesh(self, kind: str) -> DeviceMesh:
-        """The ranks by what they share out, on devices of this kind: all of them rows, so far."""
-        return init_device_mesh(kind, (self.size, 1, 1), mesh_dim_names=DIMENSIONS)
+    def states(self, kind: str, mesh: Mesh) -> DeviceMesh:
+        """The ranks by the states that they hold, on devices of this kind: ("replicate", "shard"), or ("shard",) where
+        there is one copy."""
+        if mesh.replicate == 1:
+            return init_device_mesh(kind, (mesh.shard,), mesh_dim_names=("shard",))
+        return init_device_mesh(kind, (mesh.replicate, mesh.shard), mesh_dim_names=("replicate", "shard"))
+
+    def readers(self, kind: str, mesh: Mesh) -> DeviceMesh:
+        """The ranks by the rows that they read and by their parts of these: ("rows", "context")."""
+        return init_device_mesh(kind, (mesh.readers, mesh.context), mesh_dim_names=("rows", "context"))
 
     def second(self) -> World:
         """The same ranks over a gloo group of their own, for a thread that talks while training does."""

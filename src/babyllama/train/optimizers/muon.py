@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,16 +86,17 @@ class StackedMuon(torch.optim.Optimizer):
 
     def _orthogonal(self, held: Tensor, like: Tensor) -> Tensor:
         """`orthogonalise` of what this rank holds, (N, …, rows, B), of matrices like the parameter `like`; in bf16."""
-        flat = held.flatten(0, -3)
+        flat, split = held.flatten(0, -3), hasattr(like, "_local_tensor")
+        if self._ranks == 1 and not split:
+            return self._work(flat).view_as(held)
+        from babyllama.train.optimizers.rows import copies, on_whole, shared_out
+
+        flat, work, others = flat.bfloat16(), self._work, copies(like) if split else None
         if _by_rows(like):
-            from babyllama.train.optimizers.rows import on_whole
-
-            return on_whole(flat.bfloat16(), like, self._work)
-        if self._ranks > 1 and not hasattr(like, "_local_tensor"):
-            from babyllama.train.optimizers.rows import shared_out
-
-            return shared_out(flat.bfloat16(), self._work).view_as(held)
-        return self._work(flat).view_as(held)
+            work = partial(on_whole, like=like, work=self._work)
+        if others is not None or not split:
+            return shared_out(flat, work, others).view_as(held)
+        return work(flat).view_as(held)
 
     def _work(self, matrices: Tensor) -> Tensor:
         return orthogonalise(matrices, self._dtype)

@@ -237,6 +237,28 @@ def test_the_engine_answers_as_by_pytorch(bits):
             assert engine.generate(some, sampling, 20, {0}) == other.generate(some, sampling, 20, {0})
 
 
+@needs_compiler
+def test_many_rows_are_shared_out_over_threads_and_no_number_changes():
+    """Texts of one token, as where rows decode, between longer ones, whose later tokens read what the earlier write."""
+    model, lengths = sharp_model(tiny_config()), [1] * 9 + [3, 20, 1, 2, 17] + [1] * 12
+    places = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    tokens = torch.randint(67, places.shape, generator=torch.Generator().manual_seed(1))
+    wanted, made, found = torch.tensor([0, 3, 11, 31, 32, 40, len(places) - 1]), native(model), []
+    assert made is not None and len(places) == 64
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            cache = KVCache(model.config, len(lengths), 64, "cpu", torch.float32)
+            logits = made.step(tokens, positions, cache, places, wanted)
+            found.append((logits, cache.keys, cache.values))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
 RULES = [Sampling(temperature=0), Sampling(), Sampling(temperature=0.7, top_k=5), Sampling(temperature=1.3, top_p=0.8),
          Sampling(min_p=0.1), Sampling(temperature=0.9, top_k=40, top_p=0.9, min_p=0.02),
          Sampling(top_k=1000), Sampling(top_p=1e-6)]  # fmt: skip

@@ -4,6 +4,7 @@
 //
 // A step is a sequence of phases, each shared out over the threads in chunks that whoever is free takes next, with a
 // barrier behind. The residual stream is each thread's own: all add the same numbers, so nobody waits to read it.
+// Of many rows each thread takes some through all phases by itself.
 // Shapes: B rows, C hidden_size, F intermediate_size, H heads, K key-value heads, D head_dim, V vocabulary.
 
 #include <algorithm>
@@ -13,7 +14,9 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <system_error>
 #include <thread>
+#include <type_traits>
 #include <vector>
 #ifdef _OPENMP
 #include <omp.h>
@@ -537,25 +540,87 @@ struct Worker {  // one thread's way through a step
     }
 };
 
-}  // namespace
-
-extern "C" void babyllama_step(const Model* model, const Call* call) {
-    int64_t B = call->rows, C = model->width, F = model->inner, KD = model->kv_heads * model->head_dim;
+void pass(const Model& model, const Call& call, int threads) {
+    int64_t B = call.rows, C = model.width, F = model.inner, KD = model.kv_heads * model.head_dim;
     std::vector<float> shared(B * (4 * C + 2 * KD + 2 * F));
     float *q = shared.data(), *attended = q + B * C, *back = attended + B * C, *k = back + B * C, *v = k + B * KD,
           *gate = v + B * KD, *up = gate + B * F;
-    Team team(32 * model->layers + 8);
+    Team team(32 * model.layers + 8);
 #ifdef _OPENMP
-#pragma omp parallel num_threads((int)call->threads)
-    {
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        {
 #pragma omp single
-        team.size = omp_get_num_threads();  // an implicit barrier follows
-        Worker(*model, *call, team).run(q, k, v, attended, back, gate, up);
+            team.size = omp_get_num_threads();  // an implicit barrier follows
+            Worker(model, call, team).run(q, k, v, attended, back, gate, up);
+        }
+        return;
     }
-#else
-    Worker(*model, *call, team).run(q, k, v, attended, back, gate, up);
 #endif
+    Worker(model, call, team).run(q, k, v, attended, back, gate, up);
 }
+
+// Many rows go through the model in parts, which threads take one after the other: so nobody waits for another before
+// the end, whose core others want too, a server's HTTP for example. Tokens of one text stay together: the later ones
+// read what the earlier ones write. Returns where each part ends; few rows are one part.
+constexpr int64_t SOME_ROWS = 8;
+std::vector<int64_t> parts(const Call& call) {
+    std::vector<int64_t> ends;
+    bool many = call.threads > 1 && call.rows >= 2 * SOME_ROWS;
+    for (int64_t b = 1, from = 0; b < call.rows && many; b++)
+        if (b - from >= SOME_ROWS && call.places[b] != call.places[b - 1]) ends.push_back(from = b);
+    ends.push_back(call.rows);
+    return ends;
+}
+
+Call part_of(const Model& model, const Call& call, int64_t from, int64_t to, std::vector<int64_t>& wanted) {
+    const int64_t *first = std::lower_bound(call.wanted, call.wanted + call.wanted_count, from),
+                  *last = std::lower_bound(first, call.wanted + call.wanted_count, to);
+    for (const int64_t* row = first; row < last; row++) wanted.push_back(*row - from);
+    Call part = call;
+    part.rows = to - from, part.tokens += from, part.positions += from, part.places += from;
+    part.logits += (first - call.wanted) * model.head.outputs;
+    part.wanted_count = wanted.size(), part.wanted = wanted.data();
+    return part;
+}
+
+struct Nothing { void operator()(int64_t) {} };
+// A step; `then` is called for every row once it is through, by any thread.
+template <class F>
+void step(const Model& model, const Call& call, F then) {
+    std::vector<int64_t> ends = parts(call);
+    int64_t count = ends.size();
+    if (count == 1) {
+        pass(model, call, (int)call.threads);
+        if (std::is_same<F, Nothing>::value) return;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads((int)call.threads) if (call.rows > 1)
+#endif
+        for (int64_t b = 0; b < call.rows; b++) then(b);
+        return;
+    }
+    std::atomic<int64_t> taken{0};
+    auto work = [&] {
+        for (int64_t i; (i = taken++) < count;) {
+            int64_t from = i ? ends[i - 1] : 0;
+            std::vector<int64_t> wanted;
+            pass(model, part_of(model, call, from, ends[i], wanted), 1);
+            for (int64_t b = from; b < ends[i]; b++) then(b);
+        }
+    };
+    // Not OpenMP's threads: those wait for more work by spinning, milliseconds long, on cores that others want.
+    std::vector<std::thread> helpers;
+    try {
+        while ((int64_t)helpers.size() + 1 < std::min(call.threads, count)) helpers.emplace_back(work);
+    } catch (const std::system_error&) {  // the system gives no more of them: fewer do it too
+    }
+    work();
+    for (std::thread& helper : helpers) helper.join();
+}
+
+}  // namespace
+
+extern "C" void babyllama_step(const Model* model, const Call* call) { step(*model, *call, Nothing()); }
 
 // ── the next token ──────────────────────────────────────────────────────────────────────────────────────────────────
 namespace {
@@ -631,18 +696,14 @@ int64_t choose(float* scores, const Choices& given, int64_t b) {
 extern "C" int64_t babyllama_steps(const Model* model, const Call* call, const Choices* given) {
     auto began = std::chrono::steady_clock::now();
     for (int64_t i = 0; i < given->most;) {
-        babyllama_step(model, call);
-        bool ended = false;
-#ifdef _OPENMP
-#pragma omp parallel for num_threads((int)call->threads) reduction(|| : ended) if (call->rows > 1)
-#endif
-        for (int64_t b = 0; b < call->rows; b++) {
+        std::atomic<bool> ended{false};
+        step(*model, *call, [&](int64_t b) {
             int64_t token = choose(call->logits + b * model->head.outputs, *given, b), fed = token < 0 ? 0 : token;
             given->made[i * call->rows + b] = token;
             given->tokens[b] = fed, given->positions[b]++, given->counters[b]++;
             if (given->counts) given->counts[b * given->vocabulary + fed]++;
-            ended = ended || token < 0 || given->ends[fed];
-        }
+            if (token < 0 || given->ends[fed]) ended = true;
+        });
         auto spent = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - began);
         if (++i == given->most || ended || spent.count() > given->budget) return i;
     }

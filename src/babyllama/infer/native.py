@@ -108,7 +108,8 @@ class Native:
         """One token for every row; the cache's slots at `positions` are written.
 
         Args:
-            tokens, positions: (B,) int64. Several tokens of one text may be read at once, each in a row of its own.
+            tokens, positions: (B,) int64. Several tokens of one text may be read at once, each in a row of its own,
+                side by side in their order.
             places: (B,) int64, the cache's row of each; 0 … B−1 when absent.
             wanted: (W,) int64, ascending: the rows after which logits are wanted; all when absent.
 

@@ -93,6 +93,7 @@ TASKS = {
 METHODS = {
     "grpo": "{kind: grpo, beta: 0.02}", "dr_grpo": "{kind: dr_grpo, beta: 0.02}", "dapo": "{kind: dapo, beta: 0.02}",
     "gspo": "{kind: gspo, beta: 0.02}", "cispo": "{kind: cispo, beta: 0.02}", "rloo": "{kind: rloo, beta: 0.02}",
+    "ppo": "{kind: ppo, beta: 0.02}",
 }  # fmt: skip
 SHAPE = "{preset: tiny, hidden_size: 384, num_hidden_layers: 8, num_attention_heads: 6, num_key_value_heads: 2, " \
         "max_position_embeddings: 512}"  # fmt: skip

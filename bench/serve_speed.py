@@ -103,8 +103,12 @@ def main() -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None
-            said = (re.search(r"at (http://\S+/v1) ", line) for line in server.stderr)
-            url = next(found for found in said if found is not None)
+            url, said = None, list[str]()
+            while url is None:
+                said.append(server.stderr.readline())
+                if not said[-1]:
+                    raise SystemExit(f"the server did not start:\n{''.join(said)}")
+                url = re.search(r"at (http://\S+/v1) ", said[-1])
             for i in range(given.rounds + 1):  # the first one warms up
                 before = [used(one)[0] for one in processes(server.pid)]
                 recipe = BenchServeRecipe(url=url[1], clients=given.clients, requests=10**9, max_tokens=given.tokens,

@@ -115,6 +115,7 @@ def test_bands_for_a_threshold() -> None:
 @given(st.lists(st.integers(0, 5), max_size=60))
 def test_pairs_join_what_is_equal(values: list[int]) -> None:
     clusters = Clusters(len(values))
-    clusters.join(*pairs_of(np.array(values, np.uint64)))
+    for left, right in pairs_of(np.array(values, np.uint64)):
+        clusters.join(left, right)
     roots = clusters.roots()
     assert roots.tolist() == [values.index(value) if value else i for i, value in enumerate(values)]

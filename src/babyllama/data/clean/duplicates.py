@@ -6,7 +6,8 @@
 
 Of documents that are alike one stays: one that its record holds out before others, then the longest, then the one with
 the smallest hash, of the same text the first; so the number of workers does not matter. What has to be known of a blob
-of documents for that are its marks, arrays in files: what is in memory of a document are some hundred bytes.
+of documents for that are its marks, arrays in files: in memory are some twenty bytes of each document, and what else
+is known of a million at a time.
 
 Not here: where documents come from and go to (shards/distinct.py).
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,13 +25,13 @@ import xxhash
 from pydantic import Field
 
 from babyllama.atomic import write_atomic
-from babyllama.data.clean.near import Clusters, Near, join_near, sign
+from babyllama.data.clean.near import AT_ONCE, Clusters, Near, join_near, pairs_of, sign
 from babyllama.recipe import Recipe
 
 KEPT, SAME, ALIKE = range(3)  # what becomes of a document
 _MARKS = np.dtype([("hash", "<u8", 2), ("size", "<u4"), ("held", "u1"), ("offset", "<u8"), ("bytes", "<u8")])
 _LINES = np.dtype([("hash", "<u8"), ("document", "<u8")])
-_LINES_AT_ONCE = 1 << 24
+_LINES_AT_ONCE = 1 << 22  # in memory, with some 60 bytes each
 
 
 class Exact(Recipe):
@@ -92,10 +94,20 @@ class Marked:
         """int64: the blob of each document."""
         return np.searchsorted(self.starts, numbers, "right") - 1
 
-    def marks(self, field: str) -> np.ndarray:
-        """One field of all documents."""
-        parts = (np.fromfile(path.with_suffix(".marks"), _MARKS)[field] for path in self.blobs)
-        return np.concatenate([np.zeros(0, _MARKS)[field], *parts])
+    def marks(self, numbers: np.ndarray) -> np.ndarray:
+        """Of some documents, in rising order."""
+        edges = np.searchsorted(numbers, self.starts).tolist()
+        return np.concatenate([np.zeros(0, _MARKS), *(
+            np.fromfile(path.with_suffix(".marks"), _MARKS)[numbers[begin:end] - start]
+            for (path, start, _), (begin, end) in zip(self._spans(), pairwise(edges), strict=True) if end > begin
+        )])  # fmt: skip
+
+    def hashes(self, half: int) -> np.ndarray:
+        """uint64 (documents): the first or the second half of each one's hash."""
+        found = np.empty(len(self), np.uint64)
+        for path, start, stop in self._spans():
+            found[start:stop] = np.fromfile(path.with_suffix(".marks"), _MARKS)["hash"][:, half]
+        return found
 
     def band(self, number: int) -> np.ndarray:
         """uint64 (documents)."""
@@ -144,7 +156,7 @@ def _lines(texts: Sequence[str], choice: Lines) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Decision:
-    """`fate`: uint8, of every document KEPT, SAME or ALIKE. `root`: int64, whose cluster it is in."""
+    """`fate`: uint8, of every document KEPT, SAME or ALIKE. `root`: whose cluster it is in."""
 
     fate: np.ndarray
     root: np.ndarray
@@ -152,37 +164,51 @@ class Decision:
 
 def decide(documents: Marked, choices: Sequence[Any], text: Callable[[bytes], str]) -> Decision:
     """Which documents stay. `text` reads a stored form."""
-    hashes, count = documents.marks("hash"), len(documents)
-    size, held = -documents.marks("size").astype(np.int64), -documents.marks("held").astype(np.int8)
-    rank = np.empty(count, np.int64)
-    rank[np.lexsort((hashes[:, 1], hashes[:, 0], size, held))] = np.arange(count)  # 0 is kept before all others
     near = next((choice for choice in choices if isinstance(choice, Near)), None)
-    clusters = Clusters(count)
-    fate = np.full(count, KEPT, np.uint8)
+    clusters = Clusters(len(documents))
+    fate = np.full(len(documents), KEPT, np.uint8)
     if near or any(isinstance(choice, Exact) for choice in choices):
-        _join_same(clusters, hashes)
-        fate[~_best(clusters.roots(), rank)] = SAME
-    del hashes, size, held
+        _join_same(clusters, documents)
+        for others in _others(documents, clusters, fate):
+            fate[others] = SAME
     if near:
-        one_of_each = fate == KEPT
-        bands = (np.where(one_of_each, documents.band(number), np.uint64(0)) for number in range(near.bands))
+        gone = fate == SAME
+        bands = (_zero(documents.band(number), gone) for number in range(near.bands))
         join_near(clusters, near, bands, lambda numbers: documents.minima(numbers, near.permutations),
                   lambda number: text(documents.line(number)))  # fmt: skip
-        fate[one_of_each & ~_best(clusters.roots(), rank)] = ALIKE
+        for others in _others(documents, clusters, fate):
+            fate[others] = ALIKE
     return Decision(fate, clusters.roots())
 
 
-def _join_same(clusters: Clusters, hashes: np.ndarray) -> None:
-    order = np.lexsort((hashes[:, 1], hashes[:, 0]))
-    same = (hashes[order[1:]] == hashes[order[:-1]]).all(1)
-    clusters.join(order[:-1][same], order[1:][same])
+def _zero(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    values[where] = 0
+    return values
 
 
-def _best(roots: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """bool: whether a document is that of its cluster with the smallest rank."""
-    least = np.full(len(roots), len(roots), np.int64)
-    np.minimum.at(least, roots, rank)
-    return least[roots] == rank
+def _join_same(clusters: Clusters, documents: Marked) -> None:
+    second = documents.hashes(1)
+    for left, right in pairs_of(documents.hashes(0)):
+        same = second[left] == second[right]
+        clusters.join(left[same], right[same])
+
+
+def _others(documents: Marked, clusters: Clusters, fate: np.ndarray) -> Iterator[np.ndarray]:
+    """The documents kept so far of which a better one is in the same cluster, some of them at a time."""
+    roots, several = clusters.roots(), np.zeros(len(fate), bool)
+    for start in range(0, len(fate), AT_ONCE):
+        mine = roots[start : start + AT_ONCE]
+        several[mine[mine != np.arange(start, start + len(mine))]] = True
+    for start in range(0, len(fate), AT_ONCE):
+        several[start : start + AT_ONCE] = several[roots[start : start + AT_ONCE]]
+    numbers = np.flatnonzero(several & (fate == KEPT))
+    parts = len(numbers) // AT_ONCE + 1
+    for part in range(parts):
+        mine = numbers[roots[numbers] % parts == part]
+        marks, of = documents.marks(mine), roots[mine]
+        size, held = -marks["size"].astype(np.int64), -marks["held"].astype(np.int8)
+        order = np.lexsort((marks["hash"][:, 1], marks["hash"][:, 0], size, held, of))  # of the same the first is first
+        yield mine[order[1:][of[order[1:]] == of[order[:-1]]]]
 
 
 def common_lines(documents: Marked, fate: np.ndarray, choice: Lines) -> np.ndarray:
@@ -198,7 +224,8 @@ def common_lines(documents: Marked, fate: np.ndarray, choice: Lines) -> np.ndarr
         for lines in documents.lines():
             lines = lines[lines["hash"] % np.uint64(parts) == part]
             mine.append(lines[fate[lines["document"].astype(np.int64)] == KEPT])
-        lines = np.sort(np.concatenate(mine), order=("hash", "document"))
+        lines = np.concatenate(mine)
+        lines = lines[np.argsort(lines["hash"], kind="stable")]  # of one hash by document, as they came
         begins = np.ones(len(lines), bool)
         begins[1:] = lines["hash"][1:] != lines["hash"][:-1]
         first = np.flatnonzero(begins)

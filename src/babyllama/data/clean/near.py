@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -19,9 +20,9 @@ from pydantic import Field, model_validator
 from babyllama.data.clean.minhash import Signatures, jaccard, shingles
 from babyllama.recipe import Recipe
 
-_WHOLE = (
-    16  # documents of a bucket of which all pairs are looked at; of a larger one neighbours, and each with the first
-)
+# Documents of a bucket of which all pairs are looked at; of a larger one neighbours, and each with the first.
+_WHOLE = 16
+AT_ONCE = 1 << 20  # documents in memory at a time, with some 80 bytes each; of all only a few bytes are
 
 
 class Near(Recipe):
@@ -70,7 +71,7 @@ class Clusters:
     """Union-find over n documents; the root of a cluster is its smallest number."""
 
     def __init__(self, count: int) -> None:
-        self._parent = np.arange(count)
+        self._parent = np.arange(count, dtype=np.int32 if count < 1 << 31 else np.int64)
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """Each a[i] with b[i]."""
@@ -90,17 +91,39 @@ class Clusters:
         """Whether two are not in one cluster."""
         return self._root(a) != self._root(b)
 
+    def of(self, numbers: np.ndarray) -> np.ndarray:
+        """Which cluster each of some belongs to."""
+        found = self._parent[numbers]
+        while not np.array_equal(above := self._parent[found], found):
+            found = above
+        return found
+
     def roots(self) -> np.ndarray:
-        """int64, n: which cluster each belongs to."""
-        while True:
-            above = self._parent[self._parent]
-            if np.array_equal(above, self._parent):
-                return above
-            self._parent = above
+        """int32 or int64, n: which cluster each belongs to; until the next call of `join`."""
+        for start in range(0, len(self._parent), AT_ONCE):
+            self._parent[start : start + AT_ONCE] = self.of(np.arange(start, min(start + AT_ONCE, len(self._parent))))
+        return self._parent
 
 
-def pairs_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (smaller number first) of equal `values` that are not 0: all of small groups, enough of large ones."""
+def pairs_of(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs (smaller number first) of equal `values` that are not 0: all of small groups, enough of large ones.
+
+    Values are hashes, and looked at in parts by their first bits.
+    """
+    bits = (max(len(values) - 1, 0) // AT_ONCE).bit_length()
+    if not bits:
+        yield _pairs(values)
+        return
+    for part in range(1 << bits):
+        numbers = np.concatenate([
+            start + np.flatnonzero(values[start : start + AT_ONCE] >> np.uint64(64 - bits) == part)
+            for start in range(0, len(values), AT_ONCE)
+        ])  # fmt: skip
+        left, right = _pairs(values[numbers])
+        yield numbers[left], numbers[right]
+
+
+def _pairs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     many = np.flatnonzero(_perhaps_twice(values))
     order = many[np.argsort(values[many])]
     ordered = values[order]
@@ -144,13 +167,12 @@ def join_near(
     """
     refused: set[tuple[int, int]] = set()
     low, high = near.threshold - near.unsure, near.threshold + near.unsure
-    known = lru_cache(maxsize=4096)(lambda number: shingles(text(number), near.characters))
-    for band in bands:
-        left, right = pairs_of(band)
+    known = lru_cache(maxsize=256)(lambda number: shingles(text(number), near.characters))
+    for left, right in chain.from_iterable(map(pairs_of, bands)):
+        clusters.roots()  # paths are short again
         for start in range(0, len(left), _PAIRS):
             a, b = left[start : start + _PAIRS], right[start : start + _PAIRS]
-            roots = clusters.roots()
-            apart = roots[a] != roots[b]
+            apart = clusters.of(a) != clusters.of(b)
             a, b = a[apart], b[apart]
             likeness = (minima(a) == minima(b)).mean(1) if len(a) else np.zeros(0)
             sure = likeness >= high

@@ -22,7 +22,7 @@ from typing import Any, get_args
 import numpy as np
 import xxhash
 
-from babyllama.atomic import write_atomic, write_json
+from babyllama.atomic import replace_file, write_atomic, write_json
 from babyllama.data.clean.cleaning import Cleaning
 from babyllama.data.clean.duplicates import (
     ALIKE,
@@ -238,15 +238,24 @@ def without(text: str, common: dict[int, int], number: int) -> str:
 
 def _write_clusters(folder: Path, reads: Sequence[Read], documents: Marked, decision: Decision) -> None:
     """``duplicates.jsonl``: a line for each cluster, the kept document first, then the first of the others."""
-    order = np.lexsort((np.arange(len(decision.fate)), decision.fate, decision.root))
-    edges = np.flatnonzero(np.concatenate([[True], np.diff(decision.root[order]) != 0, [True]])) if len(order) else []
-    written = []
-    for begin, end in pairwise(edges):
-        if end - begin > 1:
-            kept, *others = (_member(int(i), decision, reads, documents) for i in order[begin:end][:_SHOWN])
-            cluster = {"documents": int(end - begin), "kept": kept, "others": others}
-            written.append(json.dumps(cluster, ensure_ascii=False) + "\n")
-    write_atomic(folder / "duplicates.jsonl", "".join(written))
+    fate, gone = decision.fate, np.flatnonzero(decision.fate != KEPT)
+    gone = gone[np.lexsort((fate[gone], decision.root[gone]))]
+    roots, begins = np.unique(decision.root[gone], return_index=True)
+    several = np.zeros(len(fate), bool)
+    several[roots] = True
+    stays = np.flatnonzero(several[decision.root] & (fate == KEPT))
+    stays = stays[np.argsort(decision.root[stays])]  # one of each of `roots`
+    edges = [*begins.tolist(), len(gone)]
+
+    def fill(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for one, (begin, end) in zip(stays.tolist(), pairwise(edges), strict=True):
+                members = [one, *gone[begin:end][: _SHOWN - 1].tolist()]
+                kept, *shown = (_member(number, decision, reads, documents) for number in members)
+                cluster = {"documents": end - begin + 1, "kept": kept, "others": shown}
+                file.write(json.dumps(cluster, ensure_ascii=False) + "\n")
+
+    replace_file(folder / "duplicates.jsonl", fill)
 
 
 def _member(number: int, decision: Decision, reads: Sequence[Read], documents: Marked) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import httpx
 import pytest
 
 from babyllama.commands import serve
-from babyllama.serve.wire import Frames, Outbox, frame
+from babyllama.serve.gate import Record
+from babyllama.serve.link import Link
+from babyllama.serve.wire import Frames, Outbox, frame, pair
 
 from .conftest import KEY, Server, on_and_on, started
 
@@ -129,6 +131,31 @@ def test_messages_come_whole_however_they_are_cut(size):
     stream, frames = b"".join(map(frame, sent)), Frames()
     found = [m for at in range(0, len(stream), size) for m in frames.feed(stream[at : at + size])]
     assert found == sent
+
+
+def test_what_nobody_waits_for_goes_with_the_next_message_or_soon_by_itself():
+    async def talk() -> tuple[int, list[tuple], list[tuple]]:
+        (up, down), theirs = pair()
+        link, frames, loop = Link(["m"], 0), Frames(), asyncio.get_running_loop()
+        await link.connect(theirs)
+        up.setblocking(False)
+        begun = len(await loop.sock_recv(up, 1 << 16))
+        link.note(Record(status=201))
+        link.note(Record(status=202))
+        with pytest.raises(BlockingIOError):
+            up.recv(1)
+        called = asyncio.create_task(link.call("state"))
+        together = list(frames.feed(await loop.sock_recv(up, 1 << 16)))
+        link.note(Record(status=203))
+        alone = list(frames.feed(await asyncio.wait_for(loop.sock_recv(up, 1 << 16), 5)))
+        called.cancel()
+        link.close()
+        up.close(), down.close()
+        return begun, together, alone
+
+    begun, together, alone = asyncio.run(talk())
+    assert begun and [message[0] for message in together] == ["note", "note", "call"]
+    assert [message[1].status for message in together[:2]] == [201, 202] and alone[0][1].status == 203
 
 
 def test_nobody_waits_for_one_that_reads_nothing():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import time
 
@@ -136,6 +137,28 @@ def test_answers_of_a_given_form(official):
         official.chat.completions.create(
             model="taught", messages=ASKED, response_format={"type": "json_schema", "json_schema": {"name": "x"}}
         )
+
+
+def test_the_end_of_a_stream_is_one_piece(server):
+    """The last text, the usage, the end of the events and of the answer: each piece costs more than what is in it."""
+    body = json.dumps({"model": "taught", "messages": ASKED, "temperature": 0, "stream": True,
+                       "stream_options": {"include_usage": True}}).encode()  # fmt: skip
+    head = (f"POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {KEY}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n")  # fmt: skip
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port), 60) as there:
+        there.sendall(head.encode() + body)
+        answer = there.makefile("rb").read()
+    chunks, rest = [], answer.split(b"\r\n\r\n", 1)[1]
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        chunks.append(rest[: int(size, 16)])
+        rest = rest[int(size, 16) + 2 :]
+    *_, last, empty = chunks
+    told = [line.removeprefix("data: ") for line in last.decode().split("\n\n")]
+    assert empty == b"" and told[-2:] == ["[DONE]", ""]
+    finish, usage = map(json.loads, told[-4:-2])
+    assert finish["choices"][0]["finish_reason"] == "stop" and usage["usage"]["completion_tokens"] > 0
 
 
 def test_curl(server):

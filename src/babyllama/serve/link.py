@@ -22,6 +22,7 @@ from babyllama.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
 Batch = dict[int, list[Event]]  # by request
+SOON = 0.02  # seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +132,7 @@ class Link(asyncio.Protocol):
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._answers: dict[int, Answers] = {}
         self._up: asyncio.WriteTransport | None = None
+        self._held = b""
 
     async def connect(self, ends: Ends) -> None:
         """From now on it works."""
@@ -141,6 +143,7 @@ class Link(asyncio.Protocol):
 
     def close(self) -> None:
         """End the connection."""
+        self._flush()
         if self._up is not None:
             self._up.close()
 
@@ -201,16 +204,27 @@ class Link(asyncio.Protocol):
         """No more is wanted of these."""
         del self._answers[answers.number]
         self.asked -= answers.count
-        self._send("leave", answers.number)
+        (self._send if answers.open else self._send_soon)("leave", answers.number)
 
     def note(self, record: Record) -> None:
         """A request has ended."""
-        self._send("note", record)
+        self._send_soon("note", record)
 
     def _send(self, *message: Any) -> None:
-        if self._up is None or self._up.is_closing():
-            return
-        self._up.write(frame(message))
+        self._held += frame(message)
+        self._flush()
+
+    def _send_soon(self, *message: Any) -> None:
+        """What nobody waits for: with the next message, or after `SOON`. Each one that comes alone wakes the engines'
+        process, and its threads then wait for one another."""
+        if not self._held:
+            asyncio.get_running_loop().call_later(SOON, self._flush)
+        self._held += frame(message)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, b""
+        if held and self._up is not None and not self._up.is_closing():
+            self._up.write(held)
 
     # ── from the engines ───────────────────────────────────────────────────────────────────────────────────────
     def data_received(self, data: bytes) -> None:

@@ -131,7 +131,7 @@ class Completion:
         batch, paced = first, bool(self.asked.stream) and not self.asked.stop
         while True:
             yield batch
-            if all(choice.finish is not None for choice in self.choices):
+            if self._ended:
                 return
             left = self.began + self.limits.time - time.monotonic()
             try:
@@ -170,7 +170,7 @@ class Completion:
         options = self.asked.stream_options
         usage = {"usage": None} if options is not None and options.include_usage else {}
         head = json_bytes({**self._head("chat.completion.chunk"), **usage})[:-1] + b',"choices":['
-        opened = set[int]()
+        opened, end = set[int](), list[bytes]()
         try:
             async for batch in batches:
                 chunks = []
@@ -179,16 +179,16 @@ class Completion:
                     opened.add(which)
                     if first or any(fed) or self.choices[which].finish is not None:
                         chunks.append(head + json_bytes(self._delta(which, fed, first)) + b"]}")
-                if chunks:
-                    await _event(send, *chunks)
-        except Refused as fault:
-            await _event(send, json_bytes(fault.body))
-        else:
+                if self._ended:
+                    end += chunks
+                elif chunks:
+                    await _events(send, chunks, more=True)
             if usage:
                 told = {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
-                await _event(send, json_bytes(told))
-        await _event(send, b"[DONE]")
-        await send({"type": "http.response.body", "body": b""})
+                end.append(json_bytes(told))
+        except Refused as fault:
+            end.append(json_bytes(fault.body))
+        await _events(send, [*end, b"[DONE]"], more=False)
 
     def _delta(self, which: int, fed: Fed, first: bool) -> Json:
         choice = self.choices[which]
@@ -204,6 +204,11 @@ class Completion:
         return {"index": which, **said, "logprobs": self._logprobs(choice, fed.events), "finish_reason": choice.finish}
 
     # ── what both say ──────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def _ended(self) -> bool:
+        """Whether all choices have."""
+        return all(choice.finish is not None for choice in self.choices)
+
     def _fed(self, batch: Batch) -> list[tuple[int, Fed]]:
         """What is new of the choices that had not ended; nothing came: the time is over."""
         if not batch:
@@ -248,7 +253,8 @@ async def _send(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _event(send: Send, *data: bytes) -> None:
-    """Server-sent events, in one piece."""
+async def _events(send: Send, data: list[bytes], more: bool) -> None:
+    """Server-sent events, in one piece: what a client and the system do for each piece costs more than what is in it.
+    `more`: the stream goes on."""
     body = b"".join(b"data: " + one + b"\n\n" for one in data)
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": body, "more_body": more})

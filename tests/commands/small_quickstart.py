@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from collections.abc import Container
 from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -19,7 +22,9 @@ import pytest
 
 from babyllama.commands import quickstart as stages
 from babyllama.commands.quickstart import STAGES
+from babyllama.data.microworld.skills import chats
 from babyllama.data.sources import knowledge, packages
+from babyllama.data.sources.known import CORPORA
 from babyllama.recipe import Recipe, load_recipe
 from babyllama.verbs import app
 from once import once
@@ -41,19 +46,27 @@ def small_packages(package) -> bytes:
 WORDS, DOCUMENTS = 240, 80  # records of each corpus for the vocabulary, which is then as large as the real one; else
 
 
-def small_overrides(downloads: bool = True) -> list[str]:
+def fewer_chats(patch: pytest.MonkeyPatch) -> None:
+    """Of each skill a twentieth from which records are taken, since all are put in order first; texts stay as many:
+    few are as long as a chapter needs them."""
+    for name, corpus in CORPORA.items():
+        if isinstance(made := corpus.records, partial) and made.func is chats:
+            skill, *counts = made.args
+            patch.setitem(CORPORA, name, replace(corpus, records=partial(chats, skill, *(n // 20 for n in counts))))
+
+
+def small_overrides(only: Container[str] = CORPORA) -> list[str]:
     """Of the CPU's quickstart: the model keeps its shape, so that what a chapter says of shapes can be checked.
 
     Args:
-        downloads: with the corpora that come as packages from the index.
+        only: of the corpora.
     """
     found = ["corpus:validation=0.2"]
     for stage in STAGES:
         recipe = _recipe(stage.verb, stage.recipe, stage.name)
         if stage.verb == "train":
-            if not downloads:
-                weights = {name: weight for name, weight in recipe.data.weights.items() if _is_here(name)}
-                found.append(f"{stage.name}:data.weights={json.dumps(weights)}")
+            weights = {name: weight for name, weight in recipe.data.weights.items() if name in only}
+            found.append(f"{stage.name}:data.weights={json.dumps(weights)}")
             found += [f"{stage.name}:{key}" for key in ("plan.steps=2", "plan.micro_batch_size=4", "device=cpu",
                                                         "precision=fp32", "plan.validation_tokens=500",
                                                         "samples.max_tokens=2")]  # fmt: skip
@@ -65,14 +78,10 @@ def small_overrides(downloads: bool = True) -> list[str]:
                 "corpora", recipe.corpora)  # fmt: skip
             fewer = [{"name": c.name, **({"max_characters": c.max_characters} if c.max_characters else {}),
                       "max_documents": WORDS if stage.verb == "tokenizer" else DOCUMENTS}
-                     for c in corpora if downloads or _is_here(c.name)]  # fmt: skip
+                     for c in corpora if c.name in only]  # fmt: skip
             found.append(f"{stage.name}:{key}={json.dumps(fewer)}")
             found += [f"{stage.name}:workers=1"] if stage.verb == "prepare" else []
     return found
-
-
-def _is_here(corpus: str) -> bool:
-    return not corpus.startswith("medical")
 
 
 def _recipe(verb: str, kind: str, stage: str) -> Any:
@@ -105,6 +114,7 @@ def _make(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(knowledge, "read_member", small_packages)
+        fewer_chats(patch)
         with redirect_stdout(StringIO()) as said, patch.context() as watched:
             watched.setattr(stages, "_run", then_look)
             quickstart("runs/quickstart", live=True)

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+from babyllama import cli
 from babyllama.commands import prepare, tokenizer, train
 from babyllama.recipe import load_recipe
+from conftest import one_clear_line
 
 PLAN = ["data.path=corpus", "init.model.preset=tiny", "init.model.hidden_size=32", "init.model.num_hidden_layers=2",
         "init.model.num_attention_heads=4", "init.model.num_key_value_heads=2", "plan.micro_batch_size=8",
@@ -70,9 +72,15 @@ def test_torchrun_stopped_accelerate_continues(here):
     assert info["status"] == "finished" and info["summary"]["processes"] == 2
 
 
-def test_a_launcher_without_an_engine_is_one_clear_line_and_leaves_no_run(here):
-    done = subprocess.run([*TORCHRUN, "babyllama.cli", "train", "out=run", *PLAN], env=ENVIRONMENT,
-                          capture_output=True, text=True, timeout=200)  # fmt: skip
-    lines = [line for line in done.stderr.splitlines() if line.startswith("babyllama: ")]
-    assert done.returncode != 0 and len(lines) == 1 and "use engine.kind=ddp" in lines[0]
+def test_a_launcher_without_an_engine_is_one_clear_line_and_leaves_no_run(here, monkeypatch, capsys):
+    """Either of two ranks, by the variables that launchers set: it is known before they meet, and the first says it."""
+    words = ["train", "out=run", *PLAN]
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    one_clear_line(words, "use engine.kind=ddp", monkeypatch, capsys)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(SystemExit) as ended:
+        cli._run()
+    assert ended.value.code == 2 and "babyllama: " not in capsys.readouterr().err
     assert not (here / "run").exists()

@@ -57,8 +57,9 @@ def main(recipe: TrainRecipe) -> None:
     """Train, or continue, the run at ``recipe.out``; one of several processes when a launcher started them."""
     world = World.from_environment()
     device = world.device(pick_device(recipe.device).type)
-    world.join(device)
     try:
+        recipe.engine.check(world.size, recipe.optimizer)  # for this nobody need meet the others
+        world.join(device)
         _train(recipe, world, device)
     except (InputError, Interrupted) as error:
         if not world.local_rank:
@@ -151,7 +152,6 @@ def _learned(recipe: TrainRecipe, prepared: Prepared, model: Transformer, tokeni
 
 def _check_machine(recipe: TrainRecipe, world: World, device: torch.device, dtype: torch.dtype) -> None:
     """Raise InputError where these processes cannot train so."""
-    recipe.engine.check(world.size, recipe.optimizer)
     recipe.engine.check_precision(device, dtype)
     recipe.plan.shares(recipe.engine.mesh(world.size).readers)
     for sink in recipe.sinks if world.first else ():

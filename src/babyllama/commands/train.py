@@ -161,8 +161,9 @@ def _check_machine(recipe: TrainRecipe, world: World, device: torch.device, dtyp
 def _compiled(recipe: TrainRecipe, device: torch.device) -> bool:
     if recipe.compile is not None:
         return recipe.compile
-    lisa = isinstance(recipe.adapter, Lisa)  # each of its draws would be compiled anew
-    return device.type == "cuda" and not lisa and recipe.objective.compiles and can_compile(device)
+    # Each of LISA's draws would be compiled anew, and each rollout, which is as wide as its longest answer.
+    uneven = isinstance(recipe.adapter, Lisa) or recipe.rollouts is not None
+    return device.type == "cuda" and not uneven and recipe.objective.compiles and can_compile(device)
 
 
 def _check(recipe: TrainRecipe, prepared: Prepared, config: ModelConfig, context: int) -> None:

@@ -37,10 +37,11 @@ class Captured(Worker):
     @staticmethod
     def suits(setting: Setting) -> bool:
         """Whether every step is the same work: LISA and GaLore change theirs, some RoPE laws ask the host, and so do
-        objectives that are not plain, and experts on older GPUs or in other than bf16."""
-        plain = setting.optimizer.captured and setting.lisa is None and not setting.adapter and setting.objective.plain
+        objectives that are not steady, and experts on older GPUs or in other than bf16."""
+        steady = setting.objective.steady and setting.optimizer.captured and setting.model.rope.static
+        whole = setting.lisa is None and not setting.adapter
         alone = setting.model.config.moe is None or asks_no_host(setting.device, setting.dtype)
-        return setting.compiled and setting.device.type == "cuda" and plain and setting.model.rope.static and alone
+        return setting.compiled and setting.device.type == "cuda" and steady and whole and alone
 
     def _forget(self) -> None:
         """Start over: a graph reads and writes the very tensors that were there when it was captured."""

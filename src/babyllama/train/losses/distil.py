@@ -33,7 +33,6 @@ class Distil(Recipe):
     KL(q ‖ p); jsd: β·KL(p ‖ m) + (1 − β)·KL(q ‖ m), m = βp + (1 − β)q; p the teacher's, q the student's.
     """
 
-    compiles: ClassVar[bool] = False
     kind: Literal["distil"] = "distil"
     alpha: float = Field(
         default=1.0,
@@ -50,13 +49,18 @@ class Distil(Recipe):
         default=None, description="a run or folder with the same tokenizer; default: the model of init"
     )
 
+    @property
+    def compiles(self) -> bool:
+        """What blocks put out, a compiled forward pass hides."""
+        return not self.alpha
+
     def check(self, new: bool, compiled: bool | None) -> None:
-        """Raise InputError for a new model without a teacher, and for a compiled one."""
+        """Raise InputError for a new model without a teacher, and for a compiled one whose layers are compared."""
         if new and self.teacher is None:
             raise InputError("objective.teacher: a new model needs a teacher: give a run or a folder")
-        if compiled:
+        if compiled and not self.compiles:
             raise InputError("compile: objective.kind=distil reads what each block puts out, which compiling hides; "
-                             "leave compile out")  # fmt: skip
+                             "leave compile out, or use objective.alpha=0")  # fmt: skip
 
     def of(self, teacher: Transformer, student: Transformer) -> Taught:
         """The objective. `teacher` becomes its own, and is frozen.
@@ -82,17 +86,21 @@ class Taught:
     recipe: Distil
     teacher: Transformer
 
+    @property
+    def steady(self) -> bool:
+        """As of every objective."""
+        return self.recipe.compiles
+
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        kept = batch.targets.flatten() != IGNORE  # (N,)
+        kept, layers = batch.targets.flatten() != IGNORE, bool(self.recipe.alpha)  # (N,)
         with torch.no_grad():
             self.teacher.to(batch.tokens.device, model.embed_tokens.weight.dtype)
-            known, states = observed(self.teacher, batch)
-        hidden, own = observed(model, batch)
+            known, states = observed(self.teacher, batch, layers)
+        hidden, own = observed(model, batch, layers)
         soft = soft_loss(self.recipe, hidden.flatten(0, 1), model.lm_head.weight, known.flatten(0, 1),
                          self.teacher.lm_head.weight, kept)  # fmt: skip
-        apart = torch.zeros((), device=kept.device)
-        if self.recipe.alpha:
-            apart = sum((difference(*pair, kept) for pair in zip(own, states, strict=True)), apart)
+        zero = torch.zeros((), device=kept.device)
+        apart = sum((difference(*pair, kept) for pair in zip(own, states, strict=True)), zero)
         loss = soft + self.recipe.alpha * apart
         return loss, {"soft": soft.detach(), "apart": apart.detach()}
 
@@ -101,8 +109,10 @@ class Taught:
         return batch.weight
 
 
-def observed(model: Transformer, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-    """The normed hidden states (B, T, C) and what each block puts out (B, T, C)."""
+def observed(model: Transformer, batch: Batch, layers: bool) -> tuple[Tensor, list[Tensor]]:
+    """The normed hidden states (B, T, C) and, with `layers`, what each block puts out (B, T, C)."""
+    if not layers:
+        return model.hidden(batch.tokens, batch.positions, batch.segments), []
     states: list[Tensor] = []
     through = model.through
 

@@ -26,9 +26,13 @@ class Objective(Protocol):
 
     Attributes:
         plain: the loss is the cross-entropy of the batch's targets by the model's logits, which anybody can compute.
+        steady: batches of one shape are always the same work, and none of it asks the host: an update may be recorded.
     """
 
     plain: ClassVar[bool]
+
+    @property
+    def steady(self) -> bool: ...
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and what else is measured, as sums: float32 scalars, the metrics without a gradient and of the same
@@ -53,6 +57,11 @@ class NextToken(Recipe):
     )
     neftune: float = Field(default=0.0, ge=0, description="α of NEFTune's noise, 5 to 15; for chats, 0: none")
     router: RouterLoss = Field(default=RouterLoss(), description="what keeps the experts of a model that has some busy")
+
+    @property
+    def steady(self) -> bool:
+        """As of every objective."""
+        return True
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         noisy = self._noisy(model, batch) if self.neftune and model.training else None

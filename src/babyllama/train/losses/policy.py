@@ -222,6 +222,11 @@ class PolicyLoss:
     temperature: float = 1.0
     unit: int = 1  # what one answer weighs
 
+    @property
+    def steady(self) -> bool:
+        """Each rollout is as wide as its longest answer."""
+        return False
+
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         hidden = model.hidden(batch.tokens, batch.positions, batch.segments)  # (B, T, C)
         told, kept = token_logprobs(model, batch, self.temperature, hidden), batch.targets != IGNORE

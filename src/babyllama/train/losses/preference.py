@@ -35,6 +35,11 @@ class Preference(Recipe):
     reads: ClassVar[frozenset[Kind]] = frozenset({"preference"})
     compares: ClassVar[bool] = False  # with a reference
 
+    @property
+    def steady(self) -> bool:
+        """Which places are answers, the host is asked."""
+        return False
+
     def losses(self, found: Answers) -> tuple[Tensor, Tensor]:
         """(P,) each: loss and margin of pairs (P, 2)."""
         raise NotImplementedError

@@ -216,12 +216,12 @@ def draw(path: Path) -> None:
     from matplotlib import pyplot
 
     found = [line for line in lines(FILE) if not line["small"] and "exact" in line]
+    skills = list(found[0]["exact"])
     ways = [way for way in WAYS if any(line["way"] == way for line in found)]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 3.6), layout="constrained", width_ratios=(1, 3))
     for number, way in enumerate(ways):
         some = [line for line in found if line["way"] == way]
         left.plot([number] * len(some), [line["mean"] for line in some], "o", color=f"C{number}")
-        skills = list(some[0]["exact"])
         height = [statistics.mean(line["exact"][skill] for line in some) for skill in skills]
         places = [place + number / (len(ways) + 1) for place in range(len(skills))]
         right.bar(places, height, 1 / (len(ways) + 1), color=f"C{number}", label=way)

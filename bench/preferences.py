@@ -159,7 +159,8 @@ def accuracies(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> d
 
 def known(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> np.ndarray:
     """(P,): the pairs that both looks had room for."""
-    return ~np.isnan(before["tokens"] + after.get("score", after.get("log_p", before["tokens"]))).any(1)
+    seen = after["score"] if "score" in after else after["log_p"]
+    return np.isfinite(before["tokens"] + seen).all(1)
 
 
 def pull(before: dict[str, np.ndarray], after: dict[str, np.ndarray], by: str) -> float:

@@ -131,3 +131,18 @@ def test_what_does_not_fit_is_one_line(pair):
         Distil().check(True, None)
     with pytest.raises(InputError, match="compile"):
         Distil().check(False, True)
+
+
+def test_without_its_layers_a_teacher_leaves_the_forward_pass_whole(pair):
+    """Then an engine's compiled pass is what is called, and the update may be recorded."""
+    teacher, student = pair
+    apart, soft = Distil(), Distil(alpha=0.0)
+    soft.check(False, True)
+    assert soft.compiles and not apart.compiles
+    calls, hidden = [], student.hidden
+    student.hidden = lambda *given: calls.append(len(calls)) or hidden(*given)  # as Worker does
+    objective = soft.of(teacher, student)
+    assert objective.steady and not apart.of(copy.deepcopy(teacher), student).steady
+    through = student.through
+    objective(student, batch_of())
+    assert calls == [0] and student.through is through

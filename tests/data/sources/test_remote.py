@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import huggingface_hub.constants
 import pyarrow
 import pyarrow.parquet
 import pytest
+from file_server import Server, serving
 
 from babyllama.data.sources import remote
 from babyllama.data.sources.corpora import CorpusChoice, read_documents
@@ -27,62 +25,16 @@ LINES = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text i
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
-class Server(ThreadingHTTPServer):
-    """Files by their path. `ranges`: whether a part of one can be asked for. `breaks`: answers that are cut off."""
-
-    files: dict[str, bytes]
-    ranges = True
-    breaks = 0
-    asked: list[tuple[str, str | None]]
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Any
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET(body=False)
-
-    def do_GET(self, body: bool = True) -> None:
-        part = self.headers.get("Range") if self.server.ranges else None
-        self.server.asked.append((self.path, part))
-        data = self.server.files.get(self.path.partition("?")[0])
-        if data is None:
-            self.send_error(404)
-            return
-        start, stop = map(int, re.findall(r"(\d+)-(\d+)", part)[0]) if part else (0, len(data) - 1)
-        self.send_response(206 if part else 200)
-        self.send_header("Content-Length", str(min(stop + 1, len(data)) - start))
-        if self.server.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-            self.send_header("Content-Range", f"bytes {start}-{min(stop, len(data) - 1)}/{len(data)}")
-        self.end_headers()
-        found = data[start : stop + 1]
-        if body and self.server.breaks and len(found) > 1000:
-            self.server.breaks -= 1
-            found = found[: len(found) // 2]
-        self.wfile.write(found if body else b"")
-
-
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(remote, "_WAITS", (0.01,) * 4)
     monkeypatch.setattr(remote, "_BLOCK", 1 << 16)
-    found = Server(("127.0.0.1", 0), Answer)
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "a.parquet")
     array = json.dumps([{"text": text} for text in TEXTS]).encode()
-    found.files = {"/d/a.jsonl": LINES, "/d/a.jsonl.gz": gzip.compress(LINES), "/d/a.json": array,
-                   "/d/a.parquet": (tmp_path / "a.parquet").read_bytes()}  # fmt: skip
-    found.asked = []
-    thread = threading.Thread(target=found.serve_forever, args=(0.01,))
-    thread.start()
-    fsspec.filesystem("http").clear_instance_cache()
-    yield found
-    found.shutdown()
-    thread.join()
-    found.server_close()
+    files = {"/d/a.jsonl": LINES, "/d/a.jsonl.gz": gzip.compress(LINES), "/d/a.json": array,
+             "/d/a.parquet": (tmp_path / "a.parquet").read_bytes()}  # fmt: skip
+    with serving(files) as found:
+        yield found
 
 
 def read(server: Server, name: str, **more: Any) -> list[str]:

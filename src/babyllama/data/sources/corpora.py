@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from babyllama.data.sources.blobs import Blob, pack_records
 from babyllama.data.sources.documents import Document, Kind, Text
 from babyllama.data.sources.finding import Format, find_files, passed_over
-from babyllama.data.sources.hub import SCHEME, Fetched, HubFile, expand, fetch, streamed
+from babyllama.data.sources.hub import SCHEMES, Fetched, HubFile, expand, fetch, hub_file, streamed, usual_hub
 from babyllama.data.sources.known import CORPORA, Corpus
 from babyllama.data.sources.readers import read_blobs
 from babyllama.data.sources.records import OnBad, Parsed, Shape, kind_of, parse, parse_lines
@@ -62,7 +62,8 @@ class CorpusChoice(Recipe):
 
     name: str | None = Field(None, description="a corpus known by name, such as idioms")
     path: str | None = Field(None, description="your own file, folder or glob; or files of a data set on the hub, "
-                             "hf://OWNER/NAME/data/*.parquet; or https://… or s3://…, read as they come")  # fmt: skip
+                             "hf://OWNER/NAME/data/*.parquet (ms:// for ModelScope); or https://… or s3://…, "
+                             "read as they come")  # fmt: skip
     files: int | None = Field(None, ge=1, description="keep only the first ones of the hub's files; default: all, of "
                               "large corpora known by name one")  # fmt: skip
     revision: str | None = Field(None, description="commit of a corpus from the hub; default: the newest, which is "
@@ -93,8 +94,9 @@ class CorpusChoice(Recipe):
         for key in ("revision", "files", "stream"):
             if getattr(self, key) and not (self._hub or (corpus and corpus.files)):
                 raise ValueError(f"{key} is for a corpus from the hub, but {self.stored_as!r} is none")
-        if (self.path or "").startswith(SCHEME) and not self._hub:
-            raise ValueError(f"{self.path!r} must be hf://OWNER/NAME/FILES, such as hf://owner/name/data/*.parquet")
+        if (self.path or "").startswith(tuple(SCHEMES)) and not self._hub:
+            scheme = (self.path or "")[:5]
+            raise ValueError(f"{self.path!r} must be {scheme}OWNER/NAME/FILES: {scheme}owner/name/data/*.parquet")
         try:
             "".encode(self.encoding)  # refuses codecs that are not of text, too
         except (LookupError, ValueError):
@@ -114,10 +116,7 @@ class CorpusChoice(Recipe):
 
     @property
     def _hub(self) -> HubFile | None:
-        """What an hf:// path names."""
-        owner, _, rest = (self.path or "").removeprefix(SCHEME).partition("/")
-        name, _, files = rest.partition("/")
-        return HubFile(f"{owner}/{name}", files) if (self.path or "").startswith(SCHEME) and files else None
+        return hub_file(self.path or "")
 
     def open(self, on_bad: OnBad = "stop") -> Source:
         """Find or fetch the files. Raises InputError: no such file, offline, unknown format, nothing in it."""
@@ -133,6 +132,8 @@ class CorpusChoice(Recipe):
             files += [streamed(file) for file in remote] if self.stream else [file.path for file in fetched]
             files += [] if files else (find_remote if is_remote(self.path or "") else find_files)(self.path or "")
             commits = sorted({file.revision[:12] for file in fetched or remote if file.revision})
+            if any(file.on_modelscope for file in remote):
+                origin = origin.replace("Hugging Face", "ModelScope")
             origin = f"{origin} at {', '.join(commits)}" if commits else origin
             size = sum(file.stat().st_size for file in files)
             blobs = partial(read_blobs, files, self.format, encoding=encoding, on_bad=on_bad)
@@ -194,8 +195,10 @@ def _kind(files: list[Path | RemoteFile], format: Format, field: str | None, enc
 
 def _remote(corpus: Corpus, count: int | None, revision: str | None, pin: bool) -> list[HubFile]:
     """The files of a corpus that are to be fetched, by name."""
-    most = count or corpus.most
-    found = [one for file in corpus.files for one in expand(replace(file, revision=revision or file.revision), pin)]
+    most, found = count or corpus.most, list[HubFile]()
+    for file in corpus.files:
+        named = file if corpus.source.startswith(tuple(SCHEMES)) else replace(file, hub=usual_hub())
+        found += expand(replace(named, revision=revision or file.revision), pin)
     return found[:most]
 
 

@@ -1,8 +1,9 @@
-"""Files of the Hugging Face hub: the one place that asks it, through its own client and cache.
+"""Files of the Hugging Face hub: the one place that asks it, through its own client and cache; or of ModelScope.
 
-``HF_ENDPOINT`` (a mirror), ``HF_HOME`` and ``HF_TOKEN`` hold as everywhere. A file is named by its revision and its
-sha256 where they are known here or given by the user; large files carry their sha256 in the cache in any case, and it
-is checked at each use. Not here: what the files hold.
+``HF_ENDPOINT`` (a mirror), ``HF_HOME`` and ``HF_TOKEN`` hold as everywhere. With ``BABYLLAMA_HUB=modelscope`` corpora
+known by name are asked of ModelScope, as the same data sets; ``ms://`` names any there (modelscope.py). A file is
+named by its revision and its sha256 where they are known here or given by the user; large files carry their sha256 in
+the cache in any case, and it is checked at each use. Not here: what the files hold.
 """
 
 from __future__ import annotations
@@ -11,23 +12,35 @@ import fnmatch
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from babyllama.data.sources import modelscope
 from babyllama.data.sources.remote import RemoteFile
 from babyllama.errors import InputError, needs_extra
+
+SCHEMES = {"hf://": "huggingface", "ms://": "modelscope"}  # of a path → `HubFile.hub`
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a repository. Without `revision` the newest is taken; `sha256` refuses any other content."""
+    """One file of a repository. Without `revision` the newest is taken; `sha256` refuses any other content.
+
+    `hub` is "huggingface" or "modelscope".
+    """
 
     repo: str
     name: str
     kind: str = "dataset"  # or "model"
     revision: str | None = None
     sha256: str | None = None
+    hub: str = "huggingface"
+
+    @property
+    def on_modelscope(self) -> bool:
+        return self.hub == "modelscope"
 
 
 class Fetched(NamedTuple):
@@ -38,7 +51,18 @@ class Fetched(NamedTuple):
     sha256: str
 
 
-SCHEME = "hf://"
+def usual_hub() -> str:
+    """Where corpora known by name are asked for. Raises InputError: the environment names no hub."""
+    chosen = os.environ.get("BABYLLAMA_HUB") or "huggingface"
+    if chosen not in SCHEMES.values():
+        raise InputError(f"BABYLLAMA_HUB is {chosen!r}; known are {' and '.join(SCHEMES.values())}")
+    return chosen
+
+
+def hub_file(path: str) -> HubFile | None:
+    """What hf://OWNER/NAME/FILES names; None if the path has another form."""
+    found = re.fullmatch(r"(\w+://)([^/]+/[^/]+)/(.+)", path)
+    return HubFile(found[2], found[3], hub=SCHEMES[found[1]]) if found and found[1] in SCHEMES else None
 
 
 def expand(file: HubFile, pin: bool = False) -> list[HubFile]:
@@ -49,6 +73,11 @@ def expand(file: HubFile, pin: bool = False) -> list[HubFile]:
     Raises:
         InputError: huggingface_hub is missing; the hub cannot be asked and the cache has none; no name fits.
     """
+    if file.on_modelscope:
+        revision = file.revision or modelscope.NEWEST
+        found = modelscope.list_files(file.repo, revision)
+        return [replace(file, name=name, revision=revision, sha256=file.sha256 or found[name])
+                for name in _fitting(file, found)]  # fmt: skip
     if not pin and not any(sign in file.name for sign in "*?["):
         return [file]
     try:
@@ -65,10 +94,14 @@ def expand(file: HubFile, pin: bool = False) -> list[HubFile]:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise InputError(f"{file.repo}: its files cannot be listed ({reason}); check the network, set HF_ENDPOINT "
                              "to a mirror, or download them by hand and give their path") from None  # fmt: skip
+    return [replace(file, name=name, revision=revision) for name in _fitting(file, names)]
+
+
+def _fitting(file: HubFile, names: Iterable[str]) -> list[str]:
     fitting = sorted(name for name in names if fnmatch.fnmatchcase(name, file.name))
     if not fitting:
         raise InputError(f"{file.repo}: no file fits {file.name}; it has {', '.join(sorted(names)[:5])} …")
-    return [replace(file, name=name, revision=revision) for name in fitting]
+    return fitting
 
 
 def _kept(file: HubFile) -> tuple[list[str], str | None]:
@@ -92,6 +125,13 @@ def fetch(file: HubFile, instead: str) -> Fetched:
     Raises:
         InputError: huggingface_hub is missing; offline, refused or not found; other content than was asked for.
     """
+    if file.on_modelscope:
+        revision = file.revision or modelscope.NEWEST
+        try:
+            path, sha256 = modelscope.fetch_file(file.repo, file.name, revision, file.sha256)
+        except InputError as error:
+            raise InputError(f"{error}; or {instead}") from None
+        return Fetched(path, revision, sha256)
     try:
         import huggingface_hub
     except ImportError:
@@ -111,6 +151,8 @@ def fetch(file: HubFile, instead: str) -> Fetched:
 def streamed(file: HubFile) -> RemoteFile:
     """The file where the hub has it, to be read without being kept; of the newest commit unless it is pinned, and
     with nothing to check its content by. Raises InputError: huggingface_hub is missing, the hub cannot be asked."""
+    if file.on_modelscope:
+        return modelscope.remote_file(file.repo, file.name, file.revision or modelscope.NEWEST)
     try:
         import huggingface_hub
         from huggingface_hub.utils import build_hf_headers

@@ -20,7 +20,7 @@ from babyllama.model.transformer import Transformer, initialise
 from babyllama.train.averaging import TailAverage
 from babyllama.train.engines.engines import Engine, Setting, Single, Worker
 from babyllama.train.engines.world import World
-from babyllama.train.guard import Watchman
+from babyllama.train.guard import Outcome, Watchman
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import Optimizer, Schedule
 from babyllama.train.plan import Plan
@@ -35,12 +35,14 @@ class Stepper:
         warm_up: compiles on a batch that teaches nothing.
         model: the model as it is now, in the precision that it computes in.
         lost: how many steps the guard left out so far; waits for the device.
+        newest: what came of the newest step; waits for the device.
     """
 
     steps: Callable[[int], None]
     warm_up: Callable[[], None]
     model: Callable[[], Transformer]
     lost: Callable[[], int]
+    newest: Callable[[], Outcome]
 
 
 def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimizer, schedule: Schedule,
@@ -87,6 +89,7 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
     )
     watchman = Watchman(plan.guard, device, dtype == torch.float16)
     done = lost = 0
+    newest: list[Outcome] = []
 
     def micro_batches(step: int) -> list[Batch]:
         starts = accumulate(shares, initial=step * plan.rows + mesh.reader(world.rank) * sum(shares))
@@ -103,15 +106,20 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
             if average is not None:
                 worker.average(average.weight(done, plan.steps or done))
 
-    def note(outcomes: list) -> None:
+    def note(outcomes: list[Outcome]) -> None:
         nonlocal lost
         lost += sum(outcome.bad for outcome in outcomes)
+        newest[:] = outcomes[-1:] or newest
 
     def lost_steps() -> int:
         note(watchman.read(wait=True))
         return lost
 
-    return Stepper(steps, lambda: worker.warm_up(micro_batches(0)), worker.snapshot, lost_steps)
+    def newest_outcome() -> Outcome:
+        lost_steps()
+        return newest[0]
+
+    return Stepper(steps, lambda: worker.warm_up(micro_batches(0)), worker.snapshot, lost_steps, newest_outcome)
 
 
 @cache

@@ -4,9 +4,12 @@
     torchrun --standalone --nproc-per-node 4 bench/scale.py --rows 64                        # strong
     torchrun --standalone --nproc-per-node 4 bench/scale.py --rows 64 --engines ddp ddp-bf16 fsdp fsdp-1 fsdp-kept
     torchrun --standalone --nproc-per-node 4 bench/scale.py --moe --rows 64 --engines ddp fsdp
+    torchrun --standalone --nproc-per-node 4 bench/scale.py --rows 1 --context 16384 --engines ddp-context fsdp-context
 
 `alone` is every process by itself on its own GPU at the same time. Engines and it take turns; a share is the median of
-those of each round. Appends a line an engine to bench/results/scale.jsonl.
+those of each round. With `-context` all processes share the tokens of `--rows` rows, the very ones that each alone
+reads: loss and norm of the fifth step are then the same but for rounding, the memory of activations is a part. Peak is
+what a contender allocated at most up to that step, in GiB. Appends a line an engine to bench/results/scale.jsonl.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
-from ours import Stepper, our_stepper
+from ours import our_stepper
 from record import RESULTS, append, facts, table, timed
 from train_speed import CONTEXT, RandomRows
 
@@ -30,28 +34,43 @@ from babyllama.train.engines.world import World
 from babyllama.train.optimizers.optim import AdamW, Cosine, Muon
 from babyllama.train.plan import Plan
 
-ENGINES: dict[str, Engine] = {
-    "alone": Single(), "ddp": Ddp(), "ddp-bf16": Ddp(exchange="bf16"), "fsdp": Fsdp(), "fsdp-1": Fsdp(blocks=1),
-    "fsdp-kept": Fsdp(reshard_after_forward=False),
+ENGINES: dict[str, Callable[[int], Engine]] = {  # of so many processes
+    "alone": lambda _: Single(), "ddp": lambda _: Ddp(), "ddp-bf16": lambda _: Ddp(exchange="bf16"),
+    "ddp-context": lambda size: Ddp(context=size), "fsdp": lambda _: Fsdp(), "fsdp-1": lambda _: Fsdp(blocks=1),
+    "fsdp-kept": lambda _: Fsdp(reshard_after_forward=False), "fsdp-context": lambda size: Fsdp(context=size),
+    "hsdp": lambda _: Fsdp(replicate=2),
 }  # fmt: skip
 
 
-def contender(name: str, config: ModelConfig, args: argparse.Namespace, world: World, device: torch.device) -> Stepper:
-    """An engine's training of `args.rows` rows a process."""
-    mine = World() if name == "alone" else world
-    rows = args.rows * mine.size
-    plan = Plan(steps=10**6, micro_batch_size=args.rows, accumulate=mine.size, context=config.max_position_embeddings)
-    stream = RandomRows(config.vocab_size, config.max_position_embeddings, rows)
-    optimizer = Muon() if args.optimizer == "muon" else AdamW()
-    return our_stepper(config, stream, plan, optimizer, Cosine(warmup=0.0), device, compiled=not args.eager,
-                       engine=ENGINES[name], world=mine)  # fmt: skip
+class Contender:
+    """An engine's training of `args.rows` rows for each group of processes that reads its own; begun, five steps on."""
 
+    def __init__(self, name: str, config: ModelConfig, args: argparse.Namespace, world: World, device: torch.device
+                 ) -> None:  # fmt: skip
+        mine = World() if name == "alone" else world
+        engine = ENGINES[name](mine.size)
+        readers, context = engine.mesh(mine.size).readers, config.max_position_embeddings
+        plan = Plan(steps=10**6, micro_batch_size=args.rows, accumulate=readers, context=context)
+        stream = RandomRows(config.vocab_size, context, args.rows * readers)
+        optimizer = Muon() if args.optimizer == "muon" else AdamW()
+        cuda = device.type == "cuda"
+        before = torch.cuda.memory_allocated() if cuda else 0
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        self._stepper = our_stepper(config, stream, plan, optimizer, Cosine(warmup=0.0), device,
+                                    compiled=not args.eager, engine=engine, world=mine)  # fmt: skip
+        self._stepper.warm_up()
+        self._stepper.steps(5)
+        self.fifth = self._stepper.newest()
+        self.peak_gib = (torch.cuda.max_memory_allocated() - before) / 2**30 if cuda else 0.0
+        self._world, self._device = world, device
+        self.tokens = args.rows * context * (world.size if name == "alone" else readers)  # of a step, all processes
 
-def rate(stepper: Stepper, steps: int, tokens: int, world: World, device: torch.device) -> float:
-    """Tokens a second over all processes, the slowest one's clock."""
-    world.wait()
-    seconds = timed(device, lambda: stepper.steps(steps))
-    return tokens * steps * world.size / max(world.gather(seconds))
+    def rate(self, steps: int) -> float:
+        """Tokens a second over all processes, the slowest one's clock."""
+        self._world.wait()
+        seconds = timed(self._device, lambda: self._stepper.steps(steps))
+        return self.tokens * steps / max(self._world.gather(seconds))
 
 
 def main() -> None:
@@ -59,38 +78,38 @@ def main() -> None:
     world = World.from_environment()
     device = world.device(default_device().type)
     world.join(device)
-    context = 32 if args.small else CONTEXT[args.preset]
+    context = args.context or CONTEXT[args.preset]
     choice = ModelChoice(preset=args.preset, max_position_embeddings=context,
                          moe=Moe(experts=8, active=2, shared=1) if args.moe else None)  # fmt: skip
     config = choice.build(320 if args.small else 64_793)
-    tokens = args.rows * context
-    steppers = {name: contender(name, config, args, world, device) for name in ("alone", *args.engines)}
-    for stepper in steppers.values():
-        stepper.warm_up()
-        stepper.steps(5)
-    once = rate(steppers["alone"], 3, tokens, world, device)
-    count = max(2, round(args.segment_s * once / tokens / world.size))
-    found = {name: list[float]() for name in steppers}
+    contenders = {name: Contender(name, config, args, world, device) for name in ("alone", *args.engines)}
+    alone = contenders["alone"]
+    seconds = args.segment_s * alone.rate(3) / alone.tokens  # in steps
+    found = {name: list[float]() for name in contenders}
     for _ in range(args.rounds):
-        for name, stepper in steppers.items():
-            found[name].append(rate(stepper, count, tokens, world, device))
+        for name, one in contenders.items():
+            found[name].append(one.rate(max(2, round(seconds))))
     if world.first:
         lines = []
         for name, rates in found.items():
+            loss, norm, peak = contenders[name].fifth.loss, contenders[name].fifth.norm, contenders[name].peak_gib
             share = statistics.median(mine / own for mine, own in zip(rates, found["alone"], strict=True))
             append(args.results / "scale.jsonl", {
                 **facts(device), "engine": name, "processes": world.size, "preset": args.preset, "moe": args.moe,
-                "rows": args.rows, "optimizer": args.optimizer, "rounds": args.rounds,
-                "tokens_per_second": round(statistics.median(rates)), "share": round(share, 4)})  # fmt: skip
-            lines.append([name, f"{statistics.median(rates):,.0f}", f"{share:.3f}"])
-        table([f"{world.size} × {args.rows} rows", "tokens/s", "of alone"], lines)
+                "rows": args.rows, "context": context, "optimizer": args.optimizer, "rounds": args.rounds,
+                "tokens_per_second": round(statistics.median(rates)), "share": round(share, 4),
+                "peak_gib": round(peak, 2), "loss": loss, "norm": norm})  # fmt: skip
+            lines.append([name, f"{statistics.median(rates):,.0f}", f"{share:.3f}", f"{peak:.2f}", f"{loss:.5f}",
+                          f"{norm:.5f}"])  # fmt: skip
+        table([f"{world.size} × {args.rows} rows of {context}", "tokens/s", "of alone", "peak", "loss", "norm"], lines)
     world.leave()
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=("tiny", "seed", "base-218m"), default="seed")
-    parser.add_argument("--rows", type=int, default=256, help="of each process")
+    parser.add_argument("--rows", type=int, default=256, help="of each process, or of all that share their tokens")
+    parser.add_argument("--context", type=int, help="tokens in a row; default: the preset's usual ones")
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES)[1:], default=["ddp", "fsdp"])
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--moe", action="store_true", help="with eight experts, two of them active, and a shared one")
@@ -102,6 +121,7 @@ def parsed() -> argparse.Namespace:
     args = parser.parse_args()
     if args.small:
         args.preset, args.rows, args.rounds, args.segment_s, args.eager = "tiny", 2, 2, 0.05, True
+        args.context = args.context or 32
     return args
 
 

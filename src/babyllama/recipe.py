@@ -144,6 +144,8 @@ def _apply(kind: type[BaseModel], data: dict[str, Any], override: str) -> None:
     *parents, last = path.split(".")
     for part in parents:
         child = _item(node, part, path) if isinstance(node, list) else node.get(part)
+        if isinstance(child, str):  # engine=fsdp engine.context=2: of what has keys, a name is the kind
+            child = {"kind": child}
         child = child.copy() if isinstance(child, dict | list) else {}  # a copy: a YAML alias may share it
         if isinstance(node, list):
             node[int(part)] = child

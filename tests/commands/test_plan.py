@@ -14,6 +14,7 @@ from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
 from babyllama.hardware import Card
 from babyllama.recipe import load_recipe
+from babyllama.train.engines.engines import Fsdp
 
 from .small_run import save_taught, small_tokenizer
 
@@ -90,6 +91,21 @@ def test_several_gpus(capsys, engine):
     assert found["global_batch_tokens"] == found["micro_batch_size"] * found["accumulate"] * found["context"]
     alone = figures(capsys, "gpu=A100 40G", "model.depth=16", "hours=24")
     assert 4 < found["tokens_per_second"] / alone["tokens_per_second"] <= 8
+
+
+def test_a_mesh(capsys):
+    """Rows too long for one card are shared by all eight, whose states are two copies."""
+    words = ["gpu=4090", "gpus=8", "hours=9", "recompute=false", "context=131072",
+             "model.depth=16", "model.max_position_embeddings=131072"]  # fmt: skip
+    with pytest.raises(InputError, match=r"engine=fsdp, engine\.context=2 or more for long rows"):
+        figures(capsys, *words)
+    found = figures(capsys, *words, "engine=fsdp", "engine.replicate=2", "engine.context=8")
+    assert found["mesh"] == {"replicate": 2, "shard": 4, "context": 8}
+    engine = train_recipe_of(found["command"], "torchrun --standalone --nproc-per-node=8 -m babyllama.cli").engine
+    assert engine == Fsdp(replicate=2, context=8)
+    assert found["global_batch_tokens"] == found["micro_batch_size"] * found["accumulate"] * 131_072
+    plan.main(PlanRecipe(gpu="4090", gpus=8, hours=1, engine=engine))
+    assert "replicate 2 × shard 4, context 8" in capsys.readouterr().out
 
 
 def test_a_prepared_folder_says_tokens_and_vocabulary(capsys, tmp_path):

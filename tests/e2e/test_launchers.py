@@ -1,4 +1,5 @@
-"""The real command line under real launchers: torchrun is stopped by SIGTERM, accelerate launch goes on."""
+"""The real command line under real launchers: torchrun is stopped by SIGTERM, accelerate launch goes on, half a row
+each."""
 
 import json
 import os
@@ -59,9 +60,11 @@ def test_torchrun_stopped_accelerate_continues(here):
     stopped = int(state.name[5:])
     assert 6 <= stopped < 40 and {"files.json", "state.json", ".metadata"} <= {p.name for p in state.iterdir()}
 
-    done = subprocess.run([*ACCELERATE, *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    command = [*ACCELERATE, *words, "engine.context=2"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(f"continuing after step {stopped}") == 1 and "× 2 (fsdp)" in done.stdout
+    assert done.stdout.count(f"continuing after step {stopped}") == 1
+    assert "× 2 (fsdp: shard 2, context 2)" in done.stdout
 
     train.main(load_recipe(train.TrainRecipe, None, ["out=alone", *PLAN]))
     assert [step for step, _ in curve(here / "run")] == list(range(1, 41))  # nothing twice

@@ -27,6 +27,7 @@ from babyllama.foresight.forecast import (
 )
 from babyllama.hardware import Card, find_card
 from babyllama.model.config import ModelChoice
+from babyllama.train.engines.mesh import Mesh
 
 
 @given(SHAPES, st.sampled_from([RTX3060, find_card("4090"), H100]))
@@ -41,11 +42,11 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(work, card):
 
 # ── the choice ─────────────────────────────────────────────────────────────────────────────────────────────────────
 @given(st.sampled_from(["RTX 3060", "4090", "A100 40G", "H100"]), st.floats(0.1, 200), st.floats(1e6, 1e11),
-       st.integers(2, 12), st.sampled_from([1, 4]), st.booleans())  # fmt: skip
+       st.integers(2, 12), st.sampled_from([Mesh(), Mesh(4), Mesh(1, 4), Mesh(2, 2), Mesh(4, context=2)]))  # fmt: skip
 @settings(max_examples=80, deadline=None, derandomize=True)
-def test_a_proposal_keeps_its_terms(card, hours, unique, depth, gpus, sharded):
-    terms = Terms(find_card(card), seconds=hours * 3600, unique=int(unique), gpus=gpus, sharded=sharded)
-    found = propose(ModelChoice(depth=depth).build(V), terms)
+def test_a_proposal_keeps_its_terms(card, hours, unique, depth, mesh):
+    terms = Terms(find_card(card), seconds=hours * 3600, unique=int(unique), mesh=mesh)
+    found = propose(ModelChoice(depth=2 * depth).build(V), terms)
     assert found.memory_gib <= usable_gib(terms.card)
     assert 1 <= found.work.micro_batch_size <= found.largest_micro_batch
     if found.steps > 1:

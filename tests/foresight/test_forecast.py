@@ -19,6 +19,7 @@ from babyllama.foresight.forecast import (
 )
 from babyllama.model.config import ModelChoice, ModelConfig, Moe
 from babyllama.model.transformer import Transformer, initialise
+from babyllama.train.engines.mesh import Mesh
 
 # Measured on one H100 80GB HBM3 (bf16, compiled, torch 2.11.0+cu130): model, tokens a row, rows, optimiser, peak of
 # max_memory_allocated in GiB, tokens/s (None: not taken). The last five with chunks of 16,384 logits, as hardware.py
@@ -90,9 +91,12 @@ def test_terms_of_the_state():
     assert (found["half-precision copies"], found["gradients"]) == (2 * count, 0)
     assert memory(workload(micro_batch_size=64))["moments"] == 8 * count - 4 * inside
     assert memory(workload(micro_batch_size=64, micro_batches=2))["gradients"] == 4 * count
-    assert memory(workload(micro_batch_size=64, gpus=2))["gradients"] == 4 * count  # DDP's buckets
-    shared = memory(workload(micro_batch_size=64, gpus=4, sharded=True, micro_batches=2, optimizer="adamw"))
-    assert (shared["parameters"], shared["moments"], shared["gradients"]) == (count, 2 * count, count)
+    assert memory(workload(micro_batch_size=64, mesh=Mesh(2)))["gradients"] == 4 * count  # DDP's buckets
+    for mesh in (Mesh(1, 4), Mesh(2, 4)):  # of copies each holds as much as one
+        shared = memory(workload(micro_batch_size=64, mesh=mesh, micro_batches=2, optimizer="adamw"))
+        assert (shared["parameters"], shared["moments"], shared["gradients"]) == (count, 2 * count, count)
+    whole, parts = (memory(workload(context=4096, mesh=Mesh(4, context=size))) for size in (1, 4))
+    assert parts["activations"] == whole["activations"] / 4 and parts["parameters"] == whole["parameters"]
     assert memory(workload(micro_batch_size=64, half=False, compiled=False))["half-precision copies"] == 0
     tiny_batch = memory(workload(ModelChoice(depth=24).build(6400), 64, optimizer="adamw"))
     assert "gradients in half" in tiny_batch  # without activations the end of the backward pass is the fullest moment
@@ -111,7 +115,9 @@ def test_memory_grows_with_everything_that_it_must(work):
     assert memory_gib(replace(work, config=c.model_copy(update={"vocab_size": c.vocab_size + 128}))) > now
     assert memory_gib(replace(work, compiled=True)) <= memory_gib(replace(work, compiled=False))
     assert memory_gib(replace(work, recompute=True)) <= memory_gib(replace(work, recompute=False))
-    assert memory_gib(replace(work, sharded=True)) <= memory_gib(replace(work, sharded=False))
+    copies = replace(work, mesh=Mesh(work.gpus))
+    assert memory_gib(replace(work, mesh=Mesh(1, work.gpus))) <= memory_gib(copies)
+    assert memory_gib(replace(work, mesh=Mesh(work.gpus, context=work.gpus))) <= memory_gib(copies)
     assert all(size >= 0 for size in memory(work).values())
 
 
@@ -127,7 +133,7 @@ def test_time_falls_with_the_card_and_grows_with_the_work(work):
 
 
 def test_exchange_only_between_several():
-    one, two = workload(micro_batch_size=64), workload(micro_batch_size=64, gpus=2)
+    one, two = workload(micro_batch_size=64), workload(micro_batch_size=64, mesh=Mesh(2))
     assert step_seconds(one, H100)["exchange between GPUs"] == 0 < step_seconds(two, H100)["exchange between GPUs"]
     assert tokens_per_second(one, H100) < tokens_per_second(two, H100) < 2 * tokens_per_second(one, H100)
 
@@ -147,6 +153,6 @@ def test_experts_cost_memory_for_all_and_work_for_those_that_are_active():
 
 
 def test_muons_products_are_shared_out():
-    alone, four = (step_seconds(workload(micro_batch_size=64, gpus=gpus), H100)["optimiser"] for gpus in (1, 4))
+    alone, four = (step_seconds(workload(micro_batch_size=64, mesh=Mesh(gpus)), H100)["optimiser"] for gpus in (1, 4))
     moved = step_seconds(workload(micro_batch_size=64, optimizer="adamw"), H100)["optimiser"]
     assert moved < four < alone

@@ -9,6 +9,7 @@ from babyllama.foresight.forecast import (
 )
 from babyllama.hardware import find_card
 from babyllama.model.config import ModelChoice, ModelConfig
+from babyllama.train.engines.mesh import Mesh
 
 V = 64_793
 SEED, BASE = ModelChoice(preset="seed").build(V), ModelChoice(preset="base-218m").build(V)
@@ -27,4 +28,4 @@ SHAPES = st.builds(
         st.integers(1, 24), st.integers(2, 24), st.integers(300, 70_000), st.integers(0, 1)),
     context=st.sampled_from([64, 512, 1024]), micro_batch_size=st.integers(1, 300), micro_batches=st.integers(1, 4),
     optimizer=st.sampled_from(["muon", "adamw"]), half=st.booleans(), compiled=st.booleans(), recompute=st.booleans(),
-    gpus=st.sampled_from([1, 2, 8]), sharded=st.booleans())  # fmt: skip
+    mesh=st.sampled_from([Mesh(), Mesh(8), Mesh(1, 8), Mesh(2, 4), Mesh(4, context=2), Mesh(2, 2, 4)]))  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from small_training import Formula, StopAt
-from spread_training import MOE, RESUMED, keep, made, resumed, settings, train
+from spread_training import MOE, RESUMED, keep, made, resumed, settings, trades, train
 
 import babyllama.train.meter
 from babyllama.errors import Interrupted
@@ -30,14 +30,14 @@ SHRUNK: dict[str, Any] = settings("muon", 4, steps=12, save_every=3)
 # for the checkpoint of step 3, which is therefore whole.
 KILLED = 8
 # (engine, how many processes, which step is the last that they show before they are asked to stop; 0: none)
-STAGES = {"ddp": (("ddp", 4, 0), ("ddp", 2, 8), ("ddp", 1, 0)),
-          "fsdp": (("hsdp", 4, 0), ("fsdp", 2, 8), ("fsdp", 1, 10), ("hsdp", 4, 0))}  # fmt: skip
+STAGES = {"ddp": (("ddp", 4, 0), ("ddp_context", 2, 8), ("ddp", 1, 0)),
+          "fsdp": (("hsdp", 4, 0), ("fsdp", 2, 8), ("fsdp", 1, 10), ("hsdp_context", 4, 0))}  # fmt: skip
 FOUR: dict[str, tuple[str, dict[str, Any]]] = {
     "hsdp-adamw-4": ("hsdp", settings("adamw", 4)),
     "hsdp-muon-1": ("hsdp", settings("muon", 1, kv_heads=1, tie=False)),
     "hsdp-muon-moe": ("hsdp", settings("muon", 4, **MOE)),
 }
-FOUR_STOPPED = {"hsdp-muon": settings("muon", 4, average=TailAverage(share=0.75, tau=4), **RESUMED)}
+FOUR_STOPPED = {"hsdp_context-muon": settings("muon", 4, average=TailAverage(share=0.75, tau=4), **RESUMED)}
 
 
 class _KillingOne(Formula):
@@ -89,6 +89,7 @@ def _stage(folder: Path, name: str, engine: str, stage: int, at: int) -> None:
 
 
 def _four(folder: Path, world: World) -> None:
+    trades(folder, world)
     for name, (engine, kwargs) in FOUR.items():
         train(folder, name, world, engine, **kwargs)
     for name, kwargs in FOUR_STOPPED.items():

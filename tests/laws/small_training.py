@@ -56,6 +56,17 @@ class Formula:
         return torch.Generator().manual_seed(row)
 
 
+class Packed(Formula):
+    """The same rows, each of two documents that do not see each other."""
+
+    def batch(self, first_row: int, count: int) -> Batch:
+        whole, place = super().batch(first_row, count), torch.arange(CONTEXT)
+        starts = 1 + torch.arange(first_row, first_row + count)[:, None] % (CONTEXT - 1)  # of the second
+        segments = (place >= starts).long()
+        positions = place - segments * starts
+        return Batch(whole.tokens, whole.targets, positions, segments)
+
+
 class Made:
     """Rows that the model writes itself, in each step some more: its greedy continuations of four tokens. The newest
     twelve are read, so rows hang on steps long past."""

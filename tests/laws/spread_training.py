@@ -16,14 +16,18 @@ import torch.distributed as dist
 from mishaps import BUCKETS, HELD, SEEN, Counting, Drifting, Killed, Looking, Spying, poison
 from small_preferences import KINDS
 from small_rollouts import OBJECTIVE, calling, practised
-from small_training import Made, Silent, StopAt, small_trainer
+from small_training import VOCAB, Formula, Made, Packed, Silent, StopAt, small_trainer
 
+from babyllama.data.streams.batches import Rows
 from babyllama.errors import InputError, Interrupted
+from babyllama.model.attention import Attend, ShiftedSparse, attend_eager, attend_sdpa, documents
 from babyllama.model.config import Moe
-from babyllama.model.laws import ClexRope
+from babyllama.model.laws import ClexRope, DynamicNtkRope
 from babyllama.train.averaging import TailAverage
 from babyllama.train.engines.engines import Ddp, DeepSpeed, Engine, Fsdp
+from babyllama.train.engines.mesh import Mesh
 from babyllama.train.engines.world import World
+from babyllama.train.losses.sampled import Sampled
 from babyllama.train.optimizers.optim import AdamW, Muon
 from babyllama.train.trainer import Trainer
 
@@ -33,6 +37,9 @@ ENGINES: dict[str, Engine] = {
     "fsdp_kept": Fsdp(reshard_after_forward=False),
     "fsdp_grouped": Fsdp(blocks=2),
     "hsdp": Fsdp(replicate=2),
+    "ddp_context": Ddp(context=2),
+    "fsdp_context": Fsdp(context=2),
+    "hsdp_context": Fsdp(replicate=2, context=2),
     **{f"zero{stage}": DeepSpeed(stage=stage) for stage in (1, 2, 3)},
     **{f"zero{stage}_cpu": DeepSpeed(stage=stage, offload="cpu") for stage in (2, 3)},
 }
@@ -44,6 +51,7 @@ OPTIMIZERS = {"adamw": AdamW(lr=1e-2, eps=1e-3),
 MOE = {"moe": Moe(experts=3, active=2, shared=1)}  # three: two ranks cannot share them equally
 AVERAGE = {"average": TailAverage(share=0.5, tau=2)}
 CLEX = ClexRope(max_t=4)  # a law that learns, in float32 whatever the precision
+NTK = DynamicNtkRope(factor=4.0, original=5)
 MICRO = {1: 16, 4: 4, 16: 1}  # accumulate → micro_batch_size: 16 rows a step
 
 
@@ -53,12 +61,17 @@ def settings(optimizer: str, accumulate: int, **more: Any) -> dict[str, Any]:
             "steps": 4, "save_every": 1000, "validate_every": 1000, **more}  # fmt: skip
 
 
+def sampled() -> Rows:
+    """Rows whose loss is over a part of the vocabulary."""
+    return Sampled(stages=((1.0, 0.5),)).over(Formula(), VOCAB, 64)
+
+
 # name → (engine, what): the full grid for the two engines of PyTorch, a part of it for DeepSpeed.
 CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{engine}-{optimizer}-{accumulate}": (engine, settings(optimizer, accumulate))
        for engine in ("ddp", "fsdp") for optimizer in OPTIMIZERS for accumulate in MICRO},
     **{f"{engine}-adamw-4": (engine, settings("adamw", 4)) for engine in ENGINES
-       if engine not in ("ddp", "fsdp", "hsdp")},
+       if engine not in ("ddp", "fsdp", "hsdp", "hsdp_context")},
     "fsdp_grouped-untied-4": ("fsdp_grouped", settings("muon", 4, tie=False, recompute=True)),
     "zero3-adamw-1": ("zero3", settings("adamw", 1)),
     # Nine rows for each process: micro-batches of five and four.
@@ -72,6 +85,10 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "fsdp-muon-clex": ("fsdp", settings("muon", 16, rope=CLEX)),
     **{f"{engine}-adamw-{kind}": (engine, settings("adamw", 4, **KINDS[kind]))
        for engine in ("ddp", "fsdp") for kind in ("dpo", "kto")},
+    # Half a row each: documents apart, at positions of which a law goes by the documents' lengths, and stretched ones.
+    "fsdp_context-packed": ("fsdp_context", settings("muon", 4, stream=Packed, rope=NTK, kv_heads=1, recompute=True)),
+    "ddp_context-adamw-clex": ("ddp_context", settings("adamw", 4, rope=CLEX)),
+    "ddp_context-adamw-sampled": ("ddp_context", settings("adamw", 4, stream=sampled)),
     "zero3-untied-4": ("zero3", settings("adamw", 4, tie=False, kv_heads=1)),
     **{f"{engine}-made-adamw": (engine, settings("adamw", 4, stream=Made))
        for engine in ("ddp", "fsdp", "zero2", "zero3")},
@@ -255,6 +272,39 @@ def shapes(folder: Path, world: World) -> None:
         (folder / "shapes.json").write_text(json.dumps(found))
 
 
+# (query heads, key heads, attends, with documents): S²-Attn over no more heads than two or four ranks can halve
+TRADES: list[tuple[int, int, Attend, bool]] = [
+    (4, 4, attend_sdpa, False), (4, 2, attend_sdpa, True), (4, 1, attend_eager, False), (12, 3, attend_sdpa, False),
+    (8, 8, ShiftedSparse(group_size=4), False), (8, 4, ShiftedSparse(group_size=4), True),
+    (8, 1, ShiftedSparse(group_size=4), False)]  # fmt: skip
+
+
+def trades(folder: Path, world: World) -> None:
+    """Attention by ranks that trade tokens for heads, and its gradients: how far from that in one process."""
+    from babyllama.train.engines.context import Part
+
+    part, generator = Part(world, Mesh(world.size, context=world.size), torch.device("cpu")), torch.Generator()
+
+    def mine(x: torch.Tensor) -> torch.Tensor:
+        return part(x.transpose(1, 2)).transpose(1, 2)
+
+    apart = []
+    for heads, keys, attend, packed in TRADES:
+        generator.manual_seed(heads)
+        whole = [torch.randn(2, n, 16, 4, generator=generator).requires_grad_() for n in (heads, keys, keys)]
+        parts = [mine(x.detach()).clone().requires_grad_() for x in whole]
+        segments = (torch.arange(16) >= torch.tensor([[5], [10]])).long()
+        mask = documents(segments, torch.zeros(1)) if packed else None
+        expected, found = attend(*whole, mask), part.attend(attend)(*parts, mask)
+        weights = torch.randn(expected.shape, generator=generator)
+        (expected * weights).sum().backward()
+        (found * mine(weights)).sum().backward()
+        pairs = [(expected, found), *((a.grad, b.grad) for a, b in zip(whole, parts, strict=True))]
+        apart.append(max(world.gather(max((mine(a) - b).abs().max().item() for a, b in pairs))))
+    if world.first:
+        (folder / f"trades-{world.size}.json").write_text(json.dumps(apart))
+
+
 def resumed(folder: Path, name: str, world: World, **kwargs: Any) -> None:
     """The same training without a stop, and with one; what lies there in between is copied for others to continue."""
     engine = name.split("-")[0]
@@ -281,4 +331,4 @@ def kill(folder: Path, world: World) -> None:
     trainer.train()
 
 
-PARTS = (curves, halves, guarded, drift, exchanges, shapes, resumes, kill)
+PARTS = (curves, halves, guarded, drift, exchanges, shapes, trades, resumes, kill)

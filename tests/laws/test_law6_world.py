@@ -11,7 +11,7 @@ from mishaps import poison
 from shrinking import FOUR
 from small_training import Formula, small_trainer
 from spread import Alone, Result, spread_results
-from spread_training import ALL, CLEX, CURVES, HALVES, settings
+from spread_training import ALL, CLEX, CURVES, HALVES, TRADES, settings
 from torch.nn.functional import cross_entropy
 
 from babyllama.model.transformer import Transformer
@@ -106,6 +106,13 @@ def test_muon_of_many_steps_as_that_of_one(folder, how):
     apart, share = json.loads((folder / "shapes.json").read_text())[how]
     assert apart <= 1e-6
     assert share < 0.75  # of three matrices two, and of the rows of one all that there is
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_attention_over_shared_out_rows_is_that_of_one_process(folder, ranks):
+    """Outputs and gradients, for every attend function, with documents, with key heads that are too few to share."""
+    apart = json.loads((folder / f"trades-{ranks}.json").read_text())
+    assert len(apart) == len(TRADES) and max(apart) < 2e-6
 
 
 @pytest.mark.parametrize("precision", HALVES)

@@ -69,8 +69,8 @@ def test_killed_together_and_continued(folder, tmp_path):
 
 @pytest.mark.parametrize("engine", STAGES)
 def test_one_of_four_is_killed_and_fewer_go_on(folder, tmp_path, engine):
-    """Two, then one, with FSDP four again, at either end as two copies (HSDP): in one directory, whose curve is that of
-    one process, every step once."""
+    """Two, then one, with FSDP four again, at either end as two copies (HSDP), now and then with half a row each: in
+    one directory, whose curve is that of one process, every step once."""
     alone, result = Alone(tmp_path / "alone", **SHRUNK), Result(folder, f"shrinking-{engine}")
     result.close_to(alone, 2e-4)  # Muon's iteration rounds to bf16
     assert [line[0] for line in result.losses] == list(range(1, SHRUNK["steps"] + 1))

@@ -9,10 +9,10 @@ import json
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
@@ -28,9 +28,16 @@ from babyllama.hardware import Card, can_compile, find_card, this_card
 from babyllama.load import pick_device
 from babyllama.model.config import ModelChoice
 from babyllama.recipe import Recipe
+from babyllama.train.engines.engines import Ddp, Fsdp
+from babyllama.train.engines.mesh import Mesh
 
 LAW_HOLDS = 2e7  # tokens
 BESIDE = 2  # models shown on either side of the chosen one
+
+
+def _by_name(engine: Any) -> Any:
+    """``engine=fsdp`` for ``engine.kind=fsdp``."""
+    return {"kind": engine} if isinstance(engine, str) else engine
 
 
 class PlanRecipe(Recipe):
@@ -38,8 +45,8 @@ class PlanRecipe(Recipe):
 
     gpu: str = Field(default="auto", description="RTX 3060, 4090, A100 40G, H100, …; auto: what is here; cpu")
     gpus: int = Field(default=1, ge=1, description="cards of this kind")
-    engine: Literal["ddp", "fsdp"] = Field(
-        default="ddp", description="for several GPUs: ddp keeps all on each, fsdp shards"
+    engine: Annotated[Ddp | Fsdp, Field(discriminator="kind"), BeforeValidator(_by_name)] = Field(
+        default=Ddp(), description="for several GPUs, as train's: engine=fsdp engine.replicate=2 engine.context=4"
     )
     hours: float | None = Field(default=None, gt=0, description="the longest the training may take")
     money: float | None = Field(default=None, gt=0, description="the most that it may cost, with price_per_hour")
@@ -105,7 +112,7 @@ def main(recipe: PlanRecipe) -> None:
     """Forecast, show, and write if asked."""
     corpus, (card, compiled) = _corpus(recipe), _card(recipe)
     terms = Terms(card, recipe.context, recipe.seconds, recipe.tokens, corpus.tokens, recipe.max_epochs,
-                  corpus.bytes_per_token, recipe.gpus, recipe.engine == "fsdp", recipe.optimizer, compiled,
+                  corpus.bytes_per_token, recipe.engine.mesh(recipe.gpus), recipe.optimizer, compiled,
                   recipe.recompute, recipe.micro_batch_size, recipe.global_batch_tokens)  # fmt: skip
     if recipe.model is None:
         found = best(ladder(recipe.context), corpus.vocab_size, terms)
@@ -173,13 +180,13 @@ def train_recipe(recipe: PlanRecipe, choice: ModelChoice, proposal: Proposal) ->
             "steps": proposal.steps,
             "context": work.context,
             "micro_batch_size": work.micro_batch_size,
-            "accumulate": work.micro_batches * work.gpus,
+            "accumulate": work.micro_batches * work.mesh.readers,
         },
     }
     if work.recompute:
         found["plan"]["recompute"] = True
     if work.gpus > 1:
-        found["engine"] = {"kind": recipe.engine}
+        found["engine"] = {"kind": recipe.engine.kind, **recipe.engine.model_dump(exclude_defaults=True)}
     if recipe.compile is not None:
         found["compile"] = recipe.compile
     return found
@@ -209,7 +216,7 @@ def _brief(proposal: Proposal) -> dict[str, Any]:
         "parameters": config.parameters, "active_parameters": config.active_parameters,
         "training_flops_per_token": round(config.flops_per_token(work.context)),
         "tokens": proposal.tokens, "seconds": round(proposal.seconds),
-        "micro_batch_size": work.micro_batch_size, "accumulate": work.micro_batches * work.gpus,
+        "micro_batch_size": work.micro_batch_size, "accumulate": work.micro_batches * work.mesh.readers,
         "memory_gib": round(proposal.memory_gib, 2), "bits_per_byte": round(proposal.loss.bits_per_byte, 3),
     }  # fmt: skip
 
@@ -221,8 +228,9 @@ def _figures(proposal: Proposal, recipe: PlanRecipe, corpus: Corpus) -> dict[str
         parts["CUDA"] = CONTEXT_GIB
     cost = recipe.price_per_hour and round(recipe.price_per_hour * work.gpus * proposal.seconds / 3600, 2)
     return {
-        "card": asdict(proposal.card), "gpus": work.gpus, "corpus": asdict(corpus), **_brief(proposal),
-        "config": work.config.model_dump(mode="json"), "context": work.context, "steps": proposal.steps,
+        "card": asdict(proposal.card), "gpus": work.gpus, "mesh": asdict(work.mesh), "corpus": asdict(corpus),
+        **_brief(proposal), "config": work.config.model_dump(mode="json"),
+        "context": work.context, "steps": proposal.steps,
         "largest_micro_batch": proposal.largest_micro_batch, "recompute": work.recompute, "compile": work.compiled,
         "global_batch_tokens": work.step_tokens, "epochs": corpus.tokens and round(proposal.tokens / corpus.tokens, 2),
         "tokens_per_second": round(work.step_tokens / proposal.step_seconds), "cost": cost,
@@ -256,7 +264,9 @@ def _plan_table(figures: dict[str, Any]) -> Table:
     rows = f"{f['micro_batch_size']} × {f['context']} tokens" + (", recompute" if f["recompute"] else "")
     used = f"{f['memory_gib']:.1f} GiB of {f['usable_gib']:.1f} usable" + (" on each" if f["gpus"] > 1 else "")
     parts = ", ".join(f"{name} {size:.2f}" for name, size in f["memory_parts_gib"].items())
+    mesh = str(Mesh(**f["mesh"]))
     lines = {
+        **({"mesh": mesh} if mesh else {}),
         "model": f"{config['hidden_size']} × {config['num_hidden_layers']}, {short(f['parameters'])} parameters"
                  f"{active}, vocabulary {config['vocab_size']:,}",
         "micro-batch": f"{rows}; the largest that fits: {f['largest_micro_batch']}",

@@ -92,7 +92,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
     put_on(model, recipe.adapter, recipe.seed)
     steps, made = recipe.plan.total_steps(stream.rows, context), settled(recipe, world, device)
     precision: Precision = made.precision  # type: ignore[assignment]
-    _check_machine(recipe, world, device, DTYPES[precision])  # before there is a run of this recipe
+    _check_machine(recipe, world, device, DTYPES[precision], model.config, context)  # before there is a run
     watch = Watch(steps, shown=world.first)
     base = _base(recipe, model.config)
     export = _exporter(recipe, base, tokenizer)
@@ -150,10 +150,13 @@ def _learned(recipe: TrainRecipe, prepared: Prepared, model: Transformer, tokeni
     return _Learned(stream_of(recipe, prepared, room, tokenizer), objective, compared, room.context)
 
 
-def _check_machine(recipe: TrainRecipe, world: World, device: torch.device, dtype: torch.dtype) -> None:
+def _check_machine(recipe: TrainRecipe, world: World, device: torch.device, dtype: torch.dtype, config: ModelConfig,
+                   context: int) -> None:  # fmt: skip
     """Raise InputError where these processes cannot train so."""
     recipe.engine.check_precision(device, dtype)
-    recipe.plan.shares(recipe.engine.mesh(world.size).readers)
+    mesh = recipe.engine.mesh(world.size)
+    recipe.plan.shares(mesh.readers)
+    mesh.check(config, context, recipe.objective.kind, isinstance(recipe.attend, ShiftedSparse))
     for sink in recipe.sinks if world.first else ():
         sink.check()
 

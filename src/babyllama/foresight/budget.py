@@ -23,6 +23,7 @@ from babyllama.foresight.forecast import (
 from babyllama.foresight.scaling import BYTES_PER_TOKEN, LossForecast, expected_loss
 from babyllama.hardware import chunk_rows
 from babyllama.model.config import ModelChoice, ModelConfig
+from babyllama.train.engines.mesh import ALONE, Mesh
 
 if TYPE_CHECKING:
     from babyllama.hardware import Card
@@ -54,8 +55,7 @@ class Terms:
     unique: int | None = None
     max_epochs: float = 4.0
     bytes_per_token: float = BYTES_PER_TOKEN
-    gpus: int = 1
-    sharded: bool = False
+    mesh: Mesh = ALONE
     optimizer: Literal["muon", "adamw"] = "muon"
     compiled: bool = True
     recompute: bool | None = None
@@ -127,7 +127,7 @@ def propose(config: ModelConfig, terms: Terms) -> Proposal:
     """Batch, length and forecast for one model.
 
     Raises:
-        InputError: it does not fit the card, or the time is over before the first step.
+        InputError: it does not fit the card or the mesh, or the time is over before the first step.
     """
     work, largest = _fitting(config, terms)
     portioned = _portion(work, largest, terms.tokens or 0, terms)
@@ -142,8 +142,9 @@ def propose(config: ModelConfig, terms: Terms) -> Proposal:
 def _fitting(config: ModelConfig, terms: Terms) -> tuple[Workload, int]:
     """The workload, with recomputation only where nothing else fits, and its largest micro-batch."""
     context = terms.context or config.max_position_embeddings
-    work = Workload(config, context, 1, 1, terms.optimizer, not terms.card.is_cpu, terms.compiled, False, terms.gpus,
-                    terms.sharded, chunk_rows(terms.card.memory_gib))  # fmt: skip
+    terms.mesh.check(config, context)
+    work = Workload(config, context, 1, 1, terms.optimizer, not terms.card.is_cpu, terms.compiled, False, terms.mesh,
+                    chunk_rows(terms.card.memory_gib))  # fmt: skip
     rows = terms.micro_batch_size or 1
     work = replace(work, recompute=bool(terms.recompute))
     largest = largest_micro_batch(work, terms.card)
@@ -154,8 +155,10 @@ def _fitting(config: ModelConfig, terms: Terms) -> tuple[Workload, int]:
         return work, largest
     needed = memory_gib(replace(work, micro_batch_size=rows), not terms.card.is_cpu)
     remedy = f"at most {largest} rows fit" if largest else "choose a smaller model, a shorter context or a larger card"
-    if not largest and not terms.sharded:
+    if not largest and terms.mesh.shard == 1:
         remedy += ", or several with engine=fsdp"
+    if not largest and terms.mesh.context == 1:
+        remedy += ", engine.context=2 or more for long rows"
     raise InputError(
         f"{config.parameters / 1e6:,.4g} M parameters on {terms.card.name}: micro_batch_size {rows} × {context} tokens "
         f"{'with recompute ' if work.recompute else ''}needs {needed:.1f} GiB, {usable_gib(terms.card):.1f} of "
@@ -166,7 +169,7 @@ def _fitting(config: ModelConfig, terms: Terms) -> tuple[Workload, int]:
 def _portion(work: Workload, largest: int, tokens: float, terms: Terms) -> Workload:
     """Micro-batch and accumulation for a global batch that suits the length."""
     wished = terms.global_batch_tokens or min(max(tokens / STEPS, GLOBAL_BATCH[0]), GLOBAL_BATCH[1])
-    rows = max(1, round(wished / (work.context * work.gpus)))  # of one process in one step
+    rows = max(1, round(wished / (work.context * work.mesh.readers)))  # that one process reads in one step
     if terms.micro_batch_size:
         chosen = terms.micro_batch_size
     elif largest >= rows:

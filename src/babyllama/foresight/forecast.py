@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from babyllama.model.config import ModelConfig
+from babyllama.train.engines.mesh import ALONE, Mesh
 
 if TYPE_CHECKING:
     from babyllama.hardware import Card
@@ -82,8 +83,7 @@ class Workload:
     half: bool = True
     compiled: bool = True
     recompute: bool = False
-    gpus: int = 1
-    sharded: bool = False  # FSDP; else every process holds the whole state
+    mesh: Mesh = ALONE  # of the processes, each with a GPU
     chunk_rows: int = 8192  # of logits held at a time: hardware.chunk_rows
 
     @property
@@ -92,9 +92,14 @@ class Workload:
         return COSTS[self.optimizer]
 
     @property
+    def gpus(self) -> int:
+        """All of them."""
+        return self.mesh.size
+
+    @property
     def tokens(self) -> int:
-        """Of one micro-batch."""
-        return self.micro_batch_size * self.context
+        """Of one micro-batch, on one GPU."""
+        return self.micro_batch_size * self.context // self.mesh.context
 
     @property
     def step_tokens(self) -> int:
@@ -149,12 +154,12 @@ def memory(work: Workload) -> dict[str, float]:
     Three moments can be it: the loss or the first block's backward on top of all activations; the gradients' way up to
     float32 at the end of the backward pass; the optimiser's step.
     """
-    count, share = work.config.parameters, work.gpus if work.sharded else 1
+    count, share = work.config.parameters, work.mesh.shard
     inside = block_parameters(work.config)
     moments = ADAMW.moments * (count - inside) + work.cost.moments * inside
     state = {"parameters": 4 * count / share, "moments": moments / share}
     full = 4 * count / share
-    held = full if work.micro_batches > 1 or (work.gpus > 1 and not work.sharded) else 0.0  # DDP's buckets stay
+    held = full if work.micro_batches > 1 or (work.gpus > 1 and share == 1) else 0.0  # DDP's buckets stay
     copies = _copies(work) if work.half else 0
     instants = (
         {"half-precision copies": copies, "gradients": held, "activations": _activations(work),
@@ -171,7 +176,7 @@ def memory_gib(work: Workload, on_gpu: bool = True) -> float:
 
 
 def _copies(work: Workload) -> float:
-    if not work.sharded:
+    if work.mesh.shard == 1:
         return 2 * work.config.parameters
     per_layer = block_parameters(work.config) / work.config.num_hidden_layers
     outside = work.config.parameters - block_parameters(work.config)
@@ -238,7 +243,7 @@ def tokens_per_second(work: Workload, card: Card) -> float:
 
 
 def _optimizer_seconds(work: Workload, peak: float, bus: float) -> float:
-    c, cost, share = work.config, work.cost, work.gpus if work.sharded else 1
+    c, cost, share = work.config, work.cost, work.mesh.shard
     inside, kv = block_parameters(c), kv_width(c)
     moved = ADAMW.moved * (c.parameters - inside) + cost.moved * inside
     shapes = [(c.hidden_size, c.hidden_size)] * 2 + [(c.hidden_size, kv)] * 2
@@ -252,11 +257,24 @@ def _optimizer_seconds(work: Workload, peak: float, bus: float) -> float:
 
 
 def _exchange(work: Workload, card: Card) -> float:
-    """A ring's all-reduce of float32 gradients once a step; FSDP gathers twice and scatters once each micro-batch.
-    What Muon orthogonalised travels in bf16: to all ranks, or with FSDP each rank's rows there and back."""
-    if work.gpus == 1:
-        return 0.0
-    ring = (work.gpus - 1) / work.gpus / (card.link * 1e9 * LINK)
-    muon = 2 * block_parameters(work.config) * bool(work.cost.iterations) * (2 / work.gpus if work.sharded else 1)
-    gradients = (2 + 2 + 4) * work.micro_batches if work.sharded else 2 * 4
-    return ring * (gradients * work.config.parameters + muon)
+    """Over the link of one GPU, in seconds: a ring among N brings each (N − 1) / N of what it is about.
+
+    Copies: an all-reduce once a step of the float32 gradients that each holds. Shards: two gatherings of weights and a
+    scattering of gradients each micro-batch. What Muon orthogonalised travels in bf16: to all copies, and each shard's
+    rows there and back. Parts of a row: each block's queries, keys, values and outputs there and back, and again if it
+    is recomputed.
+    """
+    c, mesh, moved = work.config, work.mesh, 0.0
+    muon = 2 * block_parameters(c) * bool(work.cost.iterations) / mesh.shard
+    moved += _others(mesh.replicate) * (2 * 4 * c.parameters / mesh.shard + muon)
+    moved += _others(mesh.shard) * ((2 + 2 + 4) * work.micro_batches * c.parameters + 2 * muon)
+    passes = 3 if work.recompute else 2
+    numbers = 2 * c.hidden_size + 2 * max(kv_width(c), mesh.context * c.head_dim)
+    moved += _others(mesh.context) * passes * work.tokens * work.micro_batches * (
+        c.num_hidden_layers * numbers * work.number_bytes)  # fmt: skip
+    return moved / (card.link * 1e9 * LINK)
+
+
+def _others(size: int) -> float:
+    """What share of something that lies evenly on so many processes lies on others."""
+    return (size - 1) / size

@@ -78,11 +78,14 @@ class Angles:
     """The rotations of one forward pass, computed once for all layers; the arguments are those of `hidden`."""
 
     def __init__(self, rope: Rope, positions: Tensor, segments: Tensor | None = None, cache: KVCache | None = None,
-                 lengths: Tensor | None = None) -> None:  # fmt: skip
+                 lengths: Tensor | None = None, part: Callable[[Tensor], Tensor] | None = None) -> None:  # fmt: skip
         self.positions = positions
         if lengths is None and not rope.static:
             lengths = positions.amax(-1) + 1 if segments is None else spans(positions, segments)
-        self.query = rope(positions, lengths)
+        if part is None:
+            self.query = rope(positions, lengths)
+        else:
+            self.query = rope(part(positions), lengths if lengths is None or lengths.ndim == 1 else part(lengths))
         self.key = self.query
         if cache is not None and not cache.rotated:
             self.key = rope(cache.key_positions(positions.device), lengths)
@@ -125,7 +128,8 @@ class Transformer(nn.Module):
     """tokens (B, T) → logits (B, T, V), or of a reward model what each beginning is worth, (B, T, 1). `hidden` stops
     before the head, for losses that never build all logits.
 
-    `through` runs one block and may be replaced (`recompute`).
+    `through` runs one block and may be replaced (`recompute`). Where processes share a row out, `part` takes of
+    columns (B, T, …) those that this one computes: `hidden` gets whole rows and returns the states of that part.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -139,6 +143,7 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, 1 if config.reward else config.vocab_size, bias=False)
         self.rope = make_rope(config)
         self.through: Callable[[Block, Tensor, Angles, Mask, KVCache | None], Tensor] = direct
+        self.part: Callable[[Tensor], Tensor] | None = None
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         replace_matrices(self, config.weights)
@@ -164,7 +169,9 @@ class Transformer(nn.Module):
         mask: Mask = None
         if cache is not None:
             mask = cache.mask(positions)
-        angles = Angles(self.rope, positions, segments, cache, lengths)
+        angles = Angles(self.rope, positions, segments, cache, lengths, self.part)
+        if self.part is not None:
+            tokens, embedded = self.part(tokens), embedded if embedded is None else self.part(embedded)
         x = self.embed_tokens(tokens) if embedded is None else embedded
         if cache is None and segments is not None:
             mask = documents(segments, x)

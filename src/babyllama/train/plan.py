@@ -93,7 +93,7 @@ class Plan(Recipe):
         if self.rows % size:
             raise InputError(
                 f"plan: a step's {self.rows} rows (micro_batch_size × accumulate) cannot be shared by {size} "
-                f"processes; choose a multiple of {size}"
+                f"processes (with engine.context: groups of them); choose a multiple of {size}"
             )
         mine = self.rows // size
         pieces = -(-mine // self.micro_batch_size)

@@ -43,6 +43,17 @@ class _Engine(Recipe):
         """Raise InputError when this device cannot train in `dtype` in this way."""
 
 
+def _whole(number: int, processes: int, key: str, what: str) -> None:
+    """Raise InputError unless the processes are a multiple of what `key` asks for."""
+    if processes % number:
+        there = amount(processes, "process", "processes")
+        raise InputError(f"engine.{key}: {number} {what} {there}; start a multiple of {number}, or set engine.{key}=1")
+
+
+Context = Annotated[int, Field(ge=1, description="processes that share the tokens of a row, for rows too long for one; "
+                               "it divides the model's heads and the context")]  # fmt: skip
+
+
 class Single(_Engine):
     """One process, one device."""
 
@@ -67,6 +78,14 @@ class Ddp(_Engine):
     exchange: Literal["fp32", "bf16"] = Field(
         default="fp32", description="what gradients travel in; bf16: half the traffic, rounded before they are summed"
     )
+    context: Context = 1
+
+    def mesh(self, processes: int) -> Mesh:
+        _whole(self.context, processes, "context", "parts of a row cannot be shared by")
+        return Mesh(processes, context=self.context)
+
+    def check(self, processes: int, optimizer: Optimizer) -> None:
+        self.mesh(processes)
 
     def __call__(self, setting: Setting) -> Worker:
         return Replica(setting, self.exchange) if setting.world.size > 1 else Worker(setting)
@@ -90,13 +109,12 @@ class Fsdp(_Engine):
         default=1, ge=1, description="copies of the states, each sharded over its part of the processes, such as one "
         "a machine, whose processes then gather weights from each other only"
     )  # fmt: skip
+    context: Context = 1
 
     def mesh(self, processes: int) -> Mesh:
-        if processes % self.replicate:
-            there = amount(processes, "process", "processes")
-            raise InputError(f"engine.replicate: {self.replicate} copies cannot be spread over {there}; start a "
-                             f"multiple of {self.replicate}, or set engine.replicate=1")  # fmt: skip
-        return Mesh(self.replicate, processes // self.replicate)
+        _whole(self.replicate, processes, "replicate", "copies cannot be spread over")
+        _whole(self.context, processes, "context", "parts of a row cannot be shared by")
+        return Mesh(self.replicate, processes // self.replicate, self.context)
 
     def check(self, processes: int, optimizer: Optimizer) -> None:
         self.mesh(processes)

@@ -9,7 +9,7 @@ import torch
 from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.roles import exact
 from babyllama.model.transformer import Transformer
-from babyllama.train.engines.mesh import Mesh
+from babyllama.train.engines.mesh import ALONE, Mesh
 from babyllama.train.engines.world import World
 from babyllama.train.lisa import Lisa
 from babyllama.train.losses.objectives import Objective
@@ -39,7 +39,7 @@ class Setting:
     attend: Attend = attend_sdpa
     lisa: Lisa | None = None
     seed: int = 1
-    mesh: Mesh = field(default=Mesh())
+    mesh: Mesh = ALONE
     adapter: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -42,6 +42,12 @@ class Worker:
         self.model = setting.model
         self.forward: Callable[..., Tensor] | None = None
         self._lent = Lent()
+        self._part, self._attend = None, setting.attend
+        if setting.mesh.context > 1:
+            from babyllama.train.engines.context import Part
+
+            self._part = Part(setting.world, setting.mesh, setting.device)
+            self._attend = self._part.attend(setting.attend)
         self.module = self._prepare(LossModule(self.model, setting.objective))
         self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.mean: dict[str, Tensor] = {}
@@ -140,7 +146,8 @@ class Worker:
         with self._computing():
             for number, batch in enumerate(micro, 1):
                 with self._synchronising(number == len(micro)):
-                    loss, metrics = self.module(batch.to(self.device))
+                    batch = batch.to(self.device)
+                    loss, metrics = self.module(batch if self._part is None else self._part.batch(batch))
                     self.metrics = tuple(metrics)
                     sums = sums + torch.stack([loss.detach(), *metrics.values()])
                     backward(loss, sums, number == len(micro))
@@ -154,12 +161,13 @@ class Worker:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Inside, the model computes through the compiled forward and the recipe's attention; validation and samples,
-        outside, stay eager and full."""
+        """Inside, the model computes through the compiled forward and the recipe's attention, and of rows that are
+        shared out its part; validation and samples, outside, stay eager and full."""
         attentions: list[Attention] = [block.self_attn for block in self.model.layers]  # type: ignore[misc]
         before = [attention.attend for attention in attentions]
         for attention in attentions:
-            attention.attend = self.setting.attend
+            attention.attend = self._attend
+        self.model.part = self._part
         if self.forward is not None:
             self.model.hidden = self.forward  # type: ignore[method-assign]
         try:
@@ -167,6 +175,7 @@ class Worker:
         finally:
             for attention, attend in zip(attentions, before, strict=True):
                 attention.attend = attend
+            self.model.part = None
             if self.forward is not None:
                 del self.model.hidden
 

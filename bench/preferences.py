@@ -160,7 +160,7 @@ def accuracies(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> d
 def known(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> np.ndarray:
     """(P,): the pairs that both looks had room for."""
     seen = after["score"] if "score" in after else after["log_p"]
-    return np.isfinite(before["tokens"] + seen).all(1)
+    return np.asarray(np.isfinite(before["tokens"] + seen).all(1))
 
 
 def pull(before: dict[str, np.ndarray], after: dict[str, np.ndarray], by: str) -> float:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import operator
 import os
 import random
 import re
@@ -63,15 +62,17 @@ HELD_OUT = 300
 class Task:
     """`main`: the reward that it is about. `tokens`: of an answer, with tools of a turn. A start's score is to lie in
     `start`. A training does where the score rises by `gain` or to 0.8, and bits per byte by 2 % at most. `learned`:
-    steps of SFT that the search begins with, of `context` tokens. `steps` of RL, each of `answers` in groups."""
+    steps of SFT that the search begins with, of `context` tokens. `rate`, `beta`, `steps`: of RL; `answers` a step."""
 
     rewards: str
     main: str
     tokens: int
-    start: tuple[float, float] = (0.2, 0.6)
+    start: tuple[float, float]
     gain: float = 0.3
     learned: int = 200
     context: int = 128
+    rate: float = 1e-4
+    beta: float = 0.02
     steps: int = 120
     answers: int = 512
     group: int = 16
@@ -81,20 +82,17 @@ class Task:
 
 
 TASKS = {
-    "sums": Task("[{kind: number}, {kind: ends, weight: 0.1}]", "reward_number", 12, steps=150),
+    "sums": Task("[{kind: number}, {kind: ends, weight: 0.1}]", "reward_number", 12, start=(0.5, 0.7), learned=260,
+                 steps=240),
     "idioms": Task("[{kind: idiom_chain, words: WORK/idioms.txt}, {kind: ends, weight: 0.1}]", "reward_idiom_chain", 8,
-                   learned=100),
+                   start=(0.62, 0.78), learned=36, beta=0.1),
     "poems": Task("[{kind: poem}, {kind: ends, weight: 0.1}, {kind: no_repetition, weight: 0.2}]", "reward_poem", 48,
-                  start=(0.3, 0.65), learned=100),
-    "tools": Task("[{kind: exact}, {kind: valid_calls, weight: 0.2}]", "reward_exact", 64, start=(0.2, 0.6), gain=0.1,
-                  learned=400, context=512, steps=60, answers=256, group=8, accumulate=2, label="tool_questions",
+                  start=(0.3, 0.68), learned=100, rate=3e-5, steps=60),
+    "tools": Task("[{kind: exact}]", "reward_exact", 64, start=(0.55, 0.8), gain=0.1, learned=200, context=512,
+                  rate=5e-5, steps=60, answers=256, group=8, accumulate=2, label="tool_questions",
                   more=", tools: {kind: toolworld}"),
 }  # fmt: skip
-METHODS = {
-    "grpo": "{kind: grpo, beta: 0.02}", "dr_grpo": "{kind: dr_grpo, beta: 0.02}", "dapo": "{kind: dapo, beta: 0.02}",
-    "gspo": "{kind: gspo, beta: 0.02}", "cispo": "{kind: cispo, beta: 0.02}", "rloo": "{kind: rloo, beta: 0.02}",
-    "ppo": "{kind: ppo, beta: 0.02}",
-}  # fmt: skip
+METHODS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "ppo")
 SHAPE = "{preset: tiny, hidden_size: 384, num_hidden_layers: 8, num_attention_heads: 6, num_key_value_heads: 2, " \
         "max_position_embeddings: 512}"  # fmt: skip
 SMALL = "{preset: tiny, hidden_size: 96, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, " \
@@ -227,14 +225,19 @@ def learn(out: Path, *words: str) -> None:
 
 
 # ── one training ───────────────────────────────────────────────────────────────────────────────────────────────────
+def beta_of(name: str, arguments: argparse.Namespace) -> float:
+    return TASKS[name].beta if arguments.beta is None else arguments.beta
+
+
 def recipe_of(work: Path, name: str, method: str, seed: int, rate: float, arguments: argparse.Namespace
               ) -> TrainRecipe:  # fmt: skip
     task, small = TASKS[name], arguments.small
+    beta = beta_of(name, arguments)
     steps, answers = arguments.steps or (4 if small else task.steps), task.answers // (8 if small else 1)
     return load_recipe(TrainRecipe, None, [
-        f"out={work}/runs/{name}-{method}-{rate:g}-{seed}", f"data.path={work}/chats",
+        f"out={work}/runs/{name}-{method}-{rate:g}-{beta:g}-{seed}", f"data.path={work}/chats",
         f"data.weights={{{task.label or name}: 1}}",
-        f"init={{kind: from, path: {work}/start-{name}}}", f"objective={METHODS[method]}",
+        f"init={{kind: from, path: {work}/start-{name}}}", f"objective={{kind: {method}, beta: {beta}}}",
         f"rewards={task.rewards.replace('WORK', str(work))}",
         f"rollouts={{group: {8 if small else task.group}, max_tokens: {task.tokens}, passes: {arguments.passes}, "
         f"redraws: {2 if method == 'dapo' else 0}, validation_prompts: {HELD_OUT}, general: {work}/texts{task.more}}}",
@@ -295,18 +298,19 @@ def does(line: dict[str, Any]) -> bool:
 def by_rates(work: Path, name: str, method: str, seed: int, arguments: argparse.Namespace) -> None:
     """One training by one rate after the other, until one does."""
     file = arguments.results / FILE
-    own = {"task": name, "method": method, "passes": arguments.passes, "small": arguments.small}
+    own = {"task": name, "method": method, "beta": beta_of(name, arguments), "passes": arguments.passes,
+           "small": arguments.small}  # fmt: skip
     told = [line for line in lines(file) if own.items() <= line.items()]
-    rate = next((line["lr"] for line in told if does(line)), arguments.lr)
+    rate = next((line["lr"] for line in told if does(line)), arguments.lr or TASKS[name].rate)
     for _ in range(arguments.tries):
         line = next((line for line in told if line["seed"] == seed and line["lr"] == rate), None)
         if line is None:
             before, key = start(work, name, arguments), TASKS[name].main
             found = measured(recipe_of(work, name, method, seed, rate, arguments), TASKS[name], before)
             line = {**own, "seed": seed, "lr": rate, **found}
-            print(f"{name} {method} seed {seed} rate {rate:g}: {key} {before[key]:.3f} → {found['end'][key]:.3f}, bits "
-                  f"per byte {before['bits_per_byte']:.4f} → {found['end']['bits_per_byte']:.4f}, "
-                  f"{found['seconds']} s, {found['share']}", flush=True)  # fmt: skip
+            print(f"{name} {method} seed {seed} rate {rate:g} beta {own['beta']:g}: {key} {before[key]:.3f} → "
+                  f"{found['end'][key]:.3f}, bits per byte {before['bits_per_byte']:.4f} → "
+                  f"{found['end']['bits_per_byte']:.4f}, {found['seconds']} s, {found['share']}", flush=True)  # fmt: skip
             append(file, {**line, **facts(torch.device(pick_device("auto")))})
         if does(line):
             return
@@ -316,15 +320,20 @@ def by_rates(work: Path, name: str, method: str, seed: int, arguments: argparse.
 def summary(file: Path) -> None:
     found = [line for line in lines(file) if not line["small"]]
     rows = []
-    group_of = operator.itemgetter("task", "method", "lr")
-    for (name, method, rate), group in itertools.groupby(sorted(found, key=group_of), group_of):
+
+    def group_of(line: dict[str, Any]) -> tuple[Any, ...]:
+        return line["task"], line["method"], line["lr"], line["beta"], line["start"]["sft_steps"]
+
+    for (name, method, rate, beta, learned), group in itertools.groupby(sorted(found, key=group_of), group_of):
         each, key = list(group), TASKS[name].main
         ends = " ".join(f"{line['end'][key]:.3f}" for line in each)
         bits = [f"{sum(line[when]['bits_per_byte'] for line in each) / len(each):.4f}" for when in ("start", "end")]
         speed = sum(line["answers_per_second"] for line in each) / len(each)
-        rows.append([name, method, f"{rate:g}", str(len(each)), f"{each[0]['start'][key]:.3f}", ends, *bits,
-                     f"{sum(map(does, each))}", f"{speed:,.0f}"])  # fmt: skip
-    table(["task", "method", "lr", "seeds", "start", "ends", "bits before", "bits after", "do", "answers/s"], rows)
+        rows.append([name, method, f"{rate:g}", f"{beta:g}", str(learned), str(len(each)),
+                     f"{each[0]['start'][key]:.3f}", ends, *bits, f"{sum(map(does, each))}",
+                     f"{speed:,.0f}"])  # fmt: skip
+    table(["task", "method", "lr", "beta", "sft", "seeds", "start", "ends", "bits before", "bits after", "do",
+           "answers/s"], rows)  # fmt: skip
 
 
 def draw(path: Path, file: Path) -> None:
@@ -359,7 +368,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["grpo"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--steps", type=int, help="default: the task's")
-    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--lr", type=float, help="default: the task's")
+    parser.add_argument("--beta", type=float, help="default: the task's")
     parser.add_argument("--tries", type=int, default=1)
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--base-steps", type=int)

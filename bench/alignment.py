@@ -310,7 +310,8 @@ def by_rates(work: Path, name: str, method: str, seed: int, arguments: argparse.
             line = {**own, "seed": seed, "lr": rate, **found}
             print(f"{name} {method} seed {seed} rate {rate:g} beta {own['beta']:g}: {key} {before[key]:.3f} → "
                   f"{found['end'][key]:.3f}, bits per byte {before['bits_per_byte']:.4f} → "
-                  f"{found['end']['bits_per_byte']:.4f}, {found['seconds']} s, {found['share']}", flush=True)  # fmt: skip
+                  f"{found['end']['bits_per_byte']:.4f}, {found['seconds']} s, {found['share']}",
+                  flush=True)  # fmt: skip
             append(file, {**line, **facts(torch.device(pick_device("auto")))})
         if does(line):
             return

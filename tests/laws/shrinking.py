@@ -34,7 +34,6 @@ STAGES = {"ddp": (("ddp", 4, 0), ("ddp_context", 2, 8), ("ddp", 1, 0)),
           "fsdp": (("hsdp", 4, 0), ("fsdp", 2, 8), ("fsdp", 1, 10), ("hsdp_context", 4, 0))}  # fmt: skip
 FOUR: dict[str, tuple[str, dict[str, Any]]] = {
     "hsdp-adamw-4": ("hsdp", settings("adamw", 4)),
-    "hsdp-muon-1": ("hsdp", settings("muon", 1, kv_heads=1, tie=False)),
     "hsdp-muon-moe": ("hsdp", settings("muon", 4, **MOE)),
 }
 FOUR_STOPPED = {"hsdp_context-muon": settings("muon", 4, average=TailAverage(share=0.75, tau=4), **RESUMED)}

@@ -39,6 +39,7 @@ from babyllama.data.clean.duplicates import (
 )
 from babyllama.data.clean.ledger import Entry, excerpt
 from babyllama.data.shards.encode import Done, Job, Plan, jobs_of, write_shards
+from babyllama.data.shards.ids import write_ids
 from babyllama.data.shards.workers import Part, spread
 from babyllama.data.sources.corpora import Source
 from babyllama.data.sources.documents import Document, Text
@@ -140,6 +141,7 @@ def read_blob(job: Job) -> Read:
         parse(job.blob, job.shape),
         Cleaning(job.plan.clean),
     )
+    write_ids(job.record.with_suffix(".ids"), job.blob.where, parsed.ids)
     documents = list(cleaning(parsed.documents))
     lines = [kept(document) for document in documents]
     write_atomic(path, b"".join(line + b"\n" for line in lines))

@@ -27,6 +27,7 @@ from babyllama.data.clean.duplicates import Exact, Lines
 from babyllama.data.clean.filters import Filter
 from babyllama.data.clean.ledger import added
 from babyllama.data.clean.near import Near
+from babyllama.data.shards.ids import repeated_ids, write_ids
 from babyllama.data.shards.shards import SPLITS, VERSION, shard_digest, token_dtype
 from babyllama.data.shards.workers import Part, spread
 from babyllama.data.sources.blobs import Blob
@@ -36,7 +37,7 @@ from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
 from babyllama.tokenizer.tokenizer import Tokenizer
 
-_READING = 4  # raised when the same lines become other documents or marks of them: an interrupted run mixes no two
+_READING = 5  # raised when the same lines become other documents or marks of them: an interrupted run mixes no two
 _BATCH_CHARACTERS = 1 << 20  # encoded at a time: bounds the lists of ids in memory
 
 
@@ -162,6 +163,7 @@ class _Split:
 def encode_blob(job: Job) -> Done:
     """Parse, clean, tokenise and write one blob; its record comes last."""
     parsed, cleaning = parse(job.blob, job.shape), Cleaning(job.plan.clean)
+    write_ids(job.record.with_suffix(".ids"), job.blob.where, parsed.ids)
     written = write_shards(job.plan, job.record, cleaning(parsed.documents))
     record = {"bad": parsed.bad, "dropped": parsed.dropped, "first_bad": parsed.first_bad,
               "notes": dict(parsed.notes), "splits": written, "cleaning": cleaning.ledger}  # fmt: skip
@@ -227,7 +229,9 @@ def write_manifest(folder: Path, sources: list[Source], done: list[Done], plan: 
         InputError: a corpus without a single document.
     """
     tokenizer = _load(plan)
-    corpora = {source.label: _corpus(source, [d for d in done if d.label == source.label]) for source in sources}
+    corpora = {
+        source.label: _corpus(source, [d for d in done if d.label == source.label], folder) for source in sources
+    }
     for label in corpora:
         current = {name for d in done if d.label == label for name in _names(d)}
         for path in (folder / "shards" / label).iterdir():
@@ -254,7 +258,7 @@ def _names(done: Done) -> set[str]:
     return {f"{done.index:05d}", *(f"{split}-{done.index:05d}" for split in done.splits)}
 
 
-def _corpus(source: Source, done: list[Done]) -> dict[str, Any]:
+def _corpus(source: Source, done: list[Done], folder: Path) -> dict[str, Any]:
     splits = {}
     for name in SPLITS:
         shards = [d.splits[name] for d in done if name in d.splits]
@@ -271,8 +275,10 @@ def _corpus(source: Source, done: list[Done]) -> dict[str, Any]:
             f"{bad} bad{told}{_cleaned_away(cleaning)}{'; not used: ' if notes else ''}{', '.join(notes)})"
         )
     fetched = {"files": source.fetched} if source.fetched else {}
+    again, places = repeated_ids(folder / "shards" / d.label / f"{d.index:05d}.ids" for d in done)
     return {"kind": source.kind, "licence": source.licence, "source": source.source, **fetched, "part": source.part,
             "bad": bad, "dropped": dropped, "first_bad": first,
+            **({"repeated_ids": {"records": again, "first": places}} if again else {}),
             "notes": dict(notes.most_common()), **({"cleaning": cleaning} if cleaning else {}),
             "splits": splits}  # fmt: skip
 

@@ -46,6 +46,8 @@ def _left_out(source: Source, corpus: dict[str, Any]) -> Iterator[str]:
         yield f"  records that cannot be read, left out: {corpus['bad']:,} (the first: {corpus['first_bad']})"
     if corpus["dropped"]:
         yield f"  records without a text or an answer, or too long, left out: {corpus['dropped']:,}"
+    if again := corpus.get("repeated_ids"):
+        yield f"  records with the id of an earlier one, kept: {again['records']:,} (such as {again['first']})"
     for entry in corpus.get("cleaning", ()):
         if entry["dropped"] or entry["changed"]:
             yield (f"  {entry['filter']}: of {entry['documents']:,} documents {entry['dropped']:,} left out, "

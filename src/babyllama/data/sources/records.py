@@ -18,7 +18,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+import xxhash
 
 from babyllama.data.sources.blobs import DAMAGED, Blob, OnBad
 from babyllama.data.sources.calls import BadRecord, Record
@@ -60,15 +62,23 @@ class Shape:
     encoding: str = "utf-8"  # of the file, for a message that names the cause
 
 
+class Id(NamedTuple):
+    """That of one record, as a hash, and where it is."""
+
+    hash: int
+    line: int
+
+
 @dataclass
 class Parsed:
-    """The documents of one blob, with what was left out."""
+    """The documents of one blob, with what was left out, and the ids that its records carry."""
 
     documents: list[Document] = field(default_factory=list)
     bad: int = 0
     dropped: int = 0
     first_bad: str = ""
     notes: Notes = field(default_factory=Counter)
+    ids: list[Id] = field(default_factory=list)
 
 
 def parse(blob: Blob, shape: Shape) -> Parsed:
@@ -86,7 +96,10 @@ def parse_lines(blob: Blob, shape: Shape, counts: Parsed) -> Iterator[tuple[byte
         document = None
         if line and not line.isspace():
             try:
-                document = _document(_record(line, shape.encoding), shape, counts.notes)
+                record = _record(line, shape.encoding)
+                if type(id := record.get("id")) in (int, str):
+                    counts.ids.append(Id(xxhash.xxh3_64_intdigest(str(id).encode("utf-8", "surrogatepass")), number))
+                document = _document(record, shape, counts.notes)
                 counts.dropped += document is None
             except BadRecord as error:
                 reason = f"{blob.where}{number}: {error}"

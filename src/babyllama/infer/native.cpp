@@ -16,11 +16,7 @@
 #include <functional>
 #include <system_error>
 #include <thread>
-#include <type_traits>
 #include <vector>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -332,10 +328,13 @@ void row_of(const Matrix& m, int64_t n, float* out) {  // dequantised, in the mo
 
 // ── threads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 struct Team {
-    int size = 1;
-    std::atomic<int> arrived{0}, turn{0};
-    std::vector<std::atomic<int64_t>> taken;  // of each phase: how much of it has been given out
-    explicit Team(size_t phases) : taken(phases) {}
+    std::atomic<int> size, arrived{0}, turn{0};  // size: 0 until it is known
+    std::vector<std::atomic<int64_t>> taken;     // of each phase: how much of it has been given out
+    explicit Team(const Model& model, int size = 0) : size(size), taken(32 * model.layers + 9) {}
+
+    void again() {  // for another step, while the others wait
+        for (auto& phase : taken) phase = 0;
+    }
 
     void wait() {  // a few microseconds of spinning, then others may have the core
         int now = turn.load(std::memory_order_acquire);
@@ -353,14 +352,27 @@ struct Team {
     }
 };
 
+// What phases leave for the next ones, of `rows` rows.
+struct Between {
+    std::vector<float> all;
+    float *q, *k, *v, *attended, *back, *gate, *up;
+
+    Between(const Model& model, int64_t rows) {
+        int64_t C = model.width, F = model.inner, KD = model.kv_heads * model.head_dim;
+        all.resize(rows * (4 * C + 2 * KD + 2 * F));
+        q = all.data(), attended = q + rows * C, back = attended + rows * C, k = back + rows * C, v = k + rows * KD;
+        gate = v + rows * KD, up = gate + rows * F;
+    }
+};
+
 struct Worker {  // one thread's way through a step
     const Model& model;
     const Call& call;
     Team& team;
-    int64_t phase = 0, rows;  // rows: that are computed now
+    int64_t phase = 0, rows = 0;  // rows: that are computed now
     std::vector<float> x, normed, mixed, changed[3], sums[3], scores;
 
-    Worker(const Model& m, const Call& c, Team& t) : model(m), call(c), team(t), rows(c.rows) {}
+    Worker(const Model& m, const Call& c, Team& t) : model(m), call(c), team(t) {}
 
     template <class F>
     void shared(int64_t count, int64_t chunk, F work) {  // work(from, to) over all of count, then a barrier
@@ -513,8 +525,10 @@ struct Worker {  // one thread's way through a step
         for (size_t i = 0; i < x.size(); i++) x[i] += more[i];
     }
 
-    void run(float* q, float* k, float* v, float* attended, float* back, float* gate, float* up) {
-        int64_t C = model.width, F = model.inner, B = rows;
+    void run(const Between& between) {
+        auto& [all, q, k, v, attended, back, gate, up] = between;
+        int64_t C = model.width, F = model.inner, B = rows = call.rows;
+        phase = 0;
         int64_t widest = ((C > F ? C : F) + 63) / 32 * 32;
         x.resize(B * C), normed.resize(B * C), mixed.resize(B * F);
         for (int i = 0; i < 3; i++) changed[i].resize(B * widest), sums[i].resize(B * widest);
@@ -540,29 +554,24 @@ struct Worker {  // one thread's way through a step
     }
 };
 
-void pass(const Model& model, const Call& call, int threads) {
-    int64_t B = call.rows, C = model.width, F = model.inner, KD = model.kv_heads * model.head_dim;
-    std::vector<float> shared(B * (4 * C + 2 * KD + 2 * F));
-    float *q = shared.data(), *attended = q + B * C, *back = attended + B * C, *k = back + B * C, *v = k + B * KD,
-          *gate = v + B * KD, *up = gate + B * F;
-    Team team(32 * model.layers + 8);
-#ifdef _OPENMP
-    if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-        {
-#pragma omp single
-            team.size = omp_get_num_threads();  // an implicit barrier follows
-            Worker(model, call, team).run(q, k, v, attended, back, gate, up);
-        }
-        return;
+// `work(first)` by several threads, this one as the first. Its helpers end with it: OpenMP's would wait for more work by
+// spinning, milliseconds long, on cores that others want, a server's HTTP for example. Where the system gives no more
+// threads, fewer do it. `begin(count)` is told how many there are, before this one works.
+template <class B, class F>
+void together(int64_t threads, B begin, F work) {
+    std::vector<std::thread> helpers;
+    try {
+        while ((int64_t)helpers.size() + 1 < threads) helpers.emplace_back(work, false);
+    } catch (const std::system_error&) {
     }
-#endif
-    Worker(model, call, team).run(q, k, v, attended, back, gate, up);
+    begin(1 + helpers.size());
+    work(true);
+    for (std::thread& helper : helpers) helper.join();
 }
 
-// Many rows go through the model in parts, which threads take one after the other: so nobody waits for another before
-// the end, whose core others want too, a server's HTTP for example. Tokens of one text stay together: the later ones
-// read what the earlier ones write. Returns where each part ends; few rows are one part.
+// Many rows go through the model in parts, which threads take one after the other: before the end nobody waits for a
+// thread whose core others have taken. Tokens of one text stay together: the later ones read what the earlier ones
+// write. Returns where each part ends; few rows are one part.
 constexpr int64_t SOME_ROWS = 8;
 std::vector<int64_t> parts(const Call& call) {
     std::vector<int64_t> ends;
@@ -584,43 +593,49 @@ Call part_of(const Model& model, const Call& call, int64_t from, int64_t to, std
     return part;
 }
 
-struct Nothing { void operator()(int64_t) {} };
-// A step; `then` is called for every row once it is through, by any thread.
-template <class F>
-void step(const Model& model, const Call& call, F then) {
+// Steps, as long as `more()` says so after one; before it, `then` is called for every row, by any thread.
+template <class F, class M>
+void steps(const Model& model, const Call& call, F then, M more) {
     std::vector<int64_t> ends = parts(call);
     int64_t count = ends.size();
-    if (count == 1) {
-        pass(model, call, (int)call.threads);
-        if (std::is_same<F, Nothing>::value) return;
-#ifdef _OPENMP
-#pragma omp parallel for num_threads((int)call.threads) if (call.rows > 1)
-#endif
-        for (int64_t b = 0; b < call.rows; b++) then(b);
+    if (count > 1) {
+        std::atomic<int64_t> taken{0};
+        do {
+            taken = 0;
+            together(std::min(call.threads, count), [](int64_t) {}, [&](bool) {
+                for (int64_t i; (i = taken++) < count;) {
+                    int64_t from = i ? ends[i - 1] : 0;
+                    std::vector<int64_t> wanted;
+                    Call part = part_of(model, call, from, ends[i], wanted);
+                    Team alone(model, 1);
+                    Between between(model, part.rows);
+                    Worker(model, part, alone).run(between);
+                    for (int64_t b = from; b < ends[i]; b++) then(b);
+                }
+            });
+        } while (more());
         return;
     }
-    std::atomic<int64_t> taken{0};
-    auto work = [&] {
-        for (int64_t i; (i = taken++) < count;) {
-            int64_t from = i ? ends[i - 1] : 0;
-            std::vector<int64_t> wanted;
-            pass(model, part_of(model, call, from, ends[i], wanted), 1);
-            for (int64_t b = from; b < ends[i]; b++) then(b);
-        }
-    };
-    // Not OpenMP's threads: those wait for more work by spinning, milliseconds long, on cores that others want.
-    std::vector<std::thread> helpers;
-    try {
-        while ((int64_t)helpers.size() + 1 < std::min(call.threads, count)) helpers.emplace_back(work);
-    } catch (const std::system_error&) {  // the system gives no more of them: fewer do it too
-    }
-    work();
-    for (std::thread& helper : helpers) helper.join();
+    Team team(model);
+    Between between(model, call.rows);
+    bool goes_on = false;
+    together(call.threads, [&](int64_t size) { team.size = size; }, [&](bool first) {
+        while (!team.size) std::this_thread::yield();
+        Worker worker(model, call, team);
+        do {
+            worker.run(between);
+            worker.shared(call.rows, 1, [&](int64_t b, int64_t) { then(b); });
+            if (first) goes_on = more(), team.again();
+            team.wait();
+        } while (goes_on);
+    });
 }
 
 }  // namespace
 
-extern "C" void babyllama_step(const Model* model, const Call* call) { step(*model, *call, Nothing()); }
+extern "C" void babyllama_step(const Model* model, const Call* call) {
+    steps(*model, *call, [](int64_t) {}, [] { return false; });
+}
 
 // ── the next token ──────────────────────────────────────────────────────────────────────────────────────────────────
 namespace {
@@ -695,17 +710,19 @@ int64_t choose(float* scores, const Choices& given, int64_t b) {
 // How many tokens every row has made: until one of them may be the end of an answer, or the time is over.
 extern "C" int64_t babyllama_steps(const Model* model, const Call* call, const Choices* given) {
     auto began = std::chrono::steady_clock::now();
-    for (int64_t i = 0; i < given->most;) {
-        std::atomic<bool> ended{false};
-        step(*model, *call, [&](int64_t b) {
-            int64_t token = choose(call->logits + b * model->head.outputs, *given, b), fed = token < 0 ? 0 : token;
-            given->made[i * call->rows + b] = token;
-            given->tokens[b] = fed, given->positions[b]++, given->counters[b]++;
-            if (given->counts) given->counts[b * given->vocabulary + fed]++;
-            if (token < 0 || given->ends[fed]) ended = true;
-        });
+    std::atomic<bool> ended{false};
+    int64_t i = 0;
+    auto then = [&](int64_t b) {
+        int64_t token = choose(call->logits + b * model->head.outputs, *given, b), fed = token < 0 ? 0 : token;
+        given->made[i * call->rows + b] = token;
+        given->tokens[b] = fed, given->positions[b]++, given->counters[b]++;
+        if (given->counts) given->counts[b * given->vocabulary + fed]++;
+        if (token < 0 || given->ends[fed]) ended = true;
+    };
+    auto more = [&] {
         auto spent = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - began);
-        if (++i == given->most || ended || spent.count() > given->budget) return i;
-    }
-    return 0;
+        return ++i < given->most && !ended && spent.count() <= given->budget;
+    };
+    steps(*model, *call, then, more);
+    return i;
 }

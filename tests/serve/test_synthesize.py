@@ -87,10 +87,21 @@ def test_what_fails_is_asked_again_and_limits_hold(moody, tmp_path, capsys):
     assert chat["messages"][1] == {"role": "assistant", "content": "好", "reasoning_content": "想"}
     moods += [500] * 9
     main(recipe(tmp_path, url, parallel=1, system="短", answers=2, retries=0))
-    assert "6 questions without an answer, the first: HTTP 500" in capsys.readouterr().out
+    assert "6 questions without an answer, the last: HTTP 500" in capsys.readouterr().out
     moods.clear()
     main(recipe(tmp_path, url, system="短", answers=2))
     assert len(lines(tmp_path / "out" / "calls.jsonl")) == 8 and len(asked) == 5 + 6 + 6
+
+
+def test_a_refused_question_is_passed_over_and_a_dead_server_given_up(moody, tmp_path, capsys):
+    url, moods, asked = moody
+    moods += [400, 200, 200]  # a prompt beyond the teacher's context, say
+    main(recipe(tmp_path, url, parallel=1))
+    said = capsys.readouterr().out
+    assert "3 of 4 answers" in said and "1 question without an answer, the last: HTTP 400" in said and len(asked) == 4
+    moods += [500] * 30
+    main(recipe(tmp_path, url, parallel=1, answers=10, retries=0, out=tmp_path / "b"))
+    assert "20 in a row" in capsys.readouterr().out and len(asked) == 24
 
 
 def test_bad_prompts_are_one_line(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from babyllama.errors import InputError
 
 BUSY = (408, 409, 429)  # what may go over; so may all from 500 on
+ALL = (401, 402, 403, 404, 405)  # what every other question would be told, too
 
 
 class Reply(NamedTuple):
@@ -25,7 +26,7 @@ class Reply(NamedTuple):
 
 
 class NoReply(Exception):
-    """A question that has no answer, although it was asked again; in words."""
+    """A question that has no answer: it was asked again in vain, or is refused; in words."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Teacher:
         """Its answer.
 
         Raises:
-            InputError: the server refuses the question, or is none.
-            NoReply: it fails, is busy or is not there, every time.
+            InputError: the server refuses whatever is asked.
+            NoReply: it refuses this question, or fails, is busy or is not there, every time.
         """
         fault = ""
         asked = json.dumps({**self.body, "messages": messages, "seed": seed}, ensure_ascii=False).encode()
@@ -56,8 +57,10 @@ class Teacher:
             except urllib.error.HTTPError as error:
                 said = error.read()[:300].decode("utf-8", "replace")
                 fault = f"HTTP {error.code}: {' '.join(said.split())}"
-                if error.code not in BUSY and error.code < 500:
+                if error.code in ALL:
                     raise InputError(f"url: {self.url} refuses the question ({fault}); mend the recipe") from None
+                if error.code not in BUSY and error.code < 500:  # too long for the teacher, or filtered
+                    raise NoReply(fault) from None
                 wait = _seconds(error.headers.get("Retry-After"))
             except (OSError, ValueError) as error:  # no connection, a time-out, half an answer
                 fault, wait = f"{type(error).__name__}: {error}", None

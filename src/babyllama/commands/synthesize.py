@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import xxhash
 from pydantic import Field, field_validator
 from rich.console import Console
+from rich.progress import track
 
 from babyllama.amounts import amount
 from babyllama.atomic import disk_errors, json_text, write_atomic
@@ -27,6 +28,7 @@ from babyllama.recipe import Recipe
 
 KEY = "OPENAI_API_KEY"
 CALLS, CHATS = "calls.jsonl", "chats.jsonl"
+GIVE_UP = 20  # questions in a row without an answer
 
 
 class SynthesizeRecipe(Recipe):
@@ -75,19 +77,25 @@ def main(recipe: SynthesizeRecipe) -> None:
     waiting = [one for one in asked if one[0] not in known]
     body = {"model": recipe.model, "temperature": recipe.temperature, "max_tokens": recipe.max_tokens}
     teacher = Teacher(recipe.url, recipe.api_key or os.environ.get(KEY, ""), body, recipe.retries, recipe.timeout)
-    failed = list[str]()
+    failed, in_a_row = list[str](), 0
     path = recipe.out / CALLS
     with disk_errors(path), path.open("a", encoding="utf-8") as file:
-        for key, messages, reply in _answers(recipe, teacher, waiting, known):
+        given = _answers(recipe, teacher, waiting, known)
+        for key, messages, reply in track(given, "asking", len(waiting), console=console,
+                                          disable=not console.is_terminal):  # fmt: skip
+            in_a_row = in_a_row + 1 if isinstance(reply, NoReply) else 0
             if isinstance(reply, NoReply):
                 failed.append(str(reply))
+                if in_a_row == GIVE_UP:
+                    given.close()
+                    break
                 continue
             known[key] = {"key": key, "messages": messages, **reply._asdict()}
             _append(file, known[key])
     mine = [known[key] for key, *_ in asked if key in known]
     chats, dropped = kept(recipe, mine)
     write_atomic(recipe.out / CHATS, "".join(json_text(chat) + "\n" for chat in chats))
-    for line in _told(recipe, mine, len(asked), chats, dropped, failed):
+    for line in _told(recipe, mine, len(asked), chats, dropped, failed, in_a_row == GIVE_UP):
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -142,7 +150,7 @@ def calls_in(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _answers(recipe: SynthesizeRecipe, teacher: Teacher, waiting: list[tuple[str, list[dict[str, Any]], int]],
-             known: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Any, Reply | NoReply]]:  # fmt: skip
+             known: dict[str, dict[str, Any]]) -> Generator[tuple[str, Any, Reply | NoReply]]:  # fmt: skip
     """Answers as they come, `parallel` at a time, until all are there or enough tokens were spent."""
     system = [{"role": "system", "content": recipe.system}] if recipe.system else []
     left, open_ones = iter(waiting), dict[Future[Reply], tuple[str, list[dict[str, Any]]]]()
@@ -196,7 +204,7 @@ def kept(recipe: SynthesizeRecipe, calls: list[dict[str, Any]]) -> tuple[list[di
 
 
 def _told(recipe: SynthesizeRecipe, calls: list[dict[str, Any]], wanted: int, chats: list[dict[str, Any]],
-          dropped: Counter[str], failed: list[str]) -> Iterator[str]:  # fmt: skip
+          dropped: Counter[str], failed: list[str], gave_up: bool) -> Iterator[str]:  # fmt: skip
     read, written = (sum(call[name] for call in calls) for name in ("read", "written"))
     cost = ""
     if recipe.price is not None:
@@ -205,8 +213,9 @@ def _told(recipe: SynthesizeRecipe, calls: list[dict[str, Any]], wanted: int, ch
     for why, count in dropped.most_common():
         yield f"left out: {count:,} {why}"
     if failed:
-        yield f"{amount(len(failed), 'question')} without an answer, the first: {failed[0]}"
-        yield "the same command asks them again"
+        yield f"{amount(len(failed), 'question')} without an answer, the last: {failed[-1]}"
+        why = f"stopped after {GIVE_UP} in a row; " if gave_up else ""
+        yield f"{why}the same command asks them again"
     elif len(calls) < wanted:
         yield f"stopped at most_tokens={recipe.most_tokens:,}; the same command with more goes on"
     path = recipe.out / CHATS

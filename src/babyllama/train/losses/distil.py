@@ -88,8 +88,8 @@ class Taught:
 
     @property
     def steady(self) -> bool:
-        """As of every objective."""
-        return self.recipe.compiles
+        """Unless the teacher asks the host, as one with experts or a RoPE that changes with the length may."""
+        return self.recipe.compiles and self.teacher.rope.static and self.teacher.config.moe is None
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         kept, layers = batch.targets.flatten() != IGNORE, bool(self.recipe.alpha)  # (N,)

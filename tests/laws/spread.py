@@ -57,7 +57,7 @@ class Result:
         self.weights: dict[str, torch.Tensor] = torch.load(folder / f"{name}.pt")
 
     def close_to(self, other: Alone | Result, atol: float) -> None:
-        """Assert that curve (step, loss, norm, lr) and weights are, the curve of the steps that both have."""
+        """Assert that curves (step, loss, norm, lr, targets, tokens) of the steps that both have are, and weights."""
         mine = {line[0]: line for line in self.losses}
         theirs = {line[0]: line for line in other.losses}
         assert set(mine) == set(theirs)

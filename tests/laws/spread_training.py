@@ -115,8 +115,9 @@ CROSSED = [("ddp-muon", "fsdp"), ("fsdp-muon", "ddp"), ("fsdp-adamw", "zero2"), 
 
 # ── tools ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 def losses(trainer: Trainer) -> list[list[float]]:
-    """(step, loss, norm, lr) of every step."""
-    return [[m["step"], m["loss"], m["norm"], m["lr"]] for m in trainer.run.metrics() if m["kind"] == "train"]
+    """(step, loss, norm, lr, targets, tokens so far) of every step."""
+    kept = ("step", "loss", "norm", "lr", "targets", "tokens")
+    return [[m[name] for name in kept] for m in trainer.run.metrics() if m["kind"] == "train"]
 
 
 def made(folder: Path, name: str, world: World, engine: str, show: Silent | None = None, **kwargs: Any) -> Trainer:

@@ -50,6 +50,7 @@ class Nan(Recipe):
     """NextToken; NaN for a bad batch."""
 
     plain: ClassVar[bool] = True
+    steady: ClassVar[bool] = True
     stream: Any
 
     def __call__(self, model: Any, batch: Any) -> Any:

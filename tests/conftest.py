@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +65,14 @@ def transformers_twin(model: Transformer) -> LlamaForCausalLM:
     }
     twin.load_state_dict({names[n]: p for n, p in model.named_parameters(remove_duplicate=False)}, strict=True)
     return twin.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and what a killed process wrote stays. That the disk is asked: tests/test_atomic.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture

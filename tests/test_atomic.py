@@ -158,6 +158,30 @@ def test_a_fill_that_fails_changes_nothing(run):
     assert leftovers(run.path) == []
 
 
+# ── a power cut ───────────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture
+def asked(monkeypatch):
+    """What the disk is asked to keep, in turn, as inodes; of each whether the new content had its name by then."""
+    found, named = [], {}
+    monkeypatch.setattr(os, "fsync", lambda handle: found.append((os.fstat(handle).st_ino, named["path"].exists())))
+    return found, named
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, asked):
+    found, named = asked
+    named["path"] = path = tmp_path / "new" / "note.txt"
+    write_atomic(path, "x")
+    assert found == [(path.stat().st_ino, False), (path.parent.stat().st_ino, True)]
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, asked):
+    found, named = asked
+    named["path"] = folder = tmp_path / "model"
+    write_folder(folder, lambda partial: [(partial / name).write_text(name) for name in "ab"])
+    inside = [path.stat().st_ino for path in (folder / "a", folder / "b", folder)]
+    assert found == [*((inode, False) for inode in inside), (tmp_path.stat().st_ino, True)]
+
+
 # ── full disk ──────────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.fixture
 def small_disk(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from babyllama.train.watch import Watch
 
 SHAPE = "{preset: tiny, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, max_position_embeddings: 16}"
 WORDS = (f"init.model={SHAPE}", "plan.steps=12", "plan.micro_batch_size=4", "plan.save_every=3", "plan.log_every=1",
-         "device=cpu", "schedule.decay=0.5")  # fmt: skip
+         "device=cpu", "schedule.decay=0.5", "optimizer.rounding=bf16")  # fmt: skip
 
 
 def prepared(folder: Path, texts: list[str]) -> None:
@@ -148,7 +148,7 @@ def test_the_arithmetic_is_chosen_once(here, monkeypatch):
     """A stopwatch that says otherwise the second time changes nothing."""
     for module in ("babyllama.load", "babyllama.train.optimizers.optim"):
         monkeypatch.setattr(f"{module}.bf16_is_faster", lambda _: False)
-    train(recipe(here, "slow", "precision=fast", "plan.steps=4"))
+    train(recipe(here, "slow", "precision=fast", "optimizer.rounding=auto", "plan.steps=4"))
     inputs = Run(here / "slow").inputs
     assert inputs["precision"] == "fp32" and inputs["optimizer.rounding"] == "fp32"
     info = here / "slow" / "run.json"
@@ -156,7 +156,7 @@ def test_the_arithmetic_is_chosen_once(here, monkeypatch):
     unlock(here / "slow")
     for module in ("babyllama.load", "babyllama.train.optimizers.optim"):
         monkeypatch.setattr(f"{module}.bf16_is_faster", lambda _: True)
-    train(recipe(here, "slow", "precision=fast", "plan.steps=4"))
+    train(recipe(here, "slow", "precision=fast", "optimizer.rounding=auto", "plan.steps=4"))
     assert Run(here / "slow").inputs == inputs and Run(here / "slow").info["summary"]["precision"] == "fp32"
 
 

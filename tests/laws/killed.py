@@ -20,7 +20,7 @@ from babyllama.train.optimizers.optim import AdamW, Muon
 # name → what is trained, and the step at which another process kills it
 KILLED: dict[str, tuple[dict[str, Any], int]] = {
     "adamw-3": ({"optimizer": AdamW(lr=1e-2)}, 3),
-    "muon-11": ({"optimizer": Muon()}, 11),
+    "muon-11": ({"optimizer": Muon(rounding="fp32")}, 11),  # said: each process's stopwatch would choose its own
     "adamw-23": ({"optimizer": AdamW(lr=1e-2)}, 23),
     "lora-12": ({"adapter": Lora(rank=4)}, 12),
 }

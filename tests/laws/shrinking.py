@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from small_training import Formula, StopAt
-from spread_training import MOE, RESUMED, keep, made, resumed, settings, trades, train
+from spread_training import MOE, keep, made, resumed, settings, trades, train
 
 import babyllama.train.meter
 from babyllama.errors import Interrupted
@@ -36,7 +36,7 @@ FOUR: dict[str, tuple[str, dict[str, Any]]] = {
     "hsdp-adamw-4": ("hsdp", settings("adamw", 4)),
     "hsdp-muon-moe": ("hsdp", settings("muon", 4, **MOE)),
 }
-FOUR_STOPPED = {"hsdp_context-muon": settings("muon", 4, average=TailAverage(share=0.75, tau=4), **RESUMED)}
+FOUR_STOPPED = {"hsdp_context-muon": settings("muon", 4, average=TailAverage(share=0.75, tau=4))}
 
 
 class _KillingOne(Formula):
@@ -92,7 +92,9 @@ def _four(folder: Path, world: World) -> None:
     for name, (engine, kwargs) in FOUR.items():
         train(folder, name, world, engine, **kwargs)
     for name, kwargs in FOUR_STOPPED.items():
-        resumed(folder, name, world, **kwargs)
+        engine = name.split("-")[0]
+        train(folder, name, world, engine, **kwargs)
+        resumed(folder, name, world, engine, **kwargs)
     trainer = made(folder, "drift-hsdp", world, "hsdp", **{**settings("adamw", 4), "save_every": 2})
     trainer.stream = _NudgingOne(trainer)
     try:

@@ -209,8 +209,10 @@ def fingerprint(trainer: Trainer) -> tuple[dict[str, bytes], list[tuple[float, .
 
 
 def warm() -> None:
-    """Import what a training imports late: once, before many are forked. Nothing is computed, so no thread is there."""
+    """Import what a training imports late: once, before many are forked. Nothing is computed, so no thread is there.
+    And as in conftest.py, nobody waits for the disk."""
     import torch._dynamo
     import torch.utils.tensorboard
 
     torch.set_num_threads(1)
+    os.fsync = lambda _: None

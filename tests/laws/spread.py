@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from small_training import StopAt, small_trainer
-from spread_training import CROSSED, RESUMED, losses, settings
+from spread_training import CROSSED, losses, settings
 
 from babyllama.errors import Interrupted
 from once import once
@@ -35,9 +35,7 @@ def _spread(folder: Path) -> None:
 def _prepare(folder: Path) -> None:
     """What one process leaves for two."""
     for optimizer in ("adamw", "muon"):
-        trainer = small_trainer(
-            folder / f"stopped-one-{optimizer}", show=StopAt(4), **settings(optimizer, 4, **RESUMED)
-        )
+        trainer = small_trainer(folder / f"stopped-one-{optimizer}-4", show=StopAt(2), **settings(optimizer, 4))
         with pytest.raises(Interrupted):
             trainer.train()
         trainer.run.unlock()

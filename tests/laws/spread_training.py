@@ -49,7 +49,7 @@ ALL = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 OPTIMIZERS = {"adamw": AdamW(lr=1e-2, eps=1e-3),
               "muon": Muon(lr=2e-3, weight_decay=0.1, adam_eps=1e-3, rounding="fp32")}  # fmt: skip
 MOE = {"moe": Moe(experts=3, active=2, shared=1)}  # three: two ranks cannot share them equally
-AVERAGE = {"average": TailAverage(share=0.5, tau=2)}
+AVERAGE = {"average": TailAverage(share=0.75, tau=2)}  # from the second step of four on
 CLEX = ClexRope(max_t=4)  # a law that learns, in float32 whatever the precision
 NTK = DynamicNtkRope(factor=4.0, original=5)
 MICRO = {1: 16, 4: 4, 16: 1}  # accumulate → micro_batch_size: 16 rows a step
@@ -82,7 +82,7 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "zero2-adamw-moe": ("zero2", settings("adamw", 4, **MOE)),
     "ddp-adamw-clex": ("ddp", settings("adamw", 4, rope=CLEX)),
     "fsdp-adamw-clex": ("fsdp", settings("adamw", 4, rope=CLEX)),
-    "fsdp-muon-clex": ("fsdp", settings("muon", 16, rope=CLEX)),
+    "fsdp-muon-clex": ("fsdp", settings("muon", 4, rope=CLEX)),
     **{f"{engine}-adamw-{kind}": (engine, settings("adamw", 4, **KINDS[kind]))
        for engine in ("ddp", "fsdp") for kind in ("dpo", "kto")},
     # Half a row each: documents apart, at positions of which a law goes by the documents' lengths, and stretched ones.
@@ -98,19 +98,15 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     "fsdp-agents-adamw": ("fsdp", settings("adamw", 4, stream=calling, objective=OBJECTIVE, steps=5)),
 }  # fmt: skip
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-RESUMED = {"steps": 8, "save_every": 3}  # stopped after step 4 alone, 5 together: the others must hear of it
-WHOLE = {"ddp-muon": "muon", "fsdp-muon": "muon", "fsdp-adamw": "adamw", "zero2-adamw": "adamw",
-         "zero3-adamw": "adamw"}  # fmt: skip
-STOPPED = {**{name: settings(optimizer, 4, **RESUMED) for name, optimizer in WHOLE.items()},
-           **{f"{engine}-clex": settings("adamw", 4, rope=CLEX, **RESUMED) for engine in ("ddp", "fsdp")},
-           "fsdp-moe": settings("muon", 4, **MOE, **RESUMED),
-           "fsdp-average": settings("adamw", 4, average=TailAverage(share=0.75, tau=4), **RESUMED),
-           "fsdp-kto": settings("adamw", 4, **KINDS["kto"], **RESUMED),
-           "fsdp-made": settings("adamw", 4, stream=Made, **RESUMED),
-           "ddp-rollouts": settings("adamw", 4, stream=practised, objective=OBJECTIVE, **RESUMED)}  # fmt: skip
+# Of CURVES, each also stopped after its second step (one process is asked to in the first: the others must hear of it)
+# and continued: what it must come to is what it comes to there.
+WHOLE = ("ddp-muon-4", "fsdp-muon-4", "fsdp-adamw-4", "zero2-adamw-4", "zero3-adamw-4")
+STOPPED = (*WHOLE, "ddp-adamw-clex", "fsdp-adamw-clex", "fsdp-muon-moe", "fsdp-adamw-average", "fsdp-adamw-kto",
+           "fsdp-made-adamw", "ddp-rollouts-adamw")  # fmt: skip
 # From whose checkpoint which engine goes on, in two processes. `one` was written by a single process.
-CROSSED = [("ddp-muon", "fsdp"), ("fsdp-muon", "ddp"), ("fsdp-adamw", "zero2"), ("zero3-adamw", "fsdp"),
-           ("one-muon", "fsdp"), ("one-adamw", "ddp"), ("one-adamw", "zero3")]  # fmt: skip
+CROSSED = [("ddp-muon-4", "fsdp"), ("fsdp-muon-4", "ddp"), ("fsdp-adamw-4", "zero2"), ("zero3-adamw-4", "fsdp"),
+           ("one-muon-4", "fsdp"), ("one-adamw-4", "ddp"), ("one-adamw-4", "zero3")]  # fmt: skip
+KILLED = settings("muon", 4, steps=8, save_every=3)
 
 
 # ── tools ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -140,9 +136,9 @@ def train(folder: Path, name: str, world: World, engine: str, **kwargs: Any) -> 
     return trainer
 
 
-def stopped(folder: Path, name: str, world: World, engine: str, **kwargs: Any) -> None:
-    """A training that SIGTERM for one process ends."""
-    trainer = made(folder, name, world, engine, StopAt(4), **kwargs)
+def stopped(folder: Path, name: str, world: World, engine: str, at: int, **kwargs: Any) -> None:
+    """A training that SIGTERM for one process ends, when it has shown step `at`."""
+    trainer = made(folder, name, world, engine, StopAt(at), **kwargs)
     try:
         trainer.train()
     except Interrupted:
@@ -306,11 +302,9 @@ def trades(folder: Path, world: World) -> None:
         (folder / f"trades-{world.size}.json").write_text(json.dumps(apart))
 
 
-def resumed(folder: Path, name: str, world: World, **kwargs: Any) -> None:
-    """The same training without a stop, and with one; what lies there in between is copied for others to continue."""
-    engine = name.split("-")[0]
-    train(folder, f"whole-{name}", world, engine, **kwargs)
-    stopped(folder, f"stopped-{name}", world, engine, **kwargs)
+def resumed(folder: Path, name: str, world: World, engine: str, at: int = 1, **kwargs: Any) -> None:
+    """A training with a stop; what lies there in between is copied for others to continue."""
+    stopped(folder, f"stopped-{name}", world, engine, at, **kwargs)
     if world.first:
         for copy in ("alone", *(new for old, new in CROSSED if old == name)):
             shutil.copytree(folder / f"stopped-{name}", folder / f"{name}-to-{copy}")
@@ -319,15 +313,16 @@ def resumed(folder: Path, name: str, world: World, **kwargs: Any) -> None:
 
 
 def resumes(folder: Path, world: World) -> None:
-    for name, kwargs in STOPPED.items():
-        resumed(folder, name, world, **kwargs)
+    for name in STOPPED:
+        engine, kwargs = CURVES[name]
+        resumed(folder, name, world, engine, **kwargs)
     for name, engine in CROSSED:
-        train(folder, f"{name}-to-{engine}", world, engine, **settings(name.split("-")[1], 4, **RESUMED))
+        train(folder, f"{name}-to-{engine}", world, engine, **settings(name.split("-")[1], 4))
 
 
 def kill(folder: Path, world: World) -> None:
     """Both ranks die at once, as in a power cut."""
-    trainer = made(folder, "killed", world, "fsdp", **settings("muon", 4, **RESUMED))
+    trainer = made(folder, "killed", world, "fsdp", **KILLED)
     trainer.stream = Killed()
     trainer.train()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from spread_training import settings, stopped, train
+from spread_training import resumed, settings, train
 
 from babyllama.data.streams.batches import Batch
 from babyllama.model.lora import Dora, Lora
@@ -57,10 +57,9 @@ class Watching(NextToken):
         return super().__call__(model, batch)
 
 
-def what(name: str, **more: Any) -> dict[str, Any]:
+def what(name: str) -> dict[str, Any]:
     """The arguments of `small_trainer`."""
-    given = settings("adamw", 4, **more)
-    return {**given, **{**TUNED, **DRAWN}[name]}
+    return {**settings("adamw", 4), **{**TUNED, **DRAWN}[name]}
 
 
 def tuned(folder: Path, world: World) -> None:
@@ -75,10 +74,10 @@ def halves(folder: Path, world: World) -> None:
 
 def resumes(folder: Path, world: World) -> None:
     for engine, name in RESUMED:
-        kwargs = what(name, steps=8, save_every=3)
-        train(folder, f"whole-{engine}-{name}", world, engine, **kwargs)
-        stopped(folder, f"stopped-{engine}-{name}", world, engine, **kwargs)
-        train(folder, f"stopped-{engine}-{name}", world, engine, **kwargs)
+        if name in DRAWN:
+            train(folder, f"{engine}-{name}", world, engine, **what(name))
+        at = 2 if name == "lisa" else 1  # its second draw is for the last two steps
+        resumed(folder, f"{engine}-{name}", world, engine, at, **what(name))
 
 
 def drawn(folder: Path, world: World) -> None:

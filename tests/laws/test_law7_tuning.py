@@ -101,7 +101,7 @@ def test_in_half_precision_too(folder, tmp_path, engine):
 
 @pytest.mark.parametrize("engine,name", RESUMED)
 def test_stopped_and_continued_by_as_many(folder, engine, name):
-    whole, stopped = (Result(folder, f"tuning/{how}-{engine}-{name}") for how in ("whole", "stopped"))
+    whole, stopped = (Result(folder, f"tuning/{how}{engine}-{name}") for how in ("", "stopped-"))
     assert stopped.losses == whole.losses
     assert all(torch.equal(weight, whole.weights[key]) for key, weight in stopped.weights.items())
 

@@ -89,7 +89,9 @@ def test_pairs_that_differ_in_what_is_rejected_are_not_the_same() -> None:
 @given(st.text(), st.none() | st.booleans(), st.booleans())
 def test_documents_come_back_as_they_were(text: str, held_out: bool | None, learned: bool) -> None:
     chat = Chat(
-        ({"role": "user", "content": text}, {"role": "assistant", "content": "好", "learned": learned}), held_out
+        ({"role": "user", "content": text}, {"role": "assistant", "content": "好", "learned": learned}),
+        held_out,
+        ({"name": text, "parameters": {"at_most": float("inf")}},) * learned,
     )
     for document in (Text(text.encode("utf-8", "ignore").decode(), held_out), chat):
         assert restored(kept(document)) == document

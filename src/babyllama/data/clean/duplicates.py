@@ -147,11 +147,15 @@ class Marked:
 
 
 def _lines(texts: Sequence[str], choice: Lines) -> np.ndarray:
-    found = []
-    for number, text in enumerate(texts):
-        lines = {line.strip() for line in text.split("\n")} if text else set()
-        found += [(value, number) for value in sorted({line_hash(x) for x in lines if len(x) >= choice.at_least})]
-    return np.array(found, _LINES)
+    least, hashes, counts = choice.at_least, list[int](), list[int]()
+    for text in texts:
+        long = (line.strip() for line in text.split("\n") if len(line) >= least)
+        hashes += sorted({line_hash(line) for line in long if len(line) >= least})
+        counts.append(len(hashes))
+    found = np.empty(len(hashes), _LINES)
+    found["hash"] = hashes
+    found["document"] = np.repeat(np.arange(len(texts)), np.diff(counts, prepend=0))
+    return found
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,10 @@ from babyllama.data.clean.ledger import Entry, excerpt
 from babyllama.data.shards.encode import Done, Job, Plan, jobs_of, write_shards
 from babyllama.data.shards.ids import write_ids
 from babyllama.data.shards.workers import Part, spread
+from babyllama.data.sources.blobs import json_of
 from babyllama.data.sources.corpora import Source
 from babyllama.data.sources.documents import Document, Text
-from babyllama.data.sources.records import parse
+from babyllama.data.sources.records import loads, parse
 
 FOLDER = "clean"
 _KINDS = {kind.kind: kind for kind in get_args(Document)}
@@ -168,12 +169,15 @@ def _known(job: Job) -> Read | None:
 
 def kept(document: Document) -> bytes:
     """A document as one line of JSON."""
-    return json.dumps({"kind": document.kind, **vars(document)}, ensure_ascii=False).encode()
+    return json_of({"kind": document.kind, **vars(document)})
 
 
 def restored(line: bytes) -> Document:
     """The document that `kept` wrote."""
-    record = json.loads(line)
+    try:
+        record = loads(line)
+    except ValueError:
+        record = json.loads(line)  # NaN in a tool's arguments
     kind = _KINDS[record.pop("kind")]
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
 

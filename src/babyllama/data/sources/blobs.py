@@ -67,7 +67,7 @@ def json_of(value: Any) -> bytes:
 def _simple(value: Any) -> bool:
     """Whether orjson writes it as Python does."""
     kind = type(value)
-    if kind is list:
+    if kind is list or kind is tuple:
         return all(map(_simple, value))
     if kind is dict:
         return all(map(_simple, value.values()))

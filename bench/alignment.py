@@ -62,7 +62,8 @@ HELD_OUT = 300
 class Task:
     """`main`: the reward that it is about. `tokens`: of an answer, with tools of a turn. A start's score is to lie in
     `start`. A training does where the score rises by `gain` or to 0.8, and bits per byte by 2 % at most. `learned`:
-    steps of SFT that the search begins with, of `context` tokens. `rate`, `beta`, `steps`: of RL; `answers` a step."""
+    steps of SFT that the search begins with, of `context` tokens. `rate`, `beta`, `steps`: of RL; `answers` a step.
+    `replay`: the share of general texts beside them."""
 
     rewards: str
     main: str
@@ -73,6 +74,7 @@ class Task:
     context: int = 128
     rate: float = 1e-4
     beta: float = 0.02
+    replay: float = 0.0
     steps: int = 120
     answers: int = 512
     group: int = 16
@@ -85,9 +87,9 @@ TASKS = {
     "sums": Task("[{kind: number}, {kind: ends, weight: 0.1}]", "reward_number", 12, start=(0.5, 0.7), learned=260,
                  steps=240),
     "idioms": Task("[{kind: idiom_chain, words: WORK/idioms.txt}, {kind: ends, weight: 0.1}]", "reward_idiom_chain", 8,
-                   start=(0.62, 0.78), learned=36, beta=0.1),
+                   start=(0.62, 0.78), learned=36, beta=0.1, replay=0.5),
     "poems": Task("[{kind: poem}, {kind: ends, weight: 0.1}, {kind: no_repetition, weight: 0.2}]", "reward_poem", 48,
-                  start=(0.3, 0.68), learned=100, rate=3e-5, steps=60),
+                  start=(0.3, 0.68), learned=100, rate=5e-5, steps=60, replay=0.5),
     "tools": Task("[{kind: exact}]", "reward_exact", 64, start=(0.55, 0.8), gain=0.1, learned=200, context=512,
                   rate=5e-5, steps=60, answers=256, group=8, accumulate=2, label="tool_questions",
                   more=", tools: {kind: toolworld}"),
@@ -237,6 +239,7 @@ def recipe_of(work: Path, name: str, method: str, seed: int, rate: float, argume
     return load_recipe(TrainRecipe, None, [
         f"out={work}/runs/{name}-{method}-{rate:g}-{beta:g}-{seed}", f"data.path={work}/chats",
         f"data.weights={{{task.label or name}: 1}}",
+        *([f"replay={{path: {work}/texts, share: {task.replay}, weights: {WEIGHTS}}}"] if task.replay else []),
         f"init={{kind: from, path: {work}/start-{name}}}", f"objective={{kind: {method}, beta: {beta}}}",
         f"rewards={task.rewards.replace('WORK', str(work))}",
         f"rollouts={{group: {8 if small else task.group}, max_tokens: {task.tokens}, passes: {arguments.passes}, "
@@ -298,8 +301,8 @@ def does(line: dict[str, Any]) -> bool:
 def by_rates(work: Path, name: str, method: str, seed: int, arguments: argparse.Namespace) -> None:
     """One training by one rate after the other, until one does."""
     file = arguments.results / FILE
-    own = {"task": name, "method": method, "beta": beta_of(name, arguments), "passes": arguments.passes,
-           "small": arguments.small}  # fmt: skip
+    own = {"task": name, "method": method, "beta": beta_of(name, arguments), "replay": TASKS[name].replay,
+           "passes": arguments.passes, "small": arguments.small}  # fmt: skip
     told = [line for line in lines(file) if own.items() <= line.items()]
     rate = next((line["lr"] for line in told if does(line)), arguments.lr or TASKS[name].rate)
     for _ in range(arguments.tries):
@@ -323,17 +326,17 @@ def summary(file: Path) -> None:
     rows = []
 
     def group_of(line: dict[str, Any]) -> tuple[Any, ...]:
-        return line["task"], line["method"], line["lr"], line["beta"], line["start"]["sft_steps"]
+        return line["task"], line["method"], line["lr"], line["beta"], line["replay"], line["start"]["sft_steps"]
 
-    for (name, method, rate, beta, learned), group in itertools.groupby(sorted(found, key=group_of), group_of):
+    for (name, method, rate, beta, replay, learned), group in itertools.groupby(sorted(found, key=group_of), group_of):
         each, key = list(group), TASKS[name].main
         ends = " ".join(f"{line['end'][key]:.3f}" for line in each)
         bits = [f"{sum(line[when]['bits_per_byte'] for line in each) / len(each):.4f}" for when in ("start", "end")]
         speed = sum(line["answers_per_second"] for line in each) / len(each)
-        rows.append([name, method, f"{rate:g}", f"{beta:g}", str(learned), str(len(each)),
+        rows.append([name, method, f"{rate:g}", f"{beta:g}", f"{replay:g}", str(learned), str(len(each)),
                      f"{each[0]['start'][key]:.3f}", ends, *bits, f"{sum(map(does, each))}",
                      f"{speed:,.0f}"])  # fmt: skip
-    table(["task", "method", "lr", "beta", "sft", "seeds", "start", "ends", "bits before", "bits after", "do",
+    table(["task", "method", "lr", "beta", "replay", "sft", "seeds", "start", "ends", "bits before", "bits after", "do",
            "answers/s"], rows)  # fmt: skip
 
 

@@ -68,6 +68,18 @@ def test_a_run_says_what_its_answers_were_worth(folder, tmp_path, capsys):
     assert "4 prompts, 2 of them and 4 answers to each in a rollout" in said and "held-out reward 1.5" in said
 
 
+def test_earlier_texts_are_read_beside_the_answers(folder, tmp_path):
+    replay = (f"replay={{path: {folder}/texts, share: 0.5}}", f"rollouts.general={folder}/texts",
+              "objective.beta=0", "optimizer.lr=0.01")  # fmt: skip
+    with_texts, without = tmp_path / "with", tmp_path / "without"
+    train(recipe(folder, with_texts, *LEARN, *replay))
+    train(recipe(folder, without, *LEARN, *replay[1:]))
+    found, plain = (Run.open(path).metrics() for path in (with_texts, without))
+    first, second = (m["text_loss"] for m in found if m["kind"] == "train")
+    assert second < first and "text_loss" not in plain[0]
+    assert found[-1]["bits_per_byte"] < plain[-1]["bits_per_byte"]
+
+
 def test_an_adapter_learns_too(folder, tmp_path):
     train(recipe(folder, tmp_path / "run", *LEARN, "adapter={kind: lora, rank: 2}"))
     metrics = Run.open(tmp_path / "run").metrics()
@@ -134,6 +146,7 @@ def test_a_teacher_reads_the_students_own_answers(folder, tmp_path):
     (("rewards=[{kind: exact}]",), r"rewards: objective.kind=next_token learns from the data's own answers"),
     (("rollouts.group=4",), r"rollouts: objective.kind=next_token learns from"),
     ((*LEARN, "init={kind: new}"), r"objective.kind: grpo needs a model that answers already"),
+    ((*LEARN, "replay.path={}/texts", "engine.kind=ddp"), r"replay: beside the model's own answers"),
     ((*LEARN, "compile=true"), r"compile: not with objective.kind=grpo"),
     ((*LEARN, "rollouts.group=3"), r"rollouts.group: 3 answers to each prompt do not divide the 8 rows"),
     ((*LEARN, "rollouts.max_tokens=96"), r"rollouts.max_tokens: 96 leave no room for a prompt in 96 tokens"),
@@ -142,7 +155,7 @@ def test_a_teacher_reads_the_students_own_answers(folder, tmp_path):
 ])  # fmt: skip
 def test_what_does_not_fit_is_one_line(folder, tmp_path, words, said):
     with pytest.raises(InputError, match=said) as error:
-        train(recipe(folder, tmp_path / "run", *words))
+        train(recipe(folder, tmp_path / "run", *(word.replace("{}", str(folder)) for word in words)))
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 

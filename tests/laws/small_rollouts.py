@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from small_training import CONTEXT, VOCAB
 
+from babyllama.data.streams.batches import Batch
 from babyllama.data.streams.prompts import Prompt
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
@@ -69,17 +70,24 @@ def reference() -> Transformer:
     return model.eval().requires_grad_(False)
 
 
+def _texts(first: int, count: int) -> Batch:
+    """Row number n's text: seven tokens, by n alone."""
+    rows = torch.tensor([[1 + (n * k + k) % (VOCAB - 1) for k in range(2, 9)] for n in range(first, first + count)])
+    return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+
+
+TEXTS = SimpleNamespace(batch=_texts)
 METHOD = Grpo(beta=0.1)
 OBJECTIVE = METHOD.of(1.0, LONGEST)
 
 
 def practised(folder: Path | None = None, method: Method = METHOD, rewards: tuple[Reward, ...] = (Early(),),
-              rows: int = 16, chunk: int = 4, **recipe: Any) -> RolloutRows:  # fmt: skip
+              rows: int = 16, chunk: int = 4, texts: Any = None, **recipe: Any) -> RolloutRows:  # fmt: skip
     """Rows of rollouts of 32 answers, each read twice: four steps of 16 rows."""
     given = {"prompts": 8, "group": 4, "max_tokens": LONGEST, "passes": 2, "check_every": 1, **recipe}
     record = Unwritten(Path()) if folder is None else Record(folder)
     groups = Groups(Rollouts(**given), rewards, prompts(), tokenizer(), Rollouts(**given).count(rows), 1)
-    return RolloutRows(groups, method, rows, chunk, record, reference() if method.beta else None)
+    return RolloutRows(groups, method, rows, chunk, record, reference() if method.beta else None, texts)
 
 
 class Callers(Agents):

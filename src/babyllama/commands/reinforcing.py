@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from babyllama.commands.train_recipe import TrainRecipe
 from babyllama.data.shards.shards import Prepared
+from babyllama.data.streams.batches import DataRecipe, Stream
 from babyllama.data.streams.prompts import Prompts
 from babyllama.errors import InputError
 from babyllama.evals.bits import measure
@@ -26,6 +27,7 @@ from babyllama.train.rl.rollouts import RolloutRows
 from babyllama.train.validation import LossSums
 
 LOOKED = 100  # prompts
+STRETCH = 128  # tokens of earlier text beside an answer
 
 
 def rollout_rows(recipe: TrainRecipe, prepared: Prepared, model: Transformer, tokenizer: Tokenizer,
@@ -43,7 +45,18 @@ def rollout_rows(recipe: TrainRecipe, prepared: Prepared, model: Transformer, to
         attach_value_head(model)  # after the reference was taken
     rows = recipe.plan.rows
     groups = Groups(rollouts, rewards, prompts, tokenizer, rollouts.count(rows), recipe.seed, context)
-    return RolloutRows(groups, method, rows, recipe.plan.micro_batch_size, Record(recipe.out), reference)
+    texts = texts_of(recipe, tokenizer, context)
+    return RolloutRows(groups, method, rows, recipe.plan.micro_batch_size, Record(recipe.out), reference, texts)
+
+
+def texts_of(recipe: TrainRecipe, tokenizer: Tokenizer, context: int) -> Stream | None:
+    """Stretches of the earlier texts to read beside answers. Raises InputError: another tokenizer, nothing to read."""
+    if recipe.replay is None:
+        return None
+    earlier = Prepared.open(recipe.replay.path)
+    earlier.check_tokenizer(tokenizer.hash)
+    choice = DataRecipe(path=recipe.replay.path, weights=recipe.replay.weights, packing="stream")
+    return Stream(earlier, "train", choice, min(STRETCH, context), recipe.seed + 1)
 
 
 def prompts_of(recipe: TrainRecipe, prepared: Prepared, split: str, tokenizer: Tokenizer, context: int) -> Prompts:

@@ -140,7 +140,8 @@ def _learned(recipe: TrainRecipe, prepared: Prepared, model: Transformer, tokeni
         stream = rollout_rows(recipe, prepared, model, tokenizer, room.context)
         drawn, longest = stream.recipe, stream.groups.prompts.longest + stream.recipe.max_tokens
         if isinstance(chosen, Method):
-            objective: Objective = chosen.of(drawn.temperature, drawn.max_tokens)
+            share = recipe.replay.share if recipe.replay else 0.0
+            objective: Objective = chosen.of(drawn.temperature, drawn.max_tokens, share / (1 - share))
         else:
             objective = objective_of(chosen, model, tokenizer, longest)
         return _Learned(stream, objective, None, room.context if drawn.tools else longest)

@@ -179,9 +179,14 @@ class TrainRecipe(Recipe):
         if isinstance(self.objective, Ppo) and not plain:
             raise InputError("objective.kind: ppo trains a value head beside a whole model; leave adapter out and use "
                              "engine.kind=single or ddp, or use objective.kind=grpo")  # fmt: skip
-        for key, given in (("replay", self.replay), ("compile", self.compile), ("data.stretch", self.data.stretch)):
+        taught = not isinstance(self.objective, Method)
+        for key, given in (("replay", taught and self.replay), ("compile", self.compile),
+                           ("data.stretch", self.data.stretch)):  # fmt: skip
             if given:
                 raise InputError(f"{key}: not with objective.kind={kind}, whose rows the model writes; leave it out")
+        if self.replay is not None and self.engine.kind != "single":
+            raise InputError(f"replay: beside the model's own answers with engine.kind=single alone, not with "
+                             f"{self.engine.kind}; leave it out")  # fmt: skip
         if self.rollouts is None:
             object.__setattr__(self, "rollouts", Rollouts())
         assert self.rollouts is not None

@@ -115,6 +115,30 @@ def test_the_first_update_is_reinforce_with_the_groups_baseline(kind):
     assert metrics["ratio"].item() / objective.weight(bare) == pytest.approx(1, abs=1e-6) and not metrics["clipped"]
 
 
+@pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo"])
+def test_texts_beside_answers_weigh_as_their_answer(kind):
+    """The mean cross-entropy of each row's text, by what the row's answer weighs."""
+    model, exact = model_of(), model_of(torch.float64)
+    bare = small_batch(model)
+    bare.targets[3] = IGNORE  # an answer without a reward: its text counts as little
+    texts = torch.randint(0, 19, (4, 7), generator=torch.Generator().manual_seed(6))
+    following = texts[:, 1:].clone()
+    following[2, 4:] = IGNORE  # the end of a store
+    batch = Batch(bare.tokens, bare.targets, extras={**bare.extras, "texts": texts[:, :-1], "following": following})
+    plain, objective = METHODS[kind].of(1.0, LONGEST), METHODS[kind].of(1.0, LONGEST, 0.7)
+    (without, _), (loss, metrics) = plain(model, bare), objective(model, batch)
+    assert objective.weight(batch) == plain.weight(bare)
+    ((loss - without) / objective.weight(batch)).backward()
+    table = exact(texts[:, :-1]).log_softmax(-1)
+    each = torch.stack([-table[row, range(n), texts[row, 1 : 1 + n]].mean() for row, n in enumerate((6, 6, 4))])
+    share = torch.tensor([5, 1, 3] if kind == "dapo" else [1, 1, 1]).double()
+    wanted = 0.7 * (each * share).sum() / share.sum()
+    wanted.backward()
+    assert metrics["text_loss"].item() / objective.weight(batch) == pytest.approx(wanted.item() / 0.7, abs=1e-6)
+    for (name, one), other in zip(model.named_parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
 def test_advantages():
     rewards = torch.tensor([[1.0, 0, 0, 1], [2, 2, 2, 2], [0, 3, 9, 0]], dtype=torch.float64)
     counted = torch.ones(3, 4, dtype=torch.bool)

@@ -17,7 +17,8 @@ SALT = -4
 
 
 class Replay(Recipe):
-    """`share` of all rows come from the prepared folder `path`, packed as by default, with every document apart."""
+    """`share` of all rows come from the prepared folder `path`, packed as by default, with every document apart. Where
+    the model learns from its own answers, a stretch of text is read beside each, and has `share` of the loss."""
 
     path: Path = Field(description="the prepared corpus of earlier data")
     share: float = Field(default=0.1, gt=0, lt=1, description="fraction of the rows, in thousandths")

@@ -65,9 +65,10 @@ class Method(Recipe):
         are 0."""
         return _clipped(logprobs - old, advantages, self.epsilon, self.high)
 
-    def of(self, temperature: float, longest: int) -> PolicyLoss:
-        """The objective. `temperature`: that answers are drawn with. `longest`: tokens that one may have."""
-        return PolicyLoss(self, temperature, longest if self.constant else 1)
+    def of(self, temperature: float, longest: int, replay: float = 0.0) -> PolicyLoss:
+        """The objective. `temperature`: that answers are drawn with. `longest`: tokens that one may have. `replay`: as
+        PolicyLoss has it."""
+        return PolicyLoss(self, temperature, longest if self.constant else 1, replay)
 
 
 def _away(rewards: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,14 +214,22 @@ class PolicyLoss:
         old         (B, T) float32, log π of each target when the answers were drawn; where it is missing, the policy
                     is that which drew them: the ratio is 1
         reference   (B, T) float32, log π of each target by the reference; only with beta above 0
+        texts, following  (B, L) int64, a stretch of earlier text beside each answer, and what follows each token in
+                    it; only with replay above 0
 
-    Metrics, means over an answer's tokens: entropy, ratio, clipped (the share that was cut), and with a reference kl.
+    Metrics, means over an answer's tokens: entropy, ratio, clipped (the share that was cut), with a reference kl, with
+    texts text_loss.
+
+    Args:
+        unit: what one answer weighs.
+        replay: weight of the texts' cross-entropy beside the answers' loss (PPO-ptx, arXiv 2203.02155).
     """
 
     plain: ClassVar[bool] = False
     method: Method
     temperature: float = 1.0
-    unit: int = 1  # what one answer weighs
+    unit: int = 1
+    replay: float = 0.0
 
     @property
     def steady(self) -> bool:
@@ -244,7 +253,14 @@ class PolicyLoss:
             loss, metrics["kl"] = loss + self.method.beta * kl, kl.detach()
         means = {name: self._summed(value, kept, "tokens" if self.method.over == "tokens" else "answers") * self.unit
                  for name, value in metrics.items()}  # fmt: skip
-        return self._summed(loss, kept, self.method.over), means
+        total = self._summed(loss, kept, self.method.over)
+        if self.replay:
+            read = Batch(batch.extras["texts"], batch.extras["following"])
+            counted = read.targets != IGNORE
+            each = -token_logprobs(model, read).logprobs.sum(1) / counted.sum(1).clamp(min=1)
+            means["text_loss"] = (each.detach() * self._weights(kept)).sum()
+            total = total + self.replay * (each * self._weights(kept)).sum()
+        return total, means
 
     def _summed(self, values: Tensor, kept: Tensor, over: Over) -> Tensor:
         """Σ over answers, of each the mean over its tokens, or over all tokens."""
@@ -253,8 +269,11 @@ class PolicyLoss:
 
     def weight(self, batch: Batch) -> float:
         """Its tokens, or its answers."""
-        kept = batch.targets != IGNORE
-        return int(kept.sum() if self.method.over == "tokens" else kept.any(1).sum()) * self.unit
+        return int(self._weights(batch.targets != IGNORE).sum())
+
+    def _weights(self, kept: Tensor) -> Tensor:
+        """Of every row (B,)."""
+        return (kept.sum(1) if self.method.over == "tokens" else kept.any(1)) * self.unit
 
 
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:

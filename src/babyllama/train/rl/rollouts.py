@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from babyllama.data.streams.batches import IGNORE, Batch
+from babyllama.data.streams.batches import IGNORE, Batch, Stream
 from babyllama.data.streams.order import permute
 from babyllama.model.transformer import Transformer, expected
 from babyllama.train.engines.worker import Worker
@@ -47,6 +47,7 @@ class RolloutRows:
         rows_of_step: answers that a step reads, of all ranks.
         chunk: of which log-probabilities are computed at a time.
         reference: the model of the start, where the method's beta is above 0.
+        texts: earlier texts, a row of which stands beside each answer, so that they are not forgotten.
     """
 
     groups: Groups
@@ -55,6 +56,7 @@ class RolloutRows:
     chunk: int
     record: Record
     reference: Transformer | None = None
+    texts: Stream | None = None
     rollout: Rollout | None = field(init=False, default=None)
     seconds: float = field(init=False, default=0.0)  # of computing log-probabilities
     _begun: bool = field(init=False, default=False)  # since the start, or since a checkpoint was taken up
@@ -78,7 +80,11 @@ class RolloutRows:
         picked = np.array([permute(np.array([row % self.answers]), self.answers, self.groups.seed, SALT, number,
                                    row // self.answers)[0] for row in rows.tolist()])  # fmt: skip
         index = torch.from_numpy(picked)
-        return batch_of(kept, index, extras=("old", "reference", "values", "returns"))
+        batch = batch_of(kept, index, extras=("old", "reference", "values", "returns"))
+        if self.texts is None:
+            return batch
+        read = self.texts.batch(first_row, count)
+        return replace(batch, extras={**batch.extras, "texts": read.tokens, "following": read.targets})
 
     def prepare(self, step: int, worker: Worker) -> None:
         """Draw the rollout that step `step` reads, unless it is there."""

@@ -55,7 +55,8 @@ def texts_of(recipe: TrainRecipe, tokenizer: Tokenizer, context: int) -> Stream 
         return None
     earlier = Prepared.open(recipe.replay.path)
     earlier.check_tokenizer(tokenizer.hash)
-    choice = DataRecipe(path=recipe.replay.path, weights=recipe.replay.weights, packing="stream")
+    choice = DataRecipe(path=recipe.replay.path, weights=recipe.replay.weights, packing="stream",
+                        separate_documents=False)  # fmt: skip
     return Stream(earlier, "train", choice, min(STRETCH, context), recipe.seed + 1)
 
 

@@ -58,7 +58,8 @@ def place(tmp_path_factory):
 
 
 def recipe_of(folder, name, *words):
-    given = [f"out={folder / name}", f"data.path={folder / 'data'}", "plan.micro_batch_size=8", "device=cpu", *words]
+    given = [f"out={folder / name}", f"data.path={folder / 'data'}", "plan.micro_batch_size=8", "device=cpu",
+             "plan.validation_tokens=400", *words]  # fmt: skip
     return load_recipe(verb.TrainRecipe, None, given)
 
 

@@ -16,7 +16,7 @@ from conftest import one_clear_line
 
 PLAN = ["data.path=corpus", "init.model.preset=tiny", "init.model.hidden_size=32", "init.model.num_hidden_layers=2",
         "init.model.num_attention_heads=4", "init.model.num_key_value_heads=2", "plan.micro_batch_size=8",
-        "plan.accumulate=2", "plan.context=48", "plan.save_every=1000", "plan.validate_every=1000", "plan.steps=40",
+        "plan.accumulate=2", "plan.context=48", "plan.save_every=1000", "plan.validate_every=1000", "plan.steps=24",
         "plan.log_every=1", "optimizer.lr=0.002", "device=cpu", "precision=fp32", "compile=false"]  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
@@ -50,15 +50,15 @@ def test_torchrun_stopped_accelerate_continues(here):
     shown = []
     for line in process.stdout:
         shown.append(line)
-        if line.startswith("step 6/"):
+        if line.startswith("step 3/"):
             process.send_signal(signal.SIGTERM)
     said = process.stderr.read()
     assert process.wait() != 0
     assert "all saved; the same command continues from there" in said, said[-3000:]
-    assert sum(line.startswith("step 3/") for line in shown) == 1  # one rank shows
+    assert sum(line.startswith("step 2/") for line in shown) == 1  # one rank shows
     (state,) = (here / "run" / "state").glob("step-*")
     stopped = int(state.name[5:])
-    assert 6 <= stopped < 40 and {"files.json", "state.json", ".metadata"} <= {p.name for p in state.iterdir()}
+    assert 3 <= stopped < 24 and {"files.json", "state.json", ".metadata"} <= {p.name for p in state.iterdir()}
 
     command = [*ACCELERATE, *words, "engine.context=2"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
@@ -67,7 +67,7 @@ def test_torchrun_stopped_accelerate_continues(here):
     assert "× 2 (fsdp: shard 2, context 2)" in done.stdout
 
     train.main(load_recipe(train.TrainRecipe, None, ["out=alone", *PLAN]))
-    assert [step for step, _ in curve(here / "run")] == list(range(1, 41))  # nothing twice
+    assert [step for step, _ in curve(here / "run")] == list(range(1, 25))  # nothing twice
     for (_, spread), (_, alone) in zip(curve(here / "run"), curve(here / "alone"), strict=True):
         assert spread == pytest.approx(alone, abs=1e-3)  # Muon's bf16 iteration rounds differently
     assert (here / "run" / "model" / "model.safetensors").exists()

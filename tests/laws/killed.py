@@ -21,10 +21,24 @@ from babyllama.train.optimizers.optim import AdamW, Muon
 KILLED: dict[str, tuple[dict[str, Any], int]] = {
     "adamw-3": ({"optimizer": AdamW(lr=1e-2)}, 3),
     "muon-11": ({"optimizer": Muon(rounding="fp32")}, 11),  # said: each process's stopwatch would choose its own
-    "adamw-23": ({"optimizer": AdamW(lr=1e-2)}, 23),
+    "adamw-13": ({"optimizer": AdamW(lr=1e-2)}, 13),
     "lora-12": ({"adapter": Lora(rank=4)}, 12),
 }
-STEPS = 40
+STEPS = 18
+
+
+class Waiting(Silent):
+    """Takes its time, and some steps after `at` waits for the end: the kill may come late, and before it nothing is
+    finished."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(pause=0.03)
+        self.last = at + 3
+
+    def step(self, step: int, steps: int, values: dict[str, Any]) -> None:
+        super().step(step, steps, values)
+        if step == self.last:
+            signal.pause()
 
 
 def kill_all(folder: Path) -> None:
@@ -40,7 +54,7 @@ def _kill(out: Path, kwargs: dict[str, Any], at: int) -> None:
     if not child:
         os.dup2(writing, 1)
         os.close(writing)
-        small_trainer(out, steps=STEPS, show=Silent(pause=0.03), **kwargs).train()
+        small_trainer(out, steps=STEPS, show=Waiting(at), **kwargs).train()
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as shown:

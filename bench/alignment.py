@@ -321,45 +321,61 @@ def by_rates(work: Path, name: str, method: str, seed: int, arguments: argparse.
         rate = float(f"{rate / 3 if forgets(line) else rate * 3:.2g}")
 
 
+def groups_of(file: Path) -> list[list[dict[str, Any]]]:
+    """Trainings that differ in their seeds alone, in order."""
+    keys = ("task", "method", "lr", "beta", "replay", "steps")
+
+    def setting(line: dict[str, Any]) -> tuple[Any, ...]:
+        return *(line[key] for key in keys), line["start"]["sft_steps"]
+
+    found = sorted((line for line in lines(file) if not line["small"]), key=lambda line: (setting(line), line["seed"]))
+    return [list(group) for _, group in itertools.groupby(found, setting)]
+
+
 def summary(file: Path) -> None:
-    found = [line for line in lines(file) if not line["small"]]
     rows = []
-
-    def group_of(line: dict[str, Any]) -> tuple[Any, ...]:
-        return line["task"], line["method"], line["lr"], line["beta"], line["replay"], line["start"]["sft_steps"]
-
-    for (name, method, rate, beta, replay, learned), group in itertools.groupby(sorted(found, key=group_of), group_of):
-        each, key = list(group), TASKS[name].main
-        ends = " ".join(f"{line['end'][key]:.3f}" for line in each)
-        bits = [f"{sum(line[when]['bits_per_byte'] for line in each) / len(each):.4f}" for when in ("start", "end")]
-        speed = sum(line["answers_per_second"] for line in each) / len(each)
-        rows.append([name, method, f"{rate:g}", f"{beta:g}", f"{replay:g}", str(learned), str(len(each)),
-                     f"{each[0]['start'][key]:.3f}", ends, *bits, f"{sum(map(does, each))}",
-                     f"{speed:,.0f}"])  # fmt: skip
-    table(["task", "method", "lr", "beta", "replay", "sft", "seeds", "start", "ends", "bits before", "bits after", "do",
+    for each in groups_of(file):
+        line, key = each[0], TASKS[each[0]["task"]].main
+        bits = [f"{sum(one[when]['bits_per_byte'] for one in each) / len(each):.4f}" for when in ("start", "end")]
+        rows.append([line["task"], line["method"], f"{line['lr']:g}", line["steps"], f"{line['beta']:g}",
+                     f"{line['replay']:g}", line["start"]["sft_steps"], f"{line['start'][key]:.3f}",
+                     " ".join(f"{one['end'][key]:.3f}" for one in each), *bits, sum(map(does, each)),
+                     f"{sum(one['answers_per_second'] for one in each) / len(each):,.0f}"])  # fmt: skip
+    table(["task", "method", "lr", "steps", "beta", "replay", "sft", "start", "ends", "bits before", "bits after", "do",
            "answers/s"], rows)  # fmt: skip
 
 
 def draw(path: Path, file: Path) -> None:
-    """What each task is about by step on held-out prompts, a line a seed; bits per byte beside the start's, dashed."""
+    """Of each task's best setting with three seeds: what it is about by step on held-out prompts, a line a seed; bits
+    per byte beside the start's, dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "babyllama"
     from matplotlib import pyplot
 
-    found = [line for line in lines(file) if not line["small"] and line["method"] == "grpo" and does(line)]
-    names = [name for name in TASKS if any(line["task"] == name for line in found)]
-    figure, panels = pyplot.subplots(1, len(names), figsize=(2.8 * len(names), 2.9), layout="constrained", sharey=True)
-    for name, panel in zip(names, panels, strict=True):
-        for line in (line for line in found if line["task"] == name):
+    best: dict[str, list[dict[str, Any]]] = {}
+    for each in groups_of(file):
+        name, key = each[0]["task"], TASKS[each[0]["task"]].main
+
+        def worth(group: list[dict[str, Any]], key: str = key) -> tuple[float, float]:
+            return sum(map(does, group)), sum(line["end"][key] - line["start"][key] for line in group)
+
+        if each[0]["method"] == "grpo" and len(each) >= 3 and (name not in best or worth(each) > worth(best[name])):
+            best[name] = each
+    figure, panels = pyplot.subplots(1, len(best), figsize=(2.8 * len(best), 3), layout="constrained", sharey=True,
+                                     squeeze=False)  # fmt: skip
+    for (name, each), panel in zip(best.items(), panels[0], strict=True):
+        for line in each:
             steps, scores, bits = zip(*line["looks"], strict=True)
-            panel.plot(steps, scores, color="#1f6c66")
-            panel.plot(steps, [one / bits[0] for one in bits], "--", color="#b04a1e")
-        panel.set_title(f"{name}, {TASKS[name].main.removeprefix('reward_')}", fontsize=10)
+            panel.plot(steps, scores, color="#1f6c66", label="score" if line is each[0] else None)
+            panel.plot(steps, [one / bits[0] for one in bits], "--", color="#b04a1e",
+                       label="bits per byte / start's" if line is each[0] else None)  # fmt: skip
+        panel.set_title(f"{name}, rate {each[0]['lr']:g}, β {each[0]['beta']:g}", fontsize=10)
         panel.set_xlabel("step")
         panel.set_ylim(0, 1.1)
         panel.grid(alpha=0.3)
+    panels[0, -1].legend(frameon=False, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -237,9 +237,9 @@ def shapes(folder: Path, world: World) -> None:
     class Counting(StackedMuon):
         count = 0
 
-        def _work(self, matrices: torch.Tensor) -> torch.Tensor:
+        def _work(self, matrices: torch.Tensor, **how: Any) -> torch.Tensor:
             self.count += len(matrices)
-            return super()._work(matrices)
+            return super()._work(matrices, **how)
 
     ranks, generator = init_device_mesh("cpu", (world.size,)), torch.Generator().manual_seed(0)
     grid = init_device_mesh("cpu", (world.size, 1))

@@ -77,9 +77,10 @@ class RolloutRows:
         assert self.rollout is not None
         number, kept = self.rollout.number, self.rollout.tensors
         rows = np.arange(first_row, first_row + count) - number * self.answers * self.recipe.passes
-        picked = np.array([permute(np.array([row % self.answers]), self.answers, self.groups.seed, SALT, number,
-                                   row // self.answers)[0] for row in rows.tolist()])  # fmt: skip
-        index = torch.from_numpy(picked)
+        passes = rows // self.answers
+        picked = [permute(rows[passes == one] % self.answers, self.answers, self.groups.seed, SALT, number, one)
+                  for one in sorted(set(passes.tolist()))]  # fmt: skip
+        index = torch.from_numpy(np.concatenate(picked))
         batch = batch_of(kept, index, extras=("old", "reference", "values", "returns"))
         if self.texts is None:
             return batch

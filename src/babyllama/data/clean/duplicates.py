@@ -31,7 +31,7 @@ from babyllama.recipe import Recipe
 KEPT, SAME, ALIKE = range(3)  # what becomes of a document
 _MARKS = np.dtype([("hash", "<u8", 2), ("size", "<u4"), ("held", "u1"), ("offset", "<u8"), ("bytes", "<u8")])
 _LINES = np.dtype([("hash", "<u8"), ("document", "<u8")])
-_LINES_AT_ONCE = 1 << 22  # in memory, with some 60 bytes each
+_LINES_AT_ONCE = 1 << 21  # in memory, with some 50 bytes each
 
 
 class Exact(Recipe):
@@ -229,6 +229,7 @@ def common_lines(documents: Marked, fate: np.ndarray, choice: Lines) -> np.ndarr
             lines = lines[lines["hash"] % np.uint64(parts) == part]
             mine.append(lines[fate[lines["document"].astype(np.int64)] == KEPT])
         lines = np.concatenate(mine)
+        mine.clear()
         lines = lines[np.argsort(lines["hash"], kind="stable")]  # of one hash by document, as they came
         begins = np.ones(len(lines), bool)
         begins[1:] = lines["hash"][1:] != lines["hash"][:-1]

@@ -34,6 +34,11 @@ def role(name: str, parameter: Tensor) -> Role:
     return place or (Role.MATRIX if parameter.ndim >= 2 else Role.VECTOR)
 
 
+def by_heads(name: str) -> bool:
+    """Whether the rows of the matrix of that name are those of one head after another."""
+    return not {"q_proj", "k_proj", "v_proj"}.isdisjoint(name.split("."))
+
+
 def exact(name: str) -> bool:
     """Whether a parameter is a RoPE kind's own: those stay float32 in a model of half precision."""
     return "rope" in name.split(".")

@@ -32,6 +32,30 @@ def test_updates_equal_torchs(weight_decay):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)  # bf16 inside: another blocking may round otherwise
 
 
+def test_parts_of_rows_are_matrices_of_their_own():
+    """Heads: torch.optim.Muon of each part of the rows as a parameter by itself."""
+    ours, rows = matrices(), 8
+    theirs = [[nn.Parameter(part.clone()) for part in p.detach().split(rows)] for p in ours]
+    kwargs = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    optimizers = (StackedMuon([{"params": ours, "rows": rows}], **kwargs),
+                  torch.optim.Muon([part for parts in theirs for part in parts], **kwargs))  # fmt: skip
+    for step in range(3):
+        g = torch.Generator().manual_seed(step)
+        for p, parts in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, generator=g)
+            for part, grad in zip(parts, p.grad.split(rows), strict=True):
+                part.grad = grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, parts in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, torch.cat([*parts]), atol=2e-4, rtol=1e-3)
+
+
+def test_rows_that_do_not_fall_into_parts_are_refused():
+    with pytest.raises(ValueError, match="parts of 7 rows"):
+        StackedMuon([{"params": matrices(), "rows": 7}], lr=0.1, momentum=0.9, weight_decay=0.0)
+
+
 def test_rows_are_evened_out_as_the_paper_says():
     """NorMuon's algorithm 1 (arXiv 2510.05491), in float64 from orthogonalised matrices; the norm stays Muon's."""
     ours, lr, momentum, beta2 = matrices(), 0.02, 0.9, 0.8

@@ -75,6 +75,14 @@ def test_every_parameter_has_exactly_one_optimizer(tie):
     assert len(muon.param_groups[0]["params"]) == 2 * 7  # seven matrices a block; never the embedding or the head
 
 
+def test_muon_takes_the_heads_of_queries_keys_and_values_apart():
+    made = model()
+    for recipe, apart in ((Muon(), 2 * 3), (Muon(by_head=False), 0)):
+        muon, _ = recipe.build(made.named_parameters(), head_dim=made.config.head_dim)
+        found = {group["rows"]: len(group["params"]) for group in muon.param_groups}
+        assert found == {None: 2 * 7 - apart} | ({made.config.head_dim: apart} if apart else {})
+
+
 @pytest.mark.parametrize("recipe", [AdamW(lr=0.1, eps=0.2), Muon(adam_lr=0.1, adam_eps=0.2), GaLore(lr=0.1, eps=0.2)])
 def test_what_is_called_adam_is_what_torchs_adamw_trains(recipe):
     made = model()
@@ -162,7 +170,8 @@ def test_a_schedule_reaches_every_group_of_every_optimizer(tmp_path, schedule, s
     trainer.engine = Watched()
     trainer.train()
     muon, adam = rates[::2], rates[1::2]
-    assert [r for (r,) in muon] == pytest.approx([0.02 * share for share in shares], rel=1e-5)
+    for group in zip(*muon, strict=True):  # of whole matrices, and of heads
+        assert list(group) == pytest.approx([0.02 * share for share in shares], rel=1e-5)
     assert [r for (r,) in adam] == pytest.approx([0.003 * share for share in shares], rel=1e-5)
     logged = [m["lr"] for m in trainer.run.metrics() if m["kind"] == "train"]
     assert logged == pytest.approx([0.02 * share for share in shares], rel=1e-5)

@@ -51,7 +51,7 @@ class Worker:
         self.module = self._prepare(LossModule(self.model, setting.objective))
         self.named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.mean: dict[str, Tensor] = {}
-        self.optimizers = setting.optimizer.build(self.named, self._sharers)
+        self.optimizers = setting.optimizer.build(self.named, self._sharers, self.model.config.head_dim)
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
 
     _sharers = 1  # ranks that hold the same parameters and gradients as this one

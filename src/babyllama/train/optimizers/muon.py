@@ -2,8 +2,9 @@
 
 The update is torch.optim.Muon's, which walks over the matrices one by one: at 512 × 8 that is 840 products and a few
 thousand launches a step, here 45. With `beta2` it is NorMuon's (arXiv 2510.05491): orthogonalising evens out
-directions but not neurons, so each row is divided by the root of a running mean of its own squares. Not here: which
-parameters are matrices (optim.py).
+directions but not neurons, so each row is divided by the root of a running mean of its own squares. A group with
+`rows` is orthogonalised in parts of so many rows, such as an attention's heads, each of which then learns at one speed
+in all its directions. Not here: which parameters are matrices (optim.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class StackedMuon(torch.optim.Optimizer):
     dimension) a rank holds some rows of the matrix, or some matrices of the stack.
 
     Args:
+        params: parameters, or groups of them, each with `rows` if its matrices are to be orthogonalised in parts.
         beta2: of the running mean of each row's squares, which evens out the rows' steps; the step of the whole matrix
             keeps its length. None: plain Muon.
         dtype: of the products that orthogonalise.
@@ -37,13 +39,17 @@ class StackedMuon(torch.optim.Optimizer):
         ValueError: a parameter that is no matrix.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float,
-                 beta2: float | None = None, dtype: torch.dtype = torch.bfloat16, ranks: int = 1) -> None:  # fmt: skip
-        params = list(params)
-        for parameter in params:
-            if parameter.ndim not in (2, 3):
-                raise ValueError(f"Muon takes matrices only, got shape {list(parameter.shape)}")
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "beta2": beta2})
+    def __init__(self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, momentum: float,
+                 weight_decay: float, beta2: float | None = None, dtype: torch.dtype = torch.bfloat16,
+                 ranks: int = 1) -> None:  # fmt: skip
+        usual = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "beta2": beta2, "rows": None}
+        super().__init__(params, usual)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim not in (2, 3):
+                    raise ValueError(f"Muon takes matrices only, got shape {list(parameter.shape)}")
+                if parameter.shape[-2] % (group["rows"] or 1):
+                    raise ValueError(f"shape {list(parameter.shape)} does not fall into parts of {group['rows']} rows")
         self._dtype, self._ranks = dtype, ranks
 
     @torch.no_grad()
@@ -59,7 +65,7 @@ class StackedMuon(torch.optim.Optimizer):
         buffers = self._moments(same, "momentum_buffer", torch.zeros_like)
         before = torch.stack(buffers)
         after = before.lerp(grads, 1 - momentum)
-        updates = self._orthogonal(grads.lerp(after, momentum), same[0]).to(grads.dtype)
+        updates = self._orthogonal(grads.lerp(after, momentum), same[0], group["rows"]).to(grads.dtype)
         moments = [(buffers, before, after)]
         if beta2 is not None:
             powers = self._moments(same, "row_power", lambda p: torch.zeros_like(p[..., :1]))
@@ -75,7 +81,7 @@ class StackedMuon(torch.optim.Optimizer):
             updates, decay = torch.where(taken, updates, 0), torch.where(taken, decay, 1.0)
         for held, _, new in moments:
             torch._foreach_copy_(held, list(new.unbind()))
-        rows, columns = same[0].shape[-2:]
+        rows, columns = group["rows"] or same[0].shape[-2], same[0].shape[-1]
         same = [_here(p) for p in same]
         if group["weight_decay"]:
             torch._foreach_mul_(same, decay)
@@ -84,22 +90,26 @@ class StackedMuon(torch.optim.Optimizer):
             updates, rate = updates * rate, 1.0
         torch._foreach_add_(same, list(updates.unbind()), alpha=-rate)
 
-    def _orthogonal(self, held: Tensor, like: Tensor) -> Tensor:
+    def _orthogonal(self, held: Tensor, like: Tensor, rows: int | None) -> Tensor:
         """`orthogonalise` of what this rank holds, (N, …, rows, B), of matrices like the parameter `like`; in bf16."""
         flat, split = held.flatten(0, -3), hasattr(like, "_local_tensor")
+        own = partial(self._work, rows=rows)
         if self._ranks == 1 and not split:
-            return self._work(flat).view_as(held)
+            return own(flat).view_as(held)
         from babyllama.train.optimizers.rows import copies, on_whole, shared_out
 
-        flat, work, others = flat.bfloat16(), self._work, copies(like) if split else None
+        flat, work, others = flat.bfloat16(), own, copies(like) if split else None
         if _by_rows(like):
-            work = partial(on_whole, like=like, work=self._work)
+            work = partial(on_whole, like=like, work=own)
         if others is not None or not split:
             return shared_out(flat, work, others).view_as(held)
         return work(flat).view_as(held)
 
-    def _work(self, matrices: Tensor) -> Tensor:
-        return orthogonalise(matrices, self._dtype)
+    def _work(self, matrices: Tensor, rows: int | None) -> Tensor:
+        if rows is None:
+            return orthogonalise(matrices, self._dtype)
+        parts = matrices.unflatten(1, (-1, rows)).flatten(0, 1)
+        return orthogonalise(parts, self._dtype).view_as(matrices)
 
     def _moments(self, same: list[Tensor], name: str, begin: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """This rank's rows of a moment of each parameter; where there is none yet, what `begin` makes of it."""

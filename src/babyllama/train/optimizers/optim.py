@@ -15,11 +15,13 @@ from pydantic import Field
 from torch import nn
 
 from babyllama.hardware import bf16_is_faster
-from babyllama.model.roles import Role, role
+from babyllama.model.roles import Role, by_heads, role
 from babyllama.model.wrappers import is_whole
 from babyllama.recipe import Recipe
 from babyllama.train.optimizers.galore import GaloreAdamW
 from babyllama.train.optimizers.muon import StackedMuon
+
+Named = Iterable[tuple[str, nn.Parameter]]  # of what is trained
 
 
 class Cosine(Recipe):
@@ -99,8 +101,13 @@ class _Optimizer(Recipe):
     stacks: ClassVar[bool] = True  # a parameter may be many matrices, as experts' are
     by_numbers: ClassVar[bool] = False  # any cut of any parameter will do: ZeRO's flat parts, an adapter's factors
 
-    def build(self, named: Iterable[tuple[str, nn.Parameter]], ranks: int = 1) -> list[torch.optim.Optimizer]:
-        """Those that step these parameters. `ranks`: processes that hold the same ones, and may share the work out."""
+    def build(self, named: Named, ranks: int = 1, head_dim: int | None = None) -> list[torch.optim.Optimizer]:
+        """Those that step these parameters.
+
+        Args:
+            ranks: processes that hold the same parameters, and may share the work out.
+            head_dim: rows of a query, key or value projection that belong to one head; None: of no matter.
+        """
         raise NotImplementedError
 
     @property
@@ -152,7 +159,7 @@ class AdamW(_Optimizer):
     def beside_factors(self) -> float | None:
         return self.whole_lr
 
-    def build(self, named: Iterable[tuple[str, nn.Parameter]], ranks: int = 1) -> list[torch.optim.Optimizer]:
+    def build(self, named: Named, ranks: int = 1, head_dim: int | None = None) -> list[torch.optim.Optimizer]:
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in named:
             groups.setdefault((is_whole(name), parameter.ndim >= 2), []).append(parameter)
@@ -167,7 +174,7 @@ class Muon(_Optimizer):
     """Muon for the matrices inside the blocks, AdamW for embedding, head and norms.
 
     Muon (K. Jordan 2024) steps along the orthogonalised momentum: all directions of a matrix learn at one speed; with
-    `beta2` all rows too (NorMuon, arXiv 2510.05491).
+    `beta2` all rows too (NorMuon, arXiv 2510.05491). An attention's heads are so many matrices, one below the other.
     """
 
     kind: Literal["muon"] = "muon"
@@ -175,6 +182,9 @@ class Muon(_Optimizer):
     momentum: float = Field(default=0.95, ge=0, lt=1, description="decay of the mean of gradients")
     beta2: float | None = Field(
         default=0.95, ge=0, lt=1, description="decay of the mean square of each row (NorMuon); null: plain Muon"
+    )
+    by_head: bool = Field(
+        default=True, description="each head's queries, keys and values are a matrix; false: those of all heads are one"
     )
     rounding: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="of the products that orthogonalise; auto: bf16, but fp32 on a CPU that emulates it"
@@ -186,12 +196,16 @@ class Muon(_Optimizer):
     )
     adam_eps: float = Field(default=1e-8, gt=0, description="eps of that AdamW")
 
-    def build(self, named: Iterable[tuple[str, nn.Parameter]], ranks: int = 1) -> list[torch.optim.Optimizer]:
+    def build(self, named: Named, ranks: int = 1, head_dim: int | None = None) -> list[torch.optim.Optimizer]:
+        named = list(named)
         matrices, others = _inside_and_out(named)
         device = matrices[0].device if matrices else torch.device("cpu")
         dtype = torch.float32 if self.settled(device).rounding == "fp32" else torch.bfloat16
-        muon = StackedMuon(matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
-                           beta2=self.beta2, dtype=dtype, ranks=ranks)  # fmt: skip
+        heads = {p for name, p in named if self.by_head and head_dim and in_block(name, p) and by_heads(name)}
+        groups = [{"params": [p for p in matrices if (p in heads) == cut], "rows": head_dim if cut else None}
+                  for cut in (False, True)]  # fmt: skip
+        muon = StackedMuon([group for group in groups if group["params"]], self.lr, self.momentum, self.weight_decay,
+                           self.beta2, dtype, ranks)  # fmt: skip
         return [muon, _adamw([{"params": others, "weight_decay": 0.0}], self.adam_lr, self.adam_betas, self.adam_eps)]
 
     @property
@@ -237,7 +251,7 @@ class GaLore(_Optimizer):
     def adam(self) -> AdamPart:
         return AdamPart(self.lr, self.eps)
 
-    def build(self, named: Iterable[tuple[str, nn.Parameter]], ranks: int = 1) -> list[torch.optim.Optimizer]:
+    def build(self, named: Named, ranks: int = 1, head_dim: int | None = None) -> list[torch.optim.Optimizer]:
         matrices, others = _inside_and_out(named)
         galore = GaloreAdamW(matrices, self.lr, self.betas, self.eps, self.weight_decay, self.rank, self.refresh,
                              self.scale)  # fmt: skip
@@ -249,7 +263,7 @@ def in_block(name: str, parameter: nn.Parameter) -> bool:
     return role(name, parameter) is Role.MATRIX
 
 
-def _inside_and_out(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def _inside_and_out(named: Named) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The matrices inside the blocks, and all else."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

@@ -237,9 +237,9 @@ def shapes(folder: Path, world: World) -> None:
     class Counting(StackedMuon):
         count = 0
 
-        def _work(self, matrices: torch.Tensor, **how: Any) -> torch.Tensor:
+        def _work(self, matrices: torch.Tensor, rows: int | None) -> torch.Tensor:
             self.count += len(matrices)
-            return super()._work(matrices, **how)
+            return super()._work(matrices, rows)
 
     ranks, generator = init_device_mesh("cpu", (world.size,)), torch.Generator().manual_seed(0)
     grid = init_device_mesh("cpu", (world.size, 1))
@@ -247,11 +247,13 @@ def shapes(folder: Path, world: World) -> None:
         "whole": torch.clone, "split": lambda v: distribute_tensor(v, ranks, [Shard(0)]), "shared": torch.clone,
         "copies": lambda v: distribute_tensor(v, grid, [Replicate(), Shard(0)])}  # fmt: skip
     apart, counts = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0)
-    for shape in ((5, 3), (1, 4), (7, 7), (3, 9), (3, 4, 6), (1, 6, 2)):
+    for *shape, rows in ((5, 3, None), (1, 4, None), (7, 7, None), (3, 9, None), (3, 4, 6, None), (1, 6, 2, None),
+                         (6, 5, 2)):  # fmt: skip
         values = [torch.randn(shape, generator=generator) for _ in range(3)]
         held = {way: [torch.nn.Parameter(place(v)) for v in values] for way, place in ways.items()}
         rates = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "beta2": 0.9, "dtype": torch.float32}
-        optimizers = {way: Counting(held[way], **rates, ranks=world.size if way == "shared" else 1) for way in ways}
+        optimizers = {way: Counting([{"params": held[way], "rows": rows}], **rates,
+                                    ranks=world.size if way == "shared" else 1) for way in ways}  # fmt: skip
         for step in range(3):
             grads = [torch.randn(shape, generator=generator) for _ in values]
             for way, optimizer in optimizers.items():

@@ -12,6 +12,7 @@ so several processes with other methods or seeds may share a GPU. --small: a mod
 A line holds accuracies on held-out pairs by four measures, each of all pairs, of those of near-equal length (tokens
 within 4 : 5) and of those whose better answer is the shorter one: `gain` Σ log π − log π_ref, DPO's own; `gain_mean`
 the same a token; `mean` log π a token, SimPO's own; `score`, a reward model's. Beside them what "the longer one" gets.
+One file although it is long: data, start, trainings and their table are one experiment.
 """
 
 from __future__ import annotations

@@ -46,7 +46,10 @@ def fork_ranks(work: Callable[[], None], size: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True",
                       WORLD_SIZE=str(size))  # fmt: skip
     gc.freeze()  # DeepSpeed collects garbage often: not through all that was imported
-    ranks = [_forked(work, rank) for rank in range(size)]
+    begin, all_there = os.pipe()
+    ranks = [_forked(work, rank, begin, all_there) for rank in range(size)]
+    os.close(begin)
+    os.close(all_there)
     while ranks:
         ended, status = os.wait()
         ranks.remove(ended)
@@ -56,10 +59,15 @@ def fork_ranks(work: Callable[[], None], size: int) -> None:
                 os.kill(rank, signal.SIGKILL)
 
 
-def _forked(work: Callable[[], None], rank: int) -> int:
+def _forked(work: Callable[[], None], rank: int, begin: int, all_there: int) -> int:
+    """The rank waits for the last to be forked: meanwhile nobody asks the store, whose thread could otherwise hold a
+    lock at that moment, which the new rank would wait for forever."""
     child = os.fork()
     if child:
         return child
+    os.close(all_there)
+    os.read(begin, 1)
+    os.close(begin)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
     try:
         work()

@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node 4 bench/scale.py                                  # weak: 256 rows a GPU
     torchrun --standalone --nproc-per-node 4 bench/scale.py --rows 64                        # strong
-    torchrun --standalone --nproc-per-node 4 bench/scale.py --rows 64 --engines ddp ddp-bf16 fsdp fsdp-1 fsdp-kept
+    torchrun --standalone --nproc-per-node 4 bench/scale.py --rows 64 --engines ddp ddp-after fsdp fsdp-1 fsdp-kept
     torchrun --standalone --nproc-per-node 4 bench/scale.py --moe --rows 64 --engines ddp fsdp
     torchrun --standalone --nproc-per-node 4 bench/scale.py --rows 1 --context 16384 --engines ddp-context fsdp-context
 
@@ -36,6 +36,7 @@ from babyllama.train.plan import Plan
 
 ENGINES: dict[str, Callable[[int], Engine]] = {  # of so many processes
     "alone": lambda _: Single(), "ddp": lambda _: Ddp(), "ddp-bf16": lambda _: Ddp(exchange="bf16"),
+    "ddp-after": lambda _: Ddp(overlap=False), "ddp-after-bf16": lambda _: Ddp(overlap=False, exchange="bf16"),
     "ddp-context": lambda size: Ddp(context=size), "fsdp": lambda _: Fsdp(), "fsdp-1": lambda _: Fsdp(blocks=1),
     "fsdp-kept": lambda _: Fsdp(reshard_after_forward=False), "fsdp-context": lambda size: Fsdp(context=size),
     "hsdp": lambda _: Fsdp(replicate=2),

@@ -33,6 +33,7 @@ from babyllama.train.trainer import Trainer
 
 ENGINES: dict[str, Engine] = {
     "ddp": Ddp(),
+    "ddp_after": Ddp(overlap=False),
     "fsdp": Fsdp(),
     "fsdp_kept": Fsdp(reshard_after_forward=False),
     "fsdp_grouped": Fsdp(blocks=2),
@@ -169,10 +170,11 @@ def halves(folder: Path, world: World) -> None:
                 continue
             keep(trainer, folder, f"{engine}-{name}", seen=sorted(set(SEEN)), scale=trainer.watchman.scale.item(),
                  scaled=trainer.watchman.scaled)  # fmt: skip
-    trainer = made(folder, "ddp-exchange-bf16", world, "ddp", **settings("adamw", 4))
-    trainer.engine = Ddp(exchange="bf16")
-    trainer.train()
-    keep(trainer, folder, "ddp-exchange-bf16")
+    for name in ("ddp", "ddp_after"):
+        trainer = made(folder, f"{name}-exchange-bf16", world, name, **settings("adamw", 4))
+        trainer.engine = Ddp(exchange="bf16", overlap=name == "ddp")
+        trainer.train()
+        keep(trainer, folder, f"{name}-exchange-bf16")
     for engine in ("ddp", "fsdp"):
         train(folder, f"{engine}-clex-bf16", world, engine, dtype=torch.bfloat16, **settings("adamw", 4, rope=CLEX))
 

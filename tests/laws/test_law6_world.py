@@ -132,8 +132,9 @@ def test_half_precision_is_the_one_that_was_asked_for(folder, tmp_path, engine, 
     assert {w.dtype for w in result.weights.values()} == {HALVES[precision]}
 
 
-def test_gradients_that_travel_in_bf16_are_rounded_and_no_more(folder):
-    rounded, exact = Result(folder, "ddp-exchange-bf16"), Result(folder, "ddp-adamw-4")
+@pytest.mark.parametrize("engine", ["ddp", "ddp_after"])
+def test_gradients_that_travel_in_bf16_are_rounded_and_no_more(folder, engine):
+    rounded, exact = Result(folder, f"{engine}-exchange-bf16"), Result(folder, "ddp-adamw-4")
     rounded.close_to(exact, 2e-3)
     assert any((weight != exact.weights[name]).any() for name, weight in rounded.weights.items())
 

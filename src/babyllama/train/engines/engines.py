@@ -19,7 +19,7 @@ from babyllama.errors import InputError, needs_extra
 from babyllama.recipe import Recipe
 from babyllama.train.engines.captured import Captured
 from babyllama.train.engines.mesh import Mesh
-from babyllama.train.engines.replica import Replica
+from babyllama.train.engines.replica import Replica, Summed, SummedGraph
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.worker import Worker
 from babyllama.train.optimizers.optim import Optimizer
@@ -78,6 +78,10 @@ class Ddp(_Engine):
     exchange: Literal["fp32", "bf16"] = Field(
         default="fp32", description="what gradients travel in; bf16: half the traffic, rounded before they are summed"
     )
+    overlap: bool = Field(
+        default=True, description="true: gradients travel while the backward pass runs; false: after it, and a GPU's "
+        "whole update is one CUDA graph, which may suit small models better"
+    )  # fmt: skip
     context: Context = 1
 
     def mesh(self, processes: int) -> Mesh:
@@ -88,7 +92,11 @@ class Ddp(_Engine):
         self.mesh(processes)
 
     def __call__(self, setting: Setting) -> Worker:
-        return Replica(setting, self.exchange) if setting.world.size > 1 else Worker(setting)
+        if setting.world.size == 1:
+            return Worker(setting)
+        if self.overlap:
+            return Replica(setting, self.exchange)
+        return (SummedGraph if Captured.suits(setting) else Summed)(setting, self.exchange)
 
 
 class Fsdp(_Engine):

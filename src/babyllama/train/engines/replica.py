@@ -1,7 +1,9 @@
-"""DDP: a whole copy of the model on each rank, gradients averaged once a step, beside the backward pass.
+"""DDP: a whole copy of the model on each rank, gradients brought together once a step.
 
-A gradient that comes early travels early, so blocks are compiled one by one and go down to half precision one by one:
-in one piece all gradients would come at the end. Not here: the step (worker.py).
+Replica: beside the backward pass. A gradient that comes early travels early, so blocks are compiled one by one and go
+down to half precision one by one: in one piece all gradients would come at the end. Summed: after it, all at once.
+Nothing overlaps, but the model is compiled as one, and each step is the same calls, which a CUDA graph can hold
+(SummedGraph). Not here: the step (worker.py).
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from babyllama.data.streams.batches import Batch
+from babyllama.train.engines.captured import Captured
 from babyllama.train.engines.precision import LossModule
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.worker import Worker
+
+Exchange = Literal["fp32", "bf16"]
 
 
 class Replica(Worker):
@@ -31,7 +36,7 @@ class Replica(Worker):
     module: DistributedDataParallel
     _by_block = True
 
-    def __init__(self, setting: Setting, exchange: Literal["fp32", "bf16"] = "fp32") -> None:
+    def __init__(self, setting: Setting, exchange: Exchange = "fp32") -> None:
         self._exchange = exchange
         super().__init__(setting)
 
@@ -81,6 +86,37 @@ class Replica(Worker):
 
     def _synchronising(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext() if last else self.module.no_sync()
+
+
+class Summed(Worker):
+    """A whole copy of the model on each rank; once all micro-batches are done, their gradients are summed.
+
+    Args:
+        exchange: what gradients travel in.
+    """
+
+    def __init__(self, setting: Setting, exchange: Exchange = "fp32") -> None:
+        self._exchange = exchange
+        super().__init__(setting)
+
+    def _prepare(self, loss: LossModule) -> nn.Module:
+        self._sharers = self.world.size
+        return super()._prepare(loss)
+
+    def add_gradients(self, micro: Sequence[Batch], share: Tensor) -> Tensor:
+        """As in Worker; every rank has gradients of the same parameters."""
+        sums = super().add_gradients(micro, share)
+        grads = self._grads()
+        together = torch.cat([grad.flatten() for grad in grads])
+        if self._exchange == "bf16":
+            together = together.bfloat16()
+        parts = self.world.reduce_(together).split([grad.numel() for grad in grads])
+        torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
+        return sums
+
+
+class SummedGraph(Summed, Captured):
+    """Summed, whose whole update is a CUDA graph, its exchange too."""
 
 
 def _mean_in_bf16(size, bucket):  # DDP would read annotations, which are texts here

@@ -27,9 +27,7 @@ from babyllama.model.transformer import Transformer
 
 MOST_ROWS, MORE_ROWS = 8, 64  # of a batch: with more, products of matrices are faster; of a small model with more yet:
 SMALL = 200_000_000  # rows × weights, up to which what PyTorch's operators take beside their work outweighs it
-ENOUGH = (
-    20_000_000  # rows × weights × tokens of a call, a millisecond, from which on another thread is worth its beginning
-)
+ENOUGH = 20_000_000  # rows × weights × tokens of a call, about a millisecond: less is not worth starting a thread for
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 BUDGET = 10_000_000  # nanoseconds of one call, a token more or less: others wait for its end
 EIGHT, FOUR, UNIT, PAGE = 3, 4, 32, 2 << 20  # codes of a row are filled up to UNITs; bytes of a large page

@@ -154,8 +154,7 @@ def test_ternary_rounds_what_goes_in():
 
 
 @needs_compiler
-def test_batches_and_threads_change_nothing_but_rounding(monkeypatch):
-    monkeypatch.setattr("babyllama.infer.native.ENOUGH", 0)
+def test_batches_and_threads_change_nothing_but_rounding():
     model = sharp_model(tiny_config())
     for rows in (1, 2, 5, 8):
         compare(model, rows=rows)
@@ -236,37 +235,6 @@ def test_the_engine_answers_as_by_pytorch(bits):
     for some in (prompts[:1], prompts[:4], prompts[:12], prompts):
         for sampling in (Sampling(temperature=0.0), Sampling(temperature=1.0)):
             assert engine.generate(some, sampling, 20, {0}) == other.generate(some, sampling, 20, {0})
-
-
-@needs_compiler
-@pytest.mark.parametrize("lengths", [[1] * 9 + [3, 20, 1, 2, 17] + [1] * 12, [1, 5, 2], [20]])
-def test_rows_are_shared_out_over_threads_and_no_number_changes(lengths, monkeypatch):
-    """Texts of one token, as where rows decode, and longer ones, whose later tokens read what the earlier write."""
-    monkeypatch.setattr("babyllama.infer.native.ENOUGH", 0)
-    monkeypatch.setattr("babyllama.infer.native.BUDGET", 10**12)
-    model, requests = sharp_model(tiny_config()), [Request([7], Sampling(), 40, seed=i) for i in range(len(lengths))]
-    places = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    tokens = torch.randint(67, places.shape, generator=torch.Generator().manual_seed(1))
-    rows = len(places)
-    wanted, made, found = torch.tensor([0, rows // 3, rows // 2, rows // 2 + 1, rows - 1]), native(model), []
-    assert made is not None
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            cache = KVCache(model.config, len(lengths), 64, "cpu", torch.float32)
-            with torch.inference_mode():
-                logits = made.step(tokens, positions, cache, places, wanted)
-                states = Rows(67, len(lengths), torch.device("cpu"))
-                states.place(list(range(len(lengths))), [(request, [9], 40) for request in requests])
-                several = made.steps(slice(0, len(lengths)), states, cache, Uses(drawn=True), 12)
-            found.append((logits, several, cache.keys, cache.values))
-    finally:
-        torch.set_num_threads(before)
-    assert len(found[0][1]) == 12
-    for other in found[1:]:
-        assert all(map(torch.equal, found[0], other))
 
 
 RULES = [Sampling(temperature=0), Sampling(), Sampling(temperature=0.7, top_k=5), Sampling(temperature=1.3, top_p=0.8),

@@ -4,7 +4,6 @@
 //
 // A step is a sequence of phases, each shared out over the threads in chunks that whoever is free takes next, with a
 // barrier behind. The residual stream is each thread's own: all add the same numbers, so nobody waits to read it.
-// Of many rows each thread takes some through all phases by itself.
 // Shapes: B rows, C hidden_size, F intermediate_size, H heads, K key-value heads, D head_dim, V vocabulary.
 
 #include <algorithm>
@@ -14,9 +13,11 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <system_error>
 #include <thread>
 #include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -328,13 +329,10 @@ void row_of(const Matrix& m, int64_t n, float* out) {  // dequantised, in the mo
 
 // ── threads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 struct Team {
-    std::atomic<int> size, arrived{0}, turn{0};  // size: 0 until it is known
-    std::vector<std::atomic<int64_t>> taken;     // of each phase: how much of it has been given out
-    explicit Team(const Model& model, int size = 0) : size(size), taken(32 * model.layers + 9) {}
-
-    void again() {  // for another step, while the others wait
-        for (auto& phase : taken) phase = 0;
-    }
+    int size = 1;
+    std::atomic<int> arrived{0}, turn{0};
+    std::vector<std::atomic<int64_t>> taken;  // of each phase: how much of it has been given out
+    explicit Team(size_t phases) : taken(phases) {}
 
     void wait() {  // a few microseconds of spinning, then others may have the core
         int now = turn.load(std::memory_order_acquire);
@@ -352,27 +350,14 @@ struct Team {
     }
 };
 
-// What phases leave for the next ones, of `rows` rows.
-struct Between {
-    std::vector<float> all;
-    float *q, *k, *v, *attended, *back, *gate, *up;
-
-    Between(const Model& model, int64_t rows) {
-        int64_t C = model.width, F = model.inner, KD = model.kv_heads * model.head_dim;
-        all.resize(rows * (4 * C + 2 * KD + 2 * F));
-        q = all.data(), attended = q + rows * C, back = attended + rows * C, k = back + rows * C, v = k + rows * KD;
-        gate = v + rows * KD, up = gate + rows * F;
-    }
-};
-
 struct Worker {  // one thread's way through a step
     const Model& model;
     const Call& call;
     Team& team;
-    int64_t phase = 0, rows = 0;  // rows: that are computed now
+    int64_t phase = 0, rows;  // rows: that are computed now
     std::vector<float> x, normed, mixed, changed[3], sums[3], scores;
 
-    Worker(const Model& m, const Call& c, Team& t) : model(m), call(c), team(t) {}
+    Worker(const Model& m, const Call& c, Team& t) : model(m), call(c), team(t), rows(c.rows) {}
 
     template <class F>
     void shared(int64_t count, int64_t chunk, F work) {  // work(from, to) over all of count, then a barrier
@@ -525,10 +510,8 @@ struct Worker {  // one thread's way through a step
         for (size_t i = 0; i < x.size(); i++) x[i] += more[i];
     }
 
-    void run(const Between& between) {
-        auto& [all, q, k, v, attended, back, gate, up] = between;
-        int64_t C = model.width, F = model.inner, B = rows = call.rows;
-        phase = 0;
+    void run(float* q, float* k, float* v, float* attended, float* back, float* gate, float* up) {
+        int64_t C = model.width, F = model.inner, B = rows;
         int64_t widest = ((C > F ? C : F) + 63) / 32 * 32;
         x.resize(B * C), normed.resize(B * C), mixed.resize(B * F);
         for (int i = 0; i < 3; i++) changed[i].resize(B * widest), sums[i].resize(B * widest);
@@ -554,87 +537,24 @@ struct Worker {  // one thread's way through a step
     }
 };
 
-// `work(first)` by several threads, this one as the first. Its helpers end with it: OpenMP's would wait for more work by
-// spinning, milliseconds long, on cores that others want, a server's HTTP for example. Where the system gives no more
-// threads, fewer do it. `begin(count)` is told how many there are, before this one works.
-template <class B, class F>
-void together(int64_t threads, B begin, F work) {
-    std::vector<std::thread> helpers;
-    try {
-        while ((int64_t)helpers.size() + 1 < threads) helpers.emplace_back(work, false);
-    } catch (const std::system_error&) {
-    }
-    begin(1 + helpers.size());
-    work(true);
-    for (std::thread& helper : helpers) helper.join();
-}
-
-// Many rows go through the model in parts, which threads take one after the other: before the end nobody waits for a
-// thread whose core others have taken. Tokens of one text stay together: the later ones read what the earlier ones
-// write. Returns where each part ends; few rows are one part.
-constexpr int64_t SOME_ROWS = 8;
-std::vector<int64_t> parts(const Call& call) {
-    std::vector<int64_t> ends;
-    bool many = call.threads > 1 && call.rows >= 2 * SOME_ROWS;
-    for (int64_t b = 1, from = 0; b < call.rows && many; b++)
-        if (b - from >= SOME_ROWS && call.places[b] != call.places[b - 1]) ends.push_back(from = b);
-    ends.push_back(call.rows);
-    return ends;
-}
-
-Call part_of(const Model& model, const Call& call, int64_t from, int64_t to, std::vector<int64_t>& wanted) {
-    const int64_t *first = std::lower_bound(call.wanted, call.wanted + call.wanted_count, from),
-                  *last = std::lower_bound(first, call.wanted + call.wanted_count, to);
-    for (const int64_t* row = first; row < last; row++) wanted.push_back(*row - from);
-    Call part = call;
-    part.rows = to - from, part.tokens += from, part.positions += from, part.places += from;
-    part.logits += (first - call.wanted) * model.head.outputs;
-    part.wanted_count = wanted.size(), part.wanted = wanted.data();
-    return part;
-}
-
-// Steps, as long as `more()` says so after one; before it, `then` is called for every row, by any thread.
-template <class F, class M>
-void steps(const Model& model, const Call& call, F then, M more) {
-    std::vector<int64_t> ends = parts(call);
-    int64_t count = ends.size();
-    if (count > 1) {
-        std::atomic<int64_t> taken{0};
-        do {
-            taken = 0;
-            together(std::min(call.threads, count), [](int64_t) {}, [&](bool) {
-                for (int64_t i; (i = taken++) < count;) {
-                    int64_t from = i ? ends[i - 1] : 0;
-                    std::vector<int64_t> wanted;
-                    Call part = part_of(model, call, from, ends[i], wanted);
-                    Team alone(model, 1);
-                    Between between(model, part.rows);
-                    Worker(model, part, alone).run(between);
-                    for (int64_t b = from; b < ends[i]; b++) then(b);
-                }
-            });
-        } while (more());
-        return;
-    }
-    Team team(model);
-    Between between(model, call.rows);
-    bool goes_on = false;
-    together(call.threads, [&](int64_t size) { team.size = size; }, [&](bool first) {
-        while (!team.size) std::this_thread::yield();
-        Worker worker(model, call, team);
-        do {
-            worker.run(between);
-            worker.shared(call.rows, 1, [&](int64_t b, int64_t) { then(b); });
-            if (first) goes_on = more(), team.again();
-            team.wait();
-        } while (goes_on);
-    });
-}
-
 }  // namespace
 
 extern "C" void babyllama_step(const Model* model, const Call* call) {
-    steps(*model, *call, [](int64_t) {}, [] { return false; });
+    int64_t B = call->rows, C = model->width, F = model->inner, KD = model->kv_heads * model->head_dim;
+    std::vector<float> shared(B * (4 * C + 2 * KD + 2 * F));
+    float *q = shared.data(), *attended = q + B * C, *back = attended + B * C, *k = back + B * C, *v = k + B * KD,
+          *gate = v + B * KD, *up = gate + B * F;
+    Team team(32 * model->layers + 8);
+#ifdef _OPENMP
+#pragma omp parallel num_threads((int)call->threads)
+    {
+#pragma omp single
+        team.size = omp_get_num_threads();  // an implicit barrier follows
+        Worker(*model, *call, team).run(q, k, v, attended, back, gate, up);
+    }
+#else
+    Worker(*model, *call, team).run(q, k, v, attended, back, gate, up);
+#endif
 }
 
 // ── the next token ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -710,19 +630,21 @@ int64_t choose(float* scores, const Choices& given, int64_t b) {
 // How many tokens every row has made: until one of them may be the end of an answer, or the time is over.
 extern "C" int64_t babyllama_steps(const Model* model, const Call* call, const Choices* given) {
     auto began = std::chrono::steady_clock::now();
-    std::atomic<bool> ended{false};
-    int64_t i = 0;
-    auto then = [&](int64_t b) {
-        int64_t token = choose(call->logits + b * model->head.outputs, *given, b), fed = token < 0 ? 0 : token;
-        given->made[i * call->rows + b] = token;
-        given->tokens[b] = fed, given->positions[b]++, given->counters[b]++;
-        if (given->counts) given->counts[b * given->vocabulary + fed]++;
-        if (token < 0 || given->ends[fed]) ended = true;
-    };
-    auto more = [&] {
+    for (int64_t i = 0; i < given->most;) {
+        babyllama_step(model, call);
+        bool ended = false;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads((int)call->threads) reduction(|| : ended) if (call->rows > 1)
+#endif
+        for (int64_t b = 0; b < call->rows; b++) {
+            int64_t token = choose(call->logits + b * model->head.outputs, *given, b), fed = token < 0 ? 0 : token;
+            given->made[i * call->rows + b] = token;
+            given->tokens[b] = fed, given->positions[b]++, given->counters[b]++;
+            if (given->counts) given->counts[b * given->vocabulary + fed]++;
+            ended = ended || token < 0 || given->ends[fed];
+        }
         auto spent = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - began);
-        return ++i < given->most && !ended && spent.count() <= given->budget;
-    };
-    steps(*model, *call, then, more);
-    return i;
+        if (++i == given->most || ended || spent.count() > given->budget) return i;
+    }
+    return 0;
 }

@@ -27,7 +27,6 @@ from babyllama.model.transformer import Transformer
 
 MOST_ROWS, MORE_ROWS = 8, 64  # of a batch: with more, products of matrices are faster; of a small model with more yet:
 SMALL = 200_000_000  # rows × weights, up to which what PyTorch's operators take beside their work outweighs it
-ENOUGH = 20_000_000  # rows × weights × tokens of a call, about a millisecond: less is not worth starting a thread for
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 BUDGET = 10_000_000  # nanoseconds of one call, a token more or less: others wait for its end
 EIGHT, FOUR, UNIT, PAGE = 3, 4, 32, 2 << 20  # codes of a row are filled up to UNITs; bytes of a large page
@@ -100,8 +99,8 @@ class Native:
                             config.num_key_value_heads, config.head_dim, config.rms_norm_eps, self.layers,
                             self._numbers(model.norm.weight), None, None)  # fmt: skip
         self.model.embedding, self.model.head = self._matrix(model.embed_tokens), self._matrix(model.lm_head)
-        self.weights = sum(matrix.outputs * matrix.inputs for matrix in self.matrices.values())
-        self.most_rows = max(MOST_ROWS, min(MORE_ROWS, SMALL // self.weights))
+        weights = sum(matrix.outputs * matrix.inputs for matrix in self.matrices.values())
+        self.most_rows = max(MOST_ROWS, min(MORE_ROWS, SMALL // weights))
         _in_large_pages(self.held)
 
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache, places: Tensor | None = None,
@@ -109,8 +108,7 @@ class Native:
         """One token for every row; the cache's slots at `positions` are written.
 
         Args:
-            tokens, positions: (B,) int64. Several tokens of one text may be read at once, each in a row of its own,
-                side by side in their order.
+            tokens, positions: (B,) int64. Several tokens of one text may be read at once, each in a row of its own.
             places: (B,) int64, the cache's row of each; 0 … B−1 when absent.
             wanted: (W,) int64, ascending: the rows after which logits are wanted; all when absent.
 
@@ -132,21 +130,20 @@ class Native:
         choices = _Choices(limit, BUDGET, rows.vocab_size, draws.shape[1], *(
             part.data_ptr() for part in (tokens, positions, counters, rules, draws)), seen, counts,
             rows.ends.data_ptr(), made.data_ptr())  # fmt: skip
-        _, call, _ = held = self._call(tokens, positions, cache, rows.index[which], None, limit)
+        _, call, _ = held = self._call(tokens, positions, cache, rows.index[which], None)
         found = self.library.babyllama_steps(*map(ctypes.addressof, (self.model, call, choices)))
         del held  # what the call's pointers lead to
         return made[:found]
 
-    def _call(self, tokens: Tensor, positions: Tensor, cache: KVCache, places: Tensor | None, wanted: Tensor | None,
-              times: int = 1) -> tuple[Tensor, _Call, tuple[Tensor, ...]]:  # fmt: skip
-        """(logits, the call, what else its pointers lead to), for so many tokens of every row."""
+    def _call(self, tokens: Tensor, positions: Tensor, cache: KVCache, places: Tensor | None, wanted: Tensor | None
+              ) -> tuple[Tensor, _Call, tuple[Tensor, ...]]:  # fmt: skip
+        """(logits, the call, what else its pointers lead to)."""
         B, keys, tokens, positions = len(tokens), cache.keys, tokens.contiguous(), positions.contiguous()
         places, wanted = (torch.arange(B) if rows is None else rows.contiguous() for rows in (places, wanted))
         self._angles(cache.max_tokens)
         logits = torch.empty(len(wanted), self.config.vocab_size)
         layer, row, head, slot, _ = keys.stride()
-        threads = torch.get_num_threads() if B * self.weights * times >= ENOUGH else 1
-        call = _Call(B, threads, KINDS[keys.dtype], layer, row, head, slot, tokens.data_ptr(),
+        call = _Call(B, torch.get_num_threads(), KINDS[keys.dtype], layer, row, head, slot, tokens.data_ptr(),
                      positions.data_ptr(), places.data_ptr(), keys.data_ptr(), cache.values.data_ptr(),
                      logits.data_ptr(), len(wanted), wanted.data_ptr())  # fmt: skip
         return logits, call, (tokens, positions, places, wanted)

@@ -103,7 +103,7 @@ class Watching:
     def __init__(self, found):
         self.found, self.recipe = found, AdamW(lr=1e-2)
 
-    def build(self, named, ranks=1):
+    def build(self, named, ranks=1, head_dim=None):
         named = list(named)
         (adam,) = self.recipe.build(named, ranks)
         parameters = [p for _, p in named]

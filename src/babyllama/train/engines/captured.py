@@ -1,6 +1,6 @@
 """After a few steps on a GPU the whole update becomes one CUDA graph, which one launch replays: of a process alone, or
-of one of several whose exchange is in it (replica.py). Where batches of other shapes follow, for some steps in a row, it
-is recorded anew.
+of one of several whose exchange is in it (replica.py). Where batches of other shapes follow, some steps in a row, it is
+recorded anew.
 
 A step of a small model is a few thousand launches; at 32 × 512 tokens the host took twice as long to make them as the
 GPU to run them. What changes from step to step lies in tensors that the graph reads: the batch, its number of targets,

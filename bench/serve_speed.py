@@ -69,8 +69,9 @@ def used(process: int) -> tuple[float, float]:
 
 
 def processes(server: int) -> list[int]:
-    """Its own process, which has the engine, and those that speak HTTP."""
-    return [server, *map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())]
+    """Its own process, which has the engine, and those that speak HTTP; none that compiles something meanwhile."""
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    return [server, *(int(one) for one in children if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes())]
 
 
 def main() -> None:

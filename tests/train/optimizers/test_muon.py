@@ -32,9 +32,10 @@ def test_updates_equal_torchs(weight_decay):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)  # bf16 inside: another blocking may round otherwise
 
 
-def test_parts_of_rows_are_matrices_of_their_own():
+@pytest.mark.parametrize("columns", [24, 4])  # wide parts, as heads are, and tall ones
+def test_parts_of_rows_are_matrices_of_their_own(columns):
     """Heads: torch.optim.Muon of each part of the rows as a parameter by itself."""
-    ours, rows = matrices(), 8
+    ours, rows = [nn.Parameter(p[:, :columns].detach().clone()) for p in matrices()], 8
     theirs = [[nn.Parameter(part.clone()) for part in p.detach().split(rows)] for p in ours]
     kwargs = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
     optimizers = (StackedMuon([{"params": ours, "rows": rows}], **kwargs),

@@ -109,7 +109,7 @@ class StackedMuon(torch.optim.Optimizer):
         if rows is None:
             return orthogonalise(matrices, self._dtype)
         parts = matrices.unflatten(1, (-1, rows)).flatten(0, 1)
-        return orthogonalise(parts, self._dtype).view_as(matrices)
+        return orthogonalise(parts, self._dtype).reshape(matrices.shape)
 
     def _moments(self, same: list[Tensor], name: str, begin: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """This rank's rows of a moment of each parameter; where there is none yet, what `begin` makes of it."""

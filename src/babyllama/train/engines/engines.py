@@ -19,7 +19,7 @@ from babyllama.errors import InputError, needs_extra
 from babyllama.recipe import Recipe
 from babyllama.train.engines.captured import Captured
 from babyllama.train.engines.mesh import Mesh
-from babyllama.train.engines.replica import Replica, Summed, SummedGraph
+from babyllama.train.engines.replica import Exchange, Replica, Summed, SummedGraph
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.worker import Worker
 from babyllama.train.optimizers.optim import Optimizer
@@ -75,7 +75,7 @@ class Ddp(_Engine):
     """PyTorch DistributedDataParallel: every rank holds the whole model; one exchange of gradients a step."""
 
     kind: Literal["ddp"] = "ddp"
-    exchange: Literal["fp32", "bf16"] = Field(
+    exchange: Exchange = Field(
         default="fp32", description="what gradients travel in; bf16: half the traffic, rounded before they are summed"
     )
     overlap: bool = Field(

@@ -258,8 +258,8 @@ class PolicyLoss:
             read = Batch(batch.extras["texts"], batch.extras["following"])
             counted = read.targets != IGNORE
             each = -token_logprobs(model, read).logprobs.sum(1) / counted.sum(1).clamp(min=1)
-            means["text_loss"] = (each.detach() * self._weights(kept)).sum()
-            total = total + self.replay * (each * self._weights(kept)).sum()
+            text_loss = (each * self._weights(kept)).sum()
+            means["text_loss"], total = text_loss.detach(), total + self.replay * text_loss
         return total, means
 
     def _summed(self, values: Tensor, kept: Tensor, over: Over) -> Tensor:

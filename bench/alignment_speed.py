@@ -2,9 +2,11 @@
 
     python bench/alignment_speed.py QUICKSTART WORK                        runs/quickstart, two threads of the CPU
     python bench/alignment_speed.py QUICKSTART WORK --device cuda --answers 512 --group 16 --steps 20 --rounds 3
+    python bench/alignment_speed.py QUICKSTART WORK --make 768 --device cuda       first the little of it that is needed
     python bench/alignment_speed.py --summary
 
-QUICKSTART is the folder of a finished `babyllama quickstart`; WORK is made. Needs `trl` (1.16 was tried) and what TRL
+QUICKSTART is the folder of a finished `babyllama quickstart`, or what --make makes of it: sums, and a model of random
+weights, whose answers are as long as they may be and teach nothing; WORK is made. Needs `trl` (1.16 was tried) and what TRL
 itself needs. Answers a second and shares of time are medians over the steps of all rounds but each round's first, a
 ratio the median of the rounds'. TRL samples by transformers' generate, its default; vLLM, which it can use on a GPU, is
 not compared. A line a contender and round goes to results/alignment_speed.jsonl.
@@ -26,6 +28,10 @@ from typing import Any
 import torch
 from record import RESULTS, append, facts, forget, lines, table
 
+from babyllama.commands.prepare import PrepareRecipe
+from babyllama.commands.prepare import main as prepare
+from babyllama.commands.tokenizer import TokenizerRecipe
+from babyllama.commands.tokenizer import main as make_tokenizer
 from babyllama.commands.train import main as train
 from babyllama.commands.train_recipe import TrainRecipe
 from babyllama.data.shards.shards import Prepared
@@ -40,6 +46,24 @@ from babyllama.tokenizer.tokenizer import Tokenizer
 FILE = RESULTS / "alignment_speed.jsonl"
 PARTS = ("sampling", "rewarding", "scoring", "updating")
 RATE = 1e-5  # small, so that lengths stay what they are
+
+
+def make(quickstart: Path, width: int, device: str) -> None:
+    """Sums with the quickstart's vocabulary, and a model of `width` that has learned nothing, where they are not."""
+    few = "{name: microworld, max_documents: 6000}, {name: everyday}"
+    if not (quickstart / "tokenizer" / "tokenizer.json").is_file():
+        make_tokenizer(load_recipe(TokenizerRecipe, "quickstart/gpu/tokenizer", [
+            f"out={quickstart}/tokenizer", f"source.corpora=[{few}]"]))  # fmt: skip
+    if not (quickstart / "general-chats" / "manifest.json").is_file():
+        prepare(load_recipe(PrepareRecipe, "quickstart/gpu/general-chats", [
+            f"out={quickstart}/general-chats", f"tokenizer={quickstart}/tokenizer",
+            "corpora=[{name: sums, max_documents: 4000}]"]))  # fmt: skip
+    if not (quickstart / "medical" / "model").is_dir():
+        train(load_recipe(TrainRecipe, "quickstart/gpu/general", [
+            f"out={quickstart}/medical", f"data.path={quickstart}/general-chats", "data.weights={sums: 1.0}",
+            f"init={{kind: new, model: {{preset: tiny, hidden_size: {width}, num_attention_heads: {width // 64}, "
+            "num_hidden_layers: 8}}", "plan.steps=1", "plan.micro_batch_size=1", "compile=false", "samples.prompts=[]",
+            "plan.validation_tokens=128", f"device={device}"]))  # fmt: skip
 
 
 def ours(quickstart: Path, work: Path, arguments: argparse.Namespace) -> list[dict[str, float]]:
@@ -193,17 +217,24 @@ def main() -> None:
         default="wall",
         help="processor: seconds of all threads of this process, for a machine that others use too",
     )
+    parser.add_argument("--make", type=int, metavar="WIDTH", help="make what QUICKSTART lacks, and measure nothing")
+    parser.add_argument("--only", choices=("ours", "trl"), help="one of the two, without a ratio")
     parser.add_argument("--summary", action="store_true")
     arguments = parser.parse_args()
     if arguments.summary or arguments.work is None:
         return summary()
     torch.set_num_threads(arguments.threads)
+    if arguments.make:
+        return make(arguments.quickstart.resolve(), arguments.make, arguments.device)
     if arguments.clock == "processor":
         time.perf_counter = time.process_time  # what both, and our trainer, measure with
     quickstart, work = arguments.quickstart.resolve(), arguments.work.resolve()
-    export(quickstart, work)
+    if arguments.only != "ours":
+        export(quickstart, work)
     for turn in range(arguments.rounds):
         for name, contender in (("ours", ours), ("trl", theirs)):
+            if arguments.only not in (None, name):
+                continue
             steps = contender(quickstart, work, arguments)
             forget()
             middle = {key: statistics.median(step[key] for step in steps) for key in steps[0]}

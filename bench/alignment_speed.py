@@ -6,8 +6,8 @@
     python bench/alignment_speed.py --summary
 
 QUICKSTART is the folder of a finished `babyllama quickstart`, or what --make makes of it: sums, and a model of random
-weights, whose answers are as long as they may be and teach nothing; WORK is made. Needs `trl` (1.16 was tried) and what TRL
-itself needs. Answers a second and shares of time are medians over the steps of all rounds but each round's first, a
+weights, whose answers are as long as they may be and teach nothing; WORK is made. Needs `trl` (1.16 was tried) and what
+TRL itself needs. Answers a second and shares of time are medians over the steps of all rounds but each round's first, a
 ratio the median of the rounds'. TRL samples by transformers' generate, its default; vLLM, which it can use on a GPU, is
 not compared. A line a contender and round goes to results/alignment_speed.jsonl.
 """

@@ -95,7 +95,7 @@ TASKS = {
                   more=", tools: {kind: toolworld}"),
 }  # fmt: skip
 METHODS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "ppo")
-SHAPE = "{preset: tiny, hidden_size: 384, num_hidden_layers: 8, num_attention_heads: 6, num_key_value_heads: 2, " \
+SHAPE = "{preset: tiny, hidden_size: 384, num_hidden_layers: 4, num_attention_heads: 6, num_key_value_heads: 2, " \
         "max_position_embeddings: 512}"  # fmt: skip
 SMALL = "{preset: tiny, hidden_size: 96, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, " \
         "max_position_embeddings: 512}"  # fmt: skip
@@ -234,10 +234,10 @@ def beta_of(name: str, arguments: argparse.Namespace) -> float:
 def recipe_of(work: Path, name: str, method: str, seed: int, rate: float, arguments: argparse.Namespace
               ) -> TrainRecipe:  # fmt: skip
     task, small = TASKS[name], arguments.small
-    beta = beta_of(name, arguments)
+    beta, words = beta_of(name, arguments), "".join(re.sub(r"\W+", "_", word) + "-" for word in arguments.words)
     steps, answers = arguments.steps or (4 if small else task.steps), task.answers // (8 if small else 1)
     return load_recipe(TrainRecipe, None, [
-        f"out={work}/runs/{name}-{method}-{rate:g}-{beta:g}-{seed}", f"data.path={work}/chats",
+        f"out={work}/runs/{name}-{method}-{rate:g}-{beta:g}-{words}{seed}", f"data.path={work}/chats",
         f"data.weights={{{task.label or name}: 1}}",
         *([f"replay={{path: {work}/texts, share: {task.replay}, weights: {WEIGHTS}}}"] if task.replay else []),
         f"init={{kind: from, path: {work}/start-{name}}}", f"objective={{kind: {method}, beta: {beta}}}",
@@ -248,7 +248,7 @@ def recipe_of(work: Path, name: str, method: str, seed: int, rate: float, argume
         f"log_every: 1, validate_every: {max(1, steps // 5)}, validation_tokens: 32768, save_every: 1000000, "
         "guard: {spike: null}}",
         f"optimizer={{kind: adamw, lr: {rate}, weight_decay: 0}}",
-        "schedule={kind: cosine, warmup: 0.05, final: 0.1}", f"seed={seed}"])  # fmt: skip
+        "schedule={kind: cosine, warmup: 0.05, final: 0.1}", f"seed={seed}", *arguments.words])  # fmt: skip
 
 
 def started(work: Path, recipe: TrainRecipe) -> dict[str, Any]:
@@ -302,7 +302,7 @@ def by_rates(work: Path, name: str, method: str, seed: int, arguments: argparse.
     """One training by one rate after the other, until one does."""
     file = arguments.results / FILE
     own = {"task": name, "method": method, "beta": beta_of(name, arguments), "replay": TASKS[name].replay,
-           "passes": arguments.passes, "small": arguments.small}  # fmt: skip
+           "passes": arguments.passes, "small": arguments.small, "words": arguments.words}  # fmt: skip
     told = [line for line in lines(file) if own.items() <= line.items()]
     rate = next((line["lr"] for line in told if does(line)), arguments.lr or TASKS[name].rate)
     for _ in range(arguments.tries):
@@ -326,7 +326,7 @@ def groups_of(file: Path) -> list[list[dict[str, Any]]]:
     keys = ("task", "method", "lr", "beta", "replay", "steps")
 
     def setting(line: dict[str, Any]) -> tuple[Any, ...]:
-        return *(line[key] for key in keys), line["start"]["sft_steps"]
+        return *(line[key] for key in keys), line["start"]["sft_steps"], line.get("words", [])
 
     found = sorted((line for line in lines(file) if not line["small"]), key=lambda line: (setting(line), line["seed"]))
     return [list(group) for _, group in itertools.groupby(found, setting)]
@@ -392,6 +392,7 @@ def main() -> None:
     parser.add_argument("--beta", type=float, help="default: the task's")
     parser.add_argument("--tries", type=int, default=1)
     parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--words", nargs="*", default=[], help="more of a training's recipe: rollouts.group=32")
     parser.add_argument("--base-steps", type=int)
     parser.add_argument("--sft-steps", type=int, help="default: as many as are found")
     parser.add_argument("--small", action="store_true")

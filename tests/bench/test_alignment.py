@@ -58,7 +58,7 @@ def test_a_rate_that_does_not_is_followed_by_another(bench, monkeypatch, tmp_pat
 
     def told(seed: int, rate: float, tries: int) -> list[tuple[int, float]]:
         bench.by_rates(tmp_path, "sums", "grpo", seed, argparse.Namespace(
-            results=tmp_path, passes=1, small=False, lr=rate, beta=None, tries=tries))  # fmt: skip
+            results=tmp_path, passes=1, small=False, lr=rate, beta=None, tries=tries, words=[]))  # fmt: skip
         return [(one["seed"], one["lr"]) for one in map(json.loads, (tmp_path / bench.FILE).open(encoding="utf-8"))]
 
     assert told(1, 1e-5, 2) == [(1, 1e-5), (1, 3e-5)]  # too little learned: thrice

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from babyllama.model.attention import ShiftedSparse
+from babyllama.model.attention import ShiftedSparse, documents
 
 GROUPS = [2, 4, 6, 8, 10, 22, 24, 44]  # T = 22: one group, half a group, no divisor of T, longer than T
 
@@ -57,8 +57,8 @@ def test_it_is_the_definition(heads, group_size, length, packed):
     generator = torch.Generator().manual_seed(4)
     q, k, v = (torch.randn(2, count, length, 8, generator=generator) for count in (heads[0], heads[1], heads[1]))
     segments = (torch.arange(length) >= 5).long()
-    mask = (segments[:, None] == segments) & torch.ones(length, length, dtype=torch.bool).tril()
-    got = ShiftedSparse(group_size=group_size)(q, k, v, mask[None, None].expand(2, -1, -1, -1) if packed else None)
+    mask = documents(segments.expand(2, -1), q) if packed else None
+    got = ShiftedSparse(group_size=group_size)(q, k, v, mask)
     wanted = definition(q, k, v, group_size, segments if packed else None)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 

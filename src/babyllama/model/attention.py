@@ -24,42 +24,61 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 SPARSE_FROM = 512  # tokens of a row from which skipping the blocks of other documents beats a mask for all pairs
+BLOCK = 128  # tokens: FlexAttention's own
 
 
 class Documents(NamedTuple):
     """Causal, and only inside one's own document.
 
-    dense: (B, 1, T, T) bool.  blocks: the same for FlexAttention, which skips what lies in other documents; None where
-    `dense` is the faster form.
+    segments: (B, T) document numbers.  blocks: which blocks of pairs hold any, for FlexAttention; None where `dense` is
+    the faster form.
     """
 
-    dense: Tensor
+    segments: Tensor
     blocks: BlockMask | None
+
+    @property
+    def dense(self) -> Tensor:
+        """(B, 1, T, T) bool. Made where it is asked for: the compiler makes it once, or not at all."""
+        T, segments = self.segments.shape[1], self.segments
+        same = segments[:, None, :, None] == segments[:, None, None, :]
+        return same & torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
 
 
 def documents(segments: Tensor, x: Tensor) -> Documents:
     """The mask of packed rows.
 
     Args:
-        segments: (B, T) document numbers.  x: (B, T, C) what will attend.
+        segments: (B, T) document numbers.  x: what will attend, of any shape.
     """
-    T = segments.shape[1]
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    dense = same & torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
-    # Uncompiled, FlexAttention would compute all pairs, in float32 some backends less exactly. Of the two forms the
-    # compiler leaves out the one that nobody reads.
-    sparse = x.is_cuda and T >= SPARSE_FROM and x.dtype != torch.float32 and torch.compiler.is_compiling()
-    return Documents(dense, _blocks(segments) if sparse else None)
+    # In float32 some backends of FlexAttention are less exact.
+    sparse = x.is_cuda and segments.shape[1] >= SPARSE_FROM and x.dtype != torch.float32
+    return Documents(segments, _blocks(segments) if sparse else None)
 
 
 def _blocks(segments: Tensor) -> BlockMask:
-    from torch.nn.attention.flex_attention import create_block_mask
+    """From each block's lowest and highest number, without looking at pairs: blocks whose documents overlap count."""
+    from torch.nn.attention.flex_attention import BlockMask
 
     def sees(b: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (segments[b, query] == segments[b, key])
 
-    (B, T), device = segments.shape, segments.device
-    return create_block_mask(sees, B, None, T, T, device=device)  # type: ignore[arg-type]
+    T, device = segments.shape[1], segments.device
+    places = torch.arange(-(-T // BLOCK) * BLOCK, device=device).clamp(max=T - 1)
+    low, high = segments[:, places].unflatten(1, (-1, BLOCK)).aminmax(dim=2)  # (B, N)
+    number = torch.arange(low.shape[1], device=device)
+    overlap = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])  # (B, N, N)
+    one = (low == high)[:, :, None] & (low == high)[:, None]
+    full = (number[:, None] > number) & ((number + 1) * BLOCK <= T)[:, None]
+    whole = overlap & one & full  # every pair is seen, so that none is looked at
+    some = overlap & ~whole & (number[:, None] >= number)
+    return BlockMask.from_kv_blocks(*_listed(some), *_listed(whole), BLOCK, sees, seq_lengths=(T, T))
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N, N) bool → how many there are in each row, (B, 1, N), and their numbers first, (B, 1, N, N), int32."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None]
 
 
 Mask = Tensor | Documents | None
@@ -70,7 +89,8 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """PyTorch's fused attention, whichever backend it finds best."""
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, Documents):
-        if mask.blocks is not None:
+        # Uncompiled, FlexAttention would compute all pairs.
+        if mask.blocks is not None and torch.compiler.is_compiling():
             from torch.nn.attention.flex_attention import flex_attention
 
             return flex_attention(q, k, v, block_mask=mask.blocks, enable_gqa=grouped)  # type: ignore[return-value]
@@ -112,35 +132,34 @@ class ShiftedSparse(Recipe):
                              f"give a quarter of that, {max(2, context // 8 * 2)}, or attend.kind=full")  # fmt: skip
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-        mask = mask.dense if isinstance(mask, Documents) else mask
+        assert not isinstance(mask, Tensor), "nothing is cached in training"
+        segments = None if mask is None else mask.segments
         H, K = q.shape[1], k.shape[1]
         if K % 2:  # no half of its own for either half of the heads
             k, v = (x.repeat_interleave(H // K, dim=1) for x in (k, v))
         halves = zip(q.tensor_split(2, 1), k.tensor_split(2, 1), v.tensor_split(2, 1), strict=True)
         straight, shifted = halves
-        return torch.cat((self._in_groups(*straight, mask, 0),
-                          self._in_groups(*shifted, mask, self.group_size // 2)), dim=1)  # fmt: skip
+        return torch.cat((self._in_groups(*straight, segments, 0),
+                          self._in_groups(*shifted, segments, self.group_size // 2)), dim=1)  # fmt: skip
 
-    def _in_groups(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, first: int) -> Tensor:
+    def _in_groups(self, q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None, first: int) -> Tensor:
         """A group of `first` tokens, then whole ones, then what is left."""
         T, G = q.shape[2], self.group_size
         first = min(first, T)
         last = first + (T - first) // G * G
         spans = ((0, first, first), (first, last, G), (last, T, T - last))
-        parts = [_apart(q, k, v, mask, start, stop, size) for start, stop, size in spans if stop > start]
+        parts = [_apart(q, k, v, segments, start, stop, size) for start, stop, size in spans if stop > start]
         return torch.cat(parts, dim=2)
 
 
-def _apart(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, start: int, stop: int, size: int) -> Tensor:
+def _apart(q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None, start: int, stop: int, size: int) -> Tensor:
     """Tokens start … stop − 1 in groups of `size`, each for itself: groups become rows, (B·N, H, size, D)."""
     B, count = q.shape[0], (stop - start) // size
 
     def rows(x: Tensor) -> Tensor:
         return x[:, :, start:stop].unflatten(2, (count, size)).transpose(1, 2).flatten(0, 1)
 
-    if mask is not None:
-        blocks = mask[:, :, start:stop, start:stop].unflatten(3, (count, size)).unflatten(2, (count, size))
-        mask = blocks.diagonal(dim1=2, dim2=4).movedim(-1, 1).expand(B, -1, -1, -1, -1).flatten(0, 1)
+    mask = None if segments is None else documents(segments[:, start:stop].reshape(-1, size), q)  # (B·N, size)
     out = attend_sdpa(rows(q), rows(k), rows(v), mask)  # (B·N, H, size, D)
     return out.unflatten(0, (B, count)).transpose(1, 2).flatten(2, 3)
 

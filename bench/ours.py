@@ -15,6 +15,7 @@ import torch
 from babyllama.data.streams.batches import Batch, Rows, Stream
 from babyllama.data.streams.resident import Resident
 from babyllama.load import DTYPES, Precision, default_precision
+from babyllama.model.attention import Attend, attend_sdpa
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.train.averaging import TailAverage
@@ -49,7 +50,8 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
                 device: torch.device, *, precision: Precision | None = None, compiled: bool = True, seed: int = 1,
                 adjust: Callable[[Transformer], None] = lambda _: None, reuse: bool = False,
                 objective: NextToken | None = None, engine: Engine | None = None,
-                world: World | None = None, average: TailAverage | None = None) -> Stepper:  # fmt: skip
+                world: World | None = None, average: TailAverage | None = None,
+                attend: Attend = attend_sdpa) -> Stepper:  # fmt: skip
     """What `Trainer` does between its logs, for `plan.steps` steps in all.
 
     Args:
@@ -85,6 +87,7 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
             micro_batches=len(shares),
             compiled=compiled,
             mesh=mesh,
+            attend=attend,
         )
     )
     watchman = Watchman(plan.guard, device, dtype == torch.float16)

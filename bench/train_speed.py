@@ -4,6 +4,8 @@
     python bench/train_speed.py --preset base-218m --rows ours-muon=96 earlier=32
     python bench/train_speed.py --contenders ours-adamw --rows 128 256 320     # one contender, three sizes
     python bench/train_speed.py --contenders ours-adamw --memory-gib 24 --find-rows
+    python bench/train_speed.py --contenders ours-muon ours-muon-packed --context 8192 --rows 8      # documents apart
+    python bench/train_speed.py --contenders ours-muon ours-muon-shifted --context 8192 --rows 8     # S²-Attn
 
 Tokens/s is the median over the rounds, a ratio the median of the per-round ratios; MFU = tokens/s · causal FLOPs /
 the card's bf16 peak; compile and first step are apart. Prints one table, appends a line a contender to
@@ -33,7 +35,9 @@ from torch import nn
 from babyllama.data.streams.batches import Batch
 from babyllama.hardware import peak_flops, utilisation
 from babyllama.load import default_device
-from babyllama.model.config import ModelChoice, ModelConfig
+from babyllama.model.attention import ShiftedSparse, attend_sdpa
+from babyllama.model.config import ModelChoice, ModelConfig, Moe
+from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import AdamW, Cosine, Muon
 from babyllama.train.plan import Plan
 
@@ -47,15 +51,22 @@ Steps = Callable[[int], None]
 
 
 class RandomRows:
-    """Eight batches of random tokens, drawn once and given in turn: the same to every contender."""
+    """Eight batches of random tokens, drawn once and given in turn: the same to every contender. `documents`: tokens of
+    one on average; then rows hold many, kept apart."""
 
-    def __init__(self, vocab: int, context: int, rows: int) -> None:
+    def __init__(self, vocab: int, context: int, rows: int, documents: int | None = None) -> None:
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(0, vocab, (8 * rows, context + 1), generator=generator)
+        self.begins = None if documents is None else torch.rand(8 * rows, context, generator=generator) < 1 / documents
 
     def batch(self, first_row: int, count: int) -> Batch:
-        rows = self.tokens[(torch.arange(count) + first_row) % len(self.tokens)]
-        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+        numbers = (torch.arange(count) + first_row) % len(self.tokens)
+        rows = self.tokens[numbers]
+        tokens, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        if self.begins is None:
+            return Batch(tokens, targets)
+        begins, places = self.begins[numbers], torch.arange(tokens.shape[1])
+        return Batch(tokens, targets, places - (places * begins).cummax(1).values, begins.long().cumsum(1))
 
 
 class Setup:
@@ -64,23 +75,34 @@ class Setup:
     def __init__(self, args: argparse.Namespace) -> None:
         self.device = default_device()
         context = args.context or CONTEXT[args.preset]
-        self.config = ModelChoice(preset=args.preset, max_position_embeddings=context).build(args.vocab)
-        self.context, self.compiled = context, not args.eager
-        self._streams: dict[int, RandomRows] = {}
+        self.choice = ModelChoice(preset=args.preset, max_position_embeddings=context)
+        self.config = self.choice.build(args.vocab)
+        self.context, self.compiled, self.documents = context, not args.eager, args.documents
+        self._streams: dict[tuple[int, bool], RandomRows] = {}
 
-    def stream(self, rows: int) -> RandomRows:
+    def stream(self, rows: int, packed: bool = False) -> RandomRows:
         """Batches of so many rows."""
-        return self._streams.setdefault(rows, RandomRows(self.config.vocab_size, self.context, rows))
+        if (rows, packed) not in self._streams:
+            documents = self.documents if packed else None
+            self._streams[rows, packed] = RandomRows(self.config.vocab_size, self.context, rows, documents)
+        return self._streams[rows, packed]
 
 
 # ── contenders: (setup, rows) → a function that takes so many steps ─────────────────────────────────────────────────
-def ours(optimizer: AdamW | Muon, compiled: bool = True) -> Callable[[Setup, int], Steps]:
-    """Our trainer's step: bf16, float32 masters, everything that it does between two logs."""
+def ours(optimizer: AdamW | Muon, compiled: bool = True, packed: bool = False, shifted: bool = False,
+         objective: NextToken | None = None, moe: Moe | None = None) -> Callable[[Setup, int], Steps]:  # fmt: skip
+    """Our trainer's step: bf16, float32 masters, everything that it does between two logs.
+
+    Args:
+        packed: rows of documents, kept apart.  shifted: S²-Attn in groups of a quarter of the context.
+    """
 
     def make(setup: Setup, rows: int) -> Steps:
         plan = Plan(steps=10**6, micro_batch_size=rows, context=setup.context)
-        stepper = our_stepper(setup.config, setup.stream(rows), plan, optimizer, Cosine(warmup=0.0), setup.device,
-                              compiled=compiled and setup.compiled)  # fmt: skip
+        config = setup.choice.model_copy(update={"moe": moe}).build(setup.config.vocab_size)
+        attend = ShiftedSparse(group_size=setup.context // 8 * 2) if shifted else attend_sdpa
+        stepper = our_stepper(config, setup.stream(rows, packed), plan, optimizer, Cosine(warmup=0.0), setup.device,
+                              compiled=compiled and setup.compiled, objective=objective, attend=attend)  # fmt: skip
         return stepper.steps
 
     return make
@@ -174,6 +196,11 @@ CONTENDERS: dict[str, Callable[[Setup, int], Steps]] = {
     "ours-muon": ours(Muon()),
     "ours-adamw-eager": ours(AdamW(), compiled=False),
     "ours-muon-eager": ours(Muon(), compiled=False),
+    "ours-muon-packed": ours(Muon(), packed=True),
+    "ours-muon-shifted": ours(Muon(), shifted=True),
+    "ours-muon-shifted-packed": ours(Muon(), packed=True, shifted=True),
+    "ours-muon-fp8": ours(Muon(), objective=NextToken(fp8_head=True)),
+    "ours-muon-moe": ours(Muon(), moe=Moe(experts=8, active=2, shared=1)),
     "earlier": earlier(),
     "earlier-compiled": earlier(torch.bfloat16, compiled=True),
     "transformers": transformers_llama,
@@ -305,6 +332,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--context", type=int)
     parser.add_argument("--contenders", nargs="+", default=DEFAULT, choices=CONTENDERS)
     parser.add_argument("--rows", nargs="+", default=[], metavar="N|NAME=N", help="several make several contenders")
+    parser.add_argument("--documents", type=int, default=400, help="tokens of one on average, where rows are packed")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--segment-s", type=float, default=1.0, help="seconds of a contender's turn")
     parser.add_argument("--eager", action="store_true", help="compile nothing")

@@ -128,7 +128,8 @@ def calibrate(work: Path, arguments: argparse.Namespace) -> None:
     """Seconds of a step of every way, compiling left out, one after the other."""
     rates: dict[str, float] = {}
     warm, counted = (2, 2) if arguments.small else (WARM, COUNTED)
-    for way in ("base", *(way for way in WAYS if way != "few")):
+    bases = ["base"] if "base-forward" in arguments.ways else []
+    for way in (*bases, *(way for way in arguments.ways if way != "few")):
         out = work / "calibration" / way
         shutil.rmtree(out, ignore_errors=True)
         if way == "gkd":  # its answers are as long as they will be

@@ -52,13 +52,19 @@ def told_greedily(model, prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["spans", "mask"])  # on a CPU; on other devices
-@pytest.mark.parametrize("batch", [1, 100, scoring.ROW])
+def as_on_other_devices(monkeypatch, row: int) -> None:
+    monkeypatch.setattr(Branches, "_by_spans", Branches._by_mask)
+    monkeypatch.setattr(scoring._Reader, "one_by_one", False)
+    monkeypatch.setattr(scoring, "ROW", row)
+
+
+@pytest.mark.parametrize("row", [0, 1, 30, 100], ids=lambda row: f"rows of {row}" if row else "on a CPU")
+@pytest.mark.parametrize("batch", [1, 100, scoring.BATCH])
 @pytest.mark.parametrize("shared", [1, 4, scoring.SHARED, 10_000])
-def test_equals_the_loop_by_hand(monkeypatch, shared, batch, masked):
+def test_equals_the_loop_by_hand(monkeypatch, shared, batch, row):
     monkeypatch.setattr(scoring, "SHARED", shared)
-    if masked:
-        monkeypatch.setattr(Branches, "_by_spans", Branches._by_mask)
+    if row:
+        as_on_other_devices(monkeypatch, row)
     model = sharp_model(tiny_config())
     twin, pairs = transformers_twin(model), few_shot()
     pairs += [Pair(p.prompt, told_greedily(twin, list(p.prompt), 4)) for p in pairs[::5]]
@@ -98,6 +104,23 @@ def test_each_beginning_is_read_once(monkeypatch):
     assert read == [(1, 30 + 4 * 4)]
 
 
+def test_texts_lie_side_by_side_where_a_row_is_not_one_text(monkeypatch):
+    as_on_other_devices(monkeypatch, 64)
+    model, read = sharp_model(tiny_config()), []
+    hidden = model.hidden
+    monkeypatch.setattr(
+        model, "hidden", lambda tokens, *a, **k: (read.append(tuple(tokens.shape)), hidden(tokens, *a, **k))[1]
+    )
+    sizes = (200, 20, 21, 22, 60, 40, 41, 90)  # some longer than a row, one longer than all that is read at a time
+    pairs = [Pair(random_tokens(size, size), [option]) for size in sizes for option in range(4)]
+    found = score(model, pairs, 160)
+    assert sum(rows * width for rows, width in read) < 1.25 * sum(sizes)
+    assert read[0] == (1, 200) and max(rows for rows, _ in read) > 1
+    assert all(rows * width <= 160 for rows, width in read[1:])
+    expected = by_hand(transformers_twin(model), pairs)
+    assert [one.loglikelihood for one in found] == pytest.approx([one.loglikelihood for one in expected], abs=2e-4)
+
+
 def test_beginnings_within_beginnings(monkeypatch):
     """A text's thousand prefixes are one row to read; a thousand that go apart again and again need no recursion."""
     model, tokens, read = sharp_model(tiny_config()), random_tokens(60, 1), []
@@ -123,7 +146,7 @@ def test_a_chain_of_branches_is_scored(monkeypatch):
     model, tokens = sharp_model(tiny_config()), random_tokens(60, 2)
     pairs = [Pair(tokens[:n], [option, 3]) for n in range(2, 58) for option in (5, 6, tokens[n])]
     expected = by_hand(transformers_twin(model), pairs)
-    for batch in (1, scoring.ROW):
+    for batch in (1, scoring.BATCH):
         found = [one.loglikelihood for one in score(model, pairs, batch)]
         assert found == pytest.approx([one.loglikelihood for one in expected], abs=2e-4)
 

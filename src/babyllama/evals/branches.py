@@ -60,15 +60,17 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Branches:
-    """One row of N tokens. `keep`: spans whose keys and values are wanted afterwards, in `kept`, by layer."""
+    """Rows of N tokens: `spans` of each, what lies behind them is padding. What goes on from nodes `above`, or of which
+    spans are to `keep` keys and values, in `kept`, by layer, is one row alone.
+    """
 
     above: Sequence[Above]
-    spans: Sequence[Span]
+    spans: Sequence[Sequence[Span]]
     keep: Sequence[Span]
     device: torch.device
 
     def hidden(self, model: Transformer, tokens: Tensor, positions: Tensor, lengths: Tensor | None) -> Tensor:
-        """As of the model, which `attends_in_branches`: (1, N) → (1, N, C)."""
+        """As of the model, which `attends_in_branches`: (B, N) → (B, N, C)."""
         _row.now = self
         try:
             return model.hidden(tokens, positions, lengths=lengths)
@@ -76,12 +78,18 @@ class Branches:
             del _row.now
 
     @cached_property
+    def width(self) -> int:
+        """N, the longest row's tokens; but on a CPU a multiple of 16, as kernels like a mask."""
+        longest = max(row[-1].stop for row in self.spans)
+        return longest if self.device.type == "cpu" else -(-longest // 16) * 16
+
+    @cached_property
     def kept(self) -> list[list[tuple[Tensor, Tensor]]]:
         """Of each span in `keep`, by layer."""
         return [[] for _ in self.keep]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (1, H, N, D), k and v (1, K, N, D), rotated → (1, H, N, D)."""
+        """q (B, H, N, D), k and v (B, K, N, D), rotated → (B, H, N, D)."""
         if k.shape[1] != q.shape[1]:
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         for span, kept in zip(self.keep, self.kept, strict=True):
@@ -89,12 +97,13 @@ class Branches:
         return self._by_spans(layer, q, k, v) if q.is_cpu else self._by_mask(layer, q, k, v)
 
     def _by_spans(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        (spans,) = self.spans
         pieces = [(0, one.reach, *one.layers[layer]) for one in self.above]
         pieces += [(stop, reach, k[:, :, start:stop], v[:, :, start:stop])
-                   for start, stop, reach in self.spans if reach > stop]  # fmt: skip
+                   for start, stop, reach in spans if reach > stop]  # fmt: skip
         exact = torch.float64 if q.dtype == torch.float64 else torch.float32
         out, sums = torch.empty_like(q, dtype=exact), torch.empty(q.shape[:3], dtype=exact)
-        for start, stop, _ in self.spans:
+        for start, stop, _ in spans:
             own = (x[:, :, start:stop] for x in (q, k, v))
             out[:, :, start:stop], sums[:, :, start:stop] = flash(*own, 0.0, True)
         for first, last, keys, values in pieces:
@@ -113,14 +122,16 @@ class Branches:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """(1, 1, N, S): the keys of the nodes above come first. None: one text alone, which may be long."""
-        if not self.above and len(self.spans) == 1:
+        """(B, 1, N, S): the keys of the nodes above come first. None: one text alone, which may be long."""
+        if not self.above and len(self.spans) == len(self.spans[0]) == 1:
             return None
-        before, count = [one.layers[0][0].shape[2] for one in self.above], self.spans[-1].stop
-        spans = [*((size, one.reach) for size, one in zip(before, self.above, strict=True)),
-                 *((stop - start, reach) for start, stop, reach in self.spans)]  # fmt: skip
-        sizes, reaches = torch.tensor(spans, device=self.device).unbind(1)
-        reach = reaches.repeat_interleave(sizes)  # (S,)
-        row = torch.arange(count, device=self.device)[:, None]
-        key = torch.arange(len(reach), device=self.device) - sum(before)
-        return ((key <= row) & (row < reach))[None, None]
+        known = [(one.layers[0][0].shape[2], one.reach) for one in self.above]
+        before, N = sum(size for size, _ in known), self.width
+        spans = [span for row in self.spans for span in (*known, *((stop - start, reach) for start, stop, reach in row),
+                                                         (N - row[-1].stop, N))]  # fmt: skip
+        sizes, reaches = torch.tensor(spans).to(self.device).unbind(1)
+        count = len(self.spans) * (before + N)  # said, the device need not be waited for
+        reach = reaches.repeat_interleave(sizes, output_size=count).view(len(self.spans), 1, -1)
+        row = torch.arange(N, device=self.device)[:, None]
+        key = torch.arange(-before, N, device=self.device)
+        return ((key <= row) & (row < reach))[:, None]

@@ -2,7 +2,8 @@
 
 What several pairs have in common at their beginning is read once: the options of a question share its prompt, the
 questions of a few-shot test their examples. The pairs form a tree of such beginnings. It is read depth first, as many
-tokens in one row as `ROWS` says and none of them padding; what the next row goes on from keeps its keys and values.
+tokens in one row as fit; what the next row goes on from keeps its keys and values. A CPU reads one row at a
+time, without padding; other devices read `BATCH` tokens at a time, in several rows where the texts are short enough.
 
 Not here: dividing by a length, choosing among options, cutting to the model's context (the caller's); whole corpora
 (bits.py).
@@ -10,7 +11,7 @@ Not here: dividing by a length, choosing among options, cutting to the model's c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, groupby
@@ -21,11 +22,12 @@ from torch import Tensor
 
 from babyllama.evals.branches import Above, Branches, Span, attends_in_branches
 from babyllama.model.transformer import Transformer
-from babyllama.train.validation import target_nats
+from babyllama.train.validation import CHUNK_ROWS
 
 SHARED = 16  # tokens: a shorter beginning is cheaper to read again than to share
-ROWS = {"cpu": 2048}  # tokens of a row: what fits a CPU's caches
-ROW = 8192  # elsewhere
+CPU_ROW = 2048  # tokens of a row: what fits a CPU's caches
+BATCH = 8192  # tokens that are read at a time elsewhere
+ROW = 1024  # of them in a row, if what cannot be parted is not longer: attention looks at a row's tokens by each other
 
 
 class Pair(NamedTuple):
@@ -67,7 +69,7 @@ def score(model: Transformer, pairs: Iterable[Pair], batch: int | None = None, v
         if not (len(prompt) and len(completion)):
             raise ValueError(f"pair {number}: prompt and completion need at least one token each")
         rows.append(_Row(number, [*prompt, *completion[:-1]], len(prompt) - 1, completion))
-    batch = batch or ROWS.get(model.embed_tokens.weight.device.type, ROW)
+    batch = batch or (CPU_ROW if model.embed_tokens.weight.is_cpu else BATCH)
     reader = _Reader(model, batch, len(rows), vocab_size)
     if model.rope.static:
         nodes = _tree(sorted(rows, key=lambda row: row.inputs))
@@ -156,24 +158,60 @@ def _ends(depths: list[int]) -> list[int]:
     return found
 
 
-def _units(nodes: list[_Node], batch: int) -> list[list[_Node]]:
-    """Nodes of the first level in portions of at most `batch` tokens, with all below them; a larger one is alone."""
-    found, size = list[list[_Node]](), batch
+_Order = list[tuple[int, _Node]]  # nodes with their depths, as `_depth_first` gives them
+
+
+def _size(order: _Order) -> int:
+    return sum(len(node.tokens) for _, node in order)
+
+
+def _portions(nodes: list[_Node], most: int) -> list[_Order]:
+    """Nodes of the first level in portions of at most `most` tokens, with all below them; a larger one is alone."""
+    found, size = list[_Order](), most
     for node in nodes:
-        more = sum(len(one.tokens) for _, one in _depth_first([node]))
-        if size + more > batch:
+        order = _depth_first([node])
+        more = _size(order)
+        if size + more > most:
             found.append([])
             size = 0
-        found[-1].append(node)
+        found[-1] += order
         size += more
     return found
 
 
-_Found = tuple[Tensor, Tensor, Tensor]  # (numbers of pairs, −log p of a token of theirs, whether it is the likeliest)
+def _stacks(portions: list[_Order], most: int) -> list[list[_Order]]:
+    """Portions of about the same size side by side, at most `most` tokens with the padding; a larger one is alone."""
+    found, room = list[list[_Order]](), 0
+    for portion in sorted(portions, key=_size, reverse=True):
+        if not room:
+            found.append([])
+            room = max(1, most // _size(portion))
+        found[-1].append(portion)
+        room -= 1
+    return found
+
+
+class _Laid(NamedTuple):
+    """Nodes one after the other in a row: `begins` of each, and the row's end."""
+
+    depths: list[int]
+    nodes: list[_Node]
+    begins: list[int]
+    spans: list[Span]
+
+    @classmethod
+    def of(cls, part: _Order) -> _Laid:
+        depths, nodes = [depth for depth, _ in part], [node for _, node in part]
+        begins = list(accumulate((len(node.tokens) for node in nodes), initial=0))
+        reach = [begins[end] for end in _ends(depths)]
+        return cls(depths, nodes, begins, [*map(Span, begins[:-1], begins[1:], reach)])
+
+
+_Found = tuple[Tensor, Tensor, Tensor]  # (numbers of pairs, log p of a token of theirs, whether it is the likeliest)
 
 
 class _Reader:
-    """Reads nodes in rows, and adds up what they score."""
+    """Reads nodes, and adds up what they score."""
 
     def __init__(self, model: Transformer, batch: int, pairs: int, vocab_size: int | None) -> None:
         self.model, self.batch, self.vocab_size = model, batch, vocab_size
@@ -185,30 +223,42 @@ class _Reader:
         """Nodes of the first level with all below them.
 
         On a CPU every thread reads rows of its own: none waits for another at each operator, and a row's figures are
-        the same whatever the machine.
+        the same whatever the machine. Another device is never waited for before the end.
         """
-        units, threads = _units(nodes, self.batch), torch.get_num_threads()
-        workers = min(len(units), threads) if self.device.type == "cpu" else 1
         with attends_in_branches(self.model):
-            if workers <= 1:
-                self._add(map(self._unit, units))
-                return
-            torch.set_num_threads(1)  # also of the pool's threads, which begin with it
-            try:
-                with ThreadPoolExecutor(workers) as pool:
-                    self._add(pool.map(self._unit, units))
-            finally:
-                torch.set_num_threads(threads)
+            if self.one_by_one:
+                self._add(self._in_threads(_portions(nodes, self.batch)))
+            else:
+                self._add(map(self._stack, _stacks(_portions(nodes, min(ROW, self.batch)), self.batch)))
 
-    def _add(self, units: Iterable[list[_Found]]) -> None:
-        for pairs, nats, likeliest in chain.from_iterable(units):
-            self.loglikelihood.index_add_(0, pairs, -nats.double())
+    @property
+    def one_by_one(self) -> bool:
+        """Rows are; elsewhere several are read at a time."""
+        return self.device.type == "cpu"
+
+    def _in_threads(self, portions: list[_Order]) -> Iterable[list[_Found]]:
+        threads = torch.get_num_threads()
+        workers = min(len(portions), threads)
+        if workers <= 1:
+            return map(self._portion, portions)
+        torch.set_num_threads(1)  # also of the pool's threads, which begin with it
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                return list(pool.map(self._portion, portions))
+        finally:
+            torch.set_num_threads(threads)
+
+    def _add(self, portions: Iterable[list[_Found]]) -> None:
+        found = [*chain.from_iterable(portions)]
+        if found:
+            pairs, logps, likeliest = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+            self.loglikelihood.index_add_(0, pairs, logps.double())
             self.greedy[pairs[~likeliest]] = False
 
     @torch.inference_mode()
-    def _unit(self, nodes: list[_Node]) -> list[_Found]:
+    def _portion(self, order: _Order) -> list[_Found]:
         """One row after the other."""
-        order, above, found = _depth_first(nodes), list[Above](), list[_Found]()
+        above, found = list[Above](), list[_Found]()
         start = 0
         while start < len(order):
             stop, size = start, 0
@@ -216,35 +266,53 @@ class _Reader:
                 size += len(order[stop][1].tokens)
                 stop += 1
             after = order[stop][0] if stop < len(order) else 0  # depth of what comes next: as many nodes above it
-            scored, above = self._row(order[start:stop], above, after)
+            scored, above = self._row(_Laid.of(order[start:stop]), above, after)
             found += scored
             start = stop
         return found
 
-    def _row(self, part: list[tuple[int, _Node]], above: list[Above], after: int) -> tuple[list[_Found], list[Above]]:
+    def _row(self, laid: _Laid, above: list[Above], after: int) -> tuple[list[_Found], list[Above]]:
         """Some nodes' scores, and what those that come next, at the depth `after`, go on from."""
-        depths, nodes = [depth for depth, _ in part], [node for _, node in part]
-        begins = list(accumulate((len(node.tokens) for node in nodes), initial=0))
-        reach = [begins[end] for end in _ends(depths)]
-        spans = [Span(*bounds) for bounds in zip(begins[:-1], begins[1:], reach, strict=True)]
-        above = [Above(one.layers, begins[next((i for i, d in enumerate(depths) if d <= depth), len(depths))])
+        depths = laid.depths
+        above = [Above(one.layers, laid.begins[next((i for i, d in enumerate(depths) if d <= depth), len(depths))])
                  for depth, one in enumerate(above)]  # fmt: skip
-        path, lowest = dict(zip(depths, spans, strict=True)), min(depths)  # the last span at each depth
-        tree = Branches(above, spans, [path[depth] for depth in range(lowest, after)], self.device)
-        tokens = torch.tensor([[token for node in nodes for token in node.tokens]], device=self.device)
-        positions = torch.cat([torch.arange(node.begin, node.end) for node in nodes])[None].to(self.device)
-        lengths = None
-        if not self.model.rope.static:
-            lengths = torch.tensor([[node.end for node in nodes for _ in node.tokens]], device=self.device)
-        hidden = tree.hidden(self.model, tokens, positions, lengths)[0]  # (N, C)
-        return self._scored(hidden, nodes, begins), [*above[: min(lowest, after)], *(Above(x, 0) for x in tree.kept)]
+        path, lowest = dict(zip(depths, laid.spans, strict=True)), min(depths)  # the last span at each depth
+        keep = [path[depth] for depth in range(lowest, after)]
+        tree = Branches(above, [laid.spans], keep, self.device)
+        found = self._scored(self._hidden(tree, [laid]), [laid])
+        return found, [*above[: min(lowest, after)], *(Above(x, 0) for x in tree.kept)]
 
-    def _scored(self, hidden: Tensor, nodes: list[_Node], begins: list[int]) -> list[_Found]:
-        scored = [(begin + offset, token, pair) for node, begin in zip(nodes, begins, strict=False)
-                  for offset, token, pair in node.targets()]  # fmt: skip
-        if not scored:
+    def _stack(self, stack: list[_Order]) -> list[_Found]:
+        """Portions side by side; a single one, which may be too long, row after row."""
+        if len(stack) == 1:
+            return self._portion(stack[0])
+        rows = [_Laid.of(order) for order in stack]
+        return self._scored(self._hidden(Branches([], [laid.spans for laid in rows], [], self.device), rows), rows)
+
+    def _hidden(self, tree: Branches, rows: list[_Laid]) -> Tensor:
+        """(B, T, C)."""
+
+        def padded(values: Callable[[_Node], Iterable[int]], fill: int) -> Tensor:
+            lists = [[value for node in laid.nodes for value in values(node)] for laid in rows]
+            return torch.tensor([one + [fill] * (tree.width - len(one)) for one in lists]).to(self.device)
+
+        tokens, positions = padded(lambda node: node.tokens, 0), padded(lambda node: range(node.begin, node.end), 0)
+        lengths = None if self.model.rope.static else padded(lambda node: [node.end] * len(node.tokens), 1)
+        return tree.hidden(self.model, tokens, positions, lengths)
+
+    def _scored(self, hidden: Tensor, rows: list[_Laid]) -> list[_Found]:
+        """Of all rows. What several pairs ask of one place is computed once."""
+        asked = sorted((number * hidden.shape[1] + begin + offset, pair, token) for number, laid in enumerate(rows)
+                       for node, begin in zip(laid.nodes, laid.begins, strict=False)
+                       for offset, token, pair in node.targets())  # fmt: skip
+        if not asked:
             return []
-        places, targets, pairs = torch.tensor(scored).unbind(1)
-        places, targets = places.to(self.device), targets.to(self.device)
-        nats, likeliest = target_nats(self.model, hidden[places], targets, self.vocab_size)
-        return [(pairs, nats.cpu(), likeliest.cpu())]
+        places, pairs, targets = torch.tensor(asked).unbind(1)
+        places, which = places.unique_consecutive(return_inverse=True)
+        states, found = hidden.flatten(0, 1)[places.to(self.device)], list[_Found]()
+        for start, some in zip(range(0, len(places), CHUNK_ROWS), states.split(CHUNK_ROWS), strict=True):
+            logits = self.model.lm_head(some)[:, : self.vocab_size].float()
+            here = (which >= start) & (which < start + CHUNK_ROWS)
+            row, token = (which[here] - start).to(self.device), targets[here].to(self.device)
+            found.append((pairs[here], logits.log_softmax(-1)[row, token], logits.argmax(-1)[row] == token))
+        return found

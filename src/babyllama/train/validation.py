@@ -114,19 +114,17 @@ class PairSums:
         return f"validation loss {self.loss:.4f}, {self.figures['accuracy']:.1%} of {self.count:,} right"
 
 
-def target_nats(model: Transformer, hidden: Tensor, targets: Tensor, vocab_size: int | None = None
-                ) -> tuple[Tensor, Tensor]:  # fmt: skip
+def target_nats(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """−log p of each target, and whether it is the likeliest token: (N,) float32 and (N,) bool.
 
     Args:
         hidden: (N, C) final hidden states.  targets: (N,) the tokens that follow them.
-        vocab_size: rows of the head that count; None: all.
 
     CHUNK_ROWS at a time are multiplied by the head; the log-softmax is float32.
     """
     nats, likeliest = [], []
     for rows, labels in zip(hidden.split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True):
-        logits = model.lm_head(rows)[:, :vocab_size].float()
+        logits = model.lm_head(rows).float()
         nats.append(cross_entropy(logits, labels, reduction="none"))
         likeliest.append(logits.argmax(-1) == labels)
     return torch.cat(nats), torch.cat(likeliest)

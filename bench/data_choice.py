@@ -3,14 +3,18 @@
     python bench/data_choice.py OUT a.jsonl b.jsonl.zst --way 'raw: {tokenizer: TOK}' \\
         --way 'cleaned: {tokenizer: TOK, clean: zh-web, dedup: [exact, near]}' --judge '{clean: zh-web}' --seconds 30
     python bench/data_choice.py OUT a.jsonl --way 'own: {tokenizer: TOK}' --way 'chatglm2: {tokenizer: tokenizer.model}'
-    python bench/data_choice.py OUT --surgery RUN --way '16k: {tokenizer: TOK}' a.jsonl --seconds 3
+    python bench/data_choice.py OUT a.jsonl --way 'chatglm2: …' --way '16k: …' --surgery OUT/chatglm2/model --seconds 1
     python bench/data_choice.py OUT --summary
 
 A way is a name and keys of `prepare`. One document in 50 is held out of the source files, by its own hash, before
 anything is cleaned; prepared by --judge's keys, these are what every way is measured on, in bits per byte, which know
 of no vocabulary. A way gets the same seconds of training alone (compiling apart): how many steps that are is tried
-out first. With --surgery the model of RUN is carried over to each way's vocabulary (its own: a control), measured,
-trained on for --seconds and measured. OUT keeps what was prepared and data_choice.jsonl, a line for each training.
+out first. OUT keeps what was prepared, the last seed's model of each way, and data_choice.jsonl, a line for each
+training; what has its line is not trained again. With --surgery a model is carried over to each way's vocabulary (its
+own: a control), measured, trained on for --seconds and measured.
+
+With --prepare it stops before the first training. OUT without OUT/train is then all that a machine needs on which it
+lies at the same path, given the same words; the tokenizers excepted.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import argparse
 import json
 import math
 import statistics
-from contextlib import nullcontext
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,7 @@ from babyllama.commands.prepare import main as prepare
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice, read_texts
 from babyllama.load import default_device, model_folder, read_model, read_tokenizer
+from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelChoice, ModelConfig
 from babyllama.model.embeddings import change_rows
 from babyllama.model.transformer import Transformer
@@ -43,6 +48,7 @@ from babyllama.tokenizer.carried import sources
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.optimizers.optim import Muon, Wsd
 from babyllama.train.plan import Plan
+from babyllama.train.validation import evaluate_loss
 
 HELD_OUT = 50  # one document in so many
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # 97.5 % of t, by how many seeds
@@ -57,11 +63,11 @@ class Way:
         self.train = self._prepared("train", keys)
         self.judged = self._prepared("held", {**judge, "tokenizer": keys["tokenizer"]})
         self.vocab_size: int = self.train.manifest["vocab_size"]
-        self._ready = Data(self.judged, self.device, args.context, args.eval_tokens)
+        self._held_out = Data(self.judged, self.device, args.context, args.eval_tokens).held_out
 
     def _prepared(self, part: str, keys: dict[str, Any]) -> Prepared:
         out = self.args.out / self.name / part
-        corpora = [{"path": str(file)} for file in sorted((self.args.out / part).glob("*.jsonl"))]
+        corpora = [{"path": str(self.args.out / part / name)} for name in sorted(map(stored_as, self.args.texts))]
         words = [f"{key}={json.dumps(value)}" for key, value in {**keys, "corpora": corpora, "validation": 0}.items()]
         prepare(load_recipe(PrepareRecipe, None, [f"out={out}", *words]))
         return Prepared.open(out)
@@ -86,20 +92,38 @@ class Way:
         clock.steps(WARM + (50 if self.device.type == "cuda" else 3))
         return max(1, round(self.args.seconds / clock.step_s))
 
-    def trained(self, config: ModelConfig, steps: int, seed: int, start: Transformer | None = None) -> dict[str, Any]:
-        """Figures of one training."""
+    def trained(self, config: ModelConfig, steps: int, seed: int, start: Transformer | None = None
+                ) -> tuple[dict[str, Any], Transformer]:  # fmt: skip
+        """Figures of one training, and the model that came of it."""
         stepper = self.stepper(config, steps, seed, start)
         stepper.warm_up()
         clock = Clock(self.device, stepper.steps)
         clock.steps(steps)
         tokens = steps * self.args.rows * self.args.context
         have = sum(len(splits["train"]) for splits in self.train.corpora.values())
-        return {"steps": steps, "tokens": tokens, "epochs": round(tokens / have, 3), "have": have,
-                "seconds": round(clock.seconds, 2), "bits_per_byte": self.bits(stepper.model())}  # fmt: skip
+        model = stepper.model()
+        found = {"steps": steps, "tokens": tokens, "epochs": round(tokens / have, 3), "have": have,
+                 "seconds": round(clock.seconds, 2)}  # fmt: skip
+        return {**found, **self.measured(model)}, model
 
-    def bits(self, model: Transformer) -> float:
-        """Per byte of the held-out text."""
-        return self._ready.bits_per_byte(model, nullcontext())
+    def measured(self, model: Transformer) -> dict[str, Any]:
+        """Bits per byte of all held-out text, and of each source's."""
+        bits = {label: evaluate_loss(model, batches).nll_nats / math.log(2)
+                for label, (batches, _) in zip(self.judged.corpora, self._held_out, strict=True)}  # fmt: skip
+        sizes = dict(zip(self.judged.corpora, (size for _, size in self._held_out), strict=True))
+        by = {label: bits[label] / sizes[label] for label in bits}
+        return {"bits_per_byte": sum(bits.values()) / sum(sizes.values()), "by_source": by}
+
+    def keep(self, model: Transformer) -> None:
+        """At OUT/NAME/model, for --surgery."""
+        folder = self.args.out / self.name / "model"
+        folder.mkdir(exist_ok=True)
+        save_model(model, folder, self.tokenizer.bos_id, self.tokenizer.eos_id)
+        self.tokenizer.save(folder)
+
+
+def stored_as(source: Path) -> str:
+    return f"{source.name.split('.')[0]}.jsonl"
 
 
 def split(args: argparse.Namespace) -> None:
@@ -107,7 +131,7 @@ def split(args: argparse.Namespace) -> None:
     for place in (args.out / "train", args.out / "held"):
         place.mkdir(parents=True, exist_ok=True)
     for source in args.texts:
-        name = f"{source.name.split('.')[0]}.jsonl"
+        name = stored_as(source)
         if (args.out / "held" / name).is_file():
             continue
         with (args.out / "train" / name).open("w") as train, (args.out / "held" / f"{name}.new").open("w") as held:
@@ -124,50 +148,79 @@ def compare(args: argparse.Namespace, ways: list[Way]) -> None:
     configs = {way.name: args.model.model_copy(update={"max_position_embeddings": args.context}).build(way.vocab_size)
                for way in ways}  # fmt: skip
     of_size = {way.vocab_size: way for way in ways}  # one vocabulary, one number of steps
-    steps = {size: way.steps(configs[way.name]) for size, way in of_size.items()}
-    for seed in args.seeds:
-        for way in ways:
-            tell(args, way, {"seed": seed, **way.trained(configs[way.name], steps[way.vocab_size], seed)})
+    todo = [(seed, way) for seed in args.seeds for way in ways if not told(args, way, seed)]
+    steps = {size: way.steps(configs[way.name]) for size, way in of_size.items() if todo}
+    for seed, way in todo:
+        found, model = way.trained(configs[way.name], steps[way.vocab_size], seed)
+        tell(args, way, seed, found)
+        way.keep(model)
 
 
 def surgery(args: argparse.Namespace, ways: list[Way]) -> None:
     """The model before, right after each change of its vocabulary, and after some training on."""
     folder = model_folder(args.surgery)
     old = read_tokenizer(folder)
-    for way in ways:
+    for seed, way in [(seed, way) for seed in args.seeds for way in ways if not told(args, way, seed)]:
         model = read_model(folder).float()
         change_rows(model, sources(old, way.tokenizer))
         model = model.to(way.device)
-        right_after = way.bits(model)
-        steps = way.steps(model.config)
-        tell(args, way, {"right_after": right_after, **way.trained(model.config, steps, 1, model)})
+        right_after = way.measured(model)["bits_per_byte"]
+        found, _ = way.trained(model.config, way.steps(model.config), seed, model)
+        tell(args, way, seed, {"right_after": right_after, **found})
 
 
-def tell(args: argparse.Namespace, way: Way, found: dict[str, Any]) -> None:
-    line = {"way": way.name, "surgery": str(args.surgery or ""), "budget": args.seconds, **found}
+def key(args: argparse.Namespace, way: Way, seed: int) -> dict[str, Any]:
+    """What one training is known by."""
+    return {"way": way.name, "surgery": str(args.surgery or ""), "budget": args.seconds, "seed": seed}
+
+
+def told(args: argparse.Namespace, way: Way, seed: int) -> bool:
+    known = key(args, way, seed)
+    return any(known.items() <= line.items() for line in lines(args.out / "data_choice.jsonl"))
+
+
+def tell(args: argparse.Namespace, way: Way, seed: int, found: dict[str, Any]) -> None:
+    line = {**key(args, way, seed), **found}
     append(args.out / "data_choice.jsonl", {**facts(way.device), **line})
     print(json.dumps(line), flush=True)
 
 
 def summary(found: list[dict[str, Any]]) -> None:
-    """Each way's mean, and its difference to the first way's by seed with a 95 % interval."""
+    """Each way's mean, and its difference to the first way's by seed with a 95 % interval; then by source."""
     trained = [line for line in found if not line["surgery"]]
-    names = list(dict.fromkeys(line["way"] for line in trained))
-    by = {name: {line["seed"]: line["bits_per_byte"] for line in trained if line["way"] == name} for name in names}
+    ways = {name: {line["seed"]: line for line in trained if line["way"] == name}
+            for name in dict.fromkeys(line["way"] for line in trained)}  # fmt: skip
     rows = []
-    for name in names:
-        last = [line for line in trained if line["way"] == name][-1]
-        pairs = [bits - by[names[0]][seed] for seed, bits in by[name].items() if seed in by[names[0]]]
-        spread = statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else None
-        rows.append([name, len(by[name]), last["steps"], f"{last['tokens'] / 1e6:.1f}", last["epochs"],
-                     f"{statistics.mean(by[name].values()):.4f}", f"{statistics.mean(pairs):+.4f}",
-                     None if spread is None else f"± {STUDENT.get(len(pairs), 1.96) * spread:.4f}"])  # fmt: skip
+    for by_seed in ways.values():
+        last = list(by_seed.values())[-1]
+        mean = statistics.mean(line["bits_per_byte"] for line in by_seed.values())
+        rows.append([last["way"], len(by_seed), last["steps"], f"{last['tokens'] / 1e6:.1f}", last["epochs"],
+                     f"{mean:.4f}", *to_first(ways, by_seed, lambda line: line["bits_per_byte"])])  # fmt: skip
     if rows:
         table(["way", "seeds", "steps", "M tokens", "epochs", "bits/byte", "to the first", "95 %"], rows)
-    changed = [[line["way"], f"{line['right_after']:.4f}", line["steps"], f"{line['bits_per_byte']:.4f}"]
+        print()
+        sources = trained[0]["by_source"]
+        table(["source", *(part for name in ways for part in (name, "to the first", "95 %"))], [
+            [source, *(part for by_seed in ways.values() for part in (
+                f"{statistics.mean(line['by_source'][source] for line in by_seed.values()):.4f}",
+                *to_first(ways, by_seed, lambda line, source=source: line["by_source"][source])))]
+            for source in sources])  # fmt: skip
+    changed = [[line["way"], line["seed"], f"{line['right_after']:.4f}", line["steps"], f"{line['bits_per_byte']:.4f}"]
                for line in found if line["surgery"]]  # fmt: skip
     if changed:
-        table(["vocabulary", "right after", "steps", "then"], changed)
+        print()
+        table(["vocabulary", "seed", "right after", "steps", "then"], changed)
+
+
+def to_first(ways: dict[str, dict[int, dict[str, Any]]], by_seed: dict[int, dict[str, Any]],
+             figure: Callable[[dict[str, Any]], float]) -> tuple[str, str | None]:  # fmt: skip
+    """The mean difference between one way's figures and the first way's of the same seeds, and half its interval."""
+    first = next(iter(ways.values()))
+    pairs = [figure(line) - figure(first[seed]) for seed, line in by_seed.items() if seed in first]
+    if len(pairs) < 2 or by_seed is first:
+        return (f"{statistics.mean(pairs):+.4f}", None) if pairs else ("–", None)
+    half = STUDENT.get(len(pairs), 1.96) * statistics.stdev(pairs) / math.sqrt(len(pairs))
+    return f"{statistics.mean(pairs):+.4f}", f"± {half:.4f}"
 
 
 def main() -> None:
@@ -186,7 +239,8 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=0.7)
     parser.add_argument("--eval_tokens", type=int, default=1_000_000)
     parser.add_argument("--device")
-    parser.add_argument("--surgery", type=Path)
+    parser.add_argument("--surgery", type=Path, metavar="MODEL", help="a run or a folder with a model")
+    parser.add_argument("--prepare", action="store_true", help="train nothing")
     parser.add_argument("--summary", action="store_true")
     args = parser.parse_intermixed_args()
     if not args.summary:
@@ -194,6 +248,8 @@ def main() -> None:
         args.optimizer, args.model = Muon(lr=args.lr), ModelChoice.model_validate(args.model)
         split(args)
         ways = [Way(name, keys, args.judge, args) for name, keys in named.items()]
+        if args.prepare:
+            return
         (surgery if args.surgery else compare)(args, ways)
     summary(lines(args.out / "data_choice.jsonl"))
 

@@ -288,6 +288,29 @@ PUBLISHED_FORMS = {
         {"content": "正文", "score": 0.9},
         "正文",
     ),
+    "ultra_fineweb_l3_qa_zh": (
+        "openbmb/Ultra-FineWeb-L3/data/ultrafineweb_zh_l3/qa/part-00000-0.c000.snappy.parquet",
+        {"content": "正文\n问题：什么？\n答案：正文。"},
+        "正文\n问题：什么？\n答案：正文。",
+    ),
+    "ultra_fineweb_l3_styles_zh": (
+        "openbmb/Ultra-FineWeb-L3/data/ultrafineweb_zh_l3/multi_style/part-00000-0.c000.snappy.parquet",
+        {"content": "定义与证明"},
+        "定义与证明",
+    ),
+    "cci4_zh": ("BAAI/CCI4.0-M2-Base-v1/zh_cc-high-loss0/000_00000.jsonl", {"text": "网页"}, "网页"),
+    "chinese_simpleqa": (
+        "OpenStellarTeam/Chinese-SimpleQA/chinese_simpleqa.jsonl",
+        {
+            "id": "97e7",
+            "primary_category": "中华文化",
+            "secondary_category": "中医",
+            "question": "伏兔穴所属的经脉是什么？",
+            "answer": "足阳明胃经",
+            "urls": ["https://example.org/a"],
+        },
+        "伏兔穴所属的经脉是什么？\n足阳明胃经",
+    ),
     "skypile": ("Skywork/SkyPile-150B/data/2020-40_zh_head_0000.jsonl", {"text": "网页"}, "网页"),
     "medical_o1": (
         "FreedomIntelligence/medical-o1-reasoning-SFT/medical_o1_sft_Chinese.json",

@@ -85,6 +85,9 @@ class Made:
                 rows = torch.cat([rows, model(rows)[:, -1:].argmax(-1)], 1)
         self.written, self.step = torch.cat([self.written, rows])[-12:], step
 
+    def meanwhile(self) -> None:
+        """Nothing."""
+
     def batch(self, first_row: int, count: int) -> Batch:
         rows = self.written[torch.arange(first_row, first_row + count) % len(self.written)]
         return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), None, None)

@@ -11,12 +11,14 @@ running requests lie (rows.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / the golden ratio: how far apart a stream's numbers begin
 NOT_FINITE = -1  # the token of a row whose logits hold NaN or infinity, or that may have no token at all
 
 
@@ -131,11 +133,23 @@ def _searched_floor(scores: Tensor, probabilities: Tensor, top_p: Tensor) -> Ten
 
 
 def uniforms(seed: int, count: int, start: int = 0) -> Tensor:
-    """`count` numbers of a seed's stream from number `start` on, (count,) float64 in [0, 1 − 2⁻³²]; on the CPU.
+    """`count` numbers of a seed's stream from number `start` on, (count,) float64 in [0, 1 − 2⁻³²]; on the CPU."""
+    return streams([seed], count, [start])[0]
 
-    Philox counts, so a longer stream starts with the shorter one's numbers. It makes eight at a time.
+
+def streams(seeds: Sequence[int], count: int, starts: Sequence[int]) -> Tensor:
+    """As `uniforms`, of many seeds at once: (seeds, count).
+
+    SplitMix64 (Steele, Lea and Flood 2014), which counts: number i of a stream is the mixture of its seed's own
+    beginning and i, so that a longer stream starts with the shorter one's numbers.
     """
-    stream = np.random.Philox(seed)
-    stream.advance(start // 8)
-    drawn = np.random.Generator(stream).integers(0, 2**32, size=start % 8 + count, dtype=np.uint64)
-    return torch.from_numpy(drawn[start % 8 :].astype(np.float64) / 2**32)
+    begins = _mixed(np.array([seed % 2**64 for seed in seeds], np.uint64) + GOLDEN)[:, None]
+    numbers = np.array(starts, np.uint64)[:, None] + np.arange(1, count + 1, dtype=np.uint64)
+    return torch.from_numpy((_mixed(begins + numbers * GOLDEN) >> np.uint64(32)).astype(np.float64) / 2**32)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's last step: every bit of uint64 changes about half of the result's."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -36,10 +36,15 @@ class Prompts:
         since what pads a piece would stay in its ring."""
         budget = BESIDE.get(self.rows.device.type, BESIDE["cpu"]) if decoding else ALONE
         self.share = max(LEAST, budget // len(slots))
-        found, longest = [], 0
+        together = not decoding and self.rows.device.type == "cuda"
+        found, longest, far = [], 0, 0
         for slot in slots:
-            longest = max(longest, len(self._piece(slot)))  # the others of the pass are filled up to it
-            if found and (slot.adapter != slots[0].adapter or self.cache.sinks or (len(found) + 1) * longest > budget):
+            longest = max(longest, piece := len(self._piece(slot)))  # the others of the pass are filled up to it
+            far = max(far, len(slot.tokens) + piece)
+            count = (len(found) + 1) * longest
+            # Many short prompts that begin together also go on in step: no more attention than one long prompt's.
+            fits = count <= budget or (together and count * far <= ALONE**2)
+            if found and (slot.adapter != slots[0].adapter or self.cache.sinks or not fits):
                 break
             found.append(slot)
         return found

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from babyllama.hardware import finest
-from babyllama.infer.choosing import Uses, choose, uniforms
+from babyllama.infer.choosing import Uses, choose, streams
 from babyllama.infer.request import Request, TokenMask
 from babyllama.infer.sampling import used_by
 
@@ -112,8 +112,12 @@ class Rows:
         self.token[index], self.counter[index], self.position[index] = sent(state, self.device).unbind(1)
         self.rules[index] = sent(rules, self.device, torch.float32)
         self._draw([(row, request, start) for row, (request, *_), start in zip(rows, jobs, starts, strict=True)], count)
+        requests = [request for request, *_ in jobs]
+        uses = used_by((one.sampling for one in requests), any(one.mask is not None for one in requests))
+        tables = uses.penalties or uses.bias or uses.mask or any(getattr(self, name) is not None for name in TABLES)
         for row, (request, answer, _) in zip(rows, jobs, strict=True):
-            self._place_tables(row, request, answer)
+            if tables:
+                self._place_tables(row, request, answer)
             if not self._ends.issuperset(request.stop):
                 self._ends |= frozenset(token for token in request.stop if token < self.vocab_size)
                 self.ends[list(self._ends)] = 1
@@ -146,11 +150,11 @@ class Rows:
         wanted = [(row, request, start) for row, request, start in wanted if request.sampling.temperature > 0]
         if not wanted:
             return
-        numbers = [uniforms(request.draws_by, count, start) for _, request, start in wanted]
+        numbers = streams([request.draws_by for _, request, _ in wanted], count, [start for *_, start in wanted])
         columns = torch.tensor([start for _, _, start in wanted])[:, None] + torch.arange(count)
         rows = torch.tensor([row for row, _, _ in wanted])[:, None]
         below_one = 1 - torch.finfo(self.draws.dtype).eps / 2  # which float32 would round the largest to
-        drawn = torch.stack(numbers).clamp(max=below_one).to(self.draws.dtype)
+        drawn = numbers.clamp(max=below_one).to(self.draws.dtype)
         self.draws[sent(rows, self.device), sent(columns % DRAWS, self.device)] = sent(drawn, self.device)
 
     def allow(self, row: int, mask: TokenMask) -> None:

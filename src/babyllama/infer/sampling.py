@@ -85,7 +85,7 @@ def used_by(samplings: Iterable[Sampling], mask: bool = False, logprobs: int | N
     """What has to be computed for rows that go by these."""
     from babyllama.infer.choosing import Uses
 
-    all_ = list(samplings)
+    all_ = list({id(s): s for s in samplings}.values())  # of many rows that go by the same one, once
     drawn = [s for s in all_ if s.temperature > 0]  # cuts change no greedy choice
     top_k = max((s.top_k for s in drawn), default=0)
     penalties = any((s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0) for s in all_)

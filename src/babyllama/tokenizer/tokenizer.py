@@ -256,8 +256,8 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """Ids outside the vocabulary are left out; bytes that make no character become U+FFFD."""
-        kept = [token for token in map(int, tokens) if not skip_special or token not in self.special_ids]
-        return self.backend.decode(kept, skip_special_tokens=skip_special)
+        no = self.special_ids if skip_special else ()
+        return self.backend.decode([i for i in map(int, tokens) if i not in no], skip_special_tokens=skip_special)
 
     def stream(self, after: Sequence[int] = ()) -> TextStream:
         """Decode some tokens at a time, special tokens skipped; `after` is the text that is continued."""

@@ -26,6 +26,10 @@ class Source(Rows, Protocol):
         """
         ...
 
+    def meanwhile(self) -> None:
+        """While the device works on the step whose rows were asked for: what need not hold it up."""
+        ...
+
     @property
     def state(self) -> dict[str, Tensor]:
         """What later rows need and nobody can make again, by name; on every rank the same. Goes into checkpoints."""
@@ -43,6 +47,9 @@ class Source(Rows, Protocol):
 
 class Unkept:
     """What a `Source` has that keeps nothing between steps, and has nothing to tell."""
+
+    def meanwhile(self) -> None:
+        """As of `Source`: nothing."""
 
     @property
     def state(self) -> dict[str, Tensor]:

@@ -174,6 +174,7 @@ class Trainer:
         step, self.targets = step + 1, int(total)
         seed_step(self.seed, step, self.world.rank)
         self.worker.update(step, micro, total, self.schedule(step - 1, self.steps), self.watchman)
+        self.source.meanwhile()
         if self.average is not None:
             self.worker.average(self.average.weight(step, self.steps))
         self.progress.tokens += self.plan.rows * self.context

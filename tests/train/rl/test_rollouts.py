@@ -48,6 +48,7 @@ class Broken(Reward):
 def test_rows_are_the_answers_and_their_worth(tmp_path, worker):
     rows = practised(tmp_path)
     rows.prepare(0, worker)
+    rows.meanwhile()
     lines = list(map(json.loads, (tmp_path / "rollouts.jsonl").read_text().splitlines()))
     batches = [rows.batch(first, 32) for first in (0, 32)]  # two passes over the same answers
     assert [len(b.tokens) for b in batches] == [32, 32] and not torch.equal(batches[0].tokens, batches[1].tokens)
@@ -138,7 +139,7 @@ def test_half_precision_is_lent_as_training_computes(tmp_path):
 
 
 def test_prompts_without_spread_give_way_to_others(worker):
-    plain, redrawn = (practised(rewards=(Flat(),), prompts=8, redraws=n, rows=32) for n in (0, 5))
+    plain, redrawn = (practised(rewards=(Flat(),), prompts=8, redraws=n, rows=32) for n in (0, 20))
     for rows in (plain, redrawn):
         rows.prepare(0, worker)
     assert plain.figures["flat_groups"] >= 0.5 and plain.figures["redrawn"] == 0 and plain.groups.cursor == 8
@@ -160,6 +161,7 @@ def test_bad_rewards_stop_or_are_left_out(tmp_path, worker):
     rows = practised(tmp_path, rewards=(Broken(), Early()), on_bad_reward="skip")
     rows.groups.say = (said := []).append
     rows.prepare(0, worker)
+    rows.meanwhile()
     lines = list(map(json.loads, (tmp_path / "rollouts.jsonl").read_text().splitlines()))
     bad = [line for line in lines if "fault" in line]
     assert 0 < len(bad) == rows.figures["bad_rewards"] < 32 and "left out" in said[0]

@@ -44,11 +44,25 @@ class Played(NamedTuple):
     calls: int = 0
     answered: int = 0
 
-    def marked_by(self, tokenizer: Tokenizer, prompt: Prompt) -> Answer:
+    def marked_by(self, tokenizer: Tokenizer, asked: Asked) -> Answer:
         """What rewards see of it."""
-        text, reference = (without_thought(tokenizer.decode(part)) for part in (self.last, prompt.answer))
-        return Answer(tokenizer.decode(prompt.tokens), text, reference, self.ended, self.calls, self.answered,
-                      (*prompt.tokens, *self.tokens))  # fmt: skip
+        text = without_thought(tokenizer.decode(self.last))
+        return Answer(asked.text, text, asked.reference, self.ended, self.calls, self.answered,
+                      (*asked.tokens, *self.tokens))  # fmt: skip
+
+
+class Asked(NamedTuple):
+    """A prompt as rewards see it: its text, what the reference answer says, its tokens."""
+
+    text: str
+    reference: str
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, prompt: Prompt) -> Asked:
+        """Read once for all answers to it."""
+        return cls(tokenizer.decode(prompt.tokens), without_thought(tokenizer.decode(prompt.answer)),
+                   tuple(prompt.tokens))  # fmt: skip
 
 
 class Agents:

@@ -21,7 +21,7 @@ from babyllama.model.transformer import Transformer
 from babyllama.recipe import Changeable, Recipe
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.engines.world import World
-from babyllama.train.rl.agents import Agents, Played, ToolUse
+from babyllama.train.rl.agents import Agents, Asked, Played, ToolUse
 from babyllama.train.rl.marks import BadReward, Marked, mark, names_of
 from babyllama.train.rl.rewards import Reward
 
@@ -152,7 +152,8 @@ class Groups:
         drawn = self.agents(model, requests, self.recipe.temperature, told)
         self.seconds["sampling"] += time.perf_counter() - began
         began, found = time.perf_counter(), []
-        seen = [answer.marked_by(self.tokenizer, asked[i // size]) for i, answer in enumerate(drawn)]
+        read = [Asked.of(self.tokenizer, prompt) for prompt in asked]
+        seen = [answer.marked_by(self.tokenizer, read[i // size]) for i, answer in enumerate(drawn)]
         for reward in self.rewards:
             reward.ahead(seen)
         for i, (one, prompt) in enumerate(zip(prompts, asked, strict=True)):

@@ -14,7 +14,7 @@ from babyllama.data.streams.prompts import Prompt
 from babyllama.marking import exact
 from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.train.rl.agents import Agents, ToolUse
+from babyllama.train.rl.agents import Agents, Asked, ToolUse
 from babyllama.train.rl.marks import mark, names_of
 from babyllama.train.rl.rewards import Reward
 
@@ -74,7 +74,8 @@ class HeldOut:
         draw = Agents(self.tokenizer, self.max_tokens, self.tools, self.room)
         found = RewardSums(parts=dict.fromkeys(names_of(self.rewards), 0.0))
         drawn = draw(model, [(prompt.tokens, 0) for prompt in self.prompts], 0.0)
-        every = [answer.marked_by(self.tokenizer, prompt) for prompt, answer in zip(self.prompts, drawn, strict=True)]
+        every = [answer.marked_by(self.tokenizer, Asked.of(self.tokenizer, prompt))
+                 for prompt, answer in zip(self.prompts, drawn, strict=True)]  # fmt: skip
         for reward in self.rewards:
             reward.ahead(every)
         for seen, answer in zip(every, drawn, strict=True):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from babyllama.atomic import disk_errors, json_text
+import orjson
+
+from babyllama.atomic import disk_errors
+from babyllama.tokenizer.stream import CONTEXT
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.rl.agents import Played
 from babyllama.train.rl.groups import Group
@@ -34,7 +37,7 @@ class Record:
 
     def add(self, lines: Sequence[dict[str, Any]], writes: bool) -> None:
         """Append lines, on the rank that writes; the others count along."""
-        text = "".join(json_text(line) + "\n" for line in lines).encode()
+        text = b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
         if writes:
             path = self.folder / NAME
             with disk_errors(path), path.open("ab") as handle:
@@ -42,13 +45,14 @@ class Record:
         self.bytes += len(text)
 
 
-def lines_of(group: Group, tokenizer: Tokenizer, tools: bool, advantages: Sequence[float],
+def lines_of(group: Group, pieces: Pieces, tools: bool, advantages: Sequence[float],
              by_token: Sequence[Sequence[float]] | None = None) -> list[dict[str, Any]]:  # fmt: skip
     """What is kept of the answers to one prompt.
 
     Args:
         advantages: of each answer.  by_token: of each of its tokens, where they differ.
     """
+    tokenizer = pieces.tokenizer
     prompt, reference = tokenizer.decode(group.prompt.tokens), tokenizer.decode(group.prompt.answer)
     found = []
     for number, (answer, mark) in enumerate(zip(group.drawn, group.marks, strict=True)):
@@ -58,27 +62,50 @@ def lines_of(group: Group, tokenizer: Tokenizer, tools: bool, advantages: Sequen
             "ended": answer.ended, **({"calls": answer.calls, "answered": answer.answered} if tools else {}),
             "reward": mark.total if math.isfinite(mark.total) else None, "parts": mark.parts,
             "advantage": advantages[number], **({"fault": mark.fault} if mark.fault else {}),
-            **_tokens_of(answer, tokenizer, None if by_token is None else by_token[number])})  # fmt: skip
+            **_tokens_of(answer, pieces, None if by_token is None else by_token[number])})  # fmt: skip
     return found
 
 
-def _tokens_of(answer: Played, tokenizer: Tokenizer, advantages: Sequence[float] | None) -> dict[str, Any]:
+def _tokens_of(answer: Played, pieces: Pieces, advantages: Sequence[float] | None) -> dict[str, Any]:
     """By token: its text; the engine's log-probability, where that was asked for, and the advantage, where there are
     several; null where a tool wrote it."""
     logprobs = iter(answer.logprobs)
     told = [round(next(logprobs), DIGITS) if own else None for own in answer.own] if answer.logprobs else None
     worth = None if advantages is None else [
         round(value, DIGITS) if own else None for value, own in zip(advantages, answer.own, strict=True)]  # fmt: skip
-    found = {"pieces": pieces(tokenizer, answer.tokens), "logprobs": told, "advantages": worth}
+    found = {"pieces": pieces(answer.tokens), "logprobs": told, "advantages": worth}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
-    """The text of each token, markers too; a character of several tokens is its last one's."""
-    stream, found = tokenizer.stream(), list[str]()
-    for token in tokens:
-        special = token in tokenizer.special_ids
-        found.append(stream.flush() + tokenizer.decode([token], skip_special=False) if special else stream.push(token))
-    if found:
-        found[-1] += stream.flush()
-    return found
+@dataclass(eq=False)
+class Pieces:
+    """The text of each token, markers too; a character of several tokens is its last one's.
+
+    `known`: of tokens that are text of their own, at the beginning of one and later on: most tokens of most answers.
+    """
+
+    tokenizer: Tokenizer
+    known: dict[tuple[bool, int], str] = field(default_factory=dict)
+
+    def __call__(self, tokens: Sequence[int]) -> list[str]:
+        """As many texts as tokens; together they are the text."""
+        special, found = self.tokenizer.special_ids, list[str]()
+        first, stream = True, None  # a stream is there while what came makes no whole character
+        for place, token in enumerate(tokens):
+            if token in special:
+                before = "" if stream is None else stream.flush()
+                found.append(before + self.tokenizer.decode([token], skip_special=False))
+                first, stream = True, None
+                continue
+            text = self.known.get((first, token), "") if stream is None else stream.push(token)
+            if not text and stream is None:
+                stream = self.tokenizer.stream(() if first else tokens[max(0, place - CONTEXT) : place])
+                if text := stream.push(token):
+                    self.known[first, token] = text
+            if text:
+                stream = None
+            found.append(text)
+            first = False
+        if stream is not None:
+            found[-1] += stream.flush()
+        return found

@@ -23,7 +23,7 @@ from babyllama.train.engines.worker import Worker
 from babyllama.train.losses.logprobs import token_logprobs
 from babyllama.train.losses.policy import Method, Ppo, gae
 from babyllama.train.rl.groups import Group, Groups
-from babyllama.train.rl.record import Record, lines_of
+from babyllama.train.rl.record import Pieces, Record, lines_of
 
 SALT, WIDTH = -5, 8  # of the order in a rollout; rows are filled up to a multiple of so many tokens
 
@@ -59,10 +59,11 @@ class RolloutRows:
     texts: Stream | None = None
     rollout: Rollout | None = field(init=False, default=None)
     seconds: float = field(init=False, default=0.0)  # of computing log-probabilities
+    _unwritten: tuple[int, int, list[Group], dict[str, Tensor], bool] | None = field(init=False, default=None)
     _begun: bool = field(init=False, default=False)  # since the start, or since a checkpoint was taken up
 
     def __post_init__(self) -> None:
-        self.recipe = self.groups.recipe
+        self.recipe, self.pieces = self.groups.recipe, Pieces(self.groups.tokenizer)
         self.answers = self.groups.count * self.recipe.group
         self.steps = self.answers * self.recipe.passes // self.rows_of_step  # of one rollout
 
@@ -117,7 +118,7 @@ class RolloutRows:
             self.seconds = time.perf_counter() - began
         if not checked and self.rollout is not None:
             figures["engine_gap"] = self.rollout.figures["engine_gap"]
-        self._recorded(number, step, groups, tensors, worker.world.first)
+        self._unwritten = number, step, groups, tensors, worker.world.first
         return Rollout(number, tensors, figures)
 
     def _remark(self, number: int, figures: dict[str, float]) -> None:
@@ -133,13 +134,13 @@ class RolloutRows:
         texts = [(group.prompt.tokens, answer.tokens) for group in groups for answer in group.drawn]
         totals = torch.tensor([[mark.total for mark in group.marks] for group in groups], dtype=torch.float64)
         counted = totals.isfinite()
-        width = max(len(prompt) + len(answer) for prompt, answer in texts)
-        tokens = torch.full((len(texts), width), self.groups.tokenizer.eos_id, dtype=torch.int32)
-        for row, (prompt, answer) in enumerate(texts):
-            tokens[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer, dtype=torch.int32)
+        stop = [len(prompt) + len(answer) for prompt, answer in texts]
+        width, filling = max(stop), [self.groups.tokenizer.eos_id]
+        rows = [prompt + answer + filling * (width - len(prompt) - len(answer)) for prompt, answer in texts]
+        tokens = torch.tensor(rows, dtype=torch.int32)
         given = self._given(groups, tokens) if self.recipe.tools is not None else {}
         return {"tokens": tokens, **given, "first": torch.tensor([len(prompt) for prompt, _ in texts]),
-                "stop": torch.tensor([len(prompt) + len(answer) for prompt, answer in texts]),
+                "stop": torch.tensor(stop),
                 "counted": counted.flatten(),
                 "advantages": self.method.advantages(totals, counted).float().flatten()}  # fmt: skip
 
@@ -194,11 +195,16 @@ class RolloutRows:
             gap = max(gap, (own - torch.tensor(answer.logprobs)).abs().max().item())
         return gap
 
+    def meanwhile(self) -> None:
+        """As in Source: what is kept of a rollout is written while its first step is computed."""
+        if self._unwritten is not None:
+            self._recorded(*self._unwritten)
+            self._unwritten = None
+
     def _recorded(self, number: int, step: int, groups: list[Group], tensors: dict[str, Tensor],
                   writes: bool) -> None:  # fmt: skip
-        """What is kept of a rollout that is read from step `step` on."""
-        tokenizer, tools, worth, size = (
-            self.groups.tokenizer, self.recipe.tools is not None, tensors["advantages"], self.recipe.group)  # fmt: skip
+        """A rollout that is read from step `step` on."""
+        tools, worth, size = self.recipe.tools is not None, tensors["advantages"], self.recipe.group
         whole = (worth if worth.ndim == 1 else worth.sum(1)).tolist()
         ends = zip((tensors["first"] - 1).tolist(), (tensors["stop"] - 1).tolist(), strict=True)
         single = None
@@ -207,7 +213,7 @@ class RolloutRows:
         lines = list[dict[str, Any]]()
         for n, group in enumerate(groups):
             mine = slice(n * size, (n + 1) * size)
-            lines += lines_of(group, tokenizer, tools, whole[mine], None if single is None else single[mine])
+            lines += lines_of(group, self.pieces, tools, whole[mine], None if single is None else single[mine])
         self.record.add([{"step": step + 1, "rollout": number, **line} for line in lines], writes)
 
     # ── figures and resume ─────────────────────────────────────────────────────────────────────────────────────
@@ -231,7 +237,7 @@ class RolloutRows:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """As in Source."""
-        self._begun = False
+        self._begun, self._unwritten = False, None
         if "number" not in state:
             return
         state = dict(state)

@@ -8,11 +8,18 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+import torch
+
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
-from babyllama.infer.request import Event, Request
+from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
+from babyllama.infer.step import power
+from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
+
+SLOTS, MOST = 256, 1024  # answers at work at the same time, and at most on a GPU
+MEMORY = 0.3  # of what a GPU has free when the first are drawn, for their keys and values
 
 
 class Drawn(NamedTuple):
@@ -31,8 +38,8 @@ class Sampler:
         stop: tokens that end an answer.  max_tokens: of an answer.
     """
 
-    def __init__(self, vocab_size: int, stop: Collection[int], max_tokens: int, slots: int = 256) -> None:
-        self.vocab_size, self.stop, self.max_tokens, self.slots = vocab_size, frozenset(stop), max_tokens, slots
+    def __init__(self, vocab_size: int, stop: Collection[int], max_tokens: int) -> None:
+        self.vocab_size, self.stop, self.max_tokens = vocab_size, frozenset(stop), max_tokens
         self._engine: Engine | None = None
 
     def __call__(self, model: Transformer, prompts: Sequence[tuple[list[int], int]], temperature: float,
@@ -46,20 +53,29 @@ class Sampler:
             InputError: the model's logits are not finite.
         """
         if self._engine is None or self._engine.model is not model:  # shards are gathered into a new model each time
-            self._engine = Engine(model, self.vocab_size, slots=self.slots)
+            self._engine = Engine(model, self.vocab_size, slots=self._slots(model, prompts))
         engine, sampling = self._engine, Sampling(temperature=temperature)
         engine.forget()
         numbers = {engine.add(Request(prompt, sampling, self.max_tokens, self.stop, seed, 0 if told else None)): number
                    for number, (prompt, seed) in enumerate(prompts)}  # fmt: skip
-        events: list[list[Event]] = [[] for _ in prompts]
+        tokens, logprobs = [list[int]() for _ in prompts], [list[float]() for _ in prompts]
+        ended = [False] * len(prompts)
         while engine.busy:
             for event in engine.step():
                 if event.error is not None:
                     raise InputError(event.error)
-                events[numbers[event.id]].append(event)
-        return [_drawn(found) for found in events]
+                number = numbers[event.id]
+                tokens[number] += event.tokens
+                logprobs[number] += event.logprobs
+                ended[number] = event.finish == "stop"
+        return list(map(Drawn, tokens, ended, logprobs))
 
-
-def _drawn(events: list[Event]) -> Drawn:
-    whole = Event.joined(events)
-    return Drawn(list(map(int, whole.tokens)), whole.finish == "stop", list(whole.logprobs))
+    def _slots(self, model: Transformer, prompts: Sequence[tuple[list[int], int]]) -> int:
+        """All answers at once, on a GPU as far as their keys and values take no more than a part of its memory."""
+        config, weight = model.config, model.embed_tokens.weight
+        if not weight.is_cuda:
+            return SLOTS
+        tokens = power(min(config.max_position_embeddings, max(len(prompt) for prompt, _ in prompts) + self.max_tokens))
+        row = KVCache(config, 1, 1, "cpu", weight.dtype).row_bytes(tokens)
+        held = int(MEMORY * torch.cuda.mem_get_info(weight.device)[0]) // row
+        return max(1, min(held, MOST, max(SLOTS, len(prompts))))

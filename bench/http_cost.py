@@ -11,7 +11,6 @@ there are clients are always at work. Processor time a token is that of the proc
 from __future__ import annotations
 
 import argparse
-import asyncio
 import socket
 import statistics
 import subprocess
@@ -113,7 +112,7 @@ def main() -> None:
                 before, seconds = processors(server.pid), given.seconds if i else 3
                 recipe = BenchServeRecipe(url=f"http://127.0.0.1:{port}/v1", clients=given.clients, requests=10**9,
                                           max_tokens=given.tokens, seconds=seconds, temperature=0)  # fmt: skip
-                found = asyncio.run(measure(recipe))
+                found = measure(recipe)
                 http, engines = (after - then for after, then in zip(processors(server.pid), before, strict=True))
                 alone, work = offline(loaded, engine, given.clients, seconds, given.tokens)
                 rounds.append({

@@ -11,7 +11,6 @@ engine: where others use the machine too, it says more than the wall clock. Memo
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import re
 import statistics
@@ -114,7 +113,7 @@ def main() -> None:
                 before = [used(one)[0] for one in processes(server.pid)]
                 recipe = BenchServeRecipe(url=url[1], clients=given.clients, requests=10**9, max_tokens=given.tokens,
                                           seconds=given.seconds if i else 10)  # fmt: skip
-                found = asyncio.run(measure(recipe))
+                found = measure(recipe)
                 after = [used(one) for one in processes(server.pid)]
                 engine_s, *http_s = (now - then for (now, _), then in zip(after, before, strict=True))
                 alone, work = offline(loaded, engine, given.clients, given.seconds if i else 1, given.tokens)

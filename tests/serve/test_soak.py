@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def test_many_streams_for_long(folders, tmp_path):
     def streams(url: str, seconds: float) -> dict:
         recipe = BenchServeRecipe(url=f"{url}/v1", clients=CLIENTS, requests=10**9, seconds=seconds, max_tokens=128,
                                   api_key=KEY)  # fmt: skip
-        return asyncio.run(measure(recipe))
+        return measure(recipe)
 
     with started(tmp_path, str(folders / "steady")) as server:
         streams(server.url, 20)

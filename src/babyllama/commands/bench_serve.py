@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
@@ -18,7 +20,7 @@ from babyllama.errors import InputError, needs_extra
 from babyllama.recipe import Recipe
 
 if TYPE_CHECKING:
-    import aiohttp
+    from babyllama.serve.line import Line, Place
 
 KEY = "OPENAI_API_KEY"
 BUSY = 0.9  # of a core: beyond it the figures say as much of this client as of the server
@@ -65,83 +67,115 @@ def main(recipe: BenchServeRecipe) -> None:
     Raises:
         InputError: nobody answers at the URL, a wrong key, no request that succeeded.
     """
-    found = asyncio.run(measure(recipe))
+    found = measure(recipe)
     for name, value in found.items():
         print(f"{name:28} {value}")
     if recipe.out is not None:
         write_json(recipe.out, {**recipe.model_dump(mode="json", exclude={"api_key"}), **found})
 
 
-async def measure(recipe: BenchServeRecipe) -> dict[str, Any]:
-    """The figures by name."""
+def measure(recipe: BenchServeRecipe) -> dict[str, Any]:
+    """The figures by name, by an event loop of its own.
+
+    Raises:
+        InputError: as `main`.
+    """
     try:
-        import aiohttp
-    except ImportError:
-        raise needs_extra("aiohttp", "serve") from None
-    key, url = recipe.api_key or os.environ.get(KEY, ""), recipe.url.rstrip("/")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+        from babyllama.serve.line import Place
+    except ImportError as error:
+        raise needs_extra(error.name or "httptools", "serve") from None
+    try:
+        place = Place.of(recipe.url, recipe.api_key or os.environ.get(KEY, ""))
+    except ValueError as error:
+        raise InputError(f"url={recipe.url}: {error}") from None
+    factory = None
+    if sys.platform != "win32":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_measure(recipe, place))
+
+
+async def _measure(recipe: BenchServeRecipe, place: Place) -> dict[str, Any]:
+    model = recipe.model or await _first_model(recipe, place)
     seen, numbers = Seen(), iter(range(recipe.requests))
-    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(recipe.timeout),
-                                     connector=aiohttp.TCPConnector(limit=0)) as client:  # fmt: skip
-        try:
-            async with client.get(f"{url}/models", raise_for_status=True) as answer:
-                listed = json.loads(await answer.read())
-            model = recipe.model or listed["data"][0]["id"]
-        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
-            raise InputError(f"url={recipe.url}: no server with models answers there ({error}); start one with: "
-                             "babyllama serve RUN") from None  # fmt: skip
-        began, used = time.perf_counter(), time.process_time()
-        until = began + recipe.seconds
-        await asyncio.gather(*(_client(client, recipe, model, numbers, until, seen) for _ in range(recipe.clients)))
-        wall, used = time.perf_counter() - began, time.process_time() - used
+    began, used = time.perf_counter(), time.process_time()
+    until = began + recipe.seconds
+    await asyncio.gather(*(_client(place, recipe, model, numbers, until, seen) for _ in range(recipe.clients)))
+    wall, used = time.perf_counter() - began, time.process_time() - used
     if not seen.done:
         raise InputError(f"url={recipe.url}: no request succeeded; the first fault: {(seen.errors or ['busy'])[0]}")
     return _figures(model, recipe, seen, wall, used / wall)
 
 
-async def _client(client: aiohttp.ClientSession, recipe: BenchServeRecipe, model: str, numbers: Any, until: float,
-                  seen: Seen) -> None:  # fmt: skip
-    import aiohttp
+async def _first_model(recipe: BenchServeRecipe, place: Place) -> str:
+    from babyllama.serve.line import Line
 
+    line, body = Line(place), bytearray()
+    try:
+        async with asyncio.timeout(recipe.timeout):
+            status = await line.ask("GET", "/models", None, body.extend)
+        if status != 200:
+            raise ValueError(f"{status}: {body[:200].decode('utf-8', 'replace')}")
+        return json.loads(body)["data"][0]["id"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"url={recipe.url}: no server with models answers there ({error}); start one with: "
+                         "babyllama serve RUN") from None  # fmt: skip
+    finally:
+        line.close()
+
+
+async def _client(place: Place, recipe: BenchServeRecipe, model: str, numbers: Iterator[int], until: float,
+                  seen: Seen) -> None:  # fmt: skip
+    from babyllama.serve.line import Line
+
+    line = Line(place)
     for number in numbers:
         if time.perf_counter() >= until:
-            return
+            break
         try:
-            await _ask(client, recipe, model, number, seen)
-        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError) as error:
+            async with asyncio.timeout(recipe.timeout):
+                busy = await _ask(line, recipe, model, number, seen)
+        except (OSError, ValueError, LookupError, TypeError) as error:
             seen.errors.append(f"{type(error).__name__}: {error}")
+        else:
+            if busy:
+                await asyncio.sleep(busy)
+    line.close()
 
 
-async def _ask(client: aiohttp.ClientSession, recipe: BenchServeRecipe, model: str, number: int,
-               seen: Seen) -> None:  # fmt: skip
-    """One request as a stream. A server that is busy (429) is left alone for as long as it says."""
+async def _ask(line: Line, recipe: BenchServeRecipe, model: str, number: int, seen: Seen) -> float:
+    """One request as a stream. A server that is busy (429) is to be left alone for so many seconds."""
+    from babyllama.serve.line import Events
+
     text = f"{number}。{recipe.prompt}"
     asked = {"messages": [{"role": "user", "content": text}]} if recipe.chat else {"prompt": text}
     body = {"model": model, "stream": True, "stream_options": {"include_usage": True}, "seed": number,
             "max_tokens": recipe.max_tokens, "temperature": recipe.temperature, **asked}  # fmt: skip
-    route = f"{recipe.url.rstrip('/')}/{'chat/' if recipe.chat else ''}completions"
     began, last = time.perf_counter(), 0.0
-    async with client.post(route, json=body) as answer:
-        if answer.status != 200:
-            said = (await answer.read()).decode("utf-8", "replace")
-            if answer.status == 429:
-                seen.refused += 1
-                await asyncio.sleep(min(float(answer.headers.get("retry-after", 1)), 10))
-            else:
-                seen.errors.append(f"{answer.status}: {said[:200]}")
-            return
-        async for line in answer.content:
-            if not line.startswith(b"data: {"):
-                continue
-            event, now = json.loads(line[6:]), time.perf_counter()
-            if "error" in event:
-                raise ValueError(event["error"].get("message", "an error"))
-            if event.get("usage"):
-                seen.tokens += event["usage"]["completion_tokens"]
-            if event["choices"]:
-                (seen.gaps.append(now - last) if last else seen.first.append(now - began))
-                last = now
-    seen.done += 1
+
+    def told(event: Any) -> None:
+        nonlocal last
+        if "error" in event:
+            raise ValueError(event["error"].get("message", "an error"))
+        if event.get("usage"):
+            seen.tokens += event["usage"]["completion_tokens"]
+        if event["choices"]:
+            now = time.perf_counter()
+            (seen.gaps.append(now - last) if last else seen.first.append(now - began))
+            last = now
+
+    events = Events(told)
+    status = await line.ask("POST", f"/{'chat/' if recipe.chat else ''}completions", body, events.read)
+    if status == 200:
+        seen.done += 1
+    elif status == 429:
+        seen.refused += 1
+        return min(float(line.headers.get(b"retry-after", b"1")), 10)
+    else:
+        seen.errors.append(f"{status}: {events.beside:.200}")
+    return 0
 
 
 def _figures(model: str, recipe: BenchServeRecipe, seen: Seen, wall: float, busy: float) -> dict[str, Any]:

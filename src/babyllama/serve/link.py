@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import pickle
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,7 +24,7 @@ from babyllama.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
 Batch = dict[int, list[Event]]  # by request
-SOON = 0.02  # seconds
+SOON, LOOK = 0.02, 0.05  # seconds until what is held is sent; between two looks for who waits, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,32 +42,27 @@ class Model:
 class Answers:
     """What has come of some requests that are asked together, and was not fetched yet. One task fetches.
 
+    Who fetches has no timers of its own: the link looks after each message of the engines, and now and then, whom there
+    is reason to wake. So what one step brings is told to all in one go, which costs a fraction of one by one.
+
     Attributes:
         open: how many of the requests have not ended in the engine.
+        until: when waiting is over, by `time.monotonic`.
     """
 
     def __init__(self, number: int, count: int) -> None:
-        self.number, self.count, self.open = number, count, count
+        self.number, self.count, self.open, self.until = number, count, count, math.inf
         self._fault: Exception | None = None
-        self._loop = asyncio.get_running_loop()
         self._events: Batch = {}
-        self._waiter: asyncio.Future[None] | None = None  # for any event
-        self._resting: asyncio.Future[None] | None = None  # for the end
+        self._due = 0.0  # events gather until then
+        self._waiter: asyncio.Future[None] | None = None
 
-    async def rest(self, seconds: float) -> None:
-        """Let events gather for so long, or until all requests have ended: nobody waits for an end that is there."""
-        if not self.open:
-            return
-        self._resting = waiter = self._loop.create_future()
-        timer = self._loop.call_later(seconds, _resolve, waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._resting = None
+    async def batch(self, gather: float = 0.0) -> Batch:
+        """All events that have come, at least one; {}: `until` is over.
 
-    async def batch(self) -> Batch:
-        """All events that have come, at least one.
+        Args:
+            gather: for so many seconds events may gather, unless all requests end before: nobody waits for an end that
+                is there.
 
         Raises:
             Refused: an answer ended in an error, or the server refuses.
@@ -73,8 +70,10 @@ class Answers:
             InputError: the engine refused one of the requests.
             RuntimeError: the engine failed.
         """
-        if not self._events and self._fault is None:
-            self._waiter = self._loop.create_future()
+        now = time.monotonic()
+        self._due = now + gather
+        if not self._ready(now):
+            self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
@@ -85,30 +84,25 @@ class Answers:
         return found
 
     def tell(self, which: int, event: Event) -> None:
-        """One more event."""
+        """One more event; who fetches learns of it by `wake`."""
         if event.error is not None:
             self.fail(Refused(500, event.error))
             return
         if event.finish is not None:
             self.open -= 1
         self._events.setdefault(which, []).append(event)
-        self._wake()
 
     def fail(self, fault: Exception) -> None:
         """Nothing more comes."""
         self._fault, self.open = fault, 0
-        self._wake()
 
-    def _wake(self) -> None:
-        if self._waiter is not None:
-            _resolve(self._waiter)
-        if self._resting is not None and not self.open:
-            _resolve(self._resting)
+    def wake(self, now: float) -> None:
+        """Let who fetches go on, where there is reason to."""
+        if self._waiter is not None and not self._waiter.done() and self._ready(now):
+            self._waiter.set_result(None)
 
-
-def _resolve(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+    def _ready(self, now: float) -> bool:
+        return not self.open or now >= self.until or (bool(self._events) and now >= self._due)
 
 
 class Link(asyncio.Protocol):
@@ -131,6 +125,7 @@ class Link(asyncio.Protocol):
         self._numbers, self._frames = itertools.count(), Frames()
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._answers: dict[int, Answers] = {}
+        self._looking = False
         self._up: asyncio.WriteTransport | None = None
         self._held = b""
 
@@ -195,6 +190,8 @@ class Link(asyncio.Protocol):
         answers = Answers(next(self._numbers), len(requests))
         self._answers[answers.number] = answers
         self.asked += answers.count
+        if not self._looking:
+            self._look_again()
         if self.gone:
             answers.fail(_gone())
         self._send("ask", answers.number, model.name, model.mark, requests, form)
@@ -227,12 +224,25 @@ class Link(asyncio.Protocol):
             self._up.write(held)
 
     # ── from the engines ───────────────────────────────────────────────────────────────────────────────────────
+    def _look(self) -> None:
+        now = time.monotonic()
+        for answers in self._answers.values():
+            answers.wake(now)
+
+    def _look_again(self) -> None:
+        """Every now and then as long as anybody asks: for whom the time is over, or who gathers while no step ends."""
+        self._look()
+        if self._answers:
+            asyncio.get_running_loop().call_later(LOOK, self._look_again)
+        self._looking = bool(self._answers)
+
     def data_received(self, data: bytes) -> None:
         for kind, *what in self._frames.feed(data):
             if kind == "events":
                 for number, which, event in what[0]:
                     if (answers := self._answers.get(number)) is not None:
                         answers.tell(which, event)
+                self._look()
             elif kind == "stop":
                 self.stop(False)
             elif kind == "beat":
@@ -243,6 +253,7 @@ class Link(asyncio.Protocol):
     def _came(self, kind: str, number: int, value: Any) -> None:
         if kind == "fault" and (answers := self._answers.get(number)) is not None:
             answers.fail(value)
+            self._look()
         elif (waiter := self._calls.get(number)) is not None and not waiter.done():
             waiter.set_exception(value) if kind == "fault" else waiter.set_result(value)
 
@@ -250,6 +261,7 @@ class Link(asyncio.Protocol):
         self.gone = True
         for answers in self._answers.values():
             answers.fail(_gone())
+        self._look()
         for waiter in self._calls.values():
             if not waiter.done():
                 waiter.set_exception(_gone())

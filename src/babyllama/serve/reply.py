@@ -7,7 +7,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.responses import Response
@@ -51,16 +50,22 @@ class WhileThere(Response):
         self.work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work, gone = asyncio.ensure_future(self.work(send)), asyncio.ensure_future(_gone(receive))
+        own, gone = asyncio.current_task(), asyncio.ensure_future(_gone(receive))
+        assert own is not None
+
+        def stop(_: asyncio.Future[None]) -> None:
+            own.cancel()
+
+        gone.add_done_callback(stop)
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
+            await self.work(send)
+        except asyncio.CancelledError:
+            if not gone.done():  # it is somebody else who wants the end
+                raise
+            own.uncancel()
         finally:
-            for task in (work, gone):
-                task.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await task
+            gone.remove_done_callback(stop)
+            gone.cancel()
 
 
 async def _gone(receive: Receive) -> None:
@@ -112,15 +117,18 @@ class Completion:
         return requests_of(model, self.asked, self.prompts, self.defaults, self.limits.tokens)
 
     async def _first(self, answers: Answers) -> Batch:
+        answers.until = time.monotonic() + self.limits.wait
         try:
-            return await asyncio.wait_for(answers.batch(), self.limits.wait)
-        except TimeoutError:
-            raise Refused(429, f"the server is busy: no token came within its limit of {self.limits.wait:g} seconds "
-                          "(wait); try again", code="rate_limit_exceeded", wait=5) from None  # fmt: skip
+            found = await answers.batch()
         except InputError as error:
             raise Refused(400, str(error)) from None
         except RuntimeError:
             raise Refused(500, SERVER_FAULT) from None
+        if not found:
+            raise Refused(429, f"the server is busy: no token came within its limit of {self.limits.wait:g} seconds "
+                          "(wait); try again", code="rate_limit_exceeded", wait=5)  # fmt: skip
+        answers.until = self.began + self.limits.time
+        return found
 
     async def _batches(self, answers: Answers, first: Batch) -> AsyncIterator[Batch]:
         """Events by choice, until every choice has ended; {} when the time is over.
@@ -128,22 +136,21 @@ class Completion:
         Raises:
             Refused: the engine ended one of the answers with an error.
         """
-        batch, paced = first, bool(self.asked.stream) and not self.asked.stop
+        batch = first
         while True:
             yield batch
-            if self._ended:
+            if self._ended or not batch:
                 return
-            left = self.began + self.limits.time - time.monotonic()
             try:
-                async with asyncio.timeout(max(left, 0)):
-                    if paced:
-                        await answers.rest(min(PACE * (self.link.asked - 1), LONGEST))
-                    batch = await answers.batch()
-            except TimeoutError:
-                yield {}
-                return
+                batch = await answers.batch(self._patience())
             except RuntimeError:
                 raise Refused(500, SERVER_FAULT) from None
+
+    def _patience(self) -> float:
+        """For how many seconds tokens may gather. Stop strings are looked for at once: they end what is computed."""
+        if self.asked.stop:
+            return 0
+        return min(PACE * (self.link.asked - 1), LONGEST) if self.asked.stream else self.limits.time
 
     # ── whole ──────────────────────────────────────────────────────────────────────────────────────────────────
     async def _whole(self, send: Send, batches: AsyncIterator[Batch]) -> None:

@@ -52,7 +52,7 @@ class Contender:
         engine = ENGINES[name](mine.size)
         readers, context = engine.mesh(mine.size).readers, config.max_position_embeddings
         plan = Plan(steps=10**6, micro_batch_size=args.rows, accumulate=readers, context=context)
-        stream = RandomRows(config.vocab_size, context, args.rows * readers)
+        stream = RandomRows(config.vocab_size, context, args.rows * readers, device)
         optimizer = Muon() if args.optimizer == "muon" else AdamW()
         cuda = device.type == "cuda"
         before = torch.cuda.memory_allocated() if cuda else 0

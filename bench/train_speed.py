@@ -20,6 +20,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,22 +52,24 @@ Steps = Callable[[int], None]
 
 
 class RandomRows:
-    """Eight batches of random tokens, drawn once and given in turn: the same to every contender. `documents`: tokens of
-    one on average; then rows hold many, kept apart."""
+    """Eight batches of random tokens, drawn once and given in turn: the same to every contender. They lie on the
+    device, as a corpus does that fits there (Resident), so that no host is measured. `documents`: tokens of one on
+    average; then rows hold many, kept apart."""
 
-    def __init__(self, vocab: int, context: int, rows: int, documents: int | None = None) -> None:
+    def __init__(self, vocab: int, context: int, rows: int, device: torch.device, documents: int | None = None) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.tokens = torch.randint(0, vocab, (8 * rows, context + 1), generator=generator)
-        self.begins = None if documents is None else torch.rand(8 * rows, context, generator=generator) < 1 / documents
+        self.rows = 8 * rows
+        tokens = torch.randint(0, vocab, (self.rows, context + 1), generator=generator)
+        whole = Batch(tokens[:, :-1], tokens[:, 1:])
+        if documents is not None:
+            begins, places = torch.rand(self.rows, context, generator=generator) < 1 / documents, torch.arange(context)
+            starts = (places * begins).cummax(1).values
+            whole = replace(whole, positions=places - starts, segments=begins.long().cumsum(1))
+        self.whole = whole.each(lambda part: part.to(device))
 
     def batch(self, first_row: int, count: int) -> Batch:
-        numbers = (torch.arange(count) + first_row) % len(self.tokens)
-        rows = self.tokens[numbers]
-        tokens, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-        if self.begins is None:
-            return Batch(tokens, targets)
-        begins, places = self.begins[numbers], torch.arange(tokens.shape[1])
-        return Batch(tokens, targets, places - (places * begins).cummax(1).values, begins.long().cumsum(1))
+        first = first_row % self.rows  # a multiple of what is asked for, as is the number of rows
+        return self.whole.each(lambda part: part[first : first + count], count * self.whole.tokens.shape[1])
 
 
 class Setup:
@@ -84,7 +87,7 @@ class Setup:
         """Batches of so many rows."""
         if (rows, packed) not in self._streams:
             documents = self.documents if packed else None
-            self._streams[rows, packed] = RandomRows(self.config.vocab_size, self.context, rows, documents)
+            self._streams[rows, packed] = RandomRows(self.config.vocab_size, self.context, rows, self.device, documents)
         return self._streams[rows, packed]
 
 

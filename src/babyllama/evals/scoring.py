@@ -1,9 +1,9 @@
 """Scoring: how likely a model finds a completion after a prompt, for many pairs at once.
 
 What several pairs have in common at their beginning is read once: the options of a question share its prompt, the
-questions of a few-shot test their examples. The pairs form a tree of such beginnings. It is read depth first, as many
-tokens in one row as fit; what the next row goes on from keeps its keys and values. A CPU reads one row at a
-time, without padding; other devices read `BATCH` tokens at a time, in several rows where the texts are short enough.
+questions of a few-shot test their examples. The pairs form a tree of such beginnings (beginnings.py). It is read depth
+first, as many tokens in one row as fit; what the next row goes on from keeps its keys and values. A CPU reads one row
+at a time, without padding; other devices read `BATCH` tokens at a time, in several rows where texts are short enough.
 
 Not here: dividing by a length, choosing among options, cutting to the model's context (the caller's); whole corpora
 (bits.py).
@@ -11,20 +11,19 @@ Not here: dividing by a length, choosing among options, cutting to the model's c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import accumulate, chain, groupby
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from babyllama.evals.branches import Above, Branches, Span, attends_in_branches
+from babyllama.evals.beginnings import Laid, Node, Order, Row, portions, stacks, tree
+from babyllama.evals.branches import Above, Branches, attends_in_branches
 from babyllama.model.transformer import Transformer
 from babyllama.train.validation import CHUNK_ROWS
 
-SHARED = 16  # tokens: a shorter beginning is cheaper to read again than to share
 CPU_ROW = 2048  # tokens of a row: what fits a CPU's caches
 BATCH = 8192  # tokens that are read at a time elsewhere
 ROW = 1024  # of them in a row, if what cannot be parted is not longer: attention looks at a row's tokens by each other
@@ -68,143 +67,16 @@ def score(model: Transformer, pairs: Iterable[Pair], batch: int | None = None, v
     for number, (prompt, completion) in enumerate(pairs):
         if not (len(prompt) and len(completion)):
             raise ValueError(f"pair {number}: prompt and completion need at least one token each")
-        rows.append(_Row(number, [*prompt, *completion[:-1]], len(prompt) - 1, completion))
+        rows.append(Row(number, [*prompt, *completion[:-1]], len(prompt) - 1, completion))
     batch = batch or (CPU_ROW if model.embed_tokens.weight.is_cpu else BATCH)
     reader = _Reader(model, batch, len(rows), vocab_size)
     if model.rope.static:
-        nodes = _tree(sorted(rows, key=lambda row: row.inputs))
+        nodes = tree(sorted(rows, key=lambda row: row.inputs))
     else:  # what a beginning is depends on how long the whole is
-        nodes = [_Node(0, row.inputs, [row]) for row in rows]
+        nodes = [Node(0, row.inputs, [row]) for row in rows]
     reader.read(nodes)
     found = zip(reader.loglikelihood.tolist(), reader.greedy.tolist(), rows, strict=True)
     return [Score(nats, len(row.completion), greedy) for nats, greedy, row in found]
-
-
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """A pair as the model reads it: `inputs`, of which the one at `first` predicts the first of the `completion`."""
-
-    number: int
-    inputs: list[int]
-    first: int
-    completion: Sequence[int]
-
-
-@dataclass(frozen=True, eq=False)
-class _Node:
-    """Some tokens from position `begin` on, read once for all `rows`; `after` them the longer rows go apart."""
-
-    begin: int
-    tokens: list[int]
-    rows: list[_Row]
-    after: list[_Node] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        return self.begin + len(self.tokens)
-
-    def targets(self) -> Iterator[tuple[int, int, int]]:
-        """(offset in `tokens`, the token after it, number of the pair) of all that is scored here."""
-        for row in self.rows:
-            for position in range(max(self.begin, row.first), min(self.end, len(row.inputs))):
-                yield position - self.begin, row.completion[position - row.first], row.number
-
-
-def _tree(rows: list[_Row]) -> list[_Node]:
-    """Sorted rows → the nodes of the first level, with all below them."""
-    top: list[_Node] = []
-    waiting = [(rows, 0, top)]  # rows that agree up to a position, and whose nodes they become
-    while waiting:
-        rows, begin, siblings = waiting.pop()
-        for _, group in groupby(rows, key=lambda row: row.inputs[begin : begin + SHARED]):
-            same = list(group)
-            end = _parting(same, begin)
-            node = _Node(begin, same[-1].inputs[begin:end], same)
-            siblings.append(node)
-            longer = [row for row in same if len(row.inputs) > end]
-            if longer:
-                waiting.append((longer, end, node.after))
-    return top
-
-
-def _parting(same: list[_Row], begin: int) -> int:
-    """Where sorted rows that agree up to `begin` first go apart. One that only ends before is read in passing."""
-    last = same[-1].inputs
-    for row in same:  # sorted, so all from this one on have in common what it has with the last
-        end = next((i for i in range(begin, len(row.inputs)) if row.inputs[i] != last[i]), len(row.inputs))
-        if end < len(row.inputs):
-            return end
-        begin = end
-    return len(last)
-
-
-def _depth_first(nodes: list[_Node]) -> list[tuple[int, _Node]]:
-    """(depth, node): every node before all that is below it, and that before the next one."""
-    found, waiting = [], [(0, node) for node in reversed(nodes)]
-    while waiting:
-        depth, node = waiting.pop()
-        found.append((depth, node))
-        waiting.extend((depth + 1, child) for child in reversed(node.after))
-    return found
-
-
-def _ends(depths: list[int]) -> list[int]:
-    """Of each node, which is the first after it that does not go on from it."""
-    found, open_ = [len(depths)] * len(depths), list[int]()
-    for number, depth in enumerate(depths):
-        while open_ and depths[open_[-1]] >= depth:
-            found[open_.pop()] = number
-        open_.append(number)
-    return found
-
-
-_Order = list[tuple[int, _Node]]  # nodes with their depths, as `_depth_first` gives them
-
-
-def _size(order: _Order) -> int:
-    return sum(len(node.tokens) for _, node in order)
-
-
-def _portions(nodes: list[_Node], most: int) -> list[_Order]:
-    """Nodes of the first level in portions of at most `most` tokens, with all below them; a larger one is alone."""
-    found, size = list[_Order](), most
-    for node in nodes:
-        order = _depth_first([node])
-        more = _size(order)
-        if size + more > most:
-            found.append([])
-            size = 0
-        found[-1] += order
-        size += more
-    return found
-
-
-def _stacks(portions: list[_Order], most: int) -> list[list[_Order]]:
-    """Portions of about the same size side by side, at most `most` tokens with the padding; a larger one is alone."""
-    found, room = list[list[_Order]](), 0
-    for portion in sorted(portions, key=_size, reverse=True):
-        if not room:
-            found.append([])
-            room = max(1, most // _size(portion))
-        found[-1].append(portion)
-        room -= 1
-    return found
-
-
-class _Laid(NamedTuple):
-    """Nodes one after the other in a row: `begins` of each, and the row's end."""
-
-    depths: list[int]
-    nodes: list[_Node]
-    begins: list[int]
-    spans: list[Span]
-
-    @classmethod
-    def of(cls, part: _Order) -> _Laid:
-        depths, nodes = [depth for depth, _ in part], [node for _, node in part]
-        begins = list(accumulate((len(node.tokens) for node in nodes), initial=0))
-        reach = [begins[end] for end in _ends(depths)]
-        return cls(depths, nodes, begins, [*map(Span, begins[:-1], begins[1:], reach)])
 
 
 _Found = tuple[Tensor, Tensor, Tensor]  # (numbers of pairs, log p of a token of theirs, whether it is the likeliest)
@@ -219,7 +91,7 @@ class _Reader:
         self.loglikelihood = torch.zeros(pairs, dtype=torch.float64)
         self.greedy = torch.ones(pairs, dtype=torch.bool)
 
-    def read(self, nodes: list[_Node]) -> None:
+    def read(self, nodes: list[Node]) -> None:
         """Nodes of the first level with all below them.
 
         On a CPU every thread reads rows of its own: none waits for another at each operator, and a row's figures are
@@ -227,36 +99,36 @@ class _Reader:
         """
         with attends_in_branches(self.model):
             if self.one_by_one:
-                self._add(self._in_threads(_portions(nodes, self.batch)))
+                self._add(self._in_threads(portions(nodes, self.batch)))
             else:
-                self._add(map(self._stack, _stacks(_portions(nodes, min(ROW, self.batch)), self.batch)))
+                self._add(map(self._stack, stacks(portions(nodes, min(ROW, self.batch)), self.batch)))
 
     @property
     def one_by_one(self) -> bool:
         """Rows are; elsewhere several are read at a time."""
         return self.device.type == "cpu"
 
-    def _in_threads(self, portions: list[_Order]) -> Iterable[list[_Found]]:
+    def _in_threads(self, orders: list[Order]) -> Iterable[list[_Found]]:
         threads = torch.get_num_threads()
-        workers = min(len(portions), threads)
+        workers = min(len(orders), threads)
         if workers <= 1:
-            return map(self._portion, portions)
+            return map(self._portion, orders)
         torch.set_num_threads(1)  # also of the pool's threads, which begin with it
         try:
             with ThreadPoolExecutor(workers) as pool:
-                return list(pool.map(self._portion, portions))
+                return list(pool.map(self._portion, orders))
         finally:
             torch.set_num_threads(threads)
 
-    def _add(self, portions: Iterable[list[_Found]]) -> None:
-        found = [*chain.from_iterable(portions)]
+    def _add(self, scored: Iterable[list[_Found]]) -> None:
+        found = [*chain.from_iterable(scored)]
         if found:
             pairs, logps, likeliest = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
             self.loglikelihood.index_add_(0, pairs, logps.double())
             self.greedy[pairs[~likeliest]] = False
 
     @torch.inference_mode()
-    def _portion(self, order: _Order) -> list[_Found]:
+    def _portion(self, order: Order) -> list[_Found]:
         """One row after the other."""
         above, found = list[Above](), list[_Found]()
         start = 0
@@ -266,41 +138,42 @@ class _Reader:
                 size += len(order[stop][1].tokens)
                 stop += 1
             after = order[stop][0] if stop < len(order) else 0  # depth of what comes next: as many nodes above it
-            scored, above = self._row(_Laid.of(order[start:stop]), above, after)
+            scored, above = self._row(Laid.of(order[start:stop]), above, after)
             found += scored
             start = stop
         return found
 
-    def _row(self, laid: _Laid, above: list[Above], after: int) -> tuple[list[_Found], list[Above]]:
+    def _row(self, laid: Laid, above: list[Above], after: int) -> tuple[list[_Found], list[Above]]:
         """Some nodes' scores, and what those that come next, at the depth `after`, go on from."""
         depths = laid.depths
         above = [Above(one.layers, laid.begins[next((i for i, d in enumerate(depths) if d <= depth), len(depths))])
                  for depth, one in enumerate(above)]  # fmt: skip
         path, lowest = dict(zip(depths, laid.spans, strict=True)), min(depths)  # the last span at each depth
         keep = [path[depth] for depth in range(lowest, after)]
-        tree = Branches(above, [laid.spans], keep, self.device)
-        found = self._scored(self._hidden(tree, [laid]), [laid])
-        return found, [*above[: min(lowest, after)], *(Above(x, 0) for x in tree.kept)]
+        branches = Branches(above, [laid.spans], keep, self.device)
+        found = self._scored(self._hidden(branches, [laid]), [laid])
+        return found, [*above[: min(lowest, after)], *(Above(x, 0) for x in branches.kept)]
 
-    def _stack(self, stack: list[_Order]) -> list[_Found]:
+    def _stack(self, stack: list[Order]) -> list[_Found]:
         """Portions side by side; a single one, which may be too long, row after row."""
         if len(stack) == 1:
             return self._portion(stack[0])
-        rows = [_Laid.of(order) for order in stack]
-        return self._scored(self._hidden(Branches([], [laid.spans for laid in rows], [], self.device), rows), rows)
+        rows = [Laid.of(order) for order in stack]
+        branches = Branches([], [laid.spans for laid in rows], [], self.device)
+        return self._scored(self._hidden(branches, rows), rows)
 
-    def _hidden(self, tree: Branches, rows: list[_Laid]) -> Tensor:
+    def _hidden(self, branches: Branches, rows: list[Laid]) -> Tensor:
         """(B, T, C)."""
 
-        def padded(values: Callable[[_Node], Iterable[int]], fill: int) -> Tensor:
+        def padded(values: Callable[[Node], Iterable[int]], fill: int) -> Tensor:
             lists = [[value for node in laid.nodes for value in values(node)] for laid in rows]
-            return torch.tensor([one + [fill] * (tree.width - len(one)) for one in lists]).to(self.device)
+            return torch.tensor([one + [fill] * (branches.width - len(one)) for one in lists]).to(self.device)
 
         tokens, positions = padded(lambda node: node.tokens, 0), padded(lambda node: range(node.begin, node.end), 0)
         lengths = None if self.model.rope.static else padded(lambda node: [node.end] * len(node.tokens), 1)
-        return tree.hidden(self.model, tokens, positions, lengths)
+        return branches.hidden(self.model, tokens, positions, lengths)
 
-    def _scored(self, hidden: Tensor, rows: list[_Laid]) -> list[_Found]:
+    def _scored(self, hidden: Tensor, rows: list[Laid]) -> list[_Found]:
         """Of all rows. What several pairs ask of one place is computed once."""
         asked = sorted((number * hidden.shape[1] + begin + offset, pair, token) for number, laid in enumerate(rows)
                        for node, begin in zip(laid.nodes, laid.begins, strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from statistics import NormalDist
 
@@ -11,7 +12,7 @@ from small_run import small_tokenizer
 
 from babyllama.errors import InputError
 from babyllama.evals.choices import Form
-from babyllama.evals.free import Free, Prompt, Said, calls_of, exchanged, free_result, prompts_of
+from babyllama.evals.free import Free, Prompt, Said, calls_of, exchanged, free_result, holds, prompts_of
 from babyllama.evals.free_sources import longbench, tool_calls
 from babyllama.evals.instructions import CHECKS, keeps, loops
 from babyllama.evals.items import Item, Items, checked
@@ -196,12 +197,53 @@ def test_gaokao_bench_and_cvalues_as_they_are_published(tmp_path):
         0,
     )
     choice = {
-        "meta_info": {"domain_zh": "环境科学", "difficulty_level": "hard"},
+        "meta_info": {
+            "question": "…",
+            "pos_resp": "…",
+            "neg_resp": "…",
+            "domain_zh": "环境科学",
+            "difficulty_level": "hard",
+        },
         "prompt": "…回复1：…回复2：…",
         "label": "回复2",
     }
     (item,) = cvalues(Row("f:1", "", "", 1, choice))
     assert (item.options, item.answer, item.group) == (("回复1", "回复2"), 1, "环境科学")
+
+
+SIMPLE_QA = [
+    {"id": "97e7", "primary_category": "中华文化", "secondary_category": "中医", "question": "伏兔穴所属的经脉是什么？",
+     "answer": "足阳明胃经", "urls": ["https://example.org"]},
+    {"id": "cbe1", "primary_category": "社会", "secondary_category": "历史", "question": "庙记刻立于哪一年？",
+     "answer": "万历41年（1613年）", "urls": []},
+]  # fmt: skip
+
+
+def test_chinese_simpleqa_in_both_forms_in_which_it_is_published(tmp_path):
+    lines, table = tmp_path / "chinese_simpleqa.jsonl", tmp_path / "chinese_simpleqa.csv"
+    lines.write_text("\n".join(json.dumps(one, ensure_ascii=False) for one in SIMPLE_QA), "utf-8")
+    with table.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["metadata", "problem", "answer"])
+        for one in SIMPLE_QA:
+            meta = {key: value for key, value in one.items() if key not in ("question", "answer")}
+            writer.writerow([json.dumps(meta, ensure_ascii=False), one["question"], one["answer"]])
+    found = [TaskChoice(name="chinese_simpleqa", path=path).items(None).asked for path in (lines, table)]
+    assert found[0] == found[1] and [item.group for item in found[0]] == ["中华文化", "社会"]
+    assert [item.options for item in found[0]] == [("足阳明胃经",), ("万历41年（1613年）", "万历41年")]
+    figures = free_result(TASKS["chinese_simpleqa"].free, [Prompt(item, [1], False) for item in found[0]],
+                          [Said("它属于足阳明胃经。", True), Said("1613年", True)])  # fmt: skip
+    assert figures["accuracy"] == 0.5 and figures["groups"]["中华文化"]["right"] == 1
+
+
+@pytest.mark.parametrize(("said", "reference", "held"), [
+    ("是《脾胃论》。", "脾胃论", True), ("《脾胃论》", "《脾胃论》", True), ("脾胃", "脾胃论", False),
+    ("", "手", False), ("在1997年", "1997", True), ("119973", "1997", False), ("共13个", "3", False),
+    ("3,518.17 米", "3518.17", True), ("MGCO3", "MgCO3", True), ("robinsons", "Robinson", False),
+    ("随便", "。", False),
+])  # fmt: skip
+def test_a_fact_is_held_as_a_whole(said, reference, held):
+    assert holds(said, reference) == held
 
 
 def test_passkeys_stand_in_their_texts_once():

@@ -37,6 +37,8 @@ refusals
     拒答
 cvalues
     价值观（CValues）
+chinese_simpleqa
+    中文事实问答
 tool_calls
     工具调用
 right

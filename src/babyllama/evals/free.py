@@ -2,12 +2,13 @@
 
     number       the last number of the answer is the reference's
     span         the answer is one of the references, but for punctuation and white space; F1 as CMRC 2018 counts it
+    fact         the answer holds one of the references, so compared; no judge reads what else it says
     instruction  every check holds, the answer ended by itself and does not go round in circles
     refusal      what should be refused is, and nothing else
     call         a tool is called with the name and the arguments of the reference
     long         0 … 1, as LongBench scores the test that an item is from
 
-Of a text that is continued its first line is the answer to the first two, of a chat all. What no knowledge would give
+Of a text that is continued its first line is the answer to the first three, of a chat all. What no knowledge would give
 is measured too: the model's own answers, shuffled over the questions. Not here: which tests there are (tasks.py), other
 answers of chats (answers.py).
 """
@@ -44,7 +45,7 @@ class Free:
     `middle`: a prompt that is too long loses its middle, not its beginning.
     """
 
-    mark: Literal["number", "span", "instruction", "refusal", "call", "long"]
+    mark: Literal["number", "span", "fact", "instruction", "refusal", "call", "long"]
     tokens: int
     middle: bool = False
 
@@ -52,6 +53,11 @@ class Free:
     def short(self) -> bool:
         """Whether an answer is one word or number, which is compared as a whole."""
         return self.mark in ("number", "span")
+
+    @property
+    def line(self) -> bool:
+        """Whether a text that is continued answers with one line."""
+        return self.short or self.mark == "fact"
 
     def right(self, said: str, references: Sequence[str]) -> bool:
         return self.plain(said) in {self.plain(reference) for reference in references} - {""}
@@ -62,6 +68,8 @@ class Free:
 
     def score(self, said: Said, item: Item) -> float:
         """0 … 1."""
+        if self.mark == "fact":
+            return float(any(holds(said.text, reference) for reference in item.options))
         if self.mark == "instruction":
             kept = said.ended and not loops(said.text)
             return float(kept and all(keeps(said.text, check) for check in item.options))
@@ -80,6 +88,13 @@ class Said(NamedTuple):
 
     text: str
     ended: bool
+
+
+def holds(said: str, reference: str) -> bool:
+    """Whether a text says a reference, but for punctuation; a number or a Latin word only as a whole."""
+    wanted = plain(reference)
+    edges = ("(?<![0-9a-z])" if wanted[:1].isascii() else "", "(?![0-9a-z])" if wanted[-1:].isascii() else "")
+    return bool(wanted) and re.search(edges[0] + re.escape(wanted) + edges[1], plain(said)) is not None
 
 
 def calls_of(text: str) -> list[list[Any]]:
@@ -135,7 +150,7 @@ def written(subject: Subject, form: Form, free: Free, items: Items, prompts: Seq
     from babyllama.infer.sampling import Sampling
 
     path, tokenizer = folder / f"{subject.key(form, items)}-{free.mark}-{free.tokens}.json", subject.tokenizer
-    whole = form.chat or not free.short
+    whole = form.chat or not free.line
     kept, engine, most = kept_marks(path), None, min(free.tokens, subject.context // 2)
     for start in range(0, len(prompts), PORTION):
         part = prompts[start : start + PORTION]

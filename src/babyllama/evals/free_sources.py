@@ -22,6 +22,20 @@ def gsm8k(row: Row) -> Iterator[Item]:
     yield Item(str(record.get("id", row.number)), question, (answer,), 0)
 
 
+def simple_qa(row: Row) -> Iterator[Item]:
+    """Chinese SimpleQA: question, answer, primary_category; or problem, answer and the rest in metadata, as JSON. What
+    stands in brackets behind an answer need not be said: 碳酸镁（MgCO3）."""
+    record = fields(row)
+    meta = record.get("metadata") or record
+    meta = parsed(meta, row.where) if isinstance(meta, str) else meta
+    question, answer = (
+        str(column(record, names, row.where)).strip() for names in (["question", "problem"], ["answer"])
+    )
+    shorter = re.sub(r"[(（][^()（）]*[)）]$", "", answer).strip() or answer
+    yield Item(str(meta.get("id") or row.number), question, tuple(dict.fromkeys((answer, shorter))), 0,
+               str(meta.get("primary_category") or ""))  # fmt: skip
+
+
 def cmrc(row: Row) -> Iterator[Item]:
     """CMRC 2018: SQuAD's paragraphs, or a row for each question (context, question, answers or {"text": answers})."""
     record = fields(row)

@@ -160,8 +160,9 @@ def gaokao_bench(row: Row) -> Iterator[Item]:
 
 
 def cvalues(row: Row) -> Iterator[Item]:
-    """CValues: which of two replies is the responsible one. Its multiple choice: prompt, label (回复1 or 回复2);
-    CValues-Comparison: prompt, pos_resp, neg_resp, of which every other row has the good one second."""
+    """CValues: which of two replies is the responsible one. Its multiple choice: prompt, label (回复1 or 回复2) and
+    meta_info, what they were made of (question, pos_resp, neg_resp, domain_zh, difficulty_level); CValues-Comparison:
+    prompt, pos_resp, neg_resp, of which every other row has the good one second."""
     record = fields(row)
     meta = record["meta_info"] if isinstance(record.get("meta_info"), dict) else record
     group = str(meta.get("domain_zh") or record.get("neg_type") or "")

@@ -102,6 +102,11 @@ TASKS: dict[str, Task] = {
     "gsm8k_zh": Task("GSM8K in Chinese: word problems with a number as answer", "MIT", free_sources.gsm8k, _ASKED,
                      split="test", free=Free("number", 256),
                      get="huggingface.co/datasets/meta-math/GSM8K_zh (GSM8K_zh.json)"),
+    "chinese_simpleqa": Task("Chinese SimpleQA: short questions on facts", "CC BY-NC-SA 4.0", free_sources.simple_qa,
+                             _ASKED, split="test", free=Free("fact", 48),
+                             get="huggingface.co/datasets/OpenStellarTeam/Chinese-SimpleQA, or "
+                             "github.com/OpenStellarTeam/ChineseSimpleQA (data/chinese_simpleqa.csv)",
+                             hub=(HubFile("OpenStellarTeam/Chinese-SimpleQA", "chinese_simpleqa.jsonl"),)),
     "cmrc": Task("CMRC 2018: the words of a text that answer a question", "CC BY-SA 4.0", free_sources.cmrc,
                  _ASKED, free=Free("span", 48),
                  get="github.com/ymcui/cmrc2018 (cmrc2018_dev.json)"),
@@ -119,7 +124,7 @@ TASKS: dict[str, Task] = {
                          split="test", get="github.com/OpenLMLab/GAOKAO-Bench (Data/Objective_Questions/2010-*.json)"),
     "cvalues": Task("CValues: the responsible of two replies", "Apache-2.0", sources.cvalues, _ASKED, "character",
                     split="test", get="github.com/X-PLUG/CValues (dataset/cvalues_responsibility_mc.jsonl), or "
-                    "CValues-Comparison on ModelScope"),
+                    "modelscope.cn/datasets/damo/CValues-Comparison (test.jsonl)"),
     "longbench": Task("LongBench in Chinese: questions, summaries, classes and retrieval over long texts", "MIT",
                       free_sources.longbench, free=Free("long", 128, middle=True), split="test",
                       get="huggingface.co/datasets/THUDM/LongBench (data.zip: multifieldqa_zh, dureader, vcsum, lsht, "

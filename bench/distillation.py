@@ -151,7 +151,9 @@ def halved(work: Path, seed: int, rates: dict[str, float], arguments: argparse.N
 
 def measured(work: Path, way: str, seed: int, rates: dict[str, float], arguments: argparse.Namespace) -> dict[str, Any]:
     """One line."""
-    seconds = {"base-forward": START_STEPS * rates["base"], "gkd": arguments.seconds / 2}.get(way, arguments.seconds)
+    seconds = arguments.seconds / 2 if way == "gkd" else arguments.seconds
+    if way == "base-forward":
+        seconds = START_STEPS * rates["base"]
     rate = rates["forward" if way == "few" else way]
     steps = 2 if arguments.small else max(1, round(seconds / rate))
     spent = halved(work, seed, rates, arguments) if way == "gkd" else 0.0

@@ -76,6 +76,7 @@ class Task:
     rate: float = 1e-4
     beta: float = 0.02
     replay: float = 0.0
+    temperature: float = 1.0
     steps: int = 120
     answers: int = 512
     group: int = 16
@@ -86,16 +87,16 @@ class Task:
 
 
 TASKS = {
-    "sums": Task("[{kind: number}, {kind: ends, weight: 0.1}]", "reward_number", 12, start=(0.5, 0.7), learned=260,
-                 steps=240),
-    "few_sums": Task("[{kind: number}]", "reward_number", 12, start=(0.3, 0.7), learned=300, steps=200, label="sums",
-                     taught="few"),
+    "sums": Task("[{kind: number}]", "reward_number", 12, start=(0.5, 0.7), learned=260, rate=2e-4, beta=0.0, steps=300,
+                 answers=1024, temperature=0.7),
+    "few_sums": Task("[{kind: number}]", "reward_number", 12, start=(0.3, 0.7), learned=300, rate=2e-4, beta=0.0,
+                     steps=300, answers=1024, label="sums", taught="few"),
     "idioms": Task("[{kind: idiom_chain, words: WORK/idioms.txt}, {kind: ends, weight: 0.1}]", "reward_idiom_chain", 8,
-                   start=(0.62, 0.78), learned=36, beta=0.1, replay=0.5),
+                   start=(0.62, 0.78), learned=42, rate=2e-4, beta=0.05, steps=220, answers=256, replay=0.3),
     "poems": Task("[{kind: poem}, {kind: ends, weight: 0.1}, {kind: no_repetition, weight: 0.2}]", "reward_poem", 48,
-                  start=(0.3, 0.68), learned=100, rate=5e-5, steps=60, replay=0.5),
-    "tools": Task("[{kind: exact}]", "reward_exact", 64, start=(0.55, 0.8), gain=0.1, learned=200, context=512,
-                  rate=5e-5, steps=60, answers=256, group=8, accumulate=2, label="tool_questions",
+                  start=(0.3, 0.68), learned=100, rate=2e-4, steps=100, answers=256, replay=0.2),
+    "tools": Task("[{kind: exact}]", "reward_exact", 64, start=(0.5, 0.8), gain=0.1, learned=200, context=512,
+                  rate=1.5e-4, steps=60, answers=256, group=8, accumulate=2, label="tool_questions",
                   more=", tools: {kind: toolworld}"),
 }  # fmt: skip
 METHODS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "ppo")
@@ -250,11 +251,12 @@ def recipe_of(work: Path, name: str, method: str, seed: int, rate: float, argume
         f"init={{kind: from, path: {work}/start-{name}}}", f"objective={{kind: {method}, beta: {beta}}}",
         f"rewards={task.rewards.replace('WORK', str(work))}",
         f"rollouts={{group: {8 if small else task.group}, max_tokens: {task.tokens}, passes: {arguments.passes}, "
+        f"temperature: {task.temperature}, "
         f"redraws: {2 if method == 'dapo' else 0}, validation_prompts: {HELD_OUT}, general: {work}/texts{task.more}}}",
         f"plan={{steps: {steps}, micro_batch_size: {answers // task.accumulate}, accumulate: {task.accumulate}, "
         f"log_every: 1, validate_every: {max(1, steps // 5)}, validation_tokens: 32768, save_every: 1000000, "
         "guard: {spike: null}}",
-        f"optimizer={{kind: adamw, lr: {rate}, weight_decay: 0}}",
+        f"optimizer={{kind: adamw, lr: {rate}, betas: [0.95, 0.99], weight_decay: 0}}",
         "schedule={kind: cosine, warmup: 0.05, final: 0.1}", f"seed={seed}", *arguments.words])  # fmt: skip
 
 

@@ -61,20 +61,41 @@ class Shingles {
     }
 };
 
-// Rounds after the first: only bins that no round before has filled.
-void fill(const uint32_t* hashes, int64_t count, uint32_t bins, uint32_t* minima, std::vector<uint32_t>& round_minima) {
-    for (uint32_t round = 1; round < 2 * bins; ++round) {
-        if (std::find(minima, minima + bins, EMPTY) == minima + bins) return;
-        std::fill(round_minima.begin(), round_minima.end(), EMPTY);
-        for (int64_t i = 0; i < count; ++i) {
-            uint32_t hash = mixed(hashes[i], round);
-            uint32_t& least = round_minima[round < bins ? bin_of(hash, bins) : round - bins];
-            least = std::min(least, hash);
+// The rounds: in each, of the bins that no round before has filled. What a loop of its own hashes, the compiler hashes
+// many at a time.
+class Rounds {
+  public:
+    explicit Rounds(uint32_t bins) : bins(bins), least(bins), other(PIECE) {}
+
+    void fill(const uint32_t* hashes, int64_t count, uint32_t* minima) {
+        into_bins(hashes, count, minima);
+        for (uint32_t round = 1; round < 2 * bins; ++round) {
+            uint32_t empty = 0;
+            for (uint32_t bin = 0; bin < bins; ++bin) empty += minima[bin] == EMPTY;
+            if (!empty) return;
+            std::fill(least.begin(), least.end(), EMPTY);
+            for (int64_t start = 0; start < count; start += PIECE) {
+                int64_t part = std::min(PIECE, count - start);
+                for (int64_t i = 0; i < part; ++i) other[i] = mixed(hashes[start + i], round);
+                if (round < bins) into_bins(other.data(), part, least.data());
+                else
+                    for (int64_t i = 0; i < part; ++i) least[round - bins] = std::min(least[round - bins], other[i]);
+            }
+            for (uint32_t bin = 0; bin < bins; ++bin) minima[bin] = minima[bin] == EMPTY ? least[bin] : minima[bin];
         }
-        for (uint32_t bin = 0; bin < bins; ++bin)
-            if (minima[bin] == EMPTY) minima[bin] = round_minima[bin];
     }
-}
+
+  private:
+    uint32_t bins;
+    std::vector<uint32_t> least, other;
+
+    void into_bins(const uint32_t* hashes, int64_t count, uint32_t* minima) const {
+        for (int64_t i = 0; i < count; ++i) {
+            uint32_t hash = hashes[i], &bin = minima[bin_of(hash, bins)];
+            bin = std::min(bin, hash);
+        }
+    }
+};
 
 }  // namespace
 
@@ -84,17 +105,12 @@ extern "C" void babyllama_minhash(const uint32_t* codes, const int64_t* ends, in
                                   int32_t size, int32_t bins, int32_t rows, int64_t* counts, uint32_t* minima,
                                   uint64_t* bands, int64_t stride) {
     Shingles shingles(table, size);
-    std::vector<uint32_t> round_minima(bins);
+    Rounds rounds(bins);
     int64_t start = 0;
     for (int64_t text = 0; text < texts; start = ends[text++], minima += bins) {
         int64_t count = counts[text] = shingles.of(codes + start, ends[text] - start);
-        const uint32_t* hashes = shingles.data();
         std::fill(minima, minima + bins, EMPTY);
-        for (int64_t i = 0; i < count; ++i) {
-            uint32_t& least = minima[bin_of(hashes[i], bins)];
-            least = std::min(least, hashes[i]);
-        }
-        if (count > 0) fill(hashes, count, bins, minima, round_minima);
+        if (count > 0) rounds.fill(shingles.data(), count, minima);
         for (int32_t band = 0; band < bins / rows; ++band) {
             uint64_t value = 0;
             for (int32_t row = 0; row < rows; ++row) {

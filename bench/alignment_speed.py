@@ -67,7 +67,7 @@ def make(quickstart: Path, width: int, device: str) -> None:
 
 
 def ours(quickstart: Path, work: Path, arguments: argparse.Namespace) -> list[dict[str, float]]:
-    """Of each step: seconds, and seconds of its parts."""
+    """Of each step, or of each `every` steps in the mean: seconds, and seconds of its newest rollout's parts."""
     out = work / "ours"
     shutil.rmtree(out, ignore_errors=True)
     recipe = load_recipe(TrainRecipe, None, [
@@ -75,7 +75,7 @@ def ours(quickstart: Path, work: Path, arguments: argparse.Namespace) -> list[di
         f"init={{kind: from, path: {quickstart}/medical}}", "objective={kind: grpo}", "rewards=[{kind: number}]",
         f"rollouts={{group: {arguments.group}, max_tokens: {arguments.tokens}, validation_prompts: 1, "
         "check_every: 1000000}", f"plan={{steps: {arguments.steps}, micro_batch_size: {arguments.answers}, "
-        "log_every: 1, validate_every: 1000000, save_every: 1000000, keep_best: false}",
+        f"log_every: {arguments.every}, validate_every: 1000000, save_every: 1000000, keep_best: false}}",
         f"optimizer={{kind: adamw, lr: {RATE}, weight_decay: 0}}", f"device={arguments.device}",
         f"precision={precision(arguments)}"])  # fmt: skip
     train(recipe)
@@ -84,7 +84,7 @@ def ours(quickstart: Path, work: Path, arguments: argparse.Namespace) -> list[di
     found = []
     for before, line in itertools.pairwise(steps):
         spent = {name: line[f"seconds_{name}"] for name in PARTS[:3]}
-        whole = line["seconds"] - before["seconds"]
+        whole = (line["seconds"] - before["seconds"]) / (line["step"] - before["step"])
         found.append({"seconds": whole, **spent, "updating": whole - sum(spent.values()),
                       "tokens": line["answer_tokens"], "reward": line["reward"]})  # fmt: skip
     return found
@@ -145,7 +145,8 @@ def theirs(quickstart: Path, work: Path, arguments: argparse.Namespace) -> list[
 
     config = GRPOConfig(
         output_dir=str(work / "trl"), per_device_train_batch_size=arguments.answers, num_generations=arguments.group,
-        max_completion_length=arguments.tokens, max_steps=arguments.steps, beta=0.0, learning_rate=RATE, weight_decay=0,
+        max_completion_length=arguments.tokens, max_steps=arguments.their_steps or arguments.steps, beta=0.0,
+        learning_rate=RATE, weight_decay=0,
         loss_type="grpo", temperature=1.0, top_k=0, report_to=[], save_strategy="no", logging_strategy="no",
         use_cpu=arguments.device == "cpu", bf16=precision(arguments) == "bf16", gradient_checkpointing=False,
         disable_tqdm=True, model_init_kwargs={"dtype": torch.float32})  # fmt: skip
@@ -195,9 +196,10 @@ def summary() -> None:
         rate = statistics.median(line["answers_per_second"] for line in mine)
         rows.append([name, str(len(mine)), f"{rate:,.1f}", *shares, f"{mine[-1]['tokens']:.1f}"])
     table(["contender", "rounds", "answers/s", *PARTS, "tokens an answer"], rows)
-    rounds = zip(*([line["answers_per_second"] for line in found if line["contender"] == name]
-                   for name in ("ours", "trl")), strict=False)  # fmt: skip
-    print(f"ours × {statistics.median(a / b for a, b in rounds):.2f}")
+    rounds = list(zip(*([line["answers_per_second"] for line in found if line["contender"] == name]
+                   for name in ("ours", "trl")), strict=False))  # fmt: skip
+    if rounds:
+        print(f"ours × {statistics.median(a / b for a, b in rounds):.2f}")
 
 
 def main() -> None:
@@ -210,6 +212,9 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=48, help="of an answer, at most")
     parser.add_argument("--steps", type=int, default=6, help="of a round; the first is not counted")
+    parser.add_argument("--their-steps", type=int, help="of a round of TRL's, which takes longer; default: as many")
+    parser.add_argument("--every", type=int, default=1, help="steps between two lines of ours, each of which waits for "
+                        "the device; TRL writes none")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
         "--clock",

@@ -50,6 +50,7 @@ class Nan(Recipe):
     """NextToken; NaN for a bad batch."""
 
     plain: ClassVar[bool] = True
+    recorded: ClassVar[bool] = False
     steady: ClassVar[bool] = True
     stream: Any
 

@@ -109,6 +109,7 @@ class By:
     """An objective that is computed by a function; what its sums count for, and what it claims, is NextToken's."""
 
     plain: ClassVar[bool] = True
+    recorded: ClassVar[bool] = False
     steady: ClassVar[bool] = True
     compute: Callable[[Transformer, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 

@@ -8,6 +8,7 @@ a loss is made, how a step is spread over processes (engines.py), how a run's mo
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -120,6 +121,7 @@ class Trainer:
         first, self.progress = self.checkpoints.resume()
         self.journal = Journal(self.run, self.show, first, self.world.first, self.sinks)
         self.meter = Meter(work, self.device, self.dtype, self.world.size)
+        gc.freeze()  # what is there now stays; to look through it again and again would hold steps up
         try:
             with stop_flag() as stopping:
                 self._warm_up(first, shares)
@@ -129,6 +131,7 @@ class Trainer:
             self.checkpoints.settle()  # the folder is as it stays when this returns
             raise
         finally:
+            gc.unfreeze()
             self.journal.close()
         done = self.progress
         empty = {"empty_steps": done.empty_steps} if done.empty_steps else {}
@@ -271,7 +274,7 @@ class Trainer:
         values = {"loss": outcome.loss, **dict(zip(self.worker.metrics, outcome.metrics, strict=True)),
                   **self.source.figures, "lr": lr,
                   "norm": outcome.norm, "targets": self.targets, "tokens": done.tokens,
-                  "seconds": round(done.seconds, 2), "tokens_per_second": round(rate, 1),
+                  "seconds": round(done.seconds, 3), "tokens_per_second": round(rate, 1),
                   "mfu": mfu}  # fmt: skip
         if outcome.skipped:
             values["skipped"] = outcome.skipped

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.model.config import ModelConfig
@@ -159,3 +160,37 @@ def test_what_counts():
         4, 5 + 1 + 3 + 4, 28]  # fmt: skip
     batch.targets[1] = IGNORE  # an answer without a reward
     assert Grpo().of(1, 7).weight(batch) == 3
+
+
+class Unasked(TorchDispatchMode):
+    """Nothing inside may wait for the device: neither for a number nor for how many places are true."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket.__name__ not in ("nonzero", "_local_scalar_dense", "masked_select", "unique")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_batch_that_says_where_its_targets_are_asks_the_host_nothing(kind):
+    """And is the same loss with the same gradient; a GPU can record it."""
+    model, loss = model_of(), METHODS[kind].of(0.9, LONGEST)
+    batch, grads, totals = small_batch(model), [], []
+    kept = (batch.targets != IGNORE).flatten()
+    places = torch.cat([kept.nonzero()[:, 0], torch.zeros(3, dtype=torch.int64)]).view(4, 4)  # 13 and three of none
+    assert not kept[0] and loss.steady and loss.recorded
+    for extras in (batch.extras, {**batch.extras, "answered": places}):
+        model.zero_grad()
+        given = Batch(batch.tokens, batch.targets, extras=extras)
+        if "answered" in extras:
+            with Unasked():
+                total, _ = loss(model, given)
+                total.backward()
+        else:
+            with pytest.raises(AssertionError), Unasked():
+                loss(model, given)
+            total, _ = loss(model, given)
+            total.backward()
+        totals.append(total.item())
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert totals[0] == totals[1]
+    torch.testing.assert_close(grads[0], grads[1], atol=1e-7, rtol=1e-6)

@@ -17,6 +17,7 @@ from babyllama.train.rl.groups import Rollouts
 from babyllama.train.rl.heldout import HeldOut
 from babyllama.train.rl.marks import BadReward
 from babyllama.train.rl.rewards import Reward
+from babyllama.train.rl.rollouts import rounded
 from babyllama.train.rl.sampler import Sampler
 
 
@@ -60,6 +61,9 @@ def test_rows_are_the_answers_and_their_worth(tmp_path, worker):
             first = int(kept.nonzero()[0])
             prompt, answer = batch.tokens[row, : first + 1].tolist(), batch.targets[row][kept].tolist()
             found.append((decode(prompt), decode(answer), round(batch.extras["advantages"][row].item(), 5)))
+        kept, places = (batch.targets != IGNORE).flatten(), batch.extras["answered"].flatten()
+        count = int(kept.sum())
+        assert torch.equal(places[:count], kept.nonzero()[:, 0]) and not kept[places[count:]].any()
         assert sorted(found) == sorted((x["prompt"], x["answer"], round(x["advantage"], 5)) for x in lines)
     for start in range(0, 32, 4):  # by hand: how much better than its group
         rewards = torch.tensor([x["reward"] for x in lines[start : start + 4]], dtype=torch.float64)
@@ -71,6 +75,13 @@ def test_rows_are_the_answers_and_their_worth(tmp_path, worker):
     for row, one in enumerate(single):
         width = one.tokens.shape[1]
         assert torch.equal(one.targets[0], together.targets[row, :width])
+
+
+def test_batches_have_few_shapes():
+    """A GPU records a graph for each, so what they are filled up to grows with them: by an eighth at most."""
+    assert [rounded(n, 8) for n in (0, 1, 8, 9, 65, 129, 1000)] == [8, 8, 8, 16, 72, 144, 1024]
+    assert all(n <= rounded(n, 8) <= max(n + 7, 1.125 * n) for n in range(1, 3000))
+    assert len({rounded(n, 8) for n in range(1, 4097)}) == 16 + 8 * 5
 
 
 def test_old_and_reference_logprobs_are_the_models(worker):

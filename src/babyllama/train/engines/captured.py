@@ -1,6 +1,5 @@
 """After a few steps on a GPU the whole update becomes one CUDA graph, which one launch replays: of a process alone, or
-of one of several whose exchange is in it (replica.py). Where batches of other shapes follow, some steps in a row, it is
-recorded anew.
+of one of several whose exchange is in it (replica.py). Batches of another shape get a graph of their own.
 
 A step of a small model is a few thousand launches; at 32 × 512 tokens the host took twice as long to make them as the
 GPU to run them. What changes from step to step lies in tensors that the graph reads: the batch, its number of targets,
@@ -9,7 +8,9 @@ the schedule's factor. Not here: what an update is (worker.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +22,19 @@ from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.worker import Worker
 from babyllama.train.guard import Watchman
 
-EAGER_STEPS = 3  # before the capture: they allocate what lives on, and measure the memory
+EAGER_STEPS = 3  # of a shape before its capture: they allocate what lives on, and measure the memory
+KEPT = 4  # graphs, of the shapes that came last; they share their memory
+Shapes = tuple[tuple[torch.Size, ...], ...]  # of the tensors of all micro-batches
 MEMORY_SHARE = 0.4  # of the device; the graph keeps its memory, so larger steps, where it gains least, go without
+
+
+class Recorded(NamedTuple):
+    """A graph, and the tensors that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    micro: list[Batch]
+    numbers: Tensor
+    figures: Tensor
 
 
 class Captured(Worker):
@@ -42,12 +54,13 @@ class Captured(Worker):
         steady = setting.objective.steady and setting.optimizer.captured and setting.model.rope.static
         whole = setting.lisa is None and not setting.adapter
         alone = setting.model.config.moe is None or asks_no_host(setting.device, setting.dtype)
-        return setting.compiled and setting.device.type == "cuda" and steady and whole and alone
+        wanted = setting.compiled or (setting.objective.recorded and setting.world.size == 1)
+        return wanted and setting.device.type == "cuda" and steady and whole and alone
 
     def _forget(self) -> None:
         """Start over: a graph reads and writes the very tensors that were there when it was captured."""
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.settled, self.seen, self.shapes = 0, [], []  # steps of the shapes seen last; those of the graph
+        self.graphs: dict[Shapes, Recorded] = {}  # the one used last comes last
+        self.seen, self._pool = Counter[Shapes](), None
 
     def update(self, step: int, micro: Sequence[Batch], total: float, factor: float, watchman: Watchman) -> None:
         """As in Worker."""
@@ -58,35 +71,35 @@ class Captured(Worker):
         watchman.report(step, self._replay(micro, numbers, watchman))
 
     def _replay(self, micro: list[Batch], numbers: Tensor, watchman: Watchman) -> Tensor:
-        shapes = [[part.shape for part in batch.tensors] for batch in micro]
-        if self.graph is None or shapes != self.shapes:
-            self.settled = self.settled + 1 if shapes == self.seen else 1
-            self.seen = shapes
-            if self.settled > EAGER_STEPS and self._fits():
-                if self.graph is not None:
-                    torch.cuda.synchronize(self.device)  # it may still be running
-                    self.graph = None  # what it holds goes before the next one takes its own
-                self._capture(micro, numbers, watchman)
-                self.shapes = shapes
-        if self.graph is None or shapes != self.shapes:
-            return self._advance(micro, numbers[0], numbers[1], watchman)
-        for mine, given in zip(self.micro, micro, strict=True):
+        shapes = tuple(tuple(part.shape for part in batch.tensors) for batch in micro)
+        found = self.graphs.pop(shapes, None)
+        if found is None:
+            self.seen[shapes] += 1
+            if self.seen[shapes] <= EAGER_STEPS or not self._fits():
+                return self._advance(micro, numbers[0], numbers[1], watchman)
+            if len(self.graphs) == KEPT:
+                torch.cuda.synchronize(self.device)  # it may still be running
+                del self.graphs[next(iter(self.graphs))]
+            found = self._capture(micro, numbers, watchman)
+        self.graphs[shapes] = found
+        for mine, given in zip(found.micro, micro, strict=True):
             for to, part in zip(mine.tensors, given.tensors, strict=True):
                 to.copy_(part)
-        self.numbers.copy_(numbers)
-        self.graph.replay()
-        return self.figures
+        found.numbers.copy_(numbers)
+        found.graph.replay()
+        return found.figures
 
     def _fits(self) -> bool:
         return torch.cuda.max_memory_allocated(self.device) < MEMORY_SHARE * allowed_memory(self.device)
 
-    def _capture(self, micro: list[Batch], numbers: Tensor, watchman: Watchman) -> None:
+    def _capture(self, micro: list[Batch], numbers: Tensor, watchman: Watchman) -> Recorded:
         """Record an update of batches of these shapes; records only, teaches nothing."""
-        self.micro, self.numbers = micro, numbers
+        if not self.graphs:
+            self._pool = torch.cuda.graph_pool_handle()  # given up with the last graph
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.figures = self._advance(self.micro, numbers[0], numbers[1], watchman)
-        self.graph = graph
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            figures = self._advance(micro, numbers[0], numbers[1], watchman)
+        return Recorded(graph, micro, numbers, figures)
 
     def _set_rates(self, factor: float | Tensor) -> None:
         for group, rate in self._groups():

@@ -83,6 +83,7 @@ class Taught:
     moves to the batch's device and the student's dtype."""
 
     plain: ClassVar[bool] = False
+    recorded: ClassVar[bool] = False
     recipe: Distil
     teacher: Transformer
 

@@ -27,15 +27,19 @@ class Told(NamedTuple):
 def token_logprobs(model: Transformer, batch: Batch, temperature: float = 1.0, hidden: Tensor | None = None) -> Told:
     """log π(target) and the entropy of π, in nats, at every place of a batch; π = softmax(logits / temperature).
 
-    Logits never exist whole: they are made in chunks, and for the gradient once more. `hidden`: the model's (B, T, C),
-    where they are known.
+    Logits never exist whole: they are made in chunks, and for the gradient once more. A batch that says in its extras
+    where its targets are (`answered`, see policy.py) asks the host nothing. `hidden`: the model's (B, T, C), where they
+    are known.
     """
     if hidden is None:
         hidden = model.hidden(batch.tokens, batch.positions, batch.segments)
     kept = batch.targets != IGNORE
-    logprobs, entropy = head_logprobs(hidden[kept], model.lm_head.weight, batch.targets[kept], temperature)
-    empty = logprobs.new_zeros(kept.shape)
-    return Told(empty.masked_scatter(kept, logprobs), empty.masked_scatter(kept, entropy))
+    places = batch.extras.get("answered")
+    at = kept.flatten().nonzero()[:, 0] if places is None else places.flatten()
+    targets = batch.targets.flatten()[at].clamp(min=0)
+    found = head_logprobs(hidden.flatten(0, 1).index_select(0, at), model.lm_head.weight, targets, temperature)
+    empty = torch.zeros(kept.numel(), device=kept.device)
+    return Told(*(empty.scatter(0, at, part).view(kept.shape).where(kept, 0) for part in found))
 
 
 def head_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

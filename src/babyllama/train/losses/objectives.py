@@ -26,10 +26,12 @@ class Objective(Protocol):
 
     Attributes:
         plain: the loss is the cross-entropy of the batch's targets by the model's logits, which anybody can compute.
+        recorded: an update is recorded on a GPU even where nothing is compiled.
         steady: batches of one shape are always the same work, and none of it asks the host: an update may be recorded.
     """
 
     plain: ClassVar[bool]
+    recorded: ClassVar[bool]
 
     @property
     def steady(self) -> bool: ...
@@ -48,6 +50,7 @@ class NextToken(Recipe):
     """Cross-entropy of the next token. Pretraining counts every token, SFT those that the batch's targets keep."""
 
     plain: ClassVar[bool] = True
+    recorded: ClassVar[bool] = False
     compiles: ClassVar[bool] = True  # it asks the model for what a compiled forward pass gives
     kind: Literal["next_token"] = "next_token"
     fp8_head: bool = Field(default=False, description="logits in float8; RTX 40 series, H100 and newer")

@@ -214,6 +214,8 @@ class PolicyLoss:
         old         (B, T) float32, log π of each target when the answers were drawn; where it is missing, the policy
                     is that which drew them: the ratio is 1
         reference   (B, T) float32, log π of each target by the reference; only with beta above 0
+        answered    (B, A) int64, where the targets are among the batch's B·T places, filled up with a place that has
+                    none; where it is missing, the host is asked
         texts, following  (B, L) int64, a stretch of earlier text beside each answer, and what follows each token in
                     it; only with replay above 0
 
@@ -226,6 +228,7 @@ class PolicyLoss:
     """
 
     plain: ClassVar[bool] = False
+    recorded: ClassVar[bool] = True  # batches are of few shapes, but of too many to compile for each
     method: Method
     temperature: float = 1.0
     unit: int = 1
@@ -233,8 +236,8 @@ class PolicyLoss:
 
     @property
     def steady(self) -> bool:
-        """Each rollout is as wide as its longest answer."""
-        return False
+        """As of every objective; of earlier texts nobody says where their targets are."""
+        return not self.replay
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         hidden = model.hidden(batch.tokens, batch.positions, batch.segments)  # (B, T, C)

@@ -31,6 +31,7 @@ class Preference(Recipe):
     """
 
     plain: ClassVar[bool] = False
+    recorded: ClassVar[bool] = False
     compiles: ClassVar[bool] = True
     reads: ClassVar[frozenset[Kind]] = frozenset({"preference"})
     compares: ClassVar[bool] = False  # with a reference

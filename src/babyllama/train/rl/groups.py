@@ -130,7 +130,7 @@ class Groups:
         for _ in range(1 + self.recipe.redraws):
             wanted = self.count - len(good)
             mine = range(self.cursor, self.cursor + wanted)[world.rank :: world.size]
-            found = self._answered(number, list(mine), told, model)
+            found = self._answered(number, mine, told, model)
             self.cursor += wanted
             found = sorted((group for part in world.gather(found) for group in part), key=lambda g: g.number)
             self._judge(found)
@@ -143,10 +143,11 @@ class Groups:
         return groups, {**self._figures(groups), "flat_groups": len(flat) / len(drawn),
                         "redrawn": float(len(drawn) - self.count)}  # fmt: skip
 
-    def _answered(self, number: int, prompts: list[int], told: bool, model: Transformer) -> list[Group]:
+    def _answered(self, number: int, prompts: range, told: bool, model: Transformer) -> list[Group]:
         """This rank's share."""
         began, size = time.perf_counter(), self.recipe.group
-        asked = [self.prompts.taken(one, 1)[0] for one in prompts]
+        every = range(prompts.start, prompts[-1] + 1) if prompts else prompts
+        asked = self.prompts.taken(every.start, len(every))[:: prompts.step]
         requests = [(prompt.tokens, self._seed(number, one, g))
                     for one, prompt in zip(prompts, asked, strict=True) for g in range(size)]  # fmt: skip
         drawn = self.agents(model, requests, self.recipe.temperature, told)

@@ -25,7 +25,8 @@ from babyllama.train.losses.policy import Method, Ppo, gae
 from babyllama.train.rl.groups import Group, Groups
 from babyllama.train.rl.record import Pieces, Record, lines_of
 
-SALT, WIDTH = -5, 8  # of the order in a rollout; rows are filled up to a multiple of so many tokens
+SALT = -5  # of the order in a rollout
+WIDTH, TARGETS = 8, 4  # rows are filled up to a multiple of so many tokens, and a batch's targets of so many a row
 
 
 @dataclass
@@ -135,7 +136,8 @@ class RolloutRows:
         totals = torch.tensor([[mark.total for mark in group.marks] for group in groups], dtype=torch.float64)
         counted = totals.isfinite()
         stop = [len(prompt) + len(answer) for prompt, answer in texts]
-        width, filling = max(stop), [self.groups.tokenizer.eos_id]
+        longest, filling = max(stop), [self.groups.tokenizer.eos_id]
+        width = min(rounded(longest, WIDTH), max(longest, self.groups.room))
         rows = [prompt + answer + filling * (width - len(prompt) - len(answer)) for prompt, answer in texts]
         tokens = torch.tensor(rows, dtype=torch.int32)
         given = self._given(groups, tokens) if self.recipe.tools is not None else {}
@@ -251,7 +253,7 @@ def batch_of(tensors: dict[str, Tensor], rows: Tensor, extras: Sequence[str] = (
     """Some answers of a rollout as a batch, no wider than the longest needs; extras are taken along where there are
     any."""
     first, stop = tensors["first"][rows, None], tensors["stop"][rows, None]
-    width = min(-(-int(stop.max()) // WIDTH) * WIDTH, tensors["tokens"].shape[1])
+    width = min(rounded(int(stop.max()), WIDTH), tensors["tokens"].shape[1])
     tokens = tensors["tokens"][rows, :width].long()
     place = torch.arange(1, width)
     learned = (place >= first) & (place < stop) & tensors["counted"][rows, None]
@@ -260,5 +262,22 @@ def batch_of(tensors: dict[str, Tensor], rows: Tensor, extras: Sequence[str] = (
     by_target = {name: tensors[name][rows, : width - 1].where(learned, 0) for name in extras if name in tensors}
     targets = tokens[:, 1:].where(learned, IGNORE)
     worth = tensors["advantages"][rows]
-    found = {"advantages": worth if worth.ndim == 1 else worth[:, : width - 1], **by_target}
+    found = {"advantages": worth if worth.ndim == 1 else worth[:, : width - 1], "answered": _places(learned),
+             **by_target}  # fmt: skip
     return Batch(tokens[:, :-1].contiguous(), targets, count=int(learned.sum()), extras=found)
+
+
+def rounded(count: int, least: int) -> int:
+    """Up to a multiple of `least`, or of a sixteenth of the next power of two: batches of few shapes, for each of which
+    a GPU records a graph."""
+    unit = max(least, (1 << (count - 1).bit_length()) // 16)
+    return max(1, -(-count // unit)) * unit
+
+
+def _places(learned: Tensor) -> Tensor:
+    """(B, T) bool → (B, A) int64: where it is true, counted through all rows, then a place where it is not."""
+    rows, width = learned.shape
+    places, flat = learned.flatten().nonzero()[:, 0], learned.flatten()
+    each = min(width, rounded(-(-len(places) // rows), TARGETS))
+    filling = (~flat).byte().argmax().expand(rows * each - len(places))
+    return torch.cat([places, filling]).view(rows, each)

@@ -310,8 +310,10 @@ def does(line: dict[str, Any]) -> bool:
 def by_rates(work: Path, name: str, method: str, seed: int, arguments: argparse.Namespace) -> None:
     """One training by one rate after the other, until one does."""
     file = arguments.results / FILE
-    own = {"task": name, "method": method, "beta": beta_of(name, arguments), "replay": TASKS[name].replay,
-           "passes": arguments.passes, "small": arguments.small, "words": arguments.words}  # fmt: skip
+    task = TASKS[name]
+    own = {"task": name, "method": method, "beta": beta_of(name, arguments), "passes": arguments.passes,
+           "small": arguments.small, "words": arguments.words, "model": SMALL if arguments.small else SHAPE,
+           "replay": task.replay, "temperature": task.temperature, "rows": task.answers}  # fmt: skip
     told = [line for line in lines(file) if own.items() <= line.items()]
     rate = next((line["lr"] for line in told if does(line)), arguments.lr or TASKS[name].rate)
     for _ in range(arguments.tries):
@@ -332,10 +334,10 @@ def by_rates(work: Path, name: str, method: str, seed: int, arguments: argparse.
 
 def groups_of(file: Path) -> list[list[dict[str, Any]]]:
     """Trainings that differ in their seeds alone, in order."""
-    keys = ("task", "method", "lr", "beta", "replay", "steps")
+    keys = ("task", "method", "lr", "beta", "steps", "replay", "temperature", "rows", "model", "words")
 
     def setting(line: dict[str, Any]) -> tuple[Any, ...]:
-        return *(line[key] for key in keys), line["start"]["sft_steps"], line.get("words", [])
+        return *(line[key] for key in keys), line["start"]["sft_steps"]
 
     found = sorted((line for line in lines(file) if not line["small"]), key=lambda line: (setting(line), line["seed"]))
     return [list(group) for _, group in itertools.groupby(found, setting)]

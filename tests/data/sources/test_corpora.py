@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -170,6 +171,13 @@ def test_bad_choices(given_keys: list[str], message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_wudao(tmp_path: Path) -> None:
+    path = tmp_path / "part-2021278643.json"
+    record = {"id": 7, "uniqueKey": "a1", "titleUkey": "b2", "dataType": "百科", "title": "标题", "content": "正文"}
+    path.write_text(json.dumps([record]), "utf-8")
+    assert read_plain(CorpusChoice(name="wudao", path=str(tmp_path / "*.json"))) == ["正文"]
+
+
 def test_baidubaike(tmp_path: Path) -> None:
     record = {
         "title": "红楼梦",
@@ -314,7 +322,7 @@ PUBLISHED_FORMS = {
     "skypile": ("Skywork/SkyPile-150B/data/2020-40_zh_head_0000.jsonl", {"text": "网页"}, "网页"),
     "medical_o1": (
         "FreedomIntelligence/medical-o1-reasoning-SFT/medical_o1_sft_Chinese.json",
-        {"Question": "怎么办？", "Complex_CoT": "想一想", "Response": "多喝水。"},
+        [{"Question": "怎么办？", "Complex_CoT": "想一想", "Response": "多喝水。"}],
         "怎么办？\n多喝水。",
     ),
     "huatuo_sft": (
@@ -336,6 +344,75 @@ PUBLISHED_FORMS = {
         {"query": "问", "response": "答"},
         "问\n答",
     ),
+    "fineweb_edu_zh": (
+        "opencsg/Fineweb-Edu-Chinese-V2.1/4_5/0.parquet",
+        {"text": "课文", "score": 4.5, "source": "CCI3"},
+        "课文",
+    ),
+    "cosmopedia_zh": (
+        "opencsg/chinese-cosmopedia/data/00000.parquet",
+        {"text": "故事", "score": 0.9, "source": "wiki", "data_format": "小学教材"},
+        "故事",
+    ),
+    "cci3_hq": ("BAAI/CCI3-HQ/data/part_000000.jsonl", {"id": "1", "text": "网页", "score": 3.2}, "网页"),
+    "c4_zh": (
+        "allenai/c4/multilingual/c4-zh.tfrecord-00000-of-01024.json.gz",
+        {"text": "网页", "timestamp": "2019-01-16T07:10:12Z", "url": "http://example.org/"},
+        "网页",
+    ),
+    "minimind_pretrain": (
+        "jingyaogong/minimind_dataset/pretrain_hq.jsonl",
+        {"text": "<|im_start|>问？\n答。<|im_end|>"},
+        "<|im_start|>问？\n答。<|im_end|>",
+    ),
+    "minimind_sft": (
+        "jingyaogong/minimind_dataset/sft_mini_512.jsonl",
+        {"conversations": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]},
+        "问\n答",
+    ),
+    "minimind_dpo": (
+        "jingyaogong/minimind_dataset/dpo.jsonl",
+        {"chosen": PAIR, "rejected": [PAIR[0], {"role": "assistant", "content": "不知道"}]},
+        "问\n答",
+    ),
+    "coig_p": (  # as LLaMA-Factory has such pairs; not seen
+        "m-a-p/COIG-P/data/train-00000-of-00010.parquet",
+        {
+            "conversations": [{"from": "human", "value": "问"}],
+            "chosen": {"from": "gpt", "value": "答"},
+            "rejected": {"from": "gpt", "value": "不知道"},
+        },
+        "问\n答",
+    ),
+    "belle_2m": (
+        "BelleGroup/train_2M_CN/train_2M_CN.json",
+        {"instruction": "问\n", "input": "", "output": "答"},
+        "问\n\n答",
+    ),
+    "alpaca_zh": (
+        "shibing624/alpaca-zh/alpaca_gpt4_data_zh.json",
+        [{"instruction": "翻译", "input": "cat", "output": "猫"}],
+        "翻译\ncat\n猫",
+    ),
+    "coig_cqia": (
+        "m-a-p/COIG-CQIA/zhihu.jsonl",
+        {
+            "instruction": "问",
+            "input": "",
+            "output": "答",
+            "task_type": {"major": ["问答"], "minor": []},
+            "domain": ["常识"],
+            "metadata": None,
+            "answer_from": "human",
+            "human_verified": True,
+        },
+        "问\n答",
+    ),
+    "r1_distill_zh": (
+        "Congliu/Chinese-DeepSeek-R1-Distill-data-110k-SFT/distill_r1_110k_sft.jsonl",
+        {"instruction": "问", "input": "", "output": "<think>想</think>答", "repo_name": "x", "score": 10},
+        "问\n<think>想</think>答",
+    ),
     "smoltalk_zh": (
         "opencsg/smoltalk-chinese/data/0.parquet",
         {"conversations": [{"from": "user", "value": "问"}, {"from": "assistant", "value": "答"}]},
@@ -347,7 +424,9 @@ PUBLISHED_FORMS = {
 @pytest.mark.parametrize("name", PUBLISHED_FORMS)
 def test_corpora_of_the_hub_in_their_published_form(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, record, text = PUBLISHED_FORMS[name]
-    content = lines_of(record)
+    content = json.dumps(record).encode() if isinstance(record, list) else lines_of(record)
+    if file.endswith(".gz"):
+        content = gzip.compress(content)
     if file.endswith(".parquet"):
         buffer = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record]), buffer)

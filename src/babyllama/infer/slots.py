@@ -234,7 +234,9 @@ class Slots:
         return self.most
 
     def forget(self) -> None:
-        """No idle row's tokens are a prefix of anything any more; the memory stays."""
+        """No row's tokens are a prefix of anything any more, and none is at work; the memory stays. Rows are given in
+        their order again, so that requests that come together need not change places."""
+        self.idle = dict.fromkeys(self.all)
         for slot in self.idle:
             self._restart(slot)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -88,11 +87,12 @@ def measure(recipe: BenchServeRecipe) -> dict[str, Any]:
         place = Place.of(recipe.url, recipe.api_key or os.environ.get(KEY, ""))
     except ValueError as error:
         raise InputError(f"url={recipe.url}: {error}") from None
-    factory = None
-    if sys.platform != "win32":
+    try:
         import uvloop
 
         factory = uvloop.new_event_loop
+    except ImportError:  # there is none for Windows
+        factory = None
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(_measure(recipe, place))
 

@@ -127,7 +127,7 @@ class Link(asyncio.Protocol):
         self._answers: dict[int, Answers] = {}
         self._looking = False
         self._up: asyncio.WriteTransport | None = None
-        self._held = b""
+        self._held, self._flushing = b"", False
 
     async def connect(self, ends: Ends) -> None:
         """From now on it works."""
@@ -208,8 +208,11 @@ class Link(asyncio.Protocol):
         self._send_soon("note", record)
 
     def _send(self, *message: Any) -> None:
+        """What is said in one turn of the loop goes out at its end, in one piece."""
         self._held += frame(message)
-        self._flush()
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
 
     def _send_soon(self, *message: Any) -> None:
         """What nobody waits for: with the next message, or after `SOON`. Each one that comes alone wakes the engines'
@@ -219,7 +222,7 @@ class Link(asyncio.Protocol):
         self._held += frame(message)
 
     def _flush(self) -> None:
-        held, self._held = self._held, b""
+        held, self._held, self._flushing = self._held, b"", False
         if held and self._up is not None and not self._up.is_closing():
             self._up.write(held)
 

@@ -28,6 +28,7 @@ from babyllama.interrupts import held
 from babyllama.serve.api import application
 from babyllama.serve.link import Link
 from babyllama.serve.pages import Hints
+from babyllama.serve.pieces import Connection
 from babyllama.serve.reply import Limits
 from babyllama.serve.wire import Ends, pair
 
@@ -69,8 +70,9 @@ def speak(speech: Speech, listener: socket.socket, ends: Ends, first: bool) -> N
     link = Link(speech.names, speech.created, stop)
     app = application(link, speech.limits, speech.defaults, speech.keys, speech.body, speech.cors,
                       sys.stdout if speech.log else None, speech.runs, speech.hints)  # fmt: skip
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=speech.grace,
-                            timeout_keep_alive=KEPT_OPEN, lifespan="off", ws="none", server_header=False)  # fmt: skip
+    config = uvicorn.Config(app, http=Connection, log_level="warning", access_log=False,
+                            timeout_graceful_shutdown=speech.grace, timeout_keep_alive=KEPT_OPEN, lifespan="off",
+                            ws="none", server_header=False)  # fmt: skip
     server = uvicorn.Server(config)
 
     async def work() -> None:

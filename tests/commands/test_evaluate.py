@@ -238,6 +238,7 @@ def test_a_suite_is_one_file_that_another_run_is_compared_with(folder, tmp_path,
     again = run(f"out={tmp_path}/again.json", f"against={folder}/run/evals/zh-small.json")
     assert again["tasks"] == first["tasks"]
     assert all(apart["value"] == 0 and apart["p"] == 1 for apart in again["against"].values())
+    assert f"word_order: as good as {folder}/run/evals/zh-small.json (± " in capsys.readouterr().out
 
 
 def test_faults_of_tests(folder, tmp_path):

@@ -216,16 +216,17 @@ def _compared(recipe: Wanted, results: dict[str, Any], console: Console) -> dict
             if compared is not None:
                 count, apart = compared
                 found[label] = {"items": count, **apart._asdict()}
-                console.print(
-                    f"{label}: {_in_words(apart)} than {other} on {count} items", markup=False, soft_wrap=True
-                )
+                console.print(f"{label}: {_in_words(apart, other)} on {count} items", markup=False, soft_wrap=True)
     if not found:
         raise InputError(f"{path}: has none of these tests; evaluate it with the same suite or tasks")
     return found
 
 
-def _in_words(apart: Difference) -> str:
-    """Such as ``2.1 ± 1.3 points better (p = 0.002)``."""
-    clear = "" if apart.p < LEVEL else ", which may be chance"
+def _in_words(apart: Difference, other: Path) -> str:
+    """Such as ``2.1 ± 1.3 points better (p = 0.002) than runs/other``."""
+    margin = f"± {100 * apart.margin:.1f} points"
+    if not apart.value:
+        return f"as good as {other} ({margin})"
     better = "better" if apart.value > 0 else "worse"
-    return f"{100 * abs(apart.value):.1f} ± {100 * apart.margin:.1f} points {better} ({p_words(apart.p)}{clear})"
+    clear = "" if apart.p < LEVEL else ", which may be chance"
+    return f"{100 * abs(apart.value):.1f} {margin} {better} ({p_words(apart.p)}{clear}) than {other}"

@@ -56,6 +56,13 @@ def documents(segments: Tensor, x: Tensor) -> Documents:
     return Documents(segments, _blocks(segments) if sparse else None)
 
 
+def branches(segments: Tensor) -> Tensor:
+    """The mask of rows whose documents all go on from document 0, (B, T) → (B, 1, T, T): causal, inside of one's own
+    document and of that one."""
+    own = Documents(segments, None).dense
+    return own | (segments == 0)[:, None, None, :] & torch.ones_like(own[:1]).tril()
+
+
 def _blocks(segments: Tensor) -> BlockMask:
     """From each block's lowest and highest number, without looking at pairs: blocks whose documents overlap count."""
     from torch.nn.attention.flex_attention import BlockMask

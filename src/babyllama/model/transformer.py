@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.functional import linear, rms_norm
 from torch.utils.checkpoint import checkpoint
 
-from babyllama.model.attention import Attend, Mask, attend_sdpa, documents
+from babyllama.model.attention import Attend, Mask, attend_sdpa, branches, documents
 from babyllama.model.bitnet import replace_matrices
 from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelConfig
@@ -150,7 +150,7 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
                cache: KVCache | None = None, lengths: Tensor | None = None,
-               embedded: Tensor | None = None) -> Tensor:  # fmt: skip
+               embedded: Tensor | None = None, trunk: bool = False) -> Tensor:  # fmt: skip
         """tokens (B, T) → final normed hidden states (B, T, C).
 
         Args:
@@ -161,6 +161,7 @@ class Transformer(nn.Module):
             lengths: (B,) tokens of each row's sequence where padding follows them; only laws whose frequencies change
                 with the length ask. When absent, what each document spans, or a row's last position + 1.
             embedded: (B, T, C) that goes in instead of the tokens' embeddings.
+            trunk: document 0 of each row is what its other documents go on from: they see it, too.
         """
         if positions is None:
             T = tokens.shape[1]
@@ -174,7 +175,7 @@ class Transformer(nn.Module):
             tokens, embedded = self.part(tokens), embedded if embedded is None else self.part(embedded)
         x = self.embed_tokens(tokens) if embedded is None else embedded
         if cache is None and segments is not None:
-            mask = documents(segments, x)
+            mask = branches(segments) if trunk else documents(segments, x)
         for block in self.layers:
             x = self.through(block, x, angles, mask, cache)  # type: ignore[arg-type]
         return self.norm(x)

@@ -17,7 +17,6 @@ from babyllama.train.rl.groups import Rollouts
 from babyllama.train.rl.heldout import HeldOut
 from babyllama.train.rl.marks import BadReward
 from babyllama.train.rl.rewards import Reward
-from babyllama.train.rl.rollouts import rounded
 from babyllama.train.rl.sampler import Sampler
 
 
@@ -75,13 +74,6 @@ def test_rows_are_the_answers_and_their_worth(tmp_path, worker):
     for row, one in enumerate(single):
         width = one.tokens.shape[1]
         assert torch.equal(one.targets[0], together.targets[row, :width])
-
-
-def test_batches_have_few_shapes():
-    """A GPU records a graph for each, so what they are filled up to grows with them: by an eighth at most."""
-    assert [rounded(n, 8) for n in (0, 1, 8, 9, 65, 129, 1000)] == [8, 8, 8, 16, 72, 144, 1024]
-    assert all(n <= rounded(n, 8) <= max(n + 7, 1.125 * n) for n in range(1, 3000))
-    assert len({rounded(n, 8) for n in range(1, 4097)}) == 16 + 8 * 5
 
 
 def test_old_and_reference_logprobs_are_the_models(worker):

@@ -207,7 +207,8 @@ PolicyMethod = Annotated[Grpo | DrGrpo | Dapo | Gspo | Cispo | Rloo | Ppo, Field
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """An objective. A batch's targets are the tokens of answers, one answer a row; its extras:
+    """An objective. A batch's targets are the tokens of answers, one answer a row, and so are its tokens, or several
+    answers and their prompt a row (`answer_states`); its extras:
 
         advantages  (B,) float32; of PPO (B, T), by token
         values, returns  (B, T) float32, PPO's: what was expected at the draw, and what came
@@ -240,7 +241,7 @@ class PolicyLoss:
         return not self.replay
 
     def __call__(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden = model.hidden(batch.tokens, batch.positions, batch.segments)  # (B, T, C)
+        hidden = answer_states(model, batch)  # (B, T, C)
         told, kept = token_logprobs(model, batch, self.temperature, hidden), batch.targets != IGNORE
         old = batch.extras.get("old", told.logprobs.detach())
         advantages = batch.extras["advantages"]
@@ -277,6 +278,17 @@ class PolicyLoss:
     def _weights(self, kept: Tensor) -> Tensor:
         """Of every row (B,)."""
         return (kept.sum(1) if self.method.over == "tokens" else kept.any(1)) * self.unit
+
+
+def answer_states(model: Transformer, batch: Batch) -> Tensor:
+    """Final hidden states by target, (B, T, C). The answers to a prompt may lie in one row behind it (batching.py):
+    then the tokens' rows end with as many targets' rows each."""
+    rows, width = batch.tokens.shape
+    before = width - batch.targets.numel() // rows
+    if before == 0:
+        return model.hidden(batch.tokens, batch.positions, batch.segments)
+    hidden = model.hidden(batch.tokens, batch.positions, batch.segments, trunk=True)
+    return hidden[:, before:].reshape(*batch.targets.shape, -1)
 
 
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:

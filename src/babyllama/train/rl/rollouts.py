@@ -2,13 +2,13 @@
 
 A rollout is drawn by the model as it is, read for some steps, and drawn anew. Every rank answers its share of the
 prompts and learns of all answers, so that all address the same rows.
-Not here: which answers are drawn (groups.py), what is learned from them (losses/policy.py), their file (record.py).
+Not here: which answers are drawn (groups.py), what is learned from them (losses/policy.py), how they lie in a batch
+(batching.py), their file (record.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,15 +18,17 @@ from torch import Tensor
 
 from babyllama.data.streams.batches import IGNORE, Batch, Stream
 from babyllama.data.streams.order import permute
+from babyllama.model.attention import attend_sdpa
 from babyllama.model.transformer import Transformer, expected
 from babyllama.train.engines.worker import Worker
 from babyllama.train.losses.logprobs import token_logprobs
-from babyllama.train.losses.policy import Method, Ppo, gae
+from babyllama.train.losses.policy import Method, PolicyLoss, Ppo, gae
+from babyllama.train.rl.batching import WIDTH, batch_of, packed_of, rounded
 from babyllama.train.rl.groups import Group, Groups
 from babyllama.train.rl.record import Pieces, Record, lines_of
 
 SALT = -5  # of the order in a rollout
-WIDTH, TARGETS = 8, 4  # rows are filled up to a multiple of so many tokens, and a batch's targets of so many a row
+TAKEN = "old", "reference", "values", "returns"  # what batches take along, by token, where it is there
 
 
 @dataclass
@@ -61,6 +63,7 @@ class RolloutRows:
     rollout: Rollout | None = field(init=False, default=None)
     seconds: float = field(init=False, default=0.0)  # of computing log-probabilities
     _unwritten: tuple[int, int, list[Group], dict[str, Tensor], bool] | None = field(init=False, default=None)
+    _packs: bool = field(init=False, default=False)
     _begun: bool = field(init=False, default=False)  # since the start, or since a checkpoint was taken up
 
     def __post_init__(self) -> None:
@@ -75,15 +78,16 @@ class RolloutRows:
         return self.groups.prompts.count * self.recipe.group * self.recipe.passes
 
     def batch(self, first_row: int, count: int) -> Batch:
-        """Rows of the rollout that was prepared: its answers in a new order each pass."""
+        """Rows of the rollout that was prepared, its groups in a new order each pass; of whole ones the prompt once."""
         assert self.rollout is not None
         number, kept = self.rollout.number, self.rollout.tensors
         rows = np.arange(first_row, first_row + count) - number * self.answers * self.recipe.passes
-        passes = rows // self.answers
-        picked = [permute(rows[passes == one] % self.answers, self.answers, self.groups.seed, SALT, number, one)
+        passes, size = rows // self.answers, self.recipe.group
+        picked = [permute(rows[passes == one] % self.answers // size, self.groups.count, self.groups.seed, SALT, number,
+                          one) * size + rows[passes == one] % size
                   for one in sorted(set(passes.tolist()))]  # fmt: skip
-        index = torch.from_numpy(np.concatenate(picked))
-        batch = batch_of(kept, index, extras=("old", "reference", "values", "returns"))
+        index, whole = torch.from_numpy(np.concatenate(picked)), first_row % size == count % size == 0
+        batch = packed_of(kept, index, size, TAKEN) if whole and self._packs else batch_of(kept, index, TAKEN)
         if self.texts is None:
             return batch
         read = self.texts.batch(first_row, count)
@@ -91,6 +95,9 @@ class RolloutRows:
 
     def prepare(self, step: int, worker: Worker) -> None:
         """Draw the rollout that step `step` reads, unless it is there."""
+        setting = worker.setting
+        self._packs = (isinstance(setting.objective, PolicyLoss) and setting.attend is attend_sdpa
+                       and setting.mesh.context == 1 and setting.model.rope.static)  # fmt: skip
         if not self._begun and worker.world.first:
             self.record.cut()
         self._begun = True
@@ -247,37 +254,3 @@ class RolloutRows:
         names = [name for name in state if name.startswith("figure.")]
         figures = {name.removeprefix("figure."): state.pop(name).item() for name in names}
         self.rollout = Rollout(number, state, figures)
-
-
-def batch_of(tensors: dict[str, Tensor], rows: Tensor, extras: Sequence[str] = ()) -> Batch:
-    """Some answers of a rollout as a batch, no wider than the longest needs; extras are taken along where there are
-    any."""
-    first, stop = tensors["first"][rows, None], tensors["stop"][rows, None]
-    width = min(rounded(int(stop.max()), WIDTH), tensors["tokens"].shape[1])
-    tokens = tensors["tokens"][rows, :width].long()
-    place = torch.arange(1, width)
-    learned = (place >= first) & (place < stop) & tensors["counted"][rows, None]
-    if "given" in tensors:
-        learned &= ~tensors["given"][rows, 1:width]
-    by_target = {name: tensors[name][rows, : width - 1].where(learned, 0) for name in extras if name in tensors}
-    targets = tokens[:, 1:].where(learned, IGNORE)
-    worth = tensors["advantages"][rows]
-    found = {"advantages": worth if worth.ndim == 1 else worth[:, : width - 1], "answered": _places(learned),
-             **by_target}  # fmt: skip
-    return Batch(tokens[:, :-1].contiguous(), targets, count=int(learned.sum()), extras=found)
-
-
-def rounded(count: int, least: int) -> int:
-    """Up to a multiple of `least`, or of a sixteenth of the next power of two: batches of few shapes, for each of which
-    a GPU records a graph."""
-    unit = max(least, (1 << (count - 1).bit_length()) // 16)
-    return max(1, -(-count // unit)) * unit
-
-
-def _places(learned: Tensor) -> Tensor:
-    """(B, T) bool → (B, A) int64: where it is true, counted through all rows, then a place where it is not."""
-    rows, width = learned.shape
-    places, flat = learned.flatten().nonzero()[:, 0], learned.flatten()
-    each = min(width, rounded(-(-len(places) // rows), TARGETS))
-    filling = (~flat).byte().argmax().expand(rows * each - len(places))
-    return torch.cat([places, filling]).view(rows, each)

@@ -56,7 +56,6 @@ TEXTS = {
     "laws_cn": 200,
 }  # documents, of which --small takes a tenth
 HELD_OUT = 300
-FEW = 1000  # sums whose answers the start of few_sums was told
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Task:
     """`main`: the reward that it is about. `tokens`: of an answer, with tools of a turn. A start's score is to lie in
     `start`. A training does where the score rises by `gain` or to 0.8, and bits per byte by 2 % at most. `learned`:
     steps of SFT that the search begins with, of `context` tokens. `rate`, `beta`, `steps`: of RL; `answers` a step.
-    `replay`: the share of general texts beside them. `taught`: the folder that the start learns from."""
+    `replay`: the share of general texts beside them."""
 
     rewards: str
     main: str
@@ -82,21 +81,18 @@ class Task:
     group: int = 16
     accumulate: int = 1
     label: str | None = None
-    taught: str = "chats"
     more: str = ""
 
 
 TASKS = {
-    "sums": Task("[{kind: number}]", "reward_number", 12, start=(0.5, 0.7), learned=260, rate=2e-4, beta=0.0, steps=300,
+    "sums": Task("[{kind: number}]", "reward_number", 12, start=(0.5, 0.7), learned=300, rate=2e-4, beta=0.0, steps=600,
                  answers=1024, temperature=0.7),
-    "few_sums": Task("[{kind: number}]", "reward_number", 12, start=(0.3, 0.7), learned=300, rate=2e-4, beta=0.0,
-                     steps=300, answers=1024, label="sums", taught="few"),
     "idioms": Task("[{kind: idiom_chain, words: WORK/idioms.txt}, {kind: ends, weight: 0.1}]", "reward_idiom_chain", 8,
                    start=(0.62, 0.78), learned=42, rate=2e-4, beta=0.05, steps=220, answers=256, replay=0.3),
     "poems": Task("[{kind: poem}, {kind: ends, weight: 0.1}, {kind: no_repetition, weight: 0.2}]", "reward_poem", 48,
                   start=(0.3, 0.68), learned=100, rate=2e-4, steps=100, answers=256, replay=0.2),
-    "tools": Task("[{kind: exact}]", "reward_exact", 64, start=(0.5, 0.8), gain=0.1, learned=200, context=512,
-                  rate=1.5e-4, steps=60, answers=256, group=8, accumulate=2, label="tool_questions",
+    "tools": Task("[{kind: exact}]", "reward_exact", 64, start=(0.5, 0.8), gain=0.1, learned=240, context=512,
+                  rate=1.5e-4, steps=120, answers=256, group=8, accumulate=2, label="tool_questions",
                   more=", tools: {kind: toolworld}"),
 }  # fmt: skip
 METHODS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "ppo")
@@ -169,8 +165,6 @@ def make(work: Path, data: Path, arguments: argparse.Namespace) -> None:
     (work / "idioms.txt").write_text("\n".join(known), "utf-8")
     random.Random(4).shuffle(known)
     write(work / "sums.jsonl", sums())
-    (work / "answered").mkdir(exist_ok=True)
-    write(work / "answered" / "sums.jsonl", itertools.islice(sums(), HELD_OUT, HELD_OUT + FEW))
     write(work / "idioms.jsonl", idioms(known))
     write(work / "poems.jsonl", poems(data))
     write(work / "words.jsonl", ({"text": "，".join(known[i : i + 8]) + "。"} for i in range(0, len(known), 8)))
@@ -179,14 +173,13 @@ def make(work: Path, data: Path, arguments: argparse.Namespace) -> None:
     own = [f"{{path: {work}/{name}.jsonl, kind: chat}}" for name in ("sums", "idioms", "poems")]
     own.append("{name: tool_questions}")
     if not (work / "tokenizer" / "tokenizer.json").is_file():
-        short = [re.sub(r"_documents: (\d+)", lambda found: f"_documents: {min(int(found[1]), 2000)}", text)
+        few = [re.sub(r"_documents: (\d+)", lambda found: f"_documents: {min(int(found[1]), 2000)}", text)
                  for text in texts]  # fmt: skip
         make_tokenizer(load_recipe(TokenizerRecipe, None, [
             f"out={work}/tokenizer", "source.kind=train", f"source.vocab_size={3000 if small else 8000}",
             f"source.max_alphabet={1500 if small else 5000}", "source.digits=1",
-            f"source.corpora=[{', '.join([*short, *own])}]"]))  # fmt: skip
-    few = [f"{{path: {work}/answered/sums.jsonl, kind: chat}}"]
-    for name, corpora in {"texts": [*texts, f"{{path: {work}/words.jsonl}}"], "chats": own, "few": few}.items():
+            f"source.corpora=[{', '.join([*few, *own])}]"]))  # fmt: skip
+    for name, corpora in {"texts": [*texts, f"{{path: {work}/words.jsonl}}"], "chats": own}.items():
         if not (work / name / "manifest.json").is_file():
             prepare(load_recipe(PrepareRecipe, None, [f"out={work}/{name}", f"tokenizer={work}/tokenizer",
                     f"corpora=[{', '.join(corpora)}]", "validation=0.01"]))  # fmt: skip
@@ -211,7 +204,7 @@ def start(work: Path, name: str, arguments: argparse.Namespace) -> dict[str, Any
     low, high, steps, found = 0, 0, arguments.sft_steps or task.learned, {}
     for _ in range(1 if arguments.sft_steps else 7):
         shutil.rmtree(out, ignore_errors=True)
-        learn(out, f"data.path={work}/{task.taught}", f"data.weights={{{task.label or name}: 1}}",
+        learn(out, f"data.path={work}/chats", f"data.weights={{{task.label or name}: 1}}",
               f"replay={{path: {work}/texts, share: 0.5, weights: {WEIGHTS}}}",
               f"init={{kind: from, path: {work}/base}}", f"plan.steps={steps}", f"plan.context={task.context}",
               f"plan.micro_batch_size={8 if arguments.small else 32}", "optimizer={kind: adamw, lr: 0.001}",

@@ -21,6 +21,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import shutil
 import statistics
 from collections import defaultdict
@@ -189,16 +190,21 @@ def beside(ready: Loaded, chats: Prepared, arguments: argparse.Namespace) -> dic
 
 
 # ── one training ───────────────────────────────────────────────────────────────────────────────────────────────────
+def name_of(method: str, arguments: argparse.Namespace) -> str:
+    words = (re.sub(r"\W+", "_", word) for word in arguments.words)
+    return "-".join([method, f"{arguments.lr:g}", f"{arguments.epochs:g}", *words])
+
+
 def recipe_of(work: Path, method: str, seed: int, arguments: argparse.Namespace) -> TrainRecipe:
     rows = 4 if arguments.small else 10  # of two contexts, some 35 pairs
     length = f"steps: {arguments.steps}" if arguments.steps else f"epochs: {arguments.epochs}"
     return load_recipe(TrainRecipe, None, [
-        f"out={work}/runs/{method}-{arguments.lr:g}-{seed}", f"data.path={work}/pairs",
+        f"out={work}/runs/{name_of(method, arguments)}-{seed}", f"data.path={work}/pairs",
         f"init={{kind: from, path: {work}/sft}}", f"objective={METHODS[method][0]}",
         f"plan={{{length}, micro_batch_size: {rows}, log_every: 1, validate_every: {arguments.look}, "
         "validation_tokens: 1000000, save_every: 1000000, keep_best: false, guard: {spike: null}}",
         f"optimizer={{kind: adamw, lr: {arguments.lr}, weight_decay: 0}}", "compile=false",
-        "schedule={kind: cosine, warmup: 0.1, final: 0.1}", f"seed={seed}"])  # fmt: skip
+        "schedule={kind: cosine, warmup: 0.1, final: 0.1}", f"seed={seed}", *arguments.words])  # fmt: skip
 
 
 def measured(work: Path, method: str, seed: int, arguments: argparse.Namespace, at_start: dict[str, Any]
@@ -213,7 +219,8 @@ def measured(work: Path, method: str, seed: int, arguments: argparse.Namespace, 
     before, now = at_start["val"], after["val"]
     by = accuracies(before, now)
     found = {
-        "method": method, "seed": seed, "lr": arguments.lr, "small": arguments.small, "own": own,
+        "method": method, "seed": seed, "lr": arguments.lr, "epochs": arguments.epochs, "words": arguments.words,
+        "small": arguments.small, "own": own,
         "steps": sum(line["kind"] == "train" for line in told), "pairs": int(known(before, now).sum()),
         "accuracy": by[own]["all"], "train_accuracy": accuracies(at_start["train"], after["train"])[own]["all"],
         "by": by, "pull_of_length": pull(before, now, own),
@@ -240,13 +247,13 @@ def started(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 # ── results ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def groups() -> list[tuple[str, list[dict[str, Any]]]]:
-    """(method and rate, its lines), in the order of METHODS."""
-    found = defaultdict[tuple[str, float], list[dict[str, Any]]](list)
+    """(method, rate × epochs and what else was said, its lines), in the order of METHODS."""
+    found = defaultdict[tuple[str, float, float, str], list[dict[str, Any]]](list)
     for line in lines(FILE):
         if not line["small"]:
-            found[line["method"], line["lr"]].append(line)
-    order = sorted(found, key=lambda key: ([*METHODS].index(key[0]), key[1]))
-    return [(f"{method} {rate:g}", found[method, rate]) for method, rate in order]
+            found[line["method"], line["lr"], line["epochs"], " ".join(line["words"])].append(line)
+    order = sorted(found, key=lambda key: ([*METHODS].index(key[0]), *key[1:]))
+    return [(f"{key[0]} {key[1]:g} × {key[2]:g} {key[3]}".rstrip(), found[key]) for key in order]
 
 
 def summary() -> None:
@@ -273,7 +280,7 @@ def summary() -> None:
             shown += [f"{mean('beside', 0, key):.3f} → {mean('beside', 1, key):.3f}" if key in some[0]["beside"][0]
                       else None for key in ("bits_per_byte", "tokens")]  # fmt: skip
         rows.append(shown)
-    table(["method, rate", "seeds", "held out", "trained on", "near", "shorter", "a token: all", "near", "pull",
+    table(["rate × epochs", "seeds", "held out", "trained on", "near", "shorter", "a token: all", "near", "pull",
            "log p chosen", "rejected", "bits a byte", "tokens"], rows)  # fmt: skip
     if found := lines(FILE):
         longer, base = found[-1]["by"]["longer"], found[-1]["by"]["start_mean"]
@@ -328,6 +335,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--steps", type=int, help="instead of epochs")
+    parser.add_argument("--words", nargs="*", default=[], help="more of a training's recipe: objective.beta=0.3")
     parser.add_argument("--look", type=int, default=10, help="steps between looks at the held-out pairs")
     parser.add_argument("--questions", type=int, default=64, help="held out, answered before and after; 0: none")
     parser.add_argument("--base-steps", type=int)
@@ -347,10 +355,11 @@ def main() -> None:
     if arguments.start:
         started(work, arguments)  # what the engine compiles for this model, it compiles once
         return None
-    keys, at_start = ("method", "seed", "lr", "small"), None
-    done = {tuple(line[key] for key in keys) for line in lines(FILE)}
+    at_start: dict[str, Any] | None = None
+    setting = {"lr": arguments.lr, "epochs": arguments.epochs, "words": arguments.words, "small": arguments.small}
+    done = {(line["method"], line["seed"]) for line in lines(FILE) if setting.items() <= line.items()}
     for method, seed in itertools.product(arguments.methods, arguments.seeds):
-        if (method, seed, arguments.lr, arguments.small) in done:
+        if (method, seed) in done:
             continue
         at_start = at_start or started(work, arguments)
         found = measured(work, method, seed, arguments, at_start)

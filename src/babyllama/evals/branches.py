@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from babyllama.infer.rows import sent
 from babyllama.model.attention import Mask, attend_sdpa
 from babyllama.model.transformer import Transformer
 
@@ -129,7 +130,7 @@ class Branches:
         before, N = sum(size for size, _ in known), self.width
         spans = [span for row in self.spans for span in (*known, *((stop - start, reach) for start, stop, reach in row),
                                                          (N - row[-1].stop, N))]  # fmt: skip
-        sizes, reaches = torch.tensor(spans).to(self.device).unbind(1)
+        sizes, reaches = sent(spans, self.device).unbind(1)
         count = len(self.spans) * (before + N)  # said, the device need not be waited for
         reach = reaches.repeat_interleave(sizes, output_size=count).view(len(self.spans), 1, -1)
         row = torch.arange(N, device=self.device)[:, None]

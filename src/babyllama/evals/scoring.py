@@ -21,6 +21,7 @@ from torch import Tensor
 
 from babyllama.evals.beginnings import Laid, Node, Order, Row, portions, stacks, tree
 from babyllama.evals.branches import Above, Branches, attends_in_branches
+from babyllama.infer.rows import sent
 from babyllama.model.transformer import Transformer
 from babyllama.train.validation import CHUNK_ROWS
 
@@ -167,7 +168,7 @@ class _Reader:
 
         def padded(values: Callable[[Node], Iterable[int]], fill: int) -> Tensor:
             lists = [[value for node in laid.nodes for value in values(node)] for laid in rows]
-            return torch.tensor([one + [fill] * (branches.width - len(one)) for one in lists]).to(self.device)
+            return sent([one + [fill] * (branches.width - len(one)) for one in lists], self.device)
 
         tokens, positions = padded(lambda node: node.tokens, 0), padded(lambda node: range(node.begin, node.end), 0)
         lengths = None if self.model.rope.static else padded(lambda node: [node.end] * len(node.tokens), 1)
@@ -182,10 +183,10 @@ class _Reader:
             return []
         places, pairs, targets = torch.tensor(asked).unbind(1)
         places, which = places.unique_consecutive(return_inverse=True)
-        states, found = hidden.flatten(0, 1)[places.to(self.device)], list[_Found]()
+        states, found = hidden.flatten(0, 1)[sent(places, self.device)], list[_Found]()
         for start, some in zip(range(0, len(places), CHUNK_ROWS), states.split(CHUNK_ROWS), strict=True):
             logits = self.model.lm_head(some)[:, : self.vocab_size].float()
             here = (which >= start) & (which < start + CHUNK_ROWS)
-            row, token = (which[here] - start).to(self.device), targets[here].to(self.device)
+            row, token = sent(which[here] - start, self.device), sent(targets[here], self.device)
             found.append((pairs[here], logits.log_softmax(-1)[row, token], logits.argmax(-1)[row] == token))
         return found

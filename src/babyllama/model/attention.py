@@ -64,12 +64,21 @@ def branches(segments: Tensor) -> Tensor:
 
 
 def _blocks(segments: Tensor) -> BlockMask:
-    """From each block's lowest and highest number, without looking at pairs: blocks whose documents overlap count."""
-    from torch.nn.attention.flex_attention import BlockMask
+    from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
     def sees(b: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (segments[b, query] == segments[b, key])
 
+    (B, T), device = segments.shape, segments.device
+    if torch.compiler.is_compiling():  # it never builds all pairs; compiled on a GPU, the lists below came out wrong
+        return create_block_mask(sees, B, None, T, T, device=device)  # type: ignore[arg-type]
+    return BlockMask.from_kv_blocks(*block_lists(segments), BLOCK, sees, seq_lengths=(T, T))
+
+
+def block_lists(segments: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which blocks hold some pairs that are seen, and which none else, as BlockMask lists them: int32 counts (B, 1, N)
+    and numbers (B, 1, N, N). From each block's lowest and highest number, so that nobody looks at pairs: blocks whose
+    documents overlap count."""
     T, device = segments.shape[1], segments.device
     places = torch.arange(-(-T // BLOCK) * BLOCK, device=device).clamp(max=T - 1)
     low, high = segments[:, places].unflatten(1, (-1, BLOCK)).aminmax(dim=2)  # (B, N)
@@ -79,7 +88,7 @@ def _blocks(segments: Tensor) -> BlockMask:
     full = (number[:, None] > number) & ((number + 1) * BLOCK <= T)[:, None]
     whole = overlap & one & full  # every pair is seen, so that none is looked at
     some = overlap & ~whole & (number[:, None] >= number)
-    return BlockMask.from_kv_blocks(*_listed(some), *_listed(whole), BLOCK, sees, seq_lengths=(T, T))
+    return *_listed(some), *_listed(whole)
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:

@@ -373,6 +373,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", help="a folder of `babyllama prepare`")
     parser.add_argument("--only", choices=("earlier", "ours"))
+    parser.add_argument("--preset", choices=("seed", "base-218m"), default="seed", help="of the earlier recipe")
     parser.add_argument("--seconds", type=float, default=240.0, help="of the earlier recipe")
     parser.add_argument("--every", type=float, default=20.0, help="seconds between the earlier recipe's points")
     parser.add_argument("--candidates", nargs="*", default=None, choices=TABLE, metavar="NAME", help=", ".join(TABLE))
@@ -415,7 +416,7 @@ def run(args: argparse.Namespace, file: Path) -> None:
     data = Data(Prepared.open(args.data), device, args.context, args.eval_tokens)
     where = {**facts(device), **data.about}
     print(f"{where['device']}, {data.about}", flush=True)
-    choice = ModelChoice(preset="tiny" if args.small else "seed", max_position_embeddings=args.context)
+    choice = ModelChoice(preset="tiny" if args.small else args.preset, max_position_embeddings=args.context)
     vocab = data.prepared.manifest["vocab_size"]
 
     def note(side: str, name: str, model: ModelChoice, **settings: Any) -> Callable[[int], Journal]:

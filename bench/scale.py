@@ -3,6 +3,7 @@
     torchrun --standalone --nproc-per-node 4 bench/scale.py                                  # weak: 256 rows a GPU
     torchrun --standalone --nproc-per-node 4 bench/scale.py --rows 64                        # strong
     torchrun --standalone --nproc-per-node 4 bench/scale.py --rows 64 --engines ddp ddp-after fsdp fsdp-1 fsdp-kept
+    torchrun --standalone --nproc-per-node 4 bench/scale.py --documents 400 --context 2048 --rows 32
     torchrun --standalone --nproc-per-node 4 bench/scale.py --moe --rows 64 --engines ddp fsdp
     torchrun --standalone --nproc-per-node 4 bench/scale.py --rows 1 --context 16384 --engines ddp-context fsdp-context
 
@@ -52,7 +53,7 @@ class Contender:
         engine = ENGINES[name](mine.size)
         readers, context = engine.mesh(mine.size).readers, config.max_position_embeddings
         plan = Plan(steps=10**6, micro_batch_size=args.rows, accumulate=readers, context=context)
-        stream = RandomRows(config.vocab_size, context, args.rows * readers, device)
+        stream = RandomRows(config.vocab_size, context, args.rows * readers, device, args.documents)
         optimizer = Muon() if args.optimizer == "muon" else AdamW()
         cuda = device.type == "cuda"
         before = torch.cuda.memory_allocated() if cuda else 0
@@ -97,7 +98,8 @@ def main() -> None:
             share = statistics.median(mine / own for mine, own in zip(rates, found["alone"], strict=True))
             append(args.results / "scale.jsonl", {
                 **facts(device), "engine": name, "processes": world.size, "preset": args.preset, "moe": args.moe,
-                "rows": args.rows, "context": context, "optimizer": args.optimizer, "rounds": args.rounds,
+                "documents": args.documents, "rows": args.rows, "context": context,
+                "optimizer": args.optimizer, "rounds": args.rounds,
                 "tokens_per_second": round(statistics.median(rates)), "share": round(share, 4),
                 "peak_gib": round(peak, 2), "loss": loss, "norm": norm})  # fmt: skip
             lines.append([name, f"{statistics.median(rates):,.0f}", f"{share:.3f}", f"{peak:.2f}", f"{loss:.5f}",
@@ -113,6 +115,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--context", type=int, help="tokens in a row; default: the preset's usual ones")
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES)[1:], default=["ddp", "fsdp"])
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--documents", type=int, help="rows of documents of so many tokens on average, kept apart")
     parser.add_argument("--moe", action="store_true", help="with eight experts, two of them active, and a shared one")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--segment_s", type=float, default=2.0, help="seconds of each turn")

@@ -171,7 +171,7 @@ def surgery(args: argparse.Namespace, ways: list[Way]) -> None:
 
 def key(args: argparse.Namespace, way: Way, seed: int) -> dict[str, Any]:
     """What one training is known by."""
-    return {"way": way.name, "surgery": str(args.surgery or ""), "budget": args.seconds, "seed": seed}
+    return {"way": way.name, "surgery": str(args.surgery or ""), "budget": args.seconds, "lr": args.lr, "seed": seed}
 
 
 def told(args: argparse.Namespace, way: Way, seed: int) -> bool:
@@ -205,11 +205,11 @@ def summary(found: list[dict[str, Any]]) -> None:
                 f"{statistics.mean(line['by_source'][source] for line in by_seed.values()):.4f}",
                 *to_first(ways, by_seed, lambda line, source=source: line["by_source"][source])))]
             for source in sources])  # fmt: skip
-    changed = [[line["way"], line["seed"], f"{line['right_after']:.4f}", line["steps"], f"{line['bits_per_byte']:.4f}"]
-               for line in found if line["surgery"]]  # fmt: skip
+    changed = [[line["way"], line["seed"], line.get("lr"), f"{line['right_after']:.4f}", line["steps"],
+                f"{line['bits_per_byte']:.4f}"] for line in found if line["surgery"]]  # fmt: skip
     if changed:
         print()
-        table(["vocabulary", "seed", "right after", "steps", "then"], changed)
+        table(["vocabulary", "seed", "rate", "right after", "steps", "then"], changed)
 
 
 def to_first(ways: dict[str, dict[int, dict[str, Any]]], by_seed: dict[int, dict[str, Any]],

@@ -103,7 +103,8 @@ def starts(folder: Path) -> None:
             save_model(model, folder / "runs" / place, **tokenizer.config_ids)
     for out, corpus in (("seed/chats", "path: plain.jsonl"), ("align/poem-chats", "path: poems.jsonl"),
                         ("quickstart/general-chats", "name: sums, max_documents: 60"),
-                        ("quickstart/corpus", "path: texts.jsonl")):  # fmt: skip
+                        ("quickstart/corpus", "path: texts.jsonl"),
+                        ("seed/corpus", "path: texts.jsonl")):  # fmt: skip
         prepare(load_recipe(PrepareRecipe, None, [f"out=runs/{out}", "tokenizer=runs/seed/tokenizer",
                                                   f"corpora=[{{{corpus}}}]", *FEW]))  # fmt: skip
 

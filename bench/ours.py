@@ -37,6 +37,7 @@ class Stepper:
         model: the model as it is now, in the precision that it computes in.
         lost: how many steps the guard left out so far; waits for the device.
         newest: what came of the newest step; waits for the device.
+        leave: the last call, where several processes train.
     """
 
     steps: Callable[[int], None]
@@ -44,6 +45,7 @@ class Stepper:
     model: Callable[[], Transformer]
     lost: Callable[[], int]
     newest: Callable[[], Outcome]
+    leave: Callable[[], None]
 
 
 def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimizer, schedule: Schedule,
@@ -122,7 +124,8 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
         lost_steps()
         return newest[0]
 
-    return Stepper(steps, lambda: worker.warm_up(micro_batches(0)), worker.snapshot, lost_steps, newest_outcome)
+    return Stepper(steps, lambda: worker.warm_up(micro_batches(0)), worker.snapshot, lost_steps, newest_outcome,
+                   worker.leave)  # fmt: skip
 
 
 @cache

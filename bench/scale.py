@@ -61,6 +61,7 @@ class Contender:
             torch.cuda.reset_peak_memory_stats()
         self._stepper = our_stepper(config, stream, plan, optimizer, Cosine(warmup=0.0), device,
                                     compiled=not args.eager, engine=engine, world=mine)  # fmt: skip
+        self.leave = self._stepper.leave
         self._stepper.warm_up()
         self._stepper.steps(5)
         self.fifth = self._stepper.newest()
@@ -105,6 +106,8 @@ def main() -> None:
             lines.append([name, f"{statistics.median(rates):,.0f}", f"{share:.3f}", f"{peak:.2f}", f"{loss:.5f}",
                           f"{norm:.5f}"])  # fmt: skip
         table([f"{world.size} × {args.rows} rows of {context}", "tokens/s", "of alone", "peak", "loss", "norm"], lines)
+    for one in contenders.values():
+        one.leave()
     world.leave()
 
 

@@ -133,6 +133,7 @@ class Trainer:
         finally:
             gc.unfreeze()
             self.journal.close()
+            self.worker.leave()
         done = self.progress
         empty = {"empty_steps": done.empty_steps} if done.empty_steps else {}
         return {**done.last, **empty, "steps": self.steps, "tokens": done.tokens, "seconds": round(done.seconds, 1)}

@@ -91,3 +91,18 @@ def test_every_kind_of_engine_is_the_one_that_works(tmp_path, monkeypatch):
     assert seen == [("Replica", True, "fp32"), ("Sharded", True, True, None), ("Sharded", True, False, None),
                     ("Replica", True, "bf16"), ("Sharded", True, True, 3), ("Zero", True, 2, False),
                     ("Zero", True, 3, True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("suits", "local_size", "overlap", "kind"), [
+    (True, 2, None, "SummedGraph"), (True, 1, None, "Replica"), (True, 2, True, "Replica"), (False, 2, None, "Replica"),
+    (True, 1, False, "SummedGraph"), (False, 2, False, "Summed")])  # fmt: skip
+def test_gradients_travel_after_the_backward_pass_where_one_machine_can_capture_it(
+    tmp_path, monkeypatch, suits, local_size, overlap, kind
+):
+    from babyllama.train.engines import engines
+
+    two = setting_of(small_trainer(tmp_path / "run").model, world=World(0, 2, 0, local_size=local_size))
+    monkeypatch.setattr(engines.Captured, "suits", lambda _: suits)
+    for name in ("Replica", "Summed", "SummedGraph"):
+        monkeypatch.setattr(engines, name, lambda *_, name=name: name)
+    assert Ddp(overlap=overlap)(two) == kind

@@ -10,7 +10,7 @@ from babyllama.train.engines.world import World
 @pytest.fixture
 def said(monkeypatch):
     def say(**variables):
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -28,7 +28,16 @@ def test_what_torchrun_accelerate_and_deepspeed_set(said):
     assert (world.rank, world.size, world.local_rank, world.first) == (9, 16, 1, False)
 
 
-@pytest.mark.parametrize("variables", [{"RANK": "x"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "-1"}])
+@pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
+@pytest.mark.parametrize(("local", "one"), [("4", True), ("2", False)])
+def test_all_ranks_know_whether_they_share_a_machine(said, name, local, one):
+    assert all(said(RANK=str(r), WORLD_SIZE="4", LOCAL_RANK="1", **{name: local}).one_machine is one for r in range(4))
+    assert not said(RANK="1", WORLD_SIZE="4", LOCAL_RANK="1").one_machine  # nobody says so
+
+
+@pytest.mark.parametrize(
+    "variables", [{"RANK": "x"}, {"LOCAL_WORLD_SIZE": "all"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "-1"}]
+)
 def test_variables_that_are_no_ranks_are_one_clear_line(said, variables):
     with pytest.raises(InputError, match="use torchrun"):
         said(**variables)

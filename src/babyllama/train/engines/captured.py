@@ -105,6 +105,12 @@ class Captured(Worker):
         for group, rate in self._groups():
             group["lr"].copy_(factor * rate)
 
+    def leave(self) -> None:
+        """As in Worker: NCCL waits for every graph that its exchanges are in."""
+        if self.world.size > 1:
+            torch.cuda.synchronize(self.device)
+            self._forget()
+
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """As in Worker."""
         super().restore(tensors)

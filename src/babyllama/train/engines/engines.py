@@ -72,15 +72,15 @@ class Single(_Engine):
 
 
 class Ddp(_Engine):
-    """PyTorch DistributedDataParallel: every rank holds the whole model; one exchange of gradients a step."""
+    """Every rank holds the whole model; gradients meet once a step (PyTorch DistributedDataParallel)."""
 
     kind: Literal["ddp"] = "ddp"
     exchange: Exchange = Field(
         default="fp32", description="what gradients travel in; bf16: half the traffic, rounded before they are summed"
     )
-    overlap: bool = Field(
-        default=True, description="true: gradients travel while the backward pass runs; false: after it, and a GPU's "
-        "whole update is one CUDA graph, which may suit small models better"
+    overlap: bool | None = Field(
+        default=None, description="true: gradients travel while the backward pass runs; false: after it, and a GPU's "
+        "whole update is one CUDA graph, which is faster over the links inside a machine; default: by the machines"
     )  # fmt: skip
     context: Context = 1
 
@@ -94,9 +94,10 @@ class Ddp(_Engine):
     def __call__(self, setting: Setting) -> Worker:
         if setting.world.size == 1:
             return Worker(setting)
-        if self.overlap:
+        graph = Captured.suits(setting)
+        if not (self.overlap is False or (self.overlap is None and graph and setting.world.one_machine)):
             return Replica(setting, self.exchange)
-        return (SummedGraph if Captured.suits(setting) else Summed)(setting, self.exchange)
+        return (SummedGraph if graph else Summed)(setting, self.exchange)
 
 
 class Fsdp(_Engine):

@@ -202,6 +202,9 @@ class Worker:
         for _, parameter in self.named:
             parameter.grad = None
 
+    def leave(self) -> None:
+        """The training is over: let go of what holds on to the other processes, before `World.leave`."""
+
     # ── the whole model ────────────────────────────────────────────────────────────────────────────────────────
     def snapshot(self) -> Transformer:
         """A copy of the whole model in the precision that it computes in, for validation, samples and saving; what an

@@ -1,7 +1,7 @@
 """The processes that train together: who this one is, and what they tell each other.
 
-torchrun, accelerate launch and deepspeed all set RANK, WORLD_SIZE and LOCAL_RANK; nothing else of them is needed. Not
-here: what is spread over the processes and how (engines.py).
+torchrun, accelerate launch and deepspeed all set RANK, WORLD_SIZE and LOCAL_RANK, and how many processes there are on
+a machine; nothing else of them is needed. Not here: what is spread over the processes and how (engines.py).
 """
 
 from __future__ import annotations
@@ -28,27 +28,35 @@ def backend(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class World:
-    """Rank `rank` of `size`; `local_rank` is its number on this machine, and its GPU's. `group`: whom it talks over."""
+    """Rank `rank` of `size`; `local_rank` is its number on this machine, and its GPU's. `group`: whom it talks over.
+    `local_size`: how many there are on this machine; 0 where the launcher does not say."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     group: dist.ProcessGroup | None = None
+    local_size: int = 0
 
     @classmethod
     def from_environment(cls) -> World:
         """What the launcher says; alone when there is none. Raises InputError for values that are no ranks."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        found = {name: os.environ.get(name, default) for name, default in zip(names, ("0", "1", "0"), strict=True)}
+        usual = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "0"}  # the last is deepspeed's
+        found = {name: os.environ.get(name, value) for name, value in usual.items()}
+        found["LOCAL_SIZE"] = os.environ.get("LOCAL_WORLD_SIZE", found["LOCAL_SIZE"])  # torchrun's, and accelerate's
         try:
-            rank, size, local_rank = (int(value) for value in found.values())
+            rank, size, local_rank, local_size = (int(value) for value in found.values())
         except ValueError:
             raise InputError(
                 f"{found}: a launcher's variables must be whole numbers; unset them or use torchrun"
             ) from None
         if not 0 <= rank < size:
             raise InputError(f"RANK={rank} is outside WORLD_SIZE={size}; unset them or use torchrun")
-        return cls(rank, size, local_rank)
+        return cls(rank, size, local_rank, local_size=local_size)
+
+    @property
+    def one_machine(self) -> bool:
+        """Whether all processes are known to be on this one; every rank says the same."""
+        return self.local_size == self.size
 
     @property
     def first(self) -> bool:

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from babyllama.data.streams.batches import Batch
+from babyllama.evals import scoring
+from babyllama.evals.scoring import Pair
 from babyllama.infer import step
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
@@ -48,6 +50,19 @@ def test_engine_answers_as_on_the_cpu():
     greedy = Sampling(temperature=0.0)
     on_cpu = Engine(model, 67).generate(prompts, greedy, 20, {0})
     assert Engine(model.cuda(), 67).generate(prompts, greedy, 20, {0}) == on_cpu
+
+
+def test_scores_equal_the_cpu(variants, monkeypatch):
+    """Rows of several texts, texts that share their beginning, and one that is read piece by piece."""
+    monkeypatch.setattr(scoring, "ROW", 64)
+    model, tokens = sharp_model(variants), [7 * i * i % 67 for i in range(400)]
+    prompts = [tokens[start : start + size] for start, size in ((0, 9), (9, 30), (40, 90), (150, 20))]
+    pairs = [Pair([*prompt, option], tokens[:count]) for prompt in prompts for option in (5, 6) for count in (1, 3)]
+    expected = scoring.score(model, pairs)
+    for batch in (16, 160):
+        found = scoring.score(model.cuda(), pairs, batch)
+        assert [one[1:] for one in found] == [one[1:] for one in expected]
+        assert [one[0] for one in found] == pytest.approx([one[0] for one in expected], abs=1e-4)
 
 
 def answers_alike(model, monkeypatch):

@@ -64,3 +64,7 @@ def test_answers_are_equal_and_end_where_they_should(both):
     assert found == expected and len(found[1]) > 5
     ended = asked("generate_until", (TEXTS[1], {"until": [found[1][2]], "max_gen_toks": 12, "do_sample": False}))
     assert mine.generate_until(ended) == theirs.generate_until(ended, disable_tqdm=True)
+    many = asked("generate_until", *((text[:size], {"until": found[1][3:5], "max_gen_toks": size, "do_sample": False})
+                                     for text in TEXTS for size in range(1, 9)))  # fmt: skip
+    said = mine.generate_until(many)
+    assert said == theirs.generate_until(many, disable_tqdm=True) and len(set(said)) > 4

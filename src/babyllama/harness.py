@@ -17,7 +17,9 @@ from typing import Any
 from babyllama.errors import InputError, needs_extra
 from babyllama.evals.scoring import Pair, score
 from babyllama.infer.engine import Engine
+from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
+from babyllama.infer.text import Text
 from babyllama.load import load, pick_device, pick_precision
 
 try:
@@ -109,35 +111,28 @@ class Babyllama(TemplateLM):
         return [sum(next(found).loglikelihood for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        engine = Engine(self.loaded.model, self.text.vocab_size)
-        found = []
-        cut = 0
-        for request in requests:
-            context, asked = request.args
+        """The answers, many at a time; each ends before the first of the texts that end it, and computes no further."""
+        engine, cut = Engine(self.loaded.model, self.text.vocab_size), 0
+        texts, found = list[Text](), [""] * len(requests)
+        for context, asked in (request.args for request in requests):
             until = asked.get("until") or []
             most = int(asked.get("max_gen_toks") or asked.get("max_tokens") or self.max_gen_toks)
             room = self.max_length - min(most, self.max_length - 1)
             prompt = self.tok_encode(context) or [self.prefix_token_id]
             cut += len(prompt) > room
             heat = float(asked.get("temperature") or 0.0) if asked.get("do_sample") else 0.0
-            found.append(self._answer(engine, prompt[-room:], most, heat, [until] if isinstance(until, str) else until))
+            engine.add(Request(prompt[-room:], Sampling(temperature=heat), most, self.text.stop_ids))
+            texts.append(Text(self.text, [until] if isinstance(until, str) else until, prompt[-room:]))
         self._say_cut(cut, len(requests))
+        while engine.busy:
+            for event in engine.step():  # ids count from 0
+                if event.error:
+                    raise InputError(f"{self.path}: {event.error}")
+                text = texts[event.id]
+                found[event.id] += text.feed(event)
+                if text.finish is not None and event.finish is None:
+                    engine.remove(event.id)
         return found
-
-    def _answer(self, engine: Engine, prompt: list[int], most: int, heat: float, until: list[str]) -> str:
-        """One answer, up to the first of the texts that end it; no token is computed after one of them."""
-        tokens: list[int] = []
-        text = ""
-        for token in engine.stream(prompt, Sampling(temperature=heat), most, self.text.stop_ids):
-            if token in self.text.stop_ids:
-                break
-            tokens.append(token)
-            text = self.text.continuation(prompt, tokens)
-            if any(end and end in text for end in until):
-                break
-        for end in filter(None, until):
-            text = text.split(end)[0]
-        return text
 
     def _say_cut(self, cut: int, asked: int) -> None:
         self.cut += cut

@@ -26,7 +26,9 @@ from babyllama.model.surgery import FewBits
 from babyllama.model.transformer import Transformer
 
 MOST_ROWS, MORE_ROWS = 8, 64  # of a batch: with more, products of matrices are faster; of a small model with more yet:
-SMALL = 200_000_000  # rows × weights, up to which what PyTorch's operators take beside their work outweighs it
+MOST_READ = 256  # tokens of prompts that are read at once
+SMALL = 200_000_000  # rows × weights, up to which what PyTorch's operators take beside their work outweighs it; twice
+# as much of prompts, since they pad the pieces of different lengths to one
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 BUDGET = 10_000_000  # nanoseconds of one call, a token more or less: others wait for its end
 EIGHT, FOUR, UNIT, PAGE = 3, 4, 32, 2 << 20  # codes of a row are filled up to UNITs; bytes of a large page
@@ -101,6 +103,7 @@ class Native:
         self.model.embedding, self.model.head = self._matrix(model.embed_tokens), self._matrix(model.lm_head)
         weights = sum(matrix.outputs * matrix.inputs for matrix in self.matrices.values())
         self.most_rows = max(MOST_ROWS, min(MORE_ROWS, SMALL // weights))
+        self.most_read = max(MOST_ROWS, min(MOST_READ, 2 * SMALL // weights))
         _in_large_pages(self.held)
 
     def step(self, tokens: Tensor, positions: Tensor, cache: KVCache, places: Tensor | None = None,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from babyllama.infer.choosing import Uses
-from babyllama.infer.native import MORE_ROWS, native
+from babyllama.infer.native import MOST_READ, native
 from babyllama.infer.rows import Rows, Sampled, sent
 from babyllama.infer.sampling import used_by
 from babyllama.infer.slots import Slot, Slots
@@ -89,8 +89,8 @@ class Prompts:
         """On a CPU a few tokens go the compiled way: logits (W, V) after the tokens `wanted`, counted through all
         pieces. None where that cannot be, or is not faster."""
         count = sum(map(len, pieces))
-        made = native(self.model) if count <= MORE_ROWS and self.cache.rotated and not self.cache.sinks else None
-        if made is None or count > made.most_rows:
+        made = native(self.model) if count <= MOST_READ and self.cache.rotated and not self.cache.sinks else None
+        if made is None or count > made.most_read:
             return None
         starts = [len(slot.tokens) for slot in slots]
         self.slots.reserve(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))

@@ -290,8 +290,8 @@ class Slots:
         slots = [self.all[row] for row in changed]
         sources, targets = sent([[before[s] for s in slots], changed], self.rows.device).unbind(0)
         self.rows.move(sources, targets)
-        if count := max(slot.held for slot in slots):
-            self.cache.move(sources, targets, count)
+        if any(counts := [slot.held for slot in slots]):
+            self.cache.move(sources, targets, counts)
 
 
 def _class(slot: Slot) -> tuple[int, str, int]:

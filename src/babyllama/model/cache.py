@@ -150,13 +150,20 @@ class KVCache:
             kept[:, target, :, :count] = kept[:, source, :, :count]
         self.dropped[target] = self.dropped[source]
 
-    def move(self, sources: Tensor, targets: Tensor, count: int) -> None:
-        """The rows `sources` become the rows `targets`, the same ones in another order: all at once, and layer by layer
-        where that would take much memory. Slots from `count` on hold nothing."""
-        count = min(count, self.max_tokens)
+    def move(self, sources: Tensor, targets: Tensor, counts: Sequence[int]) -> None:
+        """The rows `sources` become the rows `targets`, the same ones in another order. Of each only its first slots
+        hold anything, as many as `counts` says. On a GPU all at once, or layer by layer where that would take much
+        memory; on a CPU one by one, which is faster there."""
+        counts = [min(count, self.max_tokens) for count in counts]
+        longest, rows = max(counts), targets.tolist() if not self.keys.is_cuda else []
         for kept in (self.keys, self.values):
-            for part in (kept,) if len(sources) * count <= MOVED else kept.split(1):
-                part[:, targets, :, :count] = part[:, sources, :, :count]
+            for part in (kept,) if len(counts) * longest <= MOVED else kept.split(1):
+                if self.keys.is_cuda:
+                    part[:, targets, :, :longest] = part[:, sources, :, :longest]
+                    continue
+                held = [part[:, row, :, :count].clone() for row, count in zip(sources.tolist(), counts, strict=True)]
+                for row, count, moved in zip(rows, counts, held, strict=True):
+                    part[:, row, :, :count] = moved
         if self.sinks:
             self.dropped[targets] = self.dropped[sources]
 

@@ -77,7 +77,7 @@ def ours(quickstart: Path, work: Path, arguments: argparse.Namespace) -> list[di
         "check_every: 1000000}", f"plan={{steps: {arguments.steps}, micro_batch_size: {arguments.answers}, "
         f"log_every: {arguments.every}, validate_every: 1000000, save_every: 1000000, keep_best: false}}",
         f"optimizer={{kind: adamw, lr: {RATE}, weight_decay: 0}}", f"device={arguments.device}",
-        f"precision={precision(arguments)}", f"compile={'true' if arguments.compile else 'null'}"])  # fmt: skip
+        f"precision={precision(arguments)}"])  # fmt: skip
     train(recipe)
     told = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").split("\n")[:-1]]
     steps = [line for line in told if line["kind"] == "train"]
@@ -186,7 +186,7 @@ def export(quickstart: Path, work: Path) -> None:
 
 def summary() -> None:
     found, rows = lines(FILE), []
-    same = ("device", "answers", "group", "clock", "precision", "threads", "compiled")  # as the newest line
+    same = ("device", "answers", "group", "clock", "precision", "threads")  # as the newest line
     found = [line for line in found if all(line.get(key) == found[-1].get(key) for key in same)]
     for name in ("ours", "trl"):
         mine = [line for line in found if line["contender"] == name]
@@ -215,7 +215,6 @@ def main() -> None:
     parser.add_argument("--their-steps", type=int, help="of a round of TRL's, which takes longer; default: as many")
     parser.add_argument("--every", type=int, default=1, help="steps between two lines of ours, each of which waits for "
                         "the device; TRL writes none")  # fmt: skip
-    parser.add_argument("--compile", action="store_true", help="ours with compile=true, which takes half a minute")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
         "--clock",
@@ -247,7 +246,7 @@ def main() -> None:
             whole = sum(step["seconds"] for step in steps)
             line = {
                 "contender": name, "round": turn, "answers": arguments.answers, "group": arguments.group,
-                "compiled": arguments.compile, "threads": arguments.threads, "clock": arguments.clock,
+                "threads": arguments.threads, "clock": arguments.clock,
                 "precision": precision(arguments),
                 "answers_per_second": round(arguments.answers / middle["seconds"], 2),
                 "share": {part: round(sum(step[part] for step in steps) / whole, 4) for part in PARTS},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from decimal import Decimal
+from functools import lru_cache
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 
@@ -14,6 +15,7 @@ def exact(said: str, wanted: str) -> bool:
     return said.strip() == wanted.strip()
 
 
+@lru_cache(maxsize=1024)  # a reference is asked for once for each answer to its prompt
 def last_number(text: str) -> str:
     """The last number of a text in its shortest form, full-width digits and all; "" where there is none."""
     found = _NUMBER.findall(unicodedata.normalize("NFKC", text))

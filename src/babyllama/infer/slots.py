@@ -56,7 +56,7 @@ class Job:
 
     def cut(self, tokens: list[int]) -> tuple[list[int], Finish | None]:
         """Of tokens that came, those that belong to the answer, and how it ends with the last of them, if it does."""
-        room = self.room - self.given
+        room = self.room - len(self.known) + self.start
         if len(tokens) < room and self.ends.isdisjoint(tokens):
             return tokens, None
         if SKIPPED in tokens:
@@ -105,6 +105,7 @@ class Slots:
         self.all = [Slot() for _ in range(rows.count)]
         self.idle: dict[Slot, None] = dict.fromkeys(self.all)  # rows without a job: empty ones, then by their last use
         self.clock, self.stale = 0, False  # stale: the rows may be out of order
+        self.blank = True  # no row holds a token
         self._released: list[Slot] = []  # since the rows were last in order
         self.least = 1, SMALLEST  # rows and slots that `trim` leaves
 
@@ -160,6 +161,7 @@ class Slots:
     def read(self, slot: Slot, tokens: Sequence[int], length: int) -> None:
         """The row has read these too, as part of a text of `length` tokens."""
         plain = slot.plain == len(slot.tokens) and length <= self.trained
+        self.blank = False
         slot.tokens += tokens
         if len(slot.head) < WORTH:
             slot.head = slot.tokens[:WORTH]
@@ -181,6 +183,8 @@ class Slots:
         Of a text that is going on at least WORTH tokens; where no row has so many, one of the RECENT idle ones that has
         about as many as any of them.
         """
+        if self.blank:
+            return None, 0
         known = job.known[:-1]  # its last token has to be read in any case
         head, adapter = known[:WORTH], job.request.adapter
         best, most = None, (0, False, -1)
@@ -236,7 +240,7 @@ class Slots:
     def forget(self) -> None:
         """No row's tokens are a prefix of anything any more, and none is at work; the memory stays. Rows are given in
         their order again, so that requests that come together need not change places."""
-        self.idle = dict.fromkeys(self.all)
+        self.idle, self.blank = dict.fromkeys(self.all), True
         for slot in self.idle:
             self._restart(slot)
 

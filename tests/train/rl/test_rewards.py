@@ -106,7 +106,7 @@ def test_sums_and_bad_rewards_are_named_with_their_answer():
     rewards = [Exact(weight=2.0), Ends(weight=-0.5), Exact()]
     found = mark(rewards, answer("5", "5"))
     assert found.total == 2.5 and found.parts == {"exact": 1, "ends": 1, "exact_2": 1} and not found.fault
-    assert names_of(rewards) == ["exact", "ends", "exact_2"]
+    assert names_of(rewards) == ("exact", "ends", "exact_2")
     bad = mark([Broken()], answer("", prompt="几？"))
     assert math.isnan(bad.total) and "reward broken raised ZeroDivisionError" in bad.fault and "几？" in bad.fault
     assert "reward broken is nan" in mark([Broken()], answer("x")).fault

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
@@ -46,11 +47,15 @@ class Marked(NamedTuple):
     fault: str = ""
 
 
-def names_of(rewards: Sequence[Reward]) -> list[str]:
+def names_of(rewards: Sequence[Reward]) -> tuple[str, ...]:
     """A name for each; the second of a kind is kind_2."""
-    kinds = [reward.name for reward in rewards]
-    return [kind if kinds[:i].count(kind) == 0 else f"{kind}_{kinds[:i].count(kind) + 1}"
-            for i, kind in enumerate(kinds)]  # fmt: skip
+    return _named(tuple(reward.name for reward in rewards))
+
+
+@lru_cache(maxsize=16)  # asked for once for each answer
+def _named(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(kind if kinds[:i].count(kind) == 0 else f"{kind}_{kinds[:i].count(kind) + 1}"
+                 for i, kind in enumerate(kinds))  # fmt: skip
 
 
 def mark(rewards: Sequence[Reward], answer: Answer) -> Marked:

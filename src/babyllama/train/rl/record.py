@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from babyllama.atomic import disk_errors
-from babyllama.tokenizer.stream import CONTEXT
+from babyllama.tokenizer.stream import CONTEXT, byte_ids
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.rl.agents import Played
 from babyllama.train.rl.groups import Group
@@ -81,7 +81,7 @@ def _tokens_of(answer: Played, pieces: Pieces, advantages: Sequence[float] | Non
 class Pieces:
     """The text of each token, markers too; a character of several tokens is its last one's.
 
-    `known`: of tokens that are text of their own, at the beginning of one and later on: most tokens of most answers.
+    `known`: what a token says, at the beginning of a text and later on; nothing where it is a part of a character.
     """
 
     tokenizer: Tokenizer
@@ -89,23 +89,24 @@ class Pieces:
 
     def __call__(self, tokens: Sequence[int]) -> list[str]:
         """As many texts as tokens; together they are the text."""
-        special, found = self.tokenizer.special_ids, list[str]()
-        first, stream = True, None  # a stream is there while what came makes no whole character
+        special, known, found, parts = self.tokenizer.special_ids, self.known, list[str](), list[int]()
         for place, token in enumerate(tokens):
             if token in special:
-                before = "" if stream is None else stream.flush()
-                found.append(before + self.tokenizer.decode([token], skip_special=False))
-                first, stream = True, None
+                found.append(self.tokenizer.decode([*parts, token], skip_special=False))
+                parts = []
                 continue
-            text = self.known.get((first, token), "") if stream is None else stream.push(token)
-            if not text and stream is None:
-                stream = self.tokenizer.stream(() if first else tokens[max(0, place - CONTEXT) : place])
-                if text := stream.push(token):
-                    self.known[first, token] = text
-            if text:
-                stream = None
+            text = ""
+            if not parts:
+                key = place == 0 or tokens[place - 1] in special, token
+                if key not in known:
+                    before = () if key[0] else tokens[max(0, place - CONTEXT) : place]
+                    known[key] = self.tokenizer.stream(before).push(token)
+                text = known[key]
+            elif token not in byte_ids(self.tokenizer):  # a run of bytes stands or falls as a whole
+                text = self.tokenizer.decode([*parts, token])
+                text = "" if text.endswith("\ufffd") else text
+            parts = [] if text else [*parts, token]
             found.append(text)
-            first = False
-        if stream is not None:
-            found[-1] += stream.flush()
+        if parts:
+            found[-1] += self.tokenizer.decode(parts)
         return found

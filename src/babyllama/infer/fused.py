@@ -29,6 +29,7 @@ CANDIDATES = 2048  # tokens of a row that are sorted; where more may be drawn, t
 SORTED = 64, 256  # the same for most rows
 PROGRAMS = 132  # that a GPU of this kind runs at a time: as many shares of the slots as bring attention there
 ONE, SOME = 1, 32  # rows up to which the first, the second of `TILES` is faster
+LONGEST, MANY = 16, 16  # steps of a graph; rows that go on to their last token by several
 PACKED = 4  # rows up to which packed weights are multiplied here
 
 
@@ -116,9 +117,13 @@ def packed(model: Transformer) -> bool:
 
 
 class FusedStep:
-    """A `Step` by the kernels; `other` takes what they do not compute. Graphs are kept by rows, steps and kind."""
+    """A `Step` by the kernels; `other` takes what they do not compute. Graphs are kept by rows, steps and kind.
 
-    most = 16
+    Many rows make all their last tokens at once, by some graphs one after the other: what the host does for each
+    answer it does once.
+    """
+
+    most = 2 * LONGEST  # then these are not the last ones
 
     def __init__(self, model: Transformer, rows: Rows, cache: KVCache, other: Step) -> None:
         self.model, self.rows, self.cache, self.other = model, rows, cache, other
@@ -130,8 +135,12 @@ class FusedStep:
         plain = not (uses.penalties or uses.bias or uses.mask) and uses.logprobs is None
         if not plain or which.start != 0 or which.stop > self.rows_at_most:
             return self.other(which, end, uses, 1)
-        steps = 1 << (min(limit, self.most).bit_length() - 1)
-        return Sampled(self._decoder(which.stop)(steps, uses.drawn)[:, : which.stop])
+        decoder, left, made = self._decoder(which.stop), min(limit, self.most), list[Tensor]()
+        while left > 0:
+            steps = min(LONGEST, 1 << (left.bit_length() - 1))
+            made.append(decoder(steps, uses.drawn)[:, : which.stop])
+            left = left - steps if limit < self.most and which.stop >= MANY else 0
+        return Sampled(made[0] if len(made) == 1 else torch.cat(made))
 
     def _decoder(self, rows: int) -> Decoder:
         """That of at least so many rows."""
@@ -151,7 +160,7 @@ class FusedStep:
         with ThreadPoolExecutor() as pool:  # the compiler leaves Python to others most of the time
             list(pool.map(Decoder.compile, kinds.values()))
         for decoder in map(self._decoder, sizes):
-            for steps in range(self.most.bit_length()):
+            for steps in range(LONGEST.bit_length()):
                 for drawn in (False, True):
                     for _ in ("launched", "recorded"):
                         decoder(1 << steps, drawn)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from babyllama.evals import beginnings
-from babyllama.evals.beginnings import Laid, Node, Row, depth_first, portions, size_of, stacks, tree
+from babyllama.evals.beginnings import Laid, Node, Row, depth_first, parted, portions, size_of, stacks, tree
 
 
 def test_texts_that_go_apart_again_and_again_need_no_recursion(monkeypatch):
@@ -35,3 +35,13 @@ def test_portions_and_stacks_hold_all_and_no_more_than_they_may():
     assert [node for order in found for _, node in order] == nodes
     assert [size_of(order) for order in found] == [35, 13, 100, 40, 21, 39]
     assert [[size_of(order) for order in stack] for stack in stacks(found, 80)] == [[100], [40, 39], [35, 21], [13]]
+
+
+def test_a_large_node_is_read_in_parts_where_its_own_tokens_are_few():
+    rows = [Row(0, [1, 1], 1, [9])]
+    node = Node(0, [1] * 10, rows, [Node(10, [n] * 30, []) for n in range(5)])
+    parts = parted(node, 80)
+    assert [[child.tokens[0] for child in part.after] for part in parts] == [[0, 1], [2, 3], [4]]
+    assert all(part.tokens == node.tokens and size_of(depth_first([part])) <= 80 for part in parts)
+    assert [part.rows for part in parts] == [rows, [], []]
+    assert parted(node, 160) == parted(node, 79) == [node]

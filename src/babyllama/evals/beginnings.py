@@ -115,6 +115,16 @@ def portions(nodes: list[Node], most: int) -> list[Order]:
     return found
 
 
+def parted(node: Node, most: int) -> list[Node]:
+    """A node as several, each with some of all that goes on from it, if it is larger than `most` with that. Each part
+    reads the node's own tokens again, so it is parted only where they are few, an eighth of `most`."""
+    if len(node.tokens) > most // 8 or size_of(depth_first([node])) <= most:
+        return [node]
+    some = [[child for depth, child in order if not depth] for order in portions(node.after, most - len(node.tokens))]
+    rows = [node.rows, *([] for _ in some[1:])]  # what it scores itself is scored once
+    return [Node(node.begin, node.tokens, *part) for part in zip(rows, some, strict=True)]
+
+
 def stacks(orders: list[Order], most: int) -> list[list[Order]]:
     """Portions of about the same size side by side, at most `most` tokens with the padding; a larger one is alone."""
     found, room = list[list[Order]](), 0

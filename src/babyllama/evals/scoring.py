@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from babyllama.evals.beginnings import Laid, Node, Order, Row, portions, stacks, tree
+from babyllama.evals.beginnings import Laid, Node, Order, Row, parted, portions, stacks, tree
 from babyllama.evals.branches import Above, Branches, attends_in_branches
 from babyllama.infer.rows import sent
 from babyllama.model.transformer import Transformer
@@ -102,7 +102,9 @@ class _Reader:
             if self.one_by_one:
                 self._add(self._in_threads(portions(nodes, self.batch)))
             else:
-                self._add(map(self._stack, stacks(portions(nodes, min(ROW, self.batch)), self.batch)))
+                row = min(ROW, self.batch)
+                orders = portions([part for node in nodes for part in parted(node, row)], row)
+                self._add(map(self._stack, stacks(orders, self.batch)))
 
     @property
     def one_by_one(self) -> bool:

@@ -74,7 +74,7 @@ def peaks(process: subprocess.Popen[bytes]) -> dict[str, float]:
         except (OSError, ValueError):
             pass  # it has ended meanwhile
         time.sleep(0.3)
-    return {str(number): found[pid] for number, pid in enumerate(sorted(found))}
+    return {str(number): most for number, most in enumerate(found.values())}
 
 
 def main(bench: Bench) -> None:

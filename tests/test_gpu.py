@@ -231,6 +231,36 @@ def test_recompute_changes_nothing(tmp_path, through):
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("refused", [None, 0.0, 1.0])
+def test_muons_kernels_are_its_definition(monkeypatch, refused):
+    """Four steps of matrices, of heads and of a stack of experts, by kernels and without."""
+    from babyllama.train.optimizers import muon
+
+    shapes, curves = [(96, 64), (96, 64), (64, 160), (3, 40, 24)], []
+    for kernels in (True, False):
+        if not kernels:
+            monkeypatch.setattr(muon, "_plain", lambda _: False)
+        generator = torch.Generator().manual_seed(0)
+        weights = [nn.Parameter(torch.randn(shape, generator=generator).cuda()) for shape in shapes]
+        rate = torch.tensor(0.02, device="cuda")
+        optimizer = muon.StackedMuon([{"params": weights[:2], "rows": 32}, {"params": weights[2:]}], lr=0.02,
+                                     momentum=0.9, weight_decay=0.1, beta2=0.9)  # fmt: skip
+        for number in range(4):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            for p in weights:
+                p.grad = torch.randn(p.shape, generator=generator).cuda()
+            if number == 2 and refused is not None:
+                optimizer.found_inf = torch.tensor(refused, device="cuda")
+                weights[0].grad[0] = torch.nan if refused else 0.0
+            optimizer.step()
+            optimizer.found_inf = torch.zeros((), device="cuda")
+        moments = [optimizer.state[p][name] for p in weights for name in ("momentum_buffer", "row_power")]
+        curves.append(torch.cat([t.detach().flatten() for t in (*weights, *moments)]))
+    assert curves[0].isfinite().all()
+    torch.testing.assert_close(curves[0], curves[1], atol=2e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("through", ["direct", "recompute"])
 @pytest.mark.parametrize("heads", [4, 2])
 @pytest.mark.parametrize("each", [False, True])

@@ -1,10 +1,10 @@
 """Muon (K. Jordan 2024) for many matrices at once: those of one shape are orthogonalised as one stack.
 
 The update is torch.optim.Muon's, which walks over the matrices one by one: at 512 × 8 that is 840 products and a few
-thousand launches a step, here 45. With `beta2` it is NorMuon's (arXiv 2510.05491): orthogonalising evens out
-directions but not neurons, so each row is divided by the root of a running mean of its own squares. A group with
-`rows` is orthogonalised in parts of so many rows, such as an attention's heads, each of which then learns at one speed
-in all its directions. Not here: which parameters are matrices (optim.py).
+thousand launches a step, here 45. The rest is bound by memory; on a GPU two kernels do it. With `beta2` it is NorMuon's
+(arXiv 2510.05491): orthogonalising evens out directions but not neurons, so each row is divided by the root of a
+running mean of its own squares. A group with `rows` is orthogonalised in parts of so many rows, such as an attention's
+heads, each of which then learns at one speed in all its directions. Not here: which parameters are matrices (optim.py).
 """
 
 from __future__ import annotations
@@ -60,35 +60,25 @@ class StackedMuon(torch.optim.Optimizer):
                 self._step_stack(same, group)
 
     def _step_stack(self, same: list[Tensor], group: dict[str, Any]) -> None:
-        momentum, beta2 = group["momentum"], group["beta2"]
-        grads = torch.stack([_here(p.grad) for p in same if p.grad is not None])
-        buffers = self._moments(same, "momentum_buffer", torch.zeros_like)
-        before = torch.stack(buffers)
-        after = before.lerp(grads, 1 - momentum)
-        updates = self._orthogonal(grads.lerp(after, momentum), same[0], group["rows"]).to(grads.dtype)
-        moments = [(buffers, before, after)]
-        if beta2 is not None:
-            powers = self._moments(same, "row_power", lambda p: torch.zeros_like(p[..., :1]))
-            power, earlier = updates.square().mean(-1, keepdim=True), torch.stack(powers)
-            running = earlier.lerp(power, 1 - beta2)
-            updates = updates * _evening(power, running, same[0])
-            moments.append((powers, earlier, running))
         refused: Tensor | None = getattr(self, "found_inf", None)  # as in torch's fused AdamW: 1 leaves the step out
-        decay: float | Tensor = 1 - group["lr"] * group["weight_decay"]
-        if refused is not None:
-            taken = refused == 0
-            moments = [(held, old, torch.where(taken, new, old)) for held, old, new in moments]
-            updates, decay = torch.where(taken, updates, 0), torch.where(taken, decay, 1.0)
-        for held, _, new in moments:
-            torch._foreach_copy_(held, list(new.unbind()))
+        buffers = self._moments(same, "momentum_buffer", torch.zeros_like)
+        ahead = look_ahead_([_here(p.grad) for p in same if p.grad is not None], buffers, group["momentum"], refused)
+        updates = self._orthogonal(ahead, same[0], group["rows"])
         rows, columns = group["rows"] or same[0].shape[-2], same[0].shape[-1]
-        same = [_here(p) for p in same]
-        if group["weight_decay"]:
-            torch._foreach_mul_(same, decay)
-        rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
-        if isinstance(rate, Tensor):  # on the device, where a CUDA graph reads it
-            updates, rate = updates * rate, 1.0
-        torch._foreach_add_(same, list(updates.unbind()), alpha=-rate)
+        rates = group["lr"] * math.sqrt(max(1.0, rows / columns))
+        if group["beta2"] is not None:
+            rates = self._evened(updates, same, group["beta2"], refused) * rates
+        move_([_here(p) for p in same], updates, rates, 1 - group["lr"] * group["weight_decay"], refused)
+
+    def _evened(self, updates: Tensor, same: list[Tensor], beta2: float, refused: Tensor | None) -> Tensor:
+        """What each row's step is multiplied by, (N, …, rows, 1); moves the mean squares on."""
+        powers = self._moments(same, "row_power", lambda p: torch.zeros_like(p[..., :1]))
+        power = torch.linalg.vector_norm(updates, dim=-1, keepdim=True, dtype=torch.float32).square()
+        power, earlier = power / updates.shape[-1], torch.stack(powers)
+        running = earlier.lerp(power, 1 - beta2)
+        kept = running if refused is None else torch.where(refused == 0, running, earlier)
+        torch._foreach_copy_(powers, list(kept.unbind()))
+        return _evening(power, running, same[0])
 
     def _orthogonal(self, held: Tensor, like: Tensor, rows: int | None) -> Tensor:
         """`orthogonalise` of what this rank holds, (N, …, rows, B), of matrices like the parameter `like`; in bf16."""
@@ -117,6 +107,48 @@ class StackedMuon(torch.optim.Optimizer):
             if name not in self.state[p]:
                 self.state[p][name] = begin(p)
         return [_here(self.state[p][name]) for p in same]
+
+
+def look_ahead_(grads: list[Tensor], buffers: list[Tensor], momentum: float, refused: Tensor | None) -> Tensor:
+    """Move the means of gradients on, unless `refused` is 1, and look ahead (Nesterov): (N, …) as grads, on a GPU bf16.
+
+    Args:
+        grads, buffers: N of one shape.
+    """
+    if _plain(grads) and _plain(buffers):
+        from babyllama.train.optimizers.kernels import look_ahead_ as fused
+
+        return fused(grads, buffers, momentum, refused)
+    given, before = torch.stack(grads), torch.stack(buffers)
+    after = before.lerp(given, 1 - momentum)
+    kept = after if refused is None else torch.where(refused == 0, after, before)
+    torch._foreach_copy_(buffers, list(kept.unbind()))
+    return given.lerp(after, momentum)
+
+
+def move_(weights: list[Tensor], updates: Tensor, rates: Tensor | float, decay: Tensor | float,
+          refused: Tensor | None) -> None:  # fmt: skip
+    """weight · decay − rate · update, unless `refused` is 1.
+
+    Args:
+        weights: N of one shape.  updates: (N, …) bf16.  rates: one, or (N, …, rows, 1).
+    """
+    if _plain(weights):
+        from babyllama.train.optimizers.kernels import move_ as fused
+
+        fused(weights, updates, rates, decay, refused)
+        return
+    steps = updates.to(weights[0].dtype) * rates
+    if refused is not None:  # what it holds may be anything, which 0 times would not undo
+        steps = torch.where(refused == 0, steps, 0)
+    if isinstance(decay, Tensor) or decay != 1:
+        torch._foreach_mul_(weights, decay if refused is None else torch.where(refused == 0, decay, 1.0))
+    torch._foreach_sub_(weights, list(steps.unbind()))
+
+
+def _plain(tensors: list[Tensor]) -> bool:
+    """Whether a kernel may walk over their numbers."""
+    return all(t.is_cuda and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
 
 
 def _evening(power: Tensor, running: Tensor, like: Tensor) -> Tensor:

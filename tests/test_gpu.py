@@ -186,6 +186,25 @@ def test_a_recorded_policy_update_equals_the_launched_one(tmp_path, monkeypatch,
     assert curves[0][:4] == pytest.approx(curves[1][:4], abs=1e-6 if dtype == torch.float32 else 1e-3)  # one rollout
 
 
+@pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), Muon()])
+def test_experts_products_are_captured(tmp_path, monkeypatch, optimizer):
+    """How many tokens go to which expert changes from step to step, and a graph asks nobody."""
+    from babyllama.model.config import Moe
+    from babyllama.train.engines import captured
+
+    graphs, curves = [], []
+    for name, eager in (("captured", captured.EAGER_STEPS), ("launched", 10**9)):
+        monkeypatch.setattr(captured, "EAGER_STEPS", eager)
+        trainer = small_trainer(tmp_path / name, dtype=torch.bfloat16, optimizer=optimizer, steps=14,
+                                moe=Moe(experts=4, active=2, shared=1))  # fmt: skip
+        trainer.device, trainer.compile = torch.device("cuda"), True
+        trainer.train()
+        graphs.append(bool(trainer.worker.graphs))
+        curves.append([m["loss"] for m in trainer.run.metrics()])
+    assert graphs == [True, False]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
 def test_batches_of_other_shapes_are_captured_anew_and_equal_the_launched_ones(tmp_path, monkeypatch):
     """Three stages of candidate sets, each long enough for a graph of its own."""
     from babyllama.train.engines import captured

@@ -21,7 +21,6 @@ from babyllama.atomic import json_text, write_atomic
 from babyllama.commands.table import table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
-from babyllama.foresight import rates
 from babyllama.foresight.budget import Proposal, Terms, best, ladder, propose, usable_gib
 from babyllama.foresight.forecast import CONTEXT_GIB, GIB, memory, step_seconds
 from babyllama.foresight.scaling import BYTES_PER_TOKEN
@@ -176,11 +175,7 @@ def train_recipe(recipe: PlanRecipe, choice: ModelChoice, proposal: Proposal) ->
         "out": "runs/planned",
         "data": {"path": str(recipe.data or "runs/corpus")},
         "init": {"kind": "new", "model": model},
-        **(
-            {"optimizer": rates.muon(work.config, proposal.steps), "schedule": dict(rates.WSD)}
-            if work.optimizer == "muon"
-            else {"optimizer": {"kind": work.optimizer}}
-        ),
+        "optimizer": {"kind": work.optimizer},
         "plan": {
             "steps": proposal.steps,
             "context": work.context,

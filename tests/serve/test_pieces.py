@@ -1,10 +1,10 @@
-"""What a turn of the event loop writes to a connection goes out in one piece."""
+"""An answer's head goes out with what follows it."""
 
 from __future__ import annotations
 
 import asyncio
 
-from babyllama.serve.pieces import InOnePiece
+from babyllama.serve.pieces import WithItsHead
 
 
 class Kept:
@@ -12,44 +12,53 @@ class Kept:
 
     def __init__(self) -> None:
         self.told: list[bytes | str] = []
-        self.closing = False
 
     def write(self, data: bytes) -> None:
         self.told.append(data)
 
-    def is_closing(self) -> bool:
-        return self.closing
-
     def close(self) -> None:
         self.told.append("close")
-        self.closing = True
+
+    def is_closing(self) -> bool:
+        return "close" in self.told
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 def written(work) -> list[bytes | str]:
     async def run() -> list[bytes | str]:
         kept = Kept()
-        await work(InOnePiece(kept, asyncio.get_running_loop()), kept)  # type: ignore[arg-type]
+        await work(WithItsHead(kept, asyncio.get_running_loop()), kept)  # type: ignore[arg-type]
         await asyncio.sleep(0)
         return kept.told
 
     return asyncio.run(run())
 
 
-def test_one_turn_is_one_piece():
-    async def work(transport: InOnePiece, kept: Kept) -> None:
-        transport.write(b"head ")
-        transport.write(b"words")
+def test_a_head_waits_for_what_follows_and_nothing_else_waits():
+    async def work(transport: WithItsHead, kept: Kept) -> None:
+        transport.write(HEAD)
         assert kept.told == [] and not transport.is_closing()
-        await asyncio.sleep(0)
+        transport.write(b"words")
         transport.write(b"more")
+        assert kept.told == [HEAD + b"words", b"more"]
 
-    assert written(work) == [b"head words", b"more"]
+    assert written(work) == [HEAD + b"words", b"more"]
 
 
-def test_nothing_is_lost_by_closing_and_nothing_comes_after_it():
-    async def work(transport: InOnePiece, _: Kept) -> None:
-        transport.write(b"last")
-        transport.close()
+def test_a_head_alone_goes_out_at_the_turns_end():
+    async def work(transport: WithItsHead, _: Kept) -> None:
+        transport.write(HEAD)
+        await asyncio.sleep(0)
         transport.write(b"late")
 
-    assert written(work) == [b"last", "close"]
+    assert written(work) == [HEAD, b"late"]
+
+
+def test_nothing_is_lost_by_closing():
+    async def work(transport: WithItsHead, _: Kept) -> None:
+        transport.write(HEAD)
+        transport.close()
+
+    assert written(work) == [HEAD, "close"]

@@ -228,8 +228,9 @@ class Link(asyncio.Protocol):
 
     # ── from the engines ───────────────────────────────────────────────────────────────────────────────────────
     def _look(self) -> None:
+        """Wake whom there is reason to; first those whose answers have ended, since clients then ask anew."""
         now = time.monotonic()
-        for answers in self._answers.values():
+        for answers in sorted(self._answers.values(), key=lambda answers: answers.open > 0):
             answers.wake(now)
 
     def _look_again(self) -> None:

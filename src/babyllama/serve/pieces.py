@@ -1,7 +1,6 @@
-"""HTTP connections that are written to once a turn of the event loop.
+"""HTTP connections on which an answer's head goes out together with what is written next.
 
-For each piece the system and the client do more than for what is in it, and an answer's head and its first words are
-two for uvicorn.
+uvicorn writes the two one after the other, and for each piece the system and the client do more than for what is in it.
 """
 
 from __future__ import annotations
@@ -11,18 +10,23 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+HEAD = b"HTTP/1.1 "
 
-class InOnePiece:
-    """A transport: what is written to it in one turn of the loop goes out together, at the turn's end."""
+
+class WithItsHead:
+    """A transport that holds a head back until something follows it, or the turn of the event loop ends."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
-        self._held = list[bytes]()
+        self._head = b""
 
     def write(self, data: bytes) -> None:
-        if not self._held:
+        if self._head or not data.startswith(HEAD):
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._head = data
             self._loop.call_soon(self._flush)
-        self._held.append(data)
 
     def close(self) -> None:
         self._flush()
@@ -32,13 +36,12 @@ class InOnePiece:
         return getattr(self._transport, name)
 
     def _flush(self) -> None:
-        held, self._held = self._held, []
-        if held and not self._transport.is_closing():
-            self._transport.write(b"".join(held))
+        if self._head:
+            self.write(b"")
 
 
 class Connection(HttpToolsProtocol):
     """uvicorn's, over such a transport."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(InOnePiece(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(WithItsHead(transport, self.loop))  # type: ignore[arg-type]

@@ -56,6 +56,7 @@ CHATS = {"alpaca_zh": 29_987, "multiturn_general": 1500, "law_qa": 2500}
 METHODS = {  # name → objective, by which measure it orders pairs
     "dpo": ("{kind: dpo, beta: 0.1}", "gain"),
     "dpo-nll": ("{kind: dpo, beta: 0.1, nll: 0.2}", "gain"),
+    "dpo-normalised": ("{kind: dpo, beta: 5, length_normalised: true}", "gain_mean"),
     "ipo": ("{kind: ipo, tau: 1.0}", "gain_mean"),
     "simpo": ("{kind: simpo, beta: 2.0, gamma: 1.0}", "mean"),
     "orpo": ("{kind: orpo, odds: 0.5}", "mean"),

@@ -42,6 +42,10 @@ def rpo(w, l, rw, rl, nw, nl):
     return dpo(w, l, rw, rl, nw, nl, 0.3) + 0.7 * (-w / nw)
 
 
+def length_normalised(w, l, rw, rl, nw, nl):
+    return -log_sigmoid(5 / nw * (w - rw) - 5 / nl * (l - rl))
+
+
 def ipo(w, l, rw, rl, nw, nl):
     return ((w / nw - rw / nw) - (l / nl - rl / nl) - 1 / (2 * 0.25)) ** 2
 
@@ -65,6 +69,7 @@ def orpo(w, l, rw, rl, nw, nl):
 FORMULAS = {
     "dpo": (Dpo(), dpo), "conservative": (Dpo(label_smoothing=0.2), conservative),
     "robust": (Dpo(label_smoothing=0.2, robust=True), robust), "rpo": (Dpo(beta=0.3, nll=0.7), rpo),
+    "normalised": (Dpo(beta=5, length_normalised=True), length_normalised),
     "ipo": (Ipo(tau=0.25), ipo), "hinge": (Hinge(beta=0.5), hinge), "simpo": (SimPo(beta=2.5, gamma=1.2), simpo),
     "orpo": (Orpo(odds=0.3), orpo),
 }  # fmt: skip

@@ -93,7 +93,8 @@ def compared(objective, theirs, hf, batch, folders, **extras):
 
 
 @pytest.mark.parametrize("loss_type,more,objective", [
-    ("sigmoid", {"beta": 0.1}, Dpo()), ("hinge", {"beta": 0.1}, Hinge()), ("ipo", {"beta": 0.2}, Ipo(tau=0.2)),
+    ("sigmoid", {"beta": 0.1}, Dpo()), ("sigmoid_norm", {"beta": 5.0}, Dpo(beta=5, length_normalised=True)),
+    ("hinge", {"beta": 0.1}, Hinge()), ("ipo", {"beta": 0.2}, Ipo(tau=0.2)),
     ("robust", {"beta": 0.3, "label_smoothing": 0.2}, Dpo(beta=0.3, label_smoothing=0.2, robust=True)),
 ])  # fmt: skip
 def test_with_a_reference(folders, tmp_path, loss_type, more, objective):

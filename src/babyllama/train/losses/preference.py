@@ -82,6 +82,10 @@ class Dpo(Compared):
     nll: float = Field(
         default=0.0, ge=0, description="α: add α × the better answer's −log p a token (RPO, arXiv 2404.19733)"
     )
+    length_normalised: bool = Field(
+        default=False, description="compare means a token instead of sums (Tülu 3, arXiv 2411.15124), which length "
+        "does not sway; beta is larger then, 5 in the paper"
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _choices_fit(self) -> Self:
@@ -91,6 +95,8 @@ class Dpo(Compared):
 
     def losses(self, found: Answers) -> tuple[Tensor, Tensor]:
         ratio, wrong = found.ratio, self.label_smoothing
+        if self.length_normalised:
+            ratio = ratio / found.tokens
         margin = self.beta * (ratio[:, 0] - ratio[:, 1])
         right, other = -logsigmoid(margin), -logsigmoid(-margin)
         if self.robust:

@@ -304,7 +304,9 @@ class Engine:
     def _goes_ahead(self) -> bool:
         """Whether the next tokens may be begun before the last ones are known."""
         jobs = [slot.job for slot in self.slots.active if slot.job is not None]
-        return len(jobs) >= self.ahead and self.propose is None and all(job.request.mask is None for job in jobs)
+        if len(jobs) < self.ahead or self.propose is not None:
+            return False
+        return not [job for job in jobs if job.request.mask is not None]
 
     def _see(self, left: int = 0) -> None:
         """Wait for the tokens that are on their way, but for the `left` launched last."""
@@ -355,22 +357,24 @@ class Engine:
                 first += len(group)
                 continue
             step = self._steps[adapter]
-            limit = min(1 if uses.mask else step.most, self._ahead(group, decoding < len(active)))
+            longest = max([slot.held for slot in group])
+            limit = min(1 if uses.mask else step.most, self._ahead(group, longest, decoding < len(active)))
             if limit > 0:
-                end = max(slot.held for slot in group) + limit
+                end = longest + limit
                 self.slots.reserve(end)
                 with self._adapted(adapter):
                     made.append((group, step(slice(first, first + len(group)), end, uses, limit)))
             first += len(group)
         return made
 
-    def _ahead(self, group: list[Slot], others: bool) -> int:
+    def _ahead(self, group: list[Slot], longest: int, others: bool) -> int:
         """How many tokens to go on without asking who has ended: on a GPU who has computes for nothing, but the others
-        need not stop for it. 0 or less: all that may come is on its way."""
+        need not stop for it. 0 or less: all that may come is on its way. `longest`: tokens that a row of them holds."""
         cpu = self._device.type == "cpu"
-        every = (slot.job.room - slot.job.given - slot.job.ahead for slot in group if slot.job is not None)
+        jobs = [slot.job for slot in group if slot.job is not None]
+        every = [job.room - len(job.known) + job.start - job.ahead for job in jobs]
         left = min(every) if cpu else max(every)
-        longest, drawn = max(slot.held for slot in group), DRAWS // 4  # as many may be on their way
+        drawn = DRAWS // 4  # as many may be on their way
         few = left if not others or len(group) >= self.ahead else 1 if cpu else SOME
         return min(left, self.context - longest, drawn, few)
 

@@ -138,9 +138,9 @@ class FusedStep:
         decoder, left, made = self._decoder(which.stop), min(limit, self.most), list[Tensor]()
         while left > 0:
             steps = min(LONGEST, 1 << (left.bit_length() - 1))
-            made.append(decoder(steps, uses.drawn)[:, : which.stop])
+            made.append(decoder(steps, uses.drawn)[:, : which.stop].clone())  # before another graph is replayed
             left = left - steps if limit < self.most and which.stop >= MANY else 0
-        return Sampled(made[0] if len(made) == 1 else torch.cat(made))
+        return Sampled(torch.cat(made))
 
     def _decoder(self, rows: int) -> Decoder:
         """That of at least so many rows."""

@@ -134,14 +134,14 @@ class Slots:
         self.reserve(len(job.known) + 1)
         return True
 
-    @torch.inference_mode()
     def release(self, slot: Slot, broken: bool = False) -> None:
         """The job is done; a broken row forgets its tokens."""
         self.clock += 1
         slot.job, slot.last, slot.placed, self.stale = None, self.clock, False, True
         self.idle[slot] = None
         if broken:
-            self.cache.wipe(self.all.index(slot))
+            with torch.inference_mode():  # here alone: to enter it costs more than all the rest
+                self.cache.wipe(self.all.index(slot))
             self._restart(slot)
             self.idle = {slot: None, **self.idle}
         self._released.append(slot)

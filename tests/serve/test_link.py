@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 
 import pytest
@@ -88,3 +89,27 @@ def test_a_fault_comes_after_what_came_before_it():
             await answers.batch(60)
 
     asked(work)
+
+
+def test_many_who_need_a_model_at_once_have_it_opened_once():
+    """Also where the first of them goes away meanwhile. Where it cannot be opened all are told, and the next one asks
+    again."""
+
+    async def run():
+        link, calls = Link(["model"], 0), list[tuple]()
+        link._send = lambda *message: calls.append(message)  # type: ignore[method-assign]
+        first, *others = (asyncio.ensure_future(link.open("model")) for _ in range(5))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        first.cancel()
+        link.data_received(frame(("fault", calls[0][1], Refused(503, "it is damaged"))))
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+        assert [str(one) for one in found[1:]] == 4 * ["it is damaged"] and len(calls) == 1
+        again = [asyncio.ensure_future(link.open("model")) for _ in range(5)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        link.data_received(frame(("done", calls[1][1], ("mark", pickle.dumps((64, None))))))
+        models = await asyncio.gather(*again, link.open("model"))
+        assert len(calls) == 2 and all(one is models[0] for one in models) and models[0].context == 64
+
+    asyncio.run(run())

@@ -122,6 +122,7 @@ class Link(asyncio.Protocol):
         self.names, self.created, self.stop = names, created, stop
         self.asked, self.gone = 0, False
         self._models: dict[str, Model] = {}
+        self._opening: dict[str, asyncio.Future[Model]] = {}
         self._numbers, self._frames = itertools.count(), Frames()
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._answers: dict[int, Answers] = {}
@@ -168,9 +169,18 @@ class Link(asyncio.Protocol):
         """The model. Raises Refused: 404 for a name that is not there, 503 where it cannot be loaded now."""
         found = self._models.get(self.check(name))
         if found is None:
+            if name not in self._opening:  # many may ask at once, and a tokenizer takes megabytes
+                self._opening[name] = asyncio.ensure_future(self._opened(name))
+            found = await asyncio.shield(self._opening[name])
+        return found
+
+    async def _opened(self, name: str) -> Model:
+        try:
             mark, card = await self.call("open", name)
             found = self._models[name] = Model(name, mark, *pickle.loads(card))
-        return found
+            return found
+        finally:
+            del self._opening[name]
 
     async def with_model(self, name: str, work: Callable[[Model], Awaitable[T]]) -> T:
         """What `work` gives; where it finds that the model is another one by now (Stale), once more with that one.

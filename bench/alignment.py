@@ -365,7 +365,7 @@ def draw(path: Path, file: Path) -> None:
         def worth(group: list[dict[str, Any]], key: str = key) -> tuple[float, float]:
             return sum(map(does, group)), sum(line["end"][key] - line["start"][key] for line in group)
 
-        if each[0]["method"] == "grpo" and len(each) >= 3 and (name not in best or worth(each) > worth(best[name])):
+        if len(each) >= 3 and (name not in best or worth(each) > worth(best[name])):
             best[name] = each
     figure, panels = pyplot.subplots(1, len(best), figsize=(2.8 * len(best), 3), layout="constrained", sharey=True,
                                      squeeze=False)  # fmt: skip

@@ -108,7 +108,7 @@ def start(work: Path, arguments: argparse.Namespace) -> None:
     steps = arguments.sft_steps or (20 if small else 500)
     _once(work / "sft", f"data={{path: {work}/chats, packing: documents}}", f"init={{kind: from, path: {work}/base}}",
           f"plan={{steps: {steps}, context: {512 if small else 1024}, micro_batch_size: {4 if small else 24}}}", *rare,
-          "optimizer={kind: muon, lr: 0.005, adam_lr: 0.0025}", "compile=false")  # fmt: skip
+          "optimizer={kind: muon, lr: 0.005, adam_lr: 0.0025}")  # fmt: skip
 
 
 def _once(out: Path, *words: str) -> None:

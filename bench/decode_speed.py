@@ -6,7 +6,9 @@
 
 256 new tokens after prompts of 32, bf16, random weights, as fast as trained ones. Every round has new prompts.
 A warm engine: graphs and kernels are there, as after the first answers. Medians of tokens a second; the ratio is the
-median of the rounds' ratios. --draws: temperature 0.8, top-k 50, top-p 0.9 instead of greedy as well (ours only).
+median of the rounds' ratios. Each batch is a line of results/decode_speed.jsonl as soon as it is measured, and is not
+measured again on the same commit with the same options. --draws: temperature 0.8, top-k 50, top-p 0.9 instead of greedy
+as well (ours only).
 --bits: the same model with packed weights, head and embedding too, in groups of 128, beside it.
 """
 
@@ -19,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from record import RESULTS, append, facts, table
+from record import RESULTS, append, facts, lines, table
 
 from babyllama.data.streams.batches import Batch
 from babyllama.infer.engine import Engine
@@ -94,6 +96,8 @@ def measure(model: Transformer, other: Callable[[torch.Tensor], object] | None, 
         if other is not None:
             calls["peer"] = lambda prompts=prompts: other(prompts)
         for name, call in calls.items():
+            if name == "peer" and number < -2:
+                continue
             taken = seconds(call)
             if number >= 0:
                 times[name].append(taken)
@@ -145,23 +149,32 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     device, names = torch.device("cuda"), ("ours", "drawn", *(f"int{bits}" for bits in args.bits), "peer", "ratio")
+    file, options = args.results / "decode_speed.jsonl", [args.rounds, args.draws, args.bits, args.alone]
+    commit = facts(device)["commit"]
     for preset in args.presets:
-        model = dense(preset)
-        other = None if args.peers == [] else peer(model)
-        few = {bits: packed(preset, bits) for bits in args.bits}
-        rows, line = [], {**facts(device), "preset": preset, "first_token_ms": round(first_token_ms(model), 2)}
-        for batch in args.batches:
-            compared = other if args.peers is None or batch in args.peers else None
-            found = measure(model, compared, batch, args.rounds, args.draws, few)
+        cells = {batch: [*options, args.peers is None or batch in args.peers] for batch in args.batches}
+        there = {line["batch"]: line["tokens_per_s"] for line in lines(file) if line.get("batch") in cells
+                 and line["commit"] == commit and line["preset"] == preset
+                 and line["options"] == cells[line["batch"]]}  # fmt: skip
+        left = [batch for batch in args.batches if batch not in there]
+        model = dense(preset) if left else None
+        other = peer(model) if model is not None and any(cells[batch][-1] for batch in left) else None
+        few = {bits: packed(preset, bits) for bits in args.bits} if left else {}
+        for batch in left:
+            assert model is not None
+            found = measure(model, other if cells[batch][-1] else None, batch, args.rounds, args.draws, few)
             if args.alone:
                 found["alone"] = alone(model, batch, GREEDY, args.rounds)
                 found["alone_drawn"] = alone(model, batch, DRAWN, args.rounds)
-            line[f"batch_{batch}"] = {name: round(value, 2) for name, value in found.items()}
-            rows.append([batch, *(f"{found[name]:,.1f}" if name in found else "" for name in names)])
-            print(preset, batch, line[f"batch_{batch}"], flush=True)
-        append(args.results / "decode_speed.jsonl", line)
+            if batch == 1:
+                found["first_token_ms"] = first_token_ms(model)
+            there[batch] = {name: round(value, 2) for name, value in found.items()}
+            append(file, {**facts(device), "preset": preset, "batch": batch, "options": cells[batch],
+                          "tokens_per_s": there[batch]})  # fmt: skip
+            print(preset, batch, there[batch], flush=True)
+        rows = [[batch, *(f"{there[batch][name]:,.1f}" if name in there[batch] else "" for name in names)]
+                for batch in args.batches]  # fmt: skip
         table(["batch", *names], rows)
-        print(f"first token after 400: {line['first_token_ms']} ms")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from babyllama.infer.prompts import RECORDED, SHORT, Passes, fits
+from babyllama.infer import prompts
+from babyllama.infer.prompts import MANY, RECORDED, SHORT, Passes, fits
 from babyllama.infer.rows import Rows
 from babyllama.model.cache import KVCache
 from conftest import sharp_model, tiny_config
@@ -42,6 +43,35 @@ def test_a_large_pass_is_left_alone():
     model = sharp_model(tiny_config())
     cache = KVCache(model.config, 2, WINDOW, "cpu", torch.float32)
     passes = Passes(model, Rows(60, 2, torch.device("cpu")), cache)
-    assert passes([[1] * (RECORDED + 1)], [0], [0], None) is None
-    assert fits(1, RECORDED, 256) and not fits(2, RECORDED, 256) and fits(128, SHORT, 256)
+    assert passes([[1] * (MANY + 1)], [0], [0], None) is None
+    assert fits(1, RECORDED, 256) and fits(128, SHORT, 256)
     assert not fits(128, SHORT, 4096)  # would copy more of the cache than it computes
+    assert fits(256, 32, 32) and not fits(256, 32, 256)  # so many tokens only where little comes before them
+    assert not fits(512, 32, 32)
+
+
+@torch.inference_mode()
+def test_no_pass_waits_to_be_recorded_on_a_warm_engine(monkeypatch):
+    """Small bounds, so that every kind of pass is tried; what large ones compute is right, too."""
+    for name, value in {"SHORT": 4, "SLOTS": 16, "RECORDED": 16, "MANY": 64, "COPIED": 128}.items():
+        monkeypatch.setattr(prompts, name, value)
+    model = sharp_model(tiny_config())
+    cache = KVCache(model.config, 6, WINDOW, "cpu", torch.float32)
+    passes = Passes(model, Rows(60, 6, torch.device("cpu")), cache)
+    passes.warm()
+    recorded, large = set(passes.graphs), 0
+    cache.reserve(WINDOW)
+    for count in range(1, 7):
+        for length in (1, 4, 7, 13, 30):
+            for start in (0, 1, 12, WINDOW - length):
+                text = [(count + 3 * i) % 60 for i in range(start + length)]
+                if start:
+                    model.hidden(
+                        torch.tensor([text[:start]]), torch.arange(start)[None], cache=cache.part(slice(0, 1), start)
+                    )
+                pieces = [text[start:], *([5] * length for _ in range(count - 1))]
+                logits = passes(pieces, [start, *[0] * (count - 1)], list(range(count)), None)
+                if logits is not None:
+                    large += count * length > 16
+                    torch.testing.assert_close(logits[0], model(torch.tensor([text]))[0, -1, :60], rtol=1e-4, atol=1e-4)
+    assert large > 10 and set(passes.graphs) == recorded

@@ -174,8 +174,7 @@ class Engine:
             return self.slots.most
         found = self.slots.fill(int(MEMORY * torch.cuda.mem_get_info(self._device)[0]))
         step.warm()
-        if self.prompts.passes is not None:
-            self.prompts.passes.warm()
+        self.prompts.warm()
         return found
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, max_tokens: int | None = None,

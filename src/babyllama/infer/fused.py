@@ -3,8 +3,8 @@
 It computes what the model's forward path computes, with the sums and the residual stream in float32, and draws as
 choosing.py does. Weights of 4 or 8 bits in groups stay packed, for a few rows. What it does not compute (adapters,
 other packed weights, float32, penalties, masks, log-probabilities) goes the model's own way. In one file although it
-is long: what a step launches shares its buffers. Not here: the kernels (kernels.py, packed_kernels.py), prompts, when
-an answer ends (engine.py).
+is long: what a step launches shares its buffers. Not here: the kernels (kernels.py), prompts, when an answer ends
+(engine.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from babyllama.model.surgery import Words
 from babyllama.model.transformer import Attention, RMSNorm, Transformer
 
 CANDIDATES = 2048  # tokens of a row that are sorted; where more may be drawn, the row is searched instead
-SORTED = 64, 256  # the same for most rows
+SORTED = 64, 256  # the same for most rows: so few are compared each with each, are sorted faster
+SPANS = 512  # of the vocabulary at most, whose best tokens say where the cuts lie
+READ = 2048  # logits that are looked through for candidates at a time
 PROGRAMS = 132  # that a GPU of this kind runs at a time: as many shares of the slots as bring attention there
 ONE, SOME = 1, 32  # rows up to which the first, the second of `TILES` is faster
 LONGEST, MANY = 16, 16  # steps of a graph; rows that go on to their last token by several
@@ -41,6 +43,7 @@ class Tiles(NamedTuple):
         rows: of the batch, on tensor cores; 0: all, one after the other.
         inputs, head_inputs: of a product at a time; 0: all.
         splits: shares of a row's slots at most; slots: of a share at a time.
+        head_rows: of the head, where they are others than `rows`.
     """
 
     pairs: int
@@ -55,19 +58,26 @@ class Tiles(NamedTuple):
     warps: int = 4
     head_warps: int = 4
     stages: int = 1
+    head_rows: int = 0
+    attend_warps: int = 4
+    attend_stages: int = 2
+    head_stages: int = 1
 
 
 # As measured on an H200: docs/log.md.
-TILES = (Tiles(4, 4, 8, 16, splits=8, warps=2),
-         Tiles(16, 16, 16, 128, rows=32, inputs=128, head_inputs=64, splits=8, stages=4),
-         Tiles(32, 32, 32, 128, rows=64, inputs=64, head_inputs=32, head_warps=8, stages=4))  # fmt: skip
+TILES = (Tiles(4, 4, 8, 32, splits=8, slots=32, warps=2),
+         Tiles(16, 16, 16, 128, rows=32, inputs=128, head_inputs=64, splits=8, stages=4, head_stages=4),
+         Tiles(32, 32, 32, 128, rows=64, inputs=64, head_rows=128, head_inputs=64, head_warps=8, stages=4,
+               head_stages=3))  # fmt: skip
 
 
 def tiles_for(rows: int) -> Tiles:
     """By the number of rows."""
     if rows <= ONE:
         return TILES[0]
-    return TILES[1]._replace(rows=16 if rows <= 16 else 32) if rows <= SOME else TILES[2]
+    if rows <= SOME:
+        return TILES[1]._replace(rows=16 if rows <= 16 else 32)
+    return TILES[2]._replace(head_rows=min(TILES[2].head_rows, power(rows)))
 
 
 def suits(model: Transformer, cache: KVCache) -> bool:
@@ -75,10 +85,15 @@ def suits(model: Transformer, cache: KVCache) -> bool:
     weight = model.embed_tokens.weight
     if not (weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)) or cache.sinks or not cache.rotated:
         return False
-    if torch.cuda.get_device_capability(weight.device) < (8, 0):
+    if not runs(weight.device):
         return False
     ends = map(_bits_of, (model.embed_tokens, model.lm_head))
     return all(map(_plain, model.layers)) and None not in ends and type(model.norm) is RMSNorm
+
+
+def runs(device: torch.device) -> bool:
+    """Whether the kernels run there."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class Bits(NamedTuple):
@@ -132,8 +147,7 @@ class FusedStep:
         self.rows_at_most = PACKED if packed(model) else sys.maxsize
 
     def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
-        plain = not (uses.penalties or uses.bias or uses.mask) and uses.logprobs is None
-        if not plain or which.start != 0 or which.stop > self.rows_at_most:
+        if not plain(uses) or which.start != 0 or which.stop > self.rows_at_most:
             return self.other(which, end, uses, 1)
         decoder, left, made = self._decoder(which.stop), min(limit, self.most), list[Tensor]()
         while left > 0:
@@ -166,11 +180,44 @@ class FusedStep:
                         decoder(1 << steps, drawn)
 
 
-def _parts(module: Any) -> tuple[Tensor, ...]:
-    """Words, zeros, scales and order; for no order anything of its kind."""
-    words = _words(module)
-    assert words is not None
+def _parts(linear: Any) -> tuple[Tensor, ...]:
+    """A matrix as the kernels take it: words, zeros, scales and order. What there is not may be anything."""
+    if (words := _words(linear)) is None:
+        return (linear.weight,) * 4
     return words.words, words.zeros, words.scales, words.words if words.order is None else words.order
+
+
+def plain(uses: Uses) -> bool:
+    """Whether the kernels choose as these rows ask."""
+    return not (uses.penalties or uses.bias or uses.mask) and uses.logprobs is None
+
+
+def drawing(blocks: int, R: int) -> dict[str, int]:
+    """How a token is drawn from so many blocks of R logits."""
+    N = power(blocks)
+    M = min(SPANS, N)
+    return {"LEAST": min(SORTED[0], CANDIDATES), "SMALL": min(SORTED[1], CANDIDATES), "CAP": CANDIDATES,
+            "CHUNK": max(READ, R * N // M), "N": N, "M": M, "R": R, "num_warps": 16}  # fmt: skip
+
+
+def choose_of(rows: Rows, which: Tensor, logits: Tensor) -> Sampled:
+    """`Rows.choose` of the rows numbered `which`, all of which go on, without what only some requests ask for, in two
+    kernels: where a nucleus is searched for, PyTorch takes more than a hundred. Logits (B, V)."""
+    from babyllama.infer import kernels
+
+    (B, V), R, device = logits.shape, 128, rows.device
+    blocks = -(-V // R)
+    how = drawing(blocks, R)
+    best, masses = torch.empty(2, B, blocks, device=device).unbind(0)
+    places, spans = (torch.empty(B, n, dtype=torch.int32, device=device) for n in (blocks, how["M"]))
+    exact, keys = torch.empty(B, V, device=device), torch.empty(B, CANDIDATES, dtype=torch.int64, device=device)
+    chosen = torch.empty(1, B, dtype=torch.int64, device=device)
+    sum_up: Any = kernels.sum_up
+    draw_of: Any = kernels.draw_of
+    sum_up[B, blocks](logits, logits.stride(0), exact, rows.rules, which, best, places, masses, blocks, V, R=R)
+    draw_of[(B,)](exact, best, places, masses, blocks, spans, keys, rows.rules, rows.draws, DRAWS, V, which, rows.token,
+                  rows.position, rows.counter, sys.maxsize, chosen, **how)  # fmt: skip
+    return Sampled(chosen)
 
 
 @dataclass(eq=False)
@@ -210,8 +257,8 @@ class Decoder:
         self.peaks, self.sums = empty(B, self.splits, H), empty(B, self.splits, H)
         self.logits, self.places = empty(B, self.V), empty(B, self.blocks, dtype=torch.int32)
         self.best, self.masses = empty(B, self.blocks), empty(B, self.blocks)
-        self.tops, self.totals, self.floors = empty(B), empty(B), empty(B)
-        self.counts, self.keys = empty(B, dtype=torch.int32), empty(B, CANDIDATES, dtype=torch.int64)
+        self.spans = empty(B, min(SPANS, power(self.blocks)), dtype=torch.int32)
+        self.keys = empty(B, CANDIDATES, dtype=torch.int64)
         self.inverse = self.x  # of a packed embedding: the code of each input
         words = _words(self.model.embed_tokens)
         if words is not None and words.order is not None:
@@ -263,16 +310,19 @@ class Decoder:
         more = {"launch_pdl": True} if self.early else {}
         kernel[grid](*args, EARLY=self.early, **meta, **more)
 
-    def _grid(self, outputs: int) -> tuple[int, int]:
-        return outputs, 1 if self.few else -(-self.count // self.plan.rows)
+    def _grid(self, outputs: int, rows: int) -> tuple[int, int]:
+        """Programs that share weights are neighbours."""
+        return 1 if self.few else -(-self.count // rows), outputs
 
-    def _meta(self, k: int, head: bool = False) -> dict[str, Any]:
-        """How a product over `k` inputs is shared out."""
-        plan = self.plan
+    def _meta(self, linear: Any, k: int, head: bool = False) -> dict[str, Any]:
+        """How a product over `k` inputs is shared out, and how its matrix lies in memory."""
+        plan, (bits, group, ordered) = self.plan, _bits_of(linear) or Bits()
         limit = plan.head_inputs if head else plan.inputs
-        return {"TILE": min(power(k), limit) if limit else power(k), "ROWS": plan.rows or self.count,
-                "FEW": self.few, "PARTS": self.parts, "num_warps": plan.head_warps if head else plan.warps,
-                "num_stages": plan.stages}  # fmt: skip
+        rows = (plan.head_rows if head else 0) or plan.rows or self.count
+        return {"TILE": min(power(k), limit) if limit else power(k), "ROWS": rows,
+                "FEW": self.few, "PARTS": self.parts, "BITS": bits, "GROUP": group, "ORDERED": ordered,
+                "num_warps": plan.head_warps if head else plan.warps,
+                "num_stages": plan.head_stages if head else plan.stages}  # fmt: skip
 
     def _hidden(self) -> None:
         from babyllama.infer import kernels
@@ -287,8 +337,8 @@ class Decoder:
             self._project(block.self_attn, norms[number], keys, values)
             self._launch(kernels.attend, (B, K, self.splits), self.q, keys, values, self.rows.position, self.split,
                          self.peaks, self.sums, slots, D**-0.5, D=D, H=H, K=K, G=max(16, power(H // K)),
-                         WIDTH=max(16, power(D)), STEP=plan.slots, SPLITS=self.splits, num_warps=4,
-                         num_stages=2)  # fmt: skip
+                         WIDTH=max(16, power(D)), STEP=plan.slots, SPLITS=self.splits, num_warps=plan.attend_warps,
+                         num_stages=plan.attend_stages)  # fmt: skip
             splits = self.splits
             if splits > 1 and not self.few:
                 self._launch(kernels.join, (B, -(-C // 512)), self.split, self.peaks, self.sums, self.attended, k=C,
@@ -299,70 +349,47 @@ class Decoder:
             self._widen(block.mlp, second)
             self._add(self.h, block.mlp.down_proj, config.intermediate_size, norms[number + 1], 1)
 
-    def _packed_meta(self, linear: Any, k: int, head: bool = False) -> dict[str, Any]:
-        """As `_meta`, of a packed matrix."""
-        bits, group, ordered = _bits_of(linear) or Bits()
-        return {"UNITS": power(-(-k * bits // 32)), "BITS": bits, "GROUP": group, "ORDERED": ordered,
-                "ROWS": self.count, "num_warps": self.plan.head_warps if head else self.plan.warps}  # fmt: skip
-
     def _project(self, attention: Any, norm: Tensor, keys: Tensor, values: Tensor) -> None:
-        from babyllama.infer import kernels, packed_kernels
+        from babyllama.infer import kernels
 
         config, plan, B = self.model.config, self.plan, self.count
         C, D, H, K = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
         half, linears = D // 2, (attention.q_proj, attention.k_proj, attention.v_proj)
         pairs = min(plan.pairs, power(half)) if self.few else max(16, min(plan.pairs, power(half)))
-        grid = self._grid((H + 2 * K) * -(-half // pairs))
-        ends = (self.cos, self.sin, self.rows.position, self.q, keys, values, B, keys.shape[2], config.rms_norm_eps)
-        shape = {"C": C, "D": D, "H": H, "K": K, "P": pairs}
-        if isinstance(linears[0], nn.Linear):
-            self._launch(kernels.project, grid, self.x, self.y, self.squares, norm,
-                         *(linear.weight for linear in linears), *ends, **shape, **self._meta(C))  # fmt: skip
-        else:
-            parts = (part for linear in linears for part in _parts(linear))
-            self._launch(packed_kernels.project, grid, self.x, norm, *parts, *ends, **shape,
-                         **self._packed_meta(linears[0], C))  # fmt: skip
+        parts = (part for linear in linears for part in _parts(linear))
+        grid = self._grid((H + 2 * K) * -(-half // pairs), plan.rows)
+        self._launch(kernels.project, grid, self.x, self.y, self.squares, norm, *parts, self.cos, self.sin,
+                     self.rows.position, self.q, keys, values, B, keys.shape[2], config.rms_norm_eps, C=C, D=D, H=H,
+                     K=K, P=pairs, **self._meta(linears[0], C))  # fmt: skip
 
     def _add(self, a: Tensor, linear: Any, k: int, norm: Tensor, splits: int) -> None:
-        from babyllama.infer import kernels, packed_kernels
+        from babyllama.infer import kernels
 
-        config, plan = self.model.config, self.plan
-        C, grid = config.hidden_size, self._grid(-(-config.hidden_size // plan.add))
-        shape = {"k": k, "C": C, "D": config.head_dim, "H": config.num_attention_heads, "R": plan.add, "SPLITS": splits}
-        if isinstance(linear, nn.Linear):
-            self._launch(kernels.add, grid, a, self.peaks, self.sums, linear.weight, self.x, norm, self.y, self.squares,
-                         self.count, **shape, **self._meta(k))  # fmt: skip
-        else:
-            self._launch(packed_kernels.add, grid, a, self.peaks, self.sums, *_parts(linear), self.x, **shape,
-                         **self._packed_meta(linear, k))  # fmt: skip
+        config, R = self.model.config, self.plan.add
+        C, grid = config.hidden_size, self._grid(-(-config.hidden_size // R), self.plan.rows)
+        self._launch(kernels.add, grid, a, self.peaks, self.sums, *_parts(linear), self.x, norm,
+                     self.y, self.squares, self.count, k=k, C=C, D=config.head_dim, H=config.num_attention_heads, R=R,
+                     SPLITS=splits, **self._meta(linear, k))  # fmt: skip
 
     def _widen(self, mlp: Any, norm: Tensor) -> None:
-        from babyllama.infer import kernels, packed_kernels
+        from babyllama.infer import kernels
 
-        config, plan, linears = self.model.config, self.plan, (mlp.gate_proj, mlp.up_proj)
-        C, F, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
-        grid, shape = self._grid(-(-F // plan.widen)), {"C": C, "F": F, "R": plan.widen}
-        if isinstance(linears[0], nn.Linear):
-            self._launch(kernels.widen, grid, self.x, self.y, self.squares, norm, linears[0].weight, linears[1].weight,
-                         self.h, self.count, eps, **shape, **self._meta(C))  # fmt: skip
-        else:
-            parts = (part for linear in linears for part in _parts(linear))
-            self._launch(packed_kernels.widen, grid, self.x, norm, *parts, self.h, eps, **shape,
-                         **self._packed_meta(linears[0], C))  # fmt: skip
+        config, R = self.model.config, self.plan.widen
+        C, F = config.hidden_size, config.intermediate_size
+        grid, parts = self._grid(-(-F // R), self.plan.rows), (*_parts(mlp.gate_proj), *_parts(mlp.up_proj))
+        self._launch(kernels.widen, grid, self.x, self.y, self.squares, norm, *parts, self.h, self.count,
+                     config.rms_norm_eps, C=C, F=F, R=R, **self._meta(mlp.gate_proj, C))  # fmt: skip
 
     def _predict(self) -> None:
-        from babyllama.infer import kernels, packed_kernels
+        from babyllama.infer import kernels
 
-        config, head, norm = self.model.config, self.model.lm_head, self.model.norm.weight
-        C, eps, grid = config.hidden_size, config.rms_norm_eps, self._grid(self.blocks)
-        ends = (self.rows.rules, self.logits, self.best, self.places, self.masses, self.count, self.V)
-        shape = {"C": C, "R": self.plan.predict}
-        if isinstance(head, nn.Linear):
-            self._launch(kernels.predict, grid, self.x, self.y, self.squares, norm, head.weight, *ends, eps,
-                         self.blocks, **shape, **self._meta(C, head=True))  # fmt: skip
-        else:
-            self._launch(packed_kernels.predict, grid, self.x, norm, *_parts(head), *ends, head.out_features, eps,
-                         self.blocks, **shape, **self._packed_meta(head, C, head=True))  # fmt: skip
+        config, head, rows = self.model.config, self.model.lm_head, self.rows
+        C, eps = config.hidden_size, config.rms_norm_eps
+        grid = self._grid(self.blocks, self.plan.head_rows or self.plan.rows)
+        self._launch(kernels.predict, grid, self.x, self.y, self.squares, self.model.norm.weight, *_parts(head),
+                     rows.rules, self.logits, self.best, self.places, self.masses, self.count, self.V,
+                     head.out_features, eps, self.blocks, C=C, R=self.plan.predict,
+                     **self._meta(head, C, head=True))  # fmt: skip
 
     def _stream(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a step begins with, and its sizes."""
@@ -391,15 +418,7 @@ class Decoder:
     def _draw(self, step: int, chosen: Tensor) -> None:
         from babyllama.infer import kernels
 
-        B, N, rules = self.count, power(self.blocks), self.rows.rules
-        read = 1024 if B <= SOME else 4096  # logits of a program
-        self._launch(kernels.bound, (B,), self.best, self.masses, self.blocks, rules, B, self.tops, self.totals,
-                     self.floors, self.counts, N=N, num_warps=8)  # fmt: skip
-        self._launch(kernels.collect, (B, -(-self.V // read)), self.logits, self.best, self.blocks, self.tops,
-                     self.floors, rules, B, self.counts, self.keys, self.V, CAP=CANDIDATES, R=read,
-                     BLOCK=self.plan.predict)  # fmt: skip
-        self._launch(kernels.choose, (B,), self.logits, self.best, self.places, self.masses, self.blocks, self.tops,
-                     self.totals, self.floors, self.counts, self.keys, rules, self.rows.draws, DRAWS, self.V,
-                     *self._after(step, chosen), **self._stream()[1], LEAST=min(SORTED[0], CANDIDATES),
-                     SMALL=min(SORTED[1], CANDIDATES), CAP=CANDIDATES, CHUNK=4096, N=N, R=self.plan.predict,
-                     num_warps=4)  # fmt: skip
+        rows = self.rows
+        self._launch(kernels.draw, (self.count,), self.logits, self.best, self.places, self.masses, self.blocks,
+                     self.spans, self.keys, rows.rules, rows.draws, DRAWS, self.V, *self._after(step, chosen),
+                     **self._stream()[1], **drawing(self.blocks, self.plan.predict))  # fmt: skip

@@ -16,10 +16,16 @@ from triton.language.extra import cuda
 
 
 @triton.jit
-def _wait(EARLY: tl.constexpr):
-    """Let the next kernel start, and wait for all before this one."""
+def _start(EARLY: tl.constexpr):
+    """Let the next kernel start: it loads its weights, which takes longer than to begin."""
     if EARLY:
         cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def _wait(EARLY: tl.constexpr):
+    """Wait for all before this kernel."""
+    if EARLY:
         cuda.gdc_wait()
 
 
@@ -28,6 +34,72 @@ def _weights(w, rows, columns, n, k):
     """Rows `rows` (R,) and columns `columns` (T,) of a matrix (n, k), zero beyond it."""
     inside = (rows[:, None] < n) & (columns[None, :] < k)
     return tl.load(w + rows[:, None].to(tl.int64) * k + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _code(words, zero, scale, number: tl.constexpr, BITS: tl.constexpr):
+    """(code − zero) · scale of code `number` of each word; `zero` with 2²³ added to it.
+
+    A code in the lowest bits of 2²³'s is 2²³ + code: to turn whole numbers into floats takes four times as long.
+    """
+    code = ((words >> (number * BITS)) & ((1 << BITS) - 1)) | 0x4B000000
+    return (code.to(tl.float32, bitcast=True) - zero) * scale
+
+
+@triton.jit
+def _matrix(w, zeros, scales, rows, n, k: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr):
+    """Rows `rows` (R,) of a matrix (n, k), dense or of BITS a code: (R, TILE), codes in their order, zero beyond it.
+
+    Packed, a word holds 32 / BITS codes of one output: words (k · BITS / 32, n) int32, zeros (k / GROUP, n) uint8,
+    scales (k / GROUP, n) float16.
+    """
+    if BITS == 0:
+        found = _weights(w, rows, tl.arange(0, TILE), n, k)
+    else:
+        units = tl.arange(0, TILE * BITS // 32)
+        inside = (rows[:, None] < n) & (units[None, :] * 32 < k * BITS)
+        words = tl.load(w + units[None, :] * n + rows[:, None], mask=inside, other=0)
+        group = (units * 32 // BITS // GROUP)[None, :] * n + rows[:, None]
+        zero = tl.load(zeros + group, mask=inside, other=0).to(tl.float32) + 8388608.0
+        scale = tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
+        if BITS == 8:
+            even = tl.join(_code(words, zero, scale, 0, BITS), _code(words, zero, scale, 2, BITS))
+            odd = tl.join(_code(words, zero, scale, 1, BITS), _code(words, zero, scale, 3, BITS))
+        else:
+            even = tl.join(
+                tl.join(_code(words, zero, scale, 0, BITS), _code(words, zero, scale, 4, BITS)),
+                tl.join(_code(words, zero, scale, 2, BITS), _code(words, zero, scale, 6, BITS)),
+            )
+            odd = tl.join(
+                tl.join(_code(words, zero, scale, 1, BITS), _code(words, zero, scale, 5, BITS)),
+                tl.join(_code(words, zero, scale, 3, BITS), _code(words, zero, scale, 7, BITS)),
+            )
+        found = tl.reshape(tl.join(even, odd), (rows.shape[0], TILE))
+        if TILE > 1024:  # many for the registers
+            found = found.to(tl.float16)
+    return found
+
+
+@triton.jit
+def _inputs(order, k, TILE: tl.constexpr, ORDERED: tl.constexpr):
+    """The input that each column of a matrix is of, (TILE,); k or more where there is none."""
+    columns = tl.arange(0, TILE)
+    if ORDERED:
+        return tl.load(order + columns, mask=columns < k, other=k)
+    return columns
+
+
+@triton.jit
+def _normed(x, row, at, gain, eps, C: tl.constexpr):
+    """Inputs `at` of row `row` of x (B, C), over the root of their mean square, times the norm's weight."""
+    value = tl.load(x + row * C + at, mask=at < C, other=0.0)
+    return value * tl.rsqrt(tl.sum(value * value) / C + eps) * gain
+
+
+@triton.jit
+def _product(weights, value):
+    """(R, TILE) · (TILE,) → (R,)"""
+    return tl.sum(weights.to(tl.float32) * value[None, :], 1)
 
 
 @triton.jit
@@ -82,44 +154,45 @@ def _pair(y, squares, first, second, lower, upper, rows, B, n, eps, C: tl.conste
 
 
 @triton.jit(do_not_specialize=["B"])
-def project(x, y, squares, norm, wq, wk, wv, cos, sin, positions, q, keys, values, B, slots, eps, C: tl.constexpr,
-            D: tl.constexpr, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr,
-            ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+def project(x, y, squares, norm, wq, zq, sq, oq, wk, zk, sk, ok, wv, zv, sv, ov, cos, sin, positions, q, keys, values,
+            B, slots, eps, C: tl.constexpr, D: tl.constexpr, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
+            TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr, BITS: tl.constexpr,
+            GROUP: tl.constexpr, ORDERED: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """x (B, C) → norm → q, rotated; k, rotated, and v into the cache. A program has P pairs (i, i + D/2) of a head.
 
     keys, values: (B, K, slots, D) of the layer. cos, sin: (B, D/2).
     """
+    _start(EARLY)
     half: tl.constexpr = D // 2
     parts: tl.constexpr = (half + P - 1) // P
-    which, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    which, part = tl.program_id(1) // parts, tl.program_id(1) % parts
     kind = tl.where(which < H, 0, tl.where(which < H + K, 1, 2))
     head = tl.where(which < H, which, tl.where(which < H + K, which - H, which - H - K))
-    w = wq
+    w, z, s, o, n = wq, zq, sq, oq, H * D
     if kind == 1:
-        w = wk
+        w, z, s, o, n = wk, zk, sk, ok, K * D
     if kind == 2:
-        w = wv
-    w += head.to(tl.int64) * D * C
+        w, z, s, o, n = wv, zv, sv, ov, K * D
     pairs = part * P + tl.arange(0, P)
-    lower, upper = tl.where(pairs < half, pairs, D), tl.where(pairs < half, pairs + half, D)
+    lower = tl.where(pairs < half, head * D + pairs, n)
+    upper = tl.where(pairs < half, lower + half, n)
     if FEW:
-        columns = tl.arange(0, TILE)
-        first, second = _weights(w, lower, columns, D, C), _weights(w, upper, columns, D, C)
-        gain = tl.load(norm + columns, mask=columns < C, other=0.0).to(tl.float32)
+        first = _matrix(w, z, s, lower, n, C, TILE, BITS, GROUP)
+        second = _matrix(w, z, s, upper, n, C, TILE, BITS, GROUP)
+        at = _inputs(o, C, TILE, ORDERED)
+        gain = tl.load(norm + at, mask=at < C, other=0.0).to(tl.float32)
         _wait(EARLY)
         for row in tl.static_range(ROWS):
-            value = tl.load(x + row * C + columns, mask=columns < C, other=0.0)
-            value = value * tl.rsqrt(tl.sum(value * value) / C + eps) * gain
-            a = tl.sum(first.to(tl.float32) * value[None, :], 1)[None, :]
-            b = tl.sum(second.to(tl.float32) * value[None, :], 1)[None, :]
+            value = _normed(x, row, at, gain, eps, C)
+            a, b = _product(first, value)[None, :], _product(second, value)[None, :]
             rows = row + tl.arange(0, 1)
             if kind < 2:
                 a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
             _keep(a, b, rows, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
     else:
         _wait(EARLY)
-        rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-        a, b = _pair(y, squares, w, w, lower, upper, rows, B, D, eps, C, P, TILE, ROWS, PARTS)
+        rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        a, b = _pair(y, squares, w, w, lower, upper, rows, B, n, eps, C, P, TILE, ROWS, PARTS)
         if kind < 2:
             a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
         _keep(a, b, rows, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
@@ -134,6 +207,7 @@ def attend(q, keys, values, positions, out, peaks, sums, slots, scale, D: tl.con
     Args:
         out: (B, H·D), or with SPLITS float32 (B, SPLITS, H·D), not yet divided; then peaks and sums (B, SPLITS, H).
     """
+    _start(EARLY)
     _wait(EARLY)
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     group: tl.constexpr = H // K
@@ -186,6 +260,7 @@ def _joined(a, peaks, sums, row, columns, k, D: tl.constexpr, H: tl.constexpr, S
 def join(a, peaks, sums, out, k: tl.constexpr, D: tl.constexpr, H: tl.constexpr, TILE: tl.constexpr,
          SPLITS: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """The splits that `attend` left → out (B, k)."""
+    _start(EARLY)
     _wait(EARLY)
     row, columns = tl.program_id(0), tl.program_id(1) * TILE + tl.arange(0, TILE)
     found = _joined(a, peaks, sums, row, columns, k, D, H, SPLITS)
@@ -193,26 +268,27 @@ def join(a, peaks, sums, out, k: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=["B"])
-def add(a, peaks, sums, w, x, norm, y, squares, B, k: tl.constexpr, C: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
-        R: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
-        FEW: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+def add(a, peaks, sums, w, zeros, scales, order, x, norm, y, squares, B, k: tl.constexpr, C: tl.constexpr,
+        D: tl.constexpr, H: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
+        ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+        ORDERED: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """x (B, C) += a (B, k) · w (C, k)ᵀ: the ends of attention (its splits put together) and of the MLP.
 
     For tensor cores it also leaves what the next norm needs: y = x · norm's weight, and Σ x² of its columns.
     """
-    part = tl.program_id(0)
+    _start(EARLY)
+    part = tl.program_id(1)
     outputs, columns = part * R + tl.arange(0, R), tl.arange(0, TILE)
     if FEW:
-        weights = _weights(w, outputs, columns, C, k)
+        weights, inputs = _matrix(w, zeros, scales, outputs, C, k, TILE, BITS, GROUP), _inputs(order, k, TILE, ORDERED)
         _wait(EARLY)
         for row in tl.static_range(ROWS):
-            value = _joined(a, peaks, sums, row, columns, k, D, H, SPLITS)
-            found = tl.sum(weights.to(tl.float32) * value[None, :], 1)
+            found = _product(weights, _joined(a, peaks, sums, row, inputs, k, D, H, SPLITS))
             at = x + row * C + outputs
             tl.store(at, tl.load(at, mask=outputs < C, other=0.0) + found, mask=outputs < C)
     else:
         _wait(EARLY)
-        rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         found = tl.zeros((ROWS, R), tl.float32)
         for start in range(0, k, TILE):
             at = start + columns
@@ -228,24 +304,31 @@ def add(a, peaks, sums, w, x, norm, y, squares, B, k: tl.constexpr, C: tl.conste
 
 
 @triton.jit(do_not_specialize=["B"])
-def widen(x, y, squares, norm, gate, up, h, B, eps, C: tl.constexpr, F: tl.constexpr, R: tl.constexpr,
-          TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr,
-          EARLY: tl.constexpr):  # fmt: skip
+def widen(x, y, squares, norm, gate, zg, sg, og, up, zu, su, ou, h, B, eps, C: tl.constexpr, F: tl.constexpr,
+          R: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr,
+          BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """x (B, C) → norm → h (B, F) = silu(x · gateᵀ) · (x · upᵀ)."""
-    outputs, columns = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, TILE)
+    _start(EARLY)
+    outputs = tl.program_id(1) * R + tl.arange(0, R)
     if FEW:
-        gates, ups = _weights(gate, outputs, columns, F, C), _weights(up, outputs, columns, F, C)
-        gain = tl.load(norm + columns, mask=columns < C, other=0.0).to(tl.float32)
+        gates = _matrix(gate, zg, sg, outputs, F, C, TILE, BITS, GROUP)
+        ups = _matrix(up, zu, su, outputs, F, C, TILE, BITS, GROUP)
+        first, second = _inputs(og, C, TILE, ORDERED), _inputs(ou, C, TILE, ORDERED)
+        gain = tl.load(norm + first, mask=first < C, other=0.0).to(tl.float32)
+        other = gain
+        if ORDERED:
+            other = tl.load(norm + second, mask=second < C, other=0.0).to(tl.float32)
         _wait(EARLY)
         for row in tl.static_range(ROWS):
-            value = tl.load(x + row * C + columns, mask=columns < C, other=0.0)
-            value = value * tl.rsqrt(tl.sum(value * value) / C + eps) * gain
-            a = tl.sum(gates.to(tl.float32) * value[None, :], 1)
-            b = tl.sum(ups.to(tl.float32) * value[None, :], 1)
+            value = _normed(x, row, first, gain, eps, C)
+            a = _product(gates, value)
+            if ORDERED:
+                value = _normed(x, row, second, other, eps, C)
+            b = _product(ups, value)
             tl.store(h + row * F + outputs, (a * tl.sigmoid(a) * b).to(h.dtype.element_ty), mask=outputs < F)
     else:
         _wait(EARLY)
-        rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         a, b = _pair(y, squares, gate, up, outputs, outputs, rows, B, F, eps, C, R, TILE, ROWS, PARTS)
         inside = (rows[:, None] < B) & (outputs[None, :] < F)
         tl.store(h + rows[:, None] * F + outputs[None, :], (a * tl.sigmoid(a) * b).to(h.dtype.element_ty), mask=inside)
@@ -272,25 +355,29 @@ def _summary(scores, outputs, V, row, block, cold, best, places, masses, blocks)
 
 
 @triton.jit(do_not_specialize=["B"])
-def predict(x, y, squares, norm, w, rules, logits, best, places, masses, B, V, eps, blocks, C: tl.constexpr,
-            R: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr,
+def predict(x, y, squares, norm, w, zeros, scales, order, rules, logits, best, places, masses, B, V, n, eps, blocks,
+            C: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
+            FEW: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr,
             EARLY: tl.constexpr):  # fmt: skip
-    """x (B, C) → norm → logits (B, V) float32, and each block of R logits in short: (B, blocks)."""
-    block = tl.program_id(0)
+    """x (B, C) → norm → logits (B, V) float32, and each block of R logits in short: (B, blocks).
+
+    Of the matrix's n outputs the first V are tokens.
+    """
+    _start(EARLY)
+    block = tl.program_id(1)
     outputs, columns = block * R + tl.arange(0, R), tl.arange(0, TILE)
     if FEW:
-        weights = _weights(w, outputs, columns, V, C)
-        gain = tl.load(norm + columns, mask=columns < C, other=0.0).to(tl.float32)
+        weights = _matrix(w, zeros, scales, tl.where(outputs < V, outputs, n), n, C, TILE, BITS, GROUP)
+        at = _inputs(order, C, TILE, ORDERED)
+        gain = tl.load(norm + at, mask=at < C, other=0.0).to(tl.float32)
         _wait(EARLY)
         for row in tl.static_range(ROWS):
-            value = tl.load(x + row * C + columns, mask=columns < C, other=0.0)
-            value = value * tl.rsqrt(tl.sum(value * value) / C + eps) * gain
-            found = tl.sum(weights.to(tl.float32) * value[None, :], 1)
+            found = _product(weights, _normed(x, row, at, gain, eps, C))
             tl.store(logits + row * V + outputs, found, mask=outputs < V)
             _summary(found, outputs, V, row, block, _cold(rules, row, B), best, places, masses, blocks)
     else:
         _wait(EARLY)
-        rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         found = tl.zeros((ROWS, R), tl.float32)
         for start in range(0, C, TILE):
             at = start + columns
@@ -316,7 +403,7 @@ def _enter(token, position, row, embedding, zeros, scales, order, tokens, x, nor
            BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr):  # fmt: skip
     """What a step begins with: a token's embedding, as `add` would leave it, and the angles of its place.
 
-    With BITS the embedding is packed, as packed_kernels.py has it, of so many `tokens`; order[i]: the code of input i.
+    With BITS the embedding is packed, as `_matrix` has it, of so many `tokens`; order[i]: the code of input i.
     """
     pairs = tl.arange(0, PAIRS)
     angle = position.to(tl.float32) * tl.load(frequencies + pairs, mask=pairs < HALF, other=0.0)
@@ -347,6 +434,7 @@ def begin(tokens, positions, embedding, zeros, scales, order, V, x, norm, y, squ
           C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
           BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """The first of several steps: whatever came before, the rows' tokens and places say all."""
+    _start(EARLY)
     _wait(EARLY)
     row = tl.program_id(0)
     _enter(tl.load(tokens + row), tl.load(positions + row), row, embedding, zeros, scales, order, V, x, norm, y,
@@ -361,13 +449,19 @@ def _next(token, row, tokens, positions, counters, live, chosen, step, B, last, 
     """Note a row's token, −1 for none, and begin its next step; rows from `live` on stay as they are."""
     tl.store(chosen + step * B + row, token)
     if row < tl.load(live):
-        position = tl.minimum(tl.load(positions + row) + 1, last)
-        token = tl.maximum(token, 0)
-        tl.store(tokens + row, token)
-        tl.store(positions + row, position)
-        tl.store(counters + row, tl.load(counters + row) + 1)
+        token, position = _moved(token, row, tokens, positions, counters, last)
         _enter(token, position, row, embedding, zeros, scales, order, rows, x, norm, y, squares, frequencies, scale,
                cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP, ORDERED)  # fmt: skip
+
+
+@triton.jit
+def _moved(token, row, tokens, positions, counters, last):
+    """A row's state after its token, −1 for none: what it feeds next and where."""
+    token, position = tl.maximum(token, 0), tl.minimum(tl.load(positions + row) + 1, last)
+    tl.store(tokens + row, token)
+    tl.store(positions + row, position)
+    tl.store(counters + row, tl.load(counters + row) + 1)
+    return token, position
 
 
 @triton.jit
@@ -392,49 +486,13 @@ def greedy(best, places, masses, blocks, tokens, positions, counters, live, chos
            HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
            ORDERED: tl.constexpr, N: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """The likeliest token of each row, the first of equals; N ≥ blocks."""
+    _start(EARLY)
     _wait(EARLY)
     row = tl.program_id(0)
     token = _likeliest(best, places, masses, blocks, row, N)
     _next(token.to(tl.int64), row, tokens, positions, counters, live, chosen, step, B, last, embedding, zeros, scales,
           order, V, x, norm, y, squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP,
           ORDERED)  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["B"])
-def bound(best, masses, blocks, rules, B, tops, totals, floors, counts, N: tl.constexpr, EARLY: tl.constexpr):
-    """Of each row: its largest logit, and a score below which no cut can lie (tokens below it are never drawn).
-
-    Scores are (logit − largest) · cold. The blocks' best are some of the tokens: where so many of them, or so much of
-    the mass, lie above a score, the k-th token and the end of the nucleus do too.
-    """
-    _wait(EARLY)
-    row, block = tl.program_id(0), tl.arange(0, N)
-    at = row.to(tl.int64) * blocks + block
-    found = tl.load(best + at, mask=block < blocks, other=float("-inf"))
-    top = tl.max(found, 0)
-    scores = (found - top) * _cold(rules, row, B)
-    weights = tl.exp(scores)
-    total = tl.sum(tl.load(masses + at, mask=block < blocks, other=0.0) * weights, 0)
-    k, p, floor = tl.load(rules + row * 7 + 1).to(tl.int32), tl.load(rules + row * 7 + 2), tl.load(rules + row * 7 + 3)
-    wanted = p * total
-    low_k, low_p, width_k, width_p = -64.0, -64.0, 64.0, 64.0
-    if k > 0:
-        for _ in range(12):  # to 1/64: few that are left out after all are sorted
-            width_k /= 2
-            enough = tl.sum((scores >= low_k + width_k).to(tl.int32), 0) >= k
-            low_k = tl.where(enough, low_k + width_k, low_k)
-    elif p < 1.0:  # with top-k there are few enough
-        for _ in range(12):  # to 1/64: few that are left out after all are sorted
-            width_p /= 2
-            enough = tl.sum(tl.where(scores >= low_p + width_p, weights, 0.0), 0) >= wanted
-            low_p = tl.where(enough, low_p + width_p, low_p)
-    floor = tl.where((k > 0) & (low_k > -64.0), tl.maximum(floor, low_k), floor)
-    floor = tl.where((p < 1.0) & (low_p > -64.0), tl.maximum(floor, low_p), floor)
-    tl.store(tops + row, tl.where(_finite(top, total), top, float("nan")))
-    tl.store(totals + row, total)
-    floor = tl.where(tl.load(rules + row * 7) == 0, float("inf"), floor)  # greedy: no candidates
-    tl.store(floors + row, floor)
-    tl.store(counts + row, 0)
 
 
 @triton.jit
@@ -445,33 +503,94 @@ def _key(score, place):
     return (order << 32) | (2147483647 - place).to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["B"])
-def collect(logits, best, blocks, tops, floors, rules, B, counts, keys, V, CAP: tl.constexpr, R: tl.constexpr,
-            BLOCK: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
-    """The tokens of each row that no cut surely leaves out, as `_key`s (B, CAP) in any order; counts how many.
-
-    Of most blocks not even the best is such a token: their logits are not read.
-    """
-    _wait(EARLY)
-    row = tl.program_id(0)
-    places = tl.program_id(1) * R + tl.arange(0, R)
-    top, cold, floor = tl.load(tops + row), _cold(rules, row, B), tl.load(floors + row)
-    peak = tl.load(best + row.to(tl.int64) * blocks + places // BLOCK, mask=places < V, other=float("-inf"))
-    wanted = ((peak - top) * cold >= floor) & (places < V)
-    found = tl.load(logits + row.to(tl.int64) * V + places, mask=wanted, other=float("-inf"))
-    scores = (found - top) * cold
-    kept = (scores >= floor) & wanted
-    many = tl.sum(kept.to(tl.int32), 0)
-    if many > 0:
-        at = tl.atomic_add(counts + row, many) + tl.cumsum(kept.to(tl.int32), 0) - 1
-        tl.store(keys + row * CAP + at, _key(scores, places), mask=kept & (at < CAP))
-
-
 @triton.jit
 def _score(keys):
     """Inverse of `_key`: the scores."""
     order = (keys >> 32).to(tl.int32)
     return tl.where(order < 0, (-order) | -2147483648, 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _place(keys):
+    """Inverse of `_key`: the places."""
+    return 2147483647 - (keys & 0xFFFFFFFF).to(tl.int32)
+
+
+@triton.jit
+def _floor(peaks, masses, total, k, p, least, SPAN: tl.constexpr):
+    """A score below which no cut can lie, so that tokens below it are never drawn: to 1/64.
+
+    Sixteen scores are tried at a time, three times over. Of each span of SPAN tokens it knows the largest score,
+    `peaks` (M,), and the mass. Where k peaks lie above a score, the k-th token does too. The nucleus ends above a
+    score that peaks of p of all mass lie above; and above one that less than 1 − p lies below: of each span at most
+    its mass, and at most SPAN times what a token of that score has.
+    """
+    tried, visible = tl.arange(0, 16), tl.exp(peaks)
+    low_k, low_p, low_q, width = -64.0, -64.0, -64.0, 64.0
+    if k > 0:
+        for _ in tl.static_range(3):
+            width /= 16
+            enough = tl.sum((peaks[:, None] >= (low_k + width * tried)[None, :]).to(tl.int32), 0) >= k
+            low_k += width * tl.sum((enough & (tried > 0)).to(tl.int32), 0)
+    elif p < 1.0:  # with top-k there are few enough
+        for _ in tl.static_range(3):
+            width /= 16
+            above = tl.sum(tl.where(peaks[:, None] >= (low_p + width * tried)[None, :], visible[:, None], 0.0), 0)
+            below = tl.sum(tl.minimum(masses[:, None], SPAN * tl.exp(low_q + width * tried)[None, :]), 0)
+            low_p += width * tl.sum(((above >= p * total) & (tried > 0)).to(tl.int32), 0)
+            low_q += width * tl.sum(((below <= (1 - p) * total * 0.999) & (tried > 0)).to(tl.int32), 0)
+    found = tl.maximum(low_k, tl.maximum(low_p, low_q))
+    found = tl.where(found > -64.0, found, float("-inf"))
+    # With both, the nucleus is one of the k likeliest, whatever min-p leaves out of it then.
+    return tl.where((k > 0) & (p < 1.0), found, tl.maximum(found, least))
+
+
+@triton.jit
+def _candidates(here, peaks, top, cold, floor, spans, keys, V, CAP: tl.constexpr, CHUNK: tl.constexpr,
+                SPAN: tl.constexpr, M: tl.constexpr):  # fmt: skip
+    """The tokens of a row that score at least `floor` as `_key`s, in any order; how many there are, if at most CAP.
+
+    Only spans whose largest score is among them are read, CHUNK logits at a time.
+    """
+    wanted = (peaks >= floor).to(tl.int32)
+    count = tl.sum(wanted, 0)
+    tl.store(spans + tl.cumsum(wanted, 0) - 1, tl.arange(0, M), mask=wanted > 0)
+    tl.debug_barrier()  # what other threads have written is read
+    many, start = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
+    while (start < count) & (many <= CAP):
+        which = start + tl.arange(0, CHUNK // SPAN)
+        span = tl.load(spans + which, mask=which < count, other=0)
+        places = span[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
+        there = (which < count)[:, None] & (places < V)
+        scores = (tl.load(here + places, mask=there, other=float("-inf")) - top) * cold
+        kept = tl.reshape(((scores >= floor) & there).to(tl.int32), (CHUNK,))
+        at = many + tl.cumsum(kept, 0) - 1
+        tl.store(keys + at, tl.reshape(_key(scores, places), (CHUNK,)), mask=(kept > 0) & (at < CAP))
+        many += tl.sum(kept, 0)
+        start += CHUNK // SPAN
+    tl.debug_barrier()
+    return many
+
+
+@triton.jit
+def _ranked(keys, many, k, p, least, total, draw, N: tl.constexpr):
+    """The next token of a row of at most N candidates, few enough to compare each with each."""
+    order = tl.arange(0, N)
+    found = tl.load(keys + order, mask=order < many, other=0)
+    scores, places = tl.where(order < many, _score(found), float("-inf")), _place(found)
+    shares, kept = tl.exp(scores).to(tl.float64), scores > float("-inf")
+    above = scores[None, :] > scores[:, None]
+    if k > 0:
+        kept = kept & (tl.sum(above.to(tl.int32), 1) < k)
+    if p < 1.0:
+        wanted = p * total.to(tl.float64)
+        if k > 0:  # otherwise the whole row counts, also what is no candidate
+            wanted = p * tl.sum(tl.where(kept, shares, 0.0), 0)
+        kept = kept & (tl.sum(tl.where(above, shares[None, :], 0.0), 1) < wanted)
+    shares = tl.where(kept & (scores >= least), shares, 0.0)
+    running = tl.sum(tl.where(places[None, :] <= places[:, None], shares[None, :], 0.0), 1)
+    passed = (running > draw * tl.sum(shares, 0)) & (shares > 0)
+    return tl.min(tl.where(passed, places, 2147483647), 0)
 
 
 @triton.jit
@@ -539,9 +658,9 @@ def _sorted(keys, many, k, p, least, total, draw, V, N: tl.constexpr):
     found = tl.load(keys + order, mask=order < many, other=-9223372036854775807)
     found = tl.sort(found, descending=True)
     scores = tl.where(order < many, _score(found), float("-inf"))
-    floor = least
+    floor = tl.full((), float("-inf"), tl.float32)
     if k > 0:
-        floor = tl.maximum(floor, tl.min(tl.where((order < k) & (order < many), scores, 0.0), 0))
+        floor = tl.min(tl.where((order < k) & (order < many), scores, 0.0), 0)
         scores = tl.where(scores >= floor, scores, float("-inf"))
     shares = tl.exp(scores).to(tl.float64)
     if p < 1.0:
@@ -550,8 +669,8 @@ def _sorted(keys, many, k, p, least, total, draw, V, N: tl.constexpr):
             wanted = p * tl.sum(shares, 0)
         kept = tl.maximum(tl.sum((tl.cumsum(shares, 0) - shares < wanted).to(tl.int32), 0), 1)
         floor = tl.maximum(floor, tl.min(tl.where(order < kept, scores, 0.0), 0))
-    shares = tl.where(scores >= floor, shares, 0.0)
-    places = 2147483647 - (found & 0xFFFFFFFF).to(tl.int32)
+    shares = tl.where(scores >= tl.maximum(floor, least), shares, 0.0)
+    places = _place(found)
     target = draw * tl.sum(shares, 0)
     low, high = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32) + V - 1  # the first place up to which it passes
     while low < high:
@@ -578,39 +697,94 @@ def _anything(logits, best, masses, blocks, top, cold, draw, V, N: tl.constexpr,
     return tl.minimum(found * R + tl.minimum(at, R - 1), V - 1)
 
 
+@triton.jit
+def _token(logits, best, places, masses, blocks, spans, keys, row, rules, number, of, V, LEAST: tl.constexpr,
+           SMALL: tl.constexpr, CAP: tl.constexpr, CHUNK: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
+           R: tl.constexpr):  # fmt: skip
+    """The token that the random `number` means by the rules of row `of`: top-k, top-p, min-p as choosing.py defines
+    them, one number, in order of place; −1 where the logits (`row`, V) are not finite.
+
+    The head's blocks, of R logits, are looked at as M spans of N / M blocks. Of most spans not even the best token can
+    be drawn, and their logits are not read.
+    """
+    fold, span = tl.arange(0, N // M), tl.arange(0, M)
+    heat, k = tl.load(rules + of * 7), tl.minimum(tl.load(rules + of * 7 + 1).to(tl.int32), V)
+    p, least = tl.load(rules + of * 7 + 2), tl.load(rules + of * 7 + 3)
+    cold = tl.where(heat > 0, 1 / tl.where(heat > 0, heat, 1.0), 1.0)
+    at, here = row.to(tl.int64) * blocks, logits + row.to(tl.int64) * V
+    block = span[:, None] * (N // M) + fold[None, :]
+    found = tl.load(best + at + block, mask=block < blocks, other=float("-inf"))
+    share = tl.load(masses + at + block, mask=block < blocks, other=0.0)
+    peaks = tl.max(found, 1)
+    top = tl.max(peaks, 0)
+    share = tl.sum(share * tl.exp((found - top) * cold), 1)
+    peaks, total = (peaks - top) * cold, tl.sum(share, 0)
+    token = tl.full((), -1, tl.int32)
+    if heat == 0:
+        token = _likeliest(best, places, masses, blocks, row, N)
+    elif _finite(top, total):
+        if (k <= 0) & (p >= 1.0) & (least == float("-inf")):
+            token = _anything(here, best + at, masses + at, blocks, top, cold, number, V, N, R)
+        else:
+            floor = _floor(peaks, share, total, k, p, least, R * (N // M))
+            mine = keys + row.to(tl.int64) * CAP
+            many = _candidates(here, peaks, top, cold, floor, spans + row * M, mine, V, CAP, CHUNK, R * (N // M), M)
+            if many <= LEAST:
+                token = _ranked(mine, many, k, p, least, total, number, LEAST)
+            elif many <= SMALL:
+                token = _sorted(mine, many, k, p, least, total, number, V, SMALL)
+            elif many <= CAP:
+                token = _sorted(mine, many, k, p, least, total, number, V, CAP)
+            else:
+                floor = _cut(here, top, cold, k, p, least, V, 4096)
+                token = _drawn(here, top, cold, floor, number, V, 4096)
+    return token.to(tl.int64)
+
+
 @triton.jit(do_not_specialize=["step", "B", "last"])
-def choose(logits, best, places, masses, blocks, tops, totals, floors, counts, keys, rules, draws, width, V, tokens,
-           positions, counters, live, chosen, step, B, last, embedding, zeros, scales, order, vectors, x, norm, y,
-           squares, frequencies, scale, cos, sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr,
-           PAIRS: tl.constexpr, PARTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr,
-           LEAST: tl.constexpr, SMALL: tl.constexpr, CAP: tl.constexpr, CHUNK: tl.constexpr, N: tl.constexpr,
-           R: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
-    """The next token of each row: top-k, top-p, min-p as choosing.py defines them, one draw, in order of place.
+def draw(logits, best, places, masses, blocks, spans, keys, rules, draws, width, V, tokens, positions, counters, live,
+         chosen, step, B, last, embedding, zeros, scales, order, vectors, x, norm, y, squares, frequencies, scale, cos,
+         sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
+         BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr, LEAST: tl.constexpr, SMALL: tl.constexpr,
+         CAP: tl.constexpr, CHUNK: tl.constexpr, N: tl.constexpr, M: tl.constexpr, R: tl.constexpr,
+         EARLY: tl.constexpr):  # fmt: skip
+    """The next token of each row, of logits (B, V) and what `predict` says of their blocks.
 
     Args:
-        draws: float64 (B, width), uniform on [0, 1), a ring; the row's next is number counters[row].
+        spans: int32 (B, M), keys: int64 (B, CAP), for what a row's program tells itself.
+        draws: float64 (rows, width), uniform on [0, 1), a ring; a row's next is number counters[row].
     """
+    _start(EARLY)
     _wait(EARLY)
     row = tl.program_id(0)
-    top, heat, many = tl.load(tops + row), _cold(rules, row, B), tl.load(counts + row)
-    k, p, least = tl.load(rules + row * 7 + 1).to(tl.int32), tl.load(rules + row * 7 + 2), tl.load(rules + row * 7 + 3)
-    draw = tl.load(draws + row.to(tl.int64) * width + tl.load(counters + row) % width)
-    here = logits + row.to(tl.int64) * V
-    token = tl.full((), -1, tl.int32)
-    if tl.load(rules + row * 7) == 0:
-        token = _likeliest(best, places, masses, blocks, row, N)
-    elif top == top:
-        if many <= LEAST:
-            token = _sorted(keys + row * CAP, many, k, p, least, tl.load(totals + row), draw, V, LEAST)
-        elif many <= SMALL:
-            token = _sorted(keys + row * CAP, many, k, p, least, tl.load(totals + row), draw, V, SMALL)
-        elif many <= CAP:
-            token = _sorted(keys + row * CAP, many, k, p, least, tl.load(totals + row), draw, V, CAP)
-        elif (k <= 0) & (p >= 1.0) & (least == float("-inf")):
-            at = row.to(tl.int64) * blocks
-            token = _anything(here, best + at, masses + at, blocks, top, heat, draw, V, N, R)
-        else:
-            token = _drawn(here, top, heat, _cut(here, top, heat, k, p, least, V, CHUNK), draw, V, CHUNK)
-    _next(token.to(tl.int64), row, tokens, positions, counters, live, chosen, step, B, last, embedding, zeros, scales,
-          order, vectors, x, norm, y, squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP,
+    number = tl.load(draws + row.to(tl.int64) * width + tl.load(counters + row) % width)
+    token = _token(logits, best, places, masses, blocks, spans, keys, row, rules, number, row, V, LEAST, SMALL, CAP,
+                   CHUNK, N, M, R)  # fmt: skip
+    _next(token, row, tokens, positions, counters, live, chosen, step, B, last, embedding, zeros, scales, order,
+          vectors, x, norm, y, squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP,
           ORDERED)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["stride"])
+def sum_up(found, stride, logits, rules, which, best, places, masses, blocks, V, R: tl.constexpr):
+    """Logits of any kind (B, V), rows `stride` apart, as `predict` leaves them: float32, and each block in short."""
+    row, block = tl.program_id(0), tl.program_id(1)
+    outputs = block * R + tl.arange(0, R)
+    scores = tl.load(found + row.to(tl.int64) * stride + outputs, mask=outputs < V, other=0.0).to(tl.float32)
+    tl.store(logits + row.to(tl.int64) * V + outputs, scores, mask=outputs < V)
+    of = tl.load(which + row)
+    _summary(scores, outputs, V, row, block, _cold(rules, of, of + 1), best, places, masses, blocks)
+
+
+@triton.jit(do_not_specialize=["last"])
+def draw_of(logits, best, places, masses, blocks, spans, keys, rules, draws, width, V, which, tokens, positions,
+            counters, last, chosen, LEAST: tl.constexpr, SMALL: tl.constexpr, CAP: tl.constexpr, CHUNK: tl.constexpr,
+            N: tl.constexpr, M: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """As `draw`, for the rows numbered `which` (B,), all of which go on; no step begins."""
+    row = tl.program_id(0)
+    of = tl.load(which + row)
+    number = tl.load(draws + of * width + tl.load(counters + of) % width)
+    token = _token(logits, best, places, masses, blocks, spans, keys, row, rules, number, of, V, LEAST, SMALL, CAP,
+                   CHUNK, N, M, R)  # fmt: skip
+    tl.store(chosen + row, token)
+    _moved(token, of, tokens, positions, counters, last)

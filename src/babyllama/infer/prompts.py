@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from babyllama.infer.choosing import Uses
+from babyllama.infer.fused import choose_of, plain, runs
 from babyllama.infer.native import MOST_READ, native
 from babyllama.infer.rows import Rows, Sampled, sent
 from babyllama.infer.sampling import used_by
@@ -21,6 +23,7 @@ ALONE, LEAST = 8192, 64  # prompt tokens a step when no row decodes, and at leas
 BESIDE = {"cpu": 512, "cuda": 4096}  # beside rows that decode: on a GPU a pass over fewer takes as long
 SHORT, RECORDED = 16, 2048  # tokens of a piece at least, of a pass at most that a graph computes
 COPIED = 1 << 15  # slots that such a pass copies at most
+MANY = 8192  # tokens of such a pass at most where little comes before its pieces
 
 
 class Prompts:
@@ -30,6 +33,14 @@ class Prompts:
         self.model, self.rows, self.cache, self.slots = model, rows, cache, slots
         known = model.rope.static and cache.rotated and not cache.sinks
         self.passes = Passes(model, rows, cache) if rows.device.type == "cuda" and known else None
+
+    def warm(self) -> None:
+        """On a GPU compile and record what passes replay, while no row holds anything."""
+        if self.passes is None:
+            return
+        self.passes.warm()
+        if runs(self.rows.device):
+            choose_of(self.rows, self.rows.index[:1], torch.zeros(1, self.rows.vocab_size, device=self.rows.device))
 
     def next(self, slots: list[Slot], decoding: int) -> list[Slot]:
         """Those of `slots`, which read in order of arrival, that are served now: one adapter's, and with sinks one,
@@ -71,7 +82,9 @@ class Prompts:
             logits = self.model.lm_head(hidden[rows, last])[:, : self.rows.vocab_size]
         assert logits is not None
         done = [slots[row] for row in ended]
-        return [(done, self.rows.choose(rows + first, logits, uses_of(done)))]
+        uses = uses_of(done)
+        choose = choose_of if runs(self.rows.device) and plain(uses) else partial(Rows.choose, uses=uses)
+        return [(done, choose(self.rows, rows + first, logits))]
 
     def logits(self, slots: list[Slot], pieces: list[list[int]], first: int) -> list[Tensor]:
         """Of what follows each token of a piece, which is fed after each row's tokens: place by place (B, V); a row
@@ -156,7 +169,8 @@ class Passes:
         next call. None where a pass is too large to gain by it."""
         longest = max(map(len, pieces))
         B, T = power(len(pieces)), max(SHORT, power(longest))
-        end = min(self.cache.max_tokens, max(SLOTS, power(max(starts) + longest)))
+        end = max(T if B * T > RECORDED else SLOTS, power(max(starts) + longest))
+        end = min(self.cache.max_tokens, end)
         if not fits(B, T, end):
             return None
         # Filled up by tokens of the piece, and by the last piece once more: it then writes the same twice.
@@ -166,10 +180,12 @@ class Passes:
 
     def warm(self) -> None:
         """Record all there is, while no row holds anything."""
-        ends = [1 << n for n in range(power(SLOTS).bit_length() - 1, self.cache.max_tokens.bit_length())]
-        for end in {self.cache.max_tokens, *(end for end in ends if end <= self.cache.max_tokens)}:
-            for B in (1 << n for n in range(power(self.rows.count).bit_length())):
-                for T in (SHORT << n for n in range(RECORDED.bit_length())):
+        slots = [1 << n for n in range(power(SLOTS).bit_length() - 1, power(self.cache.max_tokens).bit_length())]
+        lengths = [SHORT << n for n in range((MANY // SHORT).bit_length())]
+        for B in (1 << n for n in range(power(self.rows.count).bit_length())):
+            for T in lengths:
+                ends = {min(self.cache.max_tokens, end) for end in (slots if B * T <= RECORDED else (T, 2 * T))}
+                for end in ends or {self.cache.max_tokens}:
                     if fits(B, T, end) and power(end) >= T:
                         fed = torch.zeros(B, T + 3, dtype=torch.int64)
                         for _ in ("launched", "recorded"):
@@ -206,7 +222,7 @@ class Passes:
 
 def fits(B: int, T: int, end: int) -> bool:
     """Whether B pieces of T tokens that read `end` slots are short enough to gain by a graph."""
-    return B * T <= RECORDED and B * end <= COPIED
+    return (MANY if end <= 2 * T else RECORDED) >= B * T and B * end <= COPIED
 
 
 def uses_of(slots: Sequence[Slot]) -> Uses:

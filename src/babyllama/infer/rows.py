@@ -151,11 +151,10 @@ class Rows:
         if not wanted:
             return
         numbers = streams([request.draws_by for _, request, _ in wanted], count, [start for *_, start in wanted])
-        columns = torch.tensor([start for _, _, start in wanted])[:, None] + torch.arange(count)
-        rows = torch.tensor([row for row, _, _ in wanted])[:, None]
         below_one = 1 - torch.finfo(self.draws.dtype).eps / 2  # which float32 would round the largest to
-        drawn = numbers.clamp(max=below_one).to(self.draws.dtype)
-        self.draws[sent(rows, self.device), sent(columns % DRAWS, self.device)] = sent(drawn, self.device)
+        index, start = sent([(row, start) for row, _, start in wanted], self.device)[..., None].unbind(1)
+        columns = (start + torch.arange(count, device=self.device)) % DRAWS
+        self.draws[index, columns] = sent(numbers.clamp(max=below_one).to(self.draws.dtype), self.device)
 
     def allow(self, row: int, mask: TokenMask) -> None:
         """Ask which tokens may come next."""

@@ -32,6 +32,7 @@ READ = 2048  # logits that are looked through for candidates at a time
 PROGRAMS = 132  # that a GPU of this kind runs at a time: as many shares of the slots as bring attention there
 ONE, SOME = 1, 32  # rows up to which the first, the second of `TILES` is faster
 LONGEST, MANY = 16, 16  # steps of a graph; rows that go on to their last token by several
+HELD = 16384  # weights of the head that a program keeps in registers
 PACKED = 4  # rows up to which packed weights are multiplied here
 
 
@@ -235,8 +236,11 @@ class Decoder:
         weight = self.model.embed_tokens.weight
         config, B = self.model.config, self.count
         self.device, self.dtype, self.V = weight.device, weight.dtype, self.rows.vocab_size
-        self.plan = plan = self.tiles or tiles_for(ONE if packed(self.model) else B)
+        plan = self.tiles or tiles_for(ONE if packed(self.model) else B)
         self.few = plan.rows == 0
+        if self.few:
+            plan = plan._replace(predict=min(plan.predict, max(8, HELD // power(config.hidden_size))))
+        self.plan = plan
         wanted = max(1, PROGRAMS // (B * config.num_key_value_heads))
         self.splits = min(plan.splits, 1 << (wanted.bit_length() - 1))
         self.blocks = -(-self.V // plan.predict)

@@ -87,7 +87,8 @@ def practised(folder: Path | None = None, method: Method = METHOD, rewards: tupl
     given = {"prompts": 8, "group": 4, "max_tokens": LONGEST, "passes": 2, "check_every": 1, **recipe}
     record = Unwritten(Path()) if folder is None else Record(folder)
     groups = Groups(Rollouts(**given), rewards, prompts(), tokenizer(), Rollouts(**given).count(rows), 1)
-    return RolloutRows(groups, method, rows, chunk, record, reference() if method.beta else None, texts)
+    start = reference() if method.beta else None
+    return RolloutRows(groups, method, rows, chunk, record, start, texts, packs=True)
 
 
 class Callers(Agents):

@@ -76,6 +76,17 @@ def test_rows_are_the_answers_and_their_worth(tmp_path, worker):
         assert torch.equal(one.targets[0], together.targets[row, :width])
 
 
+@pytest.mark.parametrize(("packs", "size"), [(True, 4), (None, 1)])
+def test_whole_groups_share_a_row_where_that_pays(worker, packs, size):
+    """The laws of rollouts are tried with rows that do."""
+    rows = practised()
+    assert rows.packs
+    rows.packs, worker.setting.objective = packs, OBJECTIVE
+    rows.prepare(0, worker)
+    assert [len(rows.batch(first, 8).tokens) for first in (0, 8, 1)] == [8 // size, 8 // size, 8]
+    assert len(rows.batch(0, 8).targets) == 8
+
+
 def test_old_and_reference_logprobs_are_the_models(worker):
     """The oracle: a plain forward pass and log-softmax. And the engine agrees with it."""
     rows = practised()

@@ -50,6 +50,8 @@ class RolloutRows:
         rows_of_step: answers that a step reads, of all ranks.
         chunk: of which log-probabilities are computed at a time.
         reference: the model of the start, where the method's beta is above 0.
+        packs: whether groups share a row with their prompt; by default on a GPU: on a CPU the mask for this costs what
+            is gained.
         texts: earlier texts, a row of which stands beside each answer, so that they are not forgotten.
     """
 
@@ -60,6 +62,7 @@ class RolloutRows:
     record: Record
     reference: Transformer | None = None
     texts: Stream | None = None
+    packs: bool | None = None
     rollout: Rollout | None = field(init=False, default=None)
     seconds: float = field(init=False, default=0.0)  # of computing log-probabilities
     _unwritten: tuple[int, int, list[Group], dict[str, Tensor], bool] | None = field(init=False, default=None)
@@ -95,8 +98,8 @@ class RolloutRows:
 
     def prepare(self, step: int, worker: Worker) -> None:
         """Draw the rollout that step `step` reads, unless it is there."""
-        setting = worker.setting
-        self._packs = (isinstance(setting.objective, PolicyLoss) and setting.attend is attend_sdpa
+        setting, wanted = worker.setting, worker.device.type == "cuda" if self.packs is None else self.packs
+        self._packs = (wanted and isinstance(setting.objective, PolicyLoss) and setting.attend is attend_sdpa
                        and setting.mesh.context == 1 and setting.model.rope.static)  # fmt: skip
         if not self._begun and worker.world.first:
             self.record.cut()
@@ -111,7 +114,7 @@ class RolloutRows:
         with worker.policy() as model:
             groups, figures = self.groups(number, checked, model, worker.world)
             self._remark(number, figures)
-            tensors = self._tensors(groups)
+            tensors = self._tensors(groups, worker.device.type == "cuda")
             began = time.perf_counter()
             if self.method.beta and self.reference is not None:
                 like = model.embed_tokens.weight
@@ -138,13 +141,14 @@ class RolloutRows:
                             "until that changes; look at rollouts.jsonl, raise rollouts.group or rollouts.temperature, "
                             "or choose harder or easier prompts")  # fmt: skip
 
-    def _tensors(self, groups: list[Group]) -> dict[str, Tensor]:
+    def _tensors(self, groups: list[Group], even: bool) -> dict[str, Tensor]:
+        """`even`: rows that are a little longer, for the sake of few shapes."""
         texts = [(group.prompt.tokens, answer.tokens) for group in groups for answer in group.drawn]
         totals = torch.tensor([[mark.total for mark in group.marks] for group in groups], dtype=torch.float64)
         counted = totals.isfinite()
         stop = [len(prompt) + len(answer) for prompt, answer in texts]
         longest, filling = max(stop), [self.groups.tokenizer.eos_id]
-        width = min(rounded(longest, WIDTH), max(longest, self.groups.room))
+        width = min(rounded(longest, WIDTH), max(longest, self.groups.room)) if even else longest
         rows = [prompt + answer + filling * (width - len(prompt) - len(answer)) for prompt, answer in texts]
         tokens = torch.tensor(rows, dtype=torch.int32)
         given = self._given(groups, tokens) if self.recipe.tools is not None else {}

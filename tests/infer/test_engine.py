@@ -7,12 +7,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from babyllama.errors import InputError
-from babyllama.infer import fused
-from babyllama.infer.choosing import Uses
 from babyllama.infer.engine import Engine, finish_reason
 from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
-from babyllama.infer.step import Launched, ModelForward
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
@@ -215,41 +212,3 @@ def test_an_answer_that_breaks_leaves_nothing_behind():
         list(engine.stream([1, 2, 3, 13], GREEDY, 3))
     list(engine.stream([1, 2], GREEDY, 1))
     assert engine.cache.keys.isfinite().all() and engine.cache.values.isfinite().all()
-
-
-@pytest.mark.parametrize("stop", [(), (0, 13, 30, 40)])
-def test_many_rows_go_to_their_last_token_by_several_graphs(monkeypatch, stop):
-    """What a GPU does, with launched steps in the place of graphs, of which each writes over what others told."""
-    monkeypatch.setattr(fused, "MANY", 3)
-    model, asked, told = make_model(), list[int](), list[torch.Tensor]()
-    made = []
-
-    def step_of(model, rows, cache):
-        one = Launched(ModelForward(model, rows, cache), rows)
-        step = fused.FusedStep(model, rows, cache, one)
-
-        def decoder(count):
-            def graph(steps, drawn):
-                for tokens in told:
-                    tokens.fill_(5)
-                uses = Uses(drawn=drawn)
-                found = [one(slice(0, count), cache.max_tokens, uses, 1).tokens for _ in range(steps)]
-                asked.append(steps)
-                told.append(torch.cat(found))
-                return told[-1]
-
-            return graph
-
-        step._decoder = decoder
-        made.append(step)
-        return step
-
-    plain, several = Engine(model, 67), Engine(model, 67, make_step=step_of)
-    several.ahead = 2
-    for longest, wanted in ((20, [16, 2, 1]), (41, [16, 16, 8])):
-        asked.clear()
-        sampling = Sampling(temperature=0.9, seed=longest)
-        assert several.generate(PROMPTS[:2] * 2, sampling, longest, stop) == plain.generate(
-            PROMPTS[:2] * 2, sampling, longest, stop
-        )
-        assert asked[: len(wanted)] == wanted and made[0].most == 32

@@ -31,7 +31,6 @@ SPANS = 512  # of the vocabulary at most, whose best tokens say where the cuts l
 READ = 2048  # logits that are looked through for candidates at a time
 PROGRAMS = 132  # that a GPU of this kind runs at a time: as many shares of the slots as bring attention there
 ONE, SOME = 1, 32  # rows up to which the first, the second of `TILES` is faster
-LONGEST, MANY = 16, 16  # steps of a graph; rows that go on to their last token by several
 HELD = 16384  # weights of the head that a program keeps in registers
 PACKED = 4  # rows up to which packed weights are multiplied here
 
@@ -133,13 +132,9 @@ def packed(model: Transformer) -> bool:
 
 
 class FusedStep:
-    """A `Step` by the kernels; `other` takes what they do not compute. Graphs are kept by rows, steps and kind.
+    """A `Step` by the kernels; `other` takes what they do not compute. Graphs are kept by rows, steps and kind."""
 
-    Many rows make all their last tokens at once, by some graphs one after the other: what the host does for each
-    answer it does once.
-    """
-
-    most = 2 * LONGEST  # then these are not the last ones
+    most = 16
 
     def __init__(self, model: Transformer, rows: Rows, cache: KVCache, other: Step) -> None:
         self.model, self.rows, self.cache, self.other = model, rows, cache, other
@@ -150,12 +145,8 @@ class FusedStep:
     def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
         if not plain(uses) or which.start != 0 or which.stop > self.rows_at_most:
             return self.other(which, end, uses, 1)
-        decoder, left, made = self._decoder(which.stop), min(limit, self.most), list[Tensor]()
-        while left > 0:
-            steps = min(LONGEST, 1 << (left.bit_length() - 1))
-            made.append(decoder(steps, uses.drawn)[:, : which.stop].clone())  # before another graph is replayed
-            left = left - steps if limit < self.most and which.stop >= MANY else 0
-        return Sampled(torch.cat(made))
+        steps = 1 << (min(limit, self.most).bit_length() - 1)
+        return Sampled(self._decoder(which.stop)(steps, uses.drawn)[:, : which.stop])
 
     def _decoder(self, rows: int) -> Decoder:
         """That of at least so many rows."""
@@ -175,7 +166,7 @@ class FusedStep:
         with ThreadPoolExecutor() as pool:  # the compiler leaves Python to others most of the time
             list(pool.map(Decoder.compile, kinds.values()))
         for decoder in map(self._decoder, sizes):
-            for steps in range(LONGEST.bit_length()):
+            for steps in range(self.most.bit_length()):
                 for drawn in (False, True):
                     for _ in ("launched", "recorded"):
                         decoder(1 << steps, drawn)

@@ -36,7 +36,8 @@ from babyllama.train.optimizers.optim import AdamW, Cosine, Muon
 from babyllama.train.plan import Plan
 
 ENGINES: dict[str, Callable[[int], Engine]] = {  # of so many processes
-    "alone": lambda _: Single(), "ddp": lambda _: Ddp(), "ddp-bf16": lambda _: Ddp(exchange="bf16"),
+    "alone": lambda _: Single(), "ddp": lambda _: Ddp(overlap=True),
+    "ddp-bf16": lambda _: Ddp(overlap=True, exchange="bf16"),
     "ddp-after": lambda _: Ddp(overlap=False), "ddp-after-bf16": lambda _: Ddp(overlap=False, exchange="bf16"),
     "ddp-context": lambda size: Ddp(context=size), "fsdp": lambda _: Fsdp(), "fsdp-1": lambda _: Fsdp(blocks=1),
     "fsdp-kept": lambda _: Fsdp(reshard_after_forward=False), "fsdp-context": lambda size: Fsdp(context=size),
@@ -116,7 +117,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--preset", choices=("tiny", "seed", "base-218m"), default="seed")
     parser.add_argument("--rows", type=int, default=256, help="of each process, or of all that share their tokens")
     parser.add_argument("--context", type=int, help="tokens in a row; default: the preset's usual ones")
-    parser.add_argument("--engines", nargs="+", choices=list(ENGINES)[1:], default=["ddp", "fsdp"])
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES)[1:], default=["ddp-after", "fsdp"])
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--documents", type=int, help="rows of documents of so many tokens on average, kept apart")
     parser.add_argument("--moe", action="store_true", help="with eight experts, two of them active, and a shared one")

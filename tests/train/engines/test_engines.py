@@ -106,3 +106,5 @@ def test_gradients_travel_after_the_backward_pass_where_one_machine_can_capture_
     for name in ("Replica", "Summed", "SummedGraph"):
         monkeypatch.setattr(engines, name, lambda *_, name=name: name)
     assert Ddp(overlap=overlap)(two) == kind
+    if overlap is None:
+        assert Ddp(context=2)(two) == "Replica"  # a row that is shared travels in the forward pass, too

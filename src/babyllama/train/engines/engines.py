@@ -80,7 +80,7 @@ class Ddp(_Engine):
     )
     overlap: bool | None = Field(
         default=None, description="true: gradients travel while the backward pass runs; false: after it, and a GPU's "
-        "whole update is one CUDA graph, which is faster over the links inside a machine; default: by the machines"
+        "whole update is one CUDA graph; default: false on GPUs of one machine that do not share their rows"
     )  # fmt: skip
     context: Context = 1
 
@@ -94,8 +94,10 @@ class Ddp(_Engine):
     def __call__(self, setting: Setting) -> Worker:
         if setting.world.size == 1:
             return Worker(setting)
-        graph = Captured.suits(setting)
-        if not (self.overlap is False or (self.overlap is None and graph and setting.world.one_machine)):
+        graph, overlap = Captured.suits(setting), self.overlap
+        if overlap is None:
+            overlap = not (graph and setting.world.one_machine and self.context == 1)
+        if overlap:
             return Replica(setting, self.exchange)
         return (SummedGraph if graph else Summed)(setting, self.exchange)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -162,6 +166,64 @@ def test_batches_and_threads_change_nothing_but_rounding():
     torch.set_num_threads(3)
     try:
         assert torch.equal(decoded(model, native(model).step)[0], one)  # type: ignore[union-attr]
+    finally:
+        torch.set_num_threads(1)
+
+
+@needs_compiler
+def test_many_rows_and_texts_go_in_parts_as_one_by_one():
+    """Of several rows a text, whose later tokens read what the earlier ones write, and with logits of some of them."""
+    model = sharp_model(tiny_config())
+    made, lengths = native(model), [1, 7, 2, 2, 19, 1, 1, 5, 3, 1]
+    assert made is not None
+    rows = [(row, i) for row, length in enumerate(lengths) for i in range(length)]
+    places, positions = torch.tensor(rows).unbind(1)
+    tokens, wanted = torch.randint(67, (len(rows),)), torch.tensor([0, 9, 10, 31, len(rows) - 1])
+
+    def read() -> tuple[torch.Tensor, KVCache]:
+        cache = KVCache(model.config, len(lengths), 64, "cpu", torch.float32)
+        return made.step(tokens, positions, cache, places, wanted), cache
+
+    with torch.inference_mode():
+        expected, other = read()
+        torch.set_num_threads(3)
+        try:
+            found, cache = read()
+        finally:
+            torch.set_num_threads(1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # rows in other company: rounded otherwise
+    torch.testing.assert_close(cache.keys, other.keys, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_and_a_second_engine_have_threads_or_do_without():
+    model = sharp_model(tiny_config())
+    made = native(model)
+    assert made is not None
+
+    def logits() -> torch.Tensor:
+        return decoded(model, made.step, rows=30)[0]
+
+    torch.set_num_threads(3)
+    try:
+        expected = logits()
+        with ThreadPoolExecutor(4) as pool:
+            found = [pool.submit(lambda: (torch.set_num_threads(3), logits())[1]) for _ in range(8)]
+        assert all((one.result() - expected).norm() < 1e-6 * expected.norm() for one in found)
+        child = os.fork()
+        if not child:  # ends there whatever happens; PyTorch's own operators could hang in it
+            cache = KVCache(model.config, 1, 64, "cpu", torch.float32)
+            made.step(torch.tensor([5]), torch.tensor([0]), cache)
+            os._exit(0)
+        deadline = time.monotonic() + 20
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if ended == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert ended == (child, 0)
     finally:
         torch.set_num_threads(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from babyllama.infer.threads import Threads
+from babyllama.infer.threads import Threads, count, wide
 
 
 def taken(threads: Threads, seconds: dict[int, float], steps: int) -> list[int]:
@@ -36,12 +36,16 @@ def test_a_hopeless_number_is_tried_for_one_step():
     assert taken(threads, {1: 0.01, 2: 1.0}, 3000).count(2) <= 10
 
 
-def test_pytorch_has_as_many_threads_as_before():
+def test_a_step_has_its_number_and_pytorch_one_but_for_whole_passes():
     before = torch.get_num_threads()
+    assert count() == before
     threads = Threads(4)
     threads.now = 2
     with threads:
-        assert torch.get_num_threads() == 2
-    with pytest.raises(KeyboardInterrupt), threads:
+        assert (count(), torch.get_num_threads()) == (2, 1)
+        with wide():
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 1
+    with pytest.raises(KeyboardInterrupt), threads, wide():
         raise KeyboardInterrupt
-    assert torch.get_num_threads() == before
+    assert count() == torch.get_num_threads() == before

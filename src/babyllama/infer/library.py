@@ -14,8 +14,7 @@ from babyllama.compiling import compiled
 
 SOURCE = Path(__file__).with_name("native.cpp")
 MATH = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
-# The threads are PyTorch's own, whose OpenMP is already loaded; a compiler's own comes second, one thread last.
-THREADS = (("-fopenmp", "-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc"), ("-fopenmp",), ())
+THREADS = ("-pthread",), ()
 
 
 @functools.cache

@@ -4,19 +4,23 @@
 //
 // A step is a sequence of phases, each shared out over the threads in chunks that whoever is free takes next, with a
 // barrier behind. The residual stream is each thread's own: all add the same numbers, so nobody waits to read it.
+// Many rows are cut into parts instead, each of which one thread takes through all phases.
 // Shapes: B rows, C hidden_size, F intermediate_size, H heads, K key-value heads, D head_dim, V vocabulary.
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
-#ifdef _OPENMP
-#include <omp.h>
+#ifndef _WIN32
+#include <pthread.h>
 #endif
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -328,25 +332,101 @@ void row_of(const Matrix& m, int64_t n, float* out) {  // dequantised, in the mo
 }
 
 // ── threads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-struct Team {
-    int size = 1;
-    std::atomic<int> arrived{0}, turn{0};
-    std::vector<std::atomic<int64_t>> taken;  // of each phase: how much of it has been given out
-    explicit Team(size_t phases) : taken(phases) {}
+// A number that threads wait for to change. They spin for some 50 µs and then sleep: the core then goes to whom they wait
+// for, a thread whose own core others have taken, or to a server's HTTP.
+class Signal {
+    std::atomic<int64_t> number{0};
+    std::mutex lock;
+    std::condition_variable changed;
 
-    void wait() {  // a few microseconds of spinning, then others may have the core
-        int now = turn.load(std::memory_order_acquire);
-        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
-            arrived.store(0, std::memory_order_relaxed);
-            turn.store(now + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; turn.load(std::memory_order_acquire) == now; spins++) {
+   public:
+    int64_t now() const { return number.load(std::memory_order_acquire); }
+    void next() {
+        { std::lock_guard<std::mutex> held(lock); number.fetch_add(1, std::memory_order_release); }
+        changed.notify_all();
+    }
+    template <class F>
+    void wait(F there) {  // until there() is true, which follows from a `next`
+        for (int spins = 0; spins < 4000; spins++) {
+            if (there()) return;
 #if defined(__x86_64__)
             __builtin_ia32_pause();
 #endif
-            if (spins > 4000) std::this_thread::yield();
         }
+        std::unique_lock<std::mutex> held(lock);
+        changed.wait(held, there);
+    }
+};
+
+// The threads beside the one that calls, one call at a time: of two at once the second goes alone. Not OpenMP's: those
+// wait for more work by spinning, milliseconds long, on cores that others want.
+class Helpers {
+    std::mutex in_use;
+    Signal begun, ended;
+    const std::function<void()>* work = nullptr;
+    std::atomic<int64_t> places{0}, running{0};  // of a round: helpers that may still begin, that have begun
+    int64_t count = 0;
+
+    void live() {
+        for (int64_t seen = 0;;) {
+            begun.wait([&] { return begun.now() != seen; });
+            seen = begun.now();
+            running++;  // before the place is taken: who gives none any more looks here then
+            for (int64_t left = places; left > 0;)
+                if (places.compare_exchange_weak(left, left - 1)) {
+                    (*work)();
+                    break;
+                }
+            running--;
+            ended.next();
+        }
+    }
+
+   public:
+    // work(size) by `size` threads, at most `threads`. Who has not begun when the caller is through need not any more.
+    template <class F>
+    void run(int64_t threads, F work_of) {
+        std::unique_lock<std::mutex> mine(in_use, std::defer_lock);
+        if (threads < 2 || !mine.try_lock()) return work_of(1);
+        try {
+            for (; count + 1 < threads; count++) std::thread(&Helpers::live, this).detach();
+        } catch (const std::system_error&) {  // the system gives no more of them
+        }
+        int64_t size = std::min(threads, count + 1);
+        std::function<void()> now = [&] { work_of(size); };
+        work = &now, places = size - 1;
+        begun.next();
+        work_of(size);
+        places = 0;
+        ended.wait([&] { return running == 0; });
+    }
+};
+Helpers* helpers = new Helpers;  // never freed: its threads end with the process
+#ifndef _WIN32
+const int in_forks = pthread_atfork(nullptr, nullptr, [] { helpers = new Helpers; });  // a fork has none of the threads
+#endif
+
+template <class F>
+void each(int64_t count, int64_t threads, F work) {  // work(i) for all i below count
+    std::atomic<int64_t> taken{0};
+    helpers->run(std::min(threads, count), [&](int64_t) {
+        for (int64_t i; (i = taken++) < count;) work(i);
+    });
+}
+
+struct Team {
+    std::atomic<int64_t> size{1}, arrived{0};
+    Signal turn;
+    std::vector<std::atomic<int64_t>> taken;  // of each phase: how much of it has been given out
+    explicit Team(size_t phases) : taken(phases) {}
+
+    void wait() {
+        if (size == 1) return;
+        int64_t now = turn.now();
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+            arrived.store(0, std::memory_order_relaxed);
+            turn.next();
+        } else turn.wait([&] { return turn.now() != now; });
     }
 };
 
@@ -537,24 +617,64 @@ struct Worker {  // one thread's way through a step
     }
 };
 
-}  // namespace
-
-extern "C" void babyllama_step(const Model* model, const Call* call) {
-    int64_t B = call->rows, C = model->width, F = model->inner, KD = model->kv_heads * model->head_dim;
+void pass(const Model& model, const Call& call, int64_t threads) {  // of all rows, phase by phase
+    int64_t B = call.rows, C = model.width, F = model.inner, KD = model.kv_heads * model.head_dim;
     std::vector<float> shared(B * (4 * C + 2 * KD + 2 * F));
     float *q = shared.data(), *attended = q + B * C, *back = attended + B * C, *k = back + B * C, *v = k + B * KD,
           *gate = v + B * KD, *up = gate + B * F;
-    Team team(32 * model->layers + 8);
-#ifdef _OPENMP
-#pragma omp parallel num_threads((int)call->threads)
-    {
-#pragma omp single
-        team.size = omp_get_num_threads();  // an implicit barrier follows
-        Worker(*model, *call, team).run(q, k, v, attended, back, gate, up);
+    Team team(32 * model.layers + 8);
+    helpers->run(threads, [&](int64_t size) {
+        team.size = size;
+        Worker(model, call, team).run(q, k, v, attended, back, gate, up);
+    });
+}
+
+// Where many rows are cut, so that before the end nobody waits for a thread whose core others have taken. Large parts come
+// first, which read the weights less often, then small ones, with which all end together. Tokens of one text stay
+// together: the later ones read what the earlier ones write. Returns where each part ends; of few rows nothing.
+std::vector<int64_t> parts(const Call& call) {
+    constexpr int64_t LEAST = 8;
+    std::vector<int64_t> ends;
+    if (call.threads < 2 || call.rows < LEAST * call.threads) return ends;
+    for (int64_t from = 0, to; from < call.rows; from = to) {
+        int64_t share = (call.rows - from) / (2 * call.threads);
+        to = std::min(call.rows, from + std::max(LEAST, (share + 3) / 4 * 4));
+        while (to < call.rows && call.places[to] == call.places[to - 1]) to++;
+        ends.push_back(to);
     }
-#else
-    Worker(*model, *call, team).run(q, k, v, attended, back, gate, up);
-#endif
+    return ends;
+}
+
+Call part_of(const Model& model, const Call& call, int64_t from, int64_t to, std::vector<int64_t>& wanted) {
+    const int64_t *first = std::lower_bound(call.wanted, call.wanted + call.wanted_count, from),
+                  *last = std::lower_bound(first, call.wanted + call.wanted_count, to);
+    for (const int64_t* row = first; row < last; row++) wanted.push_back(*row - from);
+    Call part = call;
+    part.rows = to - from, part.tokens += from, part.positions += from, part.places += from;
+    part.logits += (first - call.wanted) * model.head.outputs;
+    part.wanted_count = wanted.size(), part.wanted = wanted.data();
+    return part;
+}
+
+template <class F>
+void step(const Model& model, const Call& call, F then) {  // then(b) for every row that is through, by any thread
+    std::vector<int64_t> ends = parts(call);
+    if ((int64_t)ends.size() < call.threads) {  // few rows, or a long text
+        pass(model, call, call.threads);
+        return each(call.rows, call.threads, then);
+    }
+    each(ends.size(), call.threads, [&](int64_t i) {
+        int64_t from = i ? ends[i - 1] : 0;
+        std::vector<int64_t> wanted;
+        pass(model, part_of(model, call, from, ends[i], wanted), 1);
+        for (int64_t b = from; b < ends[i]; b++) then(b);
+    });
+}
+
+}  // namespace
+
+extern "C" void babyllama_step(const Model* model, const Call* call) {
+    step(*model, *call, [](int64_t) {});
 }
 
 // ── the next token ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -631,18 +751,14 @@ int64_t choose(float* scores, const Choices& given, int64_t b) {
 extern "C" int64_t babyllama_steps(const Model* model, const Call* call, const Choices* given) {
     auto began = std::chrono::steady_clock::now();
     for (int64_t i = 0; i < given->most;) {
-        babyllama_step(model, call);
-        bool ended = false;
-#ifdef _OPENMP
-#pragma omp parallel for num_threads((int)call->threads) reduction(|| : ended) if (call->rows > 1)
-#endif
-        for (int64_t b = 0; b < call->rows; b++) {
+        std::atomic<bool> ended{false};
+        step(*model, *call, [&](int64_t b) {
             int64_t token = choose(call->logits + b * model->head.outputs, *given, b), fed = token < 0 ? 0 : token;
             given->made[i * call->rows + b] = token;
             given->tokens[b] = fed, given->positions[b]++, given->counters[b]++;
             if (given->counts) given->counts[b * given->vocabulary + fed]++;
-            ended = ended || token < 0 || given->ends[fed];
-        }
+            if (token < 0 || given->ends[fed]) ended = true;
+        });
         auto spent = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - began);
         if (++i == given->most || ended || spent.count() > given->budget) return i;
     }

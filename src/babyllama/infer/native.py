@@ -19,6 +19,7 @@ from babyllama.infer.choosing import Uses
 from babyllama.infer.library import library
 from babyllama.infer.rows import Rows, Sampled
 from babyllama.infer.step import ModelForward
+from babyllama.infer.threads import count, wide
 from babyllama.model.attention import attend_sdpa
 from babyllama.model.cache import KVCache
 from babyllama.model.mlp import SwiGLU
@@ -146,7 +147,7 @@ class Native:
         self._angles(cache.max_tokens)
         logits = torch.empty(len(wanted), self.config.vocab_size)
         layer, row, head, slot, _ = keys.stride()
-        call = _Call(B, torch.get_num_threads(), KINDS[keys.dtype], layer, row, head, slot, tokens.data_ptr(),
+        call = _Call(B, count(), KINDS[keys.dtype], layer, row, head, slot, tokens.data_ptr(),
                      positions.data_ptr(), places.data_ptr(), keys.data_ptr(), cache.values.data_ptr(),
                      logits.data_ptr(), len(wanted), wanted.data_ptr())  # fmt: skip
         return logits, call, (tokens, positions, places, wanted)
@@ -264,7 +265,8 @@ class NativeStep:
         made = self.native
         if made is None or not cache.rotated or which.stop - which.start > made.most_rows:
             self.next = start + 1
-            return rows.choose(which, self.plain(which, start + 1), uses)
+            with wide():
+                return rows.choose(which, self.plain(which, start + 1), uses)
         if uses.bias or uses.mask or uses.logprobs is not None:
             self.next = start + 1
             logits = made.step(rows.token[which], rows.position[which], cache, rows.index[which])

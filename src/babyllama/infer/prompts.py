@@ -16,6 +16,7 @@ from babyllama.infer.rows import Rows, Sampled, sent
 from babyllama.infer.sampling import used_by
 from babyllama.infer.slots import Slot, Slots
 from babyllama.infer.step import SLOTS, Recorder, any_shape, power
+from babyllama.infer.threads import wide
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 
@@ -79,7 +80,7 @@ class Prompts:
             return []
         rows, last = sent([(row, len(pieces[row]) - 1) for row in ended], self.rows.device).unbind(1)
         if hidden is not None:
-            logits = self.model.lm_head(hidden[rows, last])[:, : self.rows.vocab_size]
+            logits = self._head(hidden[rows, last])
         assert logits is not None
         done = [slots[row] for row in ended]
         uses = uses_of(done)
@@ -93,7 +94,7 @@ class Prompts:
         found = self._compiled(slots, pieces, first, list(range(ends[-1])))
         if found is None:
             hidden = self.hidden(slots, pieces, first, [len(slot.tokens) + longest for slot in slots])
-            return list(self.model.lm_head(hidden)[..., : self.rows.vocab_size].unbind(1))
+            return list(self._head(hidden).unbind(1))
         begins = [end - len(piece) for end, piece in zip(ends, pieces, strict=True)]
         return [found[[min(begin + place, end - 1) for begin, end in zip(begins, ends, strict=True)]]
                 for place in range(longest)]  # fmt: skip
@@ -122,6 +123,11 @@ class Prompts:
         logits = self.passes(pieces, starts, list(range(first, first + len(slots))), slots[0].adapter)
         return logits if logits is None or len(ended) == len(slots) else logits[sent(ended, self.rows.device)]
 
+    @wide()
+    def _head(self, hidden: Tensor) -> Tensor:
+        return self.model.lm_head(hidden)[..., : self.rows.vocab_size]
+
+    @wide()
     def hidden(self, slots: Sequence[Slot], pieces: Sequence[list[int]], first: int, lengths: Sequence[int]) -> Tensor:
         """Feed a piece after each row's tokens, (B, T, C); rows of shorter pieces are filled up.
 

@@ -18,6 +18,7 @@ from babyllama.infer.prompts import Prompts
 from babyllama.infer.request import Proposer, Request
 from babyllama.infer.rows import SKIPPED, Sampled
 from babyllama.infer.slots import Slot, shared_prefix
+from babyllama.infer.threads import wide
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 
@@ -77,7 +78,8 @@ class Draft:
             positions = torch.arange(start, start + len(new))
             return made.step(tokens[0], positions, self.cache, torch.zeros_like(positions))[-1:]
         self.cache.used = start
-        return self.model.lm_head(self.model.hidden(tokens, cache=self.cache)[:, -1])
+        with wide():
+            return self.model.lm_head(self.model.hidden(tokens, cache=self.cache)[:, -1])
 
 
 def guessed(slots: Sequence[Slot]) -> list[list[int]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from babyllama.infer.choosing import Uses
 from babyllama.infer.rows import Rows, Sampled
+from babyllama.infer.threads import wide
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 
@@ -85,7 +86,8 @@ class Launched:
         self.forward, self.rows = forward, rows
 
     def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
-        return self.rows.choose(which, self.forward(which, end), uses)
+        with wide():
+            return self.rows.choose(which, self.forward(which, end), uses)
 
 
 class Recorder:

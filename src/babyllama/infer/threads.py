@@ -2,12 +2,19 @@
 
 Where others use the machine too, a server's own HTTP for example, two threads may take ten times as long as one: at
 every operator each waits for the other, which has no core just then. So now and then a few steps are taken with another
-number, in turns with the present one. Not here: threads of training.
+number, in turns with the present one.
+
+The number is that of the compiled step and of whole passes by PyTorch (`wide`). The small operators between them get
+one thread: PyTorch's threads wait for the next operator by spinning, milliseconds long, on cores that the compiled
+step's own threads and HTTP want. Not here: threads of training.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -16,9 +23,30 @@ PAIRS = 4  # steps with either number, in turns
 GAP = 0.2, 10.0  # seconds of steps between two trials, at first and at most
 BETTER = 0.9  # of the present number's time: from here on another one takes its place
 
+_step = threading.local()  # .count: of the step in which this thread is
+
+
+def count() -> int:
+    """How many threads the step that goes on has; outside of one as many as PyTorch."""
+    return getattr(_step, "count", 0) or torch.get_num_threads()
+
+
+@contextmanager
+def wide() -> Iterator[None]:
+    """Inside, PyTorch's operators have all the threads of the step."""
+    before = torch.get_num_threads()
+    if (wanted := count()) == before:
+        yield
+        return
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
 
 class Threads:
-    """Around each step: ``with threads: …``; afterwards PyTorch has as many as before.
+    """Around each step: ``with threads: …``. Inside, PyTorch has one; afterwards as many as before.
 
     Attributes:
         now: the number that is in use.
@@ -36,12 +64,14 @@ class Threads:
 
     def __enter__(self) -> None:
         self._before, self.tokens = torch.get_num_threads(), 1
-        torch.set_num_threads(self._other if self._trying else self.now)
+        _step.count = self._other if self._trying else self.now
+        torch.set_num_threads(1)
         self._began = time.perf_counter()
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         seconds = time.perf_counter() - self._began
         torch.set_num_threads(self._before)
+        _step.count = 0
         if len(self.choices) > 1 and kind is None:
             self.note(seconds / self.tokens)
 

@@ -77,7 +77,7 @@ class Slot:
     """
 
     tokens: list[int] = field(default_factory=list)
-    head: list[int] = field(default_factory=list)  # the first WORTH of them: each prompt is compared with all rows'
+    head: tuple[int, ...] = ()  # the first WORTH of them
     adapter: str | None = None
     plain: int = 0
     dropped: int = 0
@@ -106,6 +106,7 @@ class Slots:
         self.idle: dict[Slot, None] = dict.fromkeys(self.all)  # rows without a job: empty ones, then by their last use
         self.clock, self.stale = 0, False  # stale: the rows may be out of order
         self.blank = True  # no row holds a token
+        self.heads: dict[tuple[int, ...], dict[Slot, None]] = {}  # rows by their first WORTH tokens
         self._released: list[Slot] = []  # since the rows were last in order
         self.least = 1, SMALLEST  # rows and slots that `trim` leaves
 
@@ -128,7 +129,7 @@ class Slots:
                 self.cache.copy(self.all.index(best), self.all.index(slot), shared)
                 slot.plain = best.plain
         slot.tokens, slot.plain = job.known[:shared], min(slot.plain, shared)
-        slot.head = slot.tokens[:WORTH]
+        self._begins(slot)
         slot.adapter, slot.job, slot.placed, self.stale = job.request.adapter, job, False, True
         del self.idle[slot]
         self.reserve(len(job.known) + 1)
@@ -156,7 +157,8 @@ class Slots:
                 slot.job.ahead = 0
                 if not slot.job.given:
                     slot.tokens = slot.tokens[: slot.job.start - 1]
-                    slot.head, slot.plain = slot.tokens[:WORTH], min(slot.plain, len(slot.tokens))
+                    slot.plain = min(slot.plain, len(slot.tokens))
+                    self._begins(slot)
 
     def read(self, slot: Slot, tokens: Sequence[int], length: int) -> None:
         """The row has read these too, as part of a text of `length` tokens."""
@@ -164,7 +166,7 @@ class Slots:
         self.blank = False
         slot.tokens += tokens
         if len(slot.head) < WORTH:
-            slot.head = slot.tokens[:WORTH]
+            self._begins(slot)
         slot.plain = len(slot.tokens) if plain else slot.plain
         if self.cache.sinks:
             slot.dropped = max(slot.dropped, len(slot.tokens) - self.cache.window)
@@ -186,9 +188,9 @@ class Slots:
         if self.blank:
             return None, 0
         known = job.known[:-1]  # its last token has to be read in any case
-        head, adapter = known[:WORTH], job.request.adapter
+        head, adapter = tuple(known[:WORTH]), job.request.adapter
         best, most = None, (0, False, -1)
-        for slot in [slot for slot in self.all if slot.head == head] if len(head) == WORTH else ():
+        for slot in self.heads.get(head, ()):
             if slot.tokens[: most[0]] == known[: most[0]]:  # else it holds less than one before
                 share = self._shared(slot, job, known), slot.job is None, slot.last
                 best, most = (slot, share) if share > most else (best, most)
@@ -199,6 +201,16 @@ class Slots:
             like, best, count = found, found[-1], 2 * count
         share = 0 if best is None else self._shared(best, job, known)
         return (best, share) if share else (None, 0)
+
+    def _begins(self, slot: Slot) -> None:
+        """Note what the row's text begins with."""
+        if (rows := self.heads.get(slot.head)) is not None:
+            rows.pop(slot, None)
+            if not rows:
+                del self.heads[slot.head]
+        slot.head = tuple(slot.tokens[:WORTH])
+        if len(slot.head) == WORTH:
+            self.heads.setdefault(slot.head, {})[slot] = None
 
     def _shared(self, slot: Slot, job: Job, known: list[int]) -> int:
         """How many tokens of `known` the row holds in a form that serves the job."""
@@ -218,7 +230,8 @@ class Slots:
         return oldest
 
     def _restart(self, slot: Slot) -> None:
-        slot.tokens, slot.head, slot.plain, slot.dropped = [], [], 0, 0
+        slot.tokens, slot.plain, slot.dropped = [], 0, 0
+        self._begins(slot)
         if self.cache.sinks:
             self.cache.dropped[self.all.index(slot)] = 0
 
@@ -272,30 +285,28 @@ class Slots:
         """Exchange as few rows as the invariant needs; whether anything may have changed since the last time."""
         if not self.stale:
             return False
-        self.stale, before, changed = False, list(self.all), set[int]()
-        kinds = list(map(_class, self.all))
-        for row, kind in enumerate(wanted := sorted(kinds)):
-            if kinds[row] == kind:
-                continue
-            fitting = [r for r in range(row + 1, len(wanted)) if kinds[r] == kind != wanted[r]]
-            other = next((r for r in fitting if wanted[r] == kinds[row]), fitting[-1])
-            self.all[row], self.all[other] = self.all[other], self.all[row]
-            kinds[row], kinds[other] = kinds[other], kinds[row]
-            changed |= {row, other}
-        if changed:
-            self._move({slot: row for row, slot in enumerate(before)}, sorted(changed))
+        self.stale, before = False, list(self.all)
+        kinds = list(map(_class, before))
+        wrong = [row for row, kind in enumerate(sorted(kinds)) if kinds[row] != kind]
+        moved = sorted(wrong, key=kinds.__getitem__)
+        for target, source in zip(wrong, moved, strict=True):
+            self.all[target] = before[source]
+        if wrong:
+            self._move(moved, wrong)
         if idle := [(self.all.index(slot), slot) for slot in self._released if slot.job is None and slot in self.all]:
             self.rows.rest([(row, slot.tokens[-1] if slot.tokens else 0, len(slot.tokens)) for row, slot in idle])
         self._released = []
         return True
 
-    def _move(self, before: dict[Slot, int], changed: list[int]) -> None:
+    def _move(self, sources: list[int], targets: list[int]) -> None:
         """Tell the device which rows are others than before."""
-        slots = [self.all[row] for row in changed]
-        sources, targets = sent([[before[s] for s in slots], changed], self.rows.device).unbind(0)
-        self.rows.move(sources, targets)
-        if any(counts := [slot.held for slot in slots]):
-            self.cache.move(sources, targets, counts)
+        old, new = sent([sources, targets], self.rows.device).unbind(0)
+        self.rows.move(old, new)
+        held = [(source, target, self.all[target].held) for source, target in zip(sources, targets, strict=True)]
+        # A row that holds nothing may have whatever is there; a ring is told so.
+        if held := [one for one in held if one[2] or self.cache.sinks]:
+            old, new = sent([one[:2] for one in held], self.rows.device).unbind(1)
+            self.cache.move(old, new, [count for *_, count in held])
 
 
 def _class(slot: Slot) -> tuple[int, str, int]:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from babyllama.infer import prompts
+from babyllama.infer.engine import Engine
 from babyllama.infer.prompts import MANY, RECORDED, SHORT, Passes, fits
 from babyllama.infer.rows import Rows
+from babyllama.infer.sampling import Sampling
 from babyllama.model.cache import KVCache
 from conftest import sharp_model, tiny_config
 
@@ -75,3 +77,29 @@ def test_no_pass_waits_to_be_recorded_on_a_warm_engine(monkeypatch):
                     large += count * length > 16
                     torch.testing.assert_close(logits[0], model(torch.tensor([text]))[0, -1, :60], rtol=1e-4, atol=1e-4)
     assert large > 10 and set(passes.graphs) == recorded
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_equal_prompts_that_come_together_are_read_once(monkeypatch, recorded):
+    """In company and in whatever order; long ones in pieces. `recorded`: by the passes that a GPU has graphs of."""
+    monkeypatch.setattr(prompts, "LEAST", 8)
+    monkeypatch.setattr(prompts, "ALONE", 40)
+    model = sharp_model(tiny_config(2, tied=False))
+    texts = [[1, 2, 3], [4] * 21, [1, 2, 4], list(range(30))]
+    asked = [texts[n] for n in (3, 0, 1, 0, 2, 1, 3, 3, 0)]
+    many, after = Engine(model, 60), prompts.Prompts._after
+    if recorded:
+        many.prompts.passes = Passes(model, many.rows, many.cache)
+    drawn, read = Sampling(temperature=1.0), list[int]()
+
+    def counted(self, slots, pieces, rows, ended, lengths):
+        begun = [(slot.job.request.prompt, len(slot.tokens)) for slot in slots]
+        assert all(one not in begun[:n] for n, one in enumerate(begun))
+        read.append(sum(map(len, pieces)))
+        return after(self, slots, pieces, rows, ended, lengths)
+
+    alone = [Engine(model, 60).generate([prompt], drawn, 6, seeds=[n])[0] for n, prompt in enumerate(asked)]
+    monkeypatch.setattr(prompts.Prompts, "_after", counted)
+    assert many.generate(asked, drawn, 6, seeds=range(len(asked))) == alone
+    assert len({tuple(found) for found in alone}) > 6
+    assert sum(read) == sum(map(len, texts))

@@ -45,61 +45,90 @@ class Prompts:
 
     def next(self, slots: list[Slot], decoding: int) -> list[Slot]:
         """Those of `slots`, which read in order of arrival, that are served now: one adapter's, and with sinks one,
-        since what pads a piece would stay in its ring."""
+        since what pads a piece would stay in its ring. What is read once counts once."""
         budget = BESIDE.get(self.rows.device.type, BESIDE["cpu"]) if decoding else ALONE
-        self.share = max(LEAST, budget // len(slots))
+        like = self._like(slots)
+        self.share = max(LEAST, budget // len(set(like)))
         together = not decoding and self.rows.device.type == "cuda"
-        found, longest, far = [], 0, 0
-        for slot in slots:
+        found, once, longest, far = list[Slot](), 0, 0, 0
+        for row, slot in enumerate(slots):
             longest = max(longest, piece := len(self._piece(slot)))  # the others of the pass are filled up to it
             far = max(far, len(slot.tokens) + piece)
-            count = (len(found) + 1) * longest
+            count = (once + (like[row] == row)) * longest
             # Many short prompts that begin together also go on in step: no more attention than one long prompt's.
             fits = count <= budget or (together and count * far <= ALONE**2)
             if found and (slot.adapter != slots[0].adapter or self.cache.sinks or not fits):
                 break
             found.append(slot)
+            once += like[row] == row
         return found
 
     def read(self, slots: list[Slot], first: int) -> list[tuple[list[Slot], Sampled]]:
-        """Read the next pieces of neighbouring rows from `first` on; the first tokens where a prompt ends."""
+        """Read the next pieces of neighbouring rows from `first` on; the first tokens where a prompt ends. Equal prompts
+        that are equally far are read once."""
         pieces = [self._piece(slot) for slot in slots]
         whole = [len(slot.job.request.prompt) for slot in slots if slot.job is not None]
         read = [len(slot.tokens) + len(piece) for slot, piece in zip(slots, pieces, strict=True)]
-        ended = [row for row in range(len(slots)) if read[row] == whole[row]]
-        ends = list(itertools.accumulate(map(len, pieces)))
-        logits = self._compiled(slots, pieces, first, [ends[row] - 1 for row in ended])
-        if logits is None and self.passes is not None:
-            logits = self._replayed(slots, pieces, first, ended)
-        hidden = None
-        if logits is None:
-            hidden = self.hidden(slots, pieces, first, [min(length, self.cache.window) for length in whole])
+        like = self._like(slots)
+        once = sorted(set(like))  # these alone are read
+        ended = [row for row in once if read[row] == whole[row]]
+        logits = self._after([slots[row] for row in once], [pieces[row] for row in once], [first + row for row in once],
+                             [number for number, row in enumerate(once) if read[row] == whole[row]],
+                             [min(whole[row], self.cache.window) for row in once])  # fmt: skip
+        if copied := [row for row in range(len(slots)) if like[row] != row]:
+            begin = min(len(slots[row].tokens) for row in copied)
+            self.cache.spread([first + like[row] for row in copied], [first + row for row in copied], begin,
+                              max(read[row] for row in copied))  # fmt: skip
         for slot, piece, length in zip(slots, pieces, whole, strict=True):
             self.slots.read(slot, piece, length)
-        if not ended:
+        if logits is None or not ended:
             return []
-        rows, last = sent([(row, len(pieces[row]) - 1) for row in ended], self.rows.device).unbind(1)
-        if hidden is not None:
-            logits = self._head(hidden[rows, last])
-        assert logits is not None
-        done = [slots[row] for row in ended]
+        place = {row: number for number, row in enumerate(ended)}
+        told = [row for row in range(len(slots)) if like[row] in place]
+        rows, at = sent([(first + row, place[like[row]]) for row in told], self.rows.device).unbind(1)
+        done = [slots[row] for row in told]
         uses = uses_of(done)
         choose = choose_of if runs(self.rows.device) and plain(uses) else partial(Rows.choose, uses=uses)
-        return [(done, choose(self.rows, rows + first, logits))]
+        return [(done, choose(self.rows, rows, logits if len(told) == len(ended) else logits[at]))]
+
+    def _like(self, slots: Sequence[Slot]) -> list[int]:
+        """For each the first that has the same prompt and has read as much of it."""
+        if self.cache.sinks or not self.cache.rotated:
+            return list(range(len(slots)))
+        first = dict[tuple[str | None, int, tuple[int, ...]], int]()
+        return [first.setdefault((slot.adapter, len(slot.tokens), tuple(slot.job.request.prompt)), row)
+                for row, slot in enumerate(slots) if slot.job is not None]  # fmt: skip
+
+    def _after(self, slots: list[Slot], pieces: list[list[int]], rows: list[int], ended: list[int],
+               lengths: list[int]) -> Tensor | None:  # fmt: skip
+        """Read pieces of some rows; logits after the last tokens of those `ended`, where there are any."""
+        ends = list(itertools.accumulate(map(len, pieces)))
+        logits = self._compiled(slots, pieces, rows, [ends[number] - 1 for number in ended])
+        if logits is None and self.passes is not None:
+            logits = self._replayed(slots, pieces, rows, ended)
+        if logits is not None:
+            return logits
+        hidden = self.hidden(slots, pieces, rows, lengths)
+        if not ended:
+            return None
+        at, last = sent([(number, len(pieces[number]) - 1) for number in ended], self.rows.device).unbind(1)
+        return self._head(hidden[at, last])
 
     def logits(self, slots: list[Slot], pieces: list[list[int]], first: int) -> list[Tensor]:
         """Of what follows each token of a piece, which is fed after each row's tokens: place by place (B, V); a row
         whose piece is shorter repeats its last."""
         ends, longest = list(itertools.accumulate(map(len, pieces))), max(map(len, pieces))
-        found = self._compiled(slots, pieces, first, list(range(ends[-1])))
+        rows = list(range(first, first + len(slots)))
+        found = self._compiled(slots, pieces, rows, list(range(ends[-1])))
         if found is None:
-            hidden = self.hidden(slots, pieces, first, [len(slot.tokens) + longest for slot in slots])
+            hidden = self.hidden(slots, pieces, rows, [len(slot.tokens) + longest for slot in slots])
             return list(self._head(hidden).unbind(1))
         begins = [end - len(piece) for end, piece in zip(ends, pieces, strict=True)]
         return [found[[min(begin + place, end - 1) for begin, end in zip(begins, ends, strict=True)]]
                 for place in range(longest)]  # fmt: skip
 
-    def _compiled(self, slots: list[Slot], pieces: list[list[int]], first: int, wanted: list[int]) -> Tensor | None:
+    def _compiled(self, slots: list[Slot], pieces: list[list[int]], rows: list[int], wanted: list[int]
+                  ) -> Tensor | None:  # fmt: skip
         """On a CPU a few tokens go the compiled way: logits (W, V) after the tokens `wanted`, counted through all
         pieces. None where that cannot be, or is not faster."""
         count = sum(map(len, pieces))
@@ -108,19 +137,20 @@ class Prompts:
             return None
         starts = [len(slot.tokens) for slot in slots]
         self.slots.reserve(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))
-        fed = [(token, start + i, first + row) for row, (start, piece) in enumerate(zip(starts, pieces, strict=True))
+        fed = [(token, start + i, row) for row, start, piece in zip(rows, starts, pieces, strict=True)
                for i, token in enumerate(piece)]  # fmt: skip
         tokens, positions, places = torch.tensor(fed).unbind(1)
         found = made.step(tokens, positions, self.cache, places, torch.tensor(wanted, dtype=torch.int64))
         return found[:, : self.rows.vocab_size]
 
-    def _replayed(self, slots: list[Slot], pieces: list[list[int]], first: int, ended: list[int]) -> Tensor | None:
+    def _replayed(self, slots: list[Slot], pieces: list[list[int]], rows: list[int], ended: list[int]
+                  ) -> Tensor | None:  # fmt: skip
         """On a GPU a pass that is short goes as a graph: logits after the last token of the pieces `ended`. None where
         it is not short."""
         assert self.passes is not None
         starts = [len(slot.tokens) for slot in slots]
         self.slots.reserve(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))
-        logits = self.passes(pieces, starts, list(range(first, first + len(slots))), slots[0].adapter)
+        logits = self.passes(pieces, starts, rows, slots[0].adapter)
         return logits if logits is None or len(ended) == len(slots) else logits[sent(ended, self.rows.device)]
 
     @wide()
@@ -128,7 +158,8 @@ class Prompts:
         return self.model.lm_head(hidden)[..., : self.rows.vocab_size]
 
     @wide()
-    def hidden(self, slots: Sequence[Slot], pieces: Sequence[list[int]], first: int, lengths: Sequence[int]) -> Tensor:
+    def hidden(self, slots: Sequence[Slot], pieces: Sequence[list[int]], rows: Sequence[int], lengths: Sequence[int]
+               ) -> Tensor:  # fmt: skip
         """Feed a piece after each row's tokens, (B, T, C); rows of shorter pieces are filled up.
 
         Args:
@@ -143,7 +174,9 @@ class Prompts:
         numbers = starts[:, None] + torch.arange(longest, device=device)
         if not self.cache.sinks:
             numbers = numbers.clamp(max=self.cache.max_tokens - 1)  # only what fills up comes that far
-        cache = self.cache.part(slice(first, first + len(slots)), min(end, self.cache.max_tokens))
+        together = rows[-1] - rows[0] + 1 == len(rows)  # then nothing need be copied to be read
+        which = slice(rows[0], rows[-1] + 1) if together else sent(rows, device)
+        cache = self.cache.part(which, min(end, self.cache.max_tokens))
         positions = cache.positions(numbers)
         with any_shape(device):
             return self.model.hidden(tokens, positions, cache=cache, lengths=sent(lengths, device))

@@ -150,6 +150,15 @@ class KVCache:
             kept[:, target, :, :count] = kept[:, source, :, :count]
         self.dropped[target] = self.dropped[source]
 
+    def spread(self, sources: Sequence[int], targets: Sequence[int], begin: int, end: int) -> None:
+        """Slots `begin` … `end` of the rows `sources` also become those of the rows `targets`, which are others; of as
+        many layers at a time as `move`."""
+        at = torch.tensor([sources, targets])
+        given, taken = at.pin_memory().to(self.keys.device, non_blocking=True) if self.keys.is_cuda else at
+        for kept in (self.keys, self.values):
+            for part in (kept,) if len(targets) * (end - begin) <= MOVED else kept.split(1):
+                part[:, taken, :, begin:end] = part[:, given, :, begin:end]
+
     def move(self, sources: Tensor, targets: Tensor, counts: Sequence[int]) -> None:
         """The rows `sources` become the rows `targets`, the same ones in another order. Of each only its first slots
         hold anything, as many as `counts` says. On a GPU all at once, or layer by layer where that would take much

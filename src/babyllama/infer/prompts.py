@@ -64,8 +64,8 @@ class Prompts:
         return found
 
     def read(self, slots: list[Slot], first: int) -> list[tuple[list[Slot], Sampled]]:
-        """Read the next pieces of neighbouring rows from `first` on; the first tokens where a prompt ends. Equal prompts
-        that are equally far are read once."""
+        """Read the next pieces of neighbouring rows from `first` on; the first tokens where a prompt ends. Equal
+        prompts that are equally far are read once."""
         pieces = [self._piece(slot) for slot in slots]
         whole = [len(slot.job.request.prompt) for slot in slots if slot.job is not None]
         read = [len(slot.tokens) + len(piece) for slot, piece in zip(slots, pieces, strict=True)]

@@ -81,32 +81,39 @@ def _tokens_of(answer: Played, pieces: Pieces, advantages: Sequence[float] | Non
 class Pieces:
     """The text of each token, markers too; a character of several tokens is its last one's.
 
-    `known`: what a token says, at the beginning of a text and later on; nothing where it is a part of a character.
+    `known`: what a token says at the beginning of a text; `later`: after others. Nothing where it is a part of a
+    character.
     """
 
     tokenizer: Tokenizer
-    known: dict[tuple[bool, int], str] = field(default_factory=dict)
+    known: dict[int, str] = field(default_factory=dict)
+    later: dict[int, str] = field(default_factory=dict)
 
     def __call__(self, tokens: Sequence[int]) -> list[str]:
         """As many texts as tokens; together they are the text."""
-        special, known, found, parts = self.tokenizer.special_ids, self.known, list[str](), list[int]()
-        for place, token in enumerate(tokens):
-            if token in special:
-                found.append(self.tokenizer.decode([*parts, token], skip_special=False))
-                parts = []
+        special, parts = self.tokenizer.special_ids, list[int]()
+        found: list[str | None] = list(map(self.later.get, tokens))
+        begins = True  # a text, here
+        for place, text in enumerate(found):
+            if text and not parts and not begins:
                 continue
-            text = ""
-            if not parts:
-                key = place == 0 or tokens[place - 1] in special, token
-                if key not in known:
-                    before = () if key[0] else tokens[max(0, place - CONTEXT) : place]
-                    known[key] = self.tokenizer.stream(before).push(token)
-                text = known[key]
-            elif token not in byte_ids(self.tokenizer):  # a run of bytes stands or falls as a whole
-                text = self.tokenizer.decode([*parts, token])
-                text = "" if text.endswith("\ufffd") else text
-            parts = [] if text else [*parts, token]
-            found.append(text)
+            found[place], parts = self._alone(tokens, place, begins, parts)
+            begins = tokens[place] in special
         if parts:
-            found[-1] += self.tokenizer.decode(parts)
-        return found
+            found[-1] = f"{found[-1]}{self.tokenizer.decode(parts)}"
+        return [text or "" for text in found]
+
+    def _alone(self, tokens: Sequence[int], place: int, begins: bool, parts: list[int]) -> tuple[str, list[int]]:
+        """What one token says, after `parts` of a character, and what parts there are then."""
+        token, known = tokens[place], self.known if begins else self.later
+        if token in self.tokenizer.special_ids:
+            return self.tokenizer.decode([*parts, token], skip_special=False), []
+        if parts:
+            if token in byte_ids(self.tokenizer):  # a run of bytes stands or falls as a whole
+                return "", [*parts, token]
+            text = self.tokenizer.decode([*parts, token])
+            text = "" if text.endswith("\ufffd") else text
+        elif (text := known.get(token)) is None:
+            before = () if begins else tokens[max(0, place - CONTEXT) : place]
+            text = known[token] = self.tokenizer.stream(before).push(token)
+        return text, [] if text else [*parts, token]

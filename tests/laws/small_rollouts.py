@@ -48,6 +48,7 @@ def tokenizer() -> Any:
 
     stream = SimpleNamespace(push=lambda token: decode([token]), flush=lambda: "")
     return SimpleNamespace(vocab_size=VOCAB, stop_ids=frozenset({0}), eos_id=0, special_ids=frozenset({0}),
+                           decode_all=lambda texts: list(map(decode, texts)),
                            decode=decode, stream=lambda after=(): stream)  # fmt: skip
 
 

@@ -157,6 +157,7 @@ def test_stream_equals_decode_for_any_ids(tokenizer: Tokenizer, data: st.DataObj
     ids = data.draw(st.lists(low | st.integers(0, tokenizer.vocab_size + 3), max_size=30))
     stream, run = tokenizer.stream(), data.draw(st.integers(1, 12))
     assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
+    assert tokenizer.decode_all([ids, [], ids[1:]]) == [tokenizer.decode(ids), "", tokenizer.decode(ids[1:])]
     runs = [stream.push(*ids[at : at + run]) for at in range(0, len(ids), run)]
     assert "".join(runs) + stream.flush() == tokenizer.decode(ids)
 

@@ -259,6 +259,12 @@ class Tokenizer:
         no = self.special_ids if skip_special else ()
         return self.backend.decode([i for i in map(int, tokens) if i not in no], skip_special_tokens=skip_special)
 
+    def decode_all(self, texts: Sequence[Sequence[int]]) -> list[str]:
+        """As `decode` of each, special tokens left out; many at once take less time, and several cores."""
+        no = self.special_ids
+        kept = [[i for i in map(int, tokens) if i not in no] for tokens in texts]
+        return self.backend.decode_batch(kept, skip_special_tokens=True)
+
     def stream(self, after: Sequence[int] = ()) -> TextStream:
         """Decode some tokens at a time, special tokens skipped; `after` is the text that is continued."""
         return TextStream(self, after)

@@ -7,7 +7,7 @@ from babyllama.data.streams.prompts import Prompt
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.train import train_bpe
 from babyllama.train.rl import agents
-from babyllama.train.rl.agents import Agents, Asked, ToolUse
+from babyllama.train.rl.agents import Agents, Asked, ToolUse, seen
 from babyllama.train.rl.rewards import Exact, ValidCalls
 from babyllama.train.rl.sampler import Drawn
 
@@ -56,8 +56,8 @@ def test_an_answer_with_calls_is_what_training_renders(told):
     assert prompt + found.tokens == wanted.tokens
     assert [False] * len(prompt) + found.own == wanted.mask
     assert len(found.logprobs) == sum(found.own) and (found.calls, found.answered, found.ended) == (2, 2, True)
-    seen = found.marked_by(TOKENIZER, Asked.of(TOKENIZER, Prompt(prompt, TOKENIZER.encode("7"))))
-    assert seen.text == "7" and Exact()(seen) == ValidCalls()(seen) == 1
+    (marked,) = seen(TOKENIZER, [found], [Asked.of(TOKENIZER, Prompt(prompt, TOKENIZER.encode("7")))])
+    assert marked.text == "7" and Exact()(marked) == ValidCalls()(marked) == 1
 
 
 @pytest.mark.parametrize(("first", "more", "share"), [
@@ -68,16 +68,18 @@ def test_a_call_that_fails_is_told_and_counted(told, first, more, share):
     _, (found,) = told([text_of(first), text_of(last)], **more)
     results = TOKENIZER.decode([t for t, own in zip(found.tokens, found.own, strict=True) if not own])
     assert ("错误" in results) == (not share)
-    seen = found.marked_by(TOKENIZER, Asked.of(TOKENIZER, Prompt([1], TOKENIZER.encode("<think>\n7\n</think>\n\n好"))))
-    assert ValidCalls()(seen) == share and (seen.text, seen.reference) == ("好", "好")
+    (marked,) = seen(
+        TOKENIZER, [found], [Asked.of(TOKENIZER, Prompt([1], TOKENIZER.encode("<think>\n7\n</think>\n\n好")))]
+    )
+    assert ValidCalls()(marked) == share and (marked.text, marked.reference) == ("好", "好")
 
 
 def test_where_an_answer_ends(told):
     call, said = text_of(calling("2*3")), text_of({"role": "assistant", "content": "6"})
     _, (rounds,) = told([call, call, said], rounds=1)
     assert rounds.calls == 1 and rounds.last == call
-    seen = rounds.marked_by(TOKENIZER, Asked.of(TOKENIZER, Prompt([1], said)))
-    assert ValidCalls()(seen) == 0.5  # its last words are a call that nobody answered
+    (marked,) = seen(TOKENIZER, [rounds], [Asked.of(TOKENIZER, Prompt([1], said))])
+    assert ValidCalls()(marked) == 0.5  # its last words are a call that nobody answered
     _, (narrow,) = told([call, said], room=0)
     assert narrow.tokens == call and narrow.calls == 0
     _, (cut, plain) = told([call[:-1], said], [said])

@@ -44,12 +44,6 @@ class Played(NamedTuple):
     calls: int = 0
     answered: int = 0
 
-    def marked_by(self, tokenizer: Tokenizer, asked: Asked) -> Answer:
-        """What rewards see of it."""
-        text = without_thought(tokenizer.decode(self.last))
-        return Answer(asked.text, text, asked.reference, self.ended, self.calls, self.answered,
-                      (*asked.tokens, *self.tokens))  # fmt: skip
-
 
 class Asked(NamedTuple):
     """A prompt as rewards see it: its text, what the reference answer says, its tokens."""
@@ -63,6 +57,14 @@ class Asked(NamedTuple):
         """Read once for all answers to it."""
         return cls(tokenizer.decode(prompt.tokens), without_thought(tokenizer.decode(prompt.answer)),
                    tuple(prompt.tokens))  # fmt: skip
+
+
+def seen(tokenizer: Tokenizer, played: Sequence[Played], asked: Sequence[Asked]) -> list[Answer]:
+    """What rewards see of each answer to each prompt."""
+    texts = map(without_thought, tokenizer.decode_all([answer.last for answer in played]))
+    return [Answer(one.text, text, one.reference, answer.ended, answer.calls, answer.answered,
+                   (*one.tokens, *answer.tokens))
+            for one, text, answer in zip(asked, texts, played, strict=True)]  # fmt: skip
 
 
 class Agents:

@@ -21,7 +21,7 @@ from babyllama.model.transformer import Transformer
 from babyllama.recipe import Changeable, Recipe
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.engines.world import World
-from babyllama.train.rl.agents import Agents, Asked, Played, ToolUse
+from babyllama.train.rl.agents import Agents, Asked, Played, ToolUse, seen
 from babyllama.train.rl.marks import BadReward, Marked, mark, names_of
 from babyllama.train.rl.rewards import Reward
 
@@ -154,12 +154,12 @@ class Groups:
         self.seconds["sampling"] += time.perf_counter() - began
         began, found = time.perf_counter(), []
         read = [Asked.of(self.tokenizer, prompt) for prompt in asked]
-        seen = [answer.marked_by(self.tokenizer, read[i // size]) for i, answer in enumerate(drawn)]
+        answers = seen(self.tokenizer, drawn, [one for one in read for _ in range(size)])
         for reward in self.rewards:
-            reward.ahead(seen)
+            reward.ahead(answers)
         for i, (one, prompt) in enumerate(zip(prompts, asked, strict=True)):
             mine = slice(i * size, (i + 1) * size)
-            found.append(Group(one, prompt, drawn[mine], [mark(self.rewards, answer) for answer in seen[mine]]))
+            found.append(Group(one, prompt, drawn[mine], [mark(self.rewards, answer) for answer in answers[mine]]))
         self.seconds["rewarding"] += time.perf_counter() - began
         return found
 

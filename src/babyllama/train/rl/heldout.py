@@ -14,7 +14,7 @@ from babyllama.data.streams.prompts import Prompt
 from babyllama.marking import exact
 from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.train.rl.agents import Agents, Asked, ToolUse
+from babyllama.train.rl.agents import Agents, Asked, ToolUse, seen
 from babyllama.train.rl.marks import mark, names_of
 from babyllama.train.rl.rewards import Reward
 
@@ -74,13 +74,12 @@ class HeldOut:
         draw = Agents(self.tokenizer, self.max_tokens, self.tools, self.room)
         found = RewardSums(parts=dict.fromkeys(names_of(self.rewards), 0.0))
         drawn = draw(model, [(prompt.tokens, 0) for prompt in self.prompts], 0.0)
-        every = [answer.marked_by(self.tokenizer, Asked.of(self.tokenizer, prompt))
-                 for prompt, answer in zip(self.prompts, drawn, strict=True)]  # fmt: skip
+        every = seen(self.tokenizer, drawn, [Asked.of(self.tokenizer, prompt) for prompt in self.prompts])
         for reward in self.rewards:
             reward.ahead(every)
-        for seen, answer in zip(every, drawn, strict=True):
-            marked = mark(self.rewards, seen)
+        for said, answer in zip(every, drawn, strict=True):
+            marked = mark(self.rewards, said)
             total = marked.total if math.isfinite(marked.total) else 0.0
-            found += RewardSums(1, total, marked.parts, int(exact(seen.text, seen.reference)), int(answer.ended),
+            found += RewardSums(1, total, marked.parts, int(exact(said.text, said.reference)), int(answer.ended),
                                 len(answer.tokens))  # fmt: skip
         return found

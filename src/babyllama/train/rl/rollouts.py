@@ -201,12 +201,13 @@ class RolloutRows:
         """The largest difference between what the engine and training find of any token, in nats."""
         scored = tensors.get("old") if self.recipe.temperature == 1 else None
         found = self._scored(model, tensors, worker, 1.0) if scored is None else scored
-        gap = 0.0
-        for row, answer in enumerate(answer for group in groups for answer in group.drawn):
-            first, stop = int(tensors["first"][row]) - 1, int(tensors["stop"][row]) - 1
-            own = found[row, first:stop][torch.tensor(answer.own)]
-            gap = max(gap, (own - torch.tensor(answer.logprobs)).abs().max().item())
-        return gap
+        drawn = [answer for group in groups for answer in group.drawn]
+        told = torch.tensor([value for answer in drawn for value in answer.logprobs])
+        place, stop = torch.arange(found.shape[1]), tensors["stop"][:, None] - 1
+        own = (place >= tensors["first"][:, None] - 1) & (place < stop)
+        if "given" in tensors:
+            own &= ~tensors["given"][:, 1:]
+        return (found[own] - told).abs().max().item()
 
     def meanwhile(self) -> None:
         """As in Source: what is kept of a rollout is written while its first step is computed."""

@@ -1,7 +1,8 @@
 """Text ↔ tokens: one class for every vocabulary.
 
 tokenizer.json is the truth. ChatGLM2's SentencePiece model is converted to it exactly and stays beside it as a faster
-way to encode, with identical ids; the fastest is fast.py. Not here: learning, chats, a folder's files, files of tokens.
+way to encode, with identical ids; the fastest is fast.py. In one file although it is long, for it is one class.
+Not here: learning, chats, a folder's files, files of tokens.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ class Source(Rows, Protocol):
         ...
 
     def meanwhile(self) -> None:
-        """While the device works on the step whose rows were asked for: what need not hold it up."""
+        """While the device works on the step whose rows were asked for: what need not hold it up. What is left over is
+        done with the next `prepare`, and before `state` is told."""
         ...
 
     @property

@@ -169,6 +169,28 @@ def test_prompts_without_spread_give_way_to_others(worker):
     )
 
 
+def test_a_rollout_of_one_step_is_written_while_the_next_is_drawn(tmp_path, worker):
+    """Or before a checkpoint is made; in their order, each once."""
+    rows = practised(tmp_path, rows=32, passes=1)
+
+    def written() -> list[int]:
+        path = tmp_path / "rollouts.jsonl"
+        return [json.loads(line)["rollout"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    for step in range(3):
+        rows.prepare(step, worker)
+        rows.meanwhile()
+        assert written() == [n for n in range(step) for _ in range(32)]
+    state = rows.state
+    assert written() == [n for n in range(3) for _ in range(32)]
+    assert int(state["bytes"]) == (tmp_path / "rollouts.jsonl").stat().st_size
+    rows.prepare(3, worker)
+    rows.restore(state)
+    rows.prepare(3, worker)
+    rows.prepare(4, worker)
+    assert written() == [n for n in range(4) for _ in range(32)]
+
+
 def test_bad_rewards_stop_or_are_left_out(tmp_path, worker):
     with pytest.raises(BadReward, match=r"reward broken (raised RuntimeError: no idea|is nan) for the answer .* to "):
         practised(rewards=(Broken(),)).prepare(0, worker)

@@ -7,7 +7,7 @@ worth (rewards.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import xxhash
@@ -78,9 +78,9 @@ class Agents:
         self.sampler = Sampler(tokenizer.vocab_size, tokenizer.stop_ids, max_tokens)
 
     def __call__(self, model: Transformer, prompts: Sequence[tuple[list[int], int]], temperature: float,
-                 told: bool = False) -> list[Played]:  # fmt: skip
+                 told: bool = False, meanwhile: Callable[[], None] = lambda: None) -> list[Played]:  # fmt: skip
         """One answer for each (prompt, seed); as `Sampler`."""
-        played = [_begun(drawn) for drawn in self.sampler(model, prompts, temperature, told)]
+        played = [_begun(drawn) for drawn in self.sampler(model, prompts, temperature, told, meanwhile)]
         if self.use is None:
             return played
         tools = [offered(self.tokenizer.decode(prompt, skip_special=False)) for prompt, _ in prompts]

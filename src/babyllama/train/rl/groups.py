@@ -117,10 +117,10 @@ class Groups:
     def __post_init__(self) -> None:
         self.agents = Agents(self.tokenizer, self.recipe.max_tokens, self.recipe.tools, self.room)
 
-    def __call__(self, number: int, told: bool, model: Transformer, world: World
-                 ) -> tuple[list[Group], dict[str, float]]:  # fmt: skip
+    def __call__(self, number: int, told: bool, model: Transformer, world: World,
+                 meanwhile: Callable[[], None] = lambda: None) -> tuple[list[Group], dict[str, float]]:  # fmt: skip
         """Answers to all prompts of rollout `number`, by all ranks, and figures of them. `told`: with the engine's
-        log-probabilities.
+        log-probabilities. `meanwhile`: as `Sampler` has it.
 
         Raises:
             BadReward: a reward raised or is no number, and that is to stop the training.
@@ -130,7 +130,7 @@ class Groups:
         for _ in range(1 + self.recipe.redraws):
             wanted = self.count - len(good)
             mine = range(self.cursor, self.cursor + wanted)[world.rank :: world.size]
-            found = self._answered(number, mine, told, model)
+            found = self._answered(number, mine, told, model, meanwhile)
             self.cursor += wanted
             found = sorted((group for part in world.gather(found) for group in part), key=lambda g: g.number)
             self._judge(found)
@@ -143,14 +143,15 @@ class Groups:
         return groups, {**self._figures(groups), "flat_groups": len(flat) / len(drawn),
                         "redrawn": float(len(drawn) - self.count)}  # fmt: skip
 
-    def _answered(self, number: int, prompts: range, told: bool, model: Transformer) -> list[Group]:
+    def _answered(self, number: int, prompts: range, told: bool, model: Transformer,
+                  meanwhile: Callable[[], None]) -> list[Group]:  # fmt: skip
         """This rank's share."""
         began, size = time.perf_counter(), self.recipe.group
         every = range(prompts.start, prompts[-1] + 1) if prompts else prompts
         asked = self.prompts.taken(every.start, len(every))[:: prompts.step]
         requests = [(prompt.tokens, self._seed(number, one, g))
                     for one, prompt in zip(prompts, asked, strict=True) for g in range(size)]  # fmt: skip
-        drawn = self.agents(model, requests, self.recipe.temperature, told)
+        drawn = self.agents(model, requests, self.recipe.temperature, told, meanwhile)
         self.seconds["sampling"] += time.perf_counter() - began
         began, found = time.perf_counter(), []
         read = [Asked.of(self.tokenizer, prompt) for prompt in asked]

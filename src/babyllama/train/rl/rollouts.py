@@ -112,7 +112,7 @@ class RolloutRows:
     def _made(self, number: int, step: int, worker: Worker) -> Rollout:
         checked = number % self.recipe.check_every == 0
         with worker.policy() as model:
-            groups, figures = self.groups(number, checked, model, worker.world)
+            groups, figures = self.groups(number, checked, model, worker.world, self._write)
             self._remark(number, figures)
             tensors = self._tensors(groups, worker.device.type == "cuda")
             began = time.perf_counter()
@@ -210,7 +210,13 @@ class RolloutRows:
         return (found[own] - told).abs().max().item()
 
     def meanwhile(self) -> None:
-        """As in Source: what is kept of a rollout is written while its first step is computed."""
+        """As in Source: a rollout of several steps is written while its first one is computed. One of a single step is
+        written while the next is drawn: the device has more to do then, and the host less."""
+        if self.steps > 1:
+            self._write()
+
+    def _write(self) -> None:
+        """What is kept of the rollout at hand, once."""
         if self._unwritten is not None:
             self._recorded(*self._unwritten)
             self._unwritten = None
@@ -241,7 +247,8 @@ class RolloutRows:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """As in Source."""
+        """As in Source; what is kept of the rollout at hand is written first."""
+        self._write()
         if self.rollout is None:
             return {}
         numbers = {"number": self.rollout.number, "cursor": self.groups.cursor, "bytes": self.record.bytes}

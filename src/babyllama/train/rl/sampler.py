@@ -5,7 +5,7 @@ Not here: which prompts, what answers are worth (rollouts.py, rewards.py), the e
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,11 +43,12 @@ class Sampler:
         self._engine: Engine | None = None
 
     def __call__(self, model: Transformer, prompts: Sequence[tuple[list[int], int]], temperature: float,
-                 told: bool = False) -> list[Drawn]:  # fmt: skip
+                 told: bool = False, meanwhile: Callable[[], None] = lambda: None) -> list[Drawn]:  # fmt: skip
         """One answer for each (prompt, seed), the same in any company and by any rank.
 
         Args:
             told: whether the engine's log-probabilities are wanted, which takes longer.
+            meanwhile: called once, when a GPU has the most to do, or at the end.
 
         Raises:
             InputError: the model's logits are not finite.
@@ -60,14 +61,20 @@ class Sampler:
                    for number, (prompt, seed) in enumerate(prompts)}  # fmt: skip
         tokens, logprobs = [list[int]() for _ in prompts], [list[float]() for _ in prompts]
         ended = [False] * len(prompts)
+        steps = 0
         while engine.busy:
-            for event in engine.step():
+            events, steps = engine.step(), steps + 1
+            if steps == 2:  # the prompts are read, many tokens are on their way
+                meanwhile()
+            for event in events:
                 if event.error is not None:
                     raise InputError(event.error)
                 number = numbers[event.id]
                 tokens[number] += event.tokens
                 logprobs[number] += event.logprobs
                 ended[number] = event.finish == "stop"
+        if steps < 2:
+            meanwhile()
         return list(map(Drawn, tokens, ended, logprobs))
 
     def _slots(self, model: Transformer, prompts: Sequence[tuple[list[int], int]]) -> int:

@@ -175,33 +175,34 @@ namespace {
 // ── products ────────────────────────────────────────────────────────────────────────────────────────────────────────
 struct Inputs { const float *x, *sums; int64_t stride, groups; };  // rows of x as a matrix wants them; sums of groups
 
-// Of N outputs and R rows of x at a time: the ones share what is read of x, the others what is made of the weights. The
-// hardware follows one output's weights from memory too late, above all where a core computes beside it: they are asked
-// for AHEAD bytes before.
-constexpr int AHEAD = 4096;
-inline void ask_for(const void* p) { __builtin_prefetch((const char*)p + AHEAD); }
-
-template <class T, int R, int N>
+// Of R rows of x, which share what is read and made of the weights. One output at a time reads memory from one end to the
+// other, and several sums of it do not wait for each other: on a Zen 4, 35 GB/s instead of 27 with four outputs in turns.
+template <class T, int R>
 void dense(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
-    for (int64_t n = from; n < to; n += N) {
+    constexpr int SUMS = R == 1 ? 8 : 1;
+    for (int64_t n = from; n < to; n++) {
         const T* w = (const T*)m.data + n * m.inputs;
-        Floats total[R][N] = {};
+        Floats total[R][SUMS] = {};
+        auto add = [&](int64_t k, int which) {
+            Floats weight = load(w + k);
+            for (int r = 0; r < R; r++) total[r][which] += weight * load(in.x + r * in.stride + k);
+        };
         int64_t k = 0;
-        for (; k + W <= m.inputs; k += W)
-            for (int j = 0; j < N; j++) {
-                const T* place = w + j * m.inputs + k;
-                ask_for(place);
-                Floats weight = load(place);
-                for (int r = 0; r < R; r++) total[r][j] += weight * load(in.x + r * in.stride + k);
-            }
-        for (int r = 0; r < R; r++)
-            for (int j = 0; j < N; j++) {
-                float rest = sum(total[r][j]);
-                for (int64_t i = k; i < m.inputs; i++) rest += value(w[j * m.inputs + i]) * in.x[r * in.stride + i];
-                y[r * stride + n + j] = rest;
-            }
+        for (; k + SUMS * W <= m.inputs; k += SUMS * W)
+            for (int i = 0; i < SUMS; i++) add(k + i * W, i);
+        for (; k + W <= m.inputs; k += W) add(k, 0);
+        for (int r = 0; r < R; r++) {
+            for (int i = 1; i < SUMS; i++) total[r][0] += total[r][i];
+            float rest = sum(total[r][0]);
+            for (int64_t i = k; i < m.inputs; i++) rest += value(w[i]) * in.x[r * in.stride + i];
+            y[r * stride + n] = rest;
+        }
     }
 }
+
+// Of codes N outputs at a time, which share what is read of x. What the hardware follows too late is asked for before.
+constexpr int AHEAD = 4096;  // bytes
+inline void ask_for(const void* p) { __builtin_prefetch((const char*)p + AHEAD); }
 
 struct Eight {  // signed bytes
     static const uint8_t* row(const Matrix& m, int64_t n) { return (const uint8_t*)m.data + n * m.padded; }
@@ -296,10 +297,10 @@ void grouped(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from,
 template <int R, int N>
 void product(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
     switch (m.kind) {
-        case FLOAT: return dense<float, R, N>(m, in, y, stride, from, to);
-        case BFLOAT: return dense<BFloat, R, N>(m, in, y, stride, from, to);
-        case HALF: return dense<Half, R, N>(m, in, y, stride, from, to);
-        case EIGHT: return grouped<Eight, R, N>(m, in, y, stride, from, to);
+        case FLOAT: return dense<float, R>(m, in, y, stride, from, to);
+        case BFLOAT: return dense<BFloat, R>(m, in, y, stride, from, to);
+        case HALF: return dense<Half, R>(m, in, y, stride, from, to);
+        case EIGHT: return grouped<Eight, R, R == 1 ? 1 : N>(m, in, y, stride, from, to);
         default: return grouped<Four, R, N>(m, in, y, stride, from, to);
     }
 }

@@ -493,7 +493,7 @@ struct Worker {  // one thread's way through a step
         Inputs given[COUNT];
         int64_t total = 0;
         for (int i = 0; i < COUNT; i++) given[i] = prepared(all[i].m, in, i), total += all[i].m.outputs;
-        int64_t share = (total / (team.size * 6) + 15) / 16 * 16;
+        int64_t share = (total / (team.size * 24) + 15) / 16 * 16;
         shared(total, share < 16 ? 16 : share, [&](int64_t from, int64_t to) {
             for (int i = 0; i < COUNT; i++) {
                 int64_t N = all[i].m.outputs, last = to < N ? to : N;
@@ -693,6 +693,23 @@ struct Choices {
 };
 constexpr int64_t NOT_FINITE = -1;
 
+float highest(const float* scores, int64_t count) {  // not a number if one of them is not
+    Floats most = {};
+    Ints wrong = {};
+    most -= INFINITY;
+    int64_t v = 0;
+    for (; v + W <= count; v += W) {
+        Floats some = load(scores + v);
+        most = some > most ? some : most;
+        wrong |= some != some;
+    }
+    float found = -INFINITY;
+    bool faulty = false;
+    for (int i = 0; i < W; i++) found = std::max(found, most[i]), faulty |= wrong[i] != 0;
+    for (; v < count; v++) found = std::max(found, scores[v]), faulty |= scores[v] != scores[v];
+    return faulty ? NAN : found;
+}
+
 // sampling.py's `choose` for one row, whose logits become scores in their place.
 int64_t choose(float* scores, const Choices& given, int64_t b) {
     static thread_local std::vector<float> sorted;
@@ -707,14 +724,9 @@ int64_t choose(float* scores, const Choices& given, int64_t b) {
             scores[v] = scores[v] - rule[6] * counts[v] - (counts[v] > 0 ? rule[5] : 0);
         }
     }
-    float largest = -INFINITY;
-    int64_t best = 0;
-    for (int64_t v = 0; v < V; v++) {
-        if (scores[v] != scores[v]) return NOT_FINITE;
-        if (scores[v] > largest) largest = scores[v], best = v;
-    }
+    float largest = highest(scores, V);
     if (!(fabsf(largest) < INFINITY)) return NOT_FINITE;
-    if (!(temperature > 0)) return best;
+    if (!(temperature > 0)) return std::find(scores, scores + V, largest) - scores;
     for (int64_t v = 0; v < V; v++) scores[v] = (scores[v] - largest) / temperature;
     auto cut = [&](float floor) { for (int64_t v = 0; v < V; v++) if (scores[v] < floor) scores[v] = -INFINITY; };
     if (rule[1] > 0) {

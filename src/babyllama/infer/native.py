@@ -31,7 +31,7 @@ MOST_READ = 256  # tokens of prompts that are read at once
 SMALL = 200_000_000  # rows × weights, up to which what PyTorch's operators take beside their work outweighs it; twice
 # as much of prompts, since they pad the pieces of different lengths to one
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-BUDGET = 10_000_000  # nanoseconds of one call, a token more or less: others wait for its end
+BUDGET = 30_000_000  # nanoseconds of one call, a token more or less: others wait for its end
 EIGHT, FOUR, UNIT, PAGE = 3, 4, 32, 2 << 20  # codes of a row are filled up to UNITs; bytes of a large page
 
 

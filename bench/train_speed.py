@@ -39,6 +39,7 @@ from babyllama.load import default_device
 from babyllama.model.attention import ShiftedSparse, attend_sdpa
 from babyllama.model.config import ModelChoice, ModelConfig, Moe
 from babyllama.train.losses.objectives import NextToken
+from babyllama.train.losses.sampled import Sampled
 from babyllama.train.optimizers.optim import AdamW, Cosine, Muon
 from babyllama.train.plan import Plan
 
@@ -194,6 +195,8 @@ def _apply_liger(llama: ModuleType, model: nn.Module) -> None:
         sys.modules[plain.__name__] = plain
 
 
+QUARTER = NextToken(sampled=Sampled(stages=((1.0, 0.25),)))  # a loss over a quarter of the vocabulary all the time
+
 CONTENDERS: dict[str, Callable[[Setup, int], Steps]] = {
     "ours-adamw": ours(AdamW()),
     "ours-muon": ours(Muon()),
@@ -202,6 +205,8 @@ CONTENDERS: dict[str, Callable[[Setup, int], Steps]] = {
     "ours-muon-packed": ours(Muon(), packed=True),
     "ours-muon-shifted": ours(Muon(), shifted=True),
     "ours-muon-shifted-packed": ours(Muon(), packed=True, shifted=True),
+    "ours-muon-sampled": ours(Muon(), objective=QUARTER),
+    "ours-muon-sampled-shifted": ours(Muon(), objective=QUARTER, shifted=True),
     "ours-muon-fp8": ours(Muon(), objective=NextToken(fp8_head=True)),
     "ours-muon-moe": ours(Muon(), moe=Moe(experts=8, active=2, shared=1)),
     "earlier": earlier(),

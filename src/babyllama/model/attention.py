@@ -27,15 +27,19 @@ SPARSE_FROM = 512  # tokens of a row from which skipping the blocks of other doc
 BLOCK = 128  # tokens: FlexAttention's own
 
 
+Span = tuple[int, int, int]  # tokens start … stop − 1 of each row, in groups of so many
+
+
 class Documents(NamedTuple):
     """Causal, and only inside one's own document.
 
     segments: (B, T) document numbers.  blocks: which blocks of pairs hold any, for FlexAttention; None where `dense` is
-    the faster form.
+    the faster form.  groups: of spans that attend by themselves, what their groups see, each as a row.
     """
 
     segments: Tensor
     blocks: BlockMask | None
+    groups: dict[Span, Documents] | None = None
 
     @property
     def dense(self) -> Tensor:
@@ -54,6 +58,13 @@ def documents(segments: Tensor, x: Tensor) -> Documents:
     # In float32 some backends of FlexAttention are less exact.
     sparse = x.is_cuda and segments.shape[1] >= SPARSE_FROM and x.dtype != torch.float32
     return Documents(segments, _blocks(segments) if sparse else None)
+
+
+def documents_for(attend: Attend, segments: Tensor, x: Tensor) -> Documents:
+    """The mask of packed rows as `attend` uses it, for all layers. Arguments as of `documents`."""
+    if isinstance(attend, ShiftedSparse):
+        return Documents(segments, None, attend.groups(segments, x))
+    return documents(segments, x)
 
 
 def branches(segments: Tensor) -> Tensor:
@@ -149,33 +160,40 @@ class ShiftedSparse(Recipe):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         assert not isinstance(mask, Tensor), "nothing is cached in training"
-        segments = None if mask is None else mask.segments
+        groups = None if mask is None else mask.groups or self.groups(mask.segments, q)
         H, K = q.shape[1], k.shape[1]
         if K % 2:  # no half of its own for either half of the heads
             k, v = (x.repeat_interleave(H // K, dim=1) for x in (k, v))
-        halves = zip(q.tensor_split(2, 1), k.tensor_split(2, 1), v.tensor_split(2, 1), strict=True)
-        straight, shifted = halves
-        return torch.cat((self._in_groups(*straight, segments, 0),
-                          self._in_groups(*shifted, segments, self.group_size // 2)), dim=1)  # fmt: skip
+        straight, shifted = zip(q.tensor_split(2, 1), k.tensor_split(2, 1), v.tensor_split(2, 1), strict=True)
+        return torch.cat((self._in_groups(*straight, groups, 0),
+                          self._in_groups(*shifted, groups, self.group_size // 2)), dim=1)  # fmt: skip
 
-    def _in_groups(self, q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None, first: int) -> Tensor:
+    def groups(self, segments: Tensor, x: Tensor) -> dict[Span, Documents]:
+        """What the groups of packed rows see. Arguments as of `documents`."""
+        spans = [span for first in (0, self.group_size // 2) for span in self._spans(segments.shape[1], first)]
+        return {(start, stop, size): documents(segments[:, start:stop].reshape(-1, size), x)
+                for start, stop, size in spans}  # fmt: skip
+
+    def _spans(self, T: int, first: int) -> list[Span]:
         """A group of `first` tokens, then whole ones, then what is left."""
-        T, G = q.shape[2], self.group_size
-        first = min(first, T)
+        G, first = self.group_size, min(first, T)
         last = first + (T - first) // G * G
-        spans = ((0, first, first), (first, last, G), (last, T, T - last))
-        parts = [_apart(q, k, v, segments, start, stop, size) for start, stop, size in spans if stop > start]
+        return [span for span in ((0, first, first), (first, last, G), (last, T, T - last)) if span[1] > span[0]]
+
+    def _in_groups(self, q: Tensor, k: Tensor, v: Tensor, groups: dict[Span, Documents] | None, first: int) -> Tensor:
+        spans = self._spans(q.shape[2], first)
+        parts = [_apart(q, k, v, None if groups is None else groups[span], span) for span in spans]
         return torch.cat(parts, dim=2)
 
 
-def _apart(q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None, start: int, stop: int, size: int) -> Tensor:
-    """Tokens start … stop − 1 in groups of `size`, each for itself: groups become rows, (B·N, H, size, D)."""
+def _apart(q: Tensor, k: Tensor, v: Tensor, mask: Documents | None, span: Span) -> Tensor:
+    """The tokens of a span in groups, each for itself: groups become rows, (B·N, H, size, D)."""
+    start, stop, size = span
     B, count = q.shape[0], (stop - start) // size
 
     def rows(x: Tensor) -> Tensor:
         return x[:, :, start:stop].unflatten(2, (count, size)).transpose(1, 2).flatten(0, 1)
 
-    mask = None if segments is None else documents(segments[:, start:stop].reshape(-1, size), q)  # (B·N, size)
     out = attend_sdpa(rows(q), rows(k), rows(v), mask)  # (B·N, H, size, D)
     return out.unflatten(0, (B, count)).transpose(1, 2).flatten(2, 3)
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.functional import linear, rms_norm
 from torch.utils.checkpoint import checkpoint
 
-from babyllama.model.attention import Attend, Mask, attend_sdpa, branches, documents
+from babyllama.model.attention import Attend, Mask, attend_sdpa, branches, documents_for
 from babyllama.model.bitnet import replace_matrices
 from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelConfig
@@ -175,7 +175,8 @@ class Transformer(nn.Module):
             tokens, embedded = self.part(tokens), embedded if embedded is None else self.part(embedded)
         x = self.embed_tokens(tokens) if embedded is None else embedded
         if cache is None and segments is not None:
-            mask = branches(segments) if trunk else documents(segments, x)
+            attend: Attend = self.layers[0].self_attn.attend  # type: ignore[union-attr,assignment]
+            mask = branches(segments) if trunk else documents_for(attend, segments, x)
         for block in self.layers:
             x = self.through(block, x, angles, mask, cache)  # type: ignore[arg-type]
         return self.norm(x)

@@ -125,8 +125,9 @@ def start(work: Path, name: str, arguments: argparse.Namespace) -> None:
 
 
 def calibrate(work: Path, arguments: argparse.Namespace) -> None:
-    """Seconds of a step of every way, compiling left out, one after the other."""
-    rates: dict[str, float] = {}
+    """Seconds of a step of every way, compiling left out, one after the other; what rates.json has of others stays."""
+    file = work / "rates.json"
+    rates: dict[str, float] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     warm, counted = (2, 2) if arguments.small else (WARM, COUNTED)
     bases = ["base"] if "base-forward" in arguments.ways else []
     for way in (*bases, *(way for way in arguments.ways if way != "few")):
@@ -140,7 +141,7 @@ def calibrate(work: Path, arguments: argparse.Namespace) -> None:
         rates[way] = (found[warm + counted] - found[warm]) / counted
         print(f"{way}: {rates[way] * 1000:.2f} ms a step", flush=True)
         shutil.rmtree(out)
-    write_json(work / "rates.json", rates)
+    write_json(file, rates)
 
 
 def halved(work: Path, seed: int, rates: dict[str, float], arguments: argparse.Namespace) -> float:
@@ -190,10 +191,10 @@ def asked(work: Path, run: Path, arguments: argparse.Namespace) -> dict[str, Any
 def summary() -> None:
     found = [line for line in lines(FILE) if not line["small"]]
     rows = []
-    for way in WAYS:
-        some = [line for line in found if line["way"] == way]
-        if not some:
-            continue
+    for way, given in sorted(
+        {(line["way"], line["seconds"]) for line in found}, key=lambda key: (WAYS.index(key[0]), key[1])
+    ):
+        some = [line for line in found if (line["way"], line["seconds"]) == (way, given)]
         steps, seconds = some[-1]["steps"], some[-1]["equal_seconds"]
         if way == "base-forward":
             bits = " ".join(f"{line['base']['corpus']:.4f} → {line['bits']['corpus']:.4f}" for line in some)
@@ -210,15 +211,15 @@ def summary() -> None:
         print(f"teacher: exact {teacher['mean']}, bits {teacher['bits']}, {teacher['seconds']} s")
 
 
-def draw(path: Path) -> None:
-    """Exact answers of each skill by way, means over seeds, every seed's mean as a point."""
+def draw(path: Path, given: float) -> None:
+    """Exact answers of each skill by way in these seconds, means over seeds, every seed's mean as a point."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "babyllama"
     from matplotlib import pyplot
 
-    found = [line for line in lines(FILE) if not line["small"] and "exact" in line]
+    found = [line for line in lines(FILE) if not line["small"] and "exact" in line and line["seconds"] == given]
     skills = list(found[0]["exact"])
     ways = [way for way in WAYS if any(line["way"] == way for line in found)]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 3.6), layout="constrained", width_ratios=(1, 3))
@@ -252,7 +253,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     if arguments.figure:
-        draw(arguments.figure)
+        draw(arguments.figure, arguments.seconds)
     if arguments.summary or arguments.work is None:
         return summary()
     work = arguments.work.resolve()

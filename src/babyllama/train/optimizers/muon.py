@@ -192,9 +192,9 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, eps: fl
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16().to(dtype)
     tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).bfloat16()
+        gram = x.mT @ x if tall else x @ x.mT
+        power = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, *((x, power) if tall else (power, x)), beta=a)
+    return x.bfloat16()

@@ -85,13 +85,13 @@ class Task:
 
 
 TASKS = {
-    "sums": Task("[{kind: number}]", "reward_number", 12, start=(0.5, 0.7), learned=300, rate=2e-4, beta=0.0, steps=600,
-                 answers=1024, temperature=0.7),
+    "sums": Task("[{kind: number}]", "reward_number", 12, start=(0.35, 0.72), learned=320, rate=2e-4, beta=0.0,
+                 steps=600, answers=1024, temperature=0.7),
     "idioms": Task("[{kind: idiom_chain, words: WORK/idioms.txt}, {kind: ends, weight: 0.1}]", "reward_idiom_chain", 8,
                    start=(0.62, 0.78), learned=42, rate=2e-4, beta=0.05, steps=220, answers=256, replay=0.3),
     "poems": Task("[{kind: poem}, {kind: ends, weight: 0.1}, {kind: no_repetition, weight: 0.2}]", "reward_poem", 48,
                   start=(0.3, 0.68), learned=100, rate=2e-4, steps=100, answers=256, replay=0.2),
-    "tools": Task("[{kind: exact}]", "reward_exact", 64, start=(0.5, 0.8), gain=0.1, learned=240, context=512,
+    "tools": Task("[{kind: exact}]", "reward_exact", 64, start=(0.4, 0.8), gain=0.1, learned=230, context=512,
                   rate=1.5e-4, steps=120, answers=256, group=8, accumulate=2, label="tool_questions",
                   more=", tools: {kind: toolworld}"),
 }  # fmt: skip

@@ -440,11 +440,15 @@ struct Worker {  // one thread's way through a step
 
     Worker(const Model& m, const Call& c, Team& t) : model(m), call(c), team(t), rows(c.rows) {}
 
+    // work(from, to) over all of count, then a barrier. Who is free takes two thirds of his share of what is left, at
+    // least so much: memory gives long stretches faster, and short ones end together.
     template <class F>
-    void shared(int64_t count, int64_t chunk, F work) {  // work(from, to) over all of count, then a barrier
+    void shared(int64_t count, int64_t least, F work) {
         std::atomic<int64_t>& taken = team.taken[phase++];
-        for (int64_t from; (from = taken.fetch_add(chunk, std::memory_order_relaxed)) < count;)
-            work(from, from + chunk < count ? from + chunk : count);
+        for (int64_t from = taken, to; from < count;) {
+            to = std::min(count, from + std::max(least, (count - from) * 2 / (3 * team.size) / least * least));
+            if (taken.compare_exchange_weak(from, to)) work(from, to), from = taken;
+        }
         team.wait();
     }
 
@@ -493,8 +497,7 @@ struct Worker {  // one thread's way through a step
         Inputs given[COUNT];
         int64_t total = 0;
         for (int i = 0; i < COUNT; i++) given[i] = prepared(all[i].m, in, i), total += all[i].m.outputs;
-        int64_t share = (total / (team.size * 24) + 15) / 16 * 16;
-        shared(total, share < 16 ? 16 : share, [&](int64_t from, int64_t to) {
+        shared(total, 16, [&](int64_t from, int64_t to) {
             for (int i = 0; i < COUNT; i++) {
                 int64_t N = all[i].m.outputs, last = to < N ? to : N;
                 if (from < last) outputs(all[i].m, in, given[i], all[i].out, from, last);
@@ -523,13 +526,15 @@ struct Worker {  // one thread's way through a step
     }
 
     void layer_norm(float* out, int64_t N) {  // OneBit's, over all outputs
-        shared(rows, 1, [&](int64_t b, int64_t) {
-            float *y = out + b * N, mean = 0, square = 0;
-            for (int64_t n = 0; n < N; n++) mean += y[n];
-            mean /= N;
-            for (int64_t n = 0; n < N; n++) square += (y[n] - mean) * (y[n] - mean);
-            float scale = 1.f / sqrtf(square / N + 1e-5f);
-            for (int64_t n = 0; n < N; n++) y[n] = (y[n] - mean) * scale;
+        shared(rows, 1, [&](int64_t from, int64_t to) {
+            for (int64_t b = from; b < to; b++) {
+                float *y = out + b * N, mean = 0, square = 0;
+                for (int64_t n = 0; n < N; n++) mean += y[n];
+                mean /= N;
+                for (int64_t n = 0; n < N; n++) square += (y[n] - mean) * (y[n] - mean);
+                float scale = 1.f / sqrtf(square / N + 1e-5f);
+                for (int64_t n = 0; n < N; n++) y[n] = (y[n] - mean) * scale;
+            }
         });
     }
 
@@ -555,10 +560,12 @@ struct Worker {  // one thread's way through a step
                 for (int64_t d = 0; d < D; d++) put(keys + slot + d, k[i * D + d]), put(values + slot + d, v[i * D + d]);
             }
         });
-        shared(rows * H, 1, [&](int64_t i, int64_t) {
-            int64_t b = i / H, position = call.positions[b], base = place(b, i % H / (H / K));
-            turn(q + i * D, position);
-            attend(q + i * D, keys + base, values + base, position + 1, out + i * D);
+        shared(rows * H, 1, [&](int64_t from, int64_t to) {
+            for (int64_t i = from; i < to; i++) {
+                int64_t b = i / H, position = call.positions[b], base = place(b, i % H / (H / K));
+                turn(q + i * D, position);
+                attend(q + i * D, keys + base, values + base, position + 1, out + i * D);
+            }
         });
     }
 

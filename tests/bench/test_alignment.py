@@ -21,7 +21,7 @@ def bench(monkeypatch):
     sys.modules.pop("alignment")
 
 
-@pytest.mark.parametrize(("enough", "tried"), [(305, [300]), (440, [300, 600, 450]), (140, [300, 150])])
+@pytest.mark.parametrize(("enough", "tried"), [(325, [320]), (500, [320, 640, 480]), (170, [320, 160])])
 def test_a_start_is_searched_for_until_its_score_is_inside(bench, monkeypatch, tmp_path: Path, enough, tried) -> None:
     """A score that rises with the steps: 0.6 at `enough`."""
     told = []

@@ -198,7 +198,7 @@ def choose_of(rows: Rows, which: Tensor, logits: Tensor) -> Sampled:
     from babyllama.infer import kernels
 
     (B, V), R, device = logits.shape, 128, rows.device
-    blocks = -(-V // R)
+    blocks, which = -(-V // R), which.contiguous()
     how = drawing(blocks, R)
     best, masses = torch.empty(2, B, blocks, device=device).unbind(0)
     places, spans = (torch.empty(B, n, dtype=torch.int32, device=device) for n in (blocks, how["M"]))

@@ -85,7 +85,7 @@ class Prompts:
             return []
         place = {row: number for number, row in enumerate(ended)}
         told = [row for row in range(len(slots)) if like[row] in place]
-        rows, at = sent([(first + row, place[like[row]]) for row in told], self.rows.device).unbind(1)
+        rows, at = sent([[first + row for row in told], [place[like[row]] for row in told]], self.rows.device)
         done = [slots[row] for row in told]
         uses = uses_of(done)
         choose = choose_of if runs(self.rows.device) and plain(uses) else partial(Rows.choose, uses=uses)

@@ -153,8 +153,8 @@ MODELS: dict[int, Transformer] = {}
 
 @torch.inference_mode()
 def chosen_beside(logits: torch.Tensor, samplings: list[Sampling]) -> None:
-    """`choose_of` of some rows, in another order, beside `Rows.choose`: tokens, and the state of all rows. Their numbers
-    are a column of a table: not neighbours in memory."""
+    """`choose_of` of some rows, in another order, beside `Rows.choose`: tokens, and the state of all rows. The rows'
+    numbers are a column of a table: not neighbours in memory."""
     B, V = len(logits), logits.shape[1] - 3  # as a head's, whose last rows are no tokens
     one, other = Rows(V, B + 2, CPU), Rows(V, B + 2, CPU)
     which = torch.stack([torch.arange(B).flip(0) + 1, torch.zeros(B, dtype=torch.int64)], 1)[:, 0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -66,6 +67,14 @@ def choices(types: Any) -> list[str]:
         return [str(value) for value in get_args(types)]
     kinds = [word for model in models_in(types) for word in choices(annotation(model, "kind"))]
     return kinds or [word for arg in get_args(types) for word in choices(arg)]
+
+
+def kinds(types: Any) -> list[str]:
+    """The kinds of a union that is tagged by them, where no plain text is allowed beside it."""
+    members = [types, *get_args(types)]
+    if any(member in (str, Path) or get_origin(member) in (Literal, tuple) for member in members):
+        return []
+    return [word for model in models_in(types) for word in choices(annotation(model, "kind"))]
 
 
 # ── near misses ────────────────────────────────────────────────────────────────────────────────────────────────────

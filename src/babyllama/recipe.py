@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from babyllama.errors import InputError
-from babyllama.keys import annotation, fields_of, models_in, near, types_of
+from babyllama.keys import annotation, choices, fields_of, kinds, models_in, near, types_of
 from babyllama.plain_yaml import dump_yaml, parse_yaml
 
 BUNDLED = Path(__file__).parent / "recipes"
@@ -114,7 +115,8 @@ def load_recipe(kind: type[R], source: str | None = None, overrides: Sequence[st
     Raises:
         InputError: one line for each fault, starting with the file (if there is one) and the dotted path.
     """
-    return validate(kind, read_recipe(kind, source, overrides), str(find_recipe(source)) if source else "")
+    said = [override.partition("=")[0] for override in overrides]
+    return validate(kind, read_recipe(kind, source, overrides), str(find_recipe(source)) if source else "", said)
 
 
 def read_recipe(kind: type[Recipe], source: str | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -187,8 +189,13 @@ def _item(items: list[Any], part: str, path: str) -> Any:
     return items[int(part)]
 
 
-def validate(kind: type[R], data: Any, where: str) -> R:
-    """Plain data → recipe; every fault becomes one line that starts with the dotted path."""
+def validate(kind: type[R], data: Any, where: str, said: Sequence[str] = ()) -> R:
+    """Plain data → recipe; every fault becomes one line that starts with the dotted path.
+
+    Args:
+        where: the file that the data come from.
+        said: dotted paths that were set over it: what is wrong there is no fault of the file's.
+    """
     try:
         # JSON mode keeps strictness but lets lists be tuples and strings be paths, as YAML can only write those.
         return kind.model_validate_json(json.dumps(_complete(kind, data), ensure_ascii=False))
@@ -198,7 +205,10 @@ def validate(kind: type[R], data: Any, where: str) -> R:
         own = [
             i for i in found if not any(len(loc) > len(i["loc"]) and loc[: len(i["loc"])] == i["loc"] for loc in inner)
         ]
-        lines = [_explain(kind, item, f"{where}: " if where else "") for item in own]
+        told = [_explain(kind, item) for item in own]
+        # What was set over the file is no fault of the file's.
+        lines = [": ".join(part for part in (where if not _within(path, said) else "", path, fault) if part)
+                 for path, fault in told]  # fmt: skip
     except (TypeError, ValueError) as error:  # a date, a set or NaN written in YAML
         lines = [f"{where}: {error}" if where else str(error)]
     raise InputError("\n".join(lines))
@@ -210,7 +220,9 @@ def _complete(kind: type[BaseModel], data: Any) -> Any:
         return data
     completed = dict(data)
     for name, field in kind.model_fields.items():
-        given, default = data.get(name), field.default
+        if name in data:
+            completed[name] = _named(field.annotation, data[name])
+        given, default = completed.get(name), field.default
         if isinstance(given, dict) and isinstance(default, Recipe):
             tag = getattr(default, "kind", None)
             same = given.get("kind", tag) == tag
@@ -220,22 +232,52 @@ def _complete(kind: type[BaseModel], data: Any) -> Any:
     return completed
 
 
-def _explain(kind: type[BaseModel], item: Any, where: str) -> str:
+def _named(types: Any, given: Any) -> Any:
+    """The name of a kind → that kind as it is, in a list, too: ``optimizer=muon``, ``sinks=[wandb]``."""
+    if isinstance(given, str) and given in kinds(types):
+        return {"kind": given}
+    if isinstance(given, list) and get_origin(types) is tuple:
+        return [_named(get_args(types)[0], item) for item in given]
+    return given
+
+
+def _explain(kind: type[BaseModel], item: Any) -> tuple[str, str]:
+    """One fault as pydantic found it → its dotted path, and what is wrong with which value, with the remedy."""
     path, known = _locate(kind, item["loc"])
+    given, value = item["input"], json.dumps(item["input"], ensure_ascii=False, default=str)[:200]
+    fields = fields_of(kind, re.sub(r"(\.\d+)+$", "", path))
+    models = [model for field in fields for model in models_in(field.annotation)]
+    names = [name for model in models for name in choices(annotation(model, "kind"))] if len(models) > 1 else []
+    example = " or ".join(str(example) for field in fields for example in field.examples or ())
     if item["type"] == "extra_forbidden":
         meant = " or ".join(near(kind, path, known))
         hint = f"; did you mean {meant}?" if meant else f"; known keys: {', '.join(known)}" if known else ""
-        return f"{where}{path}: unknown key{hint}"
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ") or "not allowed"
+        return path, f"unknown key{hint}"
     if item["type"] == "missing":
-        fields = fields_of(kind, path)
         about = next((f" ({field.description})" for field in fields if field.description), "")
-        examples = [str(example) for field in fields for example in field.examples or ()]
-        return f"{where}{path}: this key must be given{about}; write {' or '.join(examples) or f'{path}=…'}"
-    if item["type"] == "value_error":
-        return f"{where}{path}: {message}" if path else f"{where}{message}"
-    value = json.dumps(item["input"], ensure_ascii=False, default=str)
-    return f"{where}{path}: {message[0].lower() + message[1:]}, got {value[:200]}"
+        return path, f"this key must be given{about}; write {example or f'{path}=…'}"
+    if item["type"] == "tuple_type":
+        return path, f"must be a list in brackets, got {value}; write {example or f'{path}=[…, …]'}"
+    if item["type"] == "union_tag_not_found":
+        return f"{path}.kind", f"this key must be given; there are {', '.join(names)}"
+    if item["type"] == "union_tag_invalid":
+        return f"{path}.kind", _no_such(given.get("kind"), names)
+    if models and item["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        if names and isinstance(given, str):
+            return path, _no_such(given, names)
+        inner = next(iter(models[0].model_fields))
+        return path, f"has keys of its own, got {value}; write {example or f'{path}.{inner}=…'}"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ") or "not allowed"
+    return path, message if item["type"] == "value_error" else f"{message[0].lower() + message[1:]}, got {value}"
+
+
+def _within(path: str, said: Sequence[str]) -> bool:
+    return any(f"{path}.".startswith(f"{one}.") for one in said)
+
+
+def _no_such(name: Any, names: list[str]) -> str:
+    meant = difflib.get_close_matches(str(name), names, n=1)
+    return f"there is no {name!r}; {f'did you mean {meant[0]}? ' if meant else ''}there are {', '.join(names)}"
 
 
 def _locate(kind: Any, loc: Sequence[int | str]) -> tuple[str, list[str]]:
@@ -246,6 +288,8 @@ def _locate(kind: Any, loc: Sequence[int | str]) -> tuple[str, list[str]]:
         if tagged and not any(part in m.model_fields for m in models):
             models = tagged
             continue
+        if isinstance(part, str) and ("[" in part or part in [model.__name__ for model in models]):
+            continue  # pydantic's own name for a member of a union without tags
         known = models
         parts.append(str(part))
         if not isinstance(part, int):

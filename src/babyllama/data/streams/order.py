@@ -85,12 +85,12 @@ class Order:
         ends = np.cumsum(self.counts)
         slots = self._shuffled(numbers, BLOCK, -2)
         corpora = np.searchsorted(ends, slots, "right")
-        places = []
-        for corpus, block, slot in zip(corpora.tolist(), (numbers // BLOCK).tolist(), slots.tolist(), strict=True):
-            share = self.counts[corpus]
-            number = np.array([block * share + slot - (int(ends[corpus]) - share)])
-            places.append((corpus, int(self._shuffled(number, self.sizes[corpus], corpus)[0])))
-        return places
+        rows = np.empty_like(numbers)
+        for corpus in np.unique(corpora).tolist():
+            mine, share = corpora == corpus, self.counts[corpus]
+            number = numbers[mine] // BLOCK * share + slots[mine] - (int(ends[corpus]) - share)
+            rows[mine] = self._shuffled(number, self.sizes[corpus], corpus)
+        return list(zip(corpora.tolist(), rows.tolist(), strict=True))
 
     def _shuffled(self, numbers: np.ndarray, size: int, salt: int) -> np.ndarray:
         """Endless numbers → places in 0 … size − 1, in a new order each time round."""

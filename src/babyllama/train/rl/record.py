@@ -56,24 +56,27 @@ def lines_of(group: Group, pieces: Pieces, tools: bool, advantages: Sequence[flo
     prompt, reference = tokenizer.decode(group.prompt.tokens), tokenizer.decode(group.prompt.answer)
     found = []
     for number, (answer, mark) in enumerate(zip(group.drawn, group.marks, strict=True)):
-        text = tokenizer.decode(answer.tokens, skip_special=False) if tools else tokenizer.decode(answer.tokens)
+        told = pieces(answer.tokens)
+        text = "".join(told)
+        if not tools and not tokenizer.special_ids.isdisjoint(answer.tokens):
+            text = tokenizer.decode(answer.tokens)
         found.append({
             "prompt": prompt, "reference": reference, "answer": text, "tokens": len(answer.tokens),
             "ended": answer.ended, **({"calls": answer.calls, "answered": answer.answered} if tools else {}),
             "reward": mark.total if math.isfinite(mark.total) else None, "parts": mark.parts,
             "advantage": advantages[number], **({"fault": mark.fault} if mark.fault else {}),
-            **_tokens_of(answer, pieces, None if by_token is None else by_token[number])})  # fmt: skip
+            **_tokens_of(answer, told, None if by_token is None else by_token[number])})  # fmt: skip
     return found
 
 
-def _tokens_of(answer: Played, pieces: Pieces, advantages: Sequence[float] | None) -> dict[str, Any]:
+def _tokens_of(answer: Played, pieces: list[str], advantages: Sequence[float] | None) -> dict[str, Any]:
     """By token: its text; the engine's log-probability, where that was asked for, and the advantage, where there are
     several; null where a tool wrote it."""
     logprobs = iter(answer.logprobs)
     told = [round(next(logprobs), DIGITS) if own else None for own in answer.own] if answer.logprobs else None
     worth = None if advantages is None else [
         round(value, DIGITS) if own else None for value, own in zip(advantages, answer.own, strict=True)]  # fmt: skip
-    found = {"pieces": pieces(answer.tokens), "logprobs": told, "advantages": worth}
+    found = {"pieces": pieces, "logprobs": told, "advantages": worth}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import linear, silu
 
-from babyllama.model.fused import rotate_joined, swiglu_down
+from babyllama.model.fused import rotated_product, swiglu_down
 from babyllama.model.rope import rotate, rotations
 
 
@@ -26,19 +26,29 @@ def test_value_and_gradients_equal_the_definition(dtype, bound):
 
 @pytest.mark.parametrize("rows_of_table", [1, 3])
 @pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 2)])
-def test_rotate_joined_equals_cutting_then_rotating(heads, rows_of_table):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rotated_product_equals_multiplying_cutting_then_rotating(heads, rows_of_table, compiled):
     generator = torch.Generator().manual_seed(0)
-    B, T, D = 3, 7, 6
-    joined = torch.randn(B, T, sum(heads) * D, generator=generator, dtype=torch.float64).requires_grad_()
+    B, T, D, C = 3, 7, 6, 8
+    x = torch.randn(B, T, C, generator=generator, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(sum(heads) * D, C, generator=generator, dtype=torch.float64).requires_grad_()
     positions = torch.randint(0, 50, (rows_of_table, T), generator=generator)
     cos, sin = rotations(positions, torch.rand(D // 2, generator=generator))
-    found = rotate_joined(joined, cos, sin, heads)
+    found = (torch.compile(rotated_product, backend="aot_eager") if compiled else rotated_product)(
+        x, weight, cos, sin, heads
+    )
     slopes = [torch.randn(part.shape, generator=generator).to(part.dtype) for part in found]
-    torch.autograd.backward(found, slopes)
-    ours, joined.grad = joined.grad, None
-    q, k, v = joined.view(B, T, sum(heads), D).transpose(1, 2).split(heads, dim=1)
+    ours = torch.autograd.grad(found, (x, weight), slopes)
+    q, k, v = linear(x, weight).view(B, T, sum(heads), D).transpose(1, 2).split(heads, dim=1)
     expected = rotate(q, cos, sin), rotate(k, cos, sin), v
-    torch.autograd.backward(expected, slopes)
-    for part, oracle in zip(found, expected, strict=True):
-        torch.testing.assert_close(part, oracle, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(ours, joined.grad, atol=1e-6, rtol=1e-6)
+    theirs = torch.autograd.grad(expected, (x, weight), slopes)
+    for part, oracle in zip((*found, *ours), (*expected, *theirs), strict=True):
+        torch.testing.assert_close(part, oracle, atol=1e-5, rtol=1e-6)
+
+
+def test_what_does_not_learn_gets_no_gradient():
+    x, weight = torch.randn(2, 3, 4), torch.randn(18, 4)
+    cos, sin = rotations(torch.arange(3)[None], torch.rand(3))
+    for given in ((x, weight.clone().requires_grad_()), (x.clone().requires_grad_(), weight)):
+        sum(part.sum() for part in rotated_product(*given, cos, sin, (1, 1, 1))).backward()
+        assert [one.grad is not None for one in given] == [one.requires_grad for one in given]

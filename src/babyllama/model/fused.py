@@ -1,14 +1,13 @@
 """Two pieces of a block that training on a GPU computes better than a compiler does by itself.
 
 `swiglu_down` makes silu(gate) · up again going backward: what the product's gradient needs is already read there, so
-that costs one write, and saves F numbers a token and layer (a sixth of all activations at 512 × 8). `rotate_joined`
-writes the gradients of q, k and v straight into their joined product's; the compiler's own kernel for that took three
-times as long. On a CPU both compute the same in PyTorch. Not here: the modules (transformer.py), kernels (kernels.py).
+that costs one write, and saves F numbers a token and layer (a sixth of all activations at 512 × 8). `rotated_product`
+turns queries and keys where the joined product has put them, and writes the gradients of q, k and v straight into that
+product's. On a CPU both compute the same in PyTorch. Not here: the modules (transformer.py), kernels (kernels.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,47 +15,53 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 
-def rotate_joined(joined: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]) -> tuple[Tensor, ...]:
-    """Cut q, k and v out of one product and rotate q and k.
+def rotated_product(
+    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]
+) -> tuple[Tensor, ...]:
+    """q, k and v of one product, q and k rotated.
 
     Args:
-        joined: (B, T, (H + 2K)·D).  cos, sin: (1 or B, 1, T, D) float32.
+        x: (B, T, C).  weight: ((H + 2K)·D, C).  cos, sin: (1 or B, 1, T, D) float32.
         heads: H, K, K.
 
     Returns:
-        (B, H, T, D), (B, K, T, D), (B, K, T, D), each laid out token by token.
+        (B, H, T, D), (B, K, T, D), (B, K, T, D): views of the product, which lies token by token.
     """
-    return _RotateJoined.apply(joined, cos, sin, heads)  # type: ignore[return-value]
+    return _RotatedProduct.apply(x, weight, cos, sin, heads)  # type: ignore[return-value]
 
 
-class _RotateJoined(torch.autograd.Function):
+class _RotatedProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, joined: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(cos, sin)
-        return tuple(part.transpose(1, 2) for part in _cut(joined, cos, sin, heads))
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, weight, cos, sin)
+        product = _rotated(x, weight, cos, sin, sum(heads[:2]), sum(heads))
+        return product.transpose(1, 2).split(list(heads), dim=1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _join(*grads, *ctx.saved_tensors), None, None, None
+        x, weight, cos, sin = ctx.saved_tensors
+        grad = _join(*grads, cos, sin)  # (B, T, (H + 2K)·D)
+        mine = grad @ weight if ctx.needs_input_grad[0] else None
+        its = grad.flatten(0, -2).T @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return mine, its, None, None, None
 
 
-# Two operators of our own: a compiler that looked inside would copy the slices that the kernels write into.
-@torch.library.custom_op("babyllama::cut_and_rotate", mutates_args=())
-def _cut(joined: Tensor, cos: Tensor, sin: Tensor, heads: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    B, T, width = joined.shape
-    D = width // sum(heads)
-    parts = joined.view(B, T, sum(heads), D).transpose(1, 2).split(list(heads), dim=1)
-    q, k, v = (joined.new_empty(B, T, count, D) for count in heads)
-    for out, part, turned in zip((q, k, v), parts, (True, True, False), strict=True):
-        rotate_into(out.transpose(1, 2), part, cos, sin, turned, 1)
-    return q, k, v
+# Three operators of our own: a compiler that looked inside would copy the slices that the kernels write into, and would
+# put products whose width is no multiple of 64 into wider rows, only to copy them out of these for the next kernel.
+@torch.library.custom_op("babyllama::rotated_product", mutates_args=())
+def _rotated(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, turned: int, heads: int) -> Tensor:
+    """(B, T, heads, D), the first `turned` heads rotated."""
+    product = linear(x, weight).unflatten(-1, (heads, -1))
+    part = product.transpose(1, 2)[:, :turned]
+    rotate_into(part, part, cos, sin, True, 1)
+    return product
 
 
-@_cut.register_fake
-def _(joined: Tensor, cos: Tensor, sin: Tensor, heads: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    B, T, width = joined.shape
-    q, k, v = (joined.new_empty(B, T, count, width // sum(heads)) for count in heads)
-    return q, k, v
+@_rotated.register_fake
+def _(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, turned: int, heads: int) -> Tensor:
+    return x.new_empty(*x.shape[:2], heads, weight.shape[0] // heads)
 
 
 @torch.library.custom_op("babyllama::rotate_back_and_join", mutates_args=())
@@ -77,7 +82,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, turned: bool, sign: int) -> None:
-    """Fill out (B, heads, T, D) with x, rotated forward (sign 1) or back (−1) if `turned`."""
+    """Fill out (B, heads, T, D), which may be x, with x, rotated forward (sign 1) or back (−1) if `turned`."""
     if x.is_cuda:
         from babyllama.model.kernels import rotate_into as fused
 
@@ -105,8 +110,18 @@ class _SwiGluDown(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         gate_up, weight = ctx.saved_tensors
         grad = grads[0]
-        slope, product = swiglu_backward(gate_up, grad @ weight)
+        slope, product = _slopes(gate_up, grad, weight)
         return slope, grad.flatten(0, -2).T @ product.flatten(0, -2) if ctx.needs_input_grad[1] else None
+
+
+@torch.library.custom_op("babyllama::swiglu_slopes", mutates_args=())
+def _slopes(gate_up: Tensor, grad: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return swiglu_backward(gate_up, grad @ weight)
+
+
+@_slopes.register_fake
+def _(gate_up: Tensor, grad: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return gate_up.new_empty(gate_up.shape), grad.new_empty(*grad.shape[:-1], weight.shape[1])
 
 
 def swiglu_backward(gate_up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,14 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import rms_norm
 from torch.utils.checkpoint import checkpoint
 
 from babyllama.model.attention import Attend, Mask, attend_sdpa, branches, documents_for
 from babyllama.model.bitnet import replace_matrices
 from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelConfig
-from babyllama.model.fused import rotate_joined
+from babyllama.model.fused import rotated_product
 from babyllama.model.laws import ClexRope
 from babyllama.model.mlp import MLPS, joined
 from babyllama.model.roles import exact
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         if weights is not None and cache is None and not learned:
             q_heads, kv_heads, _ = (weight.shape[0] // self.head_dim for weight in weights)
             cos, sin = angles.query
-            q, k, v = rotate_joined(linear(x, torch.cat(weights)), cos, sin, (q_heads, kv_heads, kv_heads))
+            q, k, v = rotated_product(x, torch.cat(weights), cos, sin, (q_heads, kv_heads, kv_heads))
             return self.o_proj(self.attend(q, k, v, mask).transpose(1, 2).reshape(B, T, C))
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)

@@ -103,3 +103,17 @@ def test_equal_prompts_that_come_together_are_read_once(monkeypatch, recorded):
     assert many.generate(asked, drawn, 6, seeds=range(len(asked))) == alone
     assert len({tuple(found) for found in alone}) > 6
     assert sum(read) == sum(map(len, texts))
+
+
+def test_pieces_in_which_no_prompt_ends(monkeypatch):
+    """Recorded passes over a long prompt's first pieces: there is nothing to draw after them."""
+    monkeypatch.setattr(prompts, "ALONE", 8)
+    monkeypatch.setattr(prompts, "LEAST", 4)
+    monkeypatch.setitem(prompts.BESIDE, "cpu", 4)
+    model, greedy = sharp_model(tiny_config()), Sampling(temperature=0.0)
+    texts = [[7, 3, 1, 6, 5, 4, 2, 9, 8, 30, 12, 11, 13], [20, 21]]
+    monkeypatch.setattr(prompts, "native", lambda _: None)
+    plainly = Engine(model, 60).generate(texts, greedy, 6)
+    engine = Engine(model, 60)
+    engine.prompts.passes = Passes(model, engine.rows, engine.cache)
+    assert engine.generate(texts, greedy, 6) == plainly

@@ -151,7 +151,9 @@ class Prompts:
         starts = [len(slot.tokens) for slot in slots]
         self.slots.reserve(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))
         logits = self.passes(pieces, starts, rows, slots[0].adapter)
-        return logits if logits is None or len(ended) == len(slots) else logits[sent(ended, self.rows.device)]
+        if logits is None or len(ended) == len(slots):
+            return logits
+        return logits[sent(ended, self.rows.device, torch.int64)]  # maybe none of them
 
     @wide()
     def _head(self, hidden: Tensor) -> Tensor:

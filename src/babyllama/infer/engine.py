@@ -150,6 +150,12 @@ class Engine:
         """Whether a step would do anything."""
         return bool(self._waiting or self._ended or self.slots.active)
 
+    def step_of(self, adapter: str | None) -> Step:
+        """How an adapter's rows are decoded."""
+        if adapter not in self._steps:
+            self._steps[adapter] = self.make_step(self.model, self.rows, self.cache)
+        return self._steps[adapter]
+
     def trim(self, keep: int = 0) -> None:
         """Give memory back: forget all earlier texts but the `keep` newest."""
         self.slots.trim(keep)
@@ -346,8 +352,6 @@ class Engine:
         made, first, self._guessing = [], 0, False
         self.rows.live.fill_(decoding)
         for adapter, group, uses in self._groups:
-            if adapter not in self._steps:
-                self._steps[adapter] = self.make_step(self.model, self.rows, self.cache)
             guesses = guessed(group) if self.propose is not None else []
             if any(guesses):
                 self._guessing = True
@@ -355,7 +359,7 @@ class Engine:
                     made.append((group, verify(self.prompts, group, guesses, first, uses)))
                 first += len(group)
                 continue
-            step = self._steps[adapter]
+            step = self.step_of(adapter)
             longest = max([slot.held for slot in group])
             limit = min(1 if uses.mask else step.most, self._ahead(group, longest, decoding < len(active)))
             if limit > 0:
@@ -459,13 +463,13 @@ class Sent(NamedTuple):
         if later:
             ready = torch.cuda.Event(blocking=True) if sampled.tokens.is_cuda else None
             parts = sampled.tokens, sampled.logprobs, sampled.top, sampled.top_logprobs
-            sampled = Sampled(*(None if part is None else _copied(part) for part in parts))  # type: ignore[arg-type]
+            sampled = Sampled(*(None if part is None else copied(part) for part in parts))  # type: ignore[arg-type]
             if ready is not None:
                 ready.record()
         return cls(slots, jobs, sampled, ready)
 
 
-def _copied(part: Tensor) -> Tensor:
+def copied(part: Tensor) -> Tensor:
     """On the host, soon."""
     return torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda).copy_(part, non_blocking=True)
 

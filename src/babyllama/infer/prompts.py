@@ -91,6 +91,31 @@ class Prompts:
         choose = choose_of if runs(self.rows.device) and plain(uses) else partial(Rows.choose, uses=uses)
         return [(done, choose(self.rows, rows, logits if len(told) == len(ended) else logits[at]))]
 
+    def together(self, prompts: Sequence[list[int]], uses: Uses) -> Sampled:
+        """Read whole prompts into the first rows, which hold nothing and are large enough; their first tokens. Equal
+        ones are read once."""
+        firsts = dict[tuple[int, ...], int]()
+        like = [firsts.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]
+        once, longest = list(firsts.values()), max(map(len, prompts))
+        each = max(1, ALONE // longest)
+        parts = [once[first : first + each] for first in range(0, len(once), each)]
+        logits = torch.cat([self._whole([prompts[row] for row in part], part) for part in parts])
+        if copied := [row for row in range(len(prompts)) if like[row] != row]:
+            self.cache.spread([like[row] for row in copied], copied, 0, longest)
+        number = {row: n for n, row in enumerate(once)}
+        rows, at = sent([range(len(prompts)), [number[row] for row in like]], self.rows.device)
+        choose = choose_of if runs(self.rows.device) and plain(uses) else partial(Rows.choose, uses=uses)
+        return choose(self.rows, rows, logits[at])
+
+    def _whole(self, pieces: list[list[int]], rows: list[int]) -> Tensor:
+        """Logits after the last token of each piece, of rows that hold nothing."""
+        found = None if self.passes is None else self.passes(pieces, [0] * len(pieces), rows, None)
+        if found is not None:
+            return found.clone()  # the next pass writes there
+        hidden = self.hidden([0] * len(pieces), pieces, rows, [len(piece) for piece in pieces])
+        last = sent([len(piece) - 1 for piece in pieces], self.rows.device)
+        return self._head(hidden[torch.arange(len(pieces), device=hidden.device), last])
+
     def _like(self, slots: Sequence[Slot]) -> list[int]:
         """For each the first that has the same prompt and has read as much of it."""
         if self.cache.sinks or not self.cache.rotated:
@@ -108,7 +133,7 @@ class Prompts:
             logits = self._replayed(slots, pieces, rows, ended)
         if logits is not None:
             return logits
-        hidden = self.hidden(slots, pieces, rows, lengths)
+        hidden = self.hidden([len(slot.tokens) for slot in slots], pieces, rows, lengths)
         if not ended:
             return None
         at, last = sent([(number, len(pieces[number]) - 1) for number in ended], self.rows.device).unbind(1)
@@ -121,7 +146,8 @@ class Prompts:
         rows = list(range(first, first + len(slots)))
         found = self._compiled(slots, pieces, rows, list(range(ends[-1])))
         if found is None:
-            hidden = self.hidden(slots, pieces, rows, [len(slot.tokens) + longest for slot in slots])
+            starts = [len(slot.tokens) for slot in slots]
+            hidden = self.hidden(starts, pieces, rows, [start + longest for start in starts])
             return list(self._head(hidden).unbind(1))
         begins = [end - len(piece) for end, piece in zip(ends, pieces, strict=True)]
         return [found[[min(begin + place, end - 1) for begin, end in zip(begins, ends, strict=True)]]
@@ -160,20 +186,20 @@ class Prompts:
         return self.model.lm_head(hidden)[..., : self.rows.vocab_size]
 
     @wide()
-    def hidden(self, slots: Sequence[Slot], pieces: Sequence[list[int]], rows: Sequence[int], lengths: Sequence[int]
+    def hidden(self, starts: Sequence[int], pieces: Sequence[list[int]], rows: Sequence[int], lengths: Sequence[int]
                ) -> Tensor:  # fmt: skip
-        """Feed a piece after each row's tokens, (B, T, C); rows of shorter pieces are filled up.
+        """Feed a piece after the first tokens of each row, (B, T, C); rows of shorter pieces are filled up.
 
         Args:
+            starts: how many tokens each row holds.
             lengths: tokens of each row's text, for laws that go by it.
         """
         device, longest = self.rows.device, max(map(len, pieces))
-        end = max(len(slot.tokens) for slot in slots) + longest
+        end = max(starts) + longest
         self.slots.reserve(end)
         # Filled up by tokens of the piece, so that what follows a row is as sound as the row.
         tokens = sent([piece + piece[-1:] * (longest - len(piece)) for piece in pieces], device)
-        starts = sent([len(slot.tokens) for slot in slots], device)
-        numbers = starts[:, None] + torch.arange(longest, device=device)
+        numbers = sent(starts, device)[:, None] + torch.arange(longest, device=device)
         if not self.cache.sinks:
             numbers = numbers.clamp(max=self.cache.max_tokens - 1)  # only what fills up comes that far
         together = rows[-1] - rows[0] + 1 == len(rows)  # then nothing need be copied to be read

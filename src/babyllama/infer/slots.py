@@ -236,6 +236,13 @@ class Slots:
             self.cache.dropped[self.all.index(slot)] = 0
 
     # ── room ───────────────────────────────────────────────────────────────────────────────────────────────────
+    def open(self, rows: int, end: int) -> None:
+        """At least so many rows, with slots for `end` tokens."""
+        rows = max(len(self.all), min(self.most, 1 << (rows - 1).bit_length()))
+        slots = max(self.cache.max_tokens, min(self.context, _power(end)))
+        if rows > len(self.all) or slots > self.cache.max_tokens:
+            self._resize(rows, slots)
+
     def reserve(self, end: int) -> None:
         """Slots for `end` tokens in every row."""
         if min(end, self.context) > self.cache.max_tokens:

@@ -191,6 +191,17 @@ def test_a_rollout_of_one_step_is_written_while_the_next_is_drawn(tmp_path, work
     assert written() == [n for n in range(4) for _ in range(32)]
 
 
+def test_answers_that_go_in_step_are_the_same(worker):
+    """As they do on a GPU."""
+    plain, stepped = (practised(check_every=2) for _ in range(2))
+    stepped.groups.agents.sampler.together = True
+    for number in range(3):
+        for rows in (plain, stepped):
+            rows.prepare(number * rows.steps, worker)
+        assert all(torch.equal(plain.state[name], value) for name, value in stepped.state.items()
+                   if name != "figure.engine_gap")  # fmt: skip
+
+
 def test_bad_rewards_stop_or_are_left_out(tmp_path, worker):
     with pytest.raises(BadReward, match=r"reward broken (raised RuntimeError: no idea|is nan) for the answer .* to "):
         practised(rewards=(Broken(),)).prepare(0, worker)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from babyllama.errors import InputError
+from babyllama.infer import together
 from babyllama.infer.engine import Engine
 from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
@@ -36,7 +37,13 @@ class Sampler:
 
     Args:
         stop: tokens that end an answer.  max_tokens: of an answer.
+
+    Attributes:
+        together: whether answers go in step (infer/together.py); by default on a GPU, where the host is what takes the
+            time: a CPU is faster with as few rows as there are left.
     """
+
+    together: bool | None = None
 
     def __init__(self, vocab_size: int, stop: Collection[int], max_tokens: int) -> None:
         self.vocab_size, self.stop, self.max_tokens = vocab_size, frozenset(stop), max_tokens
@@ -56,6 +63,12 @@ class Sampler:
         if self._engine is None or self._engine.model is not model:  # shards are gathered into a new model each time
             self._engine = Engine(model, self.vocab_size, slots=self._slots(model, prompts))
         engine, sampling = self._engine, Sampling(temperature=temperature)
+        texts = [prompt for prompt, _ in prompts]
+        wanted = model.embed_tokens.weight.is_cuda if self.together is None else self.together
+        if wanted and not told and together.suits(engine, texts, self.max_tokens):
+            seeds = [seed for _, seed in prompts]
+            found = together.answers(engine, texts, sampling, self.max_tokens, self.stop, seeds, meanwhile)
+            return [Drawn(tokens, ended, []) for tokens, ended in found]
         engine.forget()
         numbers = {engine.add(Request(prompt, sampling, self.max_tokens, self.stop, seed, 0 if told else None)): number
                    for number, (prompt, seed) in enumerate(prompts)}  # fmt: skip

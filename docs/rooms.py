@@ -19,7 +19,19 @@ INNER = {  # rooms within rooms
 }
 TOGETHER = {
     "cli": ("__main__", "cli", "verbs", "words", "index"),
-    "base": ("amounts", "atomic", "errors", "hardware", "interrupts", "keys", "marking", "plain_yaml", "recipe", "run"),
+    "base": (
+        "amounts",
+        "atomic",
+        "errors",
+        "hardware",
+        "interrupts",
+        "keys",
+        "marking",
+        "plain_yaml",
+        "recipe",
+        "refusals",
+        "run",
+    ),
     "train/plan": ("train.averaging", "train.guard", "train.lisa", "train.plan", "train.state"),
 }
 LABELS = {

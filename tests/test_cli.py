@@ -113,10 +113,12 @@ def test_a_closed_pipe_ends_quietly():
 def test_exit_codes_and_one_line():
     assert ended(start())[0] == 0  # help
     assert ended(start("--version"))[0] == 0
+    assert ended(start("help", "data", "stats"))[1] == ended(start("data-stats", "--help"))[1]
     for words, part in (
         (["trian"], "Did you mean 'train'?"),
         (["tokenizer"], "out: "),  # verbs that need no PyTorch
         (["report", "runs/none"], "runs/none"),
+        ([b"report", b"\xff"], r"\udcff: not valid UTF-8"),
     ):
         status, out, err = ended(start(*words))
         assert (status, out) == (2, b"")

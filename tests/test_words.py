@@ -124,6 +124,12 @@ class Needy(Recipe):
     plan: Plan = Field(description="how long", examples=["plan.steps=5"])
 
 
+def test_a_list_that_the_shell_cut_is_told_to_be_quoted():
+    with pytest.raises(InputError, match=r"put it in quotes: 'runs=\[a, b\]'"):
+        understand(Example, ["lr=2", "runs=[a,", "b]"], "train")
+    assert understand(Example, ["prompt=a [", "b].yaml"], "train").settings == ["prompt=a ["]  # a text as it stands
+
+
 def test_missing_keys_say_what_to_write():
     with pytest.raises(InputError, match=r"^plan: this key must be given \(how long\); write plan.steps=5$"):
         load_recipe(Needy)

@@ -58,8 +58,9 @@ def _interrupted(message: str) -> int:
 
 
 def _accept_any_character() -> None:
-    """A character that the console's or pipe's encoding lacks (GBK, ASCII) is shown as ?, and ends nothing."""
-    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+    """A character that the console's or pipe's encoding lacks (GBK, ASCII) is shown as ?, and ends nothing; bytes that
+    are none come in as half surrogate pairs, which whoever reads them names."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
 

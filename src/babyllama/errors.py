@@ -23,5 +23,10 @@ def needs_extra(package: str, extra: str) -> MissingExtra:
     return MissingExtra(f"this needs the package {package}; {way}")
 
 
+def cause(error: Exception) -> str:
+    """What the system says went wrong, without its number and without the path, which our line has already."""
+    return getattr(getattr(error, "reason", error), "strerror", None) or str(error)
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM arrived, and everything so far is saved; the message says how to go on. Exit code 130."""

@@ -84,7 +84,10 @@ def model_folder(path: Path) -> Path:
         if (folder / "config.json").is_file() or is_adapter(folder):
             return folder
     if (path / "run.json").exists():
-        raise InputError(f"{path}: has no model yet; continue it with: babyllama {Run(path).info['verb']} {path}")
+        verb = Run(path).info["verb"]
+        if verb in ("prepare", "tokenizer"):
+            raise InputError(f"{path}: holds a {verb} run, which has no model; give a train run")
+        raise InputError(f"{path}: has no model yet; continue it with: babyllama {verb} {path}")
     if path.exists():
         raise InputError(f"{path}: is neither a run nor a Hugging Face LLaMA folder; give one that is")
     raise InputError(f"{path}: does not exist; train one with: {maker('train', path)}")
@@ -187,7 +190,7 @@ def check_vocabulary(model: Transformer, tokenizer: Tokenizer, folder: Path) -> 
     """Raise InputError when the tokenizer makes ids that the model has no embedding for."""
     if tokenizer.vocab_size > model.config.vocab_size:
         rows = model.config.vocab_size
-        extra = [repr(tokenizer.backend.id_to_token(i)) for i in range(rows, tokenizer.vocab_size)]
+        extra = [repr(tokenizer.decode([i], skip_special=False)) for i in range(rows, tokenizer.vocab_size)]
         named = f": {', '.join(extra[:3])}{', …' if len(extra) > 3 else ''}"
         raise InputError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model has rows for {rows} (vocab_size in "

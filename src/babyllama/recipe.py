@@ -2,14 +2,15 @@
 
 A recipe is plain data, checked once where it enters: unknown keys and wrong types are refused with the dotted path,
 the value and the nearest known key. Precedence: field defaults < YAML file < ``key.path=value``. Variants
-are unions tagged by ``kind``. Not here: what any recipe means; each verb's file in ``commands`` says that.
+are unions tagged by ``kind``. Not here: what any recipe means; each verb's file in ``commands`` says that; how a fault
+reads (refusals.py).
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import re
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from babyllama.errors import InputError
-from babyllama.keys import annotation, choices, fields_of, kinds, models_in, near, types_of
+from babyllama.keys import kinds, types_of
 from babyllama.plain_yaml import dump_yaml, parse_yaml
+from babyllama.refusals import explain
 
 BUNDLED = Path(__file__).parent / "recipes"
 
@@ -63,6 +65,8 @@ def _at_home(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_at_home(item) for item in value)
     if isinstance(value, Path):
+        if "\0" in str(value) or any(len(os.fsencode(part)) > 255 for part in value.parts):
+            raise ValueError(f"no file can have this name: {str(value)[:60]!r}…; give a path")
         try:
             return value.expanduser()
         except RuntimeError:
@@ -205,9 +209,10 @@ def validate(kind: type[R], data: Any, where: str, said: Sequence[str] = ()) -> 
         own = [
             i for i in found if not any(len(loc) > len(i["loc"]) and loc[: len(i["loc"])] == i["loc"] for loc in inner)
         ]
-        told = [_explain(kind, item) for item in own]
+        told = [explain(kind, item) for item in own]
         # What was set over the file is no fault of the file's.
-        lines = [": ".join(part for part in (where if not _within(path, said) else "", path, fault) if part)
+        over = tuple(f"{one}." for one in said)
+        lines = [": ".join(part for part in ("" if f"{path}.".startswith(over) else where, path, fault) if part)
                  for path, fault in told]  # fmt: skip
     except (TypeError, ValueError) as error:  # a date, a set or NaN written in YAML
         lines = [f"{where}: {error}" if where else str(error)]
@@ -239,62 +244,6 @@ def _named(types: Any, given: Any) -> Any:
     if isinstance(given, list) and get_origin(types) is tuple:
         return [_named(get_args(types)[0], item) for item in given]
     return given
-
-
-def _explain(kind: type[BaseModel], item: Any) -> tuple[str, str]:
-    """One fault as pydantic found it → its dotted path, and what is wrong with which value, with the remedy."""
-    path, known = _locate(kind, item["loc"])
-    given, value = item["input"], json.dumps(item["input"], ensure_ascii=False, default=str)[:200]
-    fields = fields_of(kind, re.sub(r"(\.\d+)+$", "", path))
-    models = [model for field in fields for model in models_in(field.annotation)]
-    names = [name for model in models for name in choices(annotation(model, "kind"))] if len(models) > 1 else []
-    example = " or ".join(str(example) for field in fields for example in field.examples or ())
-    if item["type"] == "extra_forbidden":
-        meant = " or ".join(near(kind, path, known))
-        hint = f"; did you mean {meant}?" if meant else f"; known keys: {', '.join(known)}" if known else ""
-        return path, f"unknown key{hint}"
-    if item["type"] == "missing":
-        about = next((f" ({field.description})" for field in fields if field.description), "")
-        return path, f"this key must be given{about}; write {example or f'{path}=…'}"
-    if item["type"] == "tuple_type":
-        return path, f"must be a list in brackets, got {value}; write {example or f'{path}=[…, …]'}"
-    if item["type"] == "union_tag_not_found":
-        return f"{path}.kind", f"this key must be given; there are {', '.join(names)}"
-    if item["type"] == "union_tag_invalid":
-        return f"{path}.kind", _no_such(given.get("kind"), names)
-    if models and item["type"] in ("dict_type", "model_type", "model_attributes_type"):
-        if names and isinstance(given, str):
-            return path, _no_such(given, names)
-        inner = next(iter(models[0].model_fields))
-        return path, f"has keys of its own, got {value}; write {example or f'{path}.{inner}=…'}"
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ") or "not allowed"
-    return path, message if item["type"] == "value_error" else f"{message[0].lower() + message[1:]}, got {value}"
-
-
-def _within(path: str, said: Sequence[str]) -> bool:
-    return any(f"{path}.".startswith(f"{one}.") for one in said)
-
-
-def _no_such(name: Any, names: list[str]) -> str:
-    meant = difflib.get_close_matches(str(name), names, n=1)
-    return f"there is no {name!r}; {f'did you mean {meant[0]}? ' if meant else ''}there are {', '.join(names)}"
-
-
-def _locate(kind: Any, loc: Sequence[int | str]) -> tuple[str, list[str]]:
-    """The dotted path as the user wrote it (pydantic adds union tags to its own) and the keys known beside its end."""
-    models, parts, known = [kind], [], [kind]
-    for part in loc:
-        tagged = [m for m in models if part in getattr(annotation(m, "kind"), "__args__", ())]
-        if tagged and not any(part in m.model_fields for m in models):
-            models = tagged
-            continue
-        if isinstance(part, str) and ("[" in part or part in [model.__name__ for model in models]):
-            continue  # pydantic's own name for a member of a union without tags
-        known = models
-        parts.append(str(part))
-        if not isinstance(part, int):
-            models = [inner for model in models for inner in models_in(annotation(model, part))]
-    return ".".join(parts), sorted({name for model in known for name in model.model_fields})
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -426,11 +426,13 @@ def _module(name: str) -> ModuleType:
 
 
 def joined(words: list[str]) -> list[str]:
-    """A verb of two words as the one that it is: ``tokenizer report`` is ``tokenizer-report``.
+    """A verb of two words as the one that it is: ``tokenizer report`` is ``tokenizer-report``; ``help`` as ``--help``.
 
     Raises:
         InputError: the first of two, and none that is a second.
     """
+    if words[:1] == ["help"]:
+        return [*joined(words[1:]), "--help"]
     both = "-".join(words[:2])
     if both in VERBS:
         return [both, *words[2:]]
@@ -447,6 +449,9 @@ def call(words: list[str]) -> int:
         InputError: what the user gave is wrong, unknown verbs included.
         KeyboardInterrupt: Ctrl-C.
     """
+    for word in words:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise InputError(f"{ascii(word)[1:-1]}: not valid UTF-8; write it, or name the file, in UTF-8")
     try:
         code = app(joined(words), standalone_mode=False, prog_name="babyllama")
     except TyperException as error:

@@ -39,6 +39,7 @@ def understand(kind: type[BaseModel], words: Sequence[str], verb: str, subject: 
     Raises:
         InputError: a key that lacks its value, two recipes, an unknown ``--key``, a subject that is given twice.
     """
+    _check_whole(words)
     bare, settings = _settings(kind, list(words))
     if subject is None:
         if len(bare) > 1:
@@ -55,6 +56,22 @@ def understand(kind: type[BaseModel], words: Sequence[str], verb: str, subject: 
         raise InputError(f"{' '.join(bare)}: {subject} is given twice, as a word and as {subject}=…; leave one out")
     value = json.dumps(named, ensure_ascii=False) if several else "".join(named)
     return Said(recipes[0] if recipes else None, [*([f"{subject}={value}"] if named else []), *settings])
+
+
+def _check_whole(words: Sequence[str]) -> None:
+    """Raise InputError for a list or mapping that the shell cut at its blanks: ``corpora=[{path:`` ``a.jsonl}]``."""
+    for first, word in enumerate(words):
+        setting = _SETTING.fullmatch(word.removeprefix("--"))
+        if setting and setting[2].startswith(("[", "{")) and _open(word):
+            for last in range(first + 1, len(words)):
+                whole = " ".join(words[first : last + 1])
+                if not _open(whole):
+                    raise InputError(f"{whole}: the shell cut this at its blanks; put it in quotes: '{whole}'")
+
+
+def _open(text: str) -> int:
+    """Brackets that are still open."""
+    return sum(text.count(left) - text.count(right) for left, right in ("[]", "{}"))
 
 
 def _is_recipe(word: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -209,6 +210,13 @@ def test_piped_lines_stand_alone_unless_they_are_turns(monkeypatch, capsys, turn
     assert (prompts[1] == alone) is not turns and len(talk.turns) == 1 + turns
 
 
+def test_a_piped_line_of_other_bytes_is_named_and_the_next_is_answered(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"\udcff\n{CHATS[0][0]}\n"))
+    terminal.talk(conversation(), lambda path: pytest.fail("opens another model"))
+    said = capsys.readouterr()
+    assert said.out == CHATS[0][1] + "\n" and "not asked, for it is not valid utf-8" in said.err
+
+
 def test_main_in_process(tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     save_taught(run / "model")
@@ -220,6 +228,10 @@ def test_main_in_process(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == CHATS[3][1] + "\n"
     with pytest.raises(InputError, match="does not exist; train one with: babyllama train"):
         chat.main(load_recipe(ChatRecipe, None, [f"model={tmp_path}/nothing"]))
+    (run / "run.json").write_text('{"verb": "prepare"}')
+    shutil.rmtree(run / "model")
+    with pytest.raises(InputError, match="holds a prepare run, which has no model"):
+        chat.main(recipe)
 
 
 def trained(folder, chats: list[list[dict[str, str]]] | None, corpora: str = "chat"):

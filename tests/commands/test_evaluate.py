@@ -212,6 +212,12 @@ def test_a_corpus_that_nothing_is_held_out_of_is_named_and_the_rest_measured(fol
     assert "few: no document is held out, not measured" in capsys.readouterr().out
 
 
+def test_a_model_that_is_not_there_leaves_no_folder(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        main(load_recipe(EvaluateRecipe, None, [f"model={tmp_path}/nowhere", "suite=zh-small", "device=cpu"]))
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_nothing_to_evaluate_on(folder):
     with pytest.raises(InputError, match="give data"):
         load_recipe(EvaluateRecipe, None, [f"model={folder}/run"])

@@ -107,6 +107,11 @@ def oracle(folder: Path) -> Oracle:
     return lambda text: alone.encode(text, add_special_tokens=False).ids
 
 
+def test_a_model_file_that_is_not_there_is_not_to_be_made(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.model: no such file; give the path"):
+        Tokenizer.load(tmp_path / "nowhere.model")
+
+
 @pytest.mark.parametrize("text", ADVERSARIAL, ids=ascii)
 def test_adversarial_texts_have_one_encoding(tokenizer: Tokenizer, oracle: Oracle, text: str) -> None:
     assert tokenizer.encode(text) == oracle(text) == tokenizer.encode_batch(["x", text])[1]

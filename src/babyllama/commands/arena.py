@@ -19,7 +19,7 @@ from rich.console import Console
 from babyllama.atomic import read_json, write_atomic
 from babyllama.commands.report_words import Language
 from babyllama.commands.table import table_of
-from babyllama.errors import InputError
+from babyllama.errors import InputError, cause
 from babyllama.evals.ratings import Rating, Vote, ratings
 from babyllama.hardware import DeviceChoice
 from babyllama.infer.engine import Engine
@@ -75,7 +75,8 @@ def prompts_of(path: Path) -> list[str]:
     try:
         found = list(dict.fromkeys(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompts: {path} cannot be read ({error}); give a text file, one prompt a line") from None
+        raise InputError(f"prompts: {path} cannot be read ({cause(error)}); give a text file, one prompt a line"
+                         ) from None  # fmt: skip
     if not found:
         raise InputError(f"prompts: {path} is empty; write one prompt a line")
     return found

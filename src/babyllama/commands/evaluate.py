@@ -28,7 +28,7 @@ from babyllama.evals.provenance import Provenance, Standing, provenance
 from babyllama.evals.tasks import SUITES, TaskChoice
 from babyllama.hardware import DeviceChoice
 from babyllama.infer.engine import Engine
-from babyllama.load import Loaded, load, pick_device, pick_precision
+from babyllama.load import Loaded, load, model_folder, pick_device, pick_precision
 from babyllama.model.laws import RopeConfig
 from babyllama.recipe import Recipe
 
@@ -95,6 +95,7 @@ class EvaluateRecipe(Recipe):
 def main(recipe: EvaluateRecipe) -> None:
     """Measure, ask, show, and write one JSON file."""
     console = Console(highlight=False)
+    model_folder(recipe.model)
     check_writable(recipe.file)
     device = pick_device(recipe.device)
     loaded = load(recipe.model, device, pick_precision(recipe.precision, device), recipe.rope, scores=True)

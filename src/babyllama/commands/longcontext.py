@@ -19,7 +19,7 @@ from babyllama.atomic import check_writable, write_atomic, write_json
 from babyllama.commands.figures import COLOURS, GREY, Line, bare, name_ends, plain_log
 from babyllama.commands.table import shortly, table_of
 from babyllama.data.shards.shards import Prepared
-from babyllama.errors import InputError, needs_extra
+from babyllama.errors import InputError, cause, needs_extra
 from babyllama.evals.longcontext import by_length, long_rows, passkey, rows_of
 from babyllama.hardware import DeviceChoice
 from babyllama.load import Loaded, config_of, load, model_folder, pick_device, pick_precision
@@ -120,7 +120,7 @@ def read_rows(recipe: LongContextRecipe, loaded: Loaded, longest: int) -> Tensor
         try:
             words = loaded.tokenizer.encode(recipe.text.read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{recipe.text}: cannot be read ({error})") from None
+            raise InputError(f"{recipe.text}: cannot be read ({cause(error)})") from None
         rows = rows_of(np.array(words), longest, recipe.documents)
         if not rows:
             raise InputError(f"{recipe.text}: {len(words)} tokens, the longest length needs {longest + 1}; "

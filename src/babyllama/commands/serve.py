@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from babyllama.commands.serving import Speculation, engine_of
-from babyllama.errors import InputError, needs_extra
+from babyllama.errors import InputError, cause, needs_extra
 from babyllama.hardware import DeviceChoice
 from babyllama.infer.sampling import Sampling
 from babyllama.recipe import Recipe
@@ -222,7 +222,7 @@ def _keys(recipe: ServeRecipe) -> list[str]:
         lines = recipe.api_keys.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"api_keys: {recipe.api_keys} cannot be read ({error}); give a file with one key a line"
+            f"api_keys: {recipe.api_keys} cannot be read ({cause(error)}); give a file with one key a line"
         ) from None
     own = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not own:
@@ -250,6 +250,9 @@ def _listen(recipe: ServeRecipe, count: int) -> list[socket.socket]:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind(address)
             listener.listen(2048)
+    except socket.gaierror as error:
+        raise InputError(f"host={recipe.host}: no such address ({error.strerror}); give this machine's, or 0.0.0.0 for "
+                         "all that it has") from None  # fmt: skip
     except OSError as error:
         raise InputError(f"host={recipe.host} port={recipe.port}: cannot listen there ({error.strerror}); "
                          "choose another port=…, or 0 for any that is free") from None  # fmt: skip

@@ -23,7 +23,7 @@ from rich.progress import track
 from babyllama.amounts import amount
 from babyllama.atomic import disk_errors, json_text, write_atomic
 from babyllama.commands.asking import NoReply, Reply, Teacher
-from babyllama.errors import InputError
+from babyllama.errors import InputError, cause
 from babyllama.recipe import Recipe
 
 KEY = "OPENAI_API_KEY"
@@ -108,7 +108,8 @@ def questions(recipe: SynthesizeRecipe) -> Iterator[tuple[str, list[dict[str, An
     try:
         lines = recipe.prompts.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompts: {recipe.prompts} cannot be read ({error})") from None
+        raise InputError(f"prompts: {recipe.prompts} cannot be read ({cause(error)}); give a text file, "
+                         "one prompt a line") from None  # fmt: skip
     found = [_messages(recipe, line, number) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise InputError(f"prompts: {recipe.prompts} is empty; give a prompt a line")

@@ -36,7 +36,7 @@ class TrainSource(Recipe):
 
     kind: Literal["train"] = "train"
     corpora: tuple[CorpusChoice, ...] = Field(min_length=1, description="the texts to learn from")
-    vocab_size: int = Field(8192, ge=262, description="tokens in all, special ones included")
+    vocab_size: int = Field(8192, ge=262, le=1 << 24, description="tokens in all, special ones included")
     min_frequency: int = Field(2, ge=1, description="a pair of tokens that occurs less often is not joined")
     max_alphabet: int | None = Field(
         None, ge=1, description="the most characters that get a token of their own; default: all"

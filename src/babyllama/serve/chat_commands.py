@@ -9,7 +9,7 @@ from typing import Protocol
 
 from babyllama.amounts import amount
 from babyllama.atomic import write_json
-from babyllama.errors import InputError
+from babyllama.errors import InputError, cause
 from babyllama.serve.conversation import Conversation, Turn
 from babyllama.tokenizer.answers import answer_text
 from babyllama.tokenizer.chat import Message, check_messages
@@ -134,7 +134,7 @@ def _messages(name: str) -> list[Message]:
         messages = json.loads(lines[0] if lines else "null")["messages"]
         check_messages(messages)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"/load {name}: cannot be read ({error})") from None
+        raise InputError(f"/load {name}: cannot be read ({cause(error)})") from None
     except (ValueError, TypeError, LookupError) as error:
         raise InputError(f'/load {name}: line 1 is no chat of the form {{"messages": […]}} ({error})') from None
     roles = [message["role"] for message in messages if message["role"] != "system"]

@@ -60,6 +60,10 @@ class Talk:
             try:
                 if line.startswith("/"):
                     self.note(run_command(self, line))
+                elif any("\ud800" <= character <= "\udfff" for character in line):
+                    raise InputError(
+                        f"not asked, for it is not valid {sys.stdin.encoding or 'utf-8'}: {ascii(line)[1:-1][:40]}"
+                    )
                 elif line:
                     if not self.turns:
                         self.chat.turns.clear()

@@ -41,6 +41,8 @@ def read_folder(path: Path) -> Stored:
             return _stored(folder, _backend(folder / "tokenizer.json"))
         if (folder / "tokenizer.model").is_file():
             return _sentencepiece_folder(folder)
+    if path.suffix == ".model":
+        raise InputError(f"{path}: no such file; give the path of a tokenizer.model that is there")
     what = "has neither tokenizer.json nor tokenizer.model" if path.exists() else "does not exist"
     raise InputError(f"{path}: {what}; make a tokenizer with: {maker('tokenizer', path)}")
 

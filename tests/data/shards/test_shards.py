@@ -226,6 +226,11 @@ def test_bad_manifests(copy: Path, tmp_path: Path) -> None:
         Prepared.open(copy)
     with pytest.raises(InputError, match="no prepared data"):
         Prepared.open(tmp_path)
+    (tmp_path / "run.json").write_text('{"verb": "train"}')
+    with pytest.raises(InputError, match="holds a train run, no prepared data"):
+        Prepared.open(tmp_path)
+    with pytest.raises(InputError, match=r"is a file, no prepared data; make them of it with: .*path: .*run.json"):
+        Prepared.open(tmp_path / "run.json")
 
 
 def test_answers_of_each_chat_are_counted(tmp_path: Path) -> None:

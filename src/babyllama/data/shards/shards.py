@@ -28,6 +28,7 @@ import xxhash
 from babyllama.data.sources.documents import GOOD, Kind
 from babyllama.errors import InputError
 from babyllama.recipe import maker
+from babyllama.run import Run
 
 VERSION = 1
 SPLITS = ("train", "val")
@@ -161,6 +162,16 @@ def usual_turns(stores: Iterable[TokenStore]) -> int:
     return int(np.quantile(np.concatenate(found), 0.9, method="lower")) if found else 0
 
 
+def _not_prepared(path: Path) -> InputError:
+    """What lies at `path` instead, and how prepared data come about."""
+    if path.is_file():
+        made = f"babyllama prepare out=runs/corpus tokenizer=runs/tokenizer 'corpora=[{{path: {path}}}]'"
+        return InputError(f"{path}: is a file, no prepared data; make them of it with: {made}")
+    if (path / "run.json").is_file() and (verb := Run(path).info.get("verb")) != "prepare":
+        return InputError(f"{path}: holds a {verb} run, no prepared data; give a folder that babyllama prepare made")
+    return InputError(f"{path}: no prepared data (no manifest.json); make it with: {maker('prepare', path)}")
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A complete prepared folder."""
@@ -179,7 +190,7 @@ class Prepared:
         if not (path / "manifest.json").is_file():
             if (path / "shards").is_dir():
                 raise InputError(f"{path}: prepare was interrupted; run the same command again and it continues")
-            raise InputError(f"{path}: no prepared data (no manifest.json); make it with: {maker('prepare', path)}")
+            raise _not_prepared(path)
         try:
             manifest = json.loads((path / "manifest.json").read_text("utf-8"))
             version = manifest["version"]

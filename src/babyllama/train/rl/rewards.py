@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from babyllama.errors import InputError
+from babyllama.errors import InputError, cause
 from babyllama.marking import exact, last_number
 from babyllama.recipe import Recipe
 from babyllama.train.rl.verse import form, lines_of, rhymed
@@ -133,7 +133,7 @@ def known_idioms(path: Path | None) -> frozenset[str]:
     try:
         words = frozenset(path.read_text("utf-8").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"rewards: words: {path} cannot be read ({error}); give a text file, one idiom a line"
+        raise InputError(f"rewards: words: {path} cannot be read ({cause(error)}); give a text file, one idiom a line"
                          ) from None  # fmt: skip
     if not words:
         raise InputError(f"rewards: words: {path} is empty; give a text file, one idiom a line")

@@ -40,7 +40,8 @@ ENGINES: dict[str, Callable[[int], Engine]] = {  # of so many processes
     "ddp-bf16": lambda _: Ddp(overlap=True, exchange="bf16"),
     "ddp-after": lambda _: Ddp(overlap=False), "ddp-after-bf16": lambda _: Ddp(overlap=False, exchange="bf16"),
     "ddp-context": lambda size: Ddp(context=size), "fsdp": lambda _: Fsdp(), "fsdp-1": lambda _: Fsdp(blocks=1),
-    "fsdp-kept": lambda _: Fsdp(reshard_after_forward=False), "fsdp-context": lambda size: Fsdp(context=size),
+    "fsdp-kept": lambda _: Fsdp(reshard_after_forward=False), "fsdp-graph": lambda _: Fsdp(graph=True),
+    "fsdp-context": lambda size: Fsdp(context=size),
     "hsdp": lambda _: Fsdp(replicate=2),
 }  # fmt: skip
 
@@ -81,7 +82,7 @@ def main() -> None:
     args = parsed()
     world = World.from_environment()
     device = world.device(default_device().type)
-    world.join(device)
+    world.join(device, {k: v for name in args.engines for k, v in ENGINES[name](world.size).environment.items()})
     context = args.context or CONTEXT[args.preset]
     choice = ModelChoice(preset=args.preset, max_position_embeddings=context,
                          moe=Moe(experts=8, active=2, shared=1) if args.moe else None)  # fmt: skip
@@ -117,7 +118,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--preset", choices=("tiny", "seed", "base-218m"), default="seed")
     parser.add_argument("--rows", type=int, default=256, help="of each process, or of all that share their tokens")
     parser.add_argument("--context", type=int, help="tokens in a row; default: the preset's usual ones")
-    parser.add_argument("--engines", nargs="+", choices=list(ENGINES)[1:], default=["ddp-after", "fsdp"])
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES)[1:], default=["ddp-after", "fsdp", "fsdp-graph"])
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--documents", type=int, help="rows of documents of so many tokens on average, kept apart")
     parser.add_argument("--moe", action="store_true", help="with eight experts, two of them active, and a shared one")

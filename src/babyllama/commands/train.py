@@ -59,7 +59,7 @@ def main(recipe: TrainRecipe) -> None:
     device = world.device(pick_device(recipe.device).type)
     try:
         recipe.engine.check(world.size, recipe.optimizer)  # for this nobody need meet the others
-        world.join(device)
+        world.join(device, recipe.engine.environment)
         _train(recipe, world, device)
     except (InputError, Interrupted) as error:
         if not world.local_rank:

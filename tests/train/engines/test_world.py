@@ -1,7 +1,10 @@
 """Who this process is, as launchers say it. What processes tell each other is in tests/laws/test_law6_world.py."""
 
+import os
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from babyllama.errors import InputError
 from babyllama.train.engines.world import World
@@ -50,6 +53,17 @@ def test_one_process_talks_to_itself():
     assert world.reduce_(torch.ones(2)).tolist() == [1, 1] and world.second() is world
     world.wait()
     world.leave()
+
+
+def test_what_an_engine_wants_is_set_before_they_meet_unless_the_user_did(monkeypatch):
+    met = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: met.append((os.getenv("MINE"), os.environ["NEW"])))
+    monkeypatch.setenv("MINE", "1")
+    monkeypatch.setenv("NEW", "")  # so that it is gone afterwards
+    monkeypatch.delenv("NEW")
+    World(0, 2, 0).join(torch.device("cpu"), {"MINE": "0", "NEW": "0"})
+    assert met == [("1", "0")]
 
 
 def test_more_processes_than_gpus_is_one_clear_line(monkeypatch):

@@ -32,6 +32,11 @@ class _Engine(Recipe):
     averages: ClassVar[bool] = True  # a mean of the last weights may be kept
     mixes: ClassVar[bool] = True  # parameters may compute in float32 beside others in half precision
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that have to be set before the processes meet, unless the user has set them."""
+        return {}
+
     def mesh(self, processes: int) -> Mesh:
         """What each of so many processes holds and reads. Raises InputError for a number that does not fit."""
         return Mesh(replicate=processes)
@@ -120,7 +125,17 @@ class Fsdp(_Engine):
         default=1, ge=1, description="copies of the states, each sharded over its part of the processes, such as one "
         "a machine, whose processes then gather weights from each other only"
     )  # fmt: skip
+    graph: bool = Field(
+        default=False, description="true: a GPU's whole update is one CUDA graph, what travels too: for small models, "
+        "whose steps are over before the host has launched them; tried on one machine"
+    )  # fmt: skip
     context: Context = 1
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """As in _Engine."""
+        # NCCL registers what exchanges in graphs read and write; with Muon's all-to-all the first replay then hangs.
+        return {"NCCL_GRAPH_REGISTER": "0"} if self.graph else {}
 
     def mesh(self, processes: int) -> Mesh:
         _whole(self.replicate, processes, "replicate", "copies cannot be spread over")
@@ -139,9 +154,10 @@ class Fsdp(_Engine):
         if setting.world.size == 1:
             return Worker(setting)
         self.check(setting.world.size, setting.optimizer)
-        from babyllama.train.engines.fsdp import Sharded
+        from babyllama.train.engines.fsdp import Sharded, ShardedGraph
 
-        return Sharded(setting, self.reshard_after_forward, self.blocks)
+        kind = ShardedGraph if self.graph and self.context == 1 and Captured.suits(setting) else Sharded
+        return kind(setting, self.reshard_after_forward, self.blocks)
 
 
 class DeepSpeed(_Engine):

@@ -9,7 +9,7 @@ between them. Checkpoints are written by all ranks, each its own rows. Imported 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -22,12 +22,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from babyllama.atomic import disk_errors
+from babyllama.data.streams.batches import Batch
 from babyllama.model.transformer import Transformer
+from babyllama.train.engines.captured import Captured
 from babyllama.train.engines.precision import LossModule
 from babyllama.train.engines.setting import Setting
 from babyllama.train.engines.skeleton import Skeleton
 from babyllama.train.engines.worker import Save, Worker, bit_sums, freeze
 from babyllama.train.engines.world import World
+from babyllama.train.guard import Watchman
 from babyllama.train.state import on_host, read_facts, read_shards, sharded, write_facts, write_shards
 
 SHARED = ("master.", "average.", "optimizer.")  # how the names in a checkpoint begin of which each rank holds its rows
@@ -164,6 +167,23 @@ class Sharded(Worker):
     def _placed(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
         assert isinstance(whole, DTensor) and isinstance(parameter, DTensor)
         return _rows(whole.to_local().to(self.device, copy=True), parameter.device_mesh, whole.shape)
+
+
+class ShardedGraph(Sharded, Captured):
+    """Sharded, whose whole update is a CUDA graph, its exchanges too."""
+
+    def _advance(self, micro: Sequence[Batch], total: float | Tensor, factor: float | Tensor, watchman: Watchman
+                 ) -> Tensor:  # fmt: skip
+        if self.device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            return super()._advance(micro, total, factor, watchman)
+        # In a graph exchanges of two streams may begin in another order on each rank: one stream keeps theirs.
+        shared = self.module._get_fsdp_state()._comm_ctx
+        streams = {name: stream for name, stream in vars(shared).items() if isinstance(stream, torch.cuda.Stream)}
+        vars(shared).update(dict.fromkeys(streams, torch.cuda.current_stream(self.device)))
+        try:
+            return super()._advance(micro, total, factor, watchman)
+        finally:
+            vars(shared).update(streams)
 
 
 def _held(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ a machine; nothing else of them is needed. Not here: what is spread over the pro
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -74,9 +75,12 @@ class World:
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
-    def join(self, device: torch.device) -> None:
-        """Meet the others: gloo for what the hosts say to each other, NCCL for what the GPUs do."""
+    def join(self, device: torch.device, environment: Mapping[str, str] | None = None) -> None:
+        """Meet the others: gloo for what the hosts say to each other, NCCL for what the GPUs do. `environment`: what an
+        engine wants set before, unless it is."""
         if self.size > 1 and not dist.is_initialized():
+            for name, value in (environment or {}).items():
+                os.environ.setdefault(name, value)
             dist.init_process_group(backend(device), timeout=PATIENCE)
 
     def states(self, kind: str, mesh: Mesh) -> DeviceMesh:

@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda
 
-HELD = tl.constexpr(8192)  # weights that a program of two warps unpacks before it waits: more do not fit its registers
-
 
 @triton.jit
 def _start(EARLY: tl.constexpr):
@@ -32,14 +30,6 @@ def _wait(EARLY: tl.constexpr):
 
 
 @triton.jit
-def _wait_for(B, EARLY: tl.constexpr):
-    """The same B times, of which the first counts: over a loop the compiler moves nothing that `_now` holds."""
-    if EARLY:
-        for _ in range(B):
-            cuda.gdc_wait()
-
-
-@triton.jit
 def _weights(w, rows, columns, n, k):
     """Rows `rows` (R,) and columns `columns` (T,) of a matrix (n, k), zero beyond it."""
     inside = (rows[:, None] < n) & (columns[None, :] < k)
@@ -47,81 +37,47 @@ def _weights(w, rows, columns, n, k):
 
 
 @triton.jit
-def _matrix(w, zeros, scales, rows, n, k: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-            magic, NOW: tl.constexpr):  # fmt: skip
-    """Rows `rows` (R,) of a matrix (n, k), zero beyond it, as `_product` takes them: weights (R, TILE) float32, or
-    codes as `_code` has them, with the zero and the scale of each word, (R, TILE · BITS / 32).
+def _code(words, zero, scale, number: tl.constexpr, BITS: tl.constexpr):
+    """(code − zero) · scale of code `number` of each word; `zero` with 2²³ added to it.
+
+    A code in the lowest bits of 2²³'s is 2²³ + code: to turn whole numbers into floats takes four times as long.
+    """
+    code = ((words >> (number * BITS)) & ((1 << BITS) - 1)) | 0x4B000000
+    return (code.to(tl.float32, bitcast=True) - zero) * scale
+
+
+@triton.jit
+def _matrix(w, zeros, scales, rows, n, k: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr):
+    """Rows `rows` (R,) of a matrix (n, k), dense or of BITS a code: (R, TILE), codes in their order, zero beyond it.
 
     Packed, a word holds 32 / BITS codes of one output: words (k · BITS / 32, n) int32, zeros (k / GROUP, n) uint8,
-    scales (k / GROUP, n) float16. With NOW all is computed before the kernel waits.
+    scales (k / GROUP, n) float16.
     """
     if BITS == 0:
-        found = _now(_weights(w, rows, tl.arange(0, TILE), n, k).to(tl.float32), NOW)
-        return found, found, found
+        found = _weights(w, rows, tl.arange(0, TILE), n, k)
     else:
         units = tl.arange(0, TILE * BITS // 32)
         inside = (rows[:, None] < n) & (units[None, :] * 32 < k * BITS)
         words = tl.load(w + units[None, :] * n + rows[:, None], mask=inside, other=0)
         group = (units * 32 // BITS // GROUP)[None, :] * n + rows[:, None]
-        zero = _now(tl.load(zeros + group, mask=inside, other=0).to(tl.float32), NOW)
-        scale = _now(tl.load(scales + group, mask=inside, other=0.0).to(tl.float32), NOW)
-        return _now(_codes(words, BITS, magic), NOW), zero, scale
-
-
-@triton.jit
-def _magic(B):
-    """2²³ as bits, which the compiler cannot know: as constants two masks in one instruction are one too many."""
-    return 0x4B000000 | (B >> 31)
-
-
-@triton.jit
-def _now(found, NOW: tl.constexpr):
-    """The same, computed here: the compiler would rather do it when it is needed, after all waiting."""
-    if NOW:
-        found = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [found], dtype=tl.float32, is_pure=False, pack=1)
+        zero = tl.load(zeros + group, mask=inside, other=0).to(tl.float32) + 8388608.0
+        scale = tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
+        if BITS == 8:
+            even = tl.join(_code(words, zero, scale, 0, BITS), _code(words, zero, scale, 2, BITS))
+            odd = tl.join(_code(words, zero, scale, 1, BITS), _code(words, zero, scale, 3, BITS))
+        else:
+            even = tl.join(
+                tl.join(_code(words, zero, scale, 0, BITS), _code(words, zero, scale, 4, BITS)),
+                tl.join(_code(words, zero, scale, 2, BITS), _code(words, zero, scale, 6, BITS)),
+            )
+            odd = tl.join(
+                tl.join(_code(words, zero, scale, 1, BITS), _code(words, zero, scale, 5, BITS)),
+                tl.join(_code(words, zero, scale, 3, BITS), _code(words, zero, scale, 7, BITS)),
+            )
+        found = tl.reshape(tl.join(even, odd), (rows.shape[0], TILE))
+        if TILE > 1024:  # many for the registers
+            found = found.to(tl.float16)
     return found
-
-
-@triton.jit
-def _code(words, number: tl.constexpr, BITS: tl.constexpr, magic):
-    """Code `number` of each word times 2^(BITS · its place), which `_places` takes back.
-
-    Bits in the lowest ones of 2²³'s are 2²³ plus a whole number: to turn numbers into floats takes four times as long,
-    and so large a float holds five codes of four bits without moving them.
-    """
-    held: tl.constexpr = 5 if BITS == 4 else 2
-    if number < held:
-        code = words & (((1 << BITS) - 1) << (number * BITS))
-    else:
-        code = (words >> (held * BITS)) & (((1 << BITS) - 1) << ((number - held) * BITS))
-    return (code | magic).to(tl.float32, bitcast=True) - 8388608.0
-
-
-@triton.jit
-def _places(TILE: tl.constexpr, BITS: tl.constexpr):
-    """2^(−BITS · place) of every code of a row, (TILE,)."""
-    held: tl.constexpr = 5 if BITS == 4 else 2
-    number = tl.arange(0, TILE) % (32 // BITS)
-    place = tl.where(number < held, number, number - held)
-    return ((127 - BITS * place) << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _codes(words, BITS: tl.constexpr, magic):
-    """All codes of words (R, U), in their order, as `_code` has them: (R, U · 32 / BITS)"""
-    if BITS == 8:
-        even = tl.join(_code(words, 0, BITS, magic), _code(words, 2, BITS, magic))
-        odd = tl.join(_code(words, 1, BITS, magic), _code(words, 3, BITS, magic))
-    else:
-        even = tl.join(
-            tl.join(_code(words, 0, BITS, magic), _code(words, 4, BITS, magic)),
-            tl.join(_code(words, 2, BITS, magic), _code(words, 6, BITS, magic)),
-        )
-        odd = tl.join(
-            tl.join(_code(words, 1, BITS, magic), _code(words, 5, BITS, magic)),
-            tl.join(_code(words, 3, BITS, magic), _code(words, 7, BITS, magic)),
-        )
-    return tl.reshape(tl.join(even, odd), (words.shape[0], words.shape[1] * (32 // BITS)))
 
 
 @triton.jit
@@ -141,17 +97,9 @@ def _normed(x, row, at, gain, eps, C: tl.constexpr):
 
 
 @triton.jit
-def _product(weights, zero, scale, value, BITS: tl.constexpr):
-    """(R, TILE) · (TILE,) → (R,). Packed: Σ scale · (Σ code · value − zero · Σ value) over the words."""
-    if BITS == 0:
-        return tl.sum(weights * value[None, :], 1)
-    else:
-        R: tl.constexpr = weights.shape[0]
-        U: tl.constexpr = weights.shape[1] * BITS // 32
-        moved = value * _places(U * (32 // BITS), BITS)
-        found = tl.sum(tl.reshape(weights * moved[None, :], (R, U, 32 // BITS)), 2)
-        plain = tl.sum(tl.reshape(value, (U, 32 // BITS)), 1)
-        return tl.sum((found - zero * plain[None, :]) * scale, 1)
+def _product(weights, value):
+    """(R, TILE) · (TILE,) → (R,)"""
+    return tl.sum(weights.to(tl.float32) * value[None, :], 1)
 
 
 @triton.jit
@@ -229,17 +177,14 @@ def project(x, y, squares, norm, wq, zq, sq, oq, wk, zk, sk, ok, wv, zv, sv, ov,
     lower = tl.where(pairs < half, head * D + pairs, n)
     upper = tl.where(pairs < half, lower + half, n)
     if FEW:
-        now: tl.constexpr = EARLY and 2 * P * TILE <= HELD
-        magic = _magic(B)
-        first, first_zero, first_scale = _matrix(w, z, s, lower, n, C, TILE, BITS, GROUP, magic, now)
-        second, second_zero, second_scale = _matrix(w, z, s, upper, n, C, TILE, BITS, GROUP, magic, now)
+        first = _matrix(w, z, s, lower, n, C, TILE, BITS, GROUP)
+        second = _matrix(w, z, s, upper, n, C, TILE, BITS, GROUP)
         at = _inputs(o, C, TILE, ORDERED)
         gain = tl.load(norm + at, mask=at < C, other=0.0).to(tl.float32)
-        _wait_for(B, EARLY)
+        _wait(EARLY)
         for row in tl.static_range(ROWS):
             value = _normed(x, row, at, gain, eps, C)
-            a = _product(first, first_zero, first_scale, value, BITS)[None, :]
-            b = _product(second, second_zero, second_scale, value, BITS)[None, :]
+            a, b = _product(first, value)[None, :], _product(second, value)[None, :]
             rows = row + tl.arange(0, 1)
             if kind < 2:
                 a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
@@ -335,13 +280,10 @@ def add(a, peaks, sums, w, zeros, scales, order, x, norm, y, squares, B, k: tl.c
     part = tl.program_id(1)
     outputs, columns = part * R + tl.arange(0, R), tl.arange(0, TILE)
     if FEW:
-        weights, zero, scale = _matrix(w, zeros, scales, outputs, C, k, TILE, BITS, GROUP, _magic(B),
-                                       EARLY and R * TILE <= HELD)  # fmt: skip
-        inputs = _inputs(order, k, TILE, ORDERED)
-        _wait_for(B, EARLY)
+        weights, inputs = _matrix(w, zeros, scales, outputs, C, k, TILE, BITS, GROUP), _inputs(order, k, TILE, ORDERED)
+        _wait(EARLY)
         for row in tl.static_range(ROWS):
-            value = _joined(a, peaks, sums, row, inputs, k, D, H, SPLITS)
-            found = _product(weights, zero, scale, value, BITS)
+            found = _product(weights, _joined(a, peaks, sums, row, inputs, k, D, H, SPLITS))
             at = x + row * C + outputs
             tl.store(at, tl.load(at, mask=outputs < C, other=0.0) + found, mask=outputs < C)
     else:
@@ -369,22 +311,20 @@ def widen(x, y, squares, norm, gate, zg, sg, og, up, zu, su, ou, h, B, eps, C: t
     _start(EARLY)
     outputs = tl.program_id(1) * R + tl.arange(0, R)
     if FEW:
-        now: tl.constexpr = EARLY and 2 * R * TILE <= HELD
-        magic = _magic(B)
-        gates, gate_zero, gate_scale = _matrix(gate, zg, sg, outputs, F, C, TILE, BITS, GROUP, magic, now)
-        ups, up_zero, up_scale = _matrix(up, zu, su, outputs, F, C, TILE, BITS, GROUP, magic, now)
+        gates = _matrix(gate, zg, sg, outputs, F, C, TILE, BITS, GROUP)
+        ups = _matrix(up, zu, su, outputs, F, C, TILE, BITS, GROUP)
         first, second = _inputs(og, C, TILE, ORDERED), _inputs(ou, C, TILE, ORDERED)
         gain = tl.load(norm + first, mask=first < C, other=0.0).to(tl.float32)
         other = gain
         if ORDERED:
             other = tl.load(norm + second, mask=second < C, other=0.0).to(tl.float32)
-        _wait_for(B, EARLY)
+        _wait(EARLY)
         for row in tl.static_range(ROWS):
             value = _normed(x, row, first, gain, eps, C)
-            a = _product(gates, gate_zero, gate_scale, value, BITS)
+            a = _product(gates, value)
             if ORDERED:
                 value = _normed(x, row, second, other, eps, C)
-            b = _product(ups, up_zero, up_scale, value, BITS)
+            b = _product(ups, value)
             tl.store(h + row * F + outputs, (a * tl.sigmoid(a) * b).to(h.dtype.element_ty), mask=outputs < F)
     else:
         _wait(EARLY)
@@ -427,14 +367,12 @@ def predict(x, y, squares, norm, w, zeros, scales, order, rules, logits, best, p
     block = tl.program_id(1)
     outputs, columns = block * R + tl.arange(0, R), tl.arange(0, TILE)
     if FEW:
-        # Not unpacked ahead: for the registers it takes, fewer of these many programs would run at a time.
-        weights, zero, scale = _matrix(w, zeros, scales, tl.where(outputs < V, outputs, n), n, C, TILE, BITS, GROUP,
-                                       _magic(B), False)  # fmt: skip
+        weights = _matrix(w, zeros, scales, tl.where(outputs < V, outputs, n), n, C, TILE, BITS, GROUP)
         at = _inputs(order, C, TILE, ORDERED)
         gain = tl.load(norm + at, mask=at < C, other=0.0).to(tl.float32)
         _wait(EARLY)
         for row in tl.static_range(ROWS):
-            found = _product(weights, zero, scale, _normed(x, row, at, gain, eps, C), BITS)
+            found = _product(weights, _normed(x, row, at, gain, eps, C))
             tl.store(logits + row * V + outputs, found, mask=outputs < V)
             _summary(found, outputs, V, row, block, _cold(rules, row, B), best, places, masses, blocks)
     else:

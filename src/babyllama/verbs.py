@@ -366,7 +366,7 @@ def arena() -> None:
     """
 
 
-@app.command()
+@app.command(short_help="List the recipes that come with the package")
 def recipes() -> None:
     """List the recipes that come with the package."""
     from rich.console import Console
@@ -380,7 +380,7 @@ def recipes() -> None:
     Console(highlight=False).print(table)
 
 
-@app.command()
+@app.command(short_help="List the corpora that are known by name")
 def corpora() -> None:
     """List the corpora that are known by name: what they are good for, their size, licence and source."""
     from babyllama.data.sources.known import CORPORA

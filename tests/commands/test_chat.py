@@ -217,6 +217,15 @@ def test_a_piped_line_of_other_bytes_is_named_and_the_next_is_answered(monkeypat
     assert said.out == CHATS[0][1] + "\n" and "not asked, for it is not valid utf-8" in said.err
 
 
+def test_an_answer_that_is_cut_off_says_by_what(capsys):
+    """The longest answer, or the end of the context: logit bias keeps the end token away."""
+    never = Sampling(temperature=0, logit_bias=dict.fromkeys(small_tokenizer().stop_ids, -100.0))
+    for most, why in ((3, "cut off at max_tokens=3)"), (10**6, "tokens is full)")):
+        chat = conversation(never, max_tokens=most)
+        stage(chat, read=lambda text: "").answer(CHATS[0][0])
+        assert capsys.readouterr().out.rstrip().endswith(why)
+
+
 def test_main_in_process(tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     save_taught(run / "model")

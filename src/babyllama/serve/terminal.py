@@ -137,7 +137,9 @@ class Talk:
         if empty:
             self.note("(an empty answer)")
         elif self.read is not None:
-            cut = f"; cut off at max_tokens={chat.max_tokens}" if chat.text.tokens == chat.max_tokens else ""
+            cut = "" if chat.text.finish != "length" else (
+                f"; cut off at max_tokens={chat.max_tokens}" if chat.text.tokens == chat.max_tokens else
+                f"; cut off, for the context of {chat.engine.context} tokens is full")  # fmt: skip
             self.note(f"({amount(chat.tokens, 'token')}, {chat.tokens / seconds:,.0f} a second, the first "
                       f"after {1000 * (first - began):.0f} ms{cut})")  # fmt: skip
 

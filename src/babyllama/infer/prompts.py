@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,9 +86,7 @@ class Prompts:
         told = [row for row in range(len(slots)) if like[row] in place]
         rows, at = sent([[first + row for row in told], [place[like[row]] for row in told]], self.rows.device)
         done = [slots[row] for row in told]
-        uses = uses_of(done)
-        choose = choose_of if runs(self.rows.device) and plain(uses) else partial(Rows.choose, uses=uses)
-        return [(done, choose(self.rows, rows, logits if len(told) == len(ended) else logits[at]))]
+        return [(done, self._choose(rows, logits if len(told) == len(ended) else logits[at], uses_of(done)))]
 
     def together(self, prompts: Sequence[list[int]], uses: Uses) -> Sampled:
         """Read whole prompts into the first rows, which hold nothing and are large enough; their first tokens. Equal
@@ -104,8 +101,12 @@ class Prompts:
             self.cache.spread([like[row] for row in copied], copied, 0, longest)
         number = {row: n for n, row in enumerate(once)}
         rows, at = sent([range(len(prompts)), [number[row] for row in like]], self.rows.device)
-        choose = choose_of if runs(self.rows.device) and plain(uses) else partial(Rows.choose, uses=uses)
-        return choose(self.rows, rows, logits[at])
+        return self._choose(rows, logits[at], uses)
+
+    def _choose(self, rows: Tensor, logits: Tensor, uses: Uses) -> Sampled:
+        """The next tokens of the rows of these numbers, by one kernel where it can."""
+        fused = runs(self.rows.device) and plain(uses)
+        return choose_of(self.rows, rows, logits) if fused else self.rows.choose(rows, logits, uses)
 
     def _whole(self, pieces: list[list[int]], rows: list[int]) -> Tensor:
         """Logits after the last token of each piece, of rows that hold nothing."""

@@ -101,14 +101,19 @@ def start(work: Path, arguments: argparse.Namespace) -> None:
         "plan.save_every=1000000",
         "plan.log_every=50",
     ]
-    steps = arguments.base_steps or (20 if small else 700)
+    steps, sft_steps = learned(arguments)
     _once(work / "base", f"data.path={work}/texts", f"init.model={SMALL if small else SHAPE}", *rare,
           f"plan={{steps: {steps}, context: {128 if small else 512}, micro_batch_size: {8 if small else 64}}}",
           "optimizer={kind: muon, lr: 0.01, adam_lr: 0.005}")  # fmt: skip
-    steps = arguments.sft_steps or (20 if small else 500)
     _once(work / "sft", f"data={{path: {work}/chats, packing: documents}}", f"init={{kind: from, path: {work}/base}}",
-          f"plan={{steps: {steps}, context: {512 if small else 1024}, micro_batch_size: {4 if small else 24}}}", *rare,
-          "optimizer={kind: muon, lr: 0.005, adam_lr: 0.0025}")  # fmt: skip
+          f"plan={{steps: {sft_steps}, context: {512 if small else 1024}, micro_batch_size: {4 if small else 24}}}",
+          *rare, "optimizer={kind: muon, lr: 0.005, adam_lr: 0.0025}")  # fmt: skip
+
+
+def learned(arguments: argparse.Namespace) -> list[int]:
+    """Steps of the base and of the SFT: which start a training begins from."""
+    base, sft = (20, 20) if arguments.small else (700, 500)
+    return [arguments.base_steps or base, arguments.sft_steps or sft]
 
 
 def _once(out: Path, *words: str) -> None:
@@ -221,7 +226,7 @@ def measured(work: Path, method: str, seed: int, arguments: argparse.Namespace, 
     by = accuracies(before, now)
     found = {
         "method": method, "seed": seed, "lr": arguments.lr, "epochs": arguments.epochs, "words": arguments.words,
-        "small": arguments.small, "own": own,
+        "small": arguments.small, "start": learned(arguments), "own": own,
         "steps": sum(line["kind"] == "train" for line in told), "pairs": int(known(before, now).sum()),
         "accuracy": by[own]["all"], "train_accuracy": accuracies(at_start["train"], after["train"])[own]["all"],
         "by": by, "pull_of_length": pull(before, now, own),
@@ -248,13 +253,14 @@ def started(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 # ── results ────────────────────────────────────────────────────────────────────────────────────────────────────────
 def groups() -> list[tuple[str, list[dict[str, Any]]]]:
-    """(method, rate × epochs and what else was said, its lines), in the order of METHODS."""
-    found = defaultdict[tuple[str, float, float, str], list[dict[str, Any]]](list)
+    """(method, rate × epochs and what else was said, its lines), by start and in the order of METHODS."""
+    found = defaultdict[tuple[str, str, float, float, str], list[dict[str, Any]]](list)
     for line in lines(FILE):
         if not line["small"]:
-            found[line["method"], line["lr"], line["epochs"], " ".join(line["words"])].append(line)
-    order = sorted(found, key=lambda key: ([*METHODS].index(key[0]), *key[1:]))
-    return [(f"{key[0]} {key[1]:g} × {key[2]:g} {key[3]}".rstrip(), found[key]) for key in order]
+            start = "after {} + {}:".format(*line["start"])
+            found[start, line["method"], line["lr"], line["epochs"], " ".join(line["words"])].append(line)
+    order = sorted(found, key=lambda key: (key[0], [*METHODS].index(key[1]), *key[2:]))
+    return [(f"{key[0]} {key[1]} {key[2]:g} × {key[3]:g} {key[4]}".rstrip(), found[key]) for key in order]
 
 
 def summary() -> None:
@@ -281,11 +287,13 @@ def summary() -> None:
             shown += [f"{mean('beside', 0, key):.3f} → {mean('beside', 1, key):.3f}" if key in some[0]["beside"][0]
                       else None for key in ("bits_per_byte", "tokens")]  # fmt: skip
         rows.append(shown)
-    table(["rate × epochs", "seeds", "held out", "trained on", "near", "shorter", "a token: all", "near", "pull",
-           "log p chosen", "rejected", "bits a byte", "tokens"], rows)  # fmt: skip
-    if found := lines(FILE):
-        longer, base = found[-1]["by"]["longer"], found[-1]["by"]["start_mean"]
-        print(f"the longer answer: {longer}; the start, by log p a token: {base}; pairs: {found[-1]['pairs']}")
+    table(["start, method, rate × epochs", "seeds", "held out", "trained on", "near", "shorter", "a token: all", "near",
+           "pull", "log p chosen", "rejected", "bits a byte", "tokens"], rows)  # fmt: skip
+    starts = {tuple(line["start"]): line for line in lines(FILE)}
+    for (base, sft), line in starts.items():
+        by = line["by"]
+        print(f"after {base} + {sft} steps: by log p a token {by['start_mean']}; the longer answer: {by['longer']}; "
+              f"pairs: {line['pairs']}")  # fmt: skip
 
 
 def draw(path: Path) -> None:
@@ -357,7 +365,8 @@ def main() -> None:
         started(work, arguments)  # what the engine compiles for this model, it compiles once
         return None
     at_start: dict[str, Any] | None = None
-    setting = {"lr": arguments.lr, "epochs": arguments.epochs, "words": arguments.words, "small": arguments.small}
+    setting = {"lr": arguments.lr, "epochs": arguments.epochs, "words": arguments.words, "small": arguments.small,
+               "start": learned(arguments)}  # fmt: skip
     done = {(line["method"], line["seed"]) for line in lines(FILE) if setting.items() <= line.items()}
     for method, seed in itertools.product(arguments.methods, arguments.seeds):
         if (method, seed) in done:

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from babyllama.atomic import json_text, write_atomic, write_folder
+from babyllama.atomic import check_writable, json_text, write_atomic, write_folder
 from babyllama.errors import InputError
 from babyllama.run import Run
 from test_run import Example, fill_with, one_line
@@ -250,6 +251,52 @@ def test_a_file_in_the_way(tmp_path):
         write_atomic(tmp_path / "file" / "run" / "note.txt", "x")
     one_line(error)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def make_file(path: Path) -> None:
+    write_atomic(path, "x")
+
+
+def make_folder(path: Path) -> None:
+    write_folder(path, fill_with("a"))
+
+
+def make_run(path: Path) -> None:
+    Run.create(path, "train", Example())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+@pytest.mark.parametrize("make", [make_file, make_folder, make_run, check_writable])
+@pytest.mark.parametrize("name", ["/proc/x", "/proc/x/y", "loop/x", "/"])
+def test_a_place_that_takes_no_files_is_one_line(tmp_path, make, name):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError) as error:
+        make(tmp_path / name)
+    one_line(error)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+@pytest.mark.parametrize("make", [make_file, check_writable])
+def test_a_device_is_not_renamed_away(tmp_path, make):
+    """As root ``out=/dev/null`` would otherwise replace it for every process of the machine."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no file but a device or a pipe") as error:
+        make(tmp_path / "pipe")
+    one_line(error)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_folder_that_was_removed_meanwhile_is_one_line(tmp_path):
+    run = Run.create(tmp_path / "run", "train", Example())
+    shutil.rmtree(run.path)
+    with pytest.raises(InputError, match="cannot write here") as error:
+        run.log(1, loss=1.0)
+    one_line(error)
+
+
+def test_another_file_that_is_missing_stays_a_defect_of_ours(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_folder(tmp_path / "model", lambda folder: (tmp_path / "other").read_bytes())
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

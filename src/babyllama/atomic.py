@@ -24,7 +24,8 @@ from babyllama.errors import InputError
 
 WINDOWS = os.name == "nt"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_REFUSED = {errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+_REFUSED = {errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+            errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EIO}  # fmt: skip
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full ({free:.0f} MiB free); nothing that was saved before is lost: "
                 "make room and run the same command again"
             ) from None
-        if number in _REFUSED:
+        if number and (number in _REFUSED or (isinstance(error, FileNotFoundError) and _no_place(path, error))):
             raise InputError(f"{path}: cannot write here ({os.strerror(number)}); choose another out=…") from None
         raise
 
@@ -54,6 +55,19 @@ def _errno(error: Exception) -> int | None:
         return errno.ENOSPC
     said = re.search(r"\(os error (\d+)\)", str(error))
     return int(said[1]) if said else None
+
+
+def _no_place(path: Path, error: FileNotFoundError) -> bool:
+    """Whether the folder that `path` was to be made in is gone, or takes no files (``/proc``). Any other file that
+    is missing is a fault of another kind."""
+    place = Path(error.filename or path).parent
+    if not (place.is_relative_to(path.parent) or path.is_relative_to(place)):
+        return False
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError:
+        return True
+    return False
 
 
 def _existing(path: Path) -> Path:
@@ -87,8 +101,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 def replace_file(path: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write a whole file under a temporary name, fsync it, rename it. Raises as `write_atomic`."""
-    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")  # others may write it now
     with disk_errors(path):
+        _check_replaceable(path)
+        partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")  # others may write it now
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             fill(partial)
@@ -109,12 +124,19 @@ def _replace(new: Path, path: Path) -> None:
     new.replace(path)
 
 
+def _check_replaceable(path: Path) -> None:
+    """Refuse a folder, and a device such as ``/dev/null``, which a rename would do away with."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no file but a device or a pipe; choose another out=…")
+
+
 def check_writable(path: Path) -> None:
     """Raise InputError now if the file `path` could not be written after hours of work; its folder is made."""
     with disk_errors(path):
+        _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "")
         with tempfile.TemporaryFile(dir=path.parent):
             pass
 
@@ -155,6 +177,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
     Between the two renames of a swap the old content is at ``.NAME.old``; `recover_folder` puts it back.
     """
+    if not folder.name:  # "/" and "."
+        raise InputError(f"{folder}: a folder that is swapped in whole needs a name of its own; choose another out=…")
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     with disk_errors(folder):
         recover_folder(folder)

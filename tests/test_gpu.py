@@ -23,7 +23,8 @@ from babyllama.quant.grid import Grid
 from babyllama.quant.int8 import Int8, MixedInt8Linear, mixed_product
 from babyllama.quant.linear import GroupedLinear
 from babyllama.quant.onebit import PackedOneBitLinear
-from babyllama.train.losses.objectives import linear_cross_entropy
+from babyllama.train.losses.cross_entropy import linear_cross_entropy
+from babyllama.train.losses.float8 import float8_cross_entropy, multiplies_float8
 from babyllama.train.optimizers.optim import AdamW, Muon, Wsd
 from conftest import sharp_model, tiny_config
 
@@ -145,6 +146,24 @@ def test_linear_cross_entropy_equals_the_full_one(dtype, bound):
     assert loss.item() == pytest.approx(reference.item(), rel=bound)
     for ours, oracle in zip((hidden, weight), exact, strict=True):
         assert (ours.grad.double() - oracle.grad).norm() / oracle.grad.norm() < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_float8_head_equals_its_twin_on_the_cpu(dtype):
+    """An odd vocabulary, rows that are no multiple of 16, ignored targets, three chunks."""
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(size, 64, generator=g).to(dtype) for size in (3000, 9001))
+    targets = torch.randint(0, 9001, (3000,), generator=g)
+    targets[::7] = -100
+    found = []
+    for device in ("cuda", "cpu"):
+        own = [part.detach().to(device).requires_grad_() for part in (hidden, weight)]
+        assert multiplies_float8(own[1]) == (device == "cuda")
+        loss = float8_cross_entropy(*own, targets.to(device), 1024)
+        loss.backward()
+        found.append([loss.detach().cpu(), *(part.grad.cpu() for part in own)])
+    for ours, twin, bound in zip(*found, (1e-4, 5e-3, 5e-3), strict=True):
+        assert (ours.double() - twin.double()).norm() < bound * twin.double().norm()
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), Muon(weight_decay=0.1)])

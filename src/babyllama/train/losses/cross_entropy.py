@@ -1,6 +1,7 @@
 """Cross-entropy to one target a row, and its gradient in the logits' place.
 
-Not here: how logits come to be (head.py), which targets count (data/), what else a loss may hold (objectives.py).
+Not here: how logits come to be (head.py; float8.py), which targets count (data/), what else a loss may hold
+(objectives.py).
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from babyllama.train.losses.head import head_loss
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int | None = None, multiple: int | None = None,
-    fp8: bool = False,
-) -> Tensor:  # fmt: skip
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int | None = None, multiple: int | None = None
+) -> Tensor:
     """Σ over targets ≠ IGNORE of cross_entropy(hidden · weightᵀ, target), float32. Arguments as head_loss's.
 
     Args:
@@ -25,7 +25,7 @@ def linear_cross_entropy(
     def slope(logits: Tensor, rows: slice) -> Tensor:
         return loss_and_gradient_(logits, targets[rows], vocab)
 
-    return head_loss(hidden, weight, slope, chunk_rows, multiple, fp8)
+    return head_loss(hidden, weight, slope, chunk_rows, multiple)
 
 
 def loss_and_gradient_(logits: Tensor, targets: Tensor, vocab: int) -> Tensor:

@@ -6,7 +6,7 @@ a 24 GB card. Not here: which loss of the logits (cross_entropy.py, distil.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ Slope = Callable[[Tensor, slice], Tensor]
 gradient. Columns from V on are padding: no probability, gradient 0."""
 
 
-def head_loss(hidden: Tensor, weight: Tensor, slope: Slope, chunk_rows: int | None = None, multiple: int | None = None,
-              fp8: bool = False) -> Tensor:  # fmt: skip
+def head_loss(
+    hidden: Tensor, weight: Tensor, slope: Slope, chunk_rows: int | None = None, multiple: int | None = None
+) -> Tensor:
     """Σ over chunks of rows of slope(hidden · weightᵀ), without ever holding all logits.
 
     The gradient of each chunk is made while its logits are at hand, and in their place, so the head is multiplied
@@ -31,37 +32,44 @@ def head_loss(hidden: Tensor, weight: Tensor, slope: Slope, chunk_rows: int | No
         hidden: (N, C).  weight: (V, C).
         chunk_rows: rows of logits held at a time; default: as many as suit the device.
         multiple: the vocabulary is padded to it with rows of zeros; default: as `aligned`.
-        fp8: multiply the logits in float8 (e4m3, one scale a tensor); the gradients' products stay as they are. For
-            GPUs that have it (compute capability 8.9 and up).
 
     Returns:
         float32 scalar.
     """
-    chunk_rows = chunk_rows or hardware.chunk_rows(_memory_gib(hidden.device))
-    return _HeadLoss.apply(hidden, weight, slope, chunk_rows, multiple, fp8)  # type: ignore[return-value]
 
-
-class _HeadLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, slope: Slope, chunk_rows: int, multiple: int | None, fp8: bool
-    ) -> Tensor:
+    def make(hidden: Tensor, weight: Tensor, to_hidden: bool, to_weight: bool) -> Made:
         padded = aligned(weight, multiple)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.empty_like(padded, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_hidden = torch.empty_like(hidden) if to_hidden else None
+        grad_weight = torch.empty_like(padded, dtype=torch.float32) if to_weight else None
         if grad_weight is not None and not len(hidden):  # no chunk will write it
             grad_weight.zero_()
-        product = _fp8_product(hidden, padded) if fp8 else lambda rows: hidden[rows] @ padded.T
-        for start in range(0, hidden.shape[0], chunk_rows):
-            rows = slice(start, start + chunk_rows)
-            logits = product(rows)
+        for rows in chunks(hidden, chunk_rows):
+            logits = hidden[rows] @ padded.T
             total += slope(logits, rows)
             if grad_hidden is not None:
                 torch.mm(logits, padded, out=grad_hidden[rows])
             if grad_weight is not None:
-                _product_(grad_weight, logits.T, hidden[rows], add=start > 0)
+                _product_(grad_weight, logits.T, hidden[rows], add=rows.start > 0)
             del logits  # before the next product is made, or two chunks would be held
+        return total, grad_hidden, grad_weight
+
+    return with_gradients(hidden, weight, make)
+
+
+Made = tuple[Tensor, Tensor | None, Tensor | None]
+"""A loss, its gradient in the hidden states, and that in the head, which may have more rows than the head."""
+
+
+def with_gradients(hidden: Tensor, weight: Tensor, make: Callable[[Tensor, Tensor, bool, bool], Made]) -> Tensor:
+    """A loss whose gradients are made together with it: make(hidden, weight, for hidden?, for weight?)."""
+    return _WithGradients.apply(hidden, weight, make)  # type: ignore[return-value]
+
+
+class _WithGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, make: Callable[[Tensor, Tensor, bool, bool], Made]) -> Tensor:
+        total, grad_hidden, grad_weight = make(hidden, weight, *ctx.needs_input_grad[:2])
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight[: weight.shape[0]])
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
@@ -69,7 +77,13 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         own = [_scaled(grad, grads[0], dtype) for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return *own, *[None] * 4
+        return *own, None
+
+
+def chunks(hidden: Tensor, chunk_rows: int | None = None) -> Iterator[slice]:
+    """The rows whose logits are held at a time: `chunk_rows` of them, or as many as suit the device."""
+    size = chunk_rows or hardware.chunk_rows(_memory_gib(hidden.device))
+    return (slice(start, start + size) for start in range(0, len(hidden), size))
 
 
 def aligned(weight: Tensor, multiple: int | None = None) -> Tensor:
@@ -86,19 +100,6 @@ def aligned(weight: Tensor, multiple: int | None = None) -> Tensor:
 def _scaled(grad: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
     """grad · scale, rounded once, to `dtype`."""
     return None if grad is None else torch.mul(grad, scale, out=torch.empty_like(grad, dtype=dtype))
-
-
-def _fp8_product(hidden: Tensor, weight: Tensor) -> Callable[[slice], Tensor]:
-    """rows → hidden[rows] · weightᵀ, both factors rounded to e4m3 under one scale each."""
-
-    def rounded(tensor: Tensor) -> tuple[Tensor, Tensor]:
-        scale = tensor.abs().amax().float().clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
-        return (tensor / scale).to(torch.float8_e4m3fn), scale
-
-    (a, a_scale), (b, b_scale) = rounded(hidden), rounded(weight)
-    return lambda rows: torch._scaled_mm(
-        a[rows], b.T, scale_a=a_scale, scale_b=b_scale, out_dtype=hidden.dtype, use_fast_accum=True
-    )
 
 
 def _product_(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:

@@ -17,6 +17,7 @@ from babyllama.model.mlp import routers
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe
 from babyllama.train.losses.cross_entropy import linear_cross_entropy
+from babyllama.train.losses.float8 import float8_cross_entropy, multiplies_float8
 from babyllama.train.losses.router import RouterLoss
 from babyllama.train.losses.sampled import Sampled
 
@@ -53,8 +54,9 @@ class NextToken(Recipe):
     recorded: ClassVar[bool] = False
     compiles: ClassVar[bool] = True  # it asks the model for what a compiled forward pass gives
     kind: Literal["next_token"] = "next_token"
-    fp8_head: bool = Field(default=False, description="logits in float8; RTX 40 series, H100 and newer")
-
+    fp8_head: bool = Field(
+        default=False, description="the head's products in float8 on GPUs that multiply it: RTX 40 series, H100, newer"
+    )
     sampled: Sampled | None = Field(
         default=None, description="take the loss over a part of the vocabulary for most of the training, for large ones"
     )
@@ -73,7 +75,8 @@ class NextToken(Recipe):
         weight, targets = model.lm_head.weight, batch.targets
         if "candidates" in batch.extras:
             weight, targets = weight.index_select(0, batch.extras["candidates"]), batch.extras["places"]
-        loss = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), fp8=self.fp8_head)
+        head = float8_cross_entropy if self.fp8_head and multiplies_float8(weight) else linear_cross_entropy
+        loss = head(hidden.flatten(0, 1), weight, targets.flatten())
         if model.config.moe is None:
             return loss, {}
         more, measured = self.router(routed, model.config.moe.active, batch.targets)

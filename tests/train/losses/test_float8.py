@@ -78,7 +78,7 @@ def test_the_tail_of_the_vocabulary_is_not_lost():
     logits[:, 0] = 13
     _, slopes = float8._slopes(logits.clone(), torch.zeros(4, dtype=torch.int64), 64793)
     exact = logits.double().softmax(-1)[:, 1:]
-    assert exact.max() < 0.02 and exact.median() < 1e-6 and exact.sum(1).min() > 0.4
+    assert exact.max() < 0.02 and exact.median() < 2e-6 and exact.sum(1).min() > 0.4
     torch.testing.assert_close(slopes[:, 1:].double().sum(1) / SLOPE_SCALE, exact.sum(1), rtol=1e-3, atol=0)
 
 

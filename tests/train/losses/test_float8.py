@@ -79,7 +79,8 @@ def test_the_tail_of_the_vocabulary_is_not_lost():
     _, slopes = float8._slopes(logits.clone(), torch.zeros(4, dtype=torch.int64), 64793)
     exact = logits.double().softmax(-1)[:, 1:]
     assert exact.max() < 0.02 and exact.median() < 2e-6 and exact.sum(1).min() > 0.4
-    torch.testing.assert_close(slopes[:, 1:].double().sum(1) / SLOPE_SCALE, exact.sum(1), rtol=1e-3, atol=0)
+    torch.testing.assert_close(slopes[:, 1:].double().sum(1) / SLOPE_SCALE, exact.sum(1), rtol=5e-3, atol=0)
+    assert ((exact * 448).to(float8.E4M3).double().sum(1) / 448 < 0.98 * exact.sum(1)).all()  # why it is not e4m3
 
 
 def test_both_layouts_hold_the_same_and_the_largest_number_stays():

@@ -28,7 +28,7 @@ from babyllama.commands.bench_serve import BenchServeRecipe, measure
 from babyllama.commands.serve import ServeRecipe, _listen
 from babyllama.infer.engine import Engine
 from babyllama.infer.rows import Sampled
-from babyllama.infer.sampling import Sampling
+from babyllama.infer.sampling import Sampling, Unsaid
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.serve.host import Host
@@ -74,7 +74,8 @@ def host(tokenizer: Tokenizer, given: argparse.Namespace) -> int:
     recipe = ServeRecipe(models=(given.run,), port=given.port)
     models = Models({"waiting": lambda: [
         Served("waiting", Worker(engine_of(tokenizer, given.clients, given.ms)), tokenizer)]})  # fmt: skip
-    speech = Speech(("waiting",), 0, Limits(None, 60, 600), Sampling(), (), 1 << 20, (), True, None, 60, {})
+    limits, defaults = Limits(None, 60, 600), {"waiting": Unsaid(Sampling(), Sampling())}
+    speech = Speech(("waiting",), 0, limits, defaults, (), 1 << 20, (), True, None, 60, {})
     with speakers(speech, _listen(recipe, given.workers)) as speaking:
         return serve(Host(models, given.clients), speaking, 60, lambda: print("ready", file=sys.stderr, flush=True))
 

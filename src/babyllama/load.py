@@ -15,6 +15,7 @@ import torch
 
 from babyllama.errors import InputError
 from babyllama.hardware import bf16_is_faster
+from babyllama.infer.sampling import GENERATION, carried_sampling
 from babyllama.model.adapters import base_link, is_adapter, load_adapter
 from babyllama.model.checkpoint import load_model, read_config
 from babyllama.model.config import ModelConfig, extended
@@ -131,6 +132,14 @@ def config_of(folder: Path) -> ModelConfig:
     link = base_link(folder)
     config = config_of(model_folder(link.folder))
     return config if link.rope is None else extended(config, link.rope)
+
+
+def own_sampling(folder: Path) -> dict[str, float]:
+    """What the generation_config.json of a `model_folder`, or of an adapter's base, says of how answers are drawn; no
+    key that it does not say. Raises InputError as `carried_sampling`."""
+    if is_adapter(folder) and not (folder / GENERATION).is_file():
+        return own_sampling(model_folder(base_link(folder).folder))
+    return carried_sampling(folder)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -232,7 +232,7 @@ def test_main_in_process(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO(CHATS[3][0] + "\n"))
     overrides = [f"model={run}", "sampling.temperature=0", "repetition_penalty=1.0", "device=cpu", "precision=fp32"]
     recipe = load_recipe(ChatRecipe, None, overrides)
-    assert recipe.sampling.top_p == 0.9  # the verb's own defaults stay
+    assert recipe.sampling.over({}).top_p == 0.9  # the verb's own defaults stay
     chat.main(recipe)
     assert capsys.readouterr().out == CHATS[3][1] + "\n"
     with pytest.raises(InputError, match="does not exist; train one with: babyllama train"):

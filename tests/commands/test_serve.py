@@ -7,7 +7,11 @@ import json
 import pytest
 from small_run import save_taught
 
-from babyllama.commands.serve import ServeRecipe, _hints, _named
+from babyllama import verbs
+from babyllama.commands.chat import ChatRecipe
+from babyllama.commands.serve import ServeRecipe, _hints, _named, _samplings
+from babyllama.infer.sampling import Sampling
+from babyllama.load import own_sampling
 from babyllama.recipe import load_recipe
 
 
@@ -21,3 +25,26 @@ def test_the_web_app_shows_a_model_as_many_turns_as_its_training_had(tmp_path, t
     named = _named(load_recipe(ServeRecipe, None, [f"models=[{run}, {tmp_path / 'folder'}]"]))
     known = {name: hints.memory for name, hints in _hints(named).items() if hints.memory is not None}
     assert list(named) == ["run", "folder"] and known == seen
+
+
+def test_one_model_is_drawn_from_alike_in_a_chat_and_over_http(tmp_path):
+    """Said here, then the model's own, then the program's: and a folder made of it keeps its own."""
+    for name in ("own", "plain"):
+        save_taught(tmp_path / name)
+    file = tmp_path / "own" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "temperature": 0.3, "top_k": 20}))
+    verbs.call(["export", str(tmp_path / "own"), "to=hf", f"out={tmp_path / 'kept'}"])
+    words = [f"models=[{', '.join(str(tmp_path / name) for name in ('own', 'plain', 'kept'))}]", "sampling.top_p=1"]
+    recipe = load_recipe(ServeRecipe, None, words)
+    found = _samplings(_named(recipe), recipe.sampling)
+    own = Sampling(temperature=0.3, top_k=20, top_p=1, repetition_penalty=1.1)
+    plain = Sampling(temperature=0.7, top_p=1, repetition_penalty=1.1)
+    assert {name: one.all for name, one in found.items()} == {"own": own, "plain": plain, "kept": own}
+    # A request with temperature=0 means the likeliest token, without a penalty that nobody asked for.
+    assert found["plain"].of({"temperature": 0}) == Sampling()
+    assert found["plain"].of({"presence_penalty": 1}) == plain
+    assert found["own"].of({"temperature": 0}) == Sampling(temperature=0.3, top_k=20)
+    chat = load_recipe(ChatRecipe, None, [f"model={tmp_path / 'kept'}", "top_p=1"])
+    assert chat.sampling.over(own_sampling(tmp_path / "kept")) == own
+    said = json.loads((tmp_path / "kept" / "generation_config.json").read_text())
+    assert said["do_sample"] and "top_p" not in said  # transformers draws from it, too

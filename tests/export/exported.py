@@ -94,7 +94,7 @@ def save(model: Transformer, tokenizer: Tokenizer, folder: Path) -> Path:
 def published(model: Transformer, tokenizer: Tokenizer, folder: Path) -> Path:
     """As `export to=hf` writes it."""
     folder.mkdir()
-    fill(folder, model, tokenizer, folder, "a", None, "", None)
+    fill(folder, model, tokenizer, folder, "a", None, "", None, {})
     return folder
 
 

@@ -86,7 +86,7 @@ def test_a_folder_to_publish(tmp_path, runs):
     model = sharp(tokenizer.vocab_size)
     folder.mkdir()
     (tmp_path / "licence.txt").write_text("do as you like")
-    fill(folder, model, tokenizer, runs, "小羊驼", None, "mit", tmp_path / "licence.txt")
+    fill(folder, model, tokenizer, runs, "小羊驼", None, "mit", tmp_path / "licence.txt", {})
     assert (folder / "LICENSE").read_text() == "do as you like" and "README.md  " in listing(folder)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokens = torch.tensor([[7, 8, 9]])

@@ -18,7 +18,7 @@ from transformers import (
 
 from babyllama.errors import InputError
 from babyllama.infer.choosing import NOT_FINITE, _searched_floor, uniforms
-from babyllama.infer.sampling import Sampling, SamplingRecipe
+from babyllama.infer.sampling import ANSWERS, AnswerSampling, Sampling, SamplingRecipe, carried_sampling
 from babyllama.recipe import load_recipe
 
 V = 97
@@ -191,3 +191,25 @@ def test_the_sampling_keys_need_no_prefix():
     assert load_recipe(Answering, None, ["logit_bias={2: -100, '7': 3}"]).sampling.logit_bias == {2: -100, 7: 3}
     with pytest.raises(InputError, match=r"sampling\.top_p: .*got 3"):
         load_recipe(Answering, None, ["top_p=3"])
+
+
+# ── a model's own defaults ─────────────────────────────────────────────────────────────────────────────────────────
+def test_said_comes_before_the_models_own_and_that_before_ours(tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 1, "do_sample": true, "top_p": 0.8, "top_k": 20,'
+                                                     ' "temperature": 0.6, "min_p": null}')  # fmt: skip
+    own = carried_sampling(tmp_path)
+    assert own == {"temperature": 0.6, "top_k": 20, "top_p": 0.8}
+    said = load_recipe(AnswerSampling, None, ["temperature=1", "seed=5"])
+    assert said.over(own) == Sampling(temperature=1, top_p=0.8, top_k=20, repetition_penalty=1.1, seed=5)
+    assert AnswerSampling().over({}) == ANSWERS == Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
+    assert load_recipe(AnswerSampling, None, ["top_p=1"]).over({}).top_p == 1  # said, though it switches it off
+
+
+def test_a_folder_that_says_nothing_or_nonsense(tmp_path):
+    assert carried_sampling(tmp_path) == {}
+    file = tmp_path / "generation_config.json"
+    for text, fault in (('{"top_p": 7}', "top_p: .* got 7"), ('{"temperature": "warm"}', "temperature: .*warm"),
+                        ("{", "not valid JSON"), ("[]", "must hold a JSON object")):  # fmt: skip
+        file.write_text(text)
+        with pytest.raises(InputError, match=f"generation_config.json: {fault}"):
+            carried_sampling(tmp_path)

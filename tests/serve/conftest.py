@@ -22,7 +22,7 @@ import torch
 from small_run import save_taught, small_tokenizer
 
 from babyllama.infer.request import Event
-from babyllama.infer.sampling import Sampling
+from babyllama.infer.sampling import Sampling, Unsaid
 from babyllama.model.checkpoint import save_model
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
@@ -195,7 +195,7 @@ def talked(models: Models, names: list[str], story: Callable[[httpx.AsyncClient]
     async def told(ends: Ends) -> T:
         link = Link(names, 0)
         await link.connect(ends)
-        app = application(link, Limits(None, 60, 60), Sampling())
+        app = application(link, Limits(None, 60, 60), dict.fromkeys(names, Unsaid(Sampling(), Sampling())))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
             found = await story(client)
         link.close()

@@ -62,7 +62,7 @@ def test_no_other_file_is_served(client, name):
 def test_what_the_page_asks_first(client):
     found = client.get("/api/app").json()
     assert found["models"] == ["taught", "endless"] and found["runs"] and found["context"]["taught"] == 96
-    assert found["sampling"]["temperature"] == 1
+    assert found["sampling"]["taught"]["temperature"] == 0.7
     assert found["memory"] == {}  # nobody wrote down how long their training's chats were
     assert found["questions"] == {"taught": [], "endless": []}
 

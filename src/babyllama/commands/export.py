@@ -11,10 +11,10 @@ from rich.console import Console
 
 from babyllama.amounts import size
 from babyllama.atomic import write_atomic, write_folder
-from babyllama.commands.chat import ChatRecipe
 from babyllama.commands.merge import base_dtype
 from babyllama.errors import InputError, needs_extra
-from babyllama.load import check_vocabulary, model_folder, read_model, read_tokenizer
+from babyllama.infer.sampling import AnswerSampling
+from babyllama.load import check_vocabulary, model_folder, own_sampling, read_model, read_tokenizer
 from babyllama.model.adapters import base_link, is_adapter, load_adapter
 from babyllama.model.checkpoint import quantization
 from babyllama.model.laws import RopeConfig
@@ -110,7 +110,7 @@ def _whole(recipe: ExportRecipe, folder: Path, gguf_file: ModuleType) -> str:
     from babyllama.export.ollama import modelfile
 
     out, file = free(recipe.out or Path(f"{name}-ollama"), recipe.overwrite), f"{name}-{type}.gguf"
-    text = modelfile(tokenizer, file, model.config.max_position_embeddings, ChatRecipe.model_fields["sampling"].default)
+    text = modelfile(tokenizer, file, model.config.max_position_embeddings, AnswerSampling().over(own_sampling(folder)))
 
     def fill(made: Path) -> None:
         gguf_file.write_gguf(model, tokenizer, made / file, type, name)
@@ -139,7 +139,7 @@ def _folder(recipe: ExportRecipe, folder: Path) -> str:
     method = None if is_adapter(folder) else (quantization(folder) or {}).get("quant_method")
     check_readable(model, method)
     write_folder(out, lambda made: fill(made, model, tokenizer, recipe.model, name, method, recipe.licence,
-                                        recipe.licence_file))  # fmt: skip
+                                        recipe.licence_file, own_sampling(folder)))  # fmt: skip
     if not recipe.push:
         return f"{out}: {hub.amount_of(out)}; read its README.md before you publish it"
     if recipe.dry_run:

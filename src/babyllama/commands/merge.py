@@ -11,7 +11,7 @@ from rich.console import Console
 
 from babyllama.errors import InputError
 from babyllama.export.card import write_card
-from babyllama.load import DTYPES, check_vocabulary, model_folder, read_model, read_tokenizer
+from babyllama.load import DTYPES, check_vocabulary, model_folder, own_sampling, read_model, read_tokenizer
 from babyllama.model.adapters import base_link, is_adapter
 from babyllama.model.checkpoint import save_model, weights_dtype
 from babyllama.recipe import Changeable, Recipe
@@ -40,7 +40,7 @@ def main(recipe: MergeRecipe) -> None:
         model.to(base_dtype(folder) if recipe.precision == "base" else DTYPES[recipe.precision])
 
         def fill(target: Path) -> None:
-            save_model(model, target, **tokenizer.config_ids)
+            save_model(model, target, sampling=own_sampling(folder), **tokenizer.config_ids)
             tokenizer.save(target)
 
         run.save_model(fill)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +31,7 @@ from babyllama.load import (
     DTYPES,
     check_vocabulary,
     model_folder,
+    own_sampling,
     pick_device,
     pick_precision,
     read_model,
@@ -109,7 +110,7 @@ def main(recipe: QuantizeRecipe) -> None:
             model.to("cpu", kept)
             found.append({"name": label(method), "method": method.model_dump(), **figures(report)})
             if not recipe.sweep:
-                run.save_model(partial(write, model, tokenizer, method.kind))
+                run.save_model(partial(write, model, tokenizer, method.kind, own_sampling(folder)))
                 before["disk_bytes"], found[-1]["disk_bytes"] = size_of(folder), size_of(run.model)
             found[-1] |= measured(recipe, model, tokenizer, prepared, device, kept)
         result = {"recipe": recipe.model_dump(mode="json"), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -225,7 +226,7 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def write(model: Transformer, tokenizer: Tokenizer, method: str, folder: Path) -> None:
+def write(model: Transformer, tokenizer: Tokenizer, method: str, sampling: Mapping[str, float], folder: Path) -> None:
     """A folder of the packed weights, in the layout that suits them."""
-    save_model(model, folder, packing=packing_of(model, method), **tokenizer.config_ids)
+    save_model(model, folder, packing=packing_of(model, method), sampling=sampling, **tokenizer.config_ids)
     tokenizer.save(folder)

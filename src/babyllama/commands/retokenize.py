@@ -9,7 +9,7 @@ from rich.console import Console
 
 from babyllama.errors import InputError
 from babyllama.export.card import write_card
-from babyllama.load import check_vocabulary, model_folder, read_model, read_tokenizer
+from babyllama.load import check_vocabulary, model_folder, own_sampling, read_model, read_tokenizer
 from babyllama.model.adapters import is_adapter
 from babyllama.model.checkpoint import quantization, save_model
 from babyllama.model.embeddings import change_rows
@@ -49,7 +49,7 @@ def main(recipe: RetokenizeRecipe) -> None:
         change_rows(model, found)
 
         def fill(target: Path) -> None:
-            save_model(model, target, **new.config_ids)
+            save_model(model, target, sampling=own_sampling(folder), **new.config_ids)
             new.save(target)
 
         run.save_model(fill)

@@ -16,7 +16,7 @@ from pydantic import Field
 from babyllama.commands.serving import Speculation, engine_of
 from babyllama.errors import InputError, cause, needs_extra
 from babyllama.hardware import DeviceChoice
-from babyllama.infer.sampling import Sampling
+from babyllama.infer.sampling import AnswerSampling, Sampling, Unsaid
 from babyllama.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ServeRecipe(Recipe):
     host: str = Field(default="127.0.0.1", description="0.0.0.0: open to the network; then give keys")
     port: int = Field(default=8000, ge=0, le=65535, description="0: any that is free")
     api_keys: Path | None = Field(default=None, description=f"a file, one key a line; also from ${KEYS}, by commas")
-    sampling: Sampling = Field(default=Sampling(), description="of requests that do not say")
+    sampling: AnswerSampling = Field(default=AnswerSampling(), description="of requests that do not say")
     device: DeviceChoice = "auto"
     speculate: Speculation | None = Field(
         default=None, description="guess the next tokens and read them at once: the same answers, sooner")  # fmt: skip
@@ -92,8 +92,8 @@ def main(recipe: ServeRecipe) -> None:
     listeners = _listen(recipe, _workers(recipe))
     port = listeners[0].getsockname()[1]
     speech = Speech(tuple(openers), int(time.time()), Limits(recipe.max_tokens, recipe.wait, recipe.time),
-                    recipe.sampling, tuple(keys), recipe.body, recipe.cors, recipe.log, runs, recipe.grace,
-                    _hints(named))  # fmt: skip
+                    _samplings(named, recipe.sampling), tuple(keys), recipe.body, recipe.cors, recipe.log, runs,
+                    recipe.grace, _hints(named))  # fmt: skip
     with speakers(speech, listeners) as speaking:  # they begin beside the loading of the first model
         models = Models(openers, recipe.loaded, recipe.idle)
         first = next(iter(openers))
@@ -141,6 +141,14 @@ def _hints(models: Mapping[str, ServedRecipe]) -> dict[str, Hints]:
     turns = {name: turns_of(served.path) for name, served in models.items()}
     return {name: Hints((turns[name] or 0) - 1 if turns[name] else None, questions_of(served.path))
             for name, served in models.items()}  # fmt: skip
+
+
+def _samplings(models: Mapping[str, ServedRecipe], said: AnswerSampling) -> dict[str, Unsaid]:
+    """Name → how its answers are drawn where requests do not say."""
+    from babyllama.load import model_folder, own_sampling
+
+    owns = {name: own_sampling(model_folder(served.path)) for name, served in models.items()}
+    return {name: Unsaid(said.over(own), said.over(own, Sampling())) for name, own in owns.items()}
 
 
 def _openers(models: Mapping[str, ServedRecipe], recipe: ServeRecipe) -> dict[str, Callable[[], list[Served]]]:

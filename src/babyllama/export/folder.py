@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from babyllama.export.card import write_card
@@ -20,14 +21,15 @@ def check_readable(model: Transformer, method: str | None) -> None:
 
 
 def fill(folder: Path, model: Transformer, tokenizer: Tokenizer, source: Path, name: str, method: str | None,
-         licence: str, text: Path | None) -> None:  # fmt: skip
+         licence: str, text: Path | None, sampling: Mapping[str, float]) -> None:  # fmt: skip
     """Write everything into an empty folder.
 
     Args:
         source: the run that the card is about.  method: who packed the weights, where they are packed.
         licence: the model's, by the hub's name.  text: the file that becomes LICENSE.
+        sampling: how its answers are drawn unless users say.
     """
-    save_model(model, folder, packing=packing_of(model, method), **tokenizer.config_ids)
+    save_model(model, folder, packing=packing_of(model, method), sampling=sampling, **tokenizer.config_ids)
     tokenizer.save(folder)
     write_card(folder, source, name, licence)
     if text is not None:

@@ -7,12 +7,14 @@ Not here: what the rules do (choosing.py), where those of running requests lie (
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from babyllama.recipe import Recipe
+from babyllama.atomic import read_json
+from babyllama.recipe import Recipe, validate
 
 if TYPE_CHECKING:
     import torch
@@ -24,16 +26,9 @@ Token = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class Sampling(Recipe):
-    """How the next token is chosen. The defaults draw from the model's own distribution."""
+class _Draws(Recipe):
+    """What stands for itself, whatever the model."""
 
-    temperature: float = Field(default=1.0, ge=0, le=100, description="0 is greedy: always the likeliest token")
-    top_k: int = Field(default=0, ge=0, description="only the k likeliest tokens; 0 is off")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="only the likeliest that together reach p; 1 is off")
-    min_p: float = Field(default=0.0, ge=0, le=1, description="only those min_p times as likely as the likeliest")
-    repetition_penalty: float = Field(
-        default=1.0, gt=0, le=10, description="above 1 makes tokens that came before less likely; 1 is off"
-    )
     presence_penalty: float = Field(
         default=0.0, ge=-2, le=2, description="subtracted from the logits of tokens already in the answer"
     )
@@ -48,6 +43,18 @@ class Sampling(Recipe):
     def _numbers(cls, value: Any) -> Any:
         """Keys of JSON are texts."""
         return {int(k) if str(k).isdecimal() else k: v for k, v in value.items()} if isinstance(value, dict) else value
+
+
+class Sampling(_Draws):
+    """How the next token is chosen. The defaults draw from the model's own distribution."""
+
+    temperature: float = Field(default=1.0, ge=0, le=100, description="0 is greedy: always the likeliest token")
+    top_k: int = Field(default=0, ge=0, description="only the k likeliest tokens; 0 is off")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="only the likeliest that together reach p; 1 is off")
+    min_p: float = Field(default=0.0, ge=0, le=1, description="only those min_p times as likely as the likeliest")
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, le=10, description="above 1 makes tokens that came before less likely; 1 is off"
+    )
 
     def __call__(self, logits: Tensor, draws: Tensor, seen: Tensor | None = None) -> Tensor:
         """The next token of every row, (B,) int64; NOT_FINITE where the logits are broken.
@@ -81,6 +88,21 @@ class Sampling(Recipe):
                 self.frequency_penalty)  # fmt: skip
 
 
+class Unsaid(NamedTuple):
+    """What a server goes by where a request leaves sampling out.
+
+    all: it says nothing of it, and is answered as in a chat.  rest: it says a part, such as temperature=0, and knows
+    what it wants: nothing of `ANSWERS` is mixed in.
+    """
+
+    all: Sampling
+    rest: Sampling
+
+    def of(self, given: Mapping[str, Any]) -> Sampling:
+        """For a request that says what is `given`."""
+        return self.rest if any(key in given for key in CARRIED) else self.all
+
+
 def used_by(samplings: Iterable[Sampling], mask: bool = False, logprobs: int | None = None) -> Uses:
     """What has to be computed for rows that go by these."""
     from babyllama.infer.choosing import Uses
@@ -96,10 +118,51 @@ def used_by(samplings: Iterable[Sampling], mask: bool = False, logprobs: int | N
         mask=mask, logprobs=logprobs)  # fmt: skip
 
 
-class SamplingRecipe(Recipe):
-    """A recipe with a `sampling` part whose keys may also be written without the prefix: ``temperature=0.7``."""
+ANSWERS = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
+"""How answers are drawn where neither the user nor the model's folder says: the same in a chat and over HTTP."""
 
-    sampling: Sampling = Sampling()
+
+class AnswerSampling(_Draws):
+    """How answers are drawn; what is left out goes by the model's folder, and then by `ANSWERS`."""
+
+    temperature: float | None = Field(
+        default=None, ge=0, le=100, description="0 is greedy; default: as the model's folder says, else 0.7"
+    )
+    top_k: int | None = Field(default=None, ge=0, description="only the k likeliest tokens; else 0, off")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="only the likeliest that together reach p; else 0.9"
+    )
+    min_p: float | None = Field(
+        default=None, ge=0, le=1, description="only those min_p times as likely as the likeliest; else 0, off"
+    )
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, le=10, description="above 1 makes tokens that came before less likely; else 1.1"
+    )
+
+    def over(self, own: Mapping[str, float], rest: Sampling = ANSWERS) -> Sampling:
+        """What is said here, then what is `own` to the model, then the `rest`."""
+        return rest.model_copy(update={**own, **self.model_dump(exclude_none=True)})
+
+
+GENERATION = "generation_config.json"
+CARRIED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def carried_sampling(folder: Path) -> dict[str, float]:
+    """What the generation_config.json of a model's folder says of these, which other programs go by too.
+
+    Raises:
+        InputError: it is no JSON, or a value is out of range.
+    """
+    file = folder / GENERATION
+    said = read_json(file, "repair it") if file.is_file() else {}
+    found = {key: said[key] for key in CARRIED if said.get(key) is not None}
+    validate(Sampling, found, str(file))
+    return found
+
+
+class SamplingRecipe(Recipe):
+    """A recipe with a field `sampling` whose keys may also be written without the prefix: ``temperature=0.7``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -108,7 +171,7 @@ class SamplingRecipe(Recipe):
             return data
         short = {key: data[key] for key in data if key in Sampling.model_fields}
         nested = data.get("sampling", cls.model_fields["sampling"].default)
-        if not short or not isinstance(nested, dict | Sampling):
+        if not short or not isinstance(nested, dict | Recipe):
             return data
         rest = {key: value for key, value in data.items() if key not in short}
         return {**rest, "sampling": {**(nested if isinstance(nested, dict) else nested.model_dump()), **short}}

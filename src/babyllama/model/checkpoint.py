@@ -7,7 +7,7 @@ Not here: what experts are called (expert_names.py), tokenizer files, dtype and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,11 +56,13 @@ def _our_name(name: str) -> str:
 
 
 def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packing: Packing | None = None,
-               pad_id: int | None = None, stops: Collection[int] = ()) -> None:  # fmt: skip
+               pad_id: int | None = None, stops: Collection[int] = (),
+               sampling: Mapping[str, float] | None = None) -> None:  # fmt: skip
     """Write config.json, generation_config.json and model.safetensors into an existing folder.
 
     The weights are written in the parameters' own dtype; without a `pad_id` the end token fills batches. `stops`: what
-    ends a text besides the end token.
+    ends a text besides the end token. `sampling`: how other programs draw answers unless their users say, by
+    generation_config.json's keys.
     """
     named = {name: p for name, p in model.named_parameters() if not name.startswith("value.")}  # of a training alone
     tensors: dict[str, Tensor] = {**named, **(packing.tensors if packing else {})}
@@ -78,6 +80,8 @@ def save_model(model: Transformer, folder: Path, bos_id: int, eos_id: int, packi
     generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if others := sorted(set(stops) - {eos_id}):
         generation["eos_token_id"] = [eos_id, *others]
+    if sampling:
+        generation |= {"do_sample": sampling.get("temperature") != 0, **sampling}
     write_json(folder / "generation_config.json", generation, indent=2)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from babyllama import __version__
-from babyllama.infer.sampling import Sampling
+from babyllama.infer.sampling import Unsaid
 from babyllama.serve.faults import SERVER_FAULT, Refused
 from babyllama.serve.gate import Gate
 from babyllama.serve.link import Link
@@ -41,13 +41,13 @@ LONG = 4096  # bytes of a request from which on its text becomes tokens beside t
 SCHEMA = "#/components/schemas/{model}"
 
 
-def application(link: Link, limits: Limits, defaults: Sampling, keys: Collection[str] = (),
+def application(link: Link, limits: Limits, defaults: Mapping[str, Unsaid], keys: Collection[str] = (),
                 body: int = 1 << 20, cors: Collection[str] = (), log: TextIO | None = None,
                 runs: Path | None = None, hints: Mapping[str, Hints] | None = None) -> ASGIApp:  # fmt: skip
     """The whole application.
 
     Args:
-        defaults: the sampling of requests that do not say.
+        defaults: of models by name, the sampling that requests leave out.
         keys: see `Gate`; `body`: bytes of a request at most.
         cors: the origins whose pages may use the server from a browser.
         runs: the folder whose runs are shown; None: none are.
@@ -72,7 +72,7 @@ def _takes(kind: type[Given]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _completions(app: FastAPI, link: Link, limits: Limits, defaults: Sampling) -> dict[str, ASGIApp]:
+def _completions(app: FastAPI, link: Link, limits: Limits, defaults: Mapping[str, Unsaid]) -> dict[str, ASGIApp]:
     """Add both routes; the same as applications by path, for the gate: FastAPI's way to them costs as much as all the
     rest of a short answer."""
 

@@ -24,7 +24,7 @@ from babyllama.serve.protocol import LOOKS, read
 from babyllama.serve.runs import Runs
 
 if TYPE_CHECKING:
-    from babyllama.infer.sampling import Sampling
+    from babyllama.infer.sampling import Unsaid
     from babyllama.serve.link import Link
 
 WEB = Path(__file__).with_name("web")
@@ -44,7 +44,7 @@ class Hints(NamedTuple):
     questions: tuple[str, ...] = ()
 
 
-def add_pages(app: FastAPI, link: Link, folder: Path | None, defaults: Sampling,
+def add_pages(app: FastAPI, link: Link, folder: Path | None, defaults: Mapping[str, Unsaid],
               hints: Mapping[str, Hints]) -> None:  # fmt: skip
     """Add everything to the application. `folder`: of the runs, or None."""
     _files(app)
@@ -55,7 +55,7 @@ def add_pages(app: FastAPI, link: Link, folder: Path | None, defaults: Sampling,
     async def about() -> Response:
         """What the page wants to know first."""
         loaded = (await link.call("state"))["loaded"]
-        sampling = defaults.model_dump(exclude={"logit_bias", "seed"})
+        sampling = {name: one.all.model_dump(exclude={"logit_bias", "seed"}) for name, one in defaults.items()}
         return _about(link.names, loaded, sampling, folder is not None, hints)
 
 

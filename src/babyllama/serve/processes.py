@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from babyllama.infer.sampling import Sampling
+from babyllama.infer.sampling import Unsaid
 from babyllama.interrupts import held
 from babyllama.serve.api import application
 from babyllama.serve.link import Link
@@ -47,7 +47,7 @@ class Speech:
     names: tuple[str, ...]
     created: int
     limits: Limits
-    defaults: Sampling
+    defaults: Mapping[str, Unsaid]
     keys: tuple[str, ...]
     body: int
     cors: tuple[str, ...]

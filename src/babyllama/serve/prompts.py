@@ -11,7 +11,7 @@ from typing import Any
 from babyllama.errors import InputError
 from babyllama.infer.forms import CallsForm, Form, JsonForm, arguments_schema
 from babyllama.infer.request import Request
-from babyllama.infer.sampling import Sampling
+from babyllama.infer.sampling import Sampling, Unsaid
 from babyllama.serve.faults import Refused
 from babyllama.serve.link import Model
 from babyllama.serve.protocol import (
@@ -164,7 +164,7 @@ def tokenized(model: Model, asked: TokenizeRequest) -> list[int]:
     return rendered(model.tokenizer, messages, bool(messages) and messages[-1].role != "assistant")
 
 
-def requests_of(model: Model, asked: Sampled, prompts: Sequence[Prompt], defaults: Sampling, limit: int | None
+def requests_of(model: Model, asked: Sampled, prompts: Sequence[Prompt], defaults: Unsaid, limit: int | None
                 ) -> list[Request]:  # fmt: skip
     """Requests of all prompts, `n` of each; choice i draws with seed + i.
 
@@ -238,7 +238,7 @@ def _logprobs(asked: Sampled) -> int | None:
     return asked.logprobs if isinstance(asked, CompletionRequest) else None
 
 
-def _sampling(model: Model, asked: Sampled, defaults: Sampling) -> Sampling:
+def _sampling(model: Model, asked: Sampled, defaults: Unsaid) -> Sampling:
     names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "top_k", "min_p", "repetition_penalty")
     given = {name: value for name in names if (value := getattr(asked, name)) is not None}
     if "top_p" in given:
@@ -251,7 +251,7 @@ def _sampling(model: Model, asked: Sampled, defaults: Sampling) -> Sampling:
             raise Refused(400, f"logit_bias: {keys[0]!r:.40} is no token id", "logit_bias")
         check_ids(model.tokenizer, [int(key) for key in asked.logit_bias], "logit_bias")
         given["logit_bias"] = {int(key): float(bias) for key, bias in asked.logit_bias.items()}
-    return defaults.model_copy(update=given)
+    return defaults.of(given).model_copy(update=given)
 
 
 def stops_of(asked: Sampled) -> list[str]:

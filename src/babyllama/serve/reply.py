@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.responses import Response
@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from babyllama.errors import InputError
 from babyllama.infer.request import Event, Request
-from babyllama.infer.sampling import Sampling
+from babyllama.infer.sampling import Unsaid
 from babyllama.serve.choices import Choice, Fed, Json
 from babyllama.serve.faults import SERVER_FAULT, Refused, json_bytes
 from babyllama.serve.gate import Record
@@ -76,7 +76,7 @@ async def _gone(receive: Receive) -> None:
 class Completion:
     """One request for a chat or text completion."""
 
-    def __init__(self, asked: Sampled, link: Link, limits: Limits, defaults: Sampling, record: Record,
+    def __init__(self, asked: Sampled, link: Link, limits: Limits, defaults: Mapping[str, Unsaid], record: Record,
                  long: bool = True) -> None:  # fmt: skip
         self.asked, self.link, self.limits, self.defaults = asked, link, limits, defaults
         self.record, self.long = record, long
@@ -114,7 +114,7 @@ class Completion:
     def _requests(self, model: Model) -> list[Request]:
         """On another thread where texts are long, since that takes time."""
         self.prompts = prompts_of(model, self.asked)
-        return requests_of(model, self.asked, self.prompts, self.defaults, self.limits.tokens)
+        return requests_of(model, self.asked, self.prompts, self.defaults[model.name], self.limits.tokens)
 
     async def _first(self, answers: Answers) -> Batch:
         answers.until = time.monotonic() + self.limits.wait

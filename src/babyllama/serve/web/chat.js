@@ -82,7 +82,7 @@ export async function show(main, about, [id]) {
     });
     say(t("answering"));
     try {
-      await answer({ model: node.model, ...asked, ...sampling() }, stopping.signal, (found) => {
+      await answer({ model: node.model, ...asked, ...sampling(about.sampling[node.model]) }, stopping.signal, (found) => {
         Object.assign(node, found);
         pace.soon();
       });
@@ -129,7 +129,7 @@ export async function show(main, about, [id]) {
   });
   const bar = h("div", { class: "bar" }, history.toggle,
     h("button", { type: "button", class: "icon", onclick: () => (location.hash === "#/chat" ? reset() : (location.hash = "#/chat")) }, `＋ ${t("newChat")}`),
-    h("span", { class: "gap" }), model, h("button", { type: "button", class: "icon", onclick: () => openSettings(about, draw) }, `⚙ ${t("settings")}`));
+    h("span", { class: "gap" }), model, h("button", { type: "button", class: "icon", onclick: () => openSettings(about.sampling[model.value] ?? {}, draw) }, `⚙ ${t("settings")}`));
 
   function reset() {
     chat = newChat();

@@ -10,6 +10,11 @@ import { newId, votes } from "./store.js";
 
 const LETTERS = "ABC";
 
+// What is the same for all of them.
+function shared([first, ...others]) {
+  return Object.fromEntries(Object.entries(first).filter(([name, value]) => others.every((other) => other[name] === value)));
+}
+
 export async function show(main, about) {
   let turns = []; // {question, answers: [{model, text, …}]}
   let stopping = null;
@@ -87,7 +92,7 @@ export async function show(main, about) {
     };
     const pace = paced(() => draw(false));
     try {
-      await answer({ model: column.model, messages: prompt(turn, i), ...sampling() }, signal, (found) => {
+      await answer({ model: column.model, messages: prompt(turn, i), ...sampling(about.sampling[column.model]) }, signal, (found) => {
         Object.assign(node, found);
         pace.soon();
       });
@@ -132,7 +137,7 @@ export async function show(main, about) {
     about.models.length < 2 && h("p", { class: "fault" }, t("compareSame")),
     h("div", { class: "row" }, pickers.map((p, i) => field(t("slot", { n: LETTERS[i] }), p)),
       h("label", {}, hide, ` ${t("blind")}`),
-      h("button", { type: "button", class: "icon", onclick: () => openSettings(about) }, `⚙ ${t("settings")}`),
+      h("button", { type: "button", class: "icon", onclick: () => openSettings(shared(pickers.map((p) => about.sampling[p.value] ?? {}))) }, `⚙ ${t("settings")}`),
       h("button", { type: "button", class: "icon", onclick: begin }, t("startAnew"))),
     h("form", { class: "composer", onsubmit: ask }, input, send), ballot, grid, tally);
   begin();

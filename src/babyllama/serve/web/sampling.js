@@ -15,8 +15,8 @@ export function control(name, server, changed, value = settings.sampling[name]) 
   }), t(`${name}Why`));
 }
 
-// `changed` is called when what the page shows depends on it.
-export function openSettings(about, changed = () => {}) {
+// `served`: what the server does where nothing is said. `changed` is called when what the page shows depends on it.
+export function openSettings(served, changed = () => {}) {
   const form = h("div", { class: "stack" });
   const draw = () => replace(form,
     field(t("system"), h("textarea", { rows: 3, name: "system", value: settings.system,
@@ -26,7 +26,7 @@ export function openSettings(about, changed = () => {}) {
         keep({ continues: event.target.checked });
         changed();
       } }), ` ${t("continues")}`), h("small", { id: "continuesWhy" }, t("continuesWhy"))),
-    h("div", { class: "pairs" }, Object.keys(SAMPLING).map((name) => control(name, about.sampling[name], (value) => {
+    h("div", { class: "pairs" }, Object.keys(SAMPLING).map((name) => control(name, served[name], (value) => {
       const sampling = { ...settings.sampling };
       if (value === undefined) delete sampling[name];
       else sampling[name] = value;

@@ -36,8 +36,10 @@ export function showTheme() {
   else delete document.documentElement.dataset.theme;
 }
 
-// The part of a request that says how to sample: only what the user changed.
-export function sampling() {
-  return Object.fromEntries(Object.entries(settings.sampling).filter(([name, value]) =>
+// The part of a request that says how to sample: nothing where the user changed nothing, else that and, for the rest, what
+// the page shows as the server's, which a request with a part of it would not get.
+export function sampling(served = {}) {
+  const changed = Object.fromEntries(Object.entries(settings.sampling).filter(([name, value]) =>
     name in SAMPLING && Number.isFinite(value) && !(name === "max_tokens" && value < 1) && !(name === "seed" && value < 0)));
+  return Object.keys(changed).length ? { ...served, ...changed } : {};
 }

@@ -162,7 +162,7 @@ def test_memory_on_windows(monkeypatch):
     windll = SimpleNamespace(kernel32=SimpleNamespace(GlobalMemoryStatusEx=tell))
     monkeypatch.setattr(ctypes, "windll", windll, raising=False)
     monkeypatch.setattr(sys, "platform", "win32")
-    assert hardware._installed_bytes() == 12345
+    assert hardware.installed_bytes() == 12345
 
 
 class WithoutFloat64(TorchDispatchMode):

@@ -102,7 +102,7 @@ def this_card(device: torch.device) -> Card:
     """The device that is here: its own memory; rates of the table, measured where the table does not know it."""
     if device.type == "cpu":
         tflops = _measured_flops(device, torch.float32) / 1e12
-        return Card("CPU", tflops, _installed_bytes() / 2**30, _measured_bandwidth(device), bf16=False)
+        return Card("CPU", tflops, installed_bytes() / 2**30, _measured_bandwidth(device), bf16=False)
     name, memory = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory / 2**30
     known = _known(name)
     if known is not None:
@@ -112,7 +112,12 @@ def this_card(device: torch.device) -> Card:
     return Card(name, tflops, memory, _measured_bandwidth(device), bf16=bf16)
 
 
-def _installed_bytes() -> int:
+def memory_of(device: torch.device) -> int:
+    """Bytes that a process may use there at most: of a GPU its own, else the machine's."""
+    return allowed_memory(device) if device.type == "cuda" else installed_bytes()
+
+
+def installed_bytes() -> int:
     """Of this machine's memory."""
     if sys.platform == "win32":
         import ctypes

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from babyllama.errors import InputError
 from babyllama.keys import kinds, types_of
@@ -34,6 +34,10 @@ class _Changeable:
 
 Changeable = Annotated[T, _Changeable()]
 """A field that does not decide what a run makes: a run may be continued with another value of it."""
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What is drawn at random begins from it; every generator here takes such numbers."""
 
 
 class Recipe(BaseModel):

@@ -199,3 +199,15 @@ def test_a_sink_that_is_not_installed_is_said_before_there_is_a_run(here, monkey
     with pytest.raises(InputError, match=r"^sinks: wandb is not installed"):
         train(recipe(here, "new", "sinks=[{kind: wandb}]"))
     assert not (here / "new").exists()
+
+
+@pytest.mark.parametrize(("word", "said"), [
+    ("init.model.num_hidden_layers=1000000000", "init.model: its .* weights take .* GiB, and this machine has"),
+    ("plan.micro_batch_size=1000000000", r"plan.micro_batch_size: 1000000000 rows × .* GiB"),
+    ("plan.accumulate=1000000000000", r"plan.accumulate: .* rows × 1000000000000"),
+    ("seed=99999999999999999999", "seed: input should be less than"),
+])  # fmt: skip
+def test_numbers_that_no_machine_holds_are_refused_at_once(here, word, said):
+    with pytest.raises(InputError, match=said):
+        train(recipe(here, "new", word))
+    assert not (here / "new").exists()

@@ -6,6 +6,7 @@ import pytest
 from small_training import Formula, small_trainer
 
 from babyllama.data.streams.batches import Batch
+from babyllama.errors import InputError
 from babyllama.train.engines.world import World
 from babyllama.train.plan import Due, Plan
 from babyllama.train.progress import Progress
@@ -42,3 +43,14 @@ def test_every_row_of_a_step_is_read_by_one_process_once(tmp_path, micro, accumu
         read.append(trainer.stream.rows)
     rows = micro * accumulate
     assert list(chain(*read)) == list(range(5 * rows, 6 * rows)) and len({len(r) for r in read}) == 1
+
+
+def test_a_step_that_no_memory_holds_is_refused_before_it_begins():
+    have = 24 << 30
+    for keys, said in (({"micro_batch_size": 10**8}, "micro_batch_size: 100000000 rows × 1 .*halve it"),
+                       ({"accumulate": 10**10}, "accumulate: 32 rows × 10000000000 .*take fewer")):  # fmt: skip
+        with pytest.raises(InputError, match=said) as error:
+            Plan(steps=1, **keys).check_memory(1, 256, 192, have)
+        assert "this device has 24.0 GiB" in str(error.value) and "\n" not in str(error.value)
+    Plan(steps=1, micro_batch_size=10**8).check_memory(10**4, 256, 192, have)  # shared by many
+    Plan(steps=1, micro_batch_size=512, accumulate=64).check_memory(1, 2048, 4096, have)

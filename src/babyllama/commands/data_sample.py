@@ -7,13 +7,14 @@ from rich.console import Console
 
 from babyllama.amounts import amount
 from babyllama.commands.looking import Chosen, coloured, legend, looking_at, say
+from babyllama.recipe import Seed
 
 
 class DataSampleRecipe(Chosen):
     """Which documents, and how many."""
 
     count: int = Field(5, ge=1, description="how many documents")
-    seed: int = Field(0, ge=0, description="of the draw; the same one shows the same documents")
+    seed: Seed = Field(0, description="of the draw; the same one shows the same documents")
     tokens: int = Field(400, ge=1, description="of each document, at most so many tokens are shown")
 
 

@@ -47,7 +47,7 @@ from babyllama.quant.gptq import Gptq
 from babyllama.quant.int8 import Int8
 from babyllama.quant.onebit import PackSigns
 from babyllama.quant.rtn import Rtn
-from babyllama.recipe import Changeable, Recipe
+from babyllama.recipe import Changeable, Recipe, Seed
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.validation import LossSums
@@ -84,7 +84,7 @@ class QuantizeRecipe(Recipe):
         default="auto",
         description="of what is not packed; default: fp16, as in GPTQ's folders, or bf16 where the model was bf16",
     )
-    seed: int = Field(default=0, ge=0, description="which rows calibration takes")
+    seed: Seed = Field(default=0, description="which rows calibration takes")
 
 
 def main(recipe: QuantizeRecipe) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from babyllama.amounts import size
 from babyllama.commands.train_recipe import FromModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared
+from babyllama.errors import InputError
+from babyllama.hardware import installed_bytes
 from babyllama.load import check_vocabulary, config_of, model_folder, read_model, read_tokenizer
 from babyllama.model.config import ModelConfig, extended
 from babyllama.model.transformer import Transformer, initialise, with_reward_head
@@ -12,14 +15,22 @@ from babyllama.train.losses.reward import RewardModel
 
 
 def start_of(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Tokenizer]:
-    """New or loaded, in float32; under a new head where it is to become a reward model. Raises InputError as `load`."""
+    """New or loaded, in float32; under a new head where it is to become a reward model.
+
+    Raises:
+        InputError: as `load`; a new model that this machine's memory cannot hold.
+    """
     if isinstance(recipe.init, FromModel):
         folder = model_folder(recipe.init.path)
         model, tokenizer = read_model(folder, rope=recipe.init.rope).float(), read_tokenizer(folder)
         check_vocabulary(model, tokenizer, folder)
     else:
         tokenizer = Tokenizer.load(recipe.init.tokenizer or recipe.data.path)
-        model = Transformer(recipe.init.model.build(tokenizer.vocab_size))
+        config = recipe.init.model.build(tokenizer.vocab_size)
+        if 4 * config.parameters > installed_bytes():
+            raise InputError(f"init.model: its {config.parameters:,} weights take {size(4 * config.parameters)}, and "
+                             f"this machine has {size(installed_bytes())}; choose a smaller one")  # fmt: skip
+        model = Transformer(config)
         initialise(model, recipe.seed)
     if isinstance(recipe.objective, RewardModel):
         model = with_reward_head(model, recipe.seed)

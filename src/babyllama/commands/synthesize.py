@@ -24,7 +24,7 @@ from babyllama.amounts import amount
 from babyllama.atomic import disk_errors, json_text, write_atomic
 from babyllama.commands.asking import NoReply, Reply, Teacher
 from babyllama.errors import InputError, cause
-from babyllama.recipe import Recipe
+from babyllama.recipe import Recipe, Seed
 
 KEY = "OPENAI_API_KEY"
 CALLS, CHATS = "calls.jsonl", "chats.jsonl"
@@ -42,7 +42,7 @@ class SynthesizeRecipe(Recipe):
     answers: int = Field(default=1, ge=1, le=64, description="to each prompt, with different seeds")
     temperature: float = Field(default=0.7, ge=0, le=2, description="of the teacher's draws")
     max_tokens: int = Field(default=512, ge=1, description="of an answer")
-    seed: int = Field(default=1, ge=0, description="of the first answer to a prompt; the next has the next one")
+    seed: Seed = Field(default=1, description="of the first answer to a prompt; the next has the next one")
     parallel: int = Field(default=4, ge=1, le=256, description="questions at the same time")
     retries: int = Field(default=4, ge=0, le=20, description="of a question that fails, each after twice the time")
     timeout: float = Field(default=120.0, gt=0, description="seconds for one answer")

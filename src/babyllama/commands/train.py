@@ -27,7 +27,7 @@ from babyllama.data.streams.resident import Resident
 from babyllama.errors import InputError, Interrupted
 from babyllama.evals.bits import measure
 from babyllama.export.card import write_cards
-from babyllama.hardware import can_compile, device_name
+from babyllama.hardware import can_compile, device_name, memory_of
 from babyllama.load import (
     DTYPES,
     Precision,
@@ -156,6 +156,7 @@ def _check_machine(recipe: TrainRecipe, world: World, device: torch.device, dtyp
     """Raise InputError where these processes cannot train so."""
     recipe.engine.check_precision(device, dtype)
     mesh = recipe.engine.mesh(world.size)
+    recipe.plan.check_memory(mesh.readers, context // mesh.context, config.hidden_size, memory_of(device))
     recipe.plan.shares(mesh.readers)
     mesh.check(config, context, recipe.objective.kind, isinstance(recipe.attend, ShiftedSparse))
     for sink in recipe.sinks if world.first else ():

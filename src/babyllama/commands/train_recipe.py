@@ -20,7 +20,7 @@ from babyllama.model.attention import FullAttention, ShiftedSparse
 from babyllama.model.config import ModelChoice
 from babyllama.model.laws import ClexRope, RopeConfig
 from babyllama.model.lora import Lora
-from babyllama.recipe import Changeable, Recipe
+from babyllama.recipe import Changeable, Recipe, Seed
 from babyllama.train.averaging import TailAverage
 from babyllama.train.engines.engines import Engine, Single
 from babyllama.train.losses.distil import Distil
@@ -98,7 +98,7 @@ class TrainRecipe(Recipe):
     sinks: Changeable[tuple[Sink, ...]] = Field(
         default=(), description="where the curves go beside metrics.jsonl and TensorBoard, such as [{kind: wandb}]"
     )
-    seed: int = Field(default=1, description="of new weights, the order of rows and all that is drawn")
+    seed: Seed = Field(default=1, description="of new weights, the order of rows and all that is drawn")
     device: Changeable[DeviceChoice] = "auto"
     precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="fast: bf16 on a CPU too, if it has instructions for it")  # fmt: skip

@@ -22,7 +22,7 @@ from babyllama.evals.free import Free
 from babyllama.evals.items import Item, Items, checked
 from babyllama.evals.made import made
 from babyllama.evals.subjects import CEVAL, CMMLU
-from babyllama.recipe import Recipe
+from babyllama.recipe import Recipe, Seed
 
 PLAIN = Form()
 _ASKED = Form("cloze", ask="\n答案：")
@@ -152,7 +152,7 @@ class TaskChoice(Recipe):
     chat: bool = Field(default=False, description="ask in the model's chat template")
     groups: tuple[str, ...] = Field(default=(), description="subjects; default: all")
     max_items: int | None = Field(default=None, ge=1, description="a sample of so many, always the same; default: all")
-    seed: int = Field(default=0, description="of a task that is made here")
+    seed: Seed = Field(default=0, description="of a task that is made here")
     label: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$", description="its name in the results")
 
     @model_validator(mode="before")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from babyllama.atomic import read_json
-from babyllama.recipe import Recipe, validate
+from babyllama.recipe import Recipe, Seed, validate
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class _Draws(Recipe):
         default=0.0, ge=-2, le=2, description="subtracted for each time the token is in the answer"
     )
     logit_bias: dict[Token, Bias] = Field(default={}, description="by token id, added to its logit")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="the same seed draws the same tokens")
+    seed: Seed = Field(default=0, description="the same seed draws the same tokens")
 
     @field_validator("logit_bias", mode="before")
     @classmethod

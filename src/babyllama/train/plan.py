@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
+from babyllama.amounts import size as bytes_of
 from babyllama.errors import InputError
 from babyllama.recipe import Changeable, Recipe
 from babyllama.train.guard import Guard
@@ -82,6 +83,27 @@ class Plan(Recipe):
         """After step `step`, 1 being the first; after the last all."""
         intervals = self.log_every, self.validate_every, self.sample_every, self.save_every
         return Due(*(last or step % every == 0 for every in intervals))
+
+    def check_memory(self, size: int, context: int, width: int, have: int) -> None:
+        """Refuse what cannot be, before minutes are spent on it: all token ids of a step and, of a micro-batch, one
+        vector of `width` half-precision numbers a token. A step needs many times as much.
+
+        Args:
+            size: how many processes share a step.  context: tokens that one of them holds of a row.
+            have: bytes of the device.
+
+        Raises:
+            InputError: `have` is less than that.
+        """
+        mine = -(-self.rows // size)
+        ids, vectors = 2 * 8 * mine * context, 2 * min(mine, self.micro_batch_size) * context * width
+        if ids + vectors > have:
+            key, remedy = "accumulate", "take fewer"
+            if vectors > ids:
+                key, remedy = "micro_batch_size", "halve it and double plan.accumulate: the update stays the same"
+            raise InputError(f"plan.{key}: {self.micro_batch_size} rows × {self.accumulate} of {context} tokens take "
+                             f"more than {bytes_of(ids + vectors)}, and this device has {bytes_of(have)}; "
+                             f"{remedy}")  # fmt: skip
 
     def shares(self, size: int) -> list[int]:
         """Rows of each micro-batch of one of `size` processes, the same on every one: as few micro-batches as

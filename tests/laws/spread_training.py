@@ -295,7 +295,7 @@ def trades(folder: Path, world: World) -> None:
         whole = [torch.randn(2, n, 16, 4, generator=generator).requires_grad_() for n in (heads, keys, keys)]
         parts = [mine(x.detach()).clone().requires_grad_() for x in whole]
         segments = (torch.arange(16) >= torch.tensor([[5], [10]])).long()
-        mask = documents(segments, torch.zeros(1)) if packed else None
+        mask = documents(segments) if packed else None
         expected, found = attend(*whole, mask), part.attend(attend)(*parts, mask)
         weights = torch.randn(expected.shape, generator=generator)
         (expected * weights).sum().backward()

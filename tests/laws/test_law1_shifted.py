@@ -8,7 +8,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from babyllama.model import attention
 from babyllama.model.attention import ShiftedSparse, documents, documents_for
 
 GROUPS = [2, 4, 6, 8, 10, 22, 24, 44]  # T = 22: one group, half a group, no divisor of T, longer than T
@@ -61,17 +60,16 @@ def test_it_is_the_definition(heads, group_size, length, packed):
     attend = ShiftedSparse(group_size=group_size)
     wanted = definition(q, k, v, group_size, segments if packed else None)
     rows = segments.expand(2, -1)
-    for mask in (documents(rows, q), documents_for(attend, rows, q)) if packed else (None,):
+    for mask in (documents(rows), documents_for(attend, rows)) if packed else (None,):
         torch.testing.assert_close(attend(q, k, v, mask), wanted, rtol=0, atol=1e-5)
 
 
 def test_what_groups_of_packed_rows_see_is_worked_out_once_for_all_layers(model, tokens, monkeypatch):
-    made, work = [], attention.documents
-    monkeypatch.setattr(attention, "documents", lambda *given: made.append(given) or work(*given))
+    made, work = [], ShiftedSparse.within
+    monkeypatch.setattr(ShiftedSparse, "within", lambda *given: made.append(given) or work(*given))
     attending(model, 8)(tokens, segments=(torch.arange(22) >= 5).long()[None].expand(2, -1))
     assert len(model.layers) > 1
-    # 22 tokens: two groups of 8 and a rest of 6; shifted, half a group, two whole ones and a rest of 2.
-    assert len(made) == 5
+    assert len(made) == 1
 
 
 def test_half_of_the_heads_is_shifted():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from babyllama.model.attention import Documents, _blocks, attend_eager, attend_sdpa, documents
+from babyllama.model.attention import attend_eager, attend_sdpa, documents
 
 B, H, D = 2, 4, 6
 ATTEND = pytest.mark.parametrize("attend", [attend_sdpa, attend_eager])
@@ -60,74 +60,13 @@ def test_segments(attend, kv_heads):
     q, k, v = random_qkv(kv_heads, 7, 7)
     segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [4, 5, 5, 5, 5, 5, 5]])
     expected = reference(q, k, v, lambda b, t, s: s <= t and segments[b, s] == segments[b, t])
-    torch.testing.assert_close(attend(q, k, v, documents(segments, q)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(attend(q, k, v, documents(segments)), expected, rtol=0, atol=1e-5)
 
 
 def test_documents_by_hand():
     rows = ["10000", "11000", "00100", "00110", "00001"]
     expected = torch.tensor([[mark == "1" for mark in row] for row in rows])[None, None]
-    assert torch.equal(documents(torch.tensor([[0, 0, 1, 1, 2]]), torch.zeros(1)).dense, expected)
-
-
-def documents_of(T, rows, seed=0, often=0.01):
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(rows, T, generator=generator) < often).long().cumsum(1)
-
-
-@pytest.mark.parametrize("T", [1, 128, 300, 1024])
-def test_blocks_hold_every_pair_that_is_seen(T):
-    """Blocks in neither list hold none, those of the second list nothing else; as many as torch finds by looking."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    segments = documents_of(T, 3)
-    segments[2] = 7  # one document
-    blocks, dense = _blocks(segments), documents(segments, segments).dense[:, 0]
-    N = -(-T // 128)
-    seen = torch.nn.functional.pad(dense, (0, N * 128 - T) * 2).unflatten(2, (N, 128)).unflatten(1, (N, 128))
-    any_, all_ = seen.any(4).any(2), seen.all(4).all(2)
-    some = listed(blocks.kv_num_blocks, blocks.kv_indices)
-    whole = listed(blocks.full_kv_num_blocks, blocks.full_kv_indices)
-    assert torch.equal(some | whole, any_)
-    assert not (some & whole).any()
-    assert torch.equal(whole, all_)
-    looked = create_block_mask(lambda b, _, q, k: dense[b, q, k], 3, None, T, T, device="cpu")
-    assert torch.equal(blocks.to_dense(), looked.to_dense())
-
-
-def test_blocks_of_documents_in_any_order_are_all_there():
-    """Numbers that come back after others: a block too many is allowed, one too few is not."""
-    segments = torch.tensor([[3] * 100 + [1] * 200 + [3] * 84, [1] * 200 + [0] * 184])
-    blocks, dense = _blocks(segments), documents(segments, segments).dense[:, 0]
-    seen = dense.unflatten(2, (3, 128)).unflatten(1, (3, 128))
-    some = listed(blocks.kv_num_blocks, blocks.kv_indices)
-    whole = listed(blocks.full_kv_num_blocks, blocks.full_kv_indices)
-    assert not (seen.any(4).any(2) & ~(some | whole)).any()
-    assert not (whole & ~seen.all(4).all(2)).any()
-
-
-def listed(counts, indices):
-    """(B, 1, N), (B, 1, N, N) → (B, N, N) bool."""
-    N = indices.shape[-1]
-    found = torch.zeros(len(counts), N, N, dtype=torch.bool)
-    for b, i in np.ndindex(len(counts), N):
-        found[b, i, indices[b, 0, i, : counts[b, 0, i]]] = True
-    return found
-
-
-def test_what_is_compiled_alone_attends_by_blocks_and_is_compiled_once():
-    """As in several processes, where the mask is made outside of what is compiled: new documents are no new code."""
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    counter = CompileCounterWithBackend("aot_eager")
-    attend = torch.compile(lambda q, k, v, mask: attend_sdpa(q, k, v, mask), backend=counter, dynamic=False)
-    q, k, v = random_qkv(2, 200, 200)
-    for seed in range(2):
-        segments = documents_of(200, B, seed, often=0.05)
-        found = attend(q, k, v, Documents(segments, _blocks(segments)))
-        expected = attend_eager(q, k, v, documents(segments, q))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert counter.frame_count == 1
-    assert any("flex_attention" in str(node.target) for graph in counter.graphs for node in graph.graph.nodes)
+    assert torch.equal(documents(torch.tensor([[0, 0, 1, 1, 2]])).dense(1), expected)
 
 
 @ATTEND

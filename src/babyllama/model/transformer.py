@@ -176,7 +176,7 @@ class Transformer(nn.Module):
         x = self.embed_tokens(tokens) if embedded is None else embedded
         if cache is None and segments is not None:
             attend: Attend = self.layers[0].self_attn.attend  # type: ignore[union-attr,assignment]
-            mask = branches(segments) if trunk else documents_for(attend, segments, x)
+            mask = branches(segments) if trunk else documents_for(attend, segments)
         for block in self.layers:
             x = self.through(block, x, angles, mask, cache)  # type: ignore[arg-type]
         return self.norm(x)

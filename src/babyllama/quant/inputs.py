@@ -31,7 +31,7 @@ class Part:
         self.kept = counts > 0  # (B, T); behind a row's last target there is padding
 
     def through(self, block: nn.Module) -> Tensor:
-        return block(self.x, self._angles, None if self._segments is None else documents(self._segments, self.x), None)
+        return block(self.x, self._angles, None if self._segments is None else documents(self._segments), None)
 
 
 class _Stop(Exception):

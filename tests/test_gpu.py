@@ -301,11 +301,11 @@ def test_muons_kernels_are_its_definition(monkeypatch, refused):
 
 
 @pytest.mark.parametrize("through", ["direct", "recompute"])
-@pytest.mark.parametrize("heads", [4, 2])
-@pytest.mark.parametrize("each", [False, True])
-def test_packed_rows_by_blocks_equal_those_by_a_mask(monkeypatch, through, heads, each):
-    """Loss and gradients of passes compiled as one or `each` block by itself, as several processes do, rows of 300
-    tokens and documents of many lengths, against float32's."""
+@pytest.mark.parametrize(("heads", "group"), [(4, None), (2, None), (2, 128)])
+@pytest.mark.parametrize("compiled", ["whole", "each", "not"])
+def test_packed_rows_by_kernels_equal_those_by_a_mask(monkeypatch, through, heads, group, compiled):
+    """Loss and gradients of passes compiled as one, each block by itself as several processes do, or not at all, rows
+    of 300 tokens and documents of many lengths, attending fully or as S²-Attn, against float32's."""
     from babyllama.data.streams.batches import Batch
     from babyllama.model import attention, transformer
     from babyllama.model.config import ModelConfig
@@ -318,27 +318,31 @@ def test_packed_rows_by_blocks_equal_those_by_a_mask(monkeypatch, through, heads
     segments = (torch.rand(3, 300, generator=generator) < 0.03).long().cumsum(1)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], None, segments).to("cuda")
 
-    def gradients(sparse_from, dtype, compiled):
-        monkeypatch.setattr(attention, "SPARSE_FROM", sparse_from)
+    def gradients(kernels, dtype, compiled):
         torch._dynamo.reset()
         model = transformer.Transformer(config)
         transformer.initialise(model, 1)
         model = model.to("cuda", dtype).train()
         model.through = getattr(transformer, through)
-        if compiled and each:
+        if group:
+            for block in model.layers:
+                block.self_attn.attend = attention.ShiftedSparse(group_size=group)
+        if compiled == "each":
             model.through = torch.compile(model.through)
-        elif compiled:
+        elif compiled == "whole":
             model.hidden = torch.compile(model.hidden)
         with monkeypatch.context() as patch:
-            if not sparse_from:
-                patch.delattr(attention.Documents, "dense")  # nobody asks for all pairs
+            if kernels:
+                patch.delattr(attention.Since, "dense")  # nobody asks for all pairs
+            else:
+                patch.setattr(attention, "WIDTHS", ())
             loss, _ = NextToken()(model, batch)
             loss.backward()
         return loss.item(), torch.cat([p.grad.double().flatten() for p in model.parameters()])
 
-    exact, slope = gradients(10**9, torch.float32, compiled=False)
-    for sparse_from in (0, 10**9):
-        loss, found = gradients(sparse_from, torch.bfloat16, compiled=True)
+    exact, slope = gradients(False, torch.float32, "not")
+    for kernels in (True, False):
+        loss, found = gradients(kernels, torch.bfloat16, compiled)
         assert loss == pytest.approx(exact, rel=2e-3)
         assert ((found - slope).norm() / slope.norm()).item() < 0.02
 

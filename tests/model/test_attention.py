@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from babyllama.model.attention import attend_eager, attend_sdpa, documents
+from babyllama.model.attention import ShiftedSparse, attend_eager, attend_sdpa, documents, documents_for
 
 B, H, D = 2, 4, 6
 ATTEND = pytest.mark.parametrize("attend", [attend_sdpa, attend_eager])
@@ -67,6 +67,15 @@ def test_documents_by_hand():
     rows = ["10000", "11000", "00100", "00110", "00001"]
     expected = torch.tensor([[mark == "1" for mark in row] for row in rows])[None, None]
     assert torch.equal(documents(torch.tensor([[0, 0, 1, 1, 2]])).dense(1), expected)
+
+
+def test_where_a_mask_ends_for_each_token():
+    """Counted pair by pair, of documents alone and inside of S²-Attn's groups: the query after a token's last one."""
+    segments = (torch.rand(3, 40, generator=torch.Generator().manual_seed(0)) < 0.1).long().cumsum(1)
+    for mask in (documents(segments), documents_for(ShiftedSparse(group_size=12), segments)):
+        seen = mask.dense(4)
+        last = (seen * torch.arange(1, 41)[:, None]).amax(2)  # (B, 1 or heads, T)
+        assert torch.equal(last if last.shape[1] == 1 else last[:, ::2], mask.stops)
 
 
 @ATTEND

@@ -56,7 +56,7 @@ def documents(segments: Tensor) -> Since:
 def documents_for(attend: Attend, segments: Tensor) -> Since:
     """The mask of packed rows as `attend` uses it, for all layers. Arguments as of `documents`."""
     mask = documents(segments)
-    return attend.within(mask.first) if isinstance(attend, ShiftedSparse) else mask
+    return attend.within(mask) if isinstance(attend, ShiftedSparse) else mask
 
 
 def branches(segments: Tensor) -> Tensor:
@@ -160,17 +160,38 @@ class ShiftedSparse(Recipe):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         assert not isinstance(mask, Tensor), "nothing is cached in training"
-        if mask is None:
-            mask = self.within(torch.zeros(1, 1, q.shape[2], dtype=torch.int32, device=q.device))
-        elif mask.first.shape[1] == 1:
-            mask = self.within(mask.first)
-        return attend_sdpa(q, k, v, mask)
+        if mask is not None:
+            return attend_sdpa(q, k, v, self.within(mask) if mask.first.shape[1] == 1 else mask)
+        H, K = q.shape[1], k.shape[1]
+        if K % 2:  # no half of its own for either half of the heads
+            k, v = (x.repeat_interleave(H // K, dim=1) for x in (k, v))
+        straight, shifted = zip(q.tensor_split(2, 1), k.tensor_split(2, 1), v.tensor_split(2, 1), strict=True)
+        return torch.cat((self._in_groups(*straight, 0), self._in_groups(*shifted, self.group_size // 2)), dim=1)
 
-    def within(self, first: Tensor) -> Since:
-        """What the two halves of the heads see of (B, 1, T) first tokens on."""
-        tokens, G = torch.arange(first.shape[2], device=first.device), self.group_size
+    def within(self, mask: Since) -> Since:
+        """What the two halves of the heads see of what `mask` lets all see."""
+        first, G = mask.first, self.group_size
+        tokens = torch.arange(first.shape[2], device=first.device)
         groups = torch.stack((tokens // G * G, (tokens + G // 2) // G * G - G // 2))  # (2, T)
         return Since.of(torch.maximum(first, groups))
+
+    def _in_groups(self, q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
+        """A group of `first` tokens, then whole ones, then what is left."""
+        T, G, first = q.shape[2], self.group_size, min(first, q.shape[2])
+        last = first + (T - first) // G * G
+        spans = [(0, first, first), (first, last, G), (last, T, T - last)]
+        return torch.cat([_apart(q, k, v, *span) for span in spans if span[1] > span[0]], dim=2)
+
+
+def _apart(q: Tensor, k: Tensor, v: Tensor, start: int, stop: int, size: int) -> Tensor:
+    """Tokens start … stop − 1 in groups of `size`, each for itself: groups become rows, (B·N, H, size, D)."""
+    B, count = q.shape[0], (stop - start) // size
+
+    def rows(x: Tensor) -> Tensor:
+        return x[:, :, start:stop].unflatten(2, (count, size)).transpose(1, 2).flatten(0, 1)
+
+    out = attend_sdpa(rows(q), rows(k), rows(v), None)  # (B·N, H, size, D)
+    return out.unflatten(0, (B, count)).transpose(1, 2).flatten(2, 3)
 
 
 class FullAttention(Recipe):

@@ -1,9 +1,9 @@
 """Triton kernels of attention from a first token on (attention.py's `Since`), forward and backward.
 
-FlashAttention-2's way (arXiv 2307.08691): blocks of queries pass over blocks of keys with a running softmax; backward the
-weights are made again from each query's log-sum. What a block skips and where it need not compare single pairs follows
-from its first tokens alone, as these never fall. Gradients of queries and of keys are launches of their own, so that
-nothing is added up in an order that changes from run to run. The oracle is `Since.dense`.
+FlashAttention-2's way (arXiv 2307.08691): blocks of queries pass over blocks of keys with a running softmax; going
+backward the weights are made again from each query's log-sum. What a block skips, and where it need not compare single
+pairs, follows from its first tokens alone, as these never fall. Gradients of queries and of keys are launches of their
+own, so that nothing is added up in an order that changes from run to run. The oracle is `Since.dense`.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _key_gradients(
     value = tl.load(v + b * v_b + head * v_h + keys[:, None] * v_t + d[None, :], mask=inside, other=0.0)
     key_acc, value_acc = tl.zeros((N, D), tl.float32), tl.zeros((N, D), tl.float32)
     for g in range(G):
-        h = head * G + g
+        h, begin = head * G + g, block * N // M * M
         row = b * first_b + h * S // (K * G) * T
         stop = tl.load(stops + row + tl.minimum(block * N + N, T) - 1)
         edge = tl.minimum((block * N + N + M - 1) // M * M, stop)
@@ -170,7 +170,7 @@ def _key_gradients(
         q_of, g_of, at = q + b * q_b + h * q_h, grads + b * g_b + h * g_h, (b * K * G + h) * T
         # The diagonal, queries that see all of these keys, those that see some.
         key_acc, value_acc = _to_keys(key_acc, value_acc, key, value, keys, q_of, g_of, sums + at, dots + at,
-                                      firsts + row, q_t, g_t, block * N // M * M, edge, T, scale, D, M, True)  # fmt: skip
+                                      firsts + row, q_t, g_t, begin, edge, T, scale, D, M, True)  # fmt: skip
         key_acc, value_acc = _to_keys(key_acc, value_acc, key, value, keys, q_of, g_of, sums + at, dots + at,
                                       firsts + row, q_t, g_t, edge, whole, T, scale, D, M, False)  # fmt: skip
         key_acc, value_acc = _to_keys(key_acc, value_acc, key, value, keys, q_of, g_of, sums + at, dots + at,
@@ -189,12 +189,8 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-def _tiles(q: Tensor) -> tuple[Tile, Tile, Tile]:
-    """For the output, the queries' and the keys' gradients."""
-    large = not q.is_cuda or torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin > 160 << 10
-    if large and q.shape[3] <= 64:
-        return Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)
-    return Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)
+# Small enough for any card, and the fastest of nine on an H200 for documents of some 400 tokens (docs/log.md).
+OUTPUT, QUERY_GRADIENTS, KEY_GRADIENTS = Tile(64, 32, 4, 3), Tile(64, 32, 4, 3), Tile(32, 64, 4, 3)
 
 
 def _about(q: Tensor, k: Tensor, first: Tensor) -> dict[str, Any]:
@@ -208,18 +204,17 @@ def _strides(*parts: Tensor) -> tuple[int, ...]:
     return tuple(stride for part in parts for stride in part.stride()[:3])
 
 
-def _dense(x: Tensor) -> Tensor:
+def _contiguous(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 else x.contiguous()
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """q (B, H, T, D), k and v (B, K, T, D), `Since.first` → outputs (B, T, H, D), log-sums (B, H, T) to base 2."""
-    q, k, v = _dense(q), _dense(k), _dense(v)
+    q, k, v = _contiguous(q), _contiguous(k), _contiguous(v)
     B, H, T, D = q.shape
     out, sums = q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
-    tile, _, _ = _tiles(q)
-    _forward[(triton.cdiv(T, tile.M), H, B)](
-        out, sums, q, k, v, first, *_strides(q, k, v), H=H, **_about(q, k, first), **tile._asdict()
+    _forward[(triton.cdiv(T, OUTPUT.M), H, B)](
+        out, sums, q, k, v, first, *_strides(q, k, v), H=H, **_about(q, k, first), **OUTPUT._asdict()
     )
     return out, sums
 
@@ -228,16 +223,15 @@ def backward(
     grad: Tensor, out: Tensor, sums: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor, stops: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of the outputs' gradient (B, H, T, D): those of q, k and v, each (B, T, its heads, D)."""
-    grad, q, k, v = _dense(grad), _dense(q), _dense(k), _dense(v)
+    grad, q, k, v = _contiguous(grad), _contiguous(q), _contiguous(k), _contiguous(v)
     (B, H, T, D), K = q.shape, k.shape[1]
     of_q, of_k, of_v = q.new_empty(B, T, H, D), q.new_empty(B, T, K, D), q.new_empty(B, T, K, D)
     dots, strides = torch.empty_like(sums), _strides(q, k, v, grad)
     about = {**_about(q, k, first), "plain": D**-0.5}
-    _, tile, other = _tiles(q)
-    _query_gradients[(triton.cdiv(T, tile.M), H, B)](
-        of_q, dots, out, grad, sums, q, k, v, first, *strides, H=H, **about, **tile._asdict()
+    _query_gradients[(triton.cdiv(T, QUERY_GRADIENTS.M), H, B)](
+        of_q, dots, out, grad, sums, q, k, v, first, *strides, H=H, **about, **QUERY_GRADIENTS._asdict()
     )
-    _key_gradients[(triton.cdiv(T, other.N), K, B)](
-        of_k, of_v, dots, grad, sums, q, k, v, first, stops, *strides, K=K, **about, **other._asdict()
+    _key_gradients[(triton.cdiv(T, KEY_GRADIENTS.N), K, B)](
+        of_k, of_v, dots, grad, sums, q, k, v, first, stops, *strides, K=K, **about, **KEY_GRADIENTS._asdict()
     )
     return of_q, of_k, of_v

@@ -14,12 +14,13 @@ steps long whatever happens, so one run gives its whole curve. Every point is a 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -241,7 +242,18 @@ def run_earlier(data: Data, choice: ModelChoice, seconds: float, every: float, n
     batches.close()  # type: ignore[attr-defined]
 
 
-def run_ours(data: Data, candidate: Candidate, rate: float | None, compiled: bool, points: int,
+@contextmanager
+def turn(file: Path | None) -> Iterator[None]:
+    """Alone with the device, among all who name the same file; those who wait have compiled meanwhile."""
+    if file is None:
+        yield
+        return
+    with file.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def run_ours(data: Data, candidate: Candidate, rate: float | None, compiled: bool, points: int, wait: Path | None,
              note: Callable[[int], Journal]) -> None:  # fmt: skip
     """One whole training, measured `points` times, the last time at its end."""
     config = candidate.model.model_copy(update={"max_position_embeddings": data.context})
@@ -259,12 +271,13 @@ def run_ours(data: Data, candidate: Candidate, rate: float | None, compiled: boo
     clock, journal = Clock(data.device, stepper.steps), note(tokens_a_step)
     journal.about |= {"steps": steps, "warm_up_s": round(before, 2)}
     print(f"{candidate.name}: {steps} steps, warm in {before:.1f} s", flush=True)
-    for number in range(1, points + 1):
-        clock.steps(max(1, round(steps * number / points) - clock.done) if number < points else steps - clock.done)
-        started = time.perf_counter()
-        bits = data.bits_per_byte(stepper.model(), nullcontext())
-        synchronize(data.device)
-        journal.point(clock, bits, time.perf_counter() - started, number == points)
+    with turn(wait):
+        for number in range(1, points + 1):
+            clock.steps(max(1, round(steps * number / points) - clock.done) if number < points else steps - clock.done)
+            started = time.perf_counter()
+            bits = data.bits_per_byte(stepper.model(), nullcontext())
+            synchronize(data.device)
+            journal.point(clock, bits, time.perf_counter() - started, number == points)
     if stepper.lost():
         print(f"{candidate.name}: the guard left {stepper.lost()} steps out", flush=True)
 
@@ -383,6 +396,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eval-tokens", type=int, default=262_144)
     parser.add_argument("--context", type=int, default=CONTEXT)
     parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--turn", type=Path, metavar="FILE", help="several at once: compile together, train one by one")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--summary", action="store_true", help="run nothing, read what is there")
     parser.add_argument("--plot", type=Path, metavar="PNG")
@@ -427,10 +441,10 @@ def run(args: argparse.Namespace, file: Path) -> None:
     for candidate in candidates(args) if args.only != "earlier" else []:
         with surviving(candidate.name):
             settings = candidate.model_dump(mode="json", exclude={"name", "steps"})
-            run_ours(data, candidate, args.rate, not args.eager, args.points,
+            run_ours(data, candidate, args.rate, not args.eager, args.points, args.turn,
                      note("ours", candidate.name, candidate.model, settings=settings))  # fmt: skip
     if args.only != "ours":
-        with surviving("the earlier recipe"):
+        with surviving("the earlier recipe"), turn(args.turn):
             run_earlier(data, choice, args.seconds, args.every, note("earlier", "earlier", choice))
 
 

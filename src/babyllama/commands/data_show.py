@@ -14,7 +14,7 @@ from babyllama.commands.looking import LEARNED, REST, Chosen, Looking, coloured,
 from babyllama.commands.table import table_of
 from babyllama.data.shards.samples import pieces
 from babyllama.errors import InputError
-from babyllama.tokenizer.token_bytes import token_bytes
+from babyllama.tokenizer.token_bytes import visible
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from babyllama.data.streams.reading import Stretch
 
 _LABELS = {1: "a good answer", -1: "a bad answer", 0: ""}
-_VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", " ": "␣", "\r": "␍"})
 
 
 class DataShowRecipe(Chosen):
@@ -127,12 +126,3 @@ def _tokens(tokens: np.ndarray, learned: np.ndarray, positions: np.ndarray, toke
         table.add_row(visible(tokenizer, token), str(token), str(position), "yes" if kept else "",
                       style=LEARNED if kept else REST)  # fmt: skip
     console.print(table, markup=False)
-
-
-def visible(tokenizer: Tokenizer, token: int) -> str:
-    """A token as people read it: blanks and breaks by signs, a part of a character by its bytes."""
-    content = token_bytes(tokenizer, token)
-    try:
-        return content.decode().translate(_VISIBLE)
-    except UnicodeDecodeError:
-        return f"<{content.hex(' ')}>"

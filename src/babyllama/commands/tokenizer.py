@@ -16,6 +16,7 @@ from babyllama.data.sources.hub import HubFile, fetch
 from babyllama.recipe import Changeable, Recipe
 from babyllama.run import Run
 from babyllama.tokenizer.cuts import Digits
+from babyllama.tokenizer.token_bytes import visible
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.train import train_bpe
 
@@ -132,5 +133,5 @@ def _show(tokenizer: Tokenizer, figures: dict[str, Any], measured_on: str, conso
     )
     for text in EXAMPLES:
         tokens = tokenizer.encode(text)
-        pieces = "│".join(tokenizer.decode([token]) for token in tokens)
+        pieces = "│".join(visible(tokenizer, token) for token in tokens)
         console.print(f"  {len(tokens):3d}  {pieces}", markup=False, soft_wrap=True)

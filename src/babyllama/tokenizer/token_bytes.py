@@ -1,5 +1,7 @@
-"""The bytes that one token adds to a text. Not here: the text of several (tokenizer.py), text piece by piece
-(stream.py)."""
+"""The bytes that one token adds to a text, and how people are shown them.
+
+Not here: the text of several tokens (tokenizer.py), text piece by piece (stream.py).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ import re
 from functools import cache
 
 from babyllama.tokenizer.tokenizer import Tokenizer
+
+_VISIBLE = str.maketrans({"\n": "↵", "\t": "⇥", " ": "␣", "\r": "␍"})
 
 
 @cache
@@ -28,3 +32,12 @@ def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
     if "\ufffd" in text and all(character in _bytes_of_characters() for character in name):
         return bytes(_bytes_of_characters()[character] for character in name)
     return (" " + text if name.startswith("▁") and not text.startswith(" ") else text).encode()
+
+
+def visible(tokenizer: Tokenizer, token: int) -> str:
+    """A token as people read it: blanks and breaks by signs, a part of a character by its bytes."""
+    content = token_bytes(tokenizer, token)
+    try:
+        return content.decode().translate(_VISIBLE)
+    except UnicodeDecodeError:
+        return f"<{content.hex(' ')}>"

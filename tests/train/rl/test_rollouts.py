@@ -194,7 +194,7 @@ def test_a_rollout_of_one_step_is_written_while_the_next_is_drawn(tmp_path, work
 def test_answers_that_go_in_step_are_the_same(worker):
     """As they do on a GPU."""
     plain, stepped = (practised(check_every=2) for _ in range(2))
-    stepped.groups.agents.sampler.together = True
+    stepped.groups.agents.sampler.in_step = True
     for number in range(3):
         for rows in (plain, stepped):
             rows.prepare(number * rows.steps, worker)

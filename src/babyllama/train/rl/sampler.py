@@ -39,11 +39,11 @@ class Sampler:
         stop: tokens that end an answer.  max_tokens: of an answer.
 
     Attributes:
-        together: whether answers go in step (infer/together.py); by default on a GPU, where the host is what takes the
-            time: a CPU is faster with as few rows as there are left.
+        in_step: whether all answers grow by one token at a time (infer/together.py); by default on a GPU, where the
+            host is what takes the time: a CPU is faster with as few rows as there are left.
     """
 
-    together: bool | None = None
+    in_step: bool | None = None
 
     def __init__(self, vocab_size: int, stop: Collection[int], max_tokens: int) -> None:
         self.vocab_size, self.stop, self.max_tokens = vocab_size, frozenset(stop), max_tokens
@@ -64,7 +64,7 @@ class Sampler:
             self._engine = Engine(model, self.vocab_size, slots=self._slots(model, prompts))
         engine, sampling = self._engine, Sampling(temperature=temperature)
         texts = [prompt for prompt, _ in prompts]
-        wanted = model.embed_tokens.weight.is_cuda if self.together is None else self.together
+        wanted = model.embed_tokens.weight.is_cuda if self.in_step is None else self.in_step
         if wanted and not told and together.suits(engine, texts, self.max_tokens):
             seeds = [seed for _, seed in prompts]
             found = together.answers(engine, texts, sampling, self.max_tokens, self.stop, seeds, meanwhile)

@@ -14,8 +14,13 @@ from babyllama.evals.scoring import Pair
 from babyllama.infer import step
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
+from babyllama.model import attention, transformer
 from babyllama.model.bitnet import OneBitLinear
 from babyllama.model.cache import KVCache
+from babyllama.model.config import ModelConfig, extended
+from babyllama.model.laws import ByPartsRope, ClexRope, DynamicNtkRope, LinearRope, NtkRope, PlainRope, YarnRope
+from babyllama.model.roles import exact
+from babyllama.model.transformer import make_rope
 from babyllama.quant.awq import Awq
 from babyllama.quant.calibrate import Ends, quantise
 from babyllama.quant.gptq import Gptq
@@ -25,6 +30,7 @@ from babyllama.quant.linear import GroupedLinear
 from babyllama.quant.onebit import PackedOneBitLinear
 from babyllama.train.losses.cross_entropy import linear_cross_entropy
 from babyllama.train.losses.float8 import float8_cross_entropy, multiplies_float8
+from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import AdamW, Muon, Wsd
 from conftest import sharp_model, tiny_config
 
@@ -306,11 +312,6 @@ def test_muons_kernels_are_its_definition(monkeypatch, refused):
 def test_packed_rows_by_kernels_equal_those_by_a_mask(monkeypatch, through, heads, group, compiled):
     """Loss and gradients of passes compiled as one, each block by itself as several processes do, or not at all, rows
     of 300 tokens and documents of many lengths, attending fully or as S²-Attn, against float32's."""
-    from babyllama.data.streams.batches import Batch
-    from babyllama.model import attention, transformer
-    from babyllama.model.config import ModelConfig
-    from babyllama.train.losses.objectives import NextToken
-
     config = ModelConfig(vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=heads, max_position_embeddings=300)  # fmt: skip
     generator = torch.Generator().manual_seed(3)
@@ -345,6 +346,35 @@ def test_packed_rows_by_kernels_equal_those_by_a_mask(monkeypatch, through, head
         loss, found = gradients(kernels, torch.bfloat16, compiled)
         assert loss == pytest.approx(exact, rel=2e-3)
         assert ((found - slope).norm() / slope.norm()).item() < 0.02
+
+
+LAWS = [PlainRope(), LinearRope(factor=4.0), NtkRope(factor=4.0), DynamicNtkRope(factor=4.0), ByPartsRope(factor=4.0),
+        YarnRope(factor=4.0), ClexRope(max_t=4)]  # fmt: skip
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.kind)
+@torch.no_grad()
+def test_every_law_packed_equals_separate_by_kernels(monkeypatch, law):
+    """Law 3 in halves: documents in a row against each alone, in float32; of another document no bit is seen."""
+    shape = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 64}
+    model = sharp_model(tiny_config().model_copy(update=shape))
+    model.config = extended(model.config, law)
+    model.rope = make_rope(model.config)
+    model.cuda()
+    lengths = (90, 1, 130, 79)
+    row = torch.randint(model.config.vocab_size, (1, sum(lengths)), generator=torch.Generator().manual_seed(1)).cuda()
+    segments = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None].cuda()
+    positions = torch.cat([torch.arange(n) for n in lengths])[None].cuda()
+    alone = torch.cat([model(document) for document in row.split(lengths, dim=1)], dim=1)
+    monkeypatch.delattr(attention.Since, "dense")  # nobody asks for all pairs
+    for name, parameter in model.named_parameters():
+        if not exact(name):
+            parameter.data = parameter.half()
+    found = model(row, positions, segments).float()
+    other = model(torch.cat([row[:, :90].flip(1), row[:, 90:]], dim=1), positions, segments).float()
+    assert ((found - alone).norm() / alone.norm()).item() < 0.02
+    assert torch.equal(found[:, 90:], other[:, 90:])
+    assert not torch.equal(found[:, :90], other[:, :90])
 
 
 PACKINGS = [Gptq(group_size=32, short_group=True), Gptq(bits=3, group_size=None), Gptq(bits=8, group_size=None),

@@ -28,7 +28,7 @@ from train_speed import CONTENDERS, CONTEXT, ROWS, Setup, Steps
 
 # What a kernel is for → how such are called; the first that fits. Those of torch.compile carry their operations' names.
 KINDS = {
-    "attention": r"flash|fmha|sdpa|flex_attention",
+    "attention": r"flash|fmha|sdpa|compute_dot_do_o|convert_dq|_attend|_query_gradients|_key_gradients",
     "cross-entropy": r"_softmax_gradient",
     "products": r"gemm|nvjet|cutlass|xmma|splitK|_grouped",
     "SwiGLU": r"silu|swiglu|gate",

@@ -46,7 +46,7 @@ def _softmax(
 
 
 @triton.jit
-def _forward(
+def _attend(
     out, sums, q, k, v, firsts, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, first_b, S, T, H, scale,
     G: tl.constexpr, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -213,7 +213,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Ten
     q, k, v = _contiguous(q), _contiguous(k), _contiguous(v)
     B, H, T, D = q.shape
     out, sums = q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
-    _forward[(triton.cdiv(T, OUTPUT.M), H, B)](
+    _attend[(triton.cdiv(T, OUTPUT.M), H, B)](
         out, sums, q, k, v, first, *_strides(q, k, v), H=H, **_about(q, k, first), **OUTPUT._asdict()
     )
     return out, sums

@@ -13,7 +13,7 @@ from babyllama.commands.generate import GenerateRecipe
 from babyllama.commands.generate import main as generate
 from babyllama.commands.prepare import PrepareRecipe
 from babyllama.commands.prepare import main as prepare
-from babyllama.commands.quantize import QuantizeRecipe
+from babyllama.commands.quantize import QuantizeRecipe, _samples
 from babyllama.commands.quantize import main as quantize
 from babyllama.errors import InputError
 from babyllama.load import load, read_model
@@ -117,3 +117,15 @@ def test_weights_that_are_not_numbers(place, tmp_path):
         quantize(load_recipe(QuantizeRecipe, None, [f"model={tmp_path}", f"data={place / 'data'}",
                                                     f"out={tmp_path / 'out'}", "calibration.context=48",
                                                     "calibration.samples=8"]))  # fmt: skip
+
+
+def test_a_model_that_learned_to_chat_is_asked_what_its_training_asked(tmp_path):
+    """What it writes from nothing looks like a model that is broken."""
+    save_taught(tmp_path / "run" / "model")
+    (tmp_path / "run" / "recipe.yaml").write_text("samples: {prompts: [你是谁？], chat: true}", "utf-8")
+    (tmp_path / "run" / "run.json").write_text('{"verb": "train", "summary": {}}')
+    words = ["data=d", "out=o"]
+    asked = [_samples(load_recipe(QuantizeRecipe, None, [f"model={tmp_path}/{name}", *words, *more]))
+             for name, more in (("run", []), ("run", ["prompts=[春天]"]), ("run/model", []), ("none", []))]  # fmt: skip
+    assert [(one.prompts, one.chat) for one in asked] == [
+        (("你是谁？",), True), (("春天",), False), (("你是谁？",), True), (("",), False)]  # fmt: skip

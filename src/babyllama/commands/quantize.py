@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from babyllama.atomic import write_json
+from babyllama.commands.chat import questions_of
 from babyllama.commands.quantize_shown import draw, show
 from babyllama.commands.samples import Samples, sampler
 from babyllama.data.shards.shards import Prepared
@@ -70,7 +71,9 @@ class QuantizeRecipe(Recipe):
     loss_tokens: int | None = Field(default=200_000, ge=1, description="tokens measured of each corpus; null: all")
     rows: int = Field(default=16, ge=1, description="rows of a batch")
     prompts: tuple[str, ...] = Field(
-        default=("",), description="prompts that both models continue; an empty one: a text of their own"
+        default=(),
+        description="prompts that both models continue, an empty one: a text of their own; default: the questions that "
+        "the model was asked in training, else a text of their own",
     )
     questions: int = Field(
         default=16, ge=0, description="questions asked of each chat corpus; their score is the answers' F1"
@@ -198,11 +201,17 @@ def measured(recipe: QuantizeRecipe, model: Transformer, tokenizer: Tokenizer, p
     questions = [question for _, some in chat_questions(prepared, labels, "val", recipe.questions, tokenizer)
                  for question in some]  # fmt: skip
     scores = sum(map(compared, ask(engine, tokenizer, questions, recipe.sample_tokens, recipe.rows)), AnswerSums())
-    samples = sampler(Samples(prompts=recipe.prompts, max_tokens=recipe.sample_tokens), tokenizer, context)
+    samples = sampler(_samples(recipe), tokenizer, context)
     return {"held_bytes": held, **whole.figures, "corpora": {name: sums.figures for name, sums in losses.items()},
             "answers": scores.figures if scores.asked else None,
             "samples": dict(samples(model)),
             "tokens_per_second": tokens_per_second(engine, tokenizer.eos_id, recipe.sample_tokens)}  # fmt: skip
+
+
+def _samples(recipe: QuantizeRecipe) -> Samples:
+    """What is shown of both models: of one that learned to chat answers, for what it would write alone is no sense."""
+    asked = () if recipe.prompts else questions_of(recipe.model)
+    return Samples(prompts=recipe.prompts or asked or ("",), chat=bool(asked), max_tokens=recipe.sample_tokens)
 
 
 def tokens_per_second(engine: Engine, start: int, count: int) -> float:

@@ -23,9 +23,10 @@ def show(result: Json, console: Console) -> None:
         console.print(layer_table(result["after"][0]["layers"]))
     console.print(table(result))
     for prompt, text in result["before"]["samples"].items():
-        console.print(f"before: {prompt}{text}", style="dim", markup=False, soft_wrap=True)
+        after = f"{prompt} ▸ " if prompt else ""
+        console.print(f"before: {after}{text}", style="dim", markup=False, soft_wrap=True)
         for found in result["after"]:
-            console.print(f"{found['name']}: {prompt}{found['samples'][prompt]}", markup=False, soft_wrap=True)
+            console.print(f"{found['name']}: {after}{found['samples'][prompt]}", markup=False, soft_wrap=True)
 
 
 def table(result: Json) -> Table:

@@ -277,6 +277,7 @@ def contest(setup: Setup, chosen: list[tuple[str, int]], rounds: int, segment_s:
         for entry in list(ready):
             try:
                 entry.round()
+                print(f"{entry.label}: {entry.rates[-1]:,.0f} tokens/s", flush=True)  # a run cut short says something
             except torch.cuda.OutOfMemoryError:  # beside the others; its own measurement went well
                 print(f"{entry.label}: no memory left beside the others, left out; measure it alone", flush=True)
                 ready.remove(entry)

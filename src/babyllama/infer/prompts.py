@@ -19,7 +19,7 @@ from babyllama.infer.threads import wide
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 
-ALONE, LEAST, WHOLE = 8192, 64, 1 << 15  # prompt tokens a step when no row decodes, of each at least, of whole ones
+ALONE, LEAST = 8192, 64  # prompt tokens a step when no row decodes, and at least of each prompt
 BESIDE = {"cpu": 512, "cuda": 4096}  # beside rows that decode: on a GPU a pass over fewer takes as long
 SHORT, RECORDED = 16, 2048  # tokens of a piece at least, of a pass at most that a graph computes
 COPIED = 1 << 15  # slots that such a pass copies at most
@@ -94,7 +94,7 @@ class Prompts:
         firsts = dict[tuple[int, ...], int]()
         like = [firsts.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]
         once, longest = list(firsts.values()), max(map(len, prompts))
-        each = max(1, WHOLE // longest)
+        each = max(1, ALONE // longest)
         parts = [once[first : first + each] for first in range(0, len(once), each)]
         logits = torch.cat([self._whole([prompts[row] for row in part], part) for part in parts])
         if copied := [row for row in range(len(prompts)) if like[row] != row]:

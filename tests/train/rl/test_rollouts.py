@@ -10,6 +10,8 @@ from small_training import finished, setting_of, small_trainer
 
 from babyllama.data.streams.batches import IGNORE
 from babyllama.errors import InputError
+from babyllama.infer.prompts import Prompts
+from babyllama.model.transformer import Transformer
 from babyllama.train.engines.worker import Worker
 from babyllama.train.losses.policy import Grpo
 from babyllama.train.optimizers.optim import AdamW
@@ -135,6 +137,30 @@ def test_after_the_weights_change_nothing_old_is_drawn_from(tmp_path, dtype):
             fresh = Sampler(37, {0}, 8)(hidden_twins(model).to(dtype).eval(), asked, 1.0, told=True)
         assert after == fresh and after != before
         before = after
+
+
+def test_later_turns_read_what_is_new_and_draw_the_same(tmp_path, monkeypatch):
+    config = small_trainer(tmp_path / "run").model.config.model_copy(update={"max_position_embeddings": 64})
+    model, read = Transformer(config).eval().requires_grad_(False), list[int]()
+    asked = [([*range(1, 20), 20 + n % 2], n) for n in range(4)]
+    piece = Prompts._piece
+
+    def counted(self, slot):
+        read.append(len(found := piece(self, slot)))
+        return found
+
+    found = []
+    for goes_on in (False, True):
+        sampler = Sampler(37, {0}, 8)
+        first = sampler(model, asked, 1.0)
+        later = [(prompt + drawn.tokens + [6, 7], n + 9) for (prompt, n), drawn in zip(asked, first, strict=True)]
+        with monkeypatch.context() as patch:
+            patch.setattr(Prompts, "_piece", counted)
+            found.append((first, sampler(model, later, 1.0, goes_on=goes_on)))
+        news = 3  # the last token of an answer, which was drawn and not yet read, and two more
+        assert max(read) == (news if goes_on else max(len(prompt) for prompt, _ in later))
+        read.clear()
+    assert found[0] == found[1]
 
 
 def test_half_precision_is_lent_as_training_computes(tmp_path):

@@ -93,7 +93,7 @@ class Agents:
             for i in going:
                 played[i] = _answered(played[i], *results[i])  # type: ignore[misc]
             asked = [(prompts[i][0] + played[i].tokens, _seed(prompts[i][1], turn)) for i in going]
-            for i, drawn in zip(going, self.sampler(model, asked, temperature, told), strict=True):
+            for i, drawn in zip(going, self.sampler(model, asked, temperature, told, goes_on=True), strict=True):
                 played[i] = _gone_on(played[i], drawn)
         return played
 

@@ -50,12 +50,15 @@ class Sampler:
         self._engine: Engine | None = None
 
     def __call__(self, model: Transformer, prompts: Sequence[tuple[list[int], int]], temperature: float,
-                 told: bool = False, meanwhile: Callable[[], None] = lambda: None) -> list[Drawn]:  # fmt: skip
+                 told: bool = False, meanwhile: Callable[[], None] = lambda: None,
+                 goes_on: bool = False) -> list[Drawn]:  # fmt: skip
         """One answer for each (prompt, seed), the same in any company and by any rank.
 
         Args:
             told: whether the engine's log-probabilities are wanted, which takes longer.
             meanwhile: called once, when a GPU has the most to do, or at the end.
+            goes_on: the weights are those of the call before, so that what prompts share with its texts need not be
+                read again.
 
         Raises:
             InputError: the model's logits are not finite.
@@ -69,7 +72,8 @@ class Sampler:
             seeds = [seed for _, seed in prompts]
             found = together.answers(engine, texts, sampling, self.max_tokens, self.stop, seeds, meanwhile)
             return [Drawn(tokens, ended, []) for tokens, ended in found]
-        engine.forget()
+        if not goes_on:
+            engine.forget()
         numbers = {engine.add(Request(prompt, sampling, self.max_tokens, self.stop, seed, 0 if told else None)): number
                    for number, (prompt, seed) in enumerate(prompts)}  # fmt: skip
         tokens, logprobs = [list[int]() for _ in prompts], [list[float]() for _ in prompts]

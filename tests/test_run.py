@@ -226,3 +226,14 @@ def test_a_key_that_came_with_a_later_version_has_its_default(tmp_path):
     Run.create(tmp_path / "run", "train", Longer()).unlock()
     with pytest.raises(InputError, match="later: 7 → 8"):
         Run.create(tmp_path / "run", "train", Longer(later=8))
+
+
+def test_a_folder_of_runs_says_which_are_in_it(tmp_path):
+    for when, name in enumerate(("base", "tokenizer", "sft")):
+        Run.create(tmp_path / name, "train", Example())
+        os.utime(tmp_path / name / "run.json", (when, when))
+    with pytest.raises(InputError, match=r"holds the runs base, sft, tokenizer: give one of them, such as .*/sft$"):
+        Run.open(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"; give the folder of a run$"):
+        Run.open(tmp_path / "empty")

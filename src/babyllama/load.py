@@ -24,7 +24,7 @@ from babyllama.model.lora import merge, switch
 from babyllama.model.nf4 import pack_base
 from babyllama.model.transformer import Transformer
 from babyllama.quant.folder import is_packed, to_dense, unpacking
-from babyllama.recipe import maker
+from babyllama.recipe import maker, one_inside
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -90,7 +90,8 @@ def model_folder(path: Path) -> Path:
             raise InputError(f"{path}: holds a {verb} run, which has no model; give a train run")
         raise InputError(f"{path}: has no model yet; continue it with: babyllama {verb} {path}")
     if path.exists():
-        raise InputError(f"{path}: is neither a run nor a Hugging Face LLaMA folder; give one that is")
+        remedy = one_inside(path, "model/config.json", "give one that is")
+        raise InputError(f"{path}: is neither a run nor a Hugging Face LLaMA folder; {remedy}")
     raise InputError(f"{path}: does not exist; train one with: {maker('train', path)}")
 
 

@@ -117,6 +117,15 @@ def maker(verb: str, out: Path) -> str:
     return f"babyllama {verb} out={out} {needs}"
 
 
+def one_inside(path: Path, holds: str = "run.json", otherwise: str = "give the folder of a run") -> str:
+    """What to give instead of a folder that is no run: one of the runs in it, by a file that it `holds`, if any."""
+    files = {file.relative_to(path).parts[0]: file.stat().st_mtime for file in sorted(path.glob(f"*/{holds}"))}
+    if not files:
+        return otherwise
+    newest = max(files, key=lambda name: files[name])
+    return f"it holds the runs {', '.join(files)}: give one of them, such as {path / newest}"
+
+
 def load_recipe(kind: type[R], source: str | None = None, overrides: Sequence[str] = ()) -> R:
     """Defaults, then the YAML file `source` (or a bundled name), then ``key.path=value`` overrides.
 

@@ -28,7 +28,7 @@ import xxhash
 from babyllama.atomic import disk_errors, json_text, recover_folder, write_atomic, write_folder, write_json
 from babyllama.errors import InputError
 from babyllama.plain_yaml import parse_yaml
-from babyllama.recipe import R, Recipe, dump_recipe, maker, validate
+from babyllama.recipe import R, Recipe, dump_recipe, maker, one_inside, validate
 
 _FIRST = {".lock", "recipe.yaml", "env.json"}  # what `Run.create` writes before run.json
 
@@ -92,7 +92,7 @@ class Run:
         run = cls(path)
         if not (path / "run.json").is_file():
             if path.exists():
-                raise InputError(f"{path}: is not a run (no run.json in it); give the folder of a run")
+                raise InputError(f"{path}: is not a run (no run.json in it); {one_inside(path)}")
             raise InputError(f"{path}: does not exist; make it with: {maker('train', path)}")
         run.recover()
         return run

@@ -118,6 +118,11 @@ def test_copies_and_long_chats(world):
     assert list(surveyed(world.folder / "chats", 16)) == ["long chats"]
     copies = world.prepare("copies", [{"text": texts(1, 5)[0]}] * 300)
     assert list(surveyed(copies)) == ["repetition"]
+    manifest = json.loads((copies / "manifest.json").read_text("utf-8"))
+    for corpus in manifest["corpora"].values():
+        corpus["source"] = "babyllama"  # as of the micro-world, whose calendar has few questions
+    (copies / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    assert not surveyed(copies)
 
 
 # ── weights ────────────────────────────────────────────────────────────────────────────────────────────────────────

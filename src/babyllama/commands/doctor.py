@@ -34,7 +34,7 @@ from babyllama.model.attention import FullAttention
 from babyllama.model.lora import Lora
 from babyllama.model.transformer import Transformer
 from babyllama.quant.folder import is_packed
-from babyllama.recipe import Recipe, load_recipe
+from babyllama.recipe import Recipe, load_recipe, one_inside
 from babyllama.run import Run
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.train.engines.engines import Single
@@ -87,7 +87,8 @@ def _target(recipe: DoctorRecipe) -> tuple[Run | None, TrainRecipe]:
     path = Path(recipe.target)
     if not (path / "run.json").is_file():
         if path.is_dir():
-            raise InputError(f"{path}: is not a run (no run.json in it); give a train run or a train recipe")
+            remedy = one_inside(path, "metrics.jsonl", "give a train run or a train recipe")
+            raise InputError(f"{path}: is not a run (no run.json in it); {remedy}")
         if not recipe.steps:
             raise InputError("steps: 0 reads what a run recorded, but a recipe has recorded nothing; give steps=50")
         return None, load_recipe(TrainRecipe, recipe.target, recipe.overrides)

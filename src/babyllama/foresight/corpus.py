@@ -13,6 +13,7 @@ import numpy as np
 import xxhash
 
 from babyllama.data.shards.shards import Prepared, TokenStore
+from babyllama.data.sources.known import MADE_HERE
 from babyllama.foresight.evidence import Chats, Corpus, Distance
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -50,7 +51,8 @@ def _corpus(prepared: Prepared, label: str, train: TokenStore, held: TokenStore,
     return Corpus(
         f"{prepared.path}: {label}", len(tokens), entropy, gain, len(prints), len(first),
         1 - float(lengths[first].sum()) / max(1, int(lengths.sum())), respelt, sample, len(validation), leaked,
-        distance(train, held), _chats(train, tokenizer, context) if train.kind == "chat" else None)  # fmt: skip
+        distance(train, held), _chats(train, tokenizer, context) if train.kind == "chat" else None,
+        prepared.manifest["corpora"][label].get("source") == MADE_HERE)  # fmt: skip
 
 
 def sampled(store: TokenStore, most: int) -> Iterator[np.ndarray]:

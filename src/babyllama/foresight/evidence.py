@@ -116,6 +116,7 @@ class Corpus:
     leaked: int = 0  # of them, those that stand in the training split word for word
     distance: Distance | None = None
     chats: Chats | None = None
+    made: bool = False  # by this package: a small closed world, which says the same things again
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ def _on_hub(kind: Kind, licence: str, repo: str, *names: str, about: str, size: 
 
 
 SKILLS = (*NUMBERS, *PEOPLE, *SENTENCES)
-_MADE = ("public domain", "babyllama")
+MADE_HERE = "babyllama"  # the source that a manifest names of what this package makes
+_MADE = ("public domain", MADE_HERE)
 _PUBLIC, _APACHE = "public domain (package: MIT)", "Apache-2.0"
 _MEDICAL, _MIT = "shibing624/medical", "MIT"
 

@@ -45,6 +45,14 @@ class Played(NamedTuple):
     answered: int = 0
 
 
+class Results(NamedTuple):
+    """The tokens of what the calls of one turn get back, how many calls, how many answered."""
+
+    tokens: list[int]
+    calls: int
+    answered: int
+
+
 class Asked(NamedTuple):
     """A prompt as rewards see it: its text, what the reference answer says, its tokens."""
 
@@ -83,30 +91,42 @@ class Agents:
         played = [_begun(drawn) for drawn in self.sampler(model, prompts, temperature, told, meanwhile)]
         if self.use is None:
             return played
-        tools = [offered(self.tokenizer.decode(prompt, skip_special=False)) for prompt, _ in prompts]
+        texts = [tuple(prompt) for prompt, _ in prompts]  # one for all answers of a group, which are often equal, too
+        tools = {text: offered(self.tokenizer.decode(text, skip_special=False)) for text in dict.fromkeys(texts)}
+        results = dict[tuple[tuple[int, ...], frozenset[str]], Results | None]()
         going = list(range(len(prompts)))
         for turn in range(1, self.use.rounds + 1):
-            results = {i: self._results(played[i], tools[i], len(prompts[i][0])) for i in going}
-            going = [i for i, found in results.items() if found is not None]
+            goes_on = []
+            for i in going:
+                key = tuple(played[i].last), tools[texts[i]]
+                if played[i].ended and key not in results:
+                    results[key] = self._results(*key)
+                found = results[key] if played[i].ended else None
+                if found is not None and self._fits(len(texts[i]) + len(played[i].tokens) + len(found.tokens)):
+                    played[i] = _answered(played[i], *found)
+                    goes_on.append(i)
+            going = goes_on
             if not going:
                 break
-            for i in going:
-                played[i] = _answered(played[i], *results[i])  # type: ignore[misc]
             asked = [(prompts[i][0] + played[i].tokens, _seed(prompts[i][1], turn)) for i in going]
             for i, drawn in zip(going, self.sampler(model, asked, temperature, told, goes_on=True), strict=True):
                 played[i] = _gone_on(played[i], drawn)
         return played
 
-    def _results(self, played: Played, tools: frozenset[str], prompt: int) -> tuple[list[int], int, int] | None:
-        """The tokens of what its calls get back, how many calls, how many answered; None where it is at its end."""
-        if not played.ended or played.last[-1] != self.tokenizer.eos_id:
+    def _fits(self, tokens: int) -> bool:
+        """Whether another turn has room after so many."""
+        return tokens + self.max_tokens <= self.room
+
+    def _results(self, last: tuple[int, ...], tools: frozenset[str]) -> Results | None:
+        """What the calls of a turn get back; None where it has none, and so is the last one."""
+        if last[-1] != self.tokenizer.eos_id:
             return None
-        calls = [one["function"] for one in read_answer(self.tokenizer.decode(played.last)).get("tool_calls", ())]
-        results = [call(one["name"], one["arguments"], tools & TOOLS.keys()) for one in calls]
-        tokens = results_after_answer(self.tokenizer, [result.text for result in results]) if calls else []
-        if not calls or prompt + len(played.tokens) + len(tokens) + self.max_tokens > self.room:
+        calls = [one["function"] for one in read_answer(self.tokenizer.decode(last)).get("tool_calls", ())]
+        if not calls:
             return None
-        return tokens, len(results), sum(result.good for result in results)
+        found = [call(one["name"], one["arguments"], tools & TOOLS.keys()) for one in calls]
+        tokens = results_after_answer(self.tokenizer, [result.text for result in found])
+        return Results(tokens, len(found), sum(result.good for result in found))
 
 
 def _begun(drawn: Drawn) -> Played:

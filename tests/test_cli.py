@@ -63,6 +63,23 @@ def test_ctrl_c_is_one_line_at_any_moment(code):
     assert err.decode().strip() == "babyllama: interrupted; the same command continues"
 
 
+AT_THE_END = """
+import os, signal, sys, types
+import babyllama.recipe as r
+class Value(r.Recipe): pass
+class Late:
+    def __del__(self, kill=os.kill, me=os.getpid(), ctrl_c=signal.SIGINT): kill(me, ctrl_c)
+sys.late = Late()  # dies when Python is taken apart
+sys.modules["babyllama.commands.train"] = types.SimpleNamespace(TrainRecipe=Value, main=lambda recipe: print("done"))
+from babyllama.cli import main as entry; entry()
+"""
+
+
+@POSIX
+def test_ctrl_c_after_the_work_changes_nothing():
+    assert ended(start("train", code=AT_THE_END)) == (0, b"done\n", b"")
+
+
 @POSIX
 def test_ctrl_c_while_workers_start_and_work(tmp_path):
     (tmp_path / "slow.py").write_text(

@@ -18,6 +18,7 @@ from babyllama.errors import InputError, Interrupted
 
 def main() -> None:
     """The console script: run a verb, turn user faults into one line."""
+    atexit.register(interrupts.ignore)  # what is registered first comes last
     interrupts.end_at_once()
     # Before PyTorch is imported: without it 1.7 of 24 GiB are lost to fragmentation (docs/log.md).
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

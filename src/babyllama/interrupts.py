@@ -41,6 +41,13 @@ def as_usual() -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def ignore() -> None:
+    """Ctrl-C does nothing any more: the work is done and said, only Python itself has still to end."""
+    with suppress(ValueError):
+        if signal.getsignal(signal.SIGINT) in (_end, _raise, signal.default_int_handler):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def just_asked() -> bool:
     """Whether Ctrl-C came in the last seconds: an exception of another type may be what became of it."""
     return time.monotonic() - _asked < 3

@@ -401,6 +401,17 @@ SHAPES = [(4, 128, 512, 256), (4, 512, 512, 256), (4, 256, 1024, 96), (4, 128, 3
           (8, 128, 512, 64), (8, 1376, 1376, 344)]  # bits, group, inputs, outputs  # fmt: skip
 
 
+@pytest.mark.parametrize(("bits", "group", "inputs", "outputs"), [(4, 128, 1376, 512), (4, None, 80, 33),
+                                                                  (8, 32, 136, 24), (2, 16, 176, 24)])  # fmt: skip
+def test_one_kernel_unpacks_a_matrix_as_pytorch_does(bits, group, inputs, outputs):
+    from babyllama.quant.kernels import unpacked
+
+    weight = torch.randn(outputs, inputs, device="cuda")
+    packed = GroupedLinear.of(Grid(bits=bits, group_size=group, short_group=True).nearest(weight))
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert torch.equal(unpacked(*packed._packed, dtype), packed.dense_weight().to(dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("bits", "group", "inputs", "outputs"), SHAPES)
 def test_the_packed_kernels_multiply_by_the_dense_weight(bits, group, inputs, outputs, dtype):

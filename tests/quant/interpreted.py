@@ -74,6 +74,12 @@ for bits, group, inputs, outputs in SHAPES:
         error = float((found.float() - expected).norm() / expected.norm())
         assert error < 1e-3, (bits, group, inputs, outputs, rows, error)
 
+for bits, group, inputs, outputs in ((4, 32, 344, 40), (4, None, 80, 33), (8, 32, 136, 24), (2, 16, 176, 24)):
+    packed = GroupedLinear.of(Grid(bits=bits, group_size=group, short_group=True).nearest(torch.randn(outputs, inputs)))
+    found, dense = kernels.unpacked(*packed._packed, torch.float16), packed.dense_weight()
+    assert torch.equal(found, dense.half()), (bits, group, inputs, outputs)
+    assert torch.equal(kernels.unpacked(*packed._packed, torch.float32), dense)
+
 for inputs, outputs in ((128, 32), (344, 40), (1100, 24)):
     for rows in (1, 5, 16):
         x = torch.randn(rows, inputs, generator=generator)

@@ -1,10 +1,11 @@
-"""Triton kernels of packed weights for few rows. Their twins, oracles and a CPU's way, are in linear.py and its like.
+"""Triton kernels of packed weights. Their twins, oracles and a CPU's way, are in linear.py and its like.
 
 Imported only where there is a GPU: Triton does not come with every PyTorch. `_four` is for what decoding mostly is, 4
 bits in groups of 32, 64 or 128s; it is written in Gluon, Triton's own language in which a program says what each thread
-holds. `_product` takes all other codes in groups, `_eight` is for int8.py, `_one` for onebit.py. `pick` chooses by the
-measurements of bench/quantise.py. In one file although it is long: the kernels share the constants above them and the
-tricks that turn codes into halves, and are measured and chosen side by side.
+holds. `_product` takes all other codes in groups, `_unpack` writes a dense matrix, for more rows, `_eight` is for
+int8.py, `_one` for onebit.py. `pick` chooses by the measurements of bench/quantise.py. In one file although it is
+long: the kernels share the constants above them and the tricks that turn codes into halves, and are measured and
+chosen side by side.
 """
 
 from __future__ import annotations
@@ -247,6 +248,26 @@ def _product(
 
 
 @triton.jit
+def _unpack(
+    out, words, zeros, scales, outputs, inputs, group,
+    bits: tl.constexpr, values: tl.constexpr, n: tl.constexpr, run: tl.constexpr,
+):  # fmt: skip
+    """Programs: (blocks of n rows of the dense matrix, of `run` words). A word holds `values` codes of one group."""
+    row = (tl.program_id(0) * n + tl.arange(0, n))[:, None]
+    word = (tl.program_id(1) * run + tl.arange(0, run))[None, :]
+    inside = (row < outputs) & (word * values < inputs)
+    found = tl.load(words + word * outputs + row, mask=inside, other=0)
+    place = (word * values // group) * outputs + row
+    zero = tl.load(zeros + place, mask=inside, other=0).to(tl.float32)
+    scale = tl.load(scales + place, mask=inside, other=0.0).to(tl.float32)
+    codes = (found[:, :, None] >> (tl.arange(0, values) * bits)[None, None, :]) & ((1 << bits) - 1)
+    dense = tl.reshape((codes.to(tl.float32) - zero[:, :, None]) * scale[:, :, None], (n, run * values))
+    k = tl.program_id(1) * run * values + tl.arange(0, run * values)[None, :]
+    target = out + row.to(tl.int64) * inputs + k
+    tl.store(target, dense.to(out.dtype.element_ty), mask=(row < outputs) & (k < inputs))
+
+
+@triton.jit
 def _inputs_of(row, x, k, token, rows, inputs, threshold):
     """Inputs k of a row in float32, and whether any row's reaches the threshold."""
     column = tl.load(x + token[:, None] * inputs + k[None, :],
@@ -386,6 +407,16 @@ def _general_product(x: Tensor, words: Tensor, zeros: Tensor, scales: Tensor, in
         unit_words=unit_words, n=n, magic=magic, base=base, whole=whole, run=RUN, m=ROWS, stages=4, num_warps=4,
     )  # fmt: skip
     return out.sum(0, dtype=torch.float32).to(x.dtype) if splits > 1 else out[0]
+
+
+def unpacked(words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int, group_size: int, dtype: torch.dtype
+             ) -> Tensor:  # fmt: skip
+    """The dense matrix (N, K), rounded to `dtype`; of 2, 4 or 8 bits, a word of which lies in one group."""
+    outputs, values = words.shape[1], 32 // bits
+    out = torch.empty(outputs, inputs, dtype=dtype, device=words.device)
+    grid = triton.cdiv(outputs, 32), triton.cdiv(inputs, RUN * values)
+    _unpack[grid](out, words, zeros, scales, outputs, inputs, group_size, bits=bits, values=values, n=32, run=RUN)
+    return out
 
 
 def eight_bit_product(x: Tensor, weight: Tensor, scales: Tensor, threshold: float | None, block: Block = EIGHT

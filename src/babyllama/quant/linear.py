@@ -84,8 +84,8 @@ class GroupedLinear(WithNibbles):
     def rows(self, index: Tensor) -> Tensor:
         """Rows of the dense weight: index (…) → (…, in) float32."""
         flat = index.flatten()
-        found = _dense(self.words[:, flat], self.zeros[:, flat], self.scales[:, flat], self.in_features, self.bits,
-                       self.group_size)  # fmt: skip
+        found = _rounded(self.words[:, flat], self.zeros[:, flat], self.scales[:, flat], self.in_features, self.bits,
+                         self.group_size, torch.float32)  # fmt: skip
         return self._in_the_models_order(found).view(*index.shape, -1)
 
     def _in_the_models_order(self, weight: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class GroupedLinear(WithNibbles):
                 return packed_product(x.flatten(0, -2), *self._packed).view(*x.shape[:-1], -1)
             if on_cpu(x) and self.on_cpu:
                 return self.nibbles(x)
-        return unpacked_product(x, _dense, *self._packed)
+        return unpacked_product(x, _rounded, *self._packed, x.dtype)
 
     @property
     def on_gpu(self) -> bool:
@@ -130,9 +130,13 @@ def few_rows(x: Tensor) -> bool:
 
 
 def kernels_take(x: Tensor) -> bool:
-    """Whether x is where kernels.py runs, in a dtype that it multiplies: tensor cores must be an Ampere's or later."""
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    return x.is_cuda and half and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    """Whether x is where kernels.py runs, in a dtype that it multiplies."""
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and ampere(x.device)
+
+
+def ampere(device: torch.device) -> bool:
+    """Whether a GPU's tensor cores are an Ampere's or later, for which the kernels are."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def on_cpu(x: Tensor) -> bool:
@@ -145,6 +149,17 @@ def _dense(words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int,
     group = group_index(inputs, group_size, words.device)
     codes = unpack(words.T, bits, inputs)
     return (codes.float() - zeros.T.float()[:, group]) * scales.T.float()[:, group]
+
+
+def _rounded(words: Tensor, zeros: Tensor, scales: Tensor, inputs: int, bits: int, group_size: int, dtype: torch.dtype
+             ) -> Tensor:  # fmt: skip
+    """`_dense` in another dtype: on a GPU by one kernel, where PyTorch takes some thirty a matrix."""
+    one_group = 32 % bits == 0 and (group_size % (32 // bits) == 0 or group_size >= inputs)
+    if words.is_cuda and one_group and ampere(words.device) and not torch.compiler.is_compiling():
+        from babyllama.quant.kernels import unpacked
+
+        return unpacked(words, zeros, scales, inputs, bits, group_size, dtype)
+    return _dense(words, zeros, scales, inputs, bits, group_size).to(dtype)
 
 
 class PackedEmbedding(nn.Module):

@@ -122,6 +122,8 @@ CUTS = [Sampling(temperature=0.8), Sampling(temperature=1.3, top_k=5), Sampling(
 def dense() -> None:
     for count in (1, 3, 17):
         beside(config(), count, [GREEDY])
+    fused.LOOKED_AT, fused.PROGRAMS = 4, 24  # two shares of 24 slots, of which a program holds four
+    assert beside(config(num_key_value_heads=4), 3, [GREEDY]).splits == 2
 
 
 @torch.inference_mode()

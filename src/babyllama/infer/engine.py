@@ -32,7 +32,7 @@ from babyllama.infer.rows import DRAWS, Rows, Sampled
 from babyllama.infer.sampling import Sampling
 from babyllama.infer.slots import SMALLEST, Job, Slot, Slots
 from babyllama.infer.speculate import guessed, verify
-from babyllama.infer.step import Captured, Launched, ModelForward, Step
+from babyllama.infer.step import Captured, Launched, ModelForward, Step, power
 from babyllama.infer.threads import Threads
 from babyllama.model.cache import KVCache
 from babyllama.model.lora import only
@@ -43,7 +43,8 @@ BROKEN = ("the model's logits are not finite: its weights are damaged, or precis
           "precision=fp32 or an earlier checkpoint")  # fmt: skip
 MEMORY = 0.7  # of what a GPU has free, for keys and values of a server
 SOME = 4  # steps in a row on a GPU while somebody waits to be read
-AHEAD = 16  # rows from which a GPU begins the next tokens before the host has seen the last ones
+MANY = 16  # rows from which those that decode on a GPU do not wait for prompts
+SPARE = 1  # tokens too many at most, where one graph then makes all the last ones
 UNFIT = "no token goes on in the form that was asked for, or the model's logits are not finite"
 
 
@@ -90,7 +91,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._ended: list[Event] = []  # not told yet
         self._sent: deque[list[Sent]] = deque()  # what was launched, in order: tokens that the host has not seen
-        self.ahead = AHEAD if weight.device.type == "cuda" else sys.maxsize
+        self.ahead = 1 if weight.device.type == "cuda" else sys.maxsize
         self._mail: dict[int, deque[Event]] = {}  # of requests whose events `stream` and `generate` want
         self.threads = Threads() if weight.device.type == "cpu" else nullcontext()
         self._guessing = False  # whether the last step read guesses
@@ -372,14 +373,17 @@ class Engine:
 
     def _ahead(self, group: list[Slot], longest: int, others: bool) -> int:
         """How many tokens to go on without asking who has ended: on a GPU who has computes for nothing, but the others
-        need not stop for it. 0 or less: all that may come is on its way. `longest`: tokens that a row of them holds."""
+        need not stop for it, nor is a token too many worth a graph more. 0 or less: all that may come is on its way.
+        `longest`: tokens that a row of them holds."""
         cpu = self._device.type == "cpu"
         jobs = [slot.job for slot in group if slot.job is not None]
         every = [job.room - len(job.known) + job.start - job.ahead for job in jobs]
         left = min(every) if cpu else max(every)
         drawn = DRAWS // 4  # as many may be on their way
-        few = left if not others or len(group) >= self.ahead else 1 if cpu else SOME
-        return min(left, self.context - longest, drawn, few)
+        few = left if not others or (not cpu and len(group) >= MANY) else 1 if cpu else SOME
+        left = min(left, self.context - longest, drawn, few)
+        whole = power(left) if left > 0 else left
+        return whole if not cpu and whole - left <= SPARE else left
 
     def _note(self, sent: Sent) -> None:
         """Tokens that came, (n, B), to the texts that they belong to; this waits for the device."""

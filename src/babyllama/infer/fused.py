@@ -31,7 +31,10 @@ SPANS = 512  # of the vocabulary at most, whose best tokens say where the cuts l
 READ = 2048  # logits that are looked through for candidates at a time
 PROGRAMS = 132  # that a GPU of this kind runs at a time: as many shares of the slots as bring attention there
 ONE, SOME = 1, 32  # rows up to which the first, the second of `TILES` is faster
-HELD = 16384  # weights of the head that a program keeps in registers
+LOOKED_AT = 128  # slots whose keys and values a program of a few rows holds before it waits, at most
+WARP = 4096  # weights that a warp of a few rows keeps in registers at most
+MADE = 512  # inputs that it makes, by a norm or of shares, at most
+UNPACKED = 128  # inputs of a packed head that it takes at most
 PACKED = 4  # rows up to which packed weights are multiplied here
 
 
@@ -42,8 +45,11 @@ class Tiles(NamedTuple):
         pairs, add, widen, predict: outputs: pairs of a head, of a projection, of the MLP, of the head.
         rows: of the batch, on tensor cores; 0: all, one after the other.
         inputs, head_inputs: of a product at a time; 0: all.
-        splits: shares of a row's slots at most; slots: of a share at a time.
+        splits: shares of a row's slots, where there are programs for them; slots: of a share at a time; of one row both
+            go by the cache, too.
         head_rows: of the head, where they are others than `rows`.
+        head_registers: of a thread at most; 0: no limit.
+        head_holds: weights of the head that a program has in registers at most.
     """
 
     pairs: int
@@ -62,19 +68,25 @@ class Tiles(NamedTuple):
     attend_warps: int = 4
     attend_stages: int = 2
     head_stages: int = 1
+    head_registers: int = 0
+    head_holds: int = 16384
 
 
 # As measured on an H200: docs/log.md.
-TILES = (Tiles(4, 4, 8, 32, splits=8, slots=32, warps=2),
+TILES = (Tiles(2, 2, 4, 32, splits=4, warps=1),
          Tiles(16, 16, 16, 128, rows=32, inputs=128, head_inputs=64, splits=8, stages=4, head_stages=4),
          Tiles(32, 32, 32, 128, rows=64, inputs=64, head_rows=128, head_inputs=64, head_warps=8, stages=4,
                head_stages=3))  # fmt: skip
 
+# Packed heads are held as they are: with 4 bits all programs have room at a time.
+HEADS = {bits: TILES[0]._replace(predict=outputs, head_registers=64, head_holds=2048 * outputs)
+         for bits, outputs in ((4, 64), (8, 32))}  # fmt: skip
 
-def tiles_for(rows: int) -> Tiles:
-    """By the number of rows."""
-    if rows <= ONE:
-        return TILES[0]
+
+def tiles_for(rows: int, bits: int = 0) -> Tiles:
+    """By the number of rows, and the bits of a packed model's head."""
+    if rows <= ONE or bits:
+        return HEADS.get(bits, TILES[0])
     if rows <= SOME:
         return TILES[1]._replace(rows=16 if rows <= 16 else 32)
     return TILES[2]._replace(head_rows=min(TILES[2].head_rows, power(rows)))
@@ -189,7 +201,7 @@ def drawing(blocks: int, R: int) -> dict[str, int]:
     N = power(blocks)
     M = min(SPANS, N)
     return {"LEAST": min(SORTED[0], CANDIDATES), "SMALL": min(SORTED[1], CANDIDATES), "CAP": CANDIDATES,
-            "CHUNK": max(READ, R * N // M), "N": N, "M": M, "R": R, "num_warps": 16}  # fmt: skip
+            "CHUNK": READ, "N": N, "M": M, "R": R, "num_warps": 16}  # fmt: skip
 
 
 def choose_of(rows: Rows, which: Tensor, logits: Tensor) -> Sampled:
@@ -201,13 +213,13 @@ def choose_of(rows: Rows, which: Tensor, logits: Tensor) -> Sampled:
     blocks, which = -(-V // R), which.contiguous()
     how = drawing(blocks, R)
     best, masses = torch.empty(2, B, blocks, device=device).unbind(0)
-    places, spans = (torch.empty(B, n, dtype=torch.int32, device=device) for n in (blocks, how["M"]))
+    places, kept = (torch.empty(B, n, dtype=torch.int32, device=device) for n in (blocks, how["N"]))
     exact, keys = torch.empty(B, V, device=device), torch.empty(B, CANDIDATES, dtype=torch.int64, device=device)
     chosen = torch.empty(1, B, dtype=torch.int64, device=device)
     sum_up: Any = kernels.sum_up
     draw_of: Any = kernels.draw_of
     sum_up[B, blocks](logits, logits.stride(0), exact, rows.rules, which, best, places, masses, blocks, V, R=R)
-    draw_of[(B,)](exact, best, places, masses, blocks, spans, keys, rows.rules, rows.draws, DRAWS, V, which, rows.token,
+    draw_of[(B,)](exact, best, places, masses, blocks, kept, keys, rows.rules, rows.draws, DRAWS, V, which, rows.token,
                   rows.position, rows.counter, sys.maxsize, chosen, **how)  # fmt: skip
     return Sampled(chosen)
 
@@ -227,13 +239,18 @@ class Decoder:
         weight = self.model.embed_tokens.weight
         config, B = self.model.config, self.count
         self.device, self.dtype, self.V = weight.device, weight.dtype, self.rows.vocab_size
-        plan = self.tiles or tiles_for(ONE if packed(self.model) else B)
+        head = _bits_of(self.model.lm_head) or Bits()
+        plan = self.tiles or tiles_for(ONE if packed(self.model) else B, head.bits)
         self.few = plan.rows == 0
+        slots = power(self.cache.keys.shape[3])
+        shares = max(plan.splits, slots // LOOKED_AT) if self.few else plan.splits
+        wanted = max(1, PROGRAMS // (B * (config.num_attention_heads if self.few else config.num_key_value_heads)))
+        self.splits = min(shares, 1 << (wanted.bit_length() - 1))
         if self.few:
-            plan = plan._replace(predict=min(plan.predict, max(8, HELD // power(config.hidden_size))))
+            looked = min(LOOKED_AT, max(16, slots // self.splits))
+            plan = plan._replace(predict=min(plan.predict, max(8, plan.head_holds // power(config.hidden_size))),
+                                 slots=looked, attend_warps=max(1, looked // 16))  # fmt: skip
         self.plan = plan
-        wanted = max(1, PROGRAMS // (B * config.num_key_value_heads))
-        self.splits = min(plan.splits, 1 << (wanted.bit_length() - 1))
         self.blocks = -(-self.V // plan.predict)
         # Programs that wait hold room: with one row that costs less than starting late.
         self.early = self.few and torch.cuda.get_device_capability(weight.device) >= (9, 0)
@@ -252,7 +269,7 @@ class Decoder:
         self.peaks, self.sums = empty(B, self.splits, H), empty(B, self.splits, H)
         self.logits, self.places = empty(B, self.V), empty(B, self.blocks, dtype=torch.int32)
         self.best, self.masses = empty(B, self.blocks), empty(B, self.blocks)
-        self.spans = empty(B, min(SPANS, power(self.blocks)), dtype=torch.int32)
+        self.kept = empty(B, power(self.blocks), dtype=torch.int32)
         self.keys = empty(B, CANDIDATES, dtype=torch.int64)
         self.inverse = self.x  # of a packed embedding: the code of each input
         words = _words(self.model.embed_tokens)
@@ -309,14 +326,19 @@ class Decoder:
         """Programs that share weights are neighbours."""
         return 1 if self.few else -(-self.count // rows), outputs
 
-    def _meta(self, linear: Any, k: int, head: bool = False) -> dict[str, Any]:
-        """How a product over `k` inputs is shared out, and how its matrix lies in memory."""
+    def _meta(self, linear: Any, k: int, outputs: int = 0, head: bool = False) -> dict[str, Any]:
+        """How a product over `k` inputs is shared out, and how its matrix lies in memory; `outputs`: of a program."""
         plan, (bits, group, ordered) = self.plan, _bits_of(linear) or Bits()
         limit = plan.head_inputs if head else plan.inputs
         rows = (plan.head_rows if head else 0) or plan.rows or self.count
+        warps, made = plan.head_warps if head else plan.warps, k == self.model.config.hidden_size
+        if self.few and head and bits:
+            warps = min(16, max(warps, power(k) // UNPACKED))
+        elif self.few and not head:
+            warps = max(warps, power(k) * outputs // WARP, power(k) // MADE if made else 1)
         return {"TILE": min(power(k), limit) if limit else power(k), "ROWS": rows,
                 "FEW": self.few, "PARTS": self.parts, "BITS": bits, "GROUP": group, "ORDERED": ordered,
-                "num_warps": plan.head_warps if head else plan.warps,
+                "num_warps": warps,
                 "num_stages": plan.head_stages if head else plan.stages}  # fmt: skip
 
     def _hidden(self) -> None:
@@ -329,11 +351,15 @@ class Decoder:
         norms = [*(block.input_layernorm.weight for block in blocks), self.model.norm.weight]
         for number, block in enumerate(blocks):
             keys, values = self.cache.keys[number], self.cache.values[number]
-            self._project(block.self_attn, norms[number], keys, values)
-            self._launch(kernels.attend, (B, K, self.splits), self.q, keys, values, self.rows.position, self.split,
-                         self.peaks, self.sums, slots, D**-0.5, D=D, H=H, K=K, G=max(16, power(H // K)),
-                         WIDTH=max(16, power(D)), STEP=plan.slots, SPLITS=self.splits, num_warps=plan.attend_warps,
-                         num_stages=plan.attend_stages)  # fmt: skip
+            self._project(block.self_attn, norms[number], keys, values, number == 0)
+            state = self.q, keys, values, self.rows.position, self.split, self.peaks, self.sums
+            how = {"D": D, "H": H, "K": K, "WIDTH": max(16, power(D)), "STEP": plan.slots, "SPLITS": self.splits,
+                   "num_warps": plan.attend_warps, "num_stages": plan.attend_stages}  # fmt: skip
+            if self.few:
+                self._launch(kernels.attend_few, (B, H, self.splits), *state, B, slots, D**-0.5, **how)
+            else:
+                self._launch(kernels.attend, (B, K, self.splits), *state, slots, D**-0.5, G=max(16, power(H // K)),
+                             **how)  # fmt: skip
             splits = self.splits
             if splits > 1 and not self.few:
                 self._launch(kernels.join, (B, -(-C // 512)), self.split, self.peaks, self.sums, self.attended, k=C,
@@ -344,7 +370,7 @@ class Decoder:
             self._widen(block.mlp, second)
             self._add(self.h, block.mlp.down_proj, config.intermediate_size, norms[number + 1], 1)
 
-    def _project(self, attention: Any, norm: Tensor, keys: Tensor, values: Tensor) -> None:
+    def _project(self, attention: Any, norm: Tensor, keys: Tensor, values: Tensor, first: bool) -> None:
         from babyllama.infer import kernels
 
         config, plan, B = self.model.config, self.plan, self.count
@@ -355,7 +381,7 @@ class Decoder:
         grid = self._grid((H + 2 * K) * -(-half // pairs), plan.rows)
         self._launch(kernels.project, grid, self.x, self.y, self.squares, norm, *parts, self.cos, self.sin,
                      self.rows.position, self.q, keys, values, B, keys.shape[2], config.rms_norm_eps, C=C, D=D, H=H,
-                     K=K, P=pairs, **self._meta(linears[0], C))  # fmt: skip
+                     K=K, P=pairs, FIRST=first and self.early, **self._meta(linears[0], C, 2 * pairs))  # fmt: skip
 
     def _add(self, a: Tensor, linear: Any, k: int, norm: Tensor, splits: int) -> None:
         from babyllama.infer import kernels
@@ -364,7 +390,7 @@ class Decoder:
         C, grid = config.hidden_size, self._grid(-(-config.hidden_size // R), self.plan.rows)
         self._launch(kernels.add, grid, a, self.peaks, self.sums, *_parts(linear), self.x, norm,
                      self.y, self.squares, self.count, k=k, C=C, D=config.head_dim, H=config.num_attention_heads, R=R,
-                     SPLITS=splits, **self._meta(linear, k))  # fmt: skip
+                     SPLITS=splits, **self._meta(linear, k, R))  # fmt: skip
 
     def _widen(self, mlp: Any, norm: Tensor) -> None:
         from babyllama.infer import kernels
@@ -373,7 +399,7 @@ class Decoder:
         C, F = config.hidden_size, config.intermediate_size
         grid, parts = self._grid(-(-F // R), self.plan.rows), (*_parts(mlp.gate_proj), *_parts(mlp.up_proj))
         self._launch(kernels.widen, grid, self.x, self.y, self.squares, norm, *parts, self.h, self.count,
-                     config.rms_norm_eps, C=C, F=F, R=R, **self._meta(mlp.gate_proj, C))  # fmt: skip
+                     config.rms_norm_eps, C=C, F=F, R=R, **self._meta(mlp.gate_proj, C, 2 * R))  # fmt: skip
 
     def _predict(self) -> None:
         from babyllama.infer import kernels
@@ -384,7 +410,7 @@ class Decoder:
         self._launch(kernels.predict, grid, self.x, self.y, self.squares, self.model.norm.weight, *_parts(head),
                      rows.rules, self.logits, self.best, self.places, self.masses, self.count, self.V,
                      head.out_features, eps, self.blocks, C=C, R=self.plan.predict,
-                     **self._meta(head, C, head=True))  # fmt: skip
+                     maxnreg=self.plan.head_registers or None, **self._meta(head, C, head=True))  # fmt: skip
 
     def _stream(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a step begins with, and its sizes."""
@@ -408,12 +434,14 @@ class Decoder:
         from babyllama.infer import kernels
 
         self._launch(kernels.greedy, (self.count,), self.best, self.places, self.masses, self.blocks,
-                     *self._after(step, chosen), **self._stream()[1], N=power(self.blocks))  # fmt: skip
+                     *self._after(step, chosen), **self._stream()[1], N=power(self.blocks),
+                     num_warps=16 if self.few else 4)  # fmt: skip
 
     def _draw(self, step: int, chosen: Tensor) -> None:
         from babyllama.infer import kernels
 
         rows = self.rows
+        how = drawing(self.blocks, self.plan.predict)
         self._launch(kernels.draw, (self.count,), self.logits, self.best, self.places, self.masses, self.blocks,
-                     self.spans, self.keys, rows.rules, rows.draws, DRAWS, self.V, *self._after(step, chosen),
-                     **self._stream()[1], **drawing(self.blocks, self.plan.predict))  # fmt: skip
+                     self.kept, self.keys, rows.rules, rows.draws, DRAWS, self.V, *self._after(step, chosen),
+                     **self._stream()[1], **how)  # fmt: skip

@@ -30,6 +30,14 @@ def _wait(EARLY: tl.constexpr):
 
 
 @triton.jit
+def _wait_for(B, EARLY: tl.constexpr):
+    """The same B times, of which the first counts: over a loop the compiler moves nothing that `_now` holds."""
+    if EARLY:
+        for _ in range(B):
+            cuda.gdc_wait()
+
+
+@triton.jit
 def _weights(w, rows, columns, n, k):
     """Rows `rows` (R,) and columns `columns` (T,) of a matrix (n, k), zero beyond it."""
     inside = (rows[:, None] < n) & (columns[None, :] < k)
@@ -37,47 +45,110 @@ def _weights(w, rows, columns, n, k):
 
 
 @triton.jit
-def _code(words, zero, scale, number: tl.constexpr, BITS: tl.constexpr):
-    """(code − zero) · scale of code `number` of each word; `zero` with 2²³ added to it.
-
-    A code in the lowest bits of 2²³'s is 2²³ + code: to turn whole numbers into floats takes four times as long.
-    """
-    code = ((words >> (number * BITS)) & ((1 << BITS) - 1)) | 0x4B000000
-    return (code.to(tl.float32, bitcast=True) - zero) * scale
-
-
-@triton.jit
-def _matrix(w, zeros, scales, rows, n, k: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr):
-    """Rows `rows` (R,) of a matrix (n, k), dense or of BITS a code: (R, TILE), codes in their order, zero beyond it.
+def _matrix(w, zeros, scales, rows, n, k: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+            one, EARLY: tl.constexpr):  # fmt: skip
+    """Rows `rows` (R,) of a matrix (n, k), zero beyond it, before the kernel waits: (R, TILE) float32.
 
     Packed, a word holds 32 / BITS codes of one output: words (k · BITS / 32, n) int32, zeros (k / GROUP, n) uint8,
-    scales (k / GROUP, n) float16.
+    scales (k / GROUP, n) float16. (code − zero) · scale is one multiply-add of what `_code` makes of a code.
     """
     if BITS == 0:
-        found = _weights(w, rows, tl.arange(0, TILE), n, k)
+        found = _weights(w, rows, tl.arange(0, TILE), n, k).to(tl.float32)
     else:
         units = tl.arange(0, TILE * BITS // 32)
         inside = (rows[:, None] < n) & (units[None, :] * 32 < k * BITS)
         words = tl.load(w + units[None, :] * n + rows[:, None], mask=inside, other=0)
         group = (units * 32 // BITS // GROUP)[None, :] * n + rows[:, None]
-        zero = tl.load(zeros + group, mask=inside, other=0).to(tl.float32) + 8388608.0
+        zero = tl.load(zeros + group, mask=inside, other=0).to(tl.float32)
         scale = tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
         if BITS == 8:
-            even = tl.join(_code(words, zero, scale, 0, BITS), _code(words, zero, scale, 2, BITS))
-            odd = tl.join(_code(words, zero, scale, 1, BITS), _code(words, zero, scale, 3, BITS))
+            s, z = scale * 32768, (-32768.0 - zero) * scale
+            even = tl.join(_code(words << 8, 0xFF00, one) * s + z, _code(words >> 8, 0xFF00, one) * s + z)
+            odd = tl.join(_code(words, 0xFF00, one) * s + z, _code(words >> 16, 0xFF00, one) * s + z)
         else:
+            a, b, c, d = words << 15, words << 7, words >> 1, words >> 9
+            s, z, t, y = scale * 256, (-256.0 - zero) * scale, scale * 16, (-16.0 - zero) * scale
             even = tl.join(
-                tl.join(_code(words, zero, scale, 0, BITS), _code(words, zero, scale, 4, BITS)),
-                tl.join(_code(words, zero, scale, 2, BITS), _code(words, zero, scale, 6, BITS)),
+                tl.join(_code(a, 0x78000, one) * s + z, _code(c, 0x78000, one) * s + z),
+                tl.join(_code(b, 0x78000, one) * s + z, _code(d, 0x78000, one) * s + z),
             )
             odd = tl.join(
-                tl.join(_code(words, zero, scale, 1, BITS), _code(words, zero, scale, 5, BITS)),
-                tl.join(_code(words, zero, scale, 3, BITS), _code(words, zero, scale, 7, BITS)),
+                tl.join(_code(a, 0x780000, one) * t + y, _code(c, 0x780000, one) * t + y),
+                tl.join(_code(b, 0x780000, one) * t + y, _code(d, 0x780000, one) * t + y),
             )
         found = tl.reshape(tl.join(even, odd), (rows.shape[0], TILE))
-        if TILE > 1024:  # many for the registers
-            found = found.to(tl.float16)
+    return _now(found, EARLY)
+
+
+@triton.jit
+def _one(B):
+    """1.0 as bits, which the compiler must not know: with two constants, `_code` takes two instructions."""
+    return 0x3F800000 | (B >> 31)
+
+
+@triton.jit
+def _now(found, NOW: tl.constexpr):
+    """The same, computed here: the compiler would rather do it when it is needed, after all waiting."""
+    if NOW:
+        found = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [found], dtype=tl.float32, is_pure=False, pack=1)
     return found
+
+
+@triton.jit
+def _codes(w, rows, n, k: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr, one):
+    """All codes of the rows `rows` (R,), in their order, as `_code` makes them: (R, TILE) float32."""
+    units = tl.arange(0, TILE * BITS // 32)
+    inside = (rows[:, None] < n) & (units[None, :] * 32 < k * BITS)
+    words = tl.load(w + units[None, :] * n + rows[:, None], mask=inside, other=0)
+    if BITS == 8:
+        even = tl.join(_code(words << 8, 0xFF00, one), _code(words >> 8, 0xFF00, one))
+        odd = tl.join(_code(words, 0xFF00, one), _code(words >> 16, 0xFF00, one))
+    else:
+        a, b, c, d = words << 15, words << 7, words >> 1, words >> 9
+        even = tl.join(
+            tl.join(_code(a, 0x78000, one), _code(c, 0x78000, one)),
+            tl.join(_code(b, 0x78000, one), _code(d, 0x78000, one)),
+        )
+        odd = tl.join(
+            tl.join(_code(a, 0x780000, one), _code(c, 0x780000, one)),
+            tl.join(_code(b, 0x780000, one), _code(d, 0x780000, one)),
+        )
+    return tl.reshape(tl.join(even, odd), (rows.shape[0], TILE))
+
+
+@triton.jit
+def _code(words, mask: tl.constexpr, one):
+    """1 + code / 2^(23 − its place): bits behind a 1's point are a float without a conversion or a subtraction."""
+    return ((words & mask) | one).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _lift(TILE: tl.constexpr, BITS: tl.constexpr):
+    """By what each code of a row is too small in `_codes`, (TILE,)."""
+    place = tl.full((TILE,), 15, tl.int32)
+    if BITS == 4:
+        place = 8 - 4 * (tl.arange(0, TILE) % 2)
+    return ((127 + place) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _packed(codes, zeros, scales, rows, n, value, k: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr,
+            GROUP: tl.constexpr):  # fmt: skip
+    """`_codes` of rows (R,) times a vector (TILE,) → (R,): Σ scale · (Σ code · value − zero · Σ value) over groups.
+
+    Fewer instructions than by `_matrix`, but more of them after waiting.
+    """
+    SPAN: tl.constexpr = GROUP if (GROUP & (GROUP - 1)) == 0 and GROUP <= TILE else 32 // BITS
+    R: tl.constexpr = codes.shape[0]
+    U: tl.constexpr = TILE // SPAN
+    at = tl.arange(0, U) * SPAN
+    group, inside = (at // GROUP)[None, :] * n + rows[:, None], (rows[:, None] < n) & (at[None, :] < k)
+    zero = tl.load(zeros + group, mask=inside, other=0).to(tl.float32)
+    scale = tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
+    moved = value * _lift(TILE, BITS)
+    found = tl.sum(tl.reshape(codes * moved[None, :], (R, U, SPAN)), 2)
+    ones, plain = tl.sum(tl.reshape(moved, (U, SPAN)), 1), tl.sum(tl.reshape(value, (U, SPAN)), 1)
+    return tl.sum((found - ones[None, :] - zero * plain[None, :]) * scale, 1)
 
 
 @triton.jit
@@ -91,15 +162,16 @@ def _inputs(order, k, TILE: tl.constexpr, ORDERED: tl.constexpr):
 
 @triton.jit
 def _normed(x, row, at, gain, eps, C: tl.constexpr):
-    """Inputs `at` of row `row` of x (B, C), over the root of their mean square, times the norm's weight."""
+    """Inputs `at` of row `row` of x (B, C) times the norm's weight, and 1 / rms, by which sums of them are multiplied:
+    they need not wait for it."""
     value = tl.load(x + row * C + at, mask=at < C, other=0.0)
-    return value * tl.rsqrt(tl.sum(value * value) / C + eps) * gain
+    return value * gain, tl.rsqrt(tl.sum(value * value) / C + eps)
 
 
 @triton.jit
 def _product(weights, value):
     """(R, TILE) · (TILE,) → (R,)"""
-    return tl.sum(weights.to(tl.float32) * value[None, :], 1)
+    return tl.sum(weights * value[None, :], 1)
 
 
 @triton.jit
@@ -157,12 +229,13 @@ def _pair(y, squares, first, second, lower, upper, rows, B, n, eps, C: tl.conste
 def project(x, y, squares, norm, wq, zq, sq, oq, wk, zk, sk, ok, wv, zv, sv, ov, cos, sin, positions, q, keys, values,
             B, slots, eps, C: tl.constexpr, D: tl.constexpr, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
             TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr, BITS: tl.constexpr,
-            GROUP: tl.constexpr, ORDERED: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+            GROUP: tl.constexpr, ORDERED: tl.constexpr, FIRST: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """x (B, C) → norm → q, rotated; k, rotated, and v into the cache. A program has P pairs (i, i + D/2) of a head.
 
-    keys, values: (B, K, slots, D) of the layer. cos, sin: (B, D/2).
+    keys, values: (B, K, slots, D) of the layer. cos, sin: (B, D/2). The FIRST of a step lets `attend_few` start only
+    when all before it has ended.
     """
-    _start(EARLY)
+    _start(EARLY and not FIRST)
     half: tl.constexpr = D // 2
     parts: tl.constexpr = (half + P - 1) // P
     which, part = tl.program_id(1) // parts, tl.program_id(1) % parts
@@ -177,14 +250,15 @@ def project(x, y, squares, norm, wq, zq, sq, oq, wk, zk, sk, ok, wv, zv, sv, ov,
     lower = tl.where(pairs < half, head * D + pairs, n)
     upper = tl.where(pairs < half, lower + half, n)
     if FEW:
-        first = _matrix(w, z, s, lower, n, C, TILE, BITS, GROUP)
-        second = _matrix(w, z, s, upper, n, C, TILE, BITS, GROUP)
+        first = _matrix(w, z, s, lower, n, C, TILE, BITS, GROUP, _one(B), EARLY)
+        second = _matrix(w, z, s, upper, n, C, TILE, BITS, GROUP, _one(B), EARLY)
         at = _inputs(o, C, TILE, ORDERED)
         gain = tl.load(norm + at, mask=at < C, other=0.0).to(tl.float32)
-        _wait(EARLY)
+        _wait_for(B, EARLY)
+        _start(EARLY and FIRST)
         for row in tl.static_range(ROWS):
-            value = _normed(x, row, at, gain, eps, C)
-            a, b = _product(first, value)[None, :], _product(second, value)[None, :]
+            value, factor = _normed(x, row, at, gain, eps, C)
+            a, b = _product(first, value)[None, :] * factor, _product(second, value)[None, :] * factor
             rows = row + tl.arange(0, 1)
             if kind < 2:
                 a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
@@ -242,6 +316,59 @@ def attend(q, keys, values, positions, out, peaks, sums, slots, scale, D: tl.con
 
 
 @triton.jit
+def _seen(query, key, value, at, last, peak, total, found):
+    """What a query (WIDTH,) has seen — the largest score, Σ exp(score − it), and the values by that — after so many
+    slots `at` (STEP,) more, of which those before `last` count: key, value (STEP, WIDTH)."""
+    scores = tl.where(at < last, tl.sum(key * query[None, :], 1), float("-inf"))
+    higher = tl.maximum(peak, tl.max(scores, 0))
+    base = tl.where(higher > float("-inf"), higher, 0.0)  # a share without slots
+    weights, shrink = tl.exp(scores - base), tl.exp(peak - base)
+    return higher, total * shrink + tl.sum(weights, 0), found * shrink + tl.sum(weights[:, None] * value, 0)
+
+
+@triton.jit(do_not_specialize=["B"])
+def attend_few(q, keys, values, positions, out, peaks, sums, B, slots, scale, D: tl.constexpr, H: tl.constexpr,
+               K: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
+               EARLY: tl.constexpr):  # fmt: skip
+    """As `attend`, for few rows: a program has a query head, and holds what earlier tokens left before it waits.
+
+    All kernels of earlier steps have ended when it begins: the first `project` of a step starts it after its own wait.
+    """
+    _start(EARLY)
+    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    newest = tl.load(positions + row, cache_modifier=".cg").to(tl.int32)
+    share = (newest // (SPLITS * STEP) + 1) * STEP
+    first, last = split * share, tl.minimum(newest, (split + 1) * share)  # without the newest
+    at, width = first + tl.arange(0, STEP), tl.arange(0, WIDTH)
+    base = (row.to(tl.int64) * K + head // (H // K)) * slots * D
+    where = base + at[:, None] * D + width[None, :]
+    there = (at < last)[:, None] & (width < D)[None, :]
+    key = _now(tl.load(keys + where, mask=there, other=0.0, cache_modifier=".cg").to(tl.float32), EARLY)
+    value = _now(tl.load(values + where, mask=there, other=0.0, cache_modifier=".cg").to(tl.float32), EARLY)
+    _wait_for(B, EARLY)
+    place, own = (row.to(tl.int64) * H + head) * D + width, base + newest * D + width
+    query = tl.load(q + place, mask=width < D, other=0.0).to(tl.float32) * scale
+    new_key = tl.load(keys + own, mask=width < D, other=0.0).to(tl.float32)
+    new_value = tl.load(values + own, mask=width < D, other=0.0).to(tl.float32)
+    mine = (newest >= first) & (newest < first + share)
+    peak, total = tl.where(mine, tl.sum(query * new_key, 0), float("-inf")), tl.where(mine, 1.0, 0.0)
+    peak, total, found = _seen(query, key, value, at, last, peak, total, tl.where(mine, new_value, 0.0))
+    for start in range(first + STEP, last, STEP):
+        at = start + tl.arange(0, STEP)
+        where, there = base + at[:, None] * D + width[None, :], (at < last)[:, None] & (width < D)[None, :]
+        key = tl.load(keys + where, mask=there, other=0.0).to(tl.float32)
+        value = tl.load(values + where, mask=there, other=0.0).to(tl.float32)
+        peak, total, found = _seen(query, key, value, at, last, peak, total, found)
+    if SPLITS == 1:
+        tl.store(out + place, (found / total).to(out.dtype.element_ty), mask=width < D)
+    else:
+        at = (row * SPLITS + split) * H + head
+        tl.store(out + at * D + width, found, mask=width < D)
+        tl.store(peaks + at, peak)
+        tl.store(sums + at, total)
+
+
+@triton.jit
 def _joined(a, peaks, sums, row, columns, k, D: tl.constexpr, H: tl.constexpr, SPLITS: tl.constexpr):
     """Row `row` of what `attend` left, its splits put together: (len(columns),) float32."""
     if SPLITS == 1:
@@ -254,6 +381,20 @@ def _joined(a, peaks, sums, row, columns, k, D: tl.constexpr, H: tl.constexpr, S
     total = tl.sum(weight * tl.load(sums + at, mask=inside, other=0.0), 0)
     parts = tl.load(a + (row * SPLITS + splits[:, None]) * k + columns[None, :], mask=inside, other=0.0)
     return tl.where(columns < k, tl.sum(weight * parts, 0) / total, 0.0)
+
+
+@triton.jit
+def _whole(a, peaks, sums, row, k: tl.constexpr, D: tl.constexpr, H: tl.constexpr, TILE: tl.constexpr,
+           SPLITS: tl.constexpr):  # fmt: skip
+    """`_joined` of all inputs in their order, (TILE,), where D is a power of two: a share's weight is found once a
+    head."""
+    splits, heads, columns = tl.arange(0, SPLITS)[:, None], tl.arange(0, TILE // D)[None, :], tl.arange(0, TILE)
+    at = (row * SPLITS + splits) * H + heads
+    peak = tl.load(peaks + at, mask=heads < H, other=0.0)
+    weight = tl.exp(peak - tl.max(peak, 0)[None, :])
+    weight /= tl.sum(weight * tl.load(sums + at, mask=heads < H, other=1.0), 0)[None, :]
+    parts = tl.load(a + (row * SPLITS + splits) * k + columns[None, :], mask=columns[None, :] < k, other=0.0)
+    return tl.reshape(tl.sum(tl.reshape(parts, (SPLITS, TILE // D, D)) * weight[:, :, None], 0), (TILE,))
 
 
 @triton.jit
@@ -280,10 +421,15 @@ def add(a, peaks, sums, w, zeros, scales, order, x, norm, y, squares, B, k: tl.c
     part = tl.program_id(1)
     outputs, columns = part * R + tl.arange(0, R), tl.arange(0, TILE)
     if FEW:
-        weights, inputs = _matrix(w, zeros, scales, outputs, C, k, TILE, BITS, GROUP), _inputs(order, k, TILE, ORDERED)
-        _wait(EARLY)
+        weights = _matrix(w, zeros, scales, outputs, C, k, TILE, BITS, GROUP, _one(B), EARLY)
+        inputs = _inputs(order, k, TILE, ORDERED)
+        _wait_for(B, EARLY)
         for row in tl.static_range(ROWS):
-            found = _product(weights, _joined(a, peaks, sums, row, inputs, k, D, H, SPLITS))
+            if SPLITS == 1 or ORDERED or D & (D - 1) != 0:
+                value = _joined(a, peaks, sums, row, inputs, k, D, H, SPLITS)
+            else:
+                value = _whole(a, peaks, sums, row, k, D, H, TILE, SPLITS)
+            found = _product(weights, value)
             at = x + row * C + outputs
             tl.store(at, tl.load(at, mask=outputs < C, other=0.0) + found, mask=outputs < C)
     else:
@@ -311,20 +457,20 @@ def widen(x, y, squares, norm, gate, zg, sg, og, up, zu, su, ou, h, B, eps, C: t
     _start(EARLY)
     outputs = tl.program_id(1) * R + tl.arange(0, R)
     if FEW:
-        gates = _matrix(gate, zg, sg, outputs, F, C, TILE, BITS, GROUP)
-        ups = _matrix(up, zu, su, outputs, F, C, TILE, BITS, GROUP)
+        gates = _matrix(gate, zg, sg, outputs, F, C, TILE, BITS, GROUP, _one(B), EARLY)
+        ups = _matrix(up, zu, su, outputs, F, C, TILE, BITS, GROUP, _one(B), EARLY)
         first, second = _inputs(og, C, TILE, ORDERED), _inputs(ou, C, TILE, ORDERED)
         gain = tl.load(norm + first, mask=first < C, other=0.0).to(tl.float32)
         other = gain
         if ORDERED:
             other = tl.load(norm + second, mask=second < C, other=0.0).to(tl.float32)
-        _wait(EARLY)
+        _wait_for(B, EARLY)
         for row in tl.static_range(ROWS):
-            value = _normed(x, row, first, gain, eps, C)
-            a = _product(gates, value)
+            value, factor = _normed(x, row, first, gain, eps, C)
+            a = _product(gates, value) * factor
             if ORDERED:
-                value = _normed(x, row, second, other, eps, C)
-            b = _product(ups, value)
+                value, factor = _normed(x, row, second, other, eps, C)
+            b = _product(ups, value) * factor
             tl.store(h + row * F + outputs, (a * tl.sigmoid(a) * b).to(h.dtype.element_ty), mask=outputs < F)
     else:
         _wait(EARLY)
@@ -367,12 +513,21 @@ def predict(x, y, squares, norm, w, zeros, scales, order, rules, logits, best, p
     block = tl.program_id(1)
     outputs, columns = block * R + tl.arange(0, R), tl.arange(0, TILE)
     if FEW:
-        weights = _matrix(w, zeros, scales, tl.where(outputs < V, outputs, n), n, C, TILE, BITS, GROUP)
+        # Not unpacked ahead: for the registers it takes, fewer of these many programs would run at a time.
+        mine = tl.where(outputs < V, outputs, n)
+        if BITS == 0:
+            weights = _weights(w, mine, columns, n, C).to(tl.float32)
+        else:
+            weights = _codes(w, mine, n, C, TILE, BITS, _one(B))
         at = _inputs(order, C, TILE, ORDERED)
         gain = tl.load(norm + at, mask=at < C, other=0.0).to(tl.float32)
         _wait(EARLY)
         for row in tl.static_range(ROWS):
-            found = _product(weights, _normed(x, row, at, gain, eps, C))
+            value, factor = _normed(x, row, at, gain, eps, C)
+            if BITS == 0:
+                found = _product(weights, value) * factor
+            else:
+                found = _packed(weights, zeros, scales, mine, n, value, C, TILE, BITS, GROUP) * factor
             tl.store(logits + row * V + outputs, found, mask=outputs < V)
             _summary(found, outputs, V, row, block, _cold(rules, row, B), best, places, masses, blocks)
     else:
@@ -398,17 +553,29 @@ def predict(x, y, squares, norm, w, zeros, scales, order, rules, logits, best, p
 
 
 @triton.jit
-def _enter(token, position, row, embedding, zeros, scales, order, tokens, x, norm, y, squares, frequencies, scale, cos,
-           sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
-           BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr):  # fmt: skip
-    """What a step begins with: a token's embedding, as `add` would leave it, and the angles of its place.
+def _angles(position, frequencies, scale, HALF: tl.constexpr, PAIRS: tl.constexpr, EARLY: tl.constexpr):
+    """cos and sin of a place, (PAIRS,) each."""
+    pairs = tl.arange(0, PAIRS)
+    angle = position.to(tl.float32) * tl.load(frequencies + pairs, mask=pairs < HALF, other=0.0)
+    return _now(tl.cos(angle) * scale, EARLY), _now(tl.sin(angle) * scale, EARLY)
+
+
+@triton.jit
+def _turn(c, s, row, cos, sin, HALF: tl.constexpr, PAIRS: tl.constexpr):
+    """The angles of a step, (B, HALF): those of a row."""
+    pairs = tl.arange(0, PAIRS)
+    tl.store(cos + row * HALF + pairs, c, mask=pairs < HALF)
+    tl.store(sin + row * HALF + pairs, s, mask=pairs < HALF)
+
+
+@triton.jit
+def _enter(token, row, embedding, zeros, scales, order, tokens, x, norm, y, squares, C: tl.constexpr,
+           TILE: tl.constexpr, PARTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+           ORDERED: tl.constexpr):  # fmt: skip
+    """What a step begins with: a token's embedding, as `add` would leave it.
 
     With BITS the embedding is packed, as `_matrix` has it, of so many `tokens`; order[i]: the code of input i.
     """
-    pairs = tl.arange(0, PAIRS)
-    angle = position.to(tl.float32) * tl.load(frequencies + pairs, mask=pairs < HALF, other=0.0)
-    tl.store(cos + row * HALF + pairs, tl.cos(angle) * scale, mask=pairs < HALF)
-    tl.store(sin + row * HALF + pairs, tl.sin(angle) * scale, mask=pairs < HALF)
     columns = tl.arange(0, TILE)
     if BITS == 0:
         found = tl.load(embedding + token * C + columns, mask=columns < C, other=0.0).to(tl.float32)
@@ -437,31 +604,40 @@ def begin(tokens, positions, embedding, zeros, scales, order, V, x, norm, y, squ
     _start(EARLY)
     _wait(EARLY)
     row = tl.program_id(0)
-    _enter(tl.load(tokens + row), tl.load(positions + row), row, embedding, zeros, scales, order, V, x, norm, y,
-           squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP, ORDERED)  # fmt: skip
+    c, s = _angles(tl.load(positions + row), frequencies, scale, HALF, PAIRS, False)
+    _turn(c, s, row, cos, sin, HALF, PAIRS)
+    _enter(tl.load(tokens + row), row, embedding, zeros, scales, order, V, x, norm, y, squares, C, TILE, PARTS, BITS,
+           GROUP, ORDERED)  # fmt: skip
 
 
 @triton.jit
-def _next(token, row, tokens, positions, counters, live, chosen, step, B, last, embedding, zeros, scales, order, rows,
-          x, norm, y, squares, frequencies, scale, cos, sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr,
+def _next(token, position, c, s, row, tokens, positions, counters, live, chosen, step, B, embedding, zeros, scales,
+          order, rows, x, norm, y, squares, cos, sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr,
           PAIRS: tl.constexpr, PARTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
           ORDERED: tl.constexpr):  # fmt: skip
-    """Note a row's token, −1 for none, and begin its next step; rows from `live` on stay as they are."""
+    """Note a row's token, −1 for none, and begin its next step, at `position`, whose angles are c and s; rows from
+    `live` on stay as they are."""
     tl.store(chosen + step * B + row, token)
-    if row < tl.load(live):
-        token, position = _moved(token, row, tokens, positions, counters, last)
-        _enter(token, position, row, embedding, zeros, scales, order, rows, x, norm, y, squares, frequencies, scale,
-               cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP, ORDERED)  # fmt: skip
+    if row < live:
+        _turn(c, s, row, cos, sin, HALF, PAIRS)
+        token = tl.maximum(token, 0)
+        _moved(token, position, row, tokens, positions, counters)
+        _enter(token, row, embedding, zeros, scales, order, rows, x, norm, y, squares, C, TILE, PARTS, BITS, GROUP,
+               ORDERED)  # fmt: skip
 
 
 @triton.jit
-def _moved(token, row, tokens, positions, counters, last):
-    """A row's state after its token, −1 for none: what it feeds next and where."""
-    token, position = tl.maximum(token, 0), tl.minimum(tl.load(positions + row) + 1, last)
+def _place_after(positions, row, last):
+    """Where a row's next token is fed."""
+    return tl.minimum(tl.load(positions + row, cache_modifier=".cg") + 1, last)
+
+
+@triton.jit
+def _moved(token, position, row, tokens, positions, counters):
+    """A row's state after its token: what it feeds next and where."""
     tl.store(tokens + row, token)
     tl.store(positions + row, position)
     tl.store(counters + row, tl.load(counters + row) + 1)
-    return token, position
 
 
 @triton.jit
@@ -485,13 +661,18 @@ def greedy(best, places, masses, blocks, tokens, positions, counters, live, chos
            scales, order, V, x, norm, y, squares, frequencies, scale, cos, sin, C: tl.constexpr, TILE: tl.constexpr,
            HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
            ORDERED: tl.constexpr, N: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
-    """The likeliest token of each row, the first of equals; N ≥ blocks."""
+    """The likeliest token of each row, the first of equals; N ≥ blocks.
+
+    What earlier steps left it reads before it waits, as `attend_few` does.
+    """
     _start(EARLY)
-    _wait(EARLY)
     row = tl.program_id(0)
+    position, going = _place_after(positions, row, last), tl.load(live)
+    c, s = _angles(position, frequencies, scale, HALF, PAIRS, EARLY)
+    _wait_for(B, EARLY)
     token = _likeliest(best, places, masses, blocks, row, N)
-    _next(token.to(tl.int64), row, tokens, positions, counters, live, chosen, step, B, last, embedding, zeros, scales,
-          order, V, x, norm, y, squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP,
+    _next(token.to(tl.int64), position, c, s, row, tokens, positions, counters, going, chosen, step, B, embedding,
+          zeros, scales, order, V, x, norm, y, squares, cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP,
           ORDERED)  # fmt: skip
 
 
@@ -528,12 +709,12 @@ def _floor(peaks, masses, total, k, p, least, SPAN: tl.constexpr):
     tried, visible = tl.arange(0, 16), tl.exp(peaks)
     low_k, low_p, low_q, width = -64.0, -64.0, -64.0, 64.0
     if k > 0:
-        for _ in tl.static_range(3):
+        for _ in tl.range(0, 3, loop_unroll_factor=1):
             width /= 16
             enough = tl.sum((peaks[:, None] >= (low_k + width * tried)[None, :]).to(tl.int32), 0) >= k
             low_k += width * tl.sum((enough & (tried > 0)).to(tl.int32), 0)
     elif p < 1.0:  # with top-k there are few enough
-        for _ in tl.static_range(3):
+        for _ in tl.range(0, 3, loop_unroll_factor=1):
             width /= 16
             above = tl.sum(tl.where(peaks[:, None] >= (low_p + width * tried)[None, :], visible[:, None], 0.0), 0)
             below = tl.sum(tl.minimum(masses[:, None], SPAN * tl.exp(low_q + width * tried)[None, :]), 0)
@@ -546,28 +727,28 @@ def _floor(peaks, masses, total, k, p, least, SPAN: tl.constexpr):
 
 
 @triton.jit
-def _candidates(here, peaks, top, cold, floor, spans, keys, V, CAP: tl.constexpr, CHUNK: tl.constexpr,
-                SPAN: tl.constexpr, M: tl.constexpr):  # fmt: skip
-    """The tokens of a row that score at least `floor` as `_key`s, in any order; how many there are, if at most CAP.
+def _candidates(here, peaks, top, cold, floor, found, keys, V, CAP: tl.constexpr, CHUNK: tl.constexpr,
+                R: tl.constexpr, N: tl.constexpr):  # fmt: skip
+    """The tokens of a row that score at least `floor` as `_key`s, in order of place; how many, if at most CAP.
 
-    Only spans whose largest score is among them are read, CHUNK logits at a time.
+    Only blocks of R whose largest score, `peaks` (N,), is among them are read, CHUNK logits at a time.
     """
     wanted = (peaks >= floor).to(tl.int32)
     count = tl.sum(wanted, 0)
-    tl.store(spans + tl.cumsum(wanted, 0) - 1, tl.arange(0, M), mask=wanted > 0)
+    tl.store(found + tl.cumsum(wanted, 0) - 1, tl.arange(0, N), mask=wanted > 0)
     tl.debug_barrier()  # what other threads have written is read
     many, start = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
     while (start < count) & (many <= CAP):
-        which = start + tl.arange(0, CHUNK // SPAN)
-        span = tl.load(spans + which, mask=which < count, other=0)
-        places = span[:, None] * SPAN + tl.arange(0, SPAN)[None, :]
+        which = start + tl.arange(0, CHUNK // R)
+        block = tl.load(found + which, mask=which < count, other=0)
+        places = block[:, None] * R + tl.arange(0, R)[None, :]
         there = (which < count)[:, None] & (places < V)
         scores = (tl.load(here + places, mask=there, other=float("-inf")) - top) * cold
         kept = tl.reshape(((scores >= floor) & there).to(tl.int32), (CHUNK,))
         at = many + tl.cumsum(kept, 0) - 1
         tl.store(keys + at, tl.reshape(_key(scores, places), (CHUNK,)), mask=(kept > 0) & (at < CAP))
         many += tl.sum(kept, 0)
-        start += CHUNK // SPAN
+        start += CHUNK // R
     tl.debug_barrier()
     return many
 
@@ -588,8 +769,7 @@ def _ranked(keys, many, k, p, least, total, draw, N: tl.constexpr):
             wanted = p * tl.sum(tl.where(kept, shares, 0.0), 0)
         kept = kept & (tl.sum(tl.where(above, shares[None, :], 0.0), 1) < wanted)
     shares = tl.where(kept & (scores >= least), shares, 0.0)
-    running = tl.sum(tl.where(places[None, :] <= places[:, None], shares[None, :], 0.0), 1)
-    passed = (running > draw * tl.sum(shares, 0)) & (shares > 0)
+    passed = (tl.cumsum(shares, 0) > draw * tl.sum(shares, 0)) & (shares > 0)
     return tl.min(tl.where(passed, places, 2147483647), 0)
 
 
@@ -698,18 +878,29 @@ def _anything(logits, best, masses, blocks, top, cold, draw, V, N: tl.constexpr,
 
 
 @triton.jit
-def _token(logits, best, places, masses, blocks, spans, keys, row, rules, number, of, V, LEAST: tl.constexpr,
+def _random(draws, counters, row, width):
+    """A row's next random number."""
+    return tl.load(draws + row.to(tl.int64) * width + tl.load(counters + row, cache_modifier=".cg") % width)
+
+
+@triton.jit
+def _rules(rules, row, V):
+    """A row's temperature, top-k, top-p and min-p, as `Rows.rules` has them."""
+    at = rules + row.to(tl.int64) * 7
+    return tl.load(at), tl.minimum(tl.load(at + 1).to(tl.int32), V), tl.load(at + 2), tl.load(at + 3)
+
+
+@triton.jit
+def _token(logits, best, places, masses, blocks, kept, keys, row, heat, k, p, least, number, V, LEAST: tl.constexpr,
            SMALL: tl.constexpr, CAP: tl.constexpr, CHUNK: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
            R: tl.constexpr):  # fmt: skip
-    """The token that the random `number` means by the rules of row `of`: top-k, top-p, min-p as choosing.py defines
-    them, one number, in order of place; −1 where the logits (`row`, V) are not finite.
+    """The token that the random `number` means by a row's rules: top-k, top-p, min-p as choosing.py defines them, one
+    number, in order of place; −1 where the logits (`row`, V) are not finite.
 
     The head's blocks, of R logits, are looked at as M spans of N / M blocks. Of most spans not even the best token can
     be drawn, and their logits are not read.
     """
     fold, span = tl.arange(0, N // M), tl.arange(0, M)
-    heat, k = tl.load(rules + of * 7), tl.minimum(tl.load(rules + of * 7 + 1).to(tl.int32), V)
-    p, least = tl.load(rules + of * 7 + 2), tl.load(rules + of * 7 + 3)
     cold = tl.where(heat > 0, 1 / tl.where(heat > 0, heat, 1.0), 1.0)
     at, here = row.to(tl.int64) * blocks, logits + row.to(tl.int64) * V
     block = span[:, None] * (N // M) + fold[None, :]
@@ -728,7 +919,8 @@ def _token(logits, best, places, masses, blocks, spans, keys, row, rules, number
         else:
             floor = _floor(peaks, share, total, k, p, least, R * (N // M))
             mine = keys + row.to(tl.int64) * CAP
-            many = _candidates(here, peaks, top, cold, floor, spans + row * M, mine, V, CAP, CHUNK, R * (N // M), M)
+            every = (tl.reshape(found, (N,)) - top) * cold
+            many = _candidates(here, every, top, cold, floor, kept + row * N, mine, V, CAP, CHUNK, R, N)
             if many <= LEAST:
                 token = _ranked(mine, many, k, p, least, total, number, LEAST)
             elif many <= SMALL:
@@ -742,7 +934,7 @@ def _token(logits, best, places, masses, blocks, spans, keys, row, rules, number
 
 
 @triton.jit(do_not_specialize=["step", "B", "last"])
-def draw(logits, best, places, masses, blocks, spans, keys, rules, draws, width, V, tokens, positions, counters, live,
+def draw(logits, best, places, masses, blocks, kept, keys, rules, draws, width, V, tokens, positions, counters, live,
          chosen, step, B, last, embedding, zeros, scales, order, vectors, x, norm, y, squares, frequencies, scale, cos,
          sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
          BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr, LEAST: tl.constexpr, SMALL: tl.constexpr,
@@ -751,17 +943,20 @@ def draw(logits, best, places, masses, blocks, spans, keys, rules, draws, width,
     """The next token of each row, of logits (B, V) and what `predict` says of their blocks.
 
     Args:
-        spans: int32 (B, M), keys: int64 (B, CAP), for what a row's program tells itself.
+        kept: int32 (B, N), keys: int64 (B, CAP), for what a row's program tells itself.
         draws: float64 (rows, width), uniform on [0, 1), a ring; a row's next is number counters[row].
     """
     _start(EARLY)
-    _wait(EARLY)
     row = tl.program_id(0)
-    number = tl.load(draws + row.to(tl.int64) * width + tl.load(counters + row) % width)
-    token = _token(logits, best, places, masses, blocks, spans, keys, row, rules, number, row, V, LEAST, SMALL, CAP,
-                   CHUNK, N, M, R)  # fmt: skip
-    _next(token, row, tokens, positions, counters, live, chosen, step, B, last, embedding, zeros, scales, order,
-          vectors, x, norm, y, squares, frequencies, scale, cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP,
+    position, going = _place_after(positions, row, last), tl.load(live)
+    c, s = _angles(position, frequencies, scale, HALF, PAIRS, EARLY)
+    number = _random(draws, counters, row, width)
+    heat, k, p, least = _rules(rules, row, V)
+    _wait_for(B, EARLY)
+    token = _token(logits, best, places, masses, blocks, kept, keys, row, heat, k, p, least, number, V, LEAST, SMALL,
+                   CAP, CHUNK, N, M, R)  # fmt: skip
+    _next(token, position, c, s, row, tokens, positions, counters, going, chosen, step, B, embedding, zeros, scales,
+          order, vectors, x, norm, y, squares, cos, sin, C, TILE, HALF, PAIRS, PARTS, BITS, GROUP,
           ORDERED)  # fmt: skip
 
 
@@ -777,14 +972,15 @@ def sum_up(found, stride, logits, rules, which, best, places, masses, blocks, V,
 
 
 @triton.jit(do_not_specialize=["last"])
-def draw_of(logits, best, places, masses, blocks, spans, keys, rules, draws, width, V, which, tokens, positions,
+def draw_of(logits, best, places, masses, blocks, kept, keys, rules, draws, width, V, which, tokens, positions,
             counters, last, chosen, LEAST: tl.constexpr, SMALL: tl.constexpr, CAP: tl.constexpr, CHUNK: tl.constexpr,
             N: tl.constexpr, M: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """As `draw`, for the rows numbered `which` (B,), all of which go on; no step begins."""
     row = tl.program_id(0)
     of = tl.load(which + row)
-    number = tl.load(draws + of * width + tl.load(counters + of) % width)
-    token = _token(logits, best, places, masses, blocks, spans, keys, row, rules, number, of, V, LEAST, SMALL, CAP,
-                   CHUNK, N, M, R)  # fmt: skip
+    number = _random(draws, counters, of, width)
+    heat, k, p, least = _rules(rules, of, V)
+    token = _token(logits, best, places, masses, blocks, kept, keys, row, heat, k, p, least, number, V, LEAST, SMALL,
+                   CAP, CHUNK, N, M, R)  # fmt: skip
     tl.store(chosen + row, token)
-    _moved(token, of, tokens, positions, counters, last)
+    _moved(tl.maximum(token, 0), _place_after(positions, of, last), of, tokens, positions, counters)

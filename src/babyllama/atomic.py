@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from babyllama.errors import InputError
+from babyllama.errors import InputError, cause
 
 WINDOWS = os.name == "nt"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -165,6 +165,8 @@ def read_json(path: Path, remedy: str = "restore it from a backup") -> dict[str,
         found = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: {cause(error)}; {remedy}") from None
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); {remedy}") from None
     if not isinstance(found, dict):

@@ -25,6 +25,8 @@ def needs_extra(package: str, extra: str) -> MissingExtra:
 
 def cause(error: Exception) -> str:
     """What the system says went wrong, without its number and without the path, which our line has already."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8: save it in that encoding"
     return getattr(getattr(error, "reason", error), "strerror", None) or str(error)
 
 

@@ -103,6 +103,7 @@ def test_a_small_count_is_seen():
     (["sample", "{}/out", "corpora=x"], "no corpus 'x'; it has text, chat"),
     (["show", "{}/out", "document=999"], "numbered 0 … 239"),
     (["show", "{}/out", "row=0"], "no train run"),
+    (["show", "{}/run", "row=99999999999999999999"], "row: input should be less than"),
     (["show", "{}/run", "row=0", "document=1"], "document: says which document"),
     (["shw", "{}/out"], "data shw: no such verb; there are data stats, data sample, data show"),
 ])  # fmt: skip

@@ -74,6 +74,12 @@ def test_a_given_model(capsys, tmp_path):
     assert recipe.init.model.preset == "seed" and recipe.init.model.build(64_793).max_position_embeddings == 256
 
 
+@pytest.mark.parametrize("words", [["hours=1e300"], ["money=1e9", "price_per_hour=1e-300"]])
+def test_ages_are_refused(words):
+    with pytest.raises(InputError, match="more than a hundred years"):
+        load_recipe(PlanRecipe, None, ["gpu=3090", *words])
+
+
 def test_money_buys_hours(capsys):
     words = ("gpu=4090", "corpus_tokens=1000000000")
     by_money = figures(capsys, *words, "money=10", "price_per_hour=0.5", "gpus=2")

@@ -100,11 +100,15 @@ def test_a_refused_question_is_passed_over_and_a_dead_server_given_up(moody, tmp
     said = capsys.readouterr().out
     assert "3 of 4 answers" in said and "1 question without an answer, the last: HTTP 400" in said and len(asked) == 4
     moods += [500] * 30
-    main(recipe(tmp_path, url, parallel=1, answers=10, retries=0, out=tmp_path / "b"))
+    with pytest.raises(InputError, match=r"^url=http.*: no question was answered"):  # not an exit code of 0
+        main(recipe(tmp_path, url, parallel=1, answers=10, retries=0, out=tmp_path / "b"))
     assert "20 in a row" in capsys.readouterr().out and len(asked) == 24
 
 
 def test_bad_prompts_are_one_line(tmp_path):
+    (tmp_path / "gbk.txt").write_bytes("你好".encode("gbk"))
+    with pytest.raises(InputError, match=r"gbk.txt cannot be read \(byte 0 is not UTF-8: save it in that encoding\)"):
+        main(recipe(tmp_path, "http://127.0.0.1:9/v1", prompts=tmp_path / "gbk.txt"))
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n{"a": 1}\n')
     for path, said in ((tmp_path / "bad.jsonl", r"bad.jsonl:2: no prompt"), (tmp_path / "no", "cannot be read")):
         with pytest.raises(InputError, match=said):

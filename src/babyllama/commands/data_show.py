@@ -29,8 +29,8 @@ class DataShowRecipe(Chosen):
 
     document: int | None = Field(None, ge=0, description="its number among those that are chosen by corpora, split, "
                                  "least and most; default: 0")  # fmt: skip
-    row: int | None = Field(None, ge=0, description="of a train run: this row in the order of training, packed as it "
-                            "is read")  # fmt: skip
+    row: int | None = Field(None, ge=0, le=10**15, description="of a train run: this row in the order of training, "
+                            "packed as it is read")  # fmt: skip
     tokens: bool = Field(False, description="token by token, with ids and positions")
 
     @model_validator(mode="after")

@@ -33,6 +33,7 @@ from babyllama.train.engines.engines import Ddp, Fsdp
 from babyllama.train.engines.mesh import Mesh
 
 LAW_HOLDS = 2e7  # tokens
+CENTURY = 100 * 365.25 * 86400  # seconds
 BESIDE = 2  # models shown on either side of the chosen one
 
 
@@ -90,6 +91,8 @@ class PlanRecipe(Recipe):
             raise ValueError("give hours (or money and price_per_hour) to have a model chosen, or the model")
         if self.out is not None and self.out.suffix not in (".json", ".yaml"):
             raise ValueError(f"out={self.out} must end in .json (all figures) or .yaml (a recipe)")
+        if self.seconds is not None and self.seconds > CENTURY:
+            raise ValueError("hours (or what money buys): more than a hundred years; give less")
         return self
 
     @property

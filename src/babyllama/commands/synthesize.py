@@ -97,6 +97,8 @@ def main(recipe: SynthesizeRecipe) -> None:
     write_atomic(recipe.out / CHATS, "".join(json_text(chat) + "\n" for chat in chats))
     for line in _told(recipe, mine, len(asked), chats, dropped, failed, in_a_row == GIVE_UP):
         console.print(line, markup=False, soft_wrap=True)
+    if failed and not mine:
+        raise InputError(f"url={recipe.url}: no question was answered; mend what is said above, then the same command")
 
 
 def questions(recipe: SynthesizeRecipe) -> Iterator[tuple[str, list[dict[str, Any]], int]]:

@@ -71,6 +71,13 @@ def test_folders_for_ollama_and_the_hub(place, monkeypatch, capsys):
     found, before = read_model(place / "taught-hf"), read_model(place / "runs/taught")
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), before.parameters(), strict=True))
     one_clear_line(["export", "runs/taught", "to=hf"], "taught-hf: exists already", monkeypatch, capsys)
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.txt").write_text("years of work")
+    for form in ("hf", "ollama"):
+        words = ["export", "runs/taught", f"to={form}", "out=mine", "overwrite=true"]
+        one_clear_line(words, "mine: is no earlier export", monkeypatch, capsys)
+    assert (place / "mine" / "thesis.txt").read_text() == "years of work"
+    exported(["runs/taught", "to=hf", "overwrite=true"], monkeypatch, capsys)
     for words, said in (
         (["push=me/x"], "push has no effect with to=gguf"),
         (["to=hf", "type=F16"], "type has no effect"),

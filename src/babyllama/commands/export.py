@@ -109,7 +109,7 @@ def _whole(recipe: ExportRecipe, folder: Path, gguf_file: ModuleType) -> str:
         return f"{out}: {size(out.stat().st_size)}, matrices: {held}"
     from babyllama.export.ollama import modelfile
 
-    out, file = free(recipe.out or Path(f"{name}-ollama"), recipe.overwrite), f"{name}-{type}.gguf"
+    out, file = free(recipe.out or Path(f"{name}-ollama"), recipe.overwrite, "Modelfile"), f"{name}-{type}.gguf"
     text = modelfile(tokenizer, file, model.config.max_position_embeddings, AnswerSampling().over(own_sampling(folder)))
 
     def fill(made: Path) -> None:
@@ -133,7 +133,7 @@ def _folder(recipe: ExportRecipe, folder: Path) -> str:
             raise needs_extra(error.name or "huggingface_hub", "export") from None
     if recipe.licence_file is not None and not recipe.licence_file.is_file():
         raise InputError(f"licence_file: {recipe.licence_file} is not a file; give the text of the licence")
-    out = free(recipe.out or Path(f"{name}-hf"), recipe.overwrite)
+    out = free(recipe.out or Path(f"{name}-hf"), recipe.overwrite, "config.json")
     model, tokenizer = _read(folder, recipe.rope)
     model.to(base_dtype(folder))
     method = None if is_adapter(folder) else (quantization(folder) or {}).get("quant_method")
@@ -154,10 +154,19 @@ def _read(folder: Path, rope: RopeConfig | None) -> tuple[Transformer, Tokenizer
     return model, tokenizer
 
 
-def free(out: Path, overwrite: bool) -> Path:
-    """`out` itself. Raises InputError where something is there that nobody said to replace."""
+def free(out: Path, overwrite: bool, mark: str = "") -> Path:
+    """`out` itself.
+
+    Args:
+        mark: a file that every folder of this form has: no other folder is replaced, whatever was said.
+
+    Raises:
+        InputError: something is there that nobody said to replace, or that no export made.
+    """
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists already; choose another out=…, or overwrite=true to replace it")
+    if out.is_dir() and mark and any(out.iterdir()) and not (out / mark).is_file():
+        raise InputError(f"{out}: is no earlier export (no {mark} in it) and would be lost; choose another out=…")
     return out
 
 

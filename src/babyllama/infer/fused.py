@@ -79,7 +79,7 @@ TILES = (Tiles(2, 2, 4, 32, splits=4, warps=1),
                head_stages=3))  # fmt: skip
 
 # Packed heads are held as they are: with 4 bits all programs have room at a time.
-HEADS = {bits: TILES[0]._replace(predict=outputs, head_registers=64, head_holds=2048 * outputs)
+HEADS = {bits: TILES[0]._replace(predict=outputs, head_registers=64, head_holds=65536)
          for bits, outputs in ((4, 64), (8, 32))}  # fmt: skip
 
 

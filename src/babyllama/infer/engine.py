@@ -278,7 +278,7 @@ class Engine:
     def _advance(self) -> None:
         """Give rows to who waits, read prompts, decode; what comes of it goes to `_ended`.
 
-        With many rows on a GPU what the step before decoded goes there, so that the host works while the GPU does; and
+        On a GPU what the step before decoded goes there, so that the host works while the GPU does; and
         the first tokens of what this one read, which are there before it has decoded.
         """
         try:

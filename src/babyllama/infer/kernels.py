@@ -4,7 +4,7 @@ Shapes: B rows of the batch, C hidden_size, H query heads, K key-value heads, D 
 V vocabulary, S slots of the cache. The residual stream is float32; weights, cache and products are of half precision,
 sums in float32. Two ways to multiply, by the batch: `FEW` rows one after the other beside a tile of weights that stays
 in registers, or tensor cores over tiles. A kernel that may start before the one ahead of it has ended (programmatic
-dependent launch, `EARLY`) loads its first weights, then waits. In one file although it is long: the kernels are the
+dependent launch, `EARLY`) makes its weights ready, then waits. In one file although it is long: the kernels are the
 stages of one step and share their tricks. Imported only where there is a GPU.
 """
 

@@ -114,6 +114,7 @@ def test_a_template_without_tools_is_refused():
 def test_the_verb_answers_piped_questions_with_tools(tmp_path, monkeypatch, capsys):
     """Answers on stdout, calls and results apart from them."""
     engine = Scripted([CALLS, "得372", "你好"])
+    (tmp_path / "config.json").write_text("{}")  # a model's folder
     monkeypatch.setattr(ChatRecipe, "open", lambda _: (engine, small_tokenizer()))
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n你好\n"))
     chat.main(load_recipe(ChatRecipe, None, [f"model={tmp_path}", "tools.kind=toolworld"]))

@@ -37,10 +37,10 @@ def test_one_model_is_drawn_from_alike_in_a_chat_and_over_http(tmp_path):
     words = [f"models=[{', '.join(str(tmp_path / name) for name in ('own', 'plain', 'kept'))}]", "sampling.top_p=1"]
     recipe = load_recipe(ServeRecipe, None, words)
     found = _samplings(_named(recipe), recipe.sampling)
-    own = Sampling(temperature=0.3, top_k=20, top_p=1, repetition_penalty=1.1)
-    plain = Sampling(temperature=0.7, top_p=1, repetition_penalty=1.1)
+    own = Sampling(temperature=0.3, top_k=20, top_p=1)
+    plain = Sampling(temperature=0.7, top_p=1)
     assert {name: one.all for name, one in found.items()} == {"own": own, "plain": plain, "kept": own}
-    # A request with temperature=0 means the likeliest token, without a penalty that nobody asked for.
+    # A request that says a part of it gets nothing that it did not ask for.
     assert found["plain"].of({"temperature": 0}) == Sampling()
     assert found["plain"].of({"presence_penalty": 1}) == plain
     assert found["own"].of({"temperature": 0}) == Sampling(temperature=0.3, top_k=20)

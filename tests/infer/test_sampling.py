@@ -200,8 +200,8 @@ def test_said_comes_before_the_models_own_and_that_before_ours(tmp_path):
     own = carried_sampling(tmp_path)
     assert own == {"temperature": 0.6, "top_k": 20, "top_p": 0.8}
     said = load_recipe(AnswerSampling, None, ["temperature=1", "seed=5"])
-    assert said.over(own) == Sampling(temperature=1, top_p=0.8, top_k=20, repetition_penalty=1.1, seed=5)
-    assert AnswerSampling().over({}) == ANSWERS == Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1)
+    assert said.over(own) == Sampling(temperature=1, top_p=0.8, top_k=20, seed=5)
+    assert AnswerSampling().over({}) == ANSWERS == Sampling(temperature=0.7, top_p=0.9)
     assert load_recipe(AnswerSampling, None, ["top_p=1"]).over({}).top_p == 1  # said, though it switches it off
 
 

@@ -59,6 +59,10 @@ def test_stats_of_a_folder_of_a_run_and_of_files(folder, capsys):
 def test_a_document_is_shown_and_a_sample_says_how(folder, capsys):
     said = told(capsys, "sample", folder / "out", "corpora=chat", "count=2", "seed=3")
     first = re.search(r"── chat, (train|val), document (\d+): \d+ tokens\n(.*)\n", said)
+    assert (
+        told(capsys, "sample", folder / "out", "corpora=[chat]", "count=2", "seed=3") == said
+    )  # as the help writes it
+    assert "── text, " not in said and "── text, " in told(capsys, "sample", folder / "out", "corpora=[text]")
     again = told(capsys, "show", folder / "out", "corpora=chat", f"split={first[1]}", f"document={first[2]}")
     assert first[3] in again and re.fullmatch(r"<\|user\|>.*<\|assistant\|>\[\[.*</s>\]\]", first[3])
     each = told(capsys, "show", folder / "out", "corpora=chat", "tokens=true")

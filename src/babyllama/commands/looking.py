@@ -40,7 +40,8 @@ class Looked(Recipe):
     @field_validator("corpora", mode="before")
     @classmethod
     def _one(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        """A single label needs no brackets."""
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 class Chosen(Looked):

@@ -46,7 +46,7 @@ for name in ("pthread_sigmask", "SIGHUP", "SIGKILL", "SIGALRM", "SIGUSR1"):
     delattr(signal, name)
 import babyllama
 for module in pkgutil.walk_packages(babyllama.__path__, "babyllama."):
-    if module.name.rpartition(".")[2] not in ("__main__", "kernels", "harness", "deepspeed"):
+    if module.name.rpartition(".")[2] not in ("__main__", "kernels", "since_kernels", "harness", "deepspeed"):
         importlib.import_module(module.name)
         print(module.name)
 from babyllama.data.shards.workers import cores

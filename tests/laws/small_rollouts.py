@@ -14,7 +14,7 @@ from babyllama.data.streams.prompts import Prompt
 from babyllama.model.config import ModelConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.train.losses.policy import Grpo, Method
-from babyllama.train.rl.agents import Agents, Played, ToolUse
+from babyllama.train.rl.agents import Agents, Results, ToolUse
 from babyllama.train.rl.groups import Groups, Rollouts
 from babyllama.train.rl.record import Record
 from babyllama.train.rl.rewards import Answer, Reward, ValidCalls
@@ -96,11 +96,8 @@ class Callers(Agents):
     """A turn that ends with an odd token has called something that writes a token by it, and answers two calls in
     three."""
 
-    def _results(self, played: Played, tools: frozenset[str], prompt: int) -> tuple[list[int], int, int] | None:
-        last = played.last[-1]
-        if last % 2 == 0 or prompt + len(played.tokens) + 1 + self.max_tokens > self.room:
-            return None
-        return [last // 2 + 1], 1, int(last % 3 != 0)
+    def _results(self, last: tuple[int, ...], tools: frozenset[str]) -> Results | None:
+        return None if last[-1] % 2 == 0 else Results([last[-1] // 2 + 1], 1, int(last[-1] % 3 != 0))
 
 
 def calling(folder: Path | None = None, method: Method = METHOD, chunk: int = 4) -> RolloutRows:

@@ -99,9 +99,9 @@ class Agents:
             goes_on = []
             for i in going:
                 key = tuple(played[i].last), tools[texts[i]]
-                if played[i].ended and key not in results:
+                if key not in results:
                     results[key] = self._results(*key)
-                found = results[key] if played[i].ended else None
+                found = results[key]
                 if found is not None and self._fits(len(texts[i]) + len(played[i].tokens) + len(found.tokens)):
                     played[i] = _answered(played[i], *found)
                     goes_on.append(i)

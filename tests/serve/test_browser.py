@@ -208,6 +208,7 @@ def test_history_is_exported_searched_and_imported(page, tmp_path):
 
 def test_compare_shows_two_answers_and_keeps_the_vote(page, tmp_path):
     page.goto(page.url.split("#")[0] + "#/compare")
+    page.get_by_role("heading", name="Compare").wait_for()  # the chat, which was there before, has such a field too
     page.get_by_placeholder("Write a message").fill(QUESTION)
     page.keyboard.press("Enter")
     page.get_by_role("button", name="A: This is best").wait_for(timeout=60_000)

@@ -279,6 +279,11 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {amount(torch.get_num_threads(), 'thread')}"
 
 
+def ampere(device: torch.device) -> bool:
+    """Whether a GPU's tensor cores are an Ampere's or later, for which kernels that multiply by them are written."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def can_compile(device: torch.device) -> bool:
     """torch.compile needs Triton on a GPU and a C++ compiler on a CPU."""
     if device.type == "cuda":

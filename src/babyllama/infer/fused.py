@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from babyllama.hardware import ampere
 from babyllama.infer.choosing import Uses
 from babyllama.infer.rows import DRAWS, Rows, Sampled
 from babyllama.infer.step import Recorder, Step, power
@@ -105,7 +106,7 @@ def suits(model: Transformer, cache: KVCache) -> bool:
 
 def runs(device: torch.device) -> bool:
     """Whether the kernels run there."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cuda" and ampere(device)
 
 
 class Bits(NamedTuple):

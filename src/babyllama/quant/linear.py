@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from babyllama.hardware import ampere
 from babyllama.model.surgery import FewBits, Words, unpacked_product
 from babyllama.quant.cpu import Nibbles, WithNibbles, nibble_group
 from babyllama.quant.grid import Solution, group_index
@@ -132,11 +133,6 @@ def few_rows(x: Tensor) -> bool:
 def kernels_take(x: Tensor) -> bool:
     """Whether x is where kernels.py runs, in a dtype that it multiplies."""
     return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and ampere(x.device)
-
-
-def ampere(device: torch.device) -> bool:
-    """Whether a GPU's tensor cores are an Ampere's or later, for which the kernels are."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def on_cpu(x: Tensor) -> bool:

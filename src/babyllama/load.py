@@ -135,11 +135,12 @@ def config_of(folder: Path) -> ModelConfig:
     return config if link.rope is None else extended(config, link.rope)
 
 
-def own_sampling(folder: Path) -> dict[str, float]:
-    """What the generation_config.json of a `model_folder`, or of an adapter's base, says of how answers are drawn; no
-    key that it does not say. Raises InputError as `carried_sampling`."""
+def own_sampling(path: Path) -> dict[str, float]:
+    """What the generation_config.json of a run's or a folder's model, or of an adapter's base, says of how answers are
+    drawn; no key that it does not say. Raises InputError as `model_folder` and `carried_sampling`."""
+    folder = model_folder(path)
     if is_adapter(folder) and not (folder / GENERATION).is_file():
-        return own_sampling(model_folder(base_link(folder).folder))
+        return own_sampling(base_link(folder).folder)
     return carried_sampling(folder)
 
 

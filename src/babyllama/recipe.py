@@ -51,6 +51,11 @@ class Recipe(BaseModel):
         """``~`` is the home folder in every path of every recipe."""
         return _at_home(value)
 
+    @classmethod
+    def spelt_out(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """What was written, with the full names of keys that this recipe lets one shorten."""
+        return data
+
     def identity(self) -> dict[str, Any]:
         """Dotted key → value of all that decides what a run makes: every field that is not `Changeable`."""
         found: dict[str, Any] = {}
@@ -152,7 +157,7 @@ def read_recipe(kind: type[Recipe], source: str | None = None, overrides: Sequen
             raise InputError(f"{path}: a recipe is a mapping of keys to values, not a {type(data).__name__}")
     for override in overrides:
         _apply(kind, data, override)
-    return data
+    return kind.spelt_out(data)
 
 
 def _apply(kind: type[BaseModel], data: dict[str, Any], override: str) -> None:

@@ -24,13 +24,34 @@ def test_the_page_holds_every_answer(tmp_path, capsys):
     save_taught(tmp_path / "a" / "model")
     save_taught(tmp_path / "b" / "model")
     (tmp_path / "asked.txt").write_text("\n".join([CHATS[0][0], "", CHATS[1][0], CHATS[0][0]]), "utf-8")
-    main(load_recipe(ArenaRecipe, None, [f"runs=[{tmp_path}/a, {tmp_path}/b]", f"prompts={tmp_path}/asked.txt",
-                                         f"out={tmp_path}/arena.html", "sampling.temperature=0", "device=cpu",
-                                         "sampling.repetition_penalty=1"]))  # fmt: skip
+    main(
+        load_recipe(
+            ArenaRecipe,
+            None,
+            [
+                f"runs=[{tmp_path}/a, {tmp_path}/b]",
+                f"prompts={tmp_path}/asked.txt",
+                f"out={tmp_path}/arena.html",
+                "temperature=0",
+                "device=cpu",
+            ],
+        )
+    )
     found = data_of((tmp_path / "arena.html").read_text("utf-8"))
     assert found["names"] == [f"{tmp_path}/a", f"{tmp_path}/b"] and found["prompts"] == [CHATS[0][0], CHATS[1][0]]
     assert found["answers"] == [[CHATS[0][1], CHATS[1][1]]] * 2
     assert "babyllama arena votes=[arena-votes.json]" in capsys.readouterr().out
+
+
+def test_each_model_draws_as_its_own_folder_says(tmp_path):
+    for name, heat in (("cold", 0), ("hot", 100)):
+        file = save_taught(tmp_path / name / "model") / "generation_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "temperature": heat}))
+    (tmp_path / "asked.txt").write_text(CHATS[0][0], "utf-8")
+    main(load_recipe(ArenaRecipe, None, [f"runs=[{tmp_path}/cold, {tmp_path}/hot]", f"prompts={tmp_path}/asked.txt",
+                                         f"out={tmp_path}/arena.html", "device=cpu"]))  # fmt: skip
+    cold, hot = data_of((tmp_path / "arena.html").read_text("utf-8"))["answers"]
+    assert cold == [CHATS[0][1]] != hot
 
 
 def test_what_models_wrote_is_data_and_nothing_comes_from_elsewhere():

@@ -44,6 +44,17 @@ def test_continuation(capsys, folder):
     assert shown == prompt + tokenizer.decode(tokens) + "\n"
 
 
+def test_draws_as_said_then_as_the_models_folder_says(capsys, tmp_path):
+    """As `chat` and `serve`; a temperature of 100 draws from all tokens alike."""
+    folder = save_taught(tmp_path / "model")
+    file = folder / "generation_config.json"
+    said = json.loads(file.read_text())
+    greedy = generate(capsys, folder, "prompt=小", "temperature=0", "max_tokens=12")
+    file.write_text(json.dumps({**said, "temperature": 0}))
+    assert generate(capsys, folder, "prompt=小", "max_tokens=12") == greedy
+    assert generate(capsys, folder, "prompt=小", "max_tokens=12", "temperature=100") != greedy
+
+
 @pytest.mark.parametrize("llama", [False, True], ids=["ours", "llama"])
 def test_sentencepiece_begins_and_goes_on_as_its_model_was_trained(capsys, tmp_path, llama):
     """A LLaMA folder's text begins with bos, ours after an end token; the blank of the first new word is shown.

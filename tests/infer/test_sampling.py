@@ -18,8 +18,9 @@ from transformers import (
 
 from babyllama.errors import InputError
 from babyllama.infer.choosing import NOT_FINITE, _searched_floor, uniforms
-from babyllama.infer.sampling import ANSWERS, AnswerSampling, Sampling, SamplingRecipe, carried_sampling
-from babyllama.recipe import load_recipe
+from babyllama.infer.sampling import ANSWERS, AnswerSampling, Drawn, Sampling, SamplingRecipe, carried_sampling
+from babyllama.keys import describe
+from babyllama.recipe import dump_recipe, load_recipe, read_recipe
 
 V = 97
 
@@ -180,13 +181,13 @@ def test_ranges(override):
 class Answering(SamplingRecipe):
     """A verb's recipe as `chat` has it."""
 
-    sampling: Sampling = Sampling(temperature=0.7, top_p=0.9)
+    sampling: Drawn = AnswerSampling()
     count: int = 1
 
 
 def test_the_sampling_keys_need_no_prefix():
     recipe = load_recipe(Answering, None, ["temperature=0.5", "sampling.top_k=4", "count=2", "seed=9"])
-    assert recipe == Answering(sampling=Sampling(temperature=0.5, top_p=0.9, top_k=4, seed=9), count=2)
+    assert recipe == Answering(sampling=AnswerSampling(temperature=0.5, top_k=4, seed=9), count=2)
     assert load_recipe(Answering).sampling.temperature == 0.7
     assert load_recipe(Answering, None, ["logit_bias={2: -100, '7': 3}"]).sampling.logit_bias == {2: -100, 7: 3}
     with pytest.raises(InputError, match=r"sampling\.top_p: .*got 3"):
@@ -201,8 +202,21 @@ def test_said_comes_before_the_models_own_and_that_before_ours(tmp_path):
     assert own == {"temperature": 0.6, "top_k": 20, "top_p": 0.8}
     said = load_recipe(AnswerSampling, None, ["temperature=1", "seed=5"])
     assert said.over(own) == Sampling(temperature=1, top_p=0.8, top_k=20, seed=5)
+    assert load_recipe(AnswerSampling, None, ["temperature=0.7"]).over(own) == Sampling(
+        temperature=0.7, top_p=0.8, top_k=20
+    )
     assert AnswerSampling().over({}) == ANSWERS == Sampling(temperature=0.7, top_p=0.9)
     assert load_recipe(AnswerSampling, None, ["top_p=1"]).over({}).top_p == 1  # said, though it switches it off
+
+
+def test_what_was_left_open_is_left_open_by_a_recipe_that_is_printed_and_read_again(tmp_path):
+    for said in ([], ["temperature=0.7"], ["sampling.seed=3", "logit_bias={2: -100}"]):
+        recipe = load_recipe(Answering, None, said)
+        (tmp_path / "printed.yaml").write_text(dump_recipe(recipe))
+        again = load_recipe(Answering, str(tmp_path / "printed.yaml"))
+        assert again.sampling.over({"temperature": 0.2}) == recipe.sampling.over({"temperature": 0.2})
+        assert again.sampling.over({"temperature": 0.2}).temperature == (0.7 if "temperature=0.7" in said else 0.2)
+    assert "  temperature: 0.25  #" in describe(Answering, read_recipe(Answering, None, ["temperature=0.25"]))
 
 
 def test_a_folder_that_says_nothing_or_nonsense(tmp_path):

@@ -23,16 +23,15 @@ from babyllama.errors import InputError, cause
 from babyllama.evals.ratings import Rating, Vote, ratings
 from babyllama.hardware import DeviceChoice
 from babyllama.infer.engine import Engine
-from babyllama.infer.sampling import Sampling
-from babyllama.load import load, pick_device, pick_precision
-from babyllama.recipe import Recipe
+from babyllama.infer.sampling import AnswerSampling, Drawn, SamplingRecipe
+from babyllama.load import load, own_sampling, pick_device, pick_precision
 from babyllama.tokenizer.chat import render_chat
 
 TEMPLATE = Path(__file__).with_name("arena.html")
 WON = {"left": 1.0, "tie": 0.5, "right": 0.0}
 
 
-class ArenaRecipe(Recipe):
+class ArenaRecipe(SamplingRecipe):
     """Which models answer what; or, with `votes`, the files of votes to rank them by."""
 
     runs: tuple[Path, ...] = Field(default=(), description="two or more runs or Hugging Face folders")
@@ -41,10 +40,7 @@ class ArenaRecipe(Recipe):
     out: Path = Field(default=Path("arena.html"), description="the page to write")
     chat: bool = Field(default=True, description="put prompts as questions in each model's chat template")
     max_tokens: int = Field(default=128, ge=1, description="the longest answer")
-    sampling: Sampling = Field(
-        default=Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1),
-        description="how both models draw their tokens",
-    )
+    sampling: Drawn = AnswerSampling()
     language: Language = Field(default="en", description="of the page: English or Chinese")
     device: DeviceChoice = "auto"
 
@@ -91,8 +87,8 @@ def answers_of(recipe: ArenaRecipe, path: Path, prompts: list[str]) -> list[str]
         asked = [render_chat(tokenizer, [{"role": "user", "content": text}], True).tokens for text in prompts]
     else:
         asked = [[*tokenizer.start_ids, *tokenizer.encode(text)] for text in prompts]
-    found = Engine(loaded.model, tokenizer.vocab_size).generate(asked, recipe.sampling, recipe.max_tokens,
-                                                                tokenizer.stop_ids)  # fmt: skip
+    sampling = recipe.sampling.over(own_sampling(path))
+    found = Engine(loaded.model, tokenizer.vocab_size).generate(asked, sampling, recipe.max_tokens, tokenizer.stop_ids)
     texts = map(tokenizer.decode, found) if recipe.chat else map(tokenizer.continuation, asked, found)
     return [text.strip() for text in texts]
 

@@ -13,8 +13,8 @@ from babyllama.data.shards.shards import Prepared, usual_turns
 from babyllama.data.toolworld.tools import TOOLS, call
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
-from babyllama.infer.sampling import AnswerSampling
-from babyllama.load import model_folder, own_sampling
+from babyllama.infer.sampling import AnswerSampling, Drawn
+from babyllama.load import own_sampling
 from babyllama.run import Run
 from babyllama.serve.conversation import Conversation, Tools
 from babyllama.serve.keyboard import history_file
@@ -39,7 +39,7 @@ class ChatRecipe(ServingRecipe):
     )
     turns: bool = Field(default=False, description="piped lines are turns of one chat; default: each stands alone")
     history: bool = Field(default=True, description="what is typed comes back with the key ↑, also in later chats")
-    sampling: AnswerSampling = Field(default=AnswerSampling(), description="how tokens are drawn")
+    sampling: Drawn = AnswerSampling()
 
 
 class Lessons(NamedTuple):
@@ -59,7 +59,7 @@ def main(recipe: ChatRecipe) -> None:
     lessons = learned(recipe.model, tokenizer)
     memory = max(0, lessons.turns - 1) if recipe.memory is None and lessons.turns else recipe.memory
     tools = None if recipe.tools is None else tools_of(recipe.tools)
-    sampling = recipe.sampling.over(own_sampling(model_folder(recipe.model)))
+    sampling = recipe.sampling.over(own_sampling(recipe.model))
     chat = Conversation(engine, tokenizer, sampling, recipe.max_tokens, recipe.system, memory, recipe.thinking,
                         tools)  # fmt: skip
     said = remarks(recipe.model, tokenizer, lessons, memory)

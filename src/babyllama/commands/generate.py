@@ -11,8 +11,9 @@ from rich.console import Console
 from babyllama.atomic import read_json
 from babyllama.commands.serving import ServingRecipe
 from babyllama.infer.request import Request, TokenMask
-from babyllama.infer.sampling import Sampling
+from babyllama.infer.sampling import AnswerSampling, Drawn
 from babyllama.infer.text import Text, pieces
+from babyllama.load import own_sampling
 from babyllama.serve.conversation import Conversation, printable
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -27,9 +28,7 @@ class GenerateRecipe(ServingRecipe):
     json_schema: dict[str, Any] | Path | None = Field(
         default=None, description="what follows is JSON of this schema: a file, or the schema itself")  # fmt: skip
     regex: str = Field(default="", description="what follows matches this regular expression as a whole")
-    sampling: Sampling = Field(
-        default=Sampling(temperature=0.8, top_p=0.95, repetition_penalty=1.1), description="how tokens are drawn"
-    )
+    sampling: Drawn = AnswerSampling()
 
     @model_validator(mode="after")
     def _one_form(self) -> GenerateRecipe:
@@ -45,14 +44,15 @@ def main(recipe: GenerateRecipe) -> None:
         InputError: as `load`; a schema or a regular expression that is wrong, a prompt that fills the context.
     """
     engine, tokenizer = recipe.open()
+    sampling = recipe.sampling.over(own_sampling(recipe.model))
     console = Console(highlight=False, markup=False)
     before = [] if recipe.chat else tokenizer.encode(recipe.prompt)
     prompt = [*tokenizer.start_ids, *before]
     if recipe.chat:
-        prompt = Conversation(engine, tokenizer, recipe.sampling, system=recipe.system).prompt(recipe.prompt)
+        prompt = Conversation(engine, tokenizer, sampling, system=recipe.system).prompt(recipe.prompt)
     forms = Forms(recipe, tokenizer)
-    for seed in range(recipe.sampling.seed, recipe.sampling.seed + recipe.samples):
-        request = Request(prompt, recipe.sampling, recipe.max_tokens, tokenizer.stop_ids, seed, mask=forms.mask())
+    for seed in range(sampling.seed, sampling.seed + recipe.samples):
+        request = Request(prompt, sampling, recipe.max_tokens, tokenizer.stop_ids, seed, mask=forms.mask())
         if recipe.samples > 1:
             console.print(f"── seed {seed}", style="dim")
         console.file.write("" if recipe.chat else recipe.prompt)

@@ -16,7 +16,7 @@ from pydantic import Field
 from babyllama.commands.serving import Speculation, engine_of
 from babyllama.errors import InputError, cause, needs_extra
 from babyllama.hardware import DeviceChoice
-from babyllama.infer.sampling import AnswerSampling, Sampling, Unsaid
+from babyllama.infer.sampling import AnswerSampling, Drawn, Sampling, SamplingRecipe, Unsaid
 from babyllama.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ServedRecipe(Recipe):
     )
 
 
-class ServeRecipe(Recipe):
+class ServeRecipe(SamplingRecipe):
     """The verb's recipe."""
 
     models: tuple[Path | ServedRecipe, ...] = Field(
@@ -49,7 +49,7 @@ class ServeRecipe(Recipe):
     host: str = Field(default="127.0.0.1", description="0.0.0.0: open to the network; then give keys")
     port: int = Field(default=8000, ge=0, le=65535, description="0: any that is free")
     api_keys: Path | None = Field(default=None, description=f"a file, one key a line; also from ${KEYS}, by commas")
-    sampling: AnswerSampling = Field(default=AnswerSampling(), description="of requests that do not say")
+    sampling: Drawn = AnswerSampling()
     device: DeviceChoice = "auto"
     speculate: Speculation | None = Field(
         default=None, description="guess the next tokens and read them at once: the same answers, sooner")  # fmt: skip
@@ -145,9 +145,9 @@ def _hints(models: Mapping[str, ServedRecipe]) -> dict[str, Hints]:
 
 def _samplings(models: Mapping[str, ServedRecipe], said: AnswerSampling) -> dict[str, Unsaid]:
     """Name → how its answers are drawn where requests do not say."""
-    from babyllama.load import model_folder, own_sampling
+    from babyllama.load import own_sampling
 
-    owns = {name: own_sampling(model_folder(served.path)) for name, served in models.items()}
+    owns = {name: own_sampling(served.path) for name, served in models.items()}
     return {name: Unsaid(said.over(own), said.over(own, Sampling())) for name, own in owns.items()}
 
 

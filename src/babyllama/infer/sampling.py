@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from babyllama.atomic import read_json
 from babyllama.recipe import Recipe, Seed, validate
@@ -26,9 +26,20 @@ Token = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class _Draws(Recipe):
-    """What stands for itself, whatever the model."""
+Temperature = Annotated[float, Field(ge=0, le=100, description="0 is greedy: always the likeliest token")]
+TopP = Annotated[float, Field(gt=0, le=1, description="only the likeliest that together reach p; 1 is off")]
 
+
+class Sampling(Recipe):
+    """How the next token is chosen. The defaults draw from the model's own distribution."""
+
+    temperature: Temperature = 1.0
+    top_k: int = Field(default=0, ge=0, description="only the k likeliest tokens; 0 is off")
+    top_p: TopP = 1.0
+    min_p: float = Field(default=0.0, ge=0, le=1, description="only those min_p times as likely as the likeliest")
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, le=10, description="above 1 makes tokens that came before less likely; 1 is off"
+    )
     presence_penalty: float = Field(
         default=0.0, ge=-2, le=2, description="subtracted from the logits of tokens already in the answer"
     )
@@ -43,18 +54,6 @@ class _Draws(Recipe):
     def _numbers(cls, value: Any) -> Any:
         """Keys of JSON are texts."""
         return {int(k) if str(k).isdecimal() else k: v for k, v in value.items()} if isinstance(value, dict) else value
-
-
-class Sampling(_Draws):
-    """How the next token is chosen. The defaults draw from the model's own distribution."""
-
-    temperature: float = Field(default=1.0, ge=0, le=100, description="0 is greedy: always the likeliest token")
-    top_k: int = Field(default=0, ge=0, description="only the k likeliest tokens; 0 is off")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="only the likeliest that together reach p; 1 is off")
-    min_p: float = Field(default=0.0, ge=0, le=1, description="only those min_p times as likely as the likeliest")
-    repetition_penalty: float = Field(
-        default=1.0, gt=0, le=10, description="above 1 makes tokens that came before less likely; 1 is off"
-    )
 
     def __call__(self, logits: Tensor, draws: Tensor, seen: Tensor | None = None) -> Tensor:
         """The next token of every row, (B,) int64; NOT_FINITE where the logits are broken.
@@ -118,31 +117,35 @@ def used_by(samplings: Iterable[Sampling], mask: bool = False, logprobs: int | N
         mask=mask, logprobs=logprobs)  # fmt: skip
 
 
-ANSWERS = Sampling(temperature=0.7, top_p=0.9)
-"""How answers are drawn where neither the user nor the model's folder says: the same in a chat and over HTTP. Without a
-repetition penalty: sums and lists repeat what was said, and 1.1 cost 5 to 7 points of right answers (docs/log.md)."""
+class AnswerSampling(Sampling):
+    """How a verb that answers draws. What is said comes first, then the model's folder, and then these defaults: the
+    same in `chat`, `generate`, `arena` and `serve`.
+
+    They have no repetition penalty: sums and lists repeat what was said, and 1.1 cost 5 to 7 points of right answers
+    (docs/log.md). Only what was said is written down, so that a recipe that is read again still leaves the rest open.
+    """
+
+    temperature: Temperature = 0.7
+    top_p: TopP = 0.9
+
+    @model_serializer(mode="wrap")
+    def _said(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in whole(self).items() if key in self.model_fields_set}
+
+    def over(self, own: Mapping[str, float], rest: Sampling | None = None) -> Sampling:
+        """What is said here, then what is `own` to the model, then the `rest`; None: these defaults."""
+        return (rest or ANSWERS).model_copy(update={**own, **self.model_dump()})
 
 
-class AnswerSampling(_Draws):
-    """How answers are drawn; what is left out goes by the model's folder, and then by `ANSWERS`."""
+ANSWERS = Sampling(**dict(AnswerSampling()))
+"""How answers are drawn where neither the user nor the model's folder says."""
 
-    temperature: float | None = Field(
-        default=None, ge=0, le=100, description="0 is greedy; default: as the model's folder says, else 0.7"
-    )
-    top_k: int | None = Field(default=None, ge=0, description="only the k likeliest tokens; else 0, off")
-    top_p: float | None = Field(
-        default=None, gt=0, le=1, description="only the likeliest that together reach p; else 0.9"
-    )
-    min_p: float | None = Field(
-        default=None, ge=0, le=1, description="only those min_p times as likely as the likeliest; else 0, off"
-    )
-    repetition_penalty: float | None = Field(
-        default=None, gt=0, le=10, description="above 1 makes tokens that came before less likely; else 1, off"
-    )
-
-    def over(self, own: Mapping[str, float], rest: Sampling = ANSWERS) -> Sampling:
-        """What is said here, then what is `own` to the model, then the `rest`."""
-        return rest.model_copy(update={**own, **self.model_dump(exclude_none=True)})
+Drawn = Annotated[
+    AnswerSampling,
+    Field(description="how tokens are drawn; a key left out: as the model's generation_config.json says, else "
+                      "temperature 0.7, top_p 0.9"),
+]  # fmt: skip
+"""The type of a recipe's field `sampling`."""
 
 
 GENERATION = "generation_config.json"
@@ -165,14 +168,11 @@ def carried_sampling(folder: Path) -> dict[str, float]:
 class SamplingRecipe(Recipe):
     """A recipe with a field `sampling` whose keys may also be written without the prefix: ``temperature=0.7``."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _lift(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
+    def spelt_out(cls, data: dict[str, Any]) -> dict[str, Any]:
         short = {key: data[key] for key in data if key in Sampling.model_fields}
-        nested = data.get("sampling", cls.model_fields["sampling"].default)
-        if not short or not isinstance(nested, dict | Recipe):
+        nested = data.get("sampling", {})
+        if not short or not isinstance(nested, dict):
             return data
         rest = {key: value for key, value in data.items() if key not in short}
-        return {**rest, "sampling": {**(nested if isinstance(nested, dict) else nested.model_dump()), **short}}
+        return {**rest, "sampling": {**nested, **short}}

@@ -1,5 +1,5 @@
 """Every command in the docs: babyllama's are read as the command line reads them, up to the recipe that they make;
-of the scripts in bench/ the options exist. Both languages give the same commands.
+of the scripts in bench/ the options exist. Both languages give the same commands, and say the rest in the same shape.
 (test_readme.py runs the README, test_site.py follows links.)"""
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from babyllama.words import understand
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES.remove(ROOT / "docs" / "log.md")  # what was run on a day, with the command line of that day
+LESSONS = sorted((ROOT / "docs" / "course").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHOWN = "…"  # stands for what the reader fills in
 
@@ -85,9 +86,69 @@ def test_the_scripts_have_the_options_that_the_docs_give():
     assert seen > 10
 
 
+def test_what_a_shell_would_read_is_quoted():
+    """zsh, the shell of macOS, refuses `tasks=[ceval]` without quotes: no file has such a name."""
+    for page in [*PAGES, *LESSONS]:
+        for line in [line for block in blocks(page) for line in block.splitlines() if line.startswith("babyllama ")]:
+            bare = re.sub(r"'[^']*'|\"[^\"]*\"|\s#.*", "", line)
+            assert not re.search(r"[\[\]{}*?();&]", bare), (page.name, line)
+
+
+# ── two languages ──────────────────────────────────────────────────────────────────────────────────────────────────
+TWINS = [page for page in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))] if ".zh" in page.name]
+
+
+def english_of(chinese: Path) -> Path:
+    return chinese.with_name(re.sub(r"\.zh(-CN)?\.md$", ".md", chinese.name))
+
+
+def shape(page: Path) -> list[tuple[str, ...]]:
+    """Of each section what no language changes: its heading's level, the cells of its tables' rows, its list items,
+    where its links lead, and its figures with a decimal point. Those in millions, thousands or 万 are not compared."""
+    found = []
+    for section in re.split(r"^(?=#+ )", FENCE.sub("", page.read_text("utf-8")), flags=re.MULTILINE):
+        rows = [str(row.count("|")) for row in re.findall(r"^\|.*", section, re.MULTILINE)]
+        items = len(re.findall(r"^(?:- |\d+\. )", section, re.MULTILINE))
+        links = [
+            re.sub(r"\.zh(-CN)?(?=\.md)|-(en|zh)(?=\.webp)|#.*", "", to) for to in re.findall(r"\]\(([^)\s]+)", section)
+        ]
+        links = [link for link in links if link not in (page.name, re.sub(r"\.zh(-CN)?", "", page.name))]
+        figures = re.findall(r"\d+\.\d+(?!\d| ?万| ?M| million| k )", section.replace(",", ""))
+        found.append((re.match("#*", section)[0], " ".join(rows), f"{items} items", *sorted(links), *sorted(figures)))
+    return found
+
+
+@pytest.mark.parametrize("chinese", TWINS, ids=lambda page: page.name)
+def test_both_languages_have_the_same_shape(chinese):
+    for ours, theirs in zip(shape(english_of(chinese)), shape(chinese), strict=True):
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("chinese", TWINS, ids=lambda page: page.name)
+def test_each_language_leads_to_the_other(chinese):
+    if "course" in chinese.parts and "README" not in chinese.name:
+        return  # lessons are reached by their overview
+    english = english_of(chinese)
+    for page, label, other in ((english, "中文", chinese), (chinese, "English", english)):
+        assert f"[{label}]({other.name})" in "".join(page.read_text("utf-8").splitlines()[:6]), page.name
+
+
+def test_every_fence_is_closed():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        assert len(re.findall(r"^```", page.read_text("utf-8"), re.MULTILINE)) % 2 == 0, page.name
+
+
+def test_a_table_is_one_piece():
+    """A row after an empty line is no row: it is read as text."""
+    for page in ROOT.glob("docs/**/*.md"):
+        for block in FENCE.sub("", page.read_text("utf-8")).split("\n\n"):
+            rows = re.findall(r"^\|.*", block, re.MULTILINE)
+            assert not rows or re.fullmatch(r"[|: -]+", rows[1]), (page.name, rows[0])
+
+
 @pytest.mark.parametrize("chinese", sorted((ROOT / "docs").glob("*.zh-CN.md")), ids=lambda page: page.name)
 def test_both_languages_give_the_same_commands(chinese):
-    english = chinese.with_name(chinese.name.replace(".zh-CN", ""))
+    english = english_of(chinese)
     in_blocks = [[shlex.split(line, comments=True) for body in blocks(page) for line in body.splitlines()]
                  for page in (english, chinese)]  # fmt: skip
     assert in_blocks[0] == in_blocks[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -247,13 +248,19 @@ def test_a_suite_is_one_file_that_another_run_is_compared_with(folder, tmp_path,
     assert f"word_order: as good as {folder}/run/evals/zh-small.json (± " in capsys.readouterr().out
 
 
-def test_faults_of_tests(folder, tmp_path):
+def test_faults_of_tests(folder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="unknown task 'mmlu'; there are"):
         evaluate(folder, "tasks=[mmlu]")
     with pytest.raises(InputError, match="'arithmetic' is there twice"):
         evaluate(folder, "suite=zh-small", "tasks=[arithmetic]")
     with pytest.raises(InputError, match="word_problems has free answers: scoring and normalise are for"):
         evaluate(folder, "tasks=[{name: word_problems, scoring: cloze}]")
+    (tmp_path / "c3.json").write_text("[")
+    with monkeypatch.context() as patch, pytest.raises(InputError) as fault:
+        patch.setattr("babyllama.commands.evaluate.load", lambda *_, **__: pytest.fail("loaded before it looked"))
+        named = f"[ocnli, c3, arithmetic, {{name: chid, path: {tmp_path}/no.json}}]"
+        evaluate(folder, f"data={folder}/out", f"tasks={named}", f"task_data={tmp_path}")
+    assert re.fullmatch(r"ocnli: get it from .*\n.*c3\.json.*\n.*no\.json.*", str(fault.value))
     config = folder / "run" / "model" / "tokenizer_config.json"
     kept = config.read_text("utf-8")
     config.write_text(json.dumps({k: v for k, v in json.loads(kept).items() if k != "chat_template"}))

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from babyllama.atomic import check_writable, write_json
 from babyllama.commands.evaluate_pairs import measured_pairs, pair_table
-from babyllama.commands.evaluate_tasks import run_tasks
+from babyllama.commands.evaluate_tasks import read_tests, run_tasks
 from babyllama.commands.table import shortly, table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
@@ -97,6 +97,7 @@ def main(recipe: EvaluateRecipe) -> None:
     console = Console(highlight=False)
     model_folder(recipe.model)
     check_writable(recipe.file)
+    tests = read_tests(recipe)  # a file that is missing shows now, not after all the rest was measured
     device = pick_device(recipe.device)
     loaded = load(recipe.model, device, pick_precision(recipe.precision, device), recipe.rope, scores=True)
     history, prepared = provenance(recipe.model), None
@@ -114,7 +115,7 @@ def main(recipe: EvaluateRecipe) -> None:
                                 recipe.loss_tokens)) if prepared else {}  # fmt: skip
     answers = {label: {**_answers(recipe, loaded, label, questions, console), "documents": standing}
                for label, questions, standing in _questions(recipe, loaded, prepared, history)}  # fmt: skip
-    tasks = run_tasks(recipe, loaded, context, history, console) if recipe.chosen else {}
+    tasks = run_tasks(recipe, tests, loaded, context, history, console) if recipe.chosen else {}
     documents = history.of_split(prepared, recipe.split) if prepared else None
     _show(recipe, losses, answers, documents, (context, trained), console)
     if rated := [label for label in labels if prepared and prepared.store(label, recipe.split).kind == "rated"]:

@@ -63,17 +63,38 @@ class Ready(NamedTuple):
     asked: list[Asked] | list[Prompt]
 
 
-def run_tasks(recipe: Wanted, loaded: Loaded, context: int, history: Provenance, console: Console
-              ) -> dict[str, Any]:  # fmt: skip
-    """Results by test, and what could not be had; shown as a table.
+def read_tests(recipe: Wanted) -> list[Items | None]:
+    """The items of each test of `recipe.chosen`, without any model; None for those of a suite whose files are not here.
 
     Raises:
-        InputError: a test that was asked for by name has no files, or files with a fault; no chat template.
+        InputError: tests that were asked for by name have no files, or files with a fault: all of them, a line each.
     """
     labels = [choice.called for choice in recipe.chosen]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:
         raise InputError(f"tasks: {twice!r} is there twice; give one of them another label")
+    suited, found, faults = len(recipe.chosen) - len(recipe.tasks), list[Items | None](), list[str]()
+    for place, choice in enumerate(recipe.chosen):
+        at_hand = choice.task.read is None or choice.found(recipe.task_data) or (recipe.download and choice.task.hub)
+        try:
+            found.append(choice.items(recipe.task_data) if place >= suited or at_hand else None)
+        except InputError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise InputError("\n".join(faults))
+    return found
+
+
+def run_tasks(recipe: Wanted, tests: list[Items | None], loaded: Loaded, context: int, history: Provenance,
+              console: Console) -> dict[str, Any]:  # fmt: skip
+    """Results by test, and what could not be had; shown as a table.
+
+    Args:
+        tests: as `read_tests` found them.
+
+    Raises:
+        InputError: a test that was asked for by name needs a chat template, and there is none.
+    """
     folders = _folders(loaded.folder)
     suited, template = len(recipe.chosen) - len(recipe.tasks), any(map(_has_template, folders))
     wants = next((choice for choice in recipe.chosen[suited:] if choice.form.chat and not template), None)
@@ -84,15 +105,13 @@ def run_tasks(recipe: Wanted, loaded: Loaded, context: int, history: Provenance,
     hash = f"{fingerprint(folders)} {dtype} {recipe.rope!r}"
     subject, missing = Subject(loaded.model, loaded.tokenizer, context, hash), {}
     ready: list[Ready] = []
-    for place, choice in enumerate(recipe.chosen):
-        fetched = choice.found(recipe.task_data) or (recipe.download and choice.task.hub)
+    for place, (choice, items) in enumerate(zip(recipe.chosen, tests, strict=True)):
         if place < suited and choice.form.chat and not template:
             missing[choice.called] = "the model has no chat template"
             continue
-        if place < suited and choice.task.read and not fetched:
+        if items is None:
             missing[choice.called] = choice.how
             continue
-        items = choice.items(recipe.task_data)
         names = choice.task.subjects or {}
         free = choice.task.free
         ready.append(Ready(choice, items,

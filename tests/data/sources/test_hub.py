@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return str(link)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(link))
     return {"calls": calls, "blob": blob}
 
 
@@ -55,6 +57,20 @@ def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise huggingface_hub.errors.LocalEntryNotFoundError("Cannot find the file\nlong explanation")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "/kept")
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
     with pytest.raises(InputError, match=r"a\.json cannot be fetched from https://mirror\.example .*or do this$"):
         fetch(HubFile("o/r", "a.json"), "do this")
+
+
+def test_a_hub_that_is_out_of_reach_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client itself knocks six times and sleeps 23 seconds between."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("knocked"))
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(InputError, match=rf"cannot be fetched from {endpoint} \(.*refused\); .* or do this$"):
+            fetch(HubFile("nobody/nothing", "a.json"), "do this")

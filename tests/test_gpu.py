@@ -29,7 +29,7 @@ from babyllama.quant.int8 import Int8, MixedInt8Linear, mixed_product
 from babyllama.quant.linear import GroupedLinear
 from babyllama.quant.onebit import PackedOneBitLinear
 from babyllama.train.losses.cross_entropy import linear_cross_entropy
-from babyllama.train.losses.float8 import float8_cross_entropy, multiplies_float8
+from babyllama.train.losses.float8 import float8_cross_entropy, in_float8
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import AdamW, Muon, Wsd
 from conftest import sharp_model, tiny_config
@@ -165,7 +165,7 @@ def test_the_float8_head_equals_its_twin_on_the_cpu(dtype):
     found = []
     for device in ("cuda", "cpu"):
         own = [part.detach().to(device).requires_grad_() for part in (hidden, weight)]
-        assert multiplies_float8(own[1]) == (device == "cuda")
+        assert in_float8(own[0]) == (device == "cuda")
         loss = float8_cross_entropy(*own, targets.to(device), 1024)
         loss.backward()
         found.append([loss.detach().cpu(), *(part.grad.cpu() for part in own)])

@@ -132,7 +132,24 @@ def test_an_unknown_gpu_is_measured(monkeypatch):
         hardware, "_measured_flops", lambda device, dtype, size=0: 7e12 if dtype == torch.float16 else 0
     )
     monkeypatch.setattr(hardware, "_measured_bandwidth", lambda device: 150.0)
-    assert this_card(torch.device("cuda")) == Card("Some GPU 9000", 7, 6, 150, bf16=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    assert this_card(torch.device("cuda")) == Card("Some GPU 9000", 7, 6, 150, bf16=False, float8=True)
+
+
+@pytest.mark.parametrize(("capability", "hip", "able"), [
+    ((9, 0), None, True), ((8, 9), None, True), ((12, 0), None, True), ((8, 6), None, False), ((9, 0), "7.0", False),
+])  # fmt: skip
+def test_which_devices_multiply_float8(monkeypatch, capability, hip, able):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert hardware.multiplies_float8(torch.device("cuda")) == able
+    assert not hardware.multiplies_float8(torch.device("cpu"))
+
+
+def test_the_tables_cards_with_float8_are_hoppers_and_adas_and_later():
+    without = {card.name for card in CARDS if not card.float8}
+    assert without == {"A100", "A800", "A10", "A6000", "V100", "T4", "RTX 3090", "RTX 3080", "RTX 3070", "RTX 3060",
+                       "RTX 2080 Ti"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("rate", "precision"), [(2e9, "fp32"), (9e10, "fp32"), (4e11, "bf16")])

@@ -38,7 +38,8 @@ DeviceChoice = Annotated[
 class Card:
     """One GPU (or this CPU). `tflops`: dense products in the precision that training uses there.
 
-    `bandwidth`: of its memory, GB/s. `link`: to its neighbour, one way, GB/s: NVLink or PCIe 4.0 × 16.
+    `bandwidth`: of its memory, GB/s. `link`: to its neighbour, one way, GB/s: NVLink or PCIe 4.0 × 16. `float8`: it
+    has products of float8 numbers, twice as many a second.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Card:
     bandwidth: float
     link: float = 32
     bf16: bool = True
+    float8: bool = False
 
     @property
     def is_cpu(self) -> bool:
@@ -57,13 +59,15 @@ class Card:
 # card's name is the first that its device name contains as whole words, so longer names stand before the shorter ones
 # in them.
 CARDS: tuple[Card, ...] = (
-    Card("H200", 989, 141, 4800, 450), Card("H100 PCIe", 756, 80, 2000), Card("H100", 989, 80, 3350, 450),
-    Card("A100", 312, 80, 2039, 300), Card("A800", 312, 80, 2039, 200), Card("L40S", 362, 48, 864),
-    Card("L40", 181, 48, 864), Card("L4", 121, 24, 300), Card("A10", 125, 24, 600), Card("A6000", 155, 48, 768),
+    Card("H200", 989, 141, 4800, 450, float8=True), Card("H100 PCIe", 756, 80, 2000, float8=True),
+    Card("H100", 989, 80, 3350, 450, float8=True), Card("A100", 312, 80, 2039, 300), Card("A800", 312, 80, 2039, 200),
+    Card("L40S", 362, 48, 864, float8=True), Card("L40", 181, 48, 864, float8=True),
+    Card("L4", 121, 24, 300, float8=True), Card("A10", 125, 24, 600), Card("A6000", 155, 48, 768),
     Card("V100", 125, 16, 900, 150, bf16=False), Card("T4", 65, 16, 320, 16, bf16=False),
-    Card("RTX 5090", 209, 32, 1792, 64), Card("RTX 4090", 165, 24, 1008), Card("RTX 4080", 97, 16, 717),
-    Card("RTX 4070 Ti", 80, 12, 504), Card("RTX 4070", 58, 12, 504), Card("RTX 4060 Ti", 44, 8, 288, 16),
-    Card("RTX 4060", 30, 8, 272, 16), Card("RTX 3090", 71, 24, 936), Card("RTX 3080", 60, 10, 760),
+    Card("RTX 5090", 209, 32, 1792, 64, float8=True), Card("RTX 4090", 165, 24, 1008, float8=True),
+    Card("RTX 4080", 97, 16, 717, float8=True), Card("RTX 4070 Ti", 80, 12, 504, float8=True),
+    Card("RTX 4070", 58, 12, 504, float8=True), Card("RTX 4060 Ti", 44, 8, 288, 16, float8=True),
+    Card("RTX 4060", 30, 8, 272, 16, float8=True), Card("RTX 3090", 71, 24, 936), Card("RTX 3080", 60, 10, 760),
     Card("RTX 3070", 41, 8, 448), Card("RTX 3060", 26, 12, 360), Card("RTX 2080 Ti", 54, 11, 616, 16, bf16=False),
 )  # fmt: skip
 
@@ -109,7 +113,7 @@ def this_card(device: torch.device) -> Card:
         return replace(known, memory_gib=memory)
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     tflops = _measured_flops(device, torch.bfloat16 if bf16 else torch.float16, 4096) / 1e12
-    return Card(name, tflops, memory, _measured_bandwidth(device), bf16=bf16)
+    return Card(name, tflops, memory, _measured_bandwidth(device), bf16=bf16, float8=multiplies_float8(device))
 
 
 def memory_of(device: torch.device) -> int:
@@ -282,6 +286,11 @@ def device_name(device: torch.device) -> str:
 def ampere(device: torch.device) -> bool:
     """Whether a GPU's tensor cores are an Ampere's or later, for which kernels that multiply by them are written."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def multiplies_float8(device: torch.device) -> bool:
+    """NVIDIA's cards have products of float8 numbers since the RTX 40 series and the H100."""
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def can_compile(device: torch.device) -> bool:

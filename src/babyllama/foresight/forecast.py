@@ -20,6 +20,7 @@ GIB = 2**30
 
 # ── memory ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 CHUNKS_ALIVE = 1  # their gradient takes the logits' place, and each chunk is freed before the next
+FLOAT8_CHUNK = 1.5  # of the bytes of a chunk in half precision: its gradient, half as large, lies beside it
 CHUNKS_ALIVE_FP32 = 4  # the path without the kernel: logits, their exact copy, its exponentials, the gradient
 # × hidden_size, × the MLP's inner numbers: numbers a token that a block saves beside keys and values (see saved_bytes)
 SAVED, SAVED_EAGER, SAVED_EAGER_FP32 = (6, 2), (10, 4), (8, 4)
@@ -32,6 +33,8 @@ USABLE = 0.92  # share of a card that may be planned: the rest is fragmentation 
 # ── time ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 PRODUCTS = 0.75  # share of the peak that products inside the blocks reach
 HEAD_PRODUCTS = 0.80  # and the head's: 798 of an H100's 989 TFLOP/s on large ones
+FLOAT8_PRODUCTS = 1.65  # × as many in float8: 1.64 at a width of 512, 1.74 at 1,024 (docs/log.md, 2026-11-30)
+FLOAT8_PASSES = 1.25  # × the logits' traffic: read, and their gradient written, read, turned over, a byte each
 NEWTON_SCHULZ = 0.40  # and Muon's, which are small
 BANDWIDTH = 0.85  # share of the data sheet's memory bandwidth that streaming kernels reach
 PASSES = 9.0  # how often each number that a compiled block saves crosses the memory bus, forward and backward
@@ -85,6 +88,7 @@ class Workload:
     recompute: bool = False
     mesh: Mesh = ALONE  # of the processes, each with a GPU
     chunk_rows: int = 8192  # of logits held at a time: hardware.chunk_rows
+    fp8_head: bool = False  # the objective's, on a card that has it
 
     @property
     def cost(self) -> Cost:
@@ -105,6 +109,11 @@ class Workload:
     def step_tokens(self) -> int:
         """Of one optimiser step, over all GPUs."""
         return self.tokens * self.micro_batches * self.gpus
+
+    @property
+    def float8(self) -> bool:
+        """Whether its head is multiplied so: only instead of half precision."""
+        return self.half and self.fp8_head
 
     @property
     def number_bytes(self) -> int:
@@ -195,9 +204,11 @@ def _loss(work: Workload) -> float:
     """The larger of the chunked loss and the first block's backward; the first is over when the second begins."""
     c, size = work.config, work.number_bytes
     head = work.padded_vocab * c.hidden_size
-    alive = (CHUNKS_ALIVE if work.tokens > work.chunk_rows else 1) if work.half else CHUNKS_ALIVE_FP32
+    alive = (FLOAT8_CHUNK if work.float8 else CHUNKS_ALIVE) if work.half else CHUNKS_ALIVE_FP32
     logits = alive * min(work.tokens, work.chunk_rows) * work.padded_vocab * size
     padded = head * size if work.padded_vocab != c.vocab_size else 0
+    if work.float8:
+        padded, logits = 2 * head, logits + 2 * work.tokens * c.hidden_size  # a byte, laid both ways
     backward = work.tokens * BACKWARD * (c.hidden_size + c.mlp.inner) * size + head * (4 + size)
     return padded + 4 * head + max(logits, backward)
 
@@ -226,12 +237,13 @@ def step_seconds(work: Workload, card: Card) -> dict[str, float]:
     traffic = tokens * c.num_hidden_layers * work.saved_bytes * passes * again / bus
     launched = 0 if card.is_cpu else work.micro_batches * c.num_hidden_layers * launches * again * LAUNCH_S
     logits = 2 * work.number_bytes * work.padded_vocab  # read once and written once by the kernel
-    head = tokens * (6 * work.padded_vocab * c.hidden_size / (peak * HEAD_PRODUCTS) + logits / bus)
+    faster, crossed = (FLOAT8_PRODUCTS, FLOAT8_PASSES) if work.float8 else (1.0, 1.0)
+    head = 6 * work.padded_vocab * c.hidden_size / (peak * HEAD_PRODUCTS * faster) + logits * crossed / bus
     return {
         "blocks, products": products,
         "blocks, memory traffic": traffic,
         "waiting for launches": max(0.0, launched - products - traffic),
-        "head and loss": head,
+        "head and loss": tokens * head,
         "optimiser": _optimizer_seconds(work, peak, bus),
         "exchange between GPUs": _exchange(work, card),
     }

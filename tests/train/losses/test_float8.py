@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.train.losses import float8
 from babyllama.train.losses.cross_entropy import linear_cross_entropy
-from babyllama.train.losses.float8 import SLOPE_SCALE, float8_cross_entropy, multiplies_float8, rounded
+from babyllama.train.losses.float8 import SLOPE_SCALE, float8_cross_entropy, in_float8, rounded
 from babyllama.train.losses.objectives import NextToken
 from conftest import sharp_model, tiny_config
 
@@ -112,8 +112,15 @@ def test_a_device_without_float8_multiplies_as_ever():
     model = sharp_model(tiny_config())
     tokens = torch.arange(24).view(2, 12)
     batch = Batch(tokens, tokens + 1)
-    assert not multiplies_float8(model.lm_head.weight)
     assert torch.equal(NextToken(fp8_head=True)(model, batch)[0], NextToken()(model, batch)[0])
+
+
+@pytest.mark.parametrize(("width", "dtype", "able"), [
+    (32, torch.bfloat16, True), (32, torch.float16, True), (32, torch.float32, False), (24, torch.bfloat16, False),
+])  # fmt: skip
+def test_who_asks_for_float32_gets_it(monkeypatch, width, dtype, able):
+    monkeypatch.setattr(float8, "multiplies_float8", lambda device: device.type == "cpu")
+    assert in_float8(torch.zeros(2, 3, width, dtype=dtype)) == able
 
 
 def test_bfloat16_errs_less():

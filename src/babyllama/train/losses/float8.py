@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from babyllama.data.streams.batches import IGNORE
+from babyllama.hardware import multiplies_float8
 from babyllama.train.losses.cross_entropy import loss_and_gradient_
 from babyllama.train.losses.head import Made, aligned, chunks, with_gradients
 
@@ -24,11 +25,11 @@ SLOPE_SCALE = 2.0**15  # 1 becomes e5m2's largest power of two, and 2⁻³¹ its
 MULTIPLE = 16  # of numbers that a float8 product is over
 
 
-def multiplies_float8(weight: Tensor) -> bool:
-    """Whether this head's device multiplies float8 numbers, and can those of its width."""
-    if not weight.is_cuda or torch.version.hip:
-        return False
-    return torch.cuda.get_device_capability(weight.device) >= (8, 9) and weight.shape[1] % MULTIPLE == 0
+def in_float8(hidden: Tensor) -> bool:
+    """Whether a head multiplies these hidden states in float8: on a device that can, a width that it can, and only
+    instead of half precision; who asks for float32 means it."""
+    able = multiplies_float8(hidden.device) and hidden.shape[-1] % MULTIPLE == 0
+    return able and hidden.dtype != torch.float32
 
 
 def float8_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int | None = None) -> Tensor:
@@ -43,11 +44,12 @@ def float8_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_
         count, vocab, dtype = len(hidden), len(weight), hidden.dtype
         more = -count % MULTIPLE if count else MULTIPLE
         counted = pad(targets, (0, more), value=IGNORE)
-        x, w = rounded(pad(hidden, (0, 0, 0, more))), rounded(aligned(weight, 128))
+        x = rounded(pad(hidden, (0, 0, 0, more)) if more else hidden)
+        w = rounded(aligned(weight, 128))
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         unit = torch.full((), 1 / SLOPE_SCALE, device=hidden.device)
         grad_hidden = torch.empty(x.rows.shape, dtype=dtype, device=hidden.device) if to_hidden else None
-        grad_weight = torch.zeros(w.rows.shape, dtype=torch.float32, device=hidden.device) if to_weight else None
+        grad_weight = None
         for rows in chunks(x.rows, chunk_rows):
             logits = _product(x.rows[rows], x.scale, w.rows, w.scale, dtype, long=False)
             loss, slopes = _slopes(logits, counted[rows], vocab)
@@ -55,8 +57,9 @@ def float8_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_
             total += loss
             if grad_hidden is not None:
                 grad_hidden[rows] = _product(slopes, unit, w.columns, w.scale, dtype)
-            if grad_weight is not None:
-                grad_weight += _product(_turned(slopes), unit, x.columns[:, rows], x.scale, torch.float32)
+            if to_weight:
+                part = _product(_turned(slopes), unit, x.columns[:, rows], x.scale, torch.float32)
+                grad_weight = part if grad_weight is None else grad_weight.add_(part)
         return total, None if grad_hidden is None else grad_hidden[:count], grad_weight
 
     return with_gradients(hidden, weight, make)

@@ -17,7 +17,7 @@ from babyllama.model.mlp import routers
 from babyllama.model.transformer import Transformer
 from babyllama.recipe import Recipe
 from babyllama.train.losses.cross_entropy import linear_cross_entropy
-from babyllama.train.losses.float8 import float8_cross_entropy, multiplies_float8
+from babyllama.train.losses.float8 import float8_cross_entropy, in_float8
 from babyllama.train.losses.router import RouterLoss
 from babyllama.train.losses.sampled import Sampled
 
@@ -75,7 +75,7 @@ class NextToken(Recipe):
         weight, targets = model.lm_head.weight, batch.targets
         if "candidates" in batch.extras:
             weight, targets = weight.index_select(0, batch.extras["candidates"]), batch.extras["places"]
-        head = float8_cross_entropy if self.fp8_head and multiplies_float8(weight) else linear_cross_entropy
+        head = float8_cross_entropy if self.fp8_head and in_float8(hidden) else linear_cross_entropy
         loss = head(hidden.flatten(0, 1), weight, targets.flatten())
         if model.config.moe is None:
             return loss, {}

@@ -130,9 +130,8 @@ def main(recipe: PlanRecipe) -> None:
                 f"context: {recipe.context} is above the model's {config.max_position_embeddings} positions"
             )
         found = [(choice, propose(config, terms))]
-    choice, proposal = found[0]
-    train = train_recipe(recipe, choice, proposal)
-    figures = {**_figures(proposal, recipe, corpus), "command": command(train, recipe.gpus), "recipe": train,
+    train = train_recipe(recipe, *found[0])
+    figures = {**_figures(found[0][1], recipe, corpus), "command": command(train, recipe.gpus), "recipe": train,
                "others": [_brief(other) for _, other in found[1:]]}  # fmt: skip
     if recipe.format == "json":
         print(json_text(figures, indent=1))

@@ -60,6 +60,8 @@ def float8_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_
             if to_weight:
                 part = _product(_turned(slopes), unit, x.columns[:, rows], x.scale, torch.float32)
                 grad_weight = part if grad_weight is None else grad_weight.add_(part)
+                del part
+            del slopes  # before the next chunk's are made
         return total, None if grad_hidden is None else grad_hidden[:count], grad_weight
 
     return with_gradients(hidden, weight, make)

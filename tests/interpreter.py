@@ -1,21 +1,34 @@
 """Kernels by Triton's interpreter, in a process of its own, where there is no GPU."""
 
+import re
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy
 import pytest
 
-NUMPY = tuple(map(int, numpy.__version__.split(".")[:2]))
+
+def numbers(package: str) -> tuple[int, int]:
+    """Its version's first two numbers; (0, 0) where it is not installed."""
+    try:
+        major, minor = re.findall(r"\d+", version(package))[:2]
+    except PackageNotFoundError:
+        return 0, 0
+    return int(major), int(minor)
+
+
+def missing(triton: tuple[int, int], numpy: tuple[int, int]) -> str:
+    """What keeps the interpreter from running; empty: nothing."""
+    if triton == (0, 0):
+        return "needs triton, which PyTorch for CPUs does not bring: pip install -e '.[kernels]'"
+    return "triton's interpreter needs numpy below 2.4, or triton 3.7" if triton < (3, 7) and numpy >= (2, 4) else ""
 
 
 def needs_interpreter(test):
     """Leaves a test out where there is none."""
-    test = pytest.mark.skipif(NUMPY >= (2, 4), reason="triton's interpreter needs numpy below 2.4")(test)
-    absent = find_spec("triton") is None
-    return pytest.mark.skipif(absent, reason="needs triton, which PyTorch for CPUs does not bring")(test)
+    why = missing(numbers("triton"), numbers("numpy"))
+    return pytest.mark.skipif(bool(why), reason=why)(test)
 
 
 def interpreted(script: Path, *words: str) -> "subprocess.CompletedProcess[str]":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -65,3 +67,30 @@ def test_no_two_test_files_have_one_name():
     """pytest knows a file by its name alone, unless its folder is a package."""
     plain = [file.name for file in TESTS.rglob("test_*.py") if not (file.parent / "__init__.py").exists()]
     assert {name for name in plain if plain.count(name) > 1} == set()
+
+
+# ── tests that are left out ────────────────────────────────────────────────────────────────────────────────────────
+def installed_by_dev() -> set[str]:
+    """The packages that `make test` installs, by their own names, those of the extras within it too."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    extras, found, left = project["optional-dependencies"], set(), [*project["dependencies"], "babyllama[dev]"]
+    while left:
+        name, within = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", left.pop()).groups()
+        found.add(name.lower())
+        left += [each for extra in (within or "").split(",") for each in extras.get(extra, ())]
+    return found
+
+
+def test_a_test_that_needs_more_than_make_test_installs_has_its_command():
+    """Else it would run nowhere, and nobody would know."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    for whole, names in re.findall(r"(\w*\{([\w,]+)\}\w*\.py)", text):
+        text += "".join(whole.replace(f"{{{names}}}", name) + "\n" for name in names.split(","))
+    asked, there = re.compile(r"importorskip\(\"(\w+)|@(needs_interpreter)"), installed_by_dev()
+    seen = 0
+    for file in sorted(TESTS.rglob("test_*.py")):
+        names = {"".join(found).replace("_", "-") for found in asked.findall(file.read_text("utf-8"))} - there
+        assert not names or f"/{file.name}" in text, f"CONTRIBUTING.md has no command for {file}, which needs {names}"
+        seen += bool(names)
+    assert seen > 10 and {"torch", "prompt-toolkit", "pytest"} < there and "trl" not in there

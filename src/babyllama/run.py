@@ -123,8 +123,11 @@ class Run:
             elif _plain(old.get(key)) != _plain(new.get(key)):
                 changed.append(f"{key}: {_plain(old.get(key))!r} → {_plain(new.get(key))!r}")
         if changed:
-            raise InputError(f"{self.path}: holds a run of another recipe ({'; '.join(changed[:4])}"
-                             f"{'; …' if len(changed) > 4 else ''}); choose another out=… or remove it")  # fmt: skip
+            onward = f", or go on from its model: init.kind=from init.path={self.path}" if verb == "train" else ""
+            raise InputError(
+                f"{self.path}: holds a run of another recipe ({'; '.join(changed[:4])}"
+                f"{'; …' if len(changed) > 4 else ''}); choose another out=…{onward}, or remove it"
+            )
 
     def recipe(self, kind: type[R]) -> R:
         """The recipe that it was last continued with; keys that came with a later version have their defaults."""

@@ -362,7 +362,7 @@ def arena() -> None:
 
     \b
       babyllama arena runs/base-sft runs/medical prompts=questions.txt out=arena.html
-      babyllama arena votes=[arena-votes.json]
+      babyllama arena 'votes=[arena-votes.json]'
     """
 
 

@@ -40,7 +40,7 @@ def test_the_page_holds_every_answer(tmp_path, capsys):
     found = data_of((tmp_path / "arena.html").read_text("utf-8"))
     assert found["names"] == [f"{tmp_path}/a", f"{tmp_path}/b"] and found["prompts"] == [CHATS[0][0], CHATS[1][0]]
     assert found["answers"] == [[CHATS[0][1], CHATS[1][1]]] * 2
-    assert "babyllama arena votes=[arena-votes.json]" in capsys.readouterr().out
+    assert "babyllama arena 'votes=[arena-votes.json]'" in capsys.readouterr().out
 
 
 def test_each_model_draws_as_its_own_folder_says(tmp_path):

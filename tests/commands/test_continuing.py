@@ -102,9 +102,11 @@ def test_a_stopped_run_goes_on_from_another_place(here):
     assert yaml.safe_load((here / "elsewhere" / "recipe.yaml").read_text())["plan"]["log_every"] == 5
 
 
-def test_a_run_is_continued_by_its_directory_to_the_bit(here):
+def test_a_run_is_continued_by_its_directory_to_the_bit(here, capsys):
     (here / "stopped").rename(here / "elsewhere")
     train(continued(here / "elsewhere", ["plan.log_every=2"]))
+    said = "".join(capsys.readouterr())  # a model of texts is no chat model
+    assert f"is ready: babyllama generate {here / 'elsewhere'} prompt=…" in said
     assert same(here / "elsewhere", here / "whole")
 
 

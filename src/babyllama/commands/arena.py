@@ -63,7 +63,7 @@ def main(recipe: ArenaRecipe) -> None:
     prompts = prompts_of(recipe.prompts)
     answers = [answers_of(recipe, path, prompts) for path in recipe.runs]
     write_atomic(recipe.out, page(names, prompts, answers, recipe.language))
-    print(f"{recipe.out} is ready; open it in a browser, vote, save, then: babyllama arena votes=[arena-votes.json]")
+    print(f"{recipe.out} is ready; open it in a browser, vote, save, then: babyllama arena 'votes=[arena-votes.json]'")
 
 
 def prompts_of(path: Path) -> list[str]:

@@ -49,7 +49,7 @@ def main(recipe: QualityRecipe) -> None:
     save(recipe.out, weights, figures)
     print(f"of {len(likes) + len(others):,} held-out texts {right:.1%} are told right (both kinds weighing alike), "
           f"area under the curve {figures['area']}")  # fmt: skip
-    print(f"{recipe.out} is ready; use it with: clean=[…, {{kind: quality, model: {recipe.out}, at_least: 0.5}}]")
+    print(f"{recipe.out} is ready; use it with: 'clean=[…, {{kind: quality, model: {recipe.out}, at_least: 0.5}}]'")
 
 
 def _parted(texts: list[str]) -> tuple[list[str], list[str]]:

@@ -222,4 +222,4 @@ def _told(recipe: SynthesizeRecipe, calls: list[dict[str, Any]], wanted: int, ch
     elif len(calls) < wanted:
         yield f"stopped at most_tokens={recipe.most_tokens:,}; the same command with more goes on"
     path = recipe.out / CHATS
-    yield f"{amount(len(chats), 'chat')} in {path}: babyllama prepare out=… corpora=[{{path: {path}}}]"
+    yield f"{amount(len(chats), 'chat')} in {path}: babyllama prepare out=… 'corpora=[{{path: {path}}}]'"

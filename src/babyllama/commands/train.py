@@ -214,16 +214,16 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
         for line in _remarks(prepared, stream, context):
             watch.line(line)
         figures = trainer.train()
-        final = trainer.worker.snapshot()
+        final, turns = trainer.worker.snapshot(), _turns(recipe, prepared)
         if world.first:
             run.save_model(lambda folder: export(final, folder))
             run.finish(parameters=model.config.parameters, trained_parameters=trained, precision=precision,
-                       device=device_name(device), processes=world.size, turns=_turns(recipe, prepared),
+                       device=device_name(device), processes=world.size, turns=turns,
                        **figures)  # fmt: skip
             write_cards(run)
-        use = (
-            f"rewards=[{{kind: model, path: {recipe.out}}}]" if model.config.reward else f"babyllama chat {recipe.out}"
-        )
+        use = f"babyllama chat {recipe.out}" if turns else f"babyllama generate {recipe.out} prompt=…"
+        if model.config.reward:
+            use = f"'rewards=[{{kind: model, path: {recipe.out}}}]'"
         watch.line(f"{recipe.out}/model is ready: {use}")
 
 

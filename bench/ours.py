@@ -53,7 +53,7 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
                 adjust: Callable[[Transformer], None] = lambda _: None, reuse: bool = False,
                 objective: NextToken | None = None, engine: Engine | None = None,
                 world: World | None = None, average: TailAverage | None = None,
-                attend: Attend = attend_sdpa) -> Stepper:  # fmt: skip
+                attend: Attend = attend_sdpa, float8: bool = False) -> Stepper:  # fmt: skip
     """What `Trainer` does between its logs, for `plan.steps` steps in all.
 
     Args:
@@ -90,6 +90,7 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
             compiled=compiled,
             mesh=mesh,
             attend=attend,
+            float8=float8,
         )
     )
     watchman = Watchman(plan.guard, device, dtype == torch.float16)

@@ -66,6 +66,7 @@ class Candidate(Recipe):
     seconds: float | None = Field(default=None, gt=0)
     model: ModelChoice = ModelChoice(preset="seed")
     objective: NextToken = NextToken()
+    fp8_blocks: bool = False
     average: TailAverage | None = None
     zero_outputs: bool = Field(default=False, description="start o_proj and down_proj at zero")
     spread: float = Field(default=1.0, gt=0, description="times the usual standard deviation of all first weights")
@@ -266,7 +267,7 @@ def run_ours(data: Data, candidate: Candidate, rate: float | None, compiled: boo
     stepper = our_stepper(config.build(data.prepared.manifest["vocab_size"]), data.stream(candidate.seed), plan,
                           candidate.optimizer, candidate.schedule, data.device, compiled=compiled, seed=candidate.seed,
                           adjust=candidate.adjust, reuse=True, objective=candidate.objective,
-                          average=candidate.average)  # fmt: skip
+                          average=candidate.average, float8=candidate.fp8_blocks)  # fmt: skip
     before = timed(data.device, stepper.warm_up)
     clock, journal = Clock(data.device, stepper.steps), note(tokens_a_step)
     journal.about |= {"steps": steps, "warm_up_s": round(before, 2)}

@@ -94,7 +94,8 @@ class Setup:
 
 # ── contenders: (setup, rows) → a function that takes so many steps ─────────────────────────────────────────────────
 def ours(optimizer: AdamW | Muon, compiled: bool = True, packed: bool = False, shifted: bool = False,
-         objective: NextToken | None = None, moe: Moe | None = None) -> Callable[[Setup, int], Steps]:  # fmt: skip
+         objective: NextToken | None = None, moe: Moe | None = None,
+         float8: bool = False) -> Callable[[Setup, int], Steps]:  # fmt: skip
     """Our trainer's step: bf16, float32 masters, everything that it does between two logs.
 
     Args:
@@ -106,7 +107,8 @@ def ours(optimizer: AdamW | Muon, compiled: bool = True, packed: bool = False, s
         config = setup.choice.model_copy(update={"moe": moe}).build(setup.config.vocab_size)
         attend = ShiftedSparse(group_size=setup.context // 8 * 2) if shifted else attend_sdpa
         stepper = our_stepper(config, setup.stream(rows, packed), plan, optimizer, Cosine(warmup=0.0), setup.device,
-                              compiled=compiled and setup.compiled, objective=objective, attend=attend)  # fmt: skip
+                              compiled=compiled and setup.compiled, objective=objective, attend=attend,
+                              float8=float8)  # fmt: skip
         return stepper.steps
 
     return make
@@ -208,6 +210,7 @@ CONTENDERS: dict[str, Callable[[Setup, int], Steps]] = {
     "ours-muon-sampled": ours(Muon(), objective=QUARTER),
     "ours-muon-sampled-shifted": ours(Muon(), objective=QUARTER, shifted=True),
     "ours-muon-fp8": ours(Muon(), objective=NextToken(fp8_head=True)),
+    "ours-muon-fp8-blocks": ours(Muon(), objective=NextToken(fp8_head=True), float8=True),
     "ours-muon-moe": ours(Muon(), moe=Moe(experts=8, active=2, shared=1)),
     "earlier": earlier(),
     "earlier-compiled": earlier(torch.bfloat16, compiled=True),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_training import small_trainer
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, rms_norm
 
 from babyllama.data.streams.batches import Batch
 from babyllama.evals import scoring
@@ -18,9 +18,11 @@ from babyllama.model import attention, transformer
 from babyllama.model.bitnet import OneBitLinear
 from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelConfig, extended
+from babyllama.model.fused import rotated_product, swiglu_down
 from babyllama.model.laws import ByPartsRope, ClexRope, DynamicNtkRope, LinearRope, NtkRope, PlainRope, YarnRope
+from babyllama.model.products import float8_linear
 from babyllama.model.roles import exact
-from babyllama.model.transformer import make_rope
+from babyllama.model.transformer import Transformer, initialise, make_rope
 from babyllama.quant.awq import Awq
 from babyllama.quant.calibrate import Ends, quantise
 from babyllama.quant.gptq import Gptq
@@ -171,6 +173,45 @@ def test_the_float8_head_equals_its_twin_on_the_cpu(dtype):
         found.append([loss.detach().cpu(), *(part.grad.cpu() for part in own)])
     for ours, twin, bound in zip(*found, (1e-4, 5e-3, 5e-3), strict=True):
         assert (ours.double() - twin.double()).norm() < bound * twin.double().norm()
+
+
+def test_the_blocks_products_in_float8_equal_their_twins_on_the_cpu():
+    """Both kinds of rounding, compiled as in training, beside the same in PyTorch on a CPU."""
+    g = torch.Generator().manual_seed(0)
+    states, both = torch.randn(2, 40, 64, generator=g), torch.randn(2, 40, 192, generator=g)
+    weights = [torch.randn(size, generator=g) * 0.05 for size in ((192, 64), (192, 64), (64, 96))]
+    cos, sin = (torch.randn(1, 1, 40, 8, generator=g).repeat(1, 1, 1, 2) for _ in range(2))  # as of pairs of numbers
+
+    def made(states, both, qkv, up, down, cos, sin):
+        x = rms_norm(states.float(), states.shape[-1:]).to(states.dtype)
+        return *rotated_product(x, qkv, cos, sin, (4, 4, 4), True), float8_linear(x, up), swiglu_down(both, down, True)
+
+    given = [part.bfloat16() for part in (states, both, *weights)] + [cos, sin]
+    on_gpu = torch.compile(made)(*(part.cuda() for part in given))
+    for ours, twin in zip(on_gpu, made(*given), strict=True):
+        assert (ours.cpu().double() - twin.double()).norm() < 5e-3 * twin.double().norm()
+
+
+def test_a_training_in_float8_goes_as_without(tmp_path):
+    """The whole path, compiled and recorded."""
+    curves = []
+    for name, float8 in (("exact", False), ("float8", True)):
+        trainer = small_trainer(
+            tmp_path / name,
+            objective=NextToken(fp8_head=float8),
+            dtype=torch.bfloat16,
+            steps=40,
+            tie=False,
+            optimizer=AdamW(lr=1e-3),
+        )
+        shape = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
+        trainer.model = Transformer(trainer.model.config.model_copy(update=shape))
+        initialise(trainer.model, 0)
+        trainer.device, trainer.compile, trainer.float8 = torch.device("cuda"), True, float8
+        trainer.train()
+        assert trainer.worker._float8 == float8
+        curves.append([m["loss"] for m in trainer.run.metrics()])
+    assert curves[0] != curves[1] and curves[1] == pytest.approx(curves[0], rel=0.01)
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(lr=1e-2), Muon(weight_decay=0.1)])

@@ -124,7 +124,7 @@ def test_other_data_under_the_same_path_are_refused(here):
     ("plan.guard.spike=5.0", "plan.guard.spike: 10.0 → 5.0"), ("plan.clip=0.5", "plan.clip: 1.0 → 0.5"),
     ("init.model.hidden_size=32", "init.model.hidden_size: 16 → 32"), ("plan.context=8", "plan.context: None → 8"),
     ("schedule.warmup=0.5", "schedule.warmup: 0.02 → 0.5"),
-    ("objective.fp8_head=true", "objective.fp8_head: False → True"),
+    ("objective.fp8_head=true", "objective.fp8_head: False → True"), ("fp8_blocks=true", "fp8_blocks: False → True"),
 ])  # fmt: skip
 def test_what_is_learnt_may_not_change(here, word, said):
     with pytest.raises(InputError) as error:
@@ -192,8 +192,8 @@ def test_the_marks_of_what_may_change_are_where_the_fields_are():
     }
     top = {key.partition(".")[0] for key in TrainRecipe.model_validate(
         {"out": Path("x"), "data": {"path": Path("d")}, "plan": {"steps": 1}}).identity()}  # fmt: skip
-    assert top == {"data", "replay", "init", "objective", "attend", "adapter", "optimizer", "schedule", "plan", "seed",
-                   "precision", "rewards", "rollouts", "average"}  # fmt: skip
+    assert top == {"data", "replay", "init", "objective", "attend", "fp8_blocks", "adapter", "optimizer", "schedule",
+                   "plan", "seed", "precision", "rewards", "rollouts", "average"}  # fmt: skip
 
 
 def test_a_sink_that_is_not_installed_is_said_before_there_is_a_run(here, monkeypatch):

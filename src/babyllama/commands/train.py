@@ -119,7 +119,7 @@ def assemble(recipe: TrainRecipe, world: World, device: torch.device) -> Assembl
         validate=_validator(recipe, prepared, room, sums, tokenizer), sample=sample, export=export,
         compile=_compiled(recipe, device), engine=recipe.engine, world=world, attend=recipe.attend,
         lisa=recipe.adapter if isinstance(recipe.adapter, Lisa) else None, average=recipe.average,
-        sinks=recipe.sinks, seed=recipe.seed,
+        sinks=recipe.sinks, seed=recipe.seed, float8=recipe.fp8_blocks,
     )  # fmt: skip
     return Assembled(trainer, watch, prepared, stream, export, precision)
 

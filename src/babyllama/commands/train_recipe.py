@@ -81,6 +81,9 @@ class TrainRecipe(Recipe):
         default=FullAttention(),
         description="attention while training; validation, samples and chats use full attention",
     )
+    fp8_blocks: bool = Field(
+        default=False, description="the blocks' products in float8, going forward, compiled in bf16 on an H100 or newer"
+    )
     adapter: Adapter = Field(default=Full(), description="what is trained; with lora and dora an adapter is saved")
     engine: Changeable[Engine] = Field(default=Single(), description="how a step is spread over processes")
     optimizer: Optimizer = Field(

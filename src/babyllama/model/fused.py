@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from babyllama.model import products
+
 
 def rotated_product(
-    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]
+    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int], float8: bool = False
 ) -> tuple[Tensor, ...]:
-    """q, k and v of one product, q and k rotated.
+    """q, k and v of one product, q and k rotated; `float8`: the product as float8_linear's.
 
     Args:
         x: (B, T, C).  weight: ((H + 2K)·D, C).  cos, sin: (1 or B, 1, T, D) float32.
@@ -27,16 +29,20 @@ def rotated_product(
     Returns:
         (B, H, T, D), (B, K, T, D), (B, K, T, D): views of the product, which lies token by token.
     """
-    return _RotatedProduct.apply(x, weight, cos, sin, heads)  # type: ignore[return-value]
+    return _RotatedProduct.apply(x, weight, cos, sin, heads, float8)  # type: ignore[return-value]
 
 
 class _RotatedProduct(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int]
+        ctx: Any, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int, int], float8: bool
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, weight, cos, sin)
-        product = _rotated(x, weight, cos, sin, sum(heads[:2]), sum(heads))
+        if float8:
+            factors = *products.normed(x), *products.whole(weight)
+            product = _rotated8(*factors, cos, sin, sum(heads[:2]), sum(heads), x.shape[0], x.dtype)
+        else:
+            product = _rotated(x, weight, cos, sin, sum(heads[:2]), sum(heads))
         return product.transpose(1, 2).split(list(heads), dim=1)
 
     @staticmethod
@@ -45,10 +51,10 @@ class _RotatedProduct(torch.autograd.Function):
         grad = _join(*grads, cos, sin)  # (B, T, (H + 2K)·D)
         mine = grad @ weight if ctx.needs_input_grad[0] else None
         its = grad.flatten(0, -2).T @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        return mine, its, None, None, None
+        return mine, its, None, None, None, None
 
 
-# Three operators of our own: a compiler that looked inside would copy the slices that the kernels write into, and would
+# Operators of our own: a compiler that looked inside would copy the slices that the kernels write into, and would
 # put products whose width is no multiple of 64 into wider rows, only to copy them out of these for the next kernel.
 @torch.library.custom_op("babyllama::rotated_product", mutates_args=())
 def _rotated(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, turned: int, heads: int) -> Tensor:
@@ -57,6 +63,23 @@ def _rotated(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, turned: int, h
     part = product.transpose(1, 2)[:, :turned]
     rotate_into(part, part, cos, sin, True, 1)
     return product
+
+
+@torch.library.custom_op("babyllama::rotated_product_float8", mutates_args=())
+def _rotated8(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, cos: Tensor, sin: Tensor, turned: int,
+              heads: int, B: int, dtype: torch.dtype) -> Tensor:  # fmt: skip
+    """As _rotated of rounded factors, x (B·T, C)."""
+    made = products.multiplied(products.Rounded(x, x_scale), products.Rounded(weight, scale), dtype)
+    made = made.unflatten(0, (B, -1)).unflatten(-1, (heads, -1))
+    part = made.transpose(1, 2)[:, :turned]
+    rotate_into(part, part, cos, sin, True, 1)
+    return made
+
+
+@_rotated8.register_fake
+def _(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, cos: Tensor, sin: Tensor, turned: int,
+      heads: int, B: int, dtype: torch.dtype) -> Tensor:  # fmt: skip
+    return x.new_empty(B, x.shape[0] // B, heads, weight.shape[0] // heads, dtype=dtype)
 
 
 @_rotated.register_fake
@@ -94,24 +117,28 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, turned: bool, 
         out.copy_(x)
 
 
-def swiglu_down(gate_up: Tensor, weight: Tensor) -> Tensor:
-    """gate_up (…, 2F), gate first; weight (C, F) → (…, C)."""
-    return _SwiGluDown.apply(gate_up, weight)  # type: ignore[return-value]
+def swiglu_down(gate_up: Tensor, weight: Tensor, float8: bool = False) -> Tensor:
+    """gate_up (…, 2F), gate first; weight (C, F) → (…, C). `float8`: the product's factors rounded by row."""
+    return _SwiGluDown.apply(gate_up, weight, float8)  # type: ignore[return-value]
 
 
 class _SwiGluDown(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, weight: Tensor, float8: bool) -> Tensor:
         ctx.save_for_backward(gate_up, weight)
         gate, up = gate_up.chunk(2, -1)
-        return linear(silu(gate) * up, weight)
+        product = silu(gate) * up
+        if not float8:
+            return linear(product, weight)
+        made = products.multiplied(products.by_row(product), products.by_row(weight), product.dtype)
+        return made.unflatten(0, product.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         gate_up, weight = ctx.saved_tensors
         grad = grads[0]
         slope, product = _slopes(gate_up, grad, weight)
-        return slope, grad.flatten(0, -2).T @ product.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return slope, grad.flatten(0, -2).T @ product.flatten(0, -2) if ctx.needs_input_grad[1] else None, None
 
 
 @torch.library.custom_op("babyllama::swiglu_slopes", mutates_args=())

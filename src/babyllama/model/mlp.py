@@ -16,10 +16,13 @@ from torch.nn.functional import linear, silu
 from babyllama.model.config import Moe, Swiglu
 from babyllama.model.fused import swiglu_down
 from babyllama.model.grouped import collect, grouped, order_by, spread
+from babyllama.model.products import float8_linear
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) · up(x))."""
+    """down(silu(gate(x)) · up(x)). `float8` may be set while training: its products going forward (products.py)."""
+
+    float8 = False
 
     def __init__(self, mlp: Swiglu, hidden_size: int) -> None:
         super().__init__()
@@ -31,7 +34,8 @@ class SwiGLU(nn.Module):
         weights = joined(x, self.gate_proj, self.up_proj, self.down_proj)
         if weights is not None:
             gate, up, down = weights
-            return swiglu_down(linear(x, torch.cat((gate, up))), down)
+            multiply = float8_linear if self.float8 else linear
+            return swiglu_down(multiply(x, torch.cat((gate, up))), down, self.float8)
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 

@@ -39,7 +39,10 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped key-value heads. `attend` may be replaced (S²-Attn, the eager reference)."""
+    """Causal self-attention with grouped key-value heads. `attend` may be replaced (S²-Attn, the eager reference),
+    `float8` be set while training: the joined product going forward (products.py)."""
+
+    float8 = False
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ class Attention(nn.Module):
         if weights is not None and cache is None and not learned:
             q_heads, kv_heads, _ = (weight.shape[0] // self.head_dim for weight in weights)
             cos, sin = angles.query
-            q, k, v = rotated_product(x, torch.cat(weights), cos, sin, (q_heads, kv_heads, kv_heads))
+            q, k, v = rotated_product(x, torch.cat(weights), cos, sin, (q_heads, kv_heads, kv_heads), self.float8)
             return self.o_proj(self.attend(q, k, v, mask).transpose(1, 2).reshape(B, T, C))
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)

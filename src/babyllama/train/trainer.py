@@ -76,6 +76,7 @@ class Trainer:
     engine: Engine = field(default_factory=Single)
     world: World = field(default_factory=World)
     attend: Attend = attend_sdpa  # while it trains
+    float8: bool = False  # in the blocks, where the device can
     lisa: Lisa | None = None
     average: TailAverage | None = None  # of the last weights, shown and saved in their place
     sinks: tuple[Service, ...] = ()  # of the curves, beside TensorBoard
@@ -111,7 +112,8 @@ class Trainer:
         self.worker = self.engine(
             Setting(model=self.model, objective=self.objective, optimizer=self.optimizer, world=self.world,
                     device=self.device, dtype=self.dtype, clip=self.plan.clip, micro_batches=len(shares),
-                    compiled=self.compile, attend=self.attend, lisa=self.lisa, seed=self.seed, mesh=self.mesh)
+                    compiled=self.compile, attend=self.attend, float8=self.float8, lisa=self.lisa,
+                    seed=self.seed, mesh=self.mesh)
         )  # fmt: skip
         self.watchman = Watchman(self.plan.guard, self.device, self.dtype == torch.float16)
         say = self.show.line if self.world.first else lambda _: None

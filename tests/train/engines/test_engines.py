@@ -122,3 +122,18 @@ def test_a_sharded_update_becomes_a_graph_where_that_is_asked_for_and_can_be(tmp
         monkeypatch.setattr(fsdp, name, lambda *_, name=name: name)
     assert Fsdp(**said)(two) == kind
     assert bool(Fsdp(**said).environment) == ("graph" in said)
+
+
+@pytest.mark.parametrize(("wanted", "dtype", "compiled", "used"), [
+    (True, torch.bfloat16, True, True), (False, torch.bfloat16, True, False), (True, torch.float32, True, False),
+    (True, torch.bfloat16, False, False),
+])  # fmt: skip
+def test_float8_only_while_a_compiled_model_trains_in_bf16(tmp_path, monkeypatch, wanted, dtype, compiled, used):
+    """Validation and samples are exact, and so is what nobody compiles: rounding would be passes of its own."""
+    monkeypatch.setattr("babyllama.train.engines.worker.usable", lambda *_: True)
+    model = small_trainer(tmp_path / "run").model
+    found = Worker(setting_of(model, float8=wanted, dtype=dtype, compiled=compiled))
+    parts = [part for block in found.model.layers for part in (block.self_attn, block.mlp)]
+    with found._computing():
+        assert [part.float8 for part in parts] == [used] * len(parts)
+    assert not any(part.float8 for part in parts)

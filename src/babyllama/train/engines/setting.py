@@ -23,6 +23,7 @@ class Setting:
     Attributes:
         micro_batches: of one rank in one step.
         attend: while it trains; validation and samples attend in full.
+        float8: multiply in the blocks in float8 going forward, where that is compiled for a GPU that does.
         adapter: names of what is trained, where that is a part; else empty.
         mesh: what the engine makes of the world.
     """
@@ -37,6 +38,7 @@ class Setting:
     micro_batches: int
     compiled: bool
     attend: Attend = attend_sdpa
+    float8: bool = False
     lisa: Lisa | None = None
     seed: int = 1
     mesh: Mesh = ALONE

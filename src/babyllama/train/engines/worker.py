@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from babyllama.data.streams.batches import Batch
 from babyllama.errors import InputError
+from babyllama.model.mlp import SwiGLU
+from babyllama.model.products import usable
 from babyllama.model.roles import exact
 from babyllama.model.transformer import Attention, Transformer
 from babyllama.train.averaging import blended
@@ -43,6 +45,8 @@ class Worker:
         self.forward: Callable[..., Tensor] | None = None
         self._lent = Lent()
         self._part, self._attend = None, setting.attend
+        compiled = setting.compiled and setting.dtype == torch.bfloat16
+        self._float8 = setting.float8 and compiled and usable(setting.model.config, setting.device)
         if setting.mesh.context > 1:
             from babyllama.train.engines.context import Part
 
@@ -161,12 +165,13 @@ class Worker:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """Inside, the model computes through the compiled forward and the recipe's attention, and of rows that are
-        shared out its part; validation and samples, outside, stay eager and full."""
+        """Inside, the model computes through the compiled forward and the recipe's attention and products, and of rows
+        that are shared out its part; validation and samples, outside, stay eager, full and exact."""
         attentions: list[Attention] = [block.self_attn for block in self.model.layers]  # type: ignore[misc]
         before = [attention.attend for attention in attentions]
         for attention in attentions:
             attention.attend = self._attend
+        self._in_float8(self._float8)
         self.model.part = self._part
         if self.forward is not None:
             self.model.hidden = self.forward  # type: ignore[method-assign]
@@ -175,9 +180,15 @@ class Worker:
         finally:
             for attention, attend in zip(attentions, before, strict=True):
                 attention.attend = attend
+            self._in_float8(False)
             self.model.part = None
             if self.forward is not None:
                 del self.model.hidden
+
+    def _in_float8(self, wanted: bool) -> None:
+        for module in self.model.modules():
+            if isinstance(module, Attention | SwiGLU):
+                module.float8 = wanted
 
     def _norm(self) -> Tensor:
         """The global gradient's 2-norm, on every rank the same."""

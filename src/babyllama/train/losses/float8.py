@@ -17,12 +17,12 @@ from torch.nn.functional import pad
 
 from babyllama.data.streams.batches import IGNORE
 from babyllama.hardware import multiplies_float8
+from babyllama.model.products import E4M3, MULTIPLE
 from babyllama.train.losses.cross_entropy import loss_and_gradient_
 from babyllama.train.losses.head import Made, aligned, chunks, with_gradients
 
-E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+E5M2 = torch.float8_e5m2
 SLOPE_SCALE = 2.0**15  # 1 becomes e5m2's largest power of two, and 2⁻³¹ its smallest number above zero
-MULTIPLE = 16  # of numbers that a float8 product is over
 
 
 def in_float8(hidden: Tensor) -> bool:

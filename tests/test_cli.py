@@ -10,7 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from babyllama import cli, verbs
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="sends signals and closes pipes as POSIX does")
 HEAVY = ("torch", "numpy", "matplotlib", "tokenizers", "sentencepiece")
@@ -142,6 +146,42 @@ def test_exit_codes_and_one_line():
         lines = err.decode().splitlines()
         assert all(line.startswith("babyllama: ") for line in lines)
         assert any(part in line for line in lines)
+
+
+ON_A_CARD = ("CUDA out of memory. Tried to allocate 15.45 GiB. GPU 0 has a total capacity of 23.64 GiB of which "
+             "1.02 GiB is free. Including non-PyTorch memory, this process has 22.61 GiB memory in use.")  # fmt: skip
+
+
+def too_much(kind):
+    """A fault of full memory as PyTorch, numpy or a compiled step raises it."""
+    if kind == "tensor":
+        torch.empty(10**15)
+    if kind == "array":
+        np.zeros(10**15)
+    error = torch.OutOfMemoryError(ON_A_CARD)
+    if kind == "compiled":
+        raise RuntimeError("the compiled step failed") from error
+    raise error
+
+
+@pytest.mark.parametrize(("kind", "verb", "said"), [
+    ("card", "train", "out of memory: 15.45 GiB more on GPU 0, which has 23.64 GiB; halve plan.micro_batch_size"),
+    ("compiled", "serve", "out of memory: 15.45 GiB more on GPU 0, which has 23.64 GiB; take fewer slots"),
+    ("tensor", "evaluate", "out of memory: 3725290.3 GiB more; take fewer rows"),
+    ("array", "chat", "out of memory: 7.11 PiB more; take a smaller model"),
+])  # fmt: skip
+def test_too_little_memory_is_one_line_with_the_remedy(kind, verb, said, monkeypatch, capsys):
+    monkeypatch.setattr(verbs, "call", lambda words: too_much(kind))
+    monkeypatch.setattr(sys, "argv", ["babyllama", verb, "runs/x"])
+    assert cli._run() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"babyllama: {said}")
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(verbs, "call", lambda words: [][1])
+    with pytest.raises(IndexError):
+        cli._run()
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["recipes"]])

@@ -1,8 +1,8 @@
 """The entry of the program: signals, streams and exit codes around the verbs (verbs.py).
 
 Exit codes: 0 done; 1 the doctor found a fault, or a defect of ours (with its traceback), or nobody reads the output
-any more; 2 a fault in what the user gave, one line each; 130 interrupted. Nothing heavy is imported here, so that
-Ctrl-C is answered from the first moment.
+any more; 2 a fault in what the user gave, one line each, or too little memory for it; 130 interrupted. Nothing heavy is
+imported here, so that Ctrl-C is answered from the first moment.
 """
 
 from __future__ import annotations
@@ -10,10 +10,20 @@ from __future__ import annotations
 import atexit
 import io
 import os
+import re
 import sys
 
 from babyllama import interrupts
+from babyllama.amounts import size
 from babyllama.errors import InputError, Interrupted
+
+LESS = {  # verb → what makes it take less memory
+    "train": "halve plan.micro_batch_size and double plan.accumulate (the update stays the same), or take "
+    "plan.recompute=true; babyllama plan says what fits",
+    "serve": "take fewer slots, or loaded=1",
+    "prepare": "take fewer workers",
+    **dict.fromkeys(("evaluate", "longcontext", "quantize"), "take fewer rows"),
+}
 
 
 def main() -> None:
@@ -47,10 +57,33 @@ def _run() -> int:
     except BrokenPipeError:  # such as `babyllama train --keys | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:
+    except Exception as error:
         if interrupts.just_asked():
             return _interrupted("")
-        raise
+        full = full_memory(error)
+        if full is None:
+            raise
+        verb = next((word for word in sys.argv[1:] if word in LESS), "")
+        remedy = LESS.get(verb, "take a smaller model, fewer bits (babyllama quantize), or device=cpu")
+        print(f"babyllama: {full}; {remedy}", file=sys.stderr)
+        return 2
+
+
+def full_memory(error: BaseException | None) -> str | None:
+    """What did not fit into which memory, in words; None: the fault is another one. PyTorch is not imported to ask, so
+    its errors are known by their names and words."""
+    if error is None:
+        return None
+    said = str(error)
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not (memory or (isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", said))):
+        return full_memory(error.__cause__)
+    asked = re.search(r"allocate ([\d.]+) ?(bytes|[KMGTP]i?B)", said)
+    card = re.search(r"(GPU \d+) has a total capacity of ([\d.]+ \w+)", said)
+    more = (
+        "" if asked is None else f": {size(float(asked[1])) if asked[2] == 'bytes' else f'{asked[1]} {asked[2]}'} more"
+    )
+    return f"out of memory{more}{f' on {card[1]}, which has {card[2]}' if card else ''}"
 
 
 def _interrupted(message: str) -> int:

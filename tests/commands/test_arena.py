@@ -54,6 +54,18 @@ def test_each_model_draws_as_its_own_folder_says(tmp_path):
     assert cold == [CHATS[0][1]] != hot
 
 
+def test_a_run_that_is_not_there_shows_before_the_first_answers(tmp_path, monkeypatch):
+    save_taught(tmp_path / "a" / "model")
+    (tmp_path / "asked.txt").write_text("问", "utf-8")
+    monkeypatch.setattr("babyllama.commands.arena.answers_of", lambda *_: pytest.fail("asked"))
+    with pytest.raises(InputError, match="nowhere: does not exist"):
+        main(
+            load_recipe(
+                ArenaRecipe, None, [f"runs=[{tmp_path}/a, {tmp_path}/nowhere]", f"prompts={tmp_path}/asked.txt"]
+            )
+        )
+
+
 def test_what_models_wrote_is_data_and_nothing_comes_from_elsewhere():
     html = page(["a", "b"], ["问" + EVIL], [[EVIL], ["答"]], "zh")
     assert html.count("<script") == html.count("</script>") == 2 and data_of(html)["answers"][0] == [EVIL]

@@ -256,10 +256,19 @@ def test_faults_of_tests(folder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="word_problems has free answers: scoring and normalise are for"):
         evaluate(folder, "tasks=[{name: word_problems, scoring: cloze}]")
     (tmp_path / "c3.json").write_text("[")
+    (tmp_path / "other.json").write_text('{"tasks": {"idioms": {}}}')
     with monkeypatch.context() as patch, pytest.raises(InputError) as fault:
         patch.setattr("babyllama.commands.evaluate.load", lambda *_, **__: pytest.fail("loaded before it looked"))
         named = f"[ocnli, c3, arithmetic, {{name: chid, path: {tmp_path}/no.json}}]"
         evaluate(folder, f"data={folder}/out", f"tasks={named}", f"task_data={tmp_path}")
+    with monkeypatch.context() as patch:
+        patch.setattr("babyllama.commands.evaluate.load", lambda *_, **__: pytest.fail("loaded before it looked"))
+        for other, said in (
+            (tmp_path, "evaluate it with the same tests first"),
+            (tmp_path / "other.json", "has none of"),
+        ):
+            with pytest.raises(InputError, match=said):
+                evaluate(folder, "tasks=[arithmetic]", f"against={other}")
     assert re.fullmatch(r"ocnli: get it from .*\n.*c3\.json.*\n.*no\.json.*", str(fault.value))
     config = folder / "run" / "model" / "tokenizer_config.json"
     kept = config.read_text("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import warnings
 
@@ -191,7 +192,7 @@ def test_one_override_for_chat_generate_and_evaluate(place, capsys):
     evaluate(load_recipe(EvaluateRecipe, None, [*given, *words]))
 
 
-def test_the_verb(place, capsys):
+def test_the_verb(place, monkeypatch):
     given = [f"model={place / 'base'}", f"data={place / 'data'}", "lengths=[16, 32, 64]", "device=cpu", "depths=0"]
     longcontext(
         load_recipe(LongContextRecipe, None, [*given, "laws=[none, linear, ntk, dynamic_ntk, by_parts, yarn, clex]"])
@@ -211,10 +212,17 @@ def test_the_verb(place, capsys):
     second = folder.with_name("longcontext-2")  # beside the first, which stays
     keys = json.loads((second / "result.json").read_text("utf-8"))["contenders"]["yarn"]["passkey"]
     assert [entry["depth"] for entry in keys] == [0, 1] and all(entry["nats"] > 0 for entry in keys)
+    shutil.copytree(place / "base" / "model", place / "other")
+    names = json.loads((place / "other" / "tokenizer.json").read_text("utf-8"))
+    names["added_tokens"][-1]["content"] += "!"
+    (place / "other" / "tokenizer.json").write_text(json.dumps(names), "utf-8")
+    monkeypatch.setattr("babyllama.commands.longcontext.measure", lambda *_: pytest.fail("measured before it looked"))
     for words, said in (
         ([*given, "lengths=[9000]"], "the longest text has"),
         ([f"model={place / 'base'}"], "give data .a prepared folder. or text"),
         ([*given, "scored=17"], "scored: 17 is above the shortest length, 16"),
+        ([*given, f"against=[{place / 'nowhere'}]"], "nowhere: does not exist"),
+        ([*given, f"against=[{place / 'other'}]"], "other: another tokenizer than .*base's"),
     ):
         with pytest.raises(InputError, match=said):
             longcontext(load_recipe(LongContextRecipe, None, words))

@@ -80,6 +80,10 @@ def test_a_sweep_draws_quality_against_bits(place):
     assert (place / "sweep" / "figure.png").stat().st_size > 5000 and not (place / "sweep" / "model").exists()
     assert [entry["name"] for entry in found["after"]] == ["rtn 2 bit g16", "gptq 8 bit g16 mse", "gptq 2 bit g16 mse"]
     assert abs(found["after"][1]["perplexity"] / found["before"]["perplexity"] - 1) < 0.02
+    # A model of chats that no recipe tells of is shown at held-out questions, which it answers.
+    shown = found["before"]["samples"]
+    assert len(shown) == 2 and all(question and answer for question, answer in shown.items())
+    assert all(entry["samples"].keys() == shown.keys() for entry in found["after"])
 
 
 def test_ends_and_dtype(place):

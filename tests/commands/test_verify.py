@@ -29,7 +29,9 @@ def verified(monkeypatch, capsys, taught):
             code = cli._run()
         except SystemExit as end:
             code = end.code
-        return code, capsys.readouterr().out
+        said = capsys.readouterr()
+        assert "Loading" not in said.err  # transformers' own bar
+        return code, said.out
 
     return run
 
@@ -93,3 +95,7 @@ def test_faults(taught, monkeypatch, capsys):
         ("against=http://127.0.0.1:9/v1", "give the server's address up to /v1"),
     ):
         one_clear_line(["verify", str(taught), words], said, monkeypatch, capsys)
+    monkeypatch.setattr("babyllama.commands.verify.ours", lambda *_: pytest.fail("asked before all are there"))
+    one_clear_line(
+        ["verify", str(taught), "against=[transformers, nowhere]"], "nowhere is no file", monkeypatch, capsys
+    )

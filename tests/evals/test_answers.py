@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from small_run import small_tokenizer
 
-from babyllama.evals.answers import Answer, AnswerSums, character_f1, compared
+from babyllama.evals.answers import Answer, AnswerSums, _shown, character_f1, compared
+from babyllama.tokenizer.chat import render_chat
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,11 @@ def by_hand(said, wanted):
     """F1 of two rows of things, each thing as often as both have it."""
     shared = sum(min(said.count(one), wanted.count(one)) for one in set(said))
     return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
+
+
+def test_what_was_said_before_is_shown_message_by_message():
+    tokenizer = small_tokenizer()
+    said = [("system", "简短回答。"), ("user", "你是谁？"), ("assistant", "我是小助手。"), ("user", "再说一次")]
+    chat = [{"role": role, "content": text} for role, text in said]
+    assert _shown(tokenizer, render_chat(tokenizer, chat, True).tokens) == " ▸ ".join(text for _, text in said)
+    assert _shown(tokenizer, render_chat(tokenizer, chat[1:2], True).tokens) == "你是谁？"

@@ -11,8 +11,9 @@ from small_training import CONTEXT, VOCAB, By, Formula, Through, small_trainer
 
 from babyllama.data.streams.batches import IGNORE, Batch
 from babyllama.errors import InputError
+from babyllama.foresight.checks.weights import saved
 from babyllama.foresight.doctor import CHECKS, diagnose
-from babyllama.foresight.evidence import Evidence
+from babyllama.foresight.evidence import Evidence, Kept
 from babyllama.foresight.kept import masters
 from babyllama.foresight.rehearsal import rehearse, tally
 from babyllama.train.engines.engines import Worker
@@ -347,3 +348,10 @@ def test_padding_is_no_document():
     batch = Batch(torch.tensor([[5, 6, EOS, 7, EOS, EOS, EOS]]),
                   torch.tensor([[6, EOS, 7, EOS, IGNORE, IGNORE, IGNORE]]))  # fmt: skip
     assert (tally(batch, EOS).documents, tally(batch, EOS).ended) == (2, 2)
+
+
+def test_model_and_best_of_one_step_are_told_once():
+    kept = tuple(Kept(f"run/{name}", "validation at step 60", 4.6171, 4.6172) for name in ("model", "best"))
+    assert saved(Evidence(1, False, kept=kept)).evidence == "validation at step 60: 4.617 recorded, 4.617 now"
+    apart = (kept[0], replace(kept[1], what="validation at step 40"))
+    assert saved(Evidence(1, False, kept=apart)).evidence.count("recorded") == 2

@@ -24,7 +24,7 @@ from babyllama.evals.ratings import Rating, Vote, ratings
 from babyllama.hardware import DeviceChoice
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import AnswerSampling, Drawn, SamplingRecipe
-from babyllama.load import load, own_sampling, pick_device, pick_precision
+from babyllama.load import load, model_folder, own_sampling, pick_device, pick_precision
 from babyllama.tokenizer.chat import render_chat
 
 TEMPLATE = Path(__file__).with_name("arena.html")
@@ -61,6 +61,8 @@ def main(recipe: ArenaRecipe) -> None:
     if len(set(names)) < len(names):
         raise InputError("runs: one of them is there twice")
     prompts = prompts_of(recipe.prompts)
+    for path in recipe.runs:  # before the first of them answers
+        model_folder(path)
     answers = [answers_of(recipe, path, prompts) for path in recipe.runs]
     write_atomic(recipe.out, page(names, prompts, answers, recipe.language))
     print(f"{recipe.out} is ready; open it in a browser, vote, save, then: babyllama arena 'votes=[arena-votes.json]'")

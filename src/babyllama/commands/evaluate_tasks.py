@@ -73,6 +73,8 @@ def read_tests(recipe: Wanted) -> list[Items | None]:
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:
         raise InputError(f"tasks: {twice!r} is there twice; give one of them another label")
+    if recipe.against is not None and not _theirs(recipe, recipe.against).keys() & set(labels):
+        raise InputError(f"{recipe.against}: has none of these tests; evaluate it with the same suite or tasks")
     suited, found, faults = len(recipe.chosen) - len(recipe.tasks), list[Items | None](), list[str]()
     for place, choice in enumerate(recipe.chosen):
         at_hand = choice.task.read is None or choice.found(recipe.task_data) or (recipe.download and choice.task.hub)
@@ -222,22 +224,27 @@ def _remarks(results: dict[str, Any], missing: dict[str, str], console: Console)
         console.print(f"{label}: not asked; {how}", markup=False, soft_wrap=True)
 
 
+def _theirs(recipe: Wanted, other: Path) -> dict[str, Any]:
+    """The tests of the result that `against` names. Raises InputError: there is none."""
+    path = other if other.is_file() else other / "evals" / recipe.file.name
+    found = read_json(path, f"evaluate it with the same tests first: babyllama evaluate {other} suite=zh-small")
+    return found.get("tasks", {})
+
+
 def _compared(recipe: Wanted, results: dict[str, Any], console: Console) -> dict[str, Any]:
     """Every test that the other has too: the difference in points with its 95 % margin, McNemar's p."""
     assert recipe.against is not None
-    other = recipe.against
-    path = other if other.is_file() else other / "evals" / recipe.file.name
-    theirs = read_json(path, f"evaluate it with the same tests first: babyllama evaluate {other} suite=zh-small")
+    other, theirs = recipe.against, _theirs(recipe, recipe.against)
     found: dict[str, Any] = {}
     for label, figures in results.items():
-        if figures["items"] and label in theirs.get("tasks", {}):
-            compared = difference(figures, theirs["tasks"][label])
+        if figures["items"] and label in theirs:
+            compared = difference(figures, theirs[label])
             if compared is not None:
                 count, apart = compared
                 found[label] = {"items": count, **apart._asdict()}
                 console.print(f"{label}: {_in_words(apart, other)} on {count} items", markup=False, soft_wrap=True)
     if not found:
-        raise InputError(f"{path}: has none of these tests; evaluate it with the same suite or tasks")
+        console.print(f"{other}: was asked none of these items", markup=False, soft_wrap=True)
     return found
 
 

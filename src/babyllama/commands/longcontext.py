@@ -22,7 +22,7 @@ from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError, cause, needs_extra
 from babyllama.evals.longcontext import by_length, long_rows, passkey, rows_of
 from babyllama.hardware import DeviceChoice
-from babyllama.load import Loaded, config_of, load, model_folder, pick_device, pick_precision
+from babyllama.load import Loaded, config_of, load, model_folder, pick_device, pick_precision, read_tokenizer
 from babyllama.model.laws import Kind, RopeConfig, law_of
 from babyllama.recipe import Recipe
 
@@ -73,14 +73,15 @@ def main(recipe: LongContextRecipe) -> None:
     scored = recipe.scored or max(1, lengths[0] // 2)
     if scored > lengths[0]:
         raise InputError(f"scored: {scored} is above the shortest length, {lengths[0]}")
-    device, tokens, hash, found = pick_device(recipe.device), None, "", {}
+    hash = read_tokenizer(model_folder(recipe.model)).hash
+    for path in recipe.against:  # before the first of them is measured
+        if read_tokenizer(model_folder(path)).hash != hash:
+            raise InputError(f"{path}: another tokenizer than {recipe.model}'s; their losses cannot be compared")
+    device, tokens, found = pick_device(recipe.device), None, {}
     for name, path, law in contenders(recipe, trained, lengths[-1]):
         loaded = load(path, device, pick_precision(recipe.precision, device), law)
         if tokens is None:
             tokens = read_rows(recipe, loaded, lengths[-1])
-            hash = loaded.tokenizer.hash
-        elif loaded.tokenizer.hash != hash:
-            raise InputError(f"{path}: another tokenizer than {recipe.model}'s; their losses cannot be compared")
         found[name] = measure(recipe, loaded, tokens, lengths, scored)
         console.print(f"{name}: measured", markup=False)
     assert tokens is not None

@@ -55,6 +55,7 @@ from babyllama.train.validation import LossSums
 
 AnyMethod = Annotated[Rtn | Gptq | Awq | Int8 | PackSigns, Field(discriminator="kind")]
 Json = dict[str, Any]
+SHOWN = 2  # answers, where nothing says which to show
 
 
 class QuantizeRecipe(Recipe):
@@ -73,7 +74,7 @@ class QuantizeRecipe(Recipe):
     prompts: tuple[str, ...] = Field(
         default=(),
         description="prompts that both models continue, an empty one: a text of their own; default: the questions that "
-        "the model was asked in training, else a text of their own",
+        "the model was asked in training, else some held-out ones, else a text of their own",
     )
     questions: int = Field(
         default=16, ge=0, description="questions asked of each chat corpus; their score is the answers' F1"
@@ -200,11 +201,14 @@ def measured(recipe: QuantizeRecipe, model: Transformer, tokenizer: Tokenizer, p
     engine, whole = Engine(model, tokenizer.vocab_size), sum(losses.values(), LossSums())
     questions = [question for _, some in chat_questions(prepared, labels, "val", recipe.questions, tokenizer)
                  for question in some]  # fmt: skip
-    scores = sum(map(compared, ask(engine, tokenizer, questions, recipe.sample_tokens, recipe.rows)), AnswerSums())
-    samples = sampler(_samples(recipe), tokenizer, context)
+    answers = list(ask(engine, tokenizer, questions, recipe.sample_tokens, recipe.rows))
+    scores, samples = sum(map(compared, answers), AnswerSums()), _samples(recipe)
+    known = recipe.prompts or samples.chat or not answers
+    shown = dict(sampler(samples, tokenizer, context)(model)) if known else {
+        answer.question: answer.answer for answer in answers[:SHOWN]}  # fmt: skip
     return {"held_bytes": held, **whole.figures, "corpora": {name: sums.figures for name, sums in losses.items()},
             "answers": scores.figures if scores.asked else None,
-            "samples": dict(samples(model)),
+            "samples": shown,
             "tokens_per_second": tokens_per_second(engine, tokenizer.eos_id, recipe.sample_tokens)}  # fmt: skip
 
 

@@ -58,11 +58,12 @@ def main(recipe: VerifyRecipe) -> None:
     chats, cut = fitting(loaded, recipe.prompts, recipe.max_tokens)
     if cut:
         console.print(f"{amount(cut, 'question')} shortened, to fit the model's context with an answer")
-    tokenizer, mine = loaded.tokenizer, ours(loaded.model, loaded.tokenizer)(chats, recipe.max_tokens)
-    found: dict[str, Compared] = {}
+    tokenizer, found = loaded.tokenizer, dict[str, Compared]()
     with ExitStack() as opened:
-        for name in recipe.against:
-            theirs = _peer(name, recipe, loaded, opened)(chats, recipe.max_tokens)
+        peers = {name: _peer(name, recipe, loaded, opened) for name in recipe.against}  # all, before the first answers
+        mine = ours(loaded.model, tokenizer)(chats, recipe.max_tokens)
+        for name, peer in peers.items():
+            theirs = peer(chats, recipe.max_tokens)
             found[name] = compared(mine, theirs, lambda i: tokenizer.decode([i], skip_special=False), recipe.tolerance)
     _show(found, recipe, console)
     if recipe.out:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """One question with what the model said. `tokens` counts the end token; `ended`: by itself, with that token."""
+    """One question with what the model said. `question`: what was said before, message by message with ▸ between them.
+    `tokens` counts the end token; `ended`: by itself, with that token."""
 
     question: str
     answer: str
@@ -132,6 +134,12 @@ def corpus_questions(choice: CorpusChoice, count: int, tokenizer: Tokenizer) -> 
     return questions
 
 
+def _shown(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
+    """The texts between special tokens."""
+    between = [list(part) for special, part in groupby(prompt, tokenizer.special_ids.__contains__) if not special]
+    return " ▸ ".join(text for part in between if (text := tokenizer.decode(part).strip()))
+
+
 def ask(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], max_tokens: int,
         rows: int) -> Iterator[Answer]:  # fmt: skip
     """Greedy answers, `rows` questions at a time, short prompts first. What leaves no room to answer is passed over."""
@@ -141,7 +149,7 @@ def ask(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], max
         found = engine.generate([q.prompt for q in batch], Sampling(temperature=0.0), max_tokens, tokenizer.stop_ids)
         for question, tokens in zip(batch, found, strict=True):
             yield Answer(
-                question=tokenizer.decode(question.prompt),
+                question=_shown(tokenizer, question.prompt),
                 answer=tokenizer.decode(tokens),
                 reference=question.reference,
                 tokens=len(tokens),

@@ -76,8 +76,10 @@ def in_transformers(folder: Path) -> Peer:
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
     except ImportError:
         raise InputError("against=transformers needs the package transformers: pip install transformers") from None
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")

@@ -65,7 +65,8 @@ def saved(evidence: Evidence) -> Finding:
                            f"trained: {REMAKE}", kept.where)  # fmt: skip
     if not evidence.kept:
         return nothing("no saved model with a recorded loss")
-    return Finding("ok", "; ".join(f"{k.what}: {k.recorded:.3f} recorded, {k.measured:.3f} now" for k in evidence.kept))
+    alike = dict.fromkeys(f"{k.what}: {k.recorded:.3f} recorded, {k.measured:.3f} now" for k in evidence.kept)
+    return Finding("ok", "; ".join(alike))  # of model/ and best/, which may be of one step
 
 
 def checkpoint(evidence: Evidence) -> Finding:

@@ -30,5 +30,10 @@ def cause(error: Exception) -> str:
     return getattr(getattr(error, "reason", error), "strerror", None) or str(error)
 
 
+def remedy_for(status: int, otherwise: str) -> str:
+    """What to do about an HTTP status of a server that may want a key; `otherwise`: about any other."""
+    return "give its key: api_key=… or, so that no history keeps it, OPENAI_API_KEY" if status == 401 else otherwise
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM arrived, and everything so far is saved; the message says how to go on. Exit code 130."""

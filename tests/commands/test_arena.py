@@ -59,11 +59,7 @@ def test_a_run_that_is_not_there_shows_before_the_first_answers(tmp_path, monkey
     (tmp_path / "asked.txt").write_text("问", "utf-8")
     monkeypatch.setattr("babyllama.commands.arena.answers_of", lambda *_: pytest.fail("asked"))
     with pytest.raises(InputError, match="nowhere: does not exist"):
-        main(
-            load_recipe(
-                ArenaRecipe, None, [f"runs=[{tmp_path}/a, {tmp_path}/nowhere]", f"prompts={tmp_path}/asked.txt"]
-            )
-        )
+        main(ArenaRecipe(runs=(tmp_path / "a", tmp_path / "nowhere"), prompts=tmp_path / "asked.txt"))
 
 
 def test_what_models_wrote_is_data_and_nothing_comes_from_elsewhere():

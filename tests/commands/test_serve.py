@@ -9,7 +9,7 @@ from small_run import save_taught
 
 from babyllama import verbs
 from babyllama.commands.chat import ChatRecipe
-from babyllama.commands.serve import ServeRecipe, _hints, _named, _samplings
+from babyllama.commands.serve import ServeRecipe, _hints, _named, _samplings, _say
 from babyllama.infer.sampling import Sampling
 from babyllama.load import own_sampling
 from babyllama.recipe import load_recipe
@@ -48,3 +48,15 @@ def test_one_model_is_drawn_from_alike_in_a_chat_and_over_http(tmp_path):
     assert chat.sampling.over(own_sampling(tmp_path / "kept")) == own
     said = json.loads((tmp_path / "kept" / "generation_config.json").read_text())
     assert said["do_sample"] and "top_p" not in said  # transformers draws from it, too
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "http://127.0.0.1:8000"), ("::", "http://[::1]:8000"), ("0.0.0.0", "http://127.0.0.1:8000"),
+     ("box", "http://box:8000")],
+)  # fmt: skip
+def test_the_printed_address_can_be_opened(capsys, host, address):
+    _say(load_recipe(ServeRecipe, None, ["models=[m]", f"host={host}"]), 8000, ["m"], ["key"])
+    said = capsys.readouterr().err
+    assert f"at {address}/v1 (" in said and f"in a browser: {address}" in said
+    assert ("other machines" in said) == (host in ("0.0.0.0", "::"))

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from babyllama.commands.asking import Teacher
 from babyllama.commands.bench_serve import BenchServeRecipe, main
 from babyllama.errors import InputError
+from babyllama.export.peers import on_a_server
 from babyllama.recipe import load_recipe
 
 from .conftest import KEY
@@ -29,3 +31,15 @@ def test_figures_are_those_of_the_server(server, tmp_path, capsys, chat):
 def test_nobody_answers():
     with pytest.raises(InputError, match="no server with models answers there"):
         main(load_recipe(BenchServeRecipe, None, ["url=http://127.0.0.1:9/v1"]))
+
+
+def test_a_key_that_is_missing_is_asked_for(server, monkeypatch):
+    """By every verb that asks a server."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    url = f"{server.url}/v1"
+    with pytest.raises(InputError, match=r"HTTP 401.*; give its key: api_key="):
+        main(load_recipe(BenchServeRecipe, None, [f"url={url}"]))
+    with pytest.raises(InputError, match=r"HTTP 401.*; give its key: api_key="):
+        Teacher(url, "", {"model": "m"})([], 0)
+    with pytest.raises(InputError, match=r"/models: .*; give its key: api_key="):
+        on_a_server(url, "")

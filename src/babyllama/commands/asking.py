@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from babyllama.errors import InputError
+from babyllama.errors import InputError, remedy_for
 
 BUSY = (408, 409, 429)  # what may go over; so may all from 500 on
 ALL = (401, 402, 403, 404, 405)  # what every other question would be told, too
@@ -58,7 +58,8 @@ class Teacher:
                 said = error.read()[:300].decode("utf-8", "replace")
                 fault = f"HTTP {error.code}: {' '.join(said.split())}"
                 if error.code in ALL:
-                    raise InputError(f"url: {self.url} refuses the question ({fault}); mend the recipe") from None
+                    raise InputError(f"url: {self.url} refuses the question ({fault}); "
+                                     f"{remedy_for(error.code, 'mend the recipe')}") from None  # fmt: skip
                 if error.code not in BUSY and error.code < 500:  # too long for the teacher, or filtered
                     raise NoReply(fault) from None
                 wait = _seconds(error.headers.get("Retry-After"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from babyllama.atomic import write_json
-from babyllama.errors import InputError, needs_extra
+from babyllama.errors import InputError, needs_extra, remedy_for
 from babyllama.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -112,16 +112,16 @@ async def _measure(recipe: BenchServeRecipe, place: Place) -> dict[str, Any]:
 async def _first_model(recipe: BenchServeRecipe, place: Place) -> str:
     from babyllama.serve.line import Line
 
-    line, body = Line(place), bytearray()
+    line, body, status = Line(place), bytearray(), 0
     try:
         async with asyncio.timeout(recipe.timeout):
             status = await line.ask("GET", "/models", None, body.extend)
         if status != 200:
-            raise ValueError(f"{status}: {body[:200].decode('utf-8', 'replace')}")
+            raise ValueError(f"HTTP {status}: {body[:200].decode('utf-8', 'replace')}")
         return json.loads(body)["data"][0]["id"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"url={recipe.url}: no server with models answers there ({error}); start one with: "
-                         "babyllama serve RUN") from None  # fmt: skip
+        remedy = remedy_for(status, "start one with: babyllama serve RUN")
+        raise InputError(f"url={recipe.url}: no server with models answers there ({error}); {remedy}") from None
     finally:
         line.close()
 

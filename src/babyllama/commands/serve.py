@@ -274,9 +274,12 @@ def _reuse(listener: socket.socket) -> None:
 
 
 def _say(recipe: ServeRecipe, port: int, names: Collection[str], keys: list[str]) -> None:
-    host = f"[{recipe.host}]" if ":" in recipe.host else recipe.host
-    print(f"babyllama serves {', '.join(names)} at http://{host}:{port}/v1 (routes: http://{host}:{port}/docs; "
-          f"to talk in a browser: http://{host}:{port}); Ctrl-C stops", file=sys.stderr, flush=True)  # fmt: skip
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(recipe.host, recipe.host)  # of all addresses, one to type
+    host = f"[{here}]" if ":" in here else here
+    others = "" if here == recipe.host else f"; other machines: by this one's name or address, port {port}"
+    at = f"http://{host}:{port}"
+    print(f"babyllama serves {', '.join(names)} at {at}/v1 (routes: {at}/docs; to talk in a browser: {at}{others}); "
+          "Ctrl-C stops", file=sys.stderr, flush=True)  # fmt: skip
     if not keys and recipe.host not in LOCAL:
         print(
             f"babyllama: anyone who reaches {recipe.host} may use it: give api_keys=FILE", file=sys.stderr, flush=True

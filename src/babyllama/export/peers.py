@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from babyllama.errors import InputError, cause
+from babyllama.errors import InputError, cause, remedy_for
 from babyllama.infer.engine import Engine
 from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
@@ -195,7 +195,8 @@ def on_a_server(url: str, key: str) -> Peer:
             with urllib.request.urlopen(urllib.request.Request(f"{url.rstrip('/')}/{path}", data, headers)) as reply:
                 return json.load(reply)
         except (OSError, ValueError) as error:
-            raise InputError(f"{url}/{path}: {cause(error)}; give the server's address up to /v1") from None
+            remedy = remedy_for(getattr(error, "code", 0), "give the server's address up to /v1")
+            raise InputError(f"{url}/{path}: {cause(error)}; {remedy}") from None
 
     model = call("models")["data"][0]["id"]
 

@@ -4,6 +4,7 @@ of the scripts in bench/ the options exist. Both languages give the same command
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from babyllama.recipe import load_recipe
-from babyllama.verbs import VERBS, joined, recipe_type
+from babyllama.verbs import VERBS, call, joined, recipe_type
 from babyllama.words import understand
 
 ROOT = Path(__file__).parents[1]
@@ -92,6 +93,21 @@ def test_what_a_shell_would_read_is_quoted():
         for line in [line for block in blocks(page) for line in block.splitlines() if line.startswith("babyllama ")]:
             bare = re.sub(r"'[^']*'|\"[^\"]*\"|\s#.*", "", line)
             assert not re.search(r"[\[\]{}*?();&]", bare), (page.name, line)
+
+
+def test_the_forecasts_of_the_questions_are_plans(capsys):
+    """Within a quarter, so that small changes of what is counted need no new table."""
+    rows = re.findall(
+        r"^\| ((?:RTX|A100|H100)[^|]*) \|(.*)\|$", (ROOT / "docs/questions.md").read_text("utf-8"), re.MULTILINE
+    )
+    for card, cells in rows:
+        figures = [float(cell) for cell in cells.split("|")]
+        for preset, hours, batch in (("seed", *figures[:2]), ("base-218m", *figures[2:])):
+            assert call(["plan", f"gpu={card}", f"model.preset={preset}", "tokens=1000000000", "format=json"]) == 0
+            found = json.loads(capsys.readouterr().out)
+            assert found["seconds"] / 3600 == pytest.approx(hours, rel=0.25), (card, preset)
+            assert found["micro_batch_size"] == pytest.approx(batch, rel=0.25), (card, preset)
+    assert len(rows) == 5
 
 
 # ── two languages ──────────────────────────────────────────────────────────────────────────────────────────────────

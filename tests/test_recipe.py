@@ -194,6 +194,17 @@ def test_what_is_set_over_a_file_is_no_fault_of_the_files(tmp_path):
     assert "r.yaml: steps: " in refusal(tmp_path, "steps: 0\n", "lr=0.1")
 
 
+def test_a_kind_set_over_a_recipe_of_another_kind(tmp_path):
+    """What the recipe says of the other kind is refused with what to write, which then leaves it out."""
+    recipe = "schedule: {kind: wsd, warmup: 7, floor: 0.2}\n"
+    said = refusal(tmp_path, recipe, "schedule.kind=cosine")
+    assert said.endswith("schedule.floor: the recipe gives it for another kind; to leave out all that it says of "
+                         "schedule, write schedule=cosine in place of schedule.kind=cosine")  # fmt: skip
+    assert load(tmp_path, recipe, "schedule=cosine", "schedule.cycles=2").schedule == Cosine(cycles=2.0)
+    assert "unknown key" in refusal(tmp_path, recipe, "schedule=cosine", "schedule.floor=0.3")
+    assert "unknown key" in refusal(tmp_path, "", "schedule.kind=cosine", "schedule.floor=0.3")
+
+
 def test_a_key_of_the_other_kind_is_unknown(tmp_path):
     said = refusal(tmp_path, "schedule: {kind: cosine, floor: 0.1}\n")
     assert "r.yaml: schedule.floor: unknown key" in said  # without pydantic's own tag in the path

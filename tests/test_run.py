@@ -160,9 +160,7 @@ def test_another_recipe_names_the_keys(run):
     said = one_line(error)
     assert "plan.steps: 10 → 20" in said
     assert "names: [] → ['a']" in said
-    assert said.endswith(
-        f"choose another out=…, or go on from its model: init.kind=from init.path={run.path}, or remove it"
-    )
+    assert said.endswith(f"choose another out=…, or go on from its model: init=from init.path={run.path}, or remove it")
     assert "out:" not in said
 
 

@@ -230,11 +230,25 @@ def validate(kind: type[R], data: Any, where: str, said: Sequence[str] = ()) -> 
         told = [explain(kind, item) for item in own]
         # What was set over the file is no fault of the file's.
         over = tuple(f"{one}." for one in said)
-        lines = [": ".join(part for part in ("" if f"{path}.".startswith(over) else where, path, fault) if part)
-                 for path, fault in told]  # fmt: skip
+        lines = [": ".join(part for part in ("" if f"{path}.".startswith(over) else where, path,
+                           _of_another_kind(data, path, said) or fault) if part) for path, fault in told]  # fmt: skip
     except (TypeError, ValueError) as error:  # a date, a set or NaN written in YAML
         lines = [f"{where}: {error}" if where else str(error)]
     raise InputError("\n".join(lines))
+
+
+def _of_another_kind(data: Any, path: str, said: Sequence[str]) -> str:
+    """What to write where a key of the recipe's does not go with the kind that was set over it; else nothing."""
+    *parents, key = path.split(".")
+    at = ".".join(parents)
+    if f"{at}.kind" not in said or any(one == path or one.startswith(f"{path}.") for one in said):
+        return ""
+    for part in parents:
+        data = data.get(part) if isinstance(data, dict) else None
+    if not isinstance(data, dict) or key not in data:  # another fault, such as a key that is missing
+        return ""
+    return (f"the recipe gives it for another kind; to leave out all that it says of {at}, write {at}={data['kind']} "
+            f"in place of {at}.kind={data['kind']}")  # fmt: skip
 
 
 def _complete(kind: type[BaseModel], data: Any) -> Any:

@@ -116,18 +116,15 @@ class Run:
         changed = []
         for key in {**old, **new, **known}:
             if key in known and key in inputs:
-                if known[key] != inputs[key]:
-                    changed.append(
-                        f"{key}: {new.get(key)} is not what the run began with ({known[key]} → {inputs[key]})"
-                    )
+                if (was := known[key]) != inputs[key]:
+                    changed.append(f"{key}: {new.get(key)} is not what the run began with ({was} → {inputs[key]})")
             elif _plain(old.get(key)) != _plain(new.get(key)):
                 changed.append(f"{key}: {_plain(old.get(key))!r} → {_plain(new.get(key))!r}")
         if changed:
-            onward = f", or go on from its model: init.kind=from init.path={self.path}" if verb == "train" else ""
-            raise InputError(
-                f"{self.path}: holds a run of another recipe ({'; '.join(changed[:4])}"
-                f"{'; …' if len(changed) > 4 else ''}); choose another out=…{onward}, or remove it"
-            )
+            more = "; …" if len(changed) > 4 else ""
+            on = f", or go on from its model: init=from init.path={self.path}" if verb == "train" else ""
+            raise InputError(f"{self.path}: holds a run of another recipe ({'; '.join(changed[:4])}{more}); "
+                             f"choose another out=…{on}, or remove it")  # fmt: skip
 
     def recipe(self, kind: type[R]) -> R:
         """The recipe that it was last continued with; keys that came with a later version have their defaults."""

@@ -228,7 +228,7 @@ def retokenize() -> None:
 
     \b
       babyllama retokenize runs/base tokenizer=runs/tok16k out=runs/base-16k
-      babyllama train init.kind=from init.path=runs/base-16k data.path=runs/corpus-16k out=runs/on plan.epochs=1
+      babyllama train init=from init.path=runs/base-16k data.path=runs/corpus-16k out=runs/on plan.epochs=1
     """
 
 

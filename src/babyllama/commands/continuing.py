@@ -85,7 +85,7 @@ def open_run(recipe: TrainRecipe, world: World, inputs: dict[str, str], rows: in
     if lengths[0] != lengths[1] and getattr(recipe.objective, "sampled", None) and run.states():
         raise InputError(f"plan: {recipe.out} was begun as {lengths[0]:,} steps; objective.sampled hangs on the "
                          "length, so it cannot become another; train on from its model instead: "
-                         f"out=… init.kind=from init.path={recipe.out}")  # fmt: skip
+                         f"out=… init=from init.path={recipe.out}")  # fmt: skip
     set_length(run, recipe.schedule, *lengths)
     if not run.finished:
         run.renew(recipe, parent, inputs)
@@ -112,5 +112,5 @@ def set_length(run: Run, schedule: Schedule, before: int, after: int) -> None:
             else f"the rates of schedule.kind={schedule.kind} depend on the length from the first step on"
         )
         raise InputError(f"plan: {run.path} was begun as {before:,} steps and cannot become {after:,}: {why}; "
-                         f"train on from its model instead: out=… init.kind=from init.path={run.path}")  # fmt: skip
+                         f"train on from its model instead: out=… init=from init.path={run.path}")  # fmt: skip
     run.reopen(shared[-1])

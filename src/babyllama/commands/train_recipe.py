@@ -140,7 +140,7 @@ class TrainRecipe(Recipe):
     def _preferences_fit(self, objective: Preferring) -> None:
         if isinstance(self.init, NewModel):
             raise InputError(f"objective.kind: {objective.kind} needs a model that answers already; give "
-                             "init.kind=from init.path=… of a run that was trained on chats")  # fmt: skip
+                             "init=from init.path=… of a run that was trained on chats")  # fmt: skip
         if self.replay is not None:
             raise InputError(f"replay: its rows hold no answers for objective.kind={objective.kind}; leave it out"
                              + ("; objective.nll=0.2 keeps the better answers likely" if objective.kind == "dpo" else
@@ -176,7 +176,7 @@ class TrainRecipe(Recipe):
             raise InputError(f"rewards: objective.kind={kind} needs to be told what an answer is worth, such as "
                              "rewards=[{kind: exact}]")  # fmt: skip
         if isinstance(self.init, NewModel):
-            raise InputError(f"objective.kind: {kind} needs a model that answers already; give init.kind=from "
+            raise InputError(f"objective.kind: {kind} needs a model that answers already; give init=from "
                              "init.path=… of a run that was trained on chats")  # fmt: skip
         plain = isinstance(self.adapter, Full) and self.engine.kind in ("single", "ddp")
         if isinstance(self.objective, Ppo) and not plain:

@@ -65,7 +65,7 @@ def put_on(model: Transformer, adapter: Adapter, seed: int) -> None:
 def check_together(adapter: Adapter, optimizer: Optimizer, engine: Engine, new: bool) -> None:
     """Raise InputError for choices that exclude each other."""
     if isinstance(adapter, Lora | OneBit) and new:
-        raise InputError(f"adapter.kind: {adapter.kind} needs a trained base; give init.kind=from init.path=…")
+        raise InputError(f"adapter.kind: {adapter.kind} needs a trained base; give init=from init.path=…")
     if isinstance(adapter, Lora) and not optimizer.by_numbers:
         raise InputError(f"optimizer.kind: {optimizer.kind} is for whole matrices, not for {adapter.kind}'s factors; "
                          "use optimizer.kind=adamw")  # fmt: skip

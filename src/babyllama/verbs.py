@@ -395,7 +395,7 @@ def corpora() -> None:
         )
     for group, entries in groups.items():
         print(f"{group}:", *entries, sep="\n", end="\n\n")
-    print("Any other data set of the hub: corpora=[{path: 'hf://OWNER/NAME/data/*.parquet'}], of ModelScope ms://…")
+    print("Any other data set of the hub: 'corpora=[{path: hf://OWNER/NAME/data/*.parquet}]', of ModelScope ms://…")
 
 
 def _version(wanted: bool) -> None:

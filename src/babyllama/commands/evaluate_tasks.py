@@ -227,7 +227,8 @@ def _remarks(results: dict[str, Any], missing: dict[str, str], console: Console)
 def _theirs(recipe: Wanted, other: Path) -> dict[str, Any]:
     """The tests of the result that `against` names. Raises InputError: there is none."""
     path = other if other.is_file() else other / "evals" / recipe.file.name
-    found = read_json(path, f"evaluate it with the same tests first: babyllama evaluate {other} suite=zh-small")
+    same = f"suite={recipe.suite}" if recipe.suite else "'tasks=[…]'"
+    found = read_json(path, f"evaluate it with the same tests first: babyllama evaluate {other} {same}")
     return found.get("tasks", {})
 
 

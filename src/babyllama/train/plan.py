@@ -59,8 +59,14 @@ class Plan(Recipe):
 
     @model_validator(mode="after")
     def _one_length(self) -> Plan:
-        if sum(x is not None for x in (self.steps, self.epochs, self.tokens)) != 1:
-            raise ValueError("say how long: give exactly one of steps, epochs, tokens, such as plan.epochs=1")
+        given = [name for name in ("steps", "epochs", "tokens") if getattr(self, name) is not None]
+        if len(given) != 1:
+            hint = (
+                f", not {' and '.join(given)}; leave one out: plan.{given[-1]}=null"
+                if given
+                else ", such as plan.epochs=1"
+            )
+            raise ValueError(f"say how long: give exactly one of steps, epochs, tokens{hint}")
         return self
 
     @property

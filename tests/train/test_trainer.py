@@ -94,7 +94,7 @@ def test_plan_wants_exactly_one_length():
     for lengths in ({}, {"steps": 1, "epochs": 1.0}):
         with pytest.raises(ValidationError, match="exactly one of steps, epochs, tokens"):
             Plan(**lengths)
-    with pytest.raises(ValidationError, match="not steps and epochs; leave one out: plan.epochs=null"):
+    with pytest.raises(ValidationError, match=r"not steps and epochs; leave one out: plan\.epochs=null"):
         Plan(steps=1, epochs=1.0)
 
 

@@ -39,8 +39,9 @@ ENGINES: dict[str, Callable[[int], Engine]] = {  # of so many processes
     "alone": lambda _: Single(), "ddp": lambda _: Ddp(overlap=True),
     "ddp-bf16": lambda _: Ddp(overlap=True, exchange="bf16"),
     "ddp-after": lambda _: Ddp(overlap=False), "ddp-after-bf16": lambda _: Ddp(overlap=False, exchange="bf16"),
-    "ddp-context": lambda size: Ddp(context=size), "fsdp": lambda _: Fsdp(), "fsdp-1": lambda _: Fsdp(blocks=1),
-    "fsdp-kept": lambda _: Fsdp(reshard_after_forward=False), "fsdp-graph": lambda _: Fsdp(graph=True),
+    "ddp-context": lambda size: Ddp(context=size), "fsdp": lambda _: Fsdp(graph=False),
+    "fsdp-1": lambda _: Fsdp(blocks=1, graph=False),
+    "fsdp-kept": lambda _: Fsdp(reshard_after_forward=False, graph=False), "fsdp-graph": lambda _: Fsdp(graph=True),
     "fsdp-context": lambda size: Fsdp(context=size),
     "hsdp": lambda _: Fsdp(replicate=2),
 }  # fmt: skip

@@ -110,18 +110,19 @@ def test_gradients_travel_after_the_backward_pass_where_one_machine_can_capture_
         assert Ddp(context=2)(two) == "Replica"  # a row that is shared travels in the forward pass, too
 
 
-@pytest.mark.parametrize(("said", "suits", "kind"), [
-    ({}, True, "Sharded"), ({"graph": True}, True, "ShardedGraph"), ({"graph": True}, False, "Sharded"),
-    ({"graph": True, "context": 2}, True, "Sharded")])  # fmt: skip
-def test_a_sharded_update_becomes_a_graph_where_that_is_asked_for_and_can_be(tmp_path, monkeypatch, said, suits, kind):
+@pytest.mark.parametrize(("said", "suits", "local_size", "kind"), [
+    ({}, True, 2, "ShardedGraph"), ({}, True, 1, "Sharded"), ({}, False, 2, "Sharded"),
+    ({"graph": False}, True, 2, "Sharded"), ({"graph": True}, True, 1, "ShardedGraph"),
+    ({"graph": True}, False, 2, "Sharded"), ({"context": 2}, True, 2, "Sharded")])  # fmt: skip
+def test_a_sharded_update_is_a_graph_where_it_can_be(tmp_path, monkeypatch, said, suits, local_size, kind):
     from babyllama.train.engines import engines, fsdp
 
-    two = setting_of(small_trainer(tmp_path / "run").model, world=World(0, 2, 0))
+    two = setting_of(small_trainer(tmp_path / "run").model, world=World(0, 2, 0, local_size=local_size))
     monkeypatch.setattr(engines.Captured, "suits", lambda _: suits)
     for name in ("Sharded", "ShardedGraph"):
         monkeypatch.setattr(fsdp, name, lambda *_, name=name: name)
     assert Fsdp(**said)(two) == kind
-    assert bool(Fsdp(**said).environment) == ("graph" in said)
+    assert bool(Fsdp(**said).environment) == said.get("graph", True)
 
 
 @pytest.mark.parametrize(("wanted", "dtype", "compiled", "used"), [

@@ -125,9 +125,10 @@ class Fsdp(_Engine):
         default=1, ge=1, description="copies of the states, each sharded over its part of the processes, such as one "
         "a machine, whose processes then gather weights from each other only"
     )  # fmt: skip
-    graph: bool = Field(
-        default=False, description="true: a GPU's whole update is one CUDA graph, what travels too: for small models, "
-        "whose steps are over before the host has launched them; tried on one machine"
+    graph: bool | None = Field(
+        default=None, description="true: a GPU's whole update is one CUDA graph, what travels too: for small models, "
+        "whose steps are over before the host has launched them; default: on GPUs of one machine that do not share "
+        "their rows"
     )  # fmt: skip
     context: Context = 1
 
@@ -135,7 +136,7 @@ class Fsdp(_Engine):
     def environment(self) -> dict[str, str]:
         """As in _Engine."""
         # NCCL registers what exchanges in graphs read and write; with Muon's all-to-all the first replay then hangs.
-        return {"NCCL_GRAPH_REGISTER": "0"} if self.graph else {}
+        return {} if self.graph is False else {"NCCL_GRAPH_REGISTER": "0"}
 
     def mesh(self, processes: int) -> Mesh:
         _whole(self.replicate, processes, "replicate", "copies cannot be spread over")
@@ -156,7 +157,8 @@ class Fsdp(_Engine):
         self.check(setting.world.size, setting.optimizer)
         from babyllama.train.engines.fsdp import Sharded, ShardedGraph
 
-        kind = ShardedGraph if self.graph and self.context == 1 and Captured.suits(setting) else Sharded
+        graph = setting.world.one_machine if self.graph is None else self.graph
+        kind = ShardedGraph if graph and self.context == 1 and Captured.suits(setting) else Sharded
         return kind(setting, self.reshard_after_forward, self.blocks)
 
 

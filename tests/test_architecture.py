@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ def test_the_tree_names_every_file_and_no_other():
     told_by_their_room = {f"commands/{verb.replace('-', '_')}.py" for verb in VERBS}  # one file = one verb
     told_by_their_room |= {name for name in there if name.startswith("foresight/checks/")}
     assert there - told_by_their_room == said - told_by_their_room
+
+
+def test_the_layers_are_those_of_the_contracts():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    said = re.findall(r"`([\w |]+(?: → [\w |]+)+)`", PAGE)
+    assert said == [" → ".join(layer for layer in one["layers"] if layer != "__main__")
+                    for one in contracts if one["type"] == "layers"]  # fmt: skip
 
 
 def test_the_picture_is_drawn_from_the_imports():

@@ -98,9 +98,14 @@ def test_a_chat_streams_and_a_reload_keeps_it(page):
 
 
 def test_stop_stops(page):
+    # In the page itself: all 4,000 tokens take a third of a second.
+    page.evaluate("""() => new MutationObserver((_, watch) => {
+        if (!(document.querySelector(".message.assistant .text")?.textContent.length > 20)) return;
+        watch.disconnect();
+        document.querySelector(".composer button").click();
+    }).observe(document.body, { subtree: true, childList: true, characterData: true })""")
     ask(page, "x", "steady")
     playwright.expect(answers(page).locator(".text")).to_have_text(re.compile(r".{20}", re.DOTALL))
-    page.get_by_role("button", name="Stop").click()
     ended(page)
     assert "stopped" in answers(page).locator(".figures").inner_text()
     before = answers(page).locator(".text").inner_text()
@@ -354,3 +359,83 @@ def test_the_page_is_small_and_soon_there(served, chromium, capsys):
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
     assert total < 400_000 and sum(sizes.values()) < 400_000
     context.close()
+
+
+def test_two_tabs_of_one_chat_keep_what_both_wrote(page):
+    ask(page, QUESTION)
+    ended(page)
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.locator(".message.assistant").wait_for()
+    for tab, (question, _) in zip((page, other), CHATS[1:3], strict=True):
+        ask(tab, question)
+        ended(tab)
+    (chat,) = page.evaluate(STORED)
+    assert {node["text"] for node in chat["nodes"].values()} == {text for pair in CHATS[:3] for text in pair}
+    other.get_by_role("button", name="Previous branch").click()
+    assert answers(other).nth(1).locator(".text").inner_text() == CHATS[1][1]
+    other.close()
+
+
+def test_an_answer_that_was_left_says_so(page):
+    page.route("**/v1/chat/completions", lambda route: None)
+    ask(page, QUESTION)
+    page.get_by_role("button", name="Stop").wait_for()
+    page.reload()
+    assert "broken off when the page was left" in answers(page).locator(".figures").inner_text()
+    page.unroute_all(behavior="ignoreErrors")
+    ask(page, CHATS[1][0])  # a question without an answer is not sent again
+    ended(page)
+    assert answers(page).last.locator(".text").inner_text() == CHATS[1][1]
+
+
+def test_the_oldest_turns_make_room(page, served):
+    """Until a quarter of the context is left for the answer, as in a terminal."""
+    sent = []
+    page.on("request", lambda asked: asked.url.endswith("/chat/completions") and sent.append(asked.post_data_json))
+    for _ in range(12):
+        ask(page, QUESTION)
+        ended(page)
+        if "no longer fit" in answers(page).last.locator(".figures").inner_text():
+            break
+    asked, before = (body["messages"] for body in (sent[-1], sent[-2]))
+    assert "the first 1 turns no longer fit" in answers(page).last.locator(".figures").inner_text()
+    assert len(asked) == len(before) > 1 and asked[0]["role"] == "user" == asked[-1]["role"]
+    with served.client() as client:
+        counted = client.post("/v1/tokenize", json={"model": "taught", "messages": asked}).json()
+    assert counted["count"] <= 0.75 * counted["max_model_len"]
+
+
+def test_compare_shows_each_model_the_turns_that_it_learned_to_read(page):
+    page.route("**/api/app", lambda route: route.fulfill(json={**route.fetch().json(), "memory": {"taught": 0}}))
+    page.goto(page.url.split("#")[0] + "#/compare")
+    page.reload()
+    page.get_by_role("heading", name="Compare").wait_for()
+    sent = []
+    page.on("request", lambda asked: asked.url.endswith("/chat/completions") and sent.append(asked.post_data_json))
+    for question, _ in CHATS[:2]:
+        page.get_by_placeholder("Write a message").fill(question)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="A: This is best").wait_for(timeout=60_000)
+        page.get_by_role("button", name="All bad").click()
+    second = {body["model"]: body["messages"] for body in sent[2:]}
+    assert second["taught"] == [{"role": "user", "content": CHATS[1][0]}]
+    assert [message["role"] for message in second["steady"]] in (["user"], ["user", "assistant", "user"])
+    page.unroute_all(behavior="wait")
+
+
+def test_a_refusal_is_told_in_chinese_and_copying_needs_no_https(page):
+    page.get_by_role("button", name="中文").click()
+    words = page.evaluate(
+        """import("/web/api.js").then(({ Fault }) => [new Fault("m 9", "context_length_exceeded", 400),
+           new Fault("too large", null, 413), new Fault("other", null, 400)].map((fault) => fault.message))"""
+    )
+    assert words[0].startswith("放不进模型的上下文") and words[0].endswith("（m 9）")
+    assert words[1].endswith("（too large）") and words[2] == "other"
+    page.evaluate("delete Navigator.prototype.clipboard")
+    heard = page.evaluate(
+        """import("/web/copy.js").then(({ copyButton }) => new Promise((heard) => {
+           document.addEventListener("copy", () => heard(getSelection().toString() || document.activeElement.value));
+           const button = copyButton("抄我"); document.body.append(button); button.click(); button.remove(); }))"""
+    )
+    assert heard == "抄我"

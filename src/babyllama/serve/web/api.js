@@ -3,8 +3,15 @@
 import { settings, keep } from "./settings.js";
 import { dialog, h, field } from "./dom.js";
 import { t } from "./i18n.js";
+import { WORDS } from "./words.js";
 
-export class Fault extends Error {}
+// What the server says is wrong; before it, where the reader has another language, the kind of fault in that.
+export class Fault extends Error {
+  constructor(message, code, status) {
+    const kind = [code, `status${status}`].find((key) => key in WORDS);
+    super(kind && t(kind) ? `${t(kind)}（${message}）` : message);
+  }
+}
 
 let asking = null;
 
@@ -42,7 +49,7 @@ async function ask(path, options = {}) {
     if (answer.status === 401 && (await askKey())) continue;
     if (!answer.ok) {
       const body = await answer.json().catch(() => null);
-      throw new Fault(body?.error?.message ?? `${answer.status} ${answer.statusText}`);
+      throw new Fault(body?.error?.message ?? `${answer.status} ${answer.statusText}`, body?.error?.code, answer.status);
     }
     return answer;
   }
@@ -73,7 +80,7 @@ export async function* stream(path, body, signal) {
         const data = line.slice(6).trim();
         if (data === "[DONE]") return;
         const event = JSON.parse(data);
-        if (event.error) throw new Fault(event.error.message);
+        if (event.error) throw new Fault(event.error.message, event.error.code, 500);
         yield event;
       }
     }

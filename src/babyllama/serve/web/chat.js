@@ -7,6 +7,7 @@ import { t } from "./i18n.js";
 import { figuresOf, messageElement, paced, showAnswer } from "./message.js";
 import { openSettings } from "./sampling.js";
 import { keep, sampling, settings } from "./settings.js";
+import { content, fitting, memory, seen } from "./sight.js";
 import { addMessage, chats, choose, newChat, path, siblings } from "./store.js";
 
 export async function show(main, about, [id]) {
@@ -23,15 +24,12 @@ export async function show(main, about, [id]) {
     about.models.map((name) => h("option", { value: name, selected: name === settings.model }, name)));
 
   const store = () => chats.put(chat).then(history.draw, () => say(t("noStore")));
-  const memory = (name = model.value) => about.memory?.[name]; // earlier turns that the model learned to read; undefined: all
-  // What a model sees of the messages up to a question.
-  const seen = (nodes, name = model.value) => (memory(name) === undefined ? nodes : nodes.slice(-2 * memory(name) - 1));
   const hint = h("small", { class: "hint" });
   const told = () => (settings.system.trim() ? [{ role: "system", content: settings.system }] : []);
 
   function draw() {
-    const nodes = path(chat);
-    hint.textContent = settings.continues || memory() === undefined ? "" : t(memory() ? "remembers" : "alone", { turns: memory() });
+    const nodes = path(chat), turns = memory(about, model.value);
+    hint.textContent = settings.continues || turns === undefined ? "" : t(turns ? "remembers" : "alone", { turns });
     input.placeholder = t(settings.continues ? "beginHere" : "askHere");
     replace(log, nodes.length ? [h("h1", { class: "quiet" }, t("chat")), ...nodes.map((node) => messageElement(node, siblings(chat, node), acts(node)))]
       : h("div", { class: "hello" }, h("h1", {}, t("hello")), h("p", {}, t("helloWhy")), suggestions()));
@@ -56,7 +54,7 @@ export async function show(main, about, [id]) {
     edit: (text) => stopping || respond(addMessage(chat, node.parent, "user", text)),
     retry: () => stopping || respond(chat.nodes[node.parent]),
     inspect: () => {
-      const messages = [...seen(path(chat, node.parent), node.model), node].map(({ role, text }) => ({ role, content: text }));
+      const messages = [...seen(about, node.model, path(chat, node.parent)), node].map(content);
       sessionStorage.setItem("babyllama.inspect", JSON.stringify({ model: node.model, messages: [...told(), ...messages] }));
       location.hash = "#/inside/text";
     },
@@ -64,8 +62,6 @@ export async function show(main, about, [id]) {
 
   async function respond(question) {
     const before = path(chat, question.id);
-    const asked = settings.continues ? { prompt: before.map(({ text }) => text).join("") }
-      : { messages: [...told(), ...seen(before).map(({ role, text }) => ({ role, content: text }))] };
     const node = addMessage(chat, question.id, "assistant", "", { model: model.value });
     const mine = chat;
     stopping = new AbortController();
@@ -81,7 +77,11 @@ export async function show(main, about, [id]) {
       if (low) log.scrollTop = log.scrollHeight;
     });
     say(t("answering"));
+    addEventListener("pagehide", store); // what was written so far
     try {
+      const { forgotten, ...asked } = settings.continues ? { prompt: before.map(({ text }) => text).join("") }
+        : await fitting(node.model, told(), seen(about, node.model, before).map(content), stopping.signal);
+      if (forgotten) node.forgotten = forgotten;
       await answer({ model: node.model, ...asked, ...sampling(about.sampling[node.model]) }, stopping.signal, (found) => {
         Object.assign(node, found);
         pace.soon();
@@ -92,6 +92,7 @@ export async function show(main, about, [id]) {
       else node.fault = error instanceof Fault ? error.message : t("unreachable");
     }
     pace.stop();
+    removeEventListener("pagehide", store);
     stopping = null;
     mine.changed = Date.now();
     await store();

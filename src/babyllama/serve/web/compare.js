@@ -6,6 +6,7 @@ import { t } from "./i18n.js";
 import { figuresOf, paced, showAnswer } from "./message.js";
 import { openSettings } from "./sampling.js";
 import { keep, sampling, settings } from "./settings.js";
+import { content, fitting, seen } from "./sight.js";
 import { newId, votes } from "./store.js";
 
 const LETTERS = "ABC";
@@ -75,11 +76,11 @@ export async function show(main, about) {
     return undefined;
   }
 
-  const before = (i, last) => turns.slice(0, last).flatMap((past) => [
-    { role: "user", content: past.question }, { role: "assistant", content: past.answers[i].text }]);
+  const told = () => (settings.system.trim() ? [{ role: "system", content: settings.system }] : []);
 
-  const prompt = (turn, i) => [...(settings.system.trim() ? [{ role: "system", content: settings.system }] : []),
-    ...before(i, turns.indexOf(turn)), { role: "user", content: turn.question }];
+  // What a column's model sees up to a question.
+  const before = (turn, i) => seen(about, columns[i].model, [...turns.slice(0, turns.indexOf(turn)).flatMap((past) => [
+    { role: "user", text: past.question }, { ...past.answers[i], role: "assistant" }]), { role: "user", text: turn.question }]).map(content);
 
   async function one(column, i, turn, signal) {
     const node = (turn.answers[i] = { model: column.model, text: "" });
@@ -92,7 +93,9 @@ export async function show(main, about) {
     };
     const pace = paced(() => draw(false));
     try {
-      await answer({ model: column.model, messages: prompt(turn, i), ...sampling(about.sampling[column.model]) }, signal, (found) => {
+      const { messages, forgotten } = await fitting(column.model, told(), before(turn, i), signal);
+      Object.assign(node, { prompt: messages, forgotten });
+      await answer({ model: column.model, messages, ...sampling(about.sampling[column.model]) }, signal, (found) => {
         Object.assign(node, found);
         pace.soon();
       });
@@ -108,7 +111,7 @@ export async function show(main, about) {
   function vote(turn) {
     const cast = async (best) => {
       await votes.put({ id: newId(), time: Date.now(), best, blind,
-        answers: turn.answers.map(({ model, text }, i) => ({ model, text, prompt: prompt(turn, i) })) });
+        answers: turn.answers.map(({ model, text, prompt }) => ({ model, text, prompt })) });
       replace(ballot, h("span", {}, t("voted")));
       reveal(true);
       say(t("voted"));

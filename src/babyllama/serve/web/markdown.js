@@ -2,8 +2,8 @@
 
 import { Marked } from "./vendor/marked.js";
 import "./vendor/purify.js";
+import { copyButton } from "./copy.js";
 import { h } from "./dom.js";
-import { t } from "./i18n.js";
 
 const escaped = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
 const ADDRESS = /^(https?:|mailto:)/i;
@@ -73,9 +73,8 @@ function furnish(fragment) {
   for (const pre of fragment.querySelectorAll("pre")) {
     const code = pre.textContent;
     const language = pre.firstElementChild?.className.replace("language-", "") ?? "";
-    const copy = h("button", { type: "button", class: "small", onclick: () => navigator.clipboard?.writeText(code) }, t("copy"));
     pre.tabIndex = 0;
-    const box = h("div", { class: "code" }, h("div", { class: "head" }, h("span", {}, language), copy));
+    const box = h("div", { class: "code" }, h("div", { class: "head" }, h("span", {}, language), copyButton(code)));
     pre.replaceWith(box);
     box.append(pre);
   }

@@ -1,17 +1,11 @@
 // One message as it is shown, and an answer while it comes.
 
-import { add, h, replace, say } from "./dom.js";
+import { copyButton } from "./copy.js";
+import { add, h, replace } from "./dom.js";
 import { figure, t } from "./i18n.js";
 import { parts, showMarkdown } from "./markdown.js";
 
 const button = (text, onclick) => h("button", { type: "button", class: "small", onclick }, text);
-
-export function copyButton(text) {
-  return button(t("copy"), async () => {
-    await navigator.clipboard?.writeText(text);
-    say(t("copied"));
-  });
-}
 
 // The answer's parts, each rendered in its own element so that an open one stays open while more comes.
 export function showAnswer(body, found, done) {
@@ -54,6 +48,8 @@ export function figuresOf(found) {
   if (found.first !== null && found.first !== undefined) figures.push(t("first", { s: figure(found.first, 2) }));
   if (found.finish === "length") figures.push(t("cut"));
   if (found.finish === "stopped") figures.push(t("stopped"));
+  if (found.finish === "left") figures.push(t("left"));
+  if (found.forgotten) figures.push(t("forgotten", { n: found.forgotten }));
   return figures.join(" · ");
 }
 

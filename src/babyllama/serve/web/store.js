@@ -27,10 +27,24 @@ async function act(store, mode, work) {
 
 export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), (b) => b.toString(16).padStart(2, "0")).join("");
 
+const over = (node) => node.role === "user" || Boolean(node.fault) || (node.finish && node.finish !== "left");
+
+// Answers that nobody writes on: the page was left.
+function ended(chat) {
+  for (const node of Object.values(chat?.nodes ?? {})) if (!over(node)) node.finish = "left";
+  return chat;
+}
+
 export const chats = {
   all: async () => (await act("chats", "readonly", (s) => s.getAll())).sort((a, b) => b.changed - a.changed),
-  one: (id) => act("chats", "readonly", (s) => s.get(id)),
-  put: (chat) => act("chats", "readwrite", (s) => s.put(chat)),
+  one: async (id) => ended(await act("chats", "readonly", (s) => s.get(id))),
+  // Beside what another tab wrote into the same conversation.
+  put: (chat) => act("chats", "readwrite", (s) => {
+    s.get(chat.id).onsuccess = ({ target }) => {
+      for (const [id, node] of Object.entries(target.result?.nodes ?? {})) if (!chat.nodes[id] || (over(node) && !over(chat.nodes[id]))) chat.nodes[id] = node;
+      s.put(chat);
+    };
+  }),
   remove: (id) => act("chats", "readwrite", (s) => s.delete(id)),
 };
 

@@ -3,8 +3,12 @@
 export const WORDS = {
   skip: ["Skip to content", "跳到正文"], chat: ["Chat", "对话"], compare: ["Compare", "对比"], runs: ["Runs", "训练"], data: ["Data", "数据"],
   inside: ["Look inside", "看内部"], pages: ["Pages", "页面"], language: ["中文", "English"], theme: ["Light or dark", "浅色或深色"],
-  close: ["Close", "关闭"], copy: ["Copy", "复制"], copied: ["Copied", "已复制"], model: ["Model", "模型"], cancel: ["Cancel", "取消"],
+  close: ["Close", "关闭"], copy: ["Copy", "复制"], copied: ["Copied", "已复制"], notCopied: ["The browser does not let this page copy.", "浏览器不允许此页面复制。"], model: ["Model", "模型"], cancel: ["Cancel", "取消"],
   unreachable: ["The server cannot be reached.", "连接不上服务器。"],
+  // What the server refuses, by its code or status, before its own words, which are English.
+  context_length_exceeded: ["", "放不进模型的上下文，请缩短问题或新建对话。"], rate_limit_exceeded: ["", "服务器正忙，请稍后再试。"],
+  model_not_found: ["", "服务器上没有这个模型。"], status413: ["", "内容超过了服务器允许的大小，请缩短。"],
+  status500: ["", "服务器处理这个请求时出错，原因见服务器的日志。"], status503: ["", "服务器暂时不能回答，请稍后再试。"],
   keyTitle: ["This server needs a key", "此服务器需要密钥"], key: ["API key", "API 密钥"], keyUse: ["Use it", "使用"],
   keyWhy: ["It is kept in this browser and sent to this server alone.", "密钥只保存在此浏览器，只发给此服务器。"],
   // chat
@@ -21,6 +25,8 @@ export const WORDS = {
   inspect: ["Look inside", "看内部"], before: ["Previous branch", "上一分支"], after: ["Next branch", "下一分支"],
   branch: ["{at} of {count}", "第 {at} 个，共 {count} 个"], thinking: ["Thinking", "思考过程"], tool: ["Tool call", "工具调用"],
   answering: ["Answering …", "正在回答…"], answered: ["The answer is complete.", "回答完毕。"], stopped: ["stopped", "已停止"],
+  left: ["broken off when the page was left", "离开页面时中断"],
+  forgotten: ["the first {n} turns no longer fit the model's context", "最早的 {n} 轮已放不进模型的上下文"],
   cut: ["ended at the limit of tokens", "达到长度上限"], first: ["first token {s} s", "首字 {s} 秒"], speed: ["{n} tokens/s", "{n} token/秒"],
   tokens: ["{n} tokens", "{n} token"], noStore: ["The browser keeps no history here (private window?).", "浏览器不保存历史（隐私窗口？）。"],
   // settings

@@ -222,9 +222,25 @@ def test_faults_in_the_shape_of_openai(client, body, status, message):
     assert found.json()["error"].keys() == {"message", "type", "param", "code"}
 
 
+def test_neighbours_of_one_role_are_read_as_one_message(client):
+    """As clients send them: two system messages, a question again. A fault further on names the message as sent."""
+
+    def tokens(*messages):
+        asked = [{"role": role, "content": text} for role, text in messages]
+        return client.post("/v1/tokenize", json={"model": "taught", "messages": asked}).json()
+
+    apart = tokens(("developer", "简短"), ("system", "有礼貌"), ("user", "你好"), ("user", "你是谁？"))
+    assert apart["count"] and apart == tokens(("system", "简短\n有礼貌"), ("user", "你好\n你是谁？"))
+    many = [("user", "甲"), ("user", "乙"), ("assistant", "丙"), ("assistant", "丁"), ("user", "戊"), ("system", "己")]
+    assert tokens(*many)["error"]["message"].startswith("messages[5].role: system cannot stand after user")
+    assert tokens(*many[:5]) == tokens(("user", "甲\n乙"), ("assistant", "丙\n丁"), ("user", "戊"))
+
+
 def test_other_faults(client, server):
     assert client.post("/v1/chat/completions", content=chat()).status_code == 415
     assert client.get("/nowhere").json()["error"]["message"].startswith("GET /nowhere: there is no such route")
+    for path, meant in (("/chat/completions", "/v1/chat/completions"), ("/v1/v1/models/", "/v1/models")):
+        assert f"did you mean {meant}? clients' base URL" in client.get(path).json()["error"]["message"]
     assert client.get("/v1/completions").status_code == 405
     for header in ({}, {"Authorization": "Bearer sk-wrong"}, {"Authorization": KEY}):
         found = httpx.get(f"{server.url}/v1/models", headers=header)

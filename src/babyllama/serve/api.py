@@ -159,12 +159,20 @@ def _faults(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, fault: HTTPException) -> Response:
-        what = "there is no such route; see /docs" if fault.status_code == 404 else fault.detail
+        what = _no_route(app, request.url.path.rstrip("/")) if fault.status_code == 404 else fault.detail
         return Refused(fault.status_code, f"{request.method} {request.url.path}: {what}").response()
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> Response:
         return Refused(500, SERVER_FAULT).response()
+
+
+def _no_route(app: FastAPI, path: str) -> str:
+    """What to say of an address that is none: most often a client's settings lack /v1, or have it twice."""
+    known = {getattr(route, "path", "") for route in app.routes}
+    meant = next((one for one in (f"/v1{path}", path.removeprefix("/v1")) if one != path and one in known), None)
+    near = f"did you mean {meant}? " if meant else ""
+    return f"there is no such route; {near}clients' base URL ends in /v1, and /docs lists all"
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

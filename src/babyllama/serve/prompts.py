@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,11 +87,33 @@ def tool_form_of(model: Model, asked: Sampled) -> ToolForm | None:
 def rendered(tokenizer: Tokenizer, messages: Sequence[ChatMessage], answering: bool,
              tools: Sequence[dict[str, Any]] = (), thinking: bool | None = None) -> list[int]:  # fmt: skip
     """A chat as training rendered it. Raises Refused as `render_chat` raises InputError."""
-    plain = [_message(message, i) for i, message in enumerate(messages)]
+    plain, places = _joined([_message(message, i) for i, message in enumerate(messages)])
     try:
         return render_chat(tokenizer, plain, answering, tools, thinking).tokens
     except InputError as error:
-        raise Refused(400, str(error), "messages") from None
+        told = re.sub(r"^messages\[(\d+)\]", lambda found: f"messages[{places[int(found[1])]}]", str(error))
+        raise Refused(400, told, "messages") from None
+
+
+def _joined(messages: Sequence[Message]) -> tuple[list[Message], list[int]]:
+    """Neighbours of one role as one message, a line each, and where each began.
+
+    Clients send two system messages, or a question again after it was not answered; chats to train on have neither.
+    What was thought, called or answered by a tool stays apart.
+    """
+    found, places = list[Message](), list[int]()
+    for place, message in enumerate(messages):
+        last = found[-1] if found else None
+        if (
+            last is not None
+            and last["role"] == message["role"] != "tool"
+            and not any(one.get("tool_calls") or one.get("reasoning_content") for one in (last, message))
+        ):
+            found[-1] = {**last, "content": f"{last['content']}\n{message['content']}"}
+        else:
+            found.append(message)
+            places.append(place)
+    return found, places
 
 
 def _message(given: ChatMessage, index: int) -> Message:

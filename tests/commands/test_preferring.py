@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from rich.console import Console
 
 from babyllama.commands import doctor, evaluate, prepare, train
+from babyllama.commands.chat import learned, remarks, turns_of
 from babyllama.commands.preferring import comparison, sums_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
@@ -26,7 +28,7 @@ from babyllama.tokenizer.train import train_bpe
 from babyllama.train.engines.world import World
 from babyllama.train.reference import FOLDER
 
-from .small_run import CONTEXT, messages_of, save_taught
+from .small_run import CONTEXT, messages_of, save_taught, small_tokenizer
 
 WORDS = "一二三四五六七八九十天空云草雪火水"
 PAIRS = [{"prompt": f"{a}和{b}？", "chosen": f"好，是{a}。", "rejected": f"不，是{a}。"} for a in WORDS for b in WORDS]
@@ -73,6 +75,18 @@ def test_dpo_learns_what_is_liked_and_says_so(folder, capsys):
     assert "pairs: 1 of" in said and "too long" in said
     info = Run.open(folder / "dpo").info["summary"]
     assert info["validation_loss"] == looks[-1]["loss"] and info["bits_per_byte"] is None
+    assert f"is ready: babyllama chat {folder / 'dpo'}" in said and info["turns"] == 1
+    remark = remarks(folder / "dpo", small_tokenizer(), learned(folder / "dpo", small_tokenizer()), 0)[0]
+    assert "each question is asked by itself" in remark and "？" in remark  # one of its questions, to try
+
+
+def test_a_model_sees_as_many_turns_as_before_it_learned_from_preferences(folder):
+    """Of a preference's prompt nobody wrote down how many turns it has."""
+    start = shutil.copytree(folder / "base", folder / "talker")
+    (start / "recipe.yaml").write_text("{}")
+    (start / "run.json").write_text('{"verb": "train", "parent": null, "summary": {"turns": 3}}')
+    trained(folder, "talked", "plan.steps=1", f"init.path={start}")
+    assert turns_of(folder / "talked") == 3
 
 
 @pytest.mark.parametrize("data", ["rated", "pairs"])

@@ -92,9 +92,9 @@ def learned(model: Path, tokenizer: Tokenizer) -> Lessons:
         stores = [prepared.store(label, "train") for label in labels]
     except (OSError, KeyError, TypeError, InputError):
         return Lessons(turns)
-    chats = [store for store in stores if store.kind == "chat" and store.documents]
+    chats = [store for store in stores if store.kind != "text" and store.documents]
     question = _question(chats[0].tokens(0, int(chats[0].document_offsets[1])), tokenizer) if chats else None
-    return Lessons(usual_turns(chats) if turns is None else turns, question)
+    return Lessons(turns or usual_turns(chats), question)
 
 
 def _training_run(model: Path) -> Path | None:

@@ -234,8 +234,13 @@ def _remarks(prepared: Prepared, stream: Stream | Mixed | RolloutRows, context: 
 
 
 def _turns(recipe: TrainRecipe, prepared: Prepared) -> int:
-    """As long a conversation as the model usually saw."""
-    return usual_turns(prepared.store(label, "train") for label in recipe.data.weights or prepared.corpora)
+    """As long a conversation as the model usually saw; where it learned from preferences, or saw before."""
+    found = usual_turns(prepared.store(label, "train") for label in recipe.data.weights or prepared.corpora)
+    if not (isinstance(recipe.objective, Preference) and isinstance(recipe.init, FromModel)):
+        return found
+    from babyllama.commands.chat import turns_of
+
+    return max(found, turns_of(recipe.init.path) or 0)
 
 
 def _part(recipe: TrainRecipe, config: ModelConfig, trained: int) -> str:

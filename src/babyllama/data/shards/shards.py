@@ -156,9 +156,10 @@ class TokenStore:
 def usual_turns(stores: Iterable[TokenStore]) -> int:
     """So many answers as nine of ten chats have at most; 0 where there is no chat.
 
-    A few longer chats teach nothing about the many questions that were only ever asked alone.
+    A few longer chats teach nothing about the many questions that were only ever asked alone. Preferences and rated
+    answers count as one: of what is before such an answer nobody wrote down how many turns it has.
     """
-    found = [store.turns() for store in stores if store.kind == "chat" and store.documents]
+    found = [store.turns() for store in stores if store.kind != "text" and store.documents]
     return int(np.quantile(np.concatenate(found), 0.9, method="lower")) if found else 0
 
 

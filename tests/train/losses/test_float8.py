@@ -1,5 +1,7 @@
 """The head in float8: its numbers against float64, with the rounding made again here bit by bit."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -55,6 +57,21 @@ def test_the_numbers_are_the_methods(chunk_rows):
     for ours, theirs in zip((hidden.grad, weight.grad), wanted[1:], strict=True):
         # a number within float32's error of the middle of two of float8 may go to the other
         assert (ours.double() / 0.37 - theirs).norm() < 1e-3 * theirs.norm()
+
+
+def test_a_chunk_is_gone_before_the_next_is_made(monkeypatch):
+    """Its logits' gradient is what fills a card: half a chunk's logits."""
+    real, seen = float8._slopes, []
+
+    def watched(*given):
+        assert all(earlier() is None for earlier in seen)
+        loss, slopes = real(*given)
+        seen.append(weakref.ref(slopes))
+        return loss, slopes
+
+    monkeypatch.setattr(float8, "_slopes", watched)
+    float8_cross_entropy(*problem(), 16).backward()
+    assert len(seen) == 5
 
 
 def test_it_is_close_to_the_exact_loss():

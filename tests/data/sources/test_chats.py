@@ -36,6 +36,9 @@ def read(record: Any, kind: Any = "chat") -> tuple[Any, dict[str, int]]:
     "record",
     [
         {"question": "问", "answer": "答"},
+        {"ask": "问", "answer": "答"},
+        {"问题": "问", "答案": "答"},
+        {"提问": "问", "回答": "答"},
         {"query": "问", "response": "答"},
         {"prompt": "问", "completion": "答"},
         {"prompt": "问", "response": "答"},

@@ -129,6 +129,8 @@ def test_blobs_cover_the_file_and_know_their_place(tmp_path: Path) -> None:
         ("a.csv", b"text,n\na,1\nb\n", "a.csv, row 2: line 3: 1 fields, but the header has 2"),
         ("a.txt", "国".encode("gbk"), "a.txt, document 1: line 1: not valid UTF-8, but it reads as GB18030"),
         ("a.xyz", b"", "the name does not tell the format"),
+        ("a.PDF", b"%PDF", "is no text; save it as .txt"),
+        ("a.xlsx", b"PK", "is no text; save it as .csv"),
     ],
 )  # fmt: skip
 def test_faults_name_the_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:

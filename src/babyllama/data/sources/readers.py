@@ -83,6 +83,10 @@ def _damaged(path: File, error: InputError, read: int, position: int) -> Blob:
 
 
 _Reader = Callable[[File, int, str], Iterator[Blob]]
+_NO_TEXT = {  # what people have beside texts → what to save it as
+    **dict.fromkeys((".pdf", ".doc", ".docx", ".wps", ".rtf", ".epub", ".mobi", ".ppt", ".pptx"), ".txt"),
+    **dict.fromkeys((".xls", ".xlsx", ".et", ".ods"), ".csv"),
+}
 
 
 def _format_of(path: File, format: Format) -> Format:
@@ -92,7 +96,9 @@ def _format_of(path: File, format: Format) -> Format:
     found = SUFFIXES.get(suffix_of(path))
     if found is None:
         Bytes(path).close()  # an archive is called that
-        known = ", ".join(Format.__args__[1:])
+        known, other = ", ".join(Format.__args__[1:]), _NO_TEXT.get(Path(str(path)).suffix.lower())
+        if other:
+            raise InputError(f"{path}: is no text; save it as {other} in UTF-8, with the program that opens it")
         raise InputError(f"{path}: the name does not tell the format; say format: one of {known}")
     return "json" if found == "jsonl" else found
 

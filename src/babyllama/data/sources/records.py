@@ -1,6 +1,6 @@
 """One line of JSON → a document. Chats are read by chats.py, preferences by preferences.py; what holds for all is here.
 
-    text    text | content | completion (or the key `field`)                          most corpora
+    text    text | content | completion (or the key `field`); 正文 | 内容 | 文本        most corpora
             title, summary, sections: [{title, content}]                              Baidu Baike, 5.63 million articles
     chat    the forms of chats.py; or a list of messages by itself
 
@@ -42,7 +42,7 @@ except ImportError:  # babyllama[data] is not installed
     from json import loads
 
 
-_TEXT_FIELDS = ("text", "content", "completion")
+_TEXT_FIELDS = ("text", "content", "completion", "正文", "内容", "文本")
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # half a surrogate pair, but not a reader's
 _ARTICLE = {"title", "summary", "sections"}
 

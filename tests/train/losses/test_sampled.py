@@ -32,8 +32,15 @@ def test_a_set_holds_every_target_and_as_many_others_as_asked(vocab, drawn, size
     wanted = set(targets.tolist()) - {IGNORE}
     ids = chosen.tolist()
     assert ids == sorted(set(ids)) and wanted <= set(ids) and ids[0] >= 0 and ids[-1] < vocab
-    assert len(ids) == min(vocab, math.ceil(max(size, len(wanted)) / 128) * 128)
+    asked = math.ceil(size / 128) * 128
+    assert len(ids) == min(vocab, asked if len(wanted) <= asked else math.ceil(len(wanted) / 2048) * 2048)
     assert [IGNORE if p == IGNORE else ids[p] for p in places.tolist()] == targets.tolist()
+
+
+def test_more_targets_than_asked_for_give_few_sizes():
+    """Each size is a CUDA graph of its own."""
+    sizes = {len(candidates(torch.arange(count), 20_000, 256, 0)[0]) for count in range(2_500, 6_000, 100)}
+    assert sizes == {4_096, 6_144}
 
 
 def test_the_sweep_runs_on_until_every_token_was_there():

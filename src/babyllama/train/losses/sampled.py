@@ -20,6 +20,7 @@ from babyllama.recipe import Recipe
 
 STRIDE = 20_011  # a prime: neighbours of the sweep are far apart in the vocabulary
 MULTIPLE = 128  # of a candidate set's size, as the head's product on a GPU likes it
+ROOM = 2048  # and where the targets alone are more: few sizes, for each is a CUDA graph of its own
 
 
 class Sampled(Recipe):
@@ -105,7 +106,8 @@ def candidates(targets: Tensor, vocab: int, size: int, start: int) -> tuple[Tens
 
     Args:
         targets: of any shape, int64, IGNORE where nothing counts.
-        size: tokens in the set, rounded up to MULTIPLE; more if there are more distinct targets, `vocab` at most.
+        size: tokens in the set, rounded up to MULTIPLE; if there are more distinct targets, room for these, rounded up
+            to ROOM; `vocab` at most.
         start: where the sweep through the vocabulary begins.
 
     Returns:
@@ -116,7 +118,8 @@ def candidates(targets: Tensor, vocab: int, size: int, start: int) -> tuple[Tens
     wanted[targets.where(kept, vocab)] = True  # what is ignored goes into a place of its own
     wanted = wanted[:vocab]
     distinct = int(wanted.sum())
-    size = min(-(-max(size, distinct) // MULTIPLE) * MULTIPLE, vocab)
+    size = -(-size // MULTIPLE) * MULTIPLE
+    size = min(size if distinct <= size else -(-distinct // ROOM) * ROOM, vocab)
     stride = next(s for s in range(STRIDE, STRIDE + vocab + 1) if math.gcd(s, vocab) == 1)
     sweep = (start + torch.arange(vocab, device=targets.device)) * stride % vocab  # every token once
     fresh = ~wanted[sweep]

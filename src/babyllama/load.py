@@ -89,6 +89,11 @@ def model_folder(path: Path) -> Path:
         if verb in ("prepare", "tokenizer"):
             raise InputError(f"{path}: holds a {verb} run, which has no model; give a train run")
         raise InputError(f"{path}: has no model yet; continue it with: babyllama {verb} {path}")
+    if path.is_file():
+        other = (
+            "; GGUF is for llama.cpp and the like: give the run that it was made of" if path.suffix == ".gguf" else ""
+        )
+        raise InputError(f"{path}: is a file, and no run or Hugging Face LLaMA folder{other}")
     if path.exists():
         remedy = one_inside(path, "model/config.json", "give one that is")
         raise InputError(f"{path}: is neither a run nor a Hugging Face LLaMA folder; {remedy}")

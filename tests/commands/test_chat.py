@@ -237,6 +237,9 @@ def test_main_in_process(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == CHATS[3][1] + "\n"
     with pytest.raises(InputError, match="does not exist; train one with: babyllama train"):
         chat.main(load_recipe(ChatRecipe, None, [f"model={tmp_path}/nothing"]))
+    (tmp_path / "sft-Q8_0.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"is a file, .* give the run that it was made of"):
+        chat.main(load_recipe(ChatRecipe, None, [f"model={tmp_path}/sft-Q8_0.gguf"]))
     (run / "run.json").write_text('{"verb": "prepare"}')
     shutil.rmtree(run / "model")
     with pytest.raises(InputError, match="holds a prepare run, which has no model"):

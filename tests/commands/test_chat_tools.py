@@ -106,6 +106,14 @@ def test_what_the_tools_said_may_not_fit():
     assert talk.messages == [ASKED, CALLED, *RESULTS, {"role": "assistant", "content": ""}]
 
 
+def test_tools_and_a_system_message_that_fill_the_context_are_named():
+    """Shortening the question, which the engine would ask for, is no remedy."""
+    with pytest.raises(InputError, match=r"tools: \d+ tokens leave no room .* context of 128; leave that out"):
+        conversation(context=128)
+    with pytest.raises(InputError, match=r"system message: \d+ tokens leave no room"):
+        Conversation(Scripted([], 16), small_tokenizer(), Sampling(), system="说" * 30)  # type: ignore[arg-type]
+
+
 def test_a_template_without_tools_is_refused():
     with pytest.raises(InputError, match="knows no tools"):
         Conversation(Scripted([]), small_tokenizer().with_template("bos"), Sampling(), tools=tools_of(ToolUse()))  # type: ignore[arg-type]

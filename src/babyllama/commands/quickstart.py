@@ -100,6 +100,8 @@ def main(recipe: QuickstartRecipe) -> None:
     from babyllama.hardware import memory_watched
 
     _check(recipe.overrides)
+    if (recipe.out / "run.json").exists():
+        raise InputError(f"{recipe.out}: is a run itself; give out= a folder for the runs of the quickstart")
     console = Console()
     size = _size() if recipe.size == "auto" else recipe.size
     took: dict[str, Cost] = {}

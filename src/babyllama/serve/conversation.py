@@ -91,7 +91,7 @@ class Conversation:
         tokens: of its answer, calls included.
 
     Raises:
-        InputError: tools for a model whose chat template writes none.
+        InputError: tools for a model whose chat template writes none; they or the system message fill the context.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, sampling: Sampling, max_tokens: int = 512,
@@ -104,6 +104,11 @@ class Conversation:
         self.turns: list[Turn] = []
         self.question, self.tokens = "", 0
         self.text = Text(tokenizer)
+        taken = len(self._prompt([], "")) if tools is not None or system else 0
+        if taken >= engine.context:
+            given = "tools" if not system else "system message" if tools is None else "system message and the tools"
+            raise InputError(f"{given}: {taken} tokens leave no room for a question in the model's context of "
+                             f"{engine.context}; leave that out, or take a model of a longer context")  # fmt: skip
 
     @property
     def messages(self) -> list[Message]:

@@ -31,7 +31,9 @@ from conftest import sharp_model, tiny_config
     [("RTX 3060", "RTX 3060", 12), ("3060 12G", "RTX 3060", 12), ("rtx3090", "RTX 3090", 24), ("4090", "RTX 4090", 24),
      ("GeForce RTX 4060 Ti 16GB", "RTX 4060 Ti", 16), ("NVIDIA A100-SXM4-40GB", "A100", 40), ("a100", "A100", 80),
      ("NVIDIA H100 80GB HBM3", "H100", 80), ("H100 PCIe", "H100 PCIe", 80), ("Tesla T4", "T4", 16),
-     ("RTX A6000", "A6000", 48), ("l40s", "L40S", 48), ("4070ti", "RTX 4070 Ti", 12)],
+     ("RTX A6000", "A6000", 48), ("l40s", "L40S", 48), ("4070ti", "RTX 4070 Ti", 12),
+     ("4090D", "RTX 4090 D", 24), ("H20", "H20", 96),
+     ("rtx 6000 ada", "RTX 6000 Ada", 48)],
 )  # fmt: skip
 def test_a_card_by_what_people_call_it(typed, name, memory):
     card = find_card(typed)
@@ -64,7 +66,8 @@ def test_a_longer_name_stands_before_the_shorter_one_in_it():
     ("reported", "tflops"),
     [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA L40S", 362),
      ("NVIDIA L4", 121), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10", 125), ("NVIDIA RTX A6000", 155),
-     ("NVIDIA GeForce RTX 3060", 26), ("NVIDIA GeForce RTX 4070 Ti SUPER", 80), ("Tesla V100-SXM2-16GB", 125)],
+     ("NVIDIA GeForce RTX 3060", 26), ("NVIDIA GeForce RTX 4090 D", 147), ("NVIDIA H20", 148),
+     ("NVIDIA RTX 6000 Ada Generation", 364), ("NVIDIA GeForce RTX 4070 Ti SUPER", 80), ("Tesla V100-SXM2-16GB", 125)],
 )  # fmt: skip
 def test_the_peak_of_a_reported_device(monkeypatch, reported, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: reported)

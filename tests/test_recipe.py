@@ -333,6 +333,8 @@ class Deep(Recipe):
 @pytest.mark.parametrize(("typed", "said"), [
     (["lr=1"], "lr: unknown key; did you mean plan.lr or other.lr?"),
     (["plan.stesp=1"], "plan.stesp: unknown key; did you mean plan.steps?"),
+    (["plan.rompt=a"], "plan.rompt: unknown key; did you mean plan.prompts?"),
+    (["plan.text=9"], "plan.text: unknown key; did you mean plan.context?"),
     (["shuffel=true"], "shuffel: unknown key; did you mean plan.shuffle or other.shuffle?"),
     (["pathh=a"], "pathh: unknown key; did you mean plan.corpora.0.path or other.corpora.0.path?"),
     (["zzz=1"], "zzz: unknown key; known keys: other, plan"),

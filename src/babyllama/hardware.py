@@ -1,6 +1,7 @@
 """What machines can do: the table of cards, the peak rate behind MFU, memory, and whether torch.compile can work.
 
-Not here: any choice of a recipe's values, any forecast (forecast.py).
+In one file although it is long: the table of cards, and what is asked of it. Not here: any choice of a recipe's values,
+any forecast (forecast.py).
 """
 
 from __future__ import annotations
@@ -60,11 +61,15 @@ class Card:
 # in them.
 CARDS: tuple[Card, ...] = (
     Card("H200", 989, 141, 4800, 450, float8=True), Card("H100 PCIe", 756, 80, 2000, float8=True),
-    Card("H100", 989, 80, 3350, 450, float8=True), Card("A100", 312, 80, 2039, 300), Card("A800", 312, 80, 2039, 200),
+    Card("H100", 989, 80, 3350, 450, float8=True), Card("H800", 989, 80, 3350, 200, float8=True),
+    Card("H20", 148, 96, 4000, 450, float8=True), Card("A100", 312, 80, 2039, 300), Card("A800", 312, 80, 2039, 200),
     Card("L40S", 362, 48, 864, float8=True), Card("L40", 181, 48, 864, float8=True),
-    Card("L4", 121, 24, 300, float8=True), Card("A10", 125, 24, 600), Card("A6000", 155, 48, 768),
+    Card("L20", 119, 48, 864, float8=True), Card("L4", 121, 24, 300, float8=True), Card("A10", 125, 24, 600),
+    Card("RTX 6000 Ada", 364, 48, 960, float8=True), Card("A6000", 155, 48, 768),
     Card("V100", 125, 16, 900, 150, bf16=False), Card("T4", 65, 16, 320, 16, bf16=False),
-    Card("RTX 5090", 209, 32, 1792, 64, float8=True), Card("RTX 4090", 165, 24, 1008, float8=True),
+    Card("RTX 5090", 209, 32, 1792, 64, float8=True), Card("RTX 5080", 112, 16, 960, 64, float8=True),
+    Card("RTX 5070 Ti", 87, 16, 896, 64, float8=True), Card("RTX 4090 D", 147, 24, 1008, float8=True),
+    Card("RTX 4090", 165, 24, 1008, float8=True),
     Card("RTX 4080", 97, 16, 717, float8=True), Card("RTX 4070 Ti", 80, 12, 504, float8=True),
     Card("RTX 4070", 58, 12, 504, float8=True), Card("RTX 4060 Ti", 44, 8, 288, 16, float8=True),
     Card("RTX 4060", 30, 8, 272, 16, float8=True), Card("RTX 3090", 71, 24, 936), Card("RTX 3080", 60, 10, 760),
@@ -74,8 +79,9 @@ CARDS: tuple[Card, ...] = (
 
 # TFLOP/s in float32 without TF32, which PyTorch does not use unless it is told to; from the same data sheets.
 FLOAT32: dict[str, float] = {
-    "H200": 67, "H100 PCIe": 51, "H100": 67, "A100": 19.5, "A800": 19.5, "L40S": 91.6, "L40": 90.5, "L4": 30.3,
-    "A10": 31.2, "A6000": 38.7, "V100": 15.7, "T4": 8.1, "RTX 5090": 104.8, "RTX 4090": 82.6, "RTX 4080": 48.7,
+    "H200": 67, "H100 PCIe": 51, "H100": 67, "H800": 67, "H20": 44, "A100": 19.5, "A800": 19.5, "L40S": 91.6,
+    "L40": 90.5, "L20": 59.8, "L4": 30.3, "A10": 31.2, "RTX 6000 Ada": 91.1, "A6000": 38.7, "V100": 15.7, "T4": 8.1,
+    "RTX 5090": 104.8, "RTX 5080": 56.3, "RTX 5070 Ti": 43.9, "RTX 4090 D": 73.5, "RTX 4090": 82.6, "RTX 4080": 48.7,
     "RTX 4070 Ti": 40.1, "RTX 4070": 29.1, "RTX 4060 Ti": 22.1, "RTX 4060": 15.1, "RTX 3090": 35.6, "RTX 3080": 29.8,
     "RTX 3070": 20.3, "RTX 3060": 12.7, "RTX 2080 Ti": 13.4,
 }  # fmt: skip

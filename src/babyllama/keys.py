@@ -79,12 +79,14 @@ def kinds(types: Any) -> list[str]:
 
 # ── near misses ────────────────────────────────────────────────────────────────────────────────────────────────────
 def near(kind: Model, path: str, beside: Sequence[str]) -> list[str]:
-    """Known keys that a wrong one may mean: spelt alike `beside` it; else of its name, or spelt alike, elsewhere."""
+    """Known keys that a wrong one may mean: spelt alike `beside` it, or longer; else of its name, or spelt alike,
+    elsewhere."""
     prefix, _, last = path.rpartition(".")
     prefix = f"{prefix}." if prefix else ""
     alike = difflib.get_close_matches(last, beside, n=1)
-    if alike:
-        return [prefix + alike[0]]
+    longer = [name for name in beside if len(last) > 3 and last in name]  # layers: num_hidden_layers
+    if alike or longer:
+        return [prefix + name for name in (alike or longer)[:3]]
     known = [name for name in dotted(kind) if name != path]  # itself: it belongs to another kind than the chosen one
     same = [name for name in known if name.rpartition(".")[2] == last]
     if same:

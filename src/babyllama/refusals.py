@@ -32,7 +32,8 @@ def explain(kind: type[BaseModel], item: Any) -> tuple[str, str]:
         about = next((f" ({field.description})" for field in fields if field.description), "")
         return path, f"this key must be given{about}; write {example or f'{path}=…'}"
     if item["type"] == "tuple_type":
-        return path, f"must be a list in brackets, got {value}; write {example or f'{path}=[…, …]'}"
+        one = f"[{given}]" if isinstance(given, str) and given.strip() else "[…, …]"
+        return path, f"must be a list in brackets, got {value}; write {example or f'{path}={one}'}"
     if item["type"] == "union_tag_not_found":
         return f"{path}.kind", f"this key must be given; there are {', '.join(names)}"
     if item["type"] == "union_tag_invalid":

@@ -432,6 +432,9 @@ def test_a_refusal_is_told_in_chinese_and_copying_needs_no_https(page):
     )
     assert words[0].startswith("放不进模型的上下文") and words[0].endswith("（m 9）")
     assert words[1].endswith("（too large）") and words[2] == "other"
+    moments = """import("/web/i18n.js").then(({ moment }) => ["2026-11-30T01:04:24+0800", "soon", null].map(moment))"""
+    day, *others = page.evaluate(moments)
+    assert re.match(r"2026年11月(29|30)日", day) and others == ["soon", ""]
     page.evaluate("delete Navigator.prototype.clipboard")
     heard = page.evaluate(
         """import("/web/copy.js").then(({ copyButton }) => new Promise((heard) => {

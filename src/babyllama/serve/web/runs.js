@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { chart, COLOURS } from "./chart.js";
 import { field, h, replace } from "./dom.js";
-import { figure, t } from "./i18n.js";
+import { figure, moment, t } from "./i18n.js";
 import { rollouts } from "./rollouts.js";
 
 const EVERY = 2000; // milliseconds between two looks at a training
@@ -204,7 +204,7 @@ async function one(main, id, runs, kept) {
   }
 
   replace(main, h("p", {}, h("a", { href: "#/runs" }, `‹ ${t("allRuns")}`)), h("h1", {}, id),
-    h("p", { class: "row" }, h("span", { class: "chip" }, run.verb), chip(run), progress, h("span", { class: "muted" }, run.created ?? ""),
+    h("p", { class: "row" }, h("span", { class: "chip" }, run.verb), chip(run), progress, h("span", { class: "muted" }, moment(run.created)),
       run.status === "running" && h("span", { class: "muted" }, t("live")), hasData(run) && h("a", { href: `#/data/${id}` }, t("itsData"))),
     Object.keys(log.curves).length + (run.status === "running") > 0 && h("section", { class: "card" }, controls.element, box), drawn?.element, samples, lineage(run, runs),
     filled(run.summary) && section(t("figures"), facts(run.summary)), filled(run.evals) && section(t("evaluations"), facts(run.evals)),

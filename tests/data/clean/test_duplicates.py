@@ -18,7 +18,7 @@ CHOICES = (Exact(), validate(Near, {}, "dedup"), validate(Lines, {"documents": 3
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Marked:
-    """Thirty texts; ten of them again, ten with more before them; of three blobs."""
+    """Thirty texts; ten of them again, ten with more before them; of three blobs, and one that cleaning left empty."""
     rng, folder = random.Random(2), tmp_path_factory.mktemp("marks")
     texts = ["".join(chr(rng.randint(0x4E00, 0x5E00)) for _ in range(200)) + f"\n{FOOTER}" for _ in range(30)]
     texts += texts[:10] + ["又及" + text for text in texts[20:]]
@@ -27,6 +27,9 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Marked:
         part = texts[20 * number : 20 * number + 20]
         path.write_text("".join(text.replace("\n", "¶") + "\n" for text in part), "utf-8")
         write_marks(path, [(text.replace("\n", "¶").encode(), text, len(text), False, True) for text in part], CHOICES)
+    paths.insert(1, folder / "empty.jsonl")
+    paths[1].touch()
+    write_marks(paths[1], [], CHOICES)
     return Marked(paths)
 
 

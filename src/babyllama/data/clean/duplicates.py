@@ -154,7 +154,7 @@ def _lines(texts: Sequence[str], choice: Lines) -> np.ndarray:
         counts.append(len(hashes))
     found = np.empty(len(hashes), _LINES)
     found["hash"] = hashes
-    found["document"] = np.repeat(np.arange(len(texts)), np.diff(counts, prepend=0))
+    found["document"] = np.repeat(np.arange(len(texts)), np.diff(np.array(counts, np.int64), prepend=0))
     return found
 
 

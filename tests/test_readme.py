@@ -88,7 +88,7 @@ def newcomer(tmp_path, monkeypatch):
 
     import huggingface_hub
 
-    monkeypatch.setattr("babyllama.data.sources.hub._reach", lambda _: None)
+    monkeypatch.setattr("babyllama.data.sources.hub.reach", lambda _: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
     monkeypatch.setattr(knowledge, "read_member", small_packages)
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model())

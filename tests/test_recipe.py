@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from babyllama import recipe as module
 from babyllama.errors import InputError
+from babyllama.plain_yaml import parse_yaml
 from babyllama.recipe import Recipe, dump_recipe, load_recipe
 
 
@@ -269,6 +270,18 @@ def test_bad_yaml_has_a_place(tmp_path, text, where, what):
     assert said.startswith(f"{tmp_path / 'r.yaml'}{where}")
     assert what in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("text", ["[{path:my.jsonl, kind: chat}]", "{kind:rtn}", "{deep: [{a: {path:x}}]}"])
+def test_a_colon_without_a_blank_is_told_as_what_it_is(text):
+    """YAML takes it for one long key without a value."""
+    with pytest.raises(InputError, match=r"^r: '(path|kind):[\w.]+' lacks a blank after its colon; write \w+: "):
+        parse_yaml(text, "r")
+
+
+def test_what_is_no_such_colon(tmp_path):
+    for text in ("{a: null}", "{hf://o/r/x.jsonl}", "{'a b:c': null}", "[a:b]", "a:b", "{a:b: 1}"):
+        parse_yaml(text, "r")
 
 
 @pytest.mark.parametrize("text", ["name: a\x01b\n", "steps: !!int many\n"])

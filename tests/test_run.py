@@ -164,6 +164,15 @@ def test_another_recipe_names_the_keys(run):
     assert "out:" not in said
 
 
+def test_values_that_differ_are_shown_as_they_are_written(tmp_path):
+    class Several(Recipe):
+        plans: tuple[Plan, ...] = ()
+
+    Run.create(tmp_path / "run", "prepare", Several(plans=(Plan(steps=3),))).unlock()
+    with pytest.raises(InputError, match=r"plans: \[\{'steps': 3\}\] → \[\]\); choose"):
+        Run.create(tmp_path / "run", "prepare", Several())
+
+
 def test_another_verb(run):
     run.unlock()
     with pytest.raises(InputError, match="holds a train run; choose another out=… for prepare"):

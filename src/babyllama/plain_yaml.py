@@ -56,13 +56,26 @@ _Dumper.add_representer(str, _text)
 def parse_yaml(text: str, where: str) -> Any:
     """One YAML document as plain data. Raises InputError with line and column."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        found = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         raise InputError(f"{place}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:  # a control character; a tag whose value does not fit
         raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    _check_colons(found, where)
+    return found
+
+
+def _check_colons(data: Any, where: str) -> None:
+    """``{path:a.jsonl}`` is, to YAML, one long key without a value."""
+    for key, value in data.items() if isinstance(data, dict) else ():
+        run = re.fullmatch(r"(\w+):(?!//)(\S.*)", key) if value is None and isinstance(key, str) else None
+        if run:
+            raise InputError(f"{where}: {key!r:.80} lacks a blank after its colon; write {run[1]}: {run[2]}")
+        _check_colons(value, where)
+    for item in data if isinstance(data, list) else ():
+        _check_colons(item, where)
 
 
 def dump_yaml(data: Any) -> str:

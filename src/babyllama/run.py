@@ -281,7 +281,8 @@ def _plain(value: Any) -> Any:
     """A recipe's value as it is compared and shown: a path is the place that it names, however it is written."""
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return str(value.resolve()) if isinstance(value, Path) else value
+    shown = value.model_dump(mode="json", exclude_none=True) if isinstance(value, Recipe) else value
+    return str(value.resolve()) if isinstance(value, Path) else shown
 
 
 @cache

@@ -269,7 +269,7 @@ def test_faults_of_tests(folder, tmp_path, monkeypatch):
         ):
             with pytest.raises(InputError, match=said):
                 evaluate(folder, "tasks=[arithmetic]", f"against={other}")
-    assert re.fullmatch(r"ocnli: get it from .*\n.*c3\.json.*\n.*no\.json.*", str(fault.value))
+    assert re.fullmatch(r"ocnli: get it from .*\n.*c3\.json.*\n.*no\.json.*\n.*task_data=FOLDER", str(fault.value))
     config = folder / "run" / "model" / "tokenizer_config.json"
     kept = config.read_text("utf-8")
     config.write_text(json.dumps({k: v for k, v in json.loads(kept).items() if k != "chat_template"}))

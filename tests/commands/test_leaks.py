@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from babyllama.commands.leaks import Leaks
+from babyllama.commands.prepare import PrepareRecipe
+from babyllama.commands.prepare import main as prepare
 from babyllama.data.clean.cleaning import Cleaning
 from babyllama.data.clean.leaks import HeldItems, grams
 from babyllama.data.sources.documents import Chat, Text
 from babyllama.errors import InputError
 from babyllama.evals.tasks import TaskChoice
 from babyllama.recipe import load_recipe
+
+from .small_run import small_tokenizer
 
 HANZI = "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))
 
@@ -29,7 +33,7 @@ def held(folder: Path, **more: str) -> HeldItems:
     (folder / "items.jsonl").write_text(
         "".join(f'{{"text": "{t}"}}\n' for t in [*texts(100, 40, 1), "太短的题"]), "utf-8"
     )
-    return lines.gathered(folder)
+    return lines.hashes().kept(folder)
 
 
 def test_planted_items_are_found_and_nothing_else(tmp_path: Path) -> None:
@@ -57,10 +61,20 @@ def test_chats_and_report(tmp_path: Path) -> None:
     )
 
 
+def test_a_test_whose_files_are_missing_leaves_no_folder(tmp_path: Path) -> None:
+    """A folder with the recipe of the failed try would refuse the mended one."""
+    small_tokenizer().save(tmp_path / "tok")
+    (tmp_path / "a.jsonl").write_text('{"text": "甲"}\n', "utf-8")
+    said = [f"out={tmp_path}/out", f"tokenizer={tmp_path}/tok", f"corpora=[{{path: {tmp_path}/a.jsonl}}]"]
+    with pytest.raises(InputError, match="c3: get it from"):
+        prepare(load_recipe(PrepareRecipe, None, [*said, "leaks.tasks=[c3]"]))
+    assert not (tmp_path / "out").exists()
+
+
 def test_tests_that_evaluate_knows(tmp_path: Path) -> None:
     choice = TaskChoice(name="common_knowledge")
     item = next(i for i in choice.items(None).asked if len(grams("\n".join((i.question, *i.options)))))
-    found = Leaks(tasks=(choice,)).gathered(tmp_path)
+    found = Leaks(tasks=(choice,)).hashes().kept(tmp_path)
     assert found.measure("\n".join((item.question, *item.options))) == 1 and found.measure(texts(1, 200, 3)[0]) == 0
     assert load_recipe(Leaks, None, ["tasks=[common_knowledge]"]).tasks == (choice,)
     with pytest.raises(InputError, match="give tasks or files"):

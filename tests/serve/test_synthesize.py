@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from small_run import CHATS
 
+from babyllama.commands.asking import Teacher
 from babyllama.commands.synthesize import SynthesizeRecipe, main
 from babyllama.data.sources.chats import Notes, read_chat
 from babyllama.errors import InputError
@@ -103,6 +105,16 @@ def test_a_refused_question_is_passed_over_and_a_dead_server_given_up(moody, tmp
     with pytest.raises(InputError, match=r"^url=http.*: no question was answered"):  # not an exit code of 0
         main(recipe(tmp_path, url, parallel=1, answers=10, retries=0, out=tmp_path / "b"))
     assert "20 in a row" in capsys.readouterr().out and len(asked) == 24
+
+
+def test_a_server_that_is_not_there_is_told_at_once(moody, tmp_path, monkeypatch):
+    monkeypatch.setattr(Teacher, "__call__", lambda *_: pytest.fail("asked"))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+        with pytest.raises(InputError, match=rf"nobody answers at {url} \(.*refused\); start the teacher's server"):
+            main(recipe(tmp_path, url))
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_prompts_are_one_line(tmp_path):

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from babyllama.atomic import read_json, write_atomic
+from babyllama.atomic import check_writable, read_json, write_atomic
 from babyllama.commands.report_words import Language
 from babyllama.commands.table import table_of
 from babyllama.errors import InputError, cause
@@ -61,6 +61,7 @@ def main(recipe: ArenaRecipe) -> None:
     if len(set(names)) < len(names):
         raise InputError("runs: one of them is there twice")
     prompts = prompts_of(recipe.prompts)
+    check_writable(recipe.out)
     for path in recipe.runs:  # before the first of them answers
         model_folder(path)
     answers = [answers_of(recipe, path, prompts) for path in recipe.runs]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from babyllama.atomic import write_json
+from babyllama.atomic import check_writable, write_json
 from babyllama.errors import InputError, needs_extra, remedy_for
 from babyllama.recipe import Recipe
 
@@ -66,6 +66,8 @@ def main(recipe: BenchServeRecipe) -> None:
     Raises:
         InputError: nobody answers at the URL, a wrong key, no request that succeeded.
     """
+    if recipe.out is not None:
+        check_writable(recipe.out)
     found = measure(recipe)
     for name, value in found.items():
         print(f"{name:28} {value}")

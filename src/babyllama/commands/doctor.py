@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from rich.console import Console
 
-from babyllama.atomic import json_text, write_json
+from babyllama.atomic import check_writable, json_text, write_json
 from babyllama.commands.parent import parent_of, restarted, templates, turned
 from babyllama.commands.table import table_of
 from babyllama.commands.train import assemble
@@ -64,6 +64,8 @@ class DoctorRecipe(Recipe):
 def main(recipe: DoctorRecipe) -> None:
     """Gather the evidence, show one line for each check; exit code 1 when a fault was found."""
     console = Console(highlight=False)
+    if recipe.out is not None:
+        check_writable(recipe.out)
     run, training = _target(recipe)
     findings = diagnose(_gather(recipe, run, training, console))
     faults = [finding for finding in findings if finding.verdict == "fault"]

@@ -5,7 +5,7 @@ Not here: the recipe (evaluate.py), scores (evals/suites.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -83,8 +83,14 @@ def read_tests(recipe: Wanted) -> list[Items | None]:
         except InputError as fault:
             faults.append(str(fault))
     if faults:
-        raise InputError("\n".join(faults))
+        raise InputError("\n".join([*faults, *_together(faults)]))
     return found
+
+
+def _together(said: Iterable[str]) -> list[str]:
+    """A line for who has to get files."""
+    wanted = any("get it from" in line for line in said)
+    return ["such files may lie together, called as the tests are: task_data=FOLDER"] if wanted else []
 
 
 def run_tasks(recipe: Wanted, tests: list[Items | None], loaded: Loaded, context: int, history: Provenance,
@@ -222,6 +228,8 @@ def _remarks(results: dict[str, Any], missing: dict[str, str], console: Console)
             console.print(f"{label}: {'; '.join(said)}", markup=False, soft_wrap=True)
     for label, how in missing.items():
         console.print(f"{label}: not asked; {how}", markup=False, soft_wrap=True)
+    for line in _together(missing.values()):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _theirs(recipe: Wanted, other: Path) -> dict[str, Any]:

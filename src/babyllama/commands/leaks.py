@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -31,15 +31,25 @@ class Leaks(Recipe):
             raise ValueError("give tasks or files: what must not be in the corpora")
         return self
 
-    def gathered(self, folder: Path) -> HeldItems:
-        """The filter, whose hashes are written to ``leaks.u64`` in `folder`.
+    def hashes(self) -> Hashes:
+        """Of every item.
 
         Raises:
             InputError: a test's files are not there, or hold what is no item.
         """
         texts = read_texts(validate(CorpusChoice, {"path": path, "kind": "text"}, "leaks.files") for path in self.files)
         found = [grams_of(item) for choice in self.tasks for item in choice.items(self.task_data).asked]
-        hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *found, *map(grams, texts)]))
-        write_atomic(folder / "leaks.u64", hashes.tobytes())
-        digest = xxhash.xxh3_128_hexdigest(hashes.tobytes())
+        return Hashes(np.unique(np.concatenate([np.zeros(0, np.uint64), *found, *map(grams, texts)])), self.action)
+
+
+class Hashes(NamedTuple):
+    """What no document may hold: `sorted`, (N,) uint64."""
+
+    sorted: np.ndarray
+    action: Literal["report", "drop"]
+
+    def kept(self, folder: Path) -> HeldItems:
+        """The filter, whose hashes are written to ``leaks.u64`` in `folder`."""
+        write_atomic(folder / "leaks.u64", self.sorted.tobytes())
+        digest = xxhash.xxh3_128_hexdigest(self.sorted.tobytes())
         return HeldItems(items=folder / "leaks.u64", digest=digest, action=self.action)

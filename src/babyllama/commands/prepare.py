@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from babyllama.amounts import amount, duration
 from babyllama.atomic import write_atomic
-from babyllama.commands.leaks import Leaks
+from babyllama.commands.leaks import Hashes, Leaks
 from babyllama.commands.table import table_of
 from babyllama.data.clean.cleaning import settled
 from babyllama.data.clean.duplicates import DUPLICATES, AnyDuplicates
@@ -104,19 +104,22 @@ def main(recipe: PrepareRecipe) -> None:
     for filter in recipe.clean:
         filter.check()
     sources = [choice.open(recipe.on_bad) for choice in recipe.corpora]
+    leaks = None if recipe.leaks is None else recipe.leaks.hashes()  # what is missing shows before there is a folder
     run = _run(kept, shared=recipe.part is not None)
     try:
-        _prepare(recipe, run, tokenizer, sources, console)
+        _prepare(recipe, run, tokenizer, sources, leaks, console)
     finally:
         run.unlock()
     if recipe.part is None:
         console.print(f"{recipe.out} is ready", markup=False, soft_wrap=True)
 
 
-def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: list[Source], console: Console) -> None:
+def _prepare(recipe: PrepareRecipe, run: Run, tokenizer: Tokenizer, sources: list[Source], leaks: Hashes | None,
+             console: Console) -> None:  # fmt: skip
     tokenizer.save(run.path)  # the folder is complete in itself: training needs no other
     clean = settled(recipe.clean, sources)
-    clean = clean if recipe.leaks is None else (*clean, recipe.leaks.gathered(run.path))
+    if leaks is not None:
+        clean = (*clean, leaks.kept(run.path))
     plan = Plan(run.path, tokenizer.chat_template, tokenizer.hash, recipe.validation, clean,
                 recipe.dedup)  # fmt: skip
     if why := missing():

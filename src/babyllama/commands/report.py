@@ -14,7 +14,7 @@ from jinja2 import Environment
 from pydantic import Field
 
 from babyllama.amounts import duration, short, size
-from babyllama.atomic import read_json, write_atomic
+from babyllama.atomic import check_writable, read_json, write_atomic
 from babyllama.commands.report_inside import Inside, look
 from babyllama.commands.report_story import Json, Story, limits, side_by_side, spread, tell
 from babyllama.commands.report_words import Language, Speaker
@@ -44,6 +44,8 @@ class ReportRecipe(Recipe):
 def main(recipe: ReportRecipe) -> None:
     """Read the runs, write the page."""
     say = Speaker(recipe.language)
+    for made in filter(None, (recipe.out, recipe.card)):
+        check_writable(made)
     runs = [Run.open(path) for path in recipe.runs]
     text = _card(runs) if recipe.card is not None else ""
     last = _last(runs)

@@ -23,6 +23,7 @@ from rich.progress import track
 from babyllama.amounts import amount
 from babyllama.atomic import disk_errors, json_text, write_atomic
 from babyllama.commands.asking import NoReply, Reply, Teacher
+from babyllama.data.sources.remote import reach
 from babyllama.errors import InputError, cause
 from babyllama.recipe import Recipe, Seed
 
@@ -71,12 +72,18 @@ def main(recipe: SynthesizeRecipe) -> None:
     """Ask what was not asked yet, then write the chats; interrupted, the same command goes on."""
     console = Console(highlight=False)
     asked = list(questions(recipe))
-    with disk_errors(recipe.out):
-        recipe.out.mkdir(parents=True, exist_ok=True)
     known = calls_in(recipe.out / CALLS)
     waiting = [one for one in asked if one[0] not in known]
     body = {"model": recipe.model, "temperature": recipe.temperature, "max_tokens": recipe.max_tokens}
     teacher = Teacher(recipe.url, recipe.api_key or os.environ.get(KEY, ""), body, recipe.retries, recipe.timeout)
+    if waiting:
+        try:
+            reach(recipe.url)
+        except OSError as error:  # each question would be tried for many seconds
+            raise InputError(f"url: nobody answers at {recipe.url} ({cause(error)}); start the teacher's server"
+                             ) from None  # fmt: skip
+    with disk_errors(recipe.out):
+        recipe.out.mkdir(parents=True, exist_ok=True)
     failed, in_a_row = list[str](), 0
     path = recipe.out / CALLS
     with disk_errors(path), path.open("a", encoding="utf-8") as file:
@@ -222,4 +229,5 @@ def _told(recipe: SynthesizeRecipe, calls: list[dict[str, Any]], wanted: int, ch
     elif len(calls) < wanted:
         yield f"stopped at most_tokens={recipe.most_tokens:,}; the same command with more goes on"
     path = recipe.out / CHATS
-    yield f"{amount(len(chats), 'chat')} in {path}: babyllama prepare out=… 'corpora=[{{path: {path}}}]'"
+    onward = f": babyllama prepare out=… 'corpora=[{{path: {path}}}]'" if chats else ""
+    yield f"{amount(len(chats), 'chat')} in {path}{onward}"

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from rich.console import Console
 
 from babyllama.amounts import amount
-from babyllama.atomic import write_json
+from babyllama.atomic import check_writable, write_json
 from babyllama.commands.table import table_of
 from babyllama.errors import InputError, needs_extra
 from babyllama.export.compare import Compared, compared
@@ -54,6 +54,8 @@ class VerifyRecipe(Recipe):
 def main(recipe: VerifyRecipe) -> None:
     """Show one line for each program, and where it first differs; exit code 1 where one is beyond tolerance."""
     console = Console(highlight=False)
+    if recipe.out:
+        check_writable(recipe.out)
     loaded = load(recipe.model, torch.device("cpu"), "fp32")
     chats, cut = fitting(loaded, recipe.prompts, recipe.max_tokens)
     if cut:

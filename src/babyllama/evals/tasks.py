@@ -241,7 +241,7 @@ class TaskChoice(Recipe):
     @property
     def how(self) -> str:
         """What to do when its files are not here."""
-        return f"get it from {self.task.get} and give tasks=[{{name: {self.name}, path: …}}] or task_data=FOLDER"
+        return f"get it from {self.task.get} and write {{name: {self.name}, path: …}} for {self.name}"
 
 
 CHAT = tuple(TaskChoice(name=name) for name in ("instructions", "refusals", "cvalues"))

@@ -208,7 +208,7 @@ def test_hub_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text(published[name], "utf-8")
         return str(path)
 
-    monkeypatch.setattr("babyllama.data.sources.hub._reach", lambda _: None)
+    monkeypatch.setattr("babyllama.data.sources.hub.reach", lambda _: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     names = ["wikipedia_cn", "shibing624_medical_encyclopedia", "shibing624_medical_books", "shibing624_medical_sft"]
     assert [(read_plain(CorpusChoice(name=n))) for n in names] == [["昭通机场"], ["疾病"], ["书"], [PAIR]]
@@ -249,7 +249,7 @@ def hub_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, byt
     info = type("Info", (), {"sha": commit})
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: info)
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", names)
-    monkeypatch.setattr("babyllama.data.sources.hub._reach", lambda _: None)
+    monkeypatch.setattr("babyllama.data.sources.hub.reach", lambda _: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
 
 

@@ -12,21 +12,16 @@ import fnmatch
 import hashlib
 import os
 import re
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from babyllama.data.sources import modelscope
-from babyllama.data.sources.remote import RemoteFile
+from babyllama.data.sources.remote import RemoteFile, reach
 from babyllama.errors import InputError, needs_extra
 
 SCHEMES = {"hf://": "huggingface", "ms://": "modelscope"}  # of a path → `HubFile.hub`
-_PATIENCE = 10  # seconds until a hub must have taken a connection
 
 
 @dataclass(frozen=True)
@@ -144,8 +139,9 @@ def fetch(file: HubFile, instead: str) -> Fetched:
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     named = {"repo_type": file.kind, "revision": file.revision}
     try:
-        if not isinstance(huggingface_hub.try_to_load_from_cache(file.repo, file.name, **named), str):
-            _reach(endpoint)
+        kept = huggingface_hub.try_to_load_from_cache(file.repo, file.name, **named)
+        if not isinstance(kept, str) and not huggingface_hub.constants.HF_HUB_OFFLINE:
+            reach(endpoint)  # the client would knock six times: half a minute, or minutes where packets are dropped
         path = Path(huggingface_hub.hf_hub_download(file.repo, file.name, **named))
     except Exception as error:  # the package and its HTTP client raise many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:200]
@@ -154,19 +150,6 @@ def fetch(file: HubFile, instead: str) -> Fetched:
             f"set HF_ENDPOINT to a mirror, or {instead}"
         ) from None
     return _checked(file, path)
-
-
-@cache
-def _reach(endpoint: str) -> None:
-    """Raise OSError if there is no way to it. The client itself would knock six times, half a minute or, where packets
-    are dropped, some minutes: good for a server that is busy, not for one that is out of reach."""
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    parts = urlsplit(endpoint)
-    if parts.hostname is None or HF_HUB_OFFLINE or {parts.scheme, "all"} & getproxies().keys():
-        return  # the client says what is wrong; a proxy knows the way
-    with socket.create_connection((parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)), _PATIENCE):
-        pass
 
 
 def streamed(file: HubFile) -> RemoteFile:

@@ -7,19 +7,34 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from babyllama.errors import InputError, needs_extra
 
 T = TypeVar("T")
 _WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before a read is tried again
+_PATIENCE = 10  # seconds until a server must have taken a connection
 _BLOCK = 8 << 20
 _PACKAGES = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}  # of a scheme: what fsspec needs for it, and its extra
+
+
+@cache
+def reach(address: str) -> None:
+    """Raise OSError if there is no way to the server of an http address; whoever then asks it in earnest may try often,
+    which is good for a server that is busy and long for one that is out of reach."""
+    parts = urlsplit(address)
+    if parts.hostname is None or {parts.scheme, "all"} & getproxies().keys():
+        return  # whoever asks says what is wrong; a proxy knows the way
+    with socket.create_connection((parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)), _PATIENCE):
+        pass
 
 
 class _Stat(NamedTuple):

@@ -15,6 +15,8 @@ from babyllama.commands.prepare import PrepareRecipe
 from babyllama.commands.prepare import main as prepare
 from babyllama.commands.quantize import QuantizeRecipe, _samples
 from babyllama.commands.quantize import main as quantize
+from babyllama.commands.train import main as train
+from babyllama.commands.train_recipe import TrainRecipe
 from babyllama.errors import InputError
 from babyllama.load import load, read_model
 from babyllama.model.checkpoint import load_model, save_model
@@ -89,6 +91,11 @@ def test_a_sweep_draws_quality_against_bits(place):
 def test_ends_and_dtype(place):
     run(place, "ends", "ends={head: rtn, embedding: rtn, bits: 8}", "dtype=bf16")
     model = read_model(place / "ends" / "model")
+    words = [f"out={place / 'on'}", f"data.path={place / 'data'}", "plan.steps=1", "device=cpu", "adapter.kind=lora"]
+    for of, key in ((f"init={{kind: from, path: {place / 'ends'}}}", "init.path"),
+                    (f"objective={{kind: distil, teacher: {place / 'ends'}}}", "objective.teacher")):  # fmt: skip
+        with pytest.raises(InputError, match=f"{key}: the head of .*ends is packed in few bits"):
+            train(load_recipe(TrainRecipe, None, [*words, f"init={{kind: from, path: {place / 'base'}}}", of]))
     assert "embed_tokens" in packed_modules(model) and model.norm.weight.dtype == torch.bfloat16
 
 

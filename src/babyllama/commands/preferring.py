@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from babyllama.commands.starting import check_head
 from babyllama.commands.train_recipe import FromModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.answers import ANSWERS, Answers, Room, answers
@@ -101,6 +102,7 @@ def comparison(recipe: TrainRecipe, model: Transformer, tokenizer: str, longest:
     if read_tokenizer(folder).hash != tokenizer:
         raise InputError(f"objective.reference: {given} has another tokenizer; give one with init's")
     found = read_model(folder).float()
+    check_head(found, "objective.reference", given)
     if found.config.max_position_embeddings < longest:
         positions = found.config.max_position_embeddings
         raise InputError(f"objective.reference: {given} has {positions:,} positions, and answers here may have "

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from torch import nn
+
 from babyllama.amounts import size
 from babyllama.commands.train_recipe import FromModel, TrainRecipe
 from babyllama.data.shards.shards import Prepared
@@ -24,6 +28,7 @@ def start_of(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Toke
         folder = model_folder(recipe.init.path)
         model, tokenizer = read_model(folder, rope=recipe.init.rope).float(), read_tokenizer(folder)
         check_vocabulary(model, tokenizer, folder)
+        check_head(model, "init.path", recipe.init.path)
     else:
         tokenizer = Tokenizer.load(recipe.init.tokenizer or recipe.data.path)
         config = recipe.init.model.build(tokenizer.vocab_size)
@@ -35,6 +40,13 @@ def start_of(recipe: TrainRecipe, prepared: Prepared) -> tuple[Transformer, Toke
     if isinstance(recipe.objective, RewardModel):
         model = with_reward_head(model, recipe.seed)
     return model, tokenizer.with_template(prepared.manifest["chat_template"])
+
+
+def check_head(model: Transformer, key: str, path: Path) -> None:
+    """Losses take the head's own matrix. Raises InputError where the model at `path` has it packed."""
+    if not isinstance(model.lm_head, nn.Linear):
+        raise InputError(f"{key}: the head of {path} is packed in few bits, and a training computes with its weights; "
+                         "quantise without ends, or give the model that it was made from")  # fmt: skip
 
 
 def shape_of(recipe: TrainRecipe, tokenizer: Tokenizer) -> ModelConfig:

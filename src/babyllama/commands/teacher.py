@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+from babyllama.commands.starting import check_head
 from babyllama.errors import InputError
 from babyllama.load import model_folder, read_model, read_tokenizer
 from babyllama.model.transformer import Transformer
@@ -29,6 +30,7 @@ def objective_of(choice: NextToken | Distil | Preference, model: Transformer, to
     if read_tokenizer(folder).hash != tokenizer.hash:
         raise InputError(f"objective.teacher: {choice.teacher} has another tokenizer; give one with init's")
     teacher = read_model(folder)
+    check_head(teacher, "objective.teacher", choice.teacher)
     if (positions := teacher.config.max_position_embeddings) < context:
         raise InputError(f"objective.teacher: {choice.teacher} has {positions:,} positions, and rows here have "
                          f"{context:,} tokens; give plan.context={positions}, or another teacher")  # fmt: skip

@@ -442,3 +442,17 @@ def test_a_refusal_is_told_in_chinese_and_copying_needs_no_https(page):
            const button = copyButton("抄我"); document.body.append(button); button.click(); button.remove(); }))"""
     )
     assert heard == "抄我"
+
+
+def test_a_text_that_outgrew_the_context_is_continued_at_its_end(page):
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Continue the text instead of answering").check()
+    page.keyboard.press("Escape")
+    page.get_by_placeholder("Begin a text").wait_for()
+    sent = []
+    page.on("request", lambda asked: asked.url.endswith("/v1/completions") and sent.append(asked.post_data_json))
+    ask(page, QUESTION * 60)
+    ended(page)
+    assert "tokens of the text no longer fit" in answers(page).locator(".figures").inner_text()
+    ids = small_tokenizer().encode(QUESTION * 60)
+    assert sent[0]["prompt"] == ids[-len(sent[0]["prompt"]) :] and 0 < len(sent[0]["prompt"]) < len(ids)

@@ -7,7 +7,7 @@ import { t } from "./i18n.js";
 import { figuresOf, messageElement, paced, showAnswer } from "./message.js";
 import { openSettings } from "./sampling.js";
 import { keep, sampling, settings } from "./settings.js";
-import { content, fitting, memory, seen } from "./sight.js";
+import { content, ending, fitting, memory, seen } from "./sight.js";
 import { addMessage, chats, choose, newChat, path, siblings } from "./store.js";
 
 export async function show(main, about, [id]) {
@@ -79,9 +79,9 @@ export async function show(main, about, [id]) {
     say(t("answering"));
     addEventListener("pagehide", store); // what was written so far
     try {
-      const { forgotten, ...asked } = settings.continues ? { prompt: before.map(({ text }) => text).join("") }
+      const { forgotten, cut, ...asked } = settings.continues ? await ending(node.model, before.map(({ text }) => text).join(""), stopping.signal)
         : await fitting(node.model, told(), seen(about, node.model, before).map(content), stopping.signal);
-      if (forgotten) node.forgotten = forgotten;
+      Object.assign(node, { forgotten, cut });
       await answer({ model: node.model, ...asked, ...sampling(about.sampling[node.model]) }, stopping.signal, (found) => {
         Object.assign(node, found);
         pace.soon();

@@ -49,6 +49,7 @@ export function figuresOf(found) {
   if (found.finish === "length") figures.push(t("cut"));
   if (found.finish === "stopped") figures.push(t("stopped"));
   if (found.finish === "left") figures.push(t("left"));
+  if (found.cut) figures.push(t("beginningCut", { n: found.cut }));
   if (found.forgotten) figures.push(t("forgotten", { n: found.forgotten }));
   return figures.join(" · ");
 }

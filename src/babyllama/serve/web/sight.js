@@ -23,4 +23,11 @@ export async function fitting(name, told, messages, signal) {
   }
 }
 
+// The end of a text that is continued, likewise: as token ids where its beginning had to go.
+export async function ending(name, text, signal) {
+  const { tokens, count, max_model_len: context } = await post("/v1/tokenize", { model: name, prompt: text }, signal);
+  const room = Math.floor(0.75 * context);
+  return count <= room ? { prompt: text } : { prompt: tokens.slice(-room), cut: count - room };
+}
+
 export const content = ({ role, text }) => ({ role, content: text });

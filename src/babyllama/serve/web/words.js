@@ -26,6 +26,7 @@ export const WORDS = {
   branch: ["{at} of {count}", "第 {at} 个，共 {count} 个"], thinking: ["Thinking", "思考过程"], tool: ["Tool call", "工具调用"],
   answering: ["Answering …", "正在回答…"], answered: ["The answer is complete.", "回答完毕。"], stopped: ["stopped", "已停止"],
   left: ["broken off when the page was left", "离开页面时中断"],
+  beginningCut: ["the first {n} tokens of the text no longer fit the model's context", "文章开头的 {n} 个 token 已放不进模型的上下文"],
   forgotten: ["the first {n} turns no longer fit the model's context", "最早的 {n} 轮已放不进模型的上下文"],
   cut: ["ended at the limit of tokens", "达到长度上限"], first: ["first token {s} s", "首字 {s} 秒"], speed: ["{n} tokens/s", "{n} token/秒"],
   tokens: ["{n} tokens", "{n} token"], noStore: ["The browser keeps no history here (private window?).", "浏览器不保存历史（隐私窗口？）。"],

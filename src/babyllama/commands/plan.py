@@ -23,7 +23,7 @@ from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
 from babyllama.foresight.budget import Proposal, Terms, best, ladder, propose, usable_gib
 from babyllama.foresight.forecast import CONTEXT_GIB, GIB, memory, step_seconds
-from babyllama.foresight.rates import objective, settings
+from babyllama.foresight.rates import settings
 from babyllama.foresight.scaling import BYTES_PER_TOKEN
 from babyllama.hardware import Card, can_compile, find_card, this_card
 from babyllama.load import pick_device
@@ -178,7 +178,6 @@ def train_recipe(recipe: PlanRecipe, choice: ModelChoice, proposal: Proposal) ->
         "out": "runs/planned",
         "data": {"path": str(recipe.data or "runs/corpus")},
         "init": {"kind": "new", "model": model},
-        "objective": objective(work.config),
         **settings(work.optimizer, work.config, proposal.steps),
         "plan": {
             "steps": proposal.steps,

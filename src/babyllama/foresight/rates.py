@@ -26,7 +26,7 @@ DISTINCT, GROWTH = 29.3, 0.52
 
 
 def objective(config: ModelConfig) -> dict[str, Any]:
-    """What a recipe says of its loss. Float8 is for cards that have it; on others the recipe trains as without."""
+    """Keys of the recipe's `objective`."""
     found = [list(stage) for stage in stages(config)]
     return {"fp8_head": True, **({"sampled": {"stages": found}} if found else {})}
 
@@ -45,10 +45,14 @@ def vocab_share(stages: tuple[tuple[float, float], ...], tokens: int, vocab: int
 
 
 def settings(optimizer: Literal["muon", "adamw"], config: ModelConfig, steps: int) -> dict[str, Any]:
-    """What a recipe says of its optimiser and schedule, for a training of so many steps. AdamW keeps its defaults."""
+    """What a recipe says of its loss, products, optimiser and schedule, for a training of so many steps.
+
+    AdamW keeps its defaults. Float8 is for cards that have it; on others the recipe trains as without.
+    """
+    found = {"objective": objective(config), "fp8_blocks": True}
     if optimizer == "muon":
-        return {"optimizer": muon(config, steps), "schedule": dict(WSD)}
-    return {"optimizer": {"kind": optimizer}}
+        return {**found, "optimizer": muon(config, steps), "schedule": dict(WSD)}
+    return {**found, "optimizer": {"kind": optimizer}}
 
 
 def muon(config: ModelConfig, steps: int) -> dict[str, Any]:

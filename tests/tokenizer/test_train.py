@@ -1,10 +1,12 @@
 """Own vocabularies: any text round-trips, hanzi stay whole, the same text gives the same bytes."""
 
 import os
+import pickle
 import re
 import subprocess
 import sys
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from babyllama.errors import InputError
 from babyllama.tokenizer.cuts import BYTE_TO_CHAR
 from babyllama.tokenizer.special import SPECIAL_TOKENS
 from babyllama.tokenizer.tokenizer import Tokenizer
-from babyllama.tokenizer.train import train_bpe
+from babyllama.tokenizer.train import _CUT, _replay, train_bpe
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -130,3 +132,13 @@ def test_numbers_are_cut_as_is_asked() -> None:
     for digits, tokenizer in pieces.items():
         longest = max(len(re.sub(r"\D", "", tokenizer.decode([i]))) for i in tokenizer.encode(text[0]))
         assert longest == digits and tokenizer.decode(tokenizer.encode(text[0])) == text[0]
+
+
+@pytest.mark.parametrize("run", ["春" * 2500, "春夏" * 1250, " " * 2500, "=" * 2500])
+def test_a_run_without_end_is_cut_for_the_trainer_alone(run: str) -> None:
+    """Its time goes by the square of a word's length: 300,000 hanzi without a stop took it a minute."""
+    usual = ("字" * 999 + "，") * 3
+    spool = BytesIO(pickle.dumps(usual) + pickle.dumps(f"起。{run}止"))
+    whole, cut = _replay(spool, set())
+    assert whole == usual and cut.replace(_CUT, "") == f"起。{run}止"
+    assert max(map(len, cut.split(_CUT))) <= 1002 and cut.count(_CUT) == 2

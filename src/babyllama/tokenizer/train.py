@@ -26,6 +26,9 @@ from babyllama.tokenizer.tokenizer import Tokenizer
 
 MAX_TOKEN_CHARACTERS = 16  # keeps rulers such as ====== from filling the vocabulary
 _BASE = len(SPECIAL_TOKENS) + 256
+_RUN = re.compile(
+    r"\w{1000}|\s{1000}|[^\w\s]{1000}"
+)  # is cut: the trainer's time goes by the square of a word's length
 _CUT = "\uffff"  # stands for characters outside the alphabet while merges are learned; Unicode has no such character
 
 
@@ -90,7 +93,8 @@ def _replay(spool: IO[bytes], outside: set[str]) -> Iterator[str]:
             text = pickle.load(spool)
         except EOFError:
             return
-        yield pattern.sub(_CUT, text) if pattern else text
+        text = pattern.sub(_CUT, text) if pattern else text
+        yield _RUN.sub(lambda run: run[0] + _CUT, text)
 
 
 def _add_characters(

@@ -279,6 +279,18 @@ def test_a_colon_without_a_blank_is_told_as_what_it_is(text):
         parse_yaml(text, "r")
 
 
+@pytest.mark.parametrize(("text", "said"), [
+    ("[{path: *.jsonl}]", r"what begins with \* needs quotes"), ("*all", r"what begins with \* needs quotes"),
+    ("{a: &.x}", "what begins with & needs quotes"), ("[@me]", "put what begins so into quotes"),
+    ("a:\n\tb: 1", "indent with blanks"), ("[{path: a}，{path: b}]", "write , in place of ，"),
+    ("{path：a.jsonl}", "'path：a.jsonl' has a full-width colon; write path: a.jsonl"),
+])  # fmt: skip
+def test_what_yaml_takes_for_something_else_is_told_with_its_remedy(text, said):
+    with pytest.raises(InputError, match=said) as error:
+        parse_yaml(text, "r")
+    assert "\n" not in str(error.value)
+
+
 def test_what_is_no_such_colon(tmp_path):
     for text in ("{a: null}", "{hf://o/r/x.jsonl}", "{'a b:c': null}", "[a:b]", "a:b", "{a:b: 1}"):
         parse_yaml(text, "r")

@@ -124,6 +124,24 @@ class Needy(Recipe):
     plan: Plan = Field(description="how long", examples=["plan.steps=5"])
 
 
+@pytest.mark.parametrize(("words", "meant"), [
+    (["plan.steps＝2"], "plan.steps=2"), (["steps：2"], "steps=2"), (["plan.steps:2"], "plan.steps=2"),
+    (["plan.steps", "=", "2"], "plan.steps=2"), (["lr", "=2"], "lr=2"), (["lr =2"], "lr=2"), (["—lr", "2"], "--lr"),
+    (["——lr=2"], "--lr=2"), (["--lr＝2"], "--lr=2"),
+])  # fmt: skip
+def test_what_an_input_method_makes_of_a_setting_is_told(words, meant):
+    with pytest.raises(InputError, match=rf"{meant}$"):
+        read(*words)
+
+
+def test_what_only_looks_like_it_stays_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("lr：2").mkdir()
+    assert read("lr：2", subject="model").model == Path("lr：2")  # a folder of this name
+    assert read("--prompt", "=5").prompt == "=5" and read("prompt=a：b").prompt == "a：b"
+    assert read("--prompt", "—lr", "C：x", subject="model") == Example(prompt="—lr", model=Path("C：x"))
+
+
 def test_a_list_that_the_shell_cut_is_told_to_be_quoted():
     with pytest.raises(InputError, match=r"put it in quotes: 'runs=\[a, b\]'"):
         understand(Example, ["lr=2", "runs=[a,", "b]"], "train")

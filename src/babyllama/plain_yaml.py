@@ -60,19 +60,36 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        raise InputError(f"{place}: not valid YAML: {error.problem}") from None
+        raise InputError(f"{place}: not valid YAML: {error.problem}{_remedy(error, text)}") from None
     except (yaml.YAMLError, ValueError) as error:  # a control character; a tag whose value does not fit
         raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     _check_colons(found, where)
     return found
 
 
+_REMEDIES = {  # a word of the fault → what most often was meant
+    "alias": "what begins with * needs quotes",
+    "anchor": "what begins with & needs quotes",
+    "'\\t' that cannot start": "indent with blanks, not with tabs",
+    "cannot start any token": "put what begins so into quotes",
+}
+
+
+def _remedy(error: yaml.MarkedYAMLError, text: str) -> str:
+    """``*.jsonl`` is no alias, and a Chinese comma is no comma."""
+    said = f"{error.context} {error.problem}"
+    lines = text.splitlines()[error.problem_mark.line :] if error.problem_mark else []
+    found = [remedy for word, remedy in _REMEDIES.items() if word in said][:1]
+    return "".join(f"; {remedy}" for remedy in (*found, *["write , in place of ，"] * ("，" in "".join(lines[:1]))))
+
+
 def _check_colons(data: Any, where: str) -> None:
-    """``{path:a.jsonl}`` is, to YAML, one long key without a value."""
+    """``{path:a.jsonl}`` is, to YAML, one long key without a value; so is one with a Chinese colon."""
     for key, value in data.items() if isinstance(data, dict) else ():
-        run = re.fullmatch(r"(\w+):(?!//)(\S.*)", key) if value is None and isinstance(key, str) else None
+        run = re.fullmatch(r"(\w+)(:(?!//)|：)\s*(\S.*)", key) if value is None and isinstance(key, str) else None
         if run:
-            raise InputError(f"{where}: {key!r:.80} lacks a blank after its colon; write {run[1]}: {run[2]}")
+            what = "has a full-width colon" if run[2] == "：" else "lacks a blank after its colon"
+            raise InputError(f"{where}: {key!r:.80} {what}; write {run[1]}: {run[3]}")
         _check_colons(value, where)
     for item in data if isinstance(data, list) else ():
         _check_colons(item, where)

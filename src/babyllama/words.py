@@ -16,10 +16,12 @@ from typing import NamedTuple, get_args
 from pydantic import BaseModel
 
 from babyllama.errors import InputError
-from babyllama.keys import near, types_of
+from babyllama.keys import dotted, near, types_of
 from babyllama.recipe import bundled
 
 _SETTING = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
+# What an input method or a text processor makes of a setting: ＝, ：, a colon, blanks, dashes of another length.
+_ALMOST = re.compile(r"(--|[—–－]+)?([A-Za-z_][\w.-]*)(?:\s*[＝=：:]\s*(.+))?", re.DOTALL)
 
 
 class Said(NamedTuple):
@@ -40,6 +42,10 @@ def understand(kind: type[BaseModel], words: Sequence[str], verb: str, subject: 
         InputError: a key that lacks its value, two recipes, an unknown ``--key``, a subject that is given twice.
     """
     _check_whole(words)
+    for place, word in enumerate(words):
+        if place and word.startswith(("=", "＝")) and not words[place - 1].startswith("--"):
+            said = " ".join(words[place - 1 : place + (1 if word[1:] else 2)])
+            raise InputError(f"{said}: write it without blanks: {said.replace(' ', '').replace('＝', '=')}")
     bare, settings = _settings(kind, list(words))
     if subject is None:
         if len(bare) > 1:
@@ -86,10 +92,23 @@ def _settings(kind: type[BaseModel], words: list[str]) -> tuple[list[str], list[
         if setting and (word.startswith("--") or not _exists(word)):
             settings.append(f"{setting[1].replace('-', '_')}={setting[2]}")
         elif word.startswith("--"):
+            _check_almost(kind, word)
             settings.append(_option(kind, word[2:].replace("-", "_"), words))
         else:
+            _check_almost(kind, word)
             bare.append(word)
     return bare, settings
+
+
+def _check_almost(kind: type[BaseModel], word: str) -> None:
+    """Raise InputError for a word that would be a setting if it were typed in other signs."""
+    found = _ALMOST.fullmatch(word)
+    if found is None or not (found[3] or (found[1] or "--") != "--") or _exists(word):
+        return
+    dashes, key, value = found.groups()
+    if any(name == key or name.endswith(f".{key}") for name in dotted(kind)):
+        meant = f"--{key}" if value is None else f"{'--' if dashes else ''}{key}={value}"
+        raise InputError(f"{word}: is no setting as it is written; write {meant}")
 
 
 def _exists(word: str) -> bool:

@@ -54,7 +54,7 @@ def test_as_the_engine_one_by_one(monkeypatch, temperature, longest, stop):
         seeds, calls = range(turn, turn + len(PROMPTS)), []
         wanted = plain.generate(PROMPTS, sampling, longest, stop, seeds)
         assert together.suits(engine, PROMPTS, longest)
-        found = together.answers(engine, PROMPTS, sampling, longest, stop, seeds, lambda: calls.append(1))  # noqa: B023
+        found, _ = together.answers(engine, PROMPTS, sampling, longest, stop, seeds, lambda: calls.append(1))  # noqa: B023
         assert [tokens for tokens, _ in found] == wanted and calls == [1]
         assert [ended for _, ended in found] == [answer[-1] in stop for answer in wanted]
     assert engine.generate(PROMPTS, sampling, longest, stop) == plain.generate(PROMPTS, sampling, longest, stop)

@@ -88,17 +88,17 @@ class Prompts:
         done = [slots[row] for row in told]
         return [(done, self._choose(rows, logits if len(told) == len(ended) else logits[at], uses_of(done)))]
 
-    def together(self, prompts: Sequence[list[int]], uses: Uses) -> Sampled:
-        """Read whole prompts into the first rows, which hold nothing and are large enough; their first tokens. Equal
-        ones are read once."""
-        firsts = dict[tuple[int, ...], int]()
-        like = [firsts.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]
-        once, longest = list(firsts.values()), max(map(len, prompts))
-        each = max(1, ALONE // longest)
+    def together(self, prompts: Sequence[list[int]], uses: Uses, starts: Sequence[int]) -> Sampled:
+        """What follows prompts, of each of which the first rows hold `starts` tokens; equal ones are read once."""
+        firsts = dict[tuple[int, ...] | int, int]()
+        like = [firsts.setdefault(row if starts[row] else tuple(prompt), row) for row, prompt in enumerate(prompts)]
+        once, pieces = list(firsts.values()), [prompt[starts[row] :] for row, prompt in enumerate(prompts)]
+        each = max(1, ALONE // max(map(len, pieces)))
         parts = [once[first : first + each] for first in range(0, len(once), each)]
-        logits = torch.cat([self._whole([prompts[row] for row in part], part) for part in parts])
+        logits = torch.cat([self._last([pieces[row] for row in part], [starts[row] for row in part], part)
+                            for part in parts])  # fmt: skip
         if copied := [row for row in range(len(prompts)) if like[row] != row]:
-            self.cache.spread([like[row] for row in copied], copied, 0, longest)
+            self.cache.spread([like[row] for row in copied], copied, 0, max(map(len, prompts)))
         number = {row: n for n, row in enumerate(once)}
         rows, at = sent([range(len(prompts)), [number[row] for row in like]], self.rows.device)
         return self._choose(rows, logits[at], uses)
@@ -108,12 +108,12 @@ class Prompts:
         fused = runs(self.rows.device) and plain(uses)
         return choose_of(self.rows, rows, logits) if fused else self.rows.choose(rows, logits, uses)
 
-    def _whole(self, pieces: list[list[int]], rows: list[int]) -> Tensor:
-        """Logits after the last token of each piece, of rows that hold nothing."""
-        found = None if self.passes is None else self.passes(pieces, [0] * len(pieces), rows, None)
+    def _last(self, pieces: list[list[int]], starts: list[int], rows: list[int]) -> Tensor:
+        """Logits after the last token of each piece, which comes after `starts` tokens of its row."""
+        found = None if self.passes is None else self.passes(pieces, starts, rows, None)
         if found is not None:
             return found.clone()  # the next pass writes there
-        hidden = self.hidden([0] * len(pieces), pieces, rows, [len(piece) for piece in pieces])
+        hidden = self.hidden(starts, pieces, rows, [s + len(p) for s, p in zip(starts, pieces, strict=True)])
         last = sent([len(piece) - 1 for piece in pieces], self.rows.device)
         return self._head(hidden[torch.arange(len(pieces), device=hidden.device), last])
 

@@ -27,6 +27,18 @@ from babyllama.infer.step import power
 LOOK = 16  # tokens that are on their way at least while the host waits for those before
 
 
+class Held(NamedTuple):
+    """What an engine's rows hold after `answers`: of each (N,) the row, and how many tokens of prompt and answer lie
+    there. Good until the engine does anything else."""
+
+    rows: np.ndarray
+    tokens: np.ndarray
+
+    def of(self, answers: Sequence[int]) -> Held:
+        """Of these alone."""
+        return Held(self.rows[[*answers]], self.tokens[[*answers]])
+
+
 class Block(NamedTuple):
     """Tokens (n, B) on their way to the host, from number `start` of the answers `who` on."""
 
@@ -46,25 +58,31 @@ def suits(engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int) -> 
 
 @torch.inference_mode()
 def answers(engine: Engine, prompts: Sequence[list[int]], sampling: Sampling, max_tokens: int, stop: Collection[int],
-            seeds: Sequence[int], meanwhile: Callable[[], None] = lambda: None
-            ) -> list[tuple[list[int], bool]]:  # fmt: skip
-    """Of each prompt the answer's tokens, and whether a token of `stop` ends it. The engine is at rest, and forgets all
-    earlier texts.
+            seeds: Sequence[int], meanwhile: Callable[[], None] = lambda: None, held: Held | None = None
+            ) -> tuple[list[tuple[list[int], bool]], Held]:  # fmt: skip
+    """Of each prompt the answer's tokens, and whether a token of `stop` ends it; and where they lie. The engine is at
+    rest, and forgets all earlier texts.
 
     Args:
         seeds: of the draws, one for each prompt.
         meanwhile: called once, when much is on its way.
+        held: of each prompt what it begins with and where that lies, from the call before; default: nowhere.
 
     Raises:
         InputError: logits that are not finite.
     """
-    engine.forget()
+    engine.forget()  # only what its lists say of the rows
     count, longest, uses = len(prompts), max(map(len, prompts)), used_by([sampling])
     engine.slots.open(count, longest + max_tokens)
+    starts = [0] * count
+    if held is not None:
+        starts = held.tokens.tolist()
+        at, to = sent([held.rows.tolist(), range(count)], engine.rows.device)
+        engine.cache.move(at, to, starts)
     requests = [Request(prompt, sampling, max_tokens, stop, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     engine.rows.place(range(count), [(request, (), max_tokens) for request in requests])
     way = _Way(np.arange(count), np.zeros((count, max_tokens), np.int64), frozenset(stop))
-    way.send(engine.prompts.together(prompts, uses).tokens)
+    way.send(engine.prompts.together(prompts, uses, starts).tokens)
     step = engine.step_of(None)
     while way.made < max_tokens:
         if way.ahead >= 2 * LOOK:
@@ -74,17 +92,20 @@ def answers(engine: Engine, prompts: Sequence[list[int]], sampling: Sampling, ma
                 way.see()
         if way.gone.all():
             break
-        if len(kept := way.fewer()):
-            at, to = sent([kept, list(range(len(kept)))], engine.rows.device)
+        if (moved := way.fewer())[0]:
+            at, to = sent(moved, engine.rows.device)
             engine.rows.move(at, to)
-            engine.cache.move(at, to, [longest + way.made - 1] * len(kept))
+            engine.cache.move(at, to, [longest + way.made - 1] * len(moved[0]))
         engine.rows.live.fill_(len(way.who))
         limit = max_tokens - way.made
         way.send(step(slice(0, len(way.who)), longest + max_tokens, uses, limit).tokens)
     meanwhile()
     while way.blocks:
         way.see()
-    return way.cut()
+    found = way.cut()
+    # The last token of an answer was chosen, and need not have been read.
+    tokens = [len(prompt) + len(answer) - 1 for prompt, (answer, _) in zip(prompts, found, strict=True)]
+    return found, Held(way.row, np.array(tokens))
 
 
 @dataclass
@@ -92,7 +113,8 @@ class _Way:
     """What has been launched for which answers, and what of it is known.
 
     Attributes:
-        who: the answers in the first rows.  found: (N, T) their tokens, as far as they are seen.
+        who: the answers in the first rows.  row: (N,) where each answer lies.
+        found: (N, T) their tokens, as far as they are seen.
         gone: (N,) those that are known to have ended.  made: tokens of each that are launched.
     """
 
@@ -103,6 +125,7 @@ class _Way:
     blocks: deque[Block] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
+        self.row = self.who.copy()
         self.gone, self._ends = np.zeros(len(self.who), bool), np.array([*self.stop, NOT_FINITE])
 
     @property
@@ -127,13 +150,18 @@ class _Way:
         self.found[block.who, block.start : block.start + tokens.shape[1]] = tokens
         self.gone[block.who] |= np.isin(tokens, self._ends).any(1)
 
-    def fewer(self) -> list[int]:
-        """Rows to go on with, where so many have ended that a smaller power of two holds the others; else none."""
-        kept = np.flatnonzero(~self.gone[self.who])
-        if power(len(kept)) == power(len(self.who)):
-            return []
-        self.who = self.who[kept]
-        return kept.tolist()
+    def fewer(self) -> tuple[list[int], list[int]]:
+        """Where so many have ended that a smaller power of two holds the others: which rows change places with which,
+        so that those others come first. Else none."""
+        goes = ~self.gone[self.who]
+        count = int(goes.sum())
+        if power(count) == power(len(self.who)):
+            return [], []
+        ended, later = np.flatnonzero(~goes[:count]), count + np.flatnonzero(goes[count:])
+        who = self.who.copy()  # blocks on their way know the old one
+        who[ended], who[later] = self.who[later], self.who[ended]
+        self.row[who], self.who = np.arange(len(who)), who[:count]
+        return [*later.tolist(), *ended.tolist()], [*ended.tolist(), *later.tolist()]
 
     def cut(self) -> list[tuple[list[int], bool]]:
         """All up to the first token that ends each."""

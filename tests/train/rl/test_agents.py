@@ -35,7 +35,7 @@ def told(monkeypatch):
         prompt = render_chat(TOKENIZER, QUESTION, True, list(tools)).tokens
         left = [list(turns) for turns in answers]
 
-        def draw(self, model, prompts, temperature, told=False, meanwhile=None, goes_on=False):
+        def draw(self, model, prompts, temperature, told=False, meanwhile=None, goes_on=None):
             texts = [turns.pop(0) for turns, _ in zip(left, prompts, strict=False)]
             return [Drawn(text, text[-1] == TOKENIZER.eos_id, [-1.0] * len(text)) for text in texts]
 

@@ -140,27 +140,37 @@ def test_after_the_weights_change_nothing_old_is_drawn_from(tmp_path, dtype):
 
 
 def test_later_turns_read_what_is_new_and_draw_the_same(tmp_path, monkeypatch):
-    config = small_trainer(tmp_path / "run").model.config.model_copy(update={"max_position_embeddings": 64})
+    """Three turns; fewer conversations in each, in another order of rows; answers end early here and there."""
+    config = small_trainer(tmp_path / "run").model.config.model_copy(update={"max_position_embeddings": 256})
     model, read = Transformer(config).eval().requires_grad_(False), list[int]()
-    asked = [([*range(1, 20), 20 + n % 2], n) for n in range(4)]
-    piece = Prompts._piece
+    hidden = Prompts.hidden
 
-    def counted(self, slot):
-        read.append(len(found := piece(self, slot)))
-        return found
+    def counted(self, starts, pieces, rows, lengths):
+        read.append(sum(map(len, pieces)))
+        return hidden(self, starts, pieces, rows, lengths)
 
-    found = []
-    for goes_on in (False, True):
-        sampler = Sampler(37, {0}, 8)
-        first = sampler(model, asked, 1.0)
-        later = [(prompt + drawn.tokens + [6, 7], n + 9) for (prompt, n), drawn in zip(asked, first, strict=True)]
-        with monkeypatch.context() as patch:
-            patch.setattr(Prompts, "_piece", counted)
-            found.append((first, sampler(model, later, 1.0, goes_on=goes_on)))
-        news = 3  # the last token of an answer, which was drawn and not yet read, and two more
-        assert max(read) == (news if goes_on else max(len(prompt) for prompt, _ in later))
+    def played(in_step, reuses):
+        sampler = Sampler(37, {0}, 60)
+        sampler.in_step = in_step
+        texts = [([*range(1, 20), 20 + n % 4], n) for n in range(24)]
+        turns, numbers = [], None
+        for turn in range(3):
+            drawn = sampler(model, texts, 1.0, goes_on=numbers if reuses else None)
+            turns.append([(one.tokens, one.ended) for one in drawn])
+            numbers = [n for n in range(len(texts)) if n % 3 != turn % 3]
+            texts = [(texts[n][0] + drawn[n].tokens + [6, 7], 100 * turn + n) for n in numbers]
+        return turns
+
+    monkeypatch.setattr("babyllama.infer.prompts.native", lambda model: None)  # all through `hidden`
+    monkeypatch.setattr(Prompts, "hidden", counted)
+    whole = played(False, False)
+    assert {ended for turn in whole for _, ended in turn} == {True, False}
+    for in_step in (False, True):
         read.clear()
-    assert found[0] == found[1]
+        assert played(in_step, False) == whole
+        first, later = read[0], sum(read[1:])
+        read.clear()
+        assert played(in_step, True) == whole and read[0] == first and sum(read[1:]) < later / 5
 
 
 def test_half_precision_is_lent_as_training_computes(tmp_path):

@@ -96,20 +96,20 @@ class Agents:
         results = dict[tuple[tuple[int, ...], frozenset[str]], Results | None]()
         going = list(range(len(prompts)))
         for turn in range(1, self.use.rounds + 1):
-            goes_on = []
-            for i in going:
+            numbers = []
+            for number, i in enumerate(going):
                 key = tuple(played[i].last), tools[texts[i]]
                 if key not in results:
                     results[key] = self._results(*key)
                 found = results[key]
                 if found is not None and self._fits(len(texts[i]) + len(played[i].tokens) + len(found.tokens)):
                     played[i] = _answered(played[i], *found)
-                    goes_on.append(i)
-            going = goes_on
+                    numbers.append(number)
+            going = [going[number] for number in numbers]
             if not going:
                 break
             asked = [(prompts[i][0] + played[i].tokens, _seed(prompts[i][1], turn)) for i in going]
-            for i, drawn in zip(going, self.sampler(model, asked, temperature, told, goes_on=True), strict=True):
+            for i, drawn in zip(going, self.sampler(model, asked, temperature, told, goes_on=numbers), strict=True):
                 played[i] = _gone_on(played[i], drawn)
         return played
 

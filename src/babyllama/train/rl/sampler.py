@@ -48,31 +48,36 @@ class Sampler:
     def __init__(self, vocab_size: int, stop: Collection[int], max_tokens: int) -> None:
         self.vocab_size, self.stop, self.max_tokens = vocab_size, frozenset(stop), max_tokens
         self._engine: Engine | None = None
+        self._held: together.Held | None = None
 
     def __call__(self, model: Transformer, prompts: Sequence[tuple[list[int], int]], temperature: float,
                  told: bool = False, meanwhile: Callable[[], None] = lambda: None,
-                 goes_on: bool = False) -> list[Drawn]:  # fmt: skip
+                 goes_on: Sequence[int] | None = None) -> list[Drawn]:  # fmt: skip
         """One answer for each (prompt, seed), the same in any company and by any rank.
 
         Args:
             told: whether the engine's log-probabilities are wanted, which takes longer.
             meanwhile: called once, when a GPU has the most to do, or at the end.
-            goes_on: the weights are those of the call before, so that what prompts share with its texts need not be
-                read again.
+            goes_on: the weights are those of the call before, and each prompt goes on from its answer of this number:
+                what that conversation held need not be read again.
 
         Raises:
             InputError: the model's logits are not finite.
         """
         if self._engine is None or self._engine.model is not model:  # shards are gathered into a new model each time
-            self._engine = Engine(model, self.vocab_size, slots=self._slots(model, prompts))
+            self._engine, self._held = Engine(model, self.vocab_size, slots=self._slots(model, prompts)), None
         engine, sampling = self._engine, Sampling(temperature=temperature)
         texts = [prompt for prompt, _ in prompts]
         wanted = model.embed_tokens.weight.is_cuda if self.in_step is None else self.in_step
         if wanted and not told and together.suits(engine, texts, self.max_tokens):
-            seeds = [seed for _, seed in prompts]
-            found = together.answers(engine, texts, sampling, self.max_tokens, self.stop, seeds, meanwhile)
+            seeds, held = [seed for _, seed in prompts], None
+            if goes_on is not None and self._held is not None and model.rope.static:
+                held = self._held.of(goes_on)
+            found, self._held = together.answers(engine, texts, sampling, self.max_tokens, self.stop, seeds, meanwhile,
+                                                 held)  # fmt: skip
             return [Drawn(tokens, ended, []) for tokens, ended in found]
-        if not goes_on:
+        self._held = None
+        if goes_on is None:
             engine.forget()
         numbers = {engine.add(Request(prompt, sampling, self.max_tokens, self.stop, seed, 0 if told else None)): number
                    for number, (prompt, seed) in enumerate(prompts)}  # fmt: skip

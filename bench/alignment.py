@@ -63,7 +63,7 @@ class Task:
     """`main`: the reward that it is about. `tokens`: of an answer, with tools of a turn. A start's score is to lie in
     `start`. A training does where the score rises by `gain` or to 0.8, and bits per byte by 2 % at most. `learned`:
     steps of SFT that the search begins with, of `context` tokens. `rate`, `beta`, `steps`: of RL; `answers` a step.
-    `replay`: the share of general texts beside them."""
+    `replay`: the share of general texts beside them. `settings`: more of the recipe."""
 
     rewards: str
     main: str
@@ -82,6 +82,7 @@ class Task:
     accumulate: int = 1
     label: str | None = None
     more: str = ""
+    settings: tuple[str, ...] = ()
 
 
 TASKS = {
@@ -91,9 +92,10 @@ TASKS = {
                    start=(0.62, 0.78), learned=42, rate=2e-4, beta=0.05, steps=220, answers=256, replay=0.3),
     "poems": Task("[{kind: poem}, {kind: ends, weight: 0.1}, {kind: no_repetition, weight: 0.2}]", "reward_poem", 48,
                   start=(0.3, 0.68), learned=100, rate=2e-4, steps=100, answers=256, replay=0.2),
-    "tools": Task("[{kind: exact}]", "reward_exact", 64, start=(0.4, 0.8), gain=0.1, learned=230, context=512,
-                  rate=1.5e-4, steps=120, answers=256, group=8, accumulate=2, label="tool_questions",
-                  more=", tools: {kind: toolworld}"),
+    "tools": Task("[{kind: exact}]", "reward_exact", 64, start=(0.4, 0.8), gain=0.1, learned=200, context=512,
+                  rate=1e-4, beta=0.0, steps=128, answers=1024, accumulate=2, label="tool_questions",
+                  more=", tools: {kind: toolworld}",
+                  settings=("average={share: 0.5, tau: null}", "schedule={kind: wsd, warmup: 0.1, decay: 0.2}")),
 }  # fmt: skip
 METHODS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "ppo")
 SHAPE = "{preset: tiny, hidden_size: 384, num_hidden_layers: 4, num_attention_heads: 6, num_key_value_heads: 2, " \
@@ -250,7 +252,8 @@ def recipe_of(work: Path, name: str, method: str, seed: int, rate: float, argume
         f"log_every: 1, validate_every: {max(1, steps // 5)}, validation_tokens: 32768, save_every: 1000000, "
         "guard: {spike: null}}",
         f"optimizer={{kind: adamw, lr: {rate}, betas: [0.95, 0.99], weight_decay: 0}}",
-        "schedule={kind: cosine, warmup: 0.05, final: 0.1}", f"seed={seed}", *arguments.words])  # fmt: skip
+        "schedule={kind: cosine, warmup: 0.05, final: 0.1}", f"seed={seed}", *task.settings,
+        *arguments.words])  # fmt: skip
 
 
 def started(work: Path, recipe: TrainRecipe) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from babyllama.train.guard import Outcome, Watchman
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import Optimizer, Schedule
 from babyllama.train.plan import Plan
+from babyllama.train.tuning import Adapter, put_on
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
                 adjust: Callable[[Transformer], None] = lambda _: None, reuse: bool = False,
                 objective: NextToken | None = None, engine: Engine | None = None,
                 world: World | None = None, average: TailAverage | None = None,
-                attend: Attend = attend_sdpa, float8: bool = False) -> Stepper:  # fmt: skip
+                attend: Attend = attend_sdpa, float8: bool = False, adapter: Adapter | None = None
+                ) -> Stepper:  # fmt: skip
     """What `Trainer` does between its logs, for `plan.steps` steps in all.
 
     Args:
@@ -61,6 +63,7 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
         reuse: take the module of an earlier training of this shape, which must be over, and its compiled code.
         engine, world: of which this process is one; alone when absent.
         average: of the last weights, which `model` then gives.
+        adapter: what trains instead of the weights; not with `reuse`.
     """
     world = world or World()
     engine = engine or Single()
@@ -72,6 +75,8 @@ def our_stepper(config: ModelConfig, stream: Rows, plan: Plan, optimizer: Optimi
         initialise(model, seed)
         adjust(model)
     model.train().requires_grad_(True)
+    if adapter is not None:
+        put_on(model, adapter, seed)
     rows = (
         isinstance(stream, Stream) and device.type == "cuda" and Resident.of(stream, plan.context or 0, device)
     ) or stream

@@ -6,6 +6,7 @@
     python bench/train_speed.py --contenders ours-adamw --memory-gib 24 --find-rows
     python bench/train_speed.py --contenders ours-muon ours-muon-packed --context 8192 --rows 8      # documents apart
     python bench/train_speed.py --contenders ours-muon ours-muon-shifted --context 8192 --rows 8     # S²-Attn
+    python bench/train_speed.py --contenders ours-lora ours-lora-shifted --context 8192 --rows 8     # as LongLoRA
 
 Tokens/s is the median over the rounds, a ratio the median of the per-round ratios; MFU = tokens/s · causal FLOPs /
 the card's bf16 peak; compile and first step are apart. Prints one table, appends a line a contender to
@@ -38,6 +39,7 @@ from babyllama.hardware import peak_flops, utilisation
 from babyllama.load import default_device
 from babyllama.model.attention import ShiftedSparse, attend_sdpa
 from babyllama.model.config import ModelChoice, ModelConfig, Moe
+from babyllama.model.lora import Lora
 from babyllama.train.losses.objectives import NextToken
 from babyllama.train.losses.sampled import Sampled
 from babyllama.train.optimizers.optim import AdamW, Cosine, Muon
@@ -95,7 +97,7 @@ class Setup:
 # ── contenders: (setup, rows) → a function that takes so many steps ─────────────────────────────────────────────────
 def ours(optimizer: AdamW | Muon, compiled: bool = True, packed: bool = False, shifted: bool = False,
          objective: NextToken | None = None, moe: Moe | None = None,
-         float8: bool = False) -> Callable[[Setup, int], Steps]:  # fmt: skip
+         float8: bool = False, adapter: Lora | None = None) -> Callable[[Setup, int], Steps]:  # fmt: skip
     """Our trainer's step: bf16, float32 masters, everything that it does between two logs.
 
     Args:
@@ -108,7 +110,7 @@ def ours(optimizer: AdamW | Muon, compiled: bool = True, packed: bool = False, s
         attend = ShiftedSparse(group_size=setup.context // 8 * 2) if shifted else attend_sdpa
         stepper = our_stepper(config, setup.stream(rows, packed), plan, optimizer, Cosine(warmup=0.0), setup.device,
                               compiled=compiled and setup.compiled, objective=objective, attend=attend,
-                              float8=float8)  # fmt: skip
+                              float8=float8, adapter=adapter)  # fmt: skip
         return stepper.steps
 
     return make
@@ -199,6 +201,8 @@ def _apply_liger(llama: ModuleType, model: nn.Module) -> None:
 
 QUARTER = NextToken(sampled=Sampled(stages=((1.0, 0.25),)))  # a loss over a quarter of the vocabulary all the time
 
+LONGLORA = Lora(targets=("q_proj", "k_proj", "v_proj", "o_proj"), train=("embed_tokens", "norms"))  # extend/longlora's
+
 CONTENDERS: dict[str, Callable[[Setup, int], Steps]] = {
     "ours-adamw": ours(AdamW()),
     "ours-muon": ours(Muon()),
@@ -210,6 +214,9 @@ CONTENDERS: dict[str, Callable[[Setup, int], Steps]] = {
     "ours-muon-sampled": ours(Muon(), objective=QUARTER),
     "ours-muon-sampled-shifted": ours(Muon(), objective=QUARTER, shifted=True),
     "ours-muon-fp8": ours(Muon(), objective=NextToken(fp8_head=True)),
+    "ours-muon-fp8-shifted": ours(Muon(), objective=NextToken(fp8_head=True), shifted=True),
+    "ours-lora": ours(AdamW(), adapter=LONGLORA),
+    "ours-lora-shifted": ours(AdamW(), adapter=LONGLORA, shifted=True),
     "ours-muon-fp8-blocks": ours(Muon(), objective=NextToken(fp8_head=True), float8=True),
     "ours-muon-moe": ours(Muon(), moe=Moe(experts=8, active=2, shared=1)),
     "earlier": earlier(),

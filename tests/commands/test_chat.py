@@ -20,7 +20,7 @@ from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
 from babyllama.recipe import load_recipe
 from babyllama.serve import terminal
-from babyllama.serve.chat_commands import COMMANDS, run_command
+from babyllama.serve.chat_commands import COMMANDS, run_command, slashed
 from babyllama.serve.conversation import Conversation, printable
 from babyllama.serve.terminal import Talk
 from babyllama.tokenizer.chat import render_chat
@@ -181,7 +181,7 @@ def test_control_characters_never_reach_the_terminal():
 
 def test_piped_questions_through_a_real_process(tmp_path):
     folder = save_taught(tmp_path / "model")
-    lines = [CHATS[0][0], "", "/nonsense", CHATS[2][0], "/reset", CHATS[1][0], "长" * 300, "/quit", "never read"]
+    lines = [CHATS[0][0], "", "/nonsense", CHATS[2][0], "、reset", CHATS[1][0], "长" * 300, "／quit", "never read"]
     program = (
         "from babyllama.commands.chat import *; from babyllama.recipe import load_recipe; import sys; "
         "main(load_recipe(ChatRecipe, None, sys.argv[1:])); "
@@ -317,3 +317,11 @@ def test_questions_are_those_of_its_trainings_samples(samples, asked, tmp_path):
         recipe.write(f"samples: {samples}\n")
     assert chat.questions_of(run) == chat.questions_of(run / "model") == asked
     assert chat.questions_of(tmp_path) == ()
+
+
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("／system　你好", "/system　你好"), ("、save a.jsonl", "/save a.jsonl"), ("/help", "/help"), ("、", "、"),
+    ("／是什么", "／是什么"), ("、和，有什么不同", "、和，有什么不同"), ("你好／reset", "你好／reset"), ("", ""),
+])  # fmt: skip
+def test_a_slash_of_a_chinese_input_method_is_one_before_a_command_only(typed, meant):
+    assert slashed(typed) == meant

@@ -14,6 +14,8 @@ from babyllama.serve.conversation import Conversation, Turn
 from babyllama.tokenizer.answers import answer_text
 from babyllama.tokenizer.chat import Message, check_messages
 
+QUITS = ("/quit", "/exit")
+
 
 class Stage(Protocol):
     """Where a command is given."""
@@ -39,10 +41,16 @@ def run_command(stage: Stage, line: str) -> str:
     Raises:
         InputError: an unknown command or a bad argument.
     """
-    name, _, rest = line.partition(" ")
+    name, *rest = line.split(maxsplit=1)
     if name not in COMMANDS:
         raise InputError(f"{name}: no such command; /help lists them")
-    return COMMANDS[name][0](stage, rest.strip())
+    return COMMANDS[name][0](stage, "".join(rest).strip())
+
+
+def slashed(line: str) -> str:
+    """A command whose slash a Chinese input method wrote as ／ or 、 with its slash; any other line as it is."""
+    typed = f"/{line[1:]}"
+    return typed if line[:1] in ("／", "、") and typed.split(maxsplit=1)[0] in (*COMMANDS, *QUITS) else line
 
 
 def _help(stage: Stage, rest: str) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 from babyllama.amounts import amount
 from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
-from babyllama.serve.chat_commands import COMMANDS, run_command
+from babyllama.serve.chat_commands import COMMANDS, QUITS, run_command, slashed
 from babyllama.serve.conversation import Conversation, Used
 from babyllama.serve.keyboard import Read, keyboard
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -54,8 +54,8 @@ class Talk:
     def run(self, remarks: tuple[str, ...]) -> None:
         for remark in remarks:
             self.note(remark)
-        for line in map(str.strip, self._typed() if self.read else sys.stdin):
-            if line in ("/quit", "/exit"):
+        for line in map(slashed, map(str.strip, self._typed() if self.read else sys.stdin)):
+            if line in QUITS:
                 return
             try:
                 if line.startswith("/"):

@@ -22,8 +22,9 @@ from babyllama.commands.train_recipe import TrainRecipe
 from babyllama.data.sources import knowledge
 from babyllama.data.toolworld.tools import TOOLS
 from babyllama.errors import InputError
+from babyllama.foresight.rates import settings
 from babyllama.model.checkpoint import save_model
-from babyllama.model.config import ModelConfig
+from babyllama.model.config import ModelChoice, ModelConfig
 from babyllama.model.transformer import Transformer, initialise
 from babyllama.plain_yaml import parse_yaml
 from babyllama.recipe import BUNDLED, bundled, load_recipe
@@ -51,6 +52,17 @@ def test_every_recipe_is_read_by_its_verb(name):
     keys = parse_yaml((BUNDLED / f"{name}.yaml").read_text("utf-8"), name)
     (verb,) = {verb for key, verb in VERBS.items() if key in keys}
     assert load_recipe(verb, name)
+
+
+@pytest.mark.parametrize("name", ["seed", "base-218m"])
+def test_they_are_set_as_a_plan_of_a_billion_tokens(name):
+    """One rule: what `plan` writes and what comes with the package."""
+    keys = parse_yaml((BUNDLED / name / "pretrain.yaml").read_text("utf-8"), name)
+    config = ModelChoice(preset=name).build(64_793)
+    plan = keys["plan"]
+    tokens = plan["micro_batch_size"] * plan["accumulate"] * config.max_position_embeddings
+    found = settings("muon", config, round(1e9 / tokens))
+    assert {key: keys[key] for key in found} == found
 
 
 def test_no_recipe_of_align_is_forgotten_here():

@@ -50,12 +50,12 @@ def test_measured_points(number):
         assert tokens_per_second(work, H100) == pytest.approx(rate, rel=0.15)
 
 
-# The same of one H200, the heads of the last two in float8; of these the memory was not yet taken as it is now.
+# The same of one H200, the heads of the last two in float8; base-218m's memory with the blocks in float8, too.
 MEASURED_ON_AN_H200 = [
     (SEED, 512, 256, False, 16.77, 1_223_941),
     (BASE, 1024, 64, False, 25.42, 354_399),
-    (SEED, 512, 256, True, None, 1_388_456),
-    (BASE, 1024, 64, True, None, 384_876),
+    (SEED, 512, 256, True, 17.88, 1_388_456),
+    (BASE, 1024, 64, True, 26.54, 384_876),
 ]
 
 
@@ -64,8 +64,7 @@ def test_measured_points_of_a_larger_card(number):
     config, context, rows, float8, gib, rate = MEASURED_ON_AN_H200[number]
     work = workload(config, context, micro_batch_size=rows, chunk_rows=16384, fp8_head=float8)
     assert tokens_per_second(work, find_card("H200")) == pytest.approx(rate, rel=0.05)
-    if gib is not None:
-        assert sum(memory(work).values()) / GIB == pytest.approx(gib, rel=0.05)
+    assert sum(memory(work).values()) / GIB == pytest.approx(gib, rel=0.05)
 
 
 def saved_by_autograd(config: ModelConfig, dtype: torch.dtype) -> float:
@@ -183,6 +182,19 @@ def test_a_head_in_float8():
         assert heads[1] / heads[0] == pytest.approx(ratio, rel=0.12)
         exact = [replace(work, half=False) for work in (half, float8)]  # nobody multiplies float32 so
         assert memory_gib(exact[1]) >= memory_gib(exact[0])
+
+
+def test_a_loss_over_a_part_of_the_vocabulary_takes_as_much_less():
+    """1,564,500 tokens/s over 1,800 steps of 64 rows, stages of 0.17 and 0.3 (one H200, 2026-11-30)."""
+    stages, card = ((0.75, 0.17), (0.95, 0.3)), find_card("H200")
+    whole, part = (workload(micro_batch_size=64, chunk_rows=16384, stages=given) for given in ((), stages))
+    assert whole.vocab_share == 1 and part.vocab_share == pytest.approx(0.75 * 0.17 + 0.2 * 0.3 + 0.05)
+    assert step_seconds(part, card)["head and loss"] == pytest.approx(
+        0.2375 * step_seconds(whole, card)["head and loss"]
+    )
+    assert tokens_per_second(part, card) == pytest.approx(1_564_500, rel=0.1) and memory(part) == memory(whole)
+    large = replace(part, micro_batch_size=320).vocab_share  # whose targets alone are 15,061 tokens
+    assert large == pytest.approx(0.75 * 15_061 / V + 0.2 * 0.3 + 0.05, rel=0.02)
 
 
 def test_muons_products_are_shared_out():

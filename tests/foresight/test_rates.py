@@ -3,7 +3,9 @@
 import pytest
 from workloads import BASE, SEED
 
-from babyllama.foresight.rates import muon
+from babyllama.foresight.rates import muon, objective, stages
+from babyllama.recipe import validate
+from babyllama.train.losses.objectives import NextToken
 from babyllama.train.optimizers.optim import Muon
 
 
@@ -22,6 +24,14 @@ def test_by_hand():
                                 "adam_lr": 0.0033}  # fmt: skip
     assert muon(BASE, 5400)["adam_lr"] == pytest.approx(0.0033 / 2**0.5, rel=0.05)
     assert muon(SEED, 900)["momentum"] == 0.9
+
+
+def test_a_large_vocabulary_is_sampled_and_a_small_one_whole():
+    assert objective(SEED)["sampled"] == {"stages": [list(stage) for stage in stages(SEED)]} != {"stages": []}
+    small = SEED.model_copy(update={"vocab_size": 8_000})
+    assert objective(small) == {"fp8_head": True} and not stages(small)
+    for config in (SEED, small):
+        validate(NextToken, objective(config), "objective")
 
 
 @pytest.mark.parametrize("steps", [1, 600, 2000, 10**6])

@@ -178,7 +178,6 @@ def train_recipe(recipe: PlanRecipe, choice: ModelChoice, proposal: Proposal) ->
         "out": "runs/planned",
         "data": {"path": str(recipe.data or "runs/corpus")},
         "init": {"kind": "new", "model": model},
-        "objective": {"fp8_head": True},  # where the card has float8, as the figures say
         **settings(work.optimizer, work.config, proposal.steps),
         "plan": {
             "steps": proposal.steps,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from babyllama.foresight.rates import vocab_share
 from babyllama.model.config import ModelConfig
 from babyllama.train.engines.mesh import ALONE, Mesh
 
@@ -89,6 +90,7 @@ class Workload:
     mesh: Mesh = ALONE  # of the processes, each with a GPU
     chunk_rows: int = 8192  # of logits held at a time: hardware.chunk_rows
     fp8_head: bool = False  # the objective's, on a card that has it
+    stages: tuple[tuple[float, float], ...] = ()  # of objective.sampled
 
     @property
     def cost(self) -> Cost:
@@ -114,6 +116,11 @@ class Workload:
     def float8(self) -> bool:
         """Whether its head is multiplied so: only instead of half precision."""
         return self.half and self.fp8_head
+
+    @property
+    def vocab_share(self) -> float:
+        """Of the vocabulary that the loss is over, in the mean of a whole training."""
+        return vocab_share(self.stages, self.tokens, self.config.vocab_size)
 
     @property
     def number_bytes(self) -> int:
@@ -236,9 +243,10 @@ def step_seconds(work: Workload, card: Card) -> dict[str, float]:
     products = tokens * inside * again / (peak * PRODUCTS)
     traffic = tokens * c.num_hidden_layers * work.saved_bytes * passes * again / bus
     launched = 0 if card.is_cpu else work.micro_batches * c.num_hidden_layers * launches * again * LAUNCH_S
-    logits = 2 * work.number_bytes * work.padded_vocab  # read once and written once by the kernel
+    vocab = work.padded_vocab * work.vocab_share
+    logits = 2 * work.number_bytes * vocab  # read once and written once by the kernel
     faster, crossed = (FLOAT8_PRODUCTS, FLOAT8_PASSES) if work.float8 else (1.0, 1.0)
-    head = 6 * work.padded_vocab * c.hidden_size / (peak * HEAD_PRODUCTS * faster) + logits * crossed / bus
+    head = 6 * vocab * c.hidden_size / (peak * HEAD_PRODUCTS * faster) + logits * crossed / bus
     return {
         "blocks, products": products,
         "blocks, memory traffic": traffic,

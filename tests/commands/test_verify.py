@@ -65,7 +65,7 @@ def server():
             self.wfile.write(json.dumps(body).encode())
 
         def do_GET(self):
-            self.answer({"data": [{"id": "m"}]})
+            self.answer({"data": [{"id": "other"}, {"id": "m"}]})
 
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -84,8 +84,14 @@ def server():
 
 
 def test_a_server(verified, server):
-    code, said = verified(f"against={server}", "prompts=4")
+    code, said = verified(f"against={server}#m", "prompts=4")
     assert code == 1 and "not told" in said and "answers differ at position" in said
+
+
+@pytest.mark.parametrize("named", ["", "#none"])
+def test_a_server_of_several_models_is_told_which(server, taught, named, monkeypatch, capsys):
+    words = ["verify", str(taught), f"against={server}{named}"]
+    one_clear_line(words, f"has the models other, m; name one: against={server}#NAME", monkeypatch, capsys)
 
 
 def test_faults(taught, monkeypatch, capsys):

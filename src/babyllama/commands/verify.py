@@ -35,7 +35,7 @@ class VerifyRecipe(Recipe):
     against: tuple[str, ...] = Field(
         default=("transformers",), min_length=1,
         description="transformers, llama.cpp (from an F32 file made for it), a folder or a .gguf file of yours, or the "
-        "address of a server of OpenAI's protocol, up to /v1",
+        "address of a server of OpenAI's protocol, up to /v1 (of several models …/v1#NAME)",
     )  # fmt: skip
     prompts: int = Field(default=200, ge=1, le=2000, description="questions: Chinese, English, code and mixed")
     max_tokens: int = Field(default=32, ge=1, description="the longest answer")

@@ -182,11 +182,13 @@ def _next_logits(llama: Any, tokens: list[int]) -> torch.Tensor:
 
 
 def on_a_server(url: str, key: str) -> Peer:
-    """A server of OpenAI's protocol: its first model; text, log-probabilities by text, and how an answer ended.
+    """A server of OpenAI's protocol, ``http://…/v1``, of several models ``http://…/v1#NAME``: text,
+    log-probabilities by text, and how an answer ended.
 
     Raises:
-        InputError: no answer, or a refusal.
+        InputError: no answer, or a refusal; no such model, or several and none is named.
     """
+    url, _, named = url.partition("#")
 
     def call(path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key or 'none'}"}
@@ -198,7 +200,10 @@ def on_a_server(url: str, key: str) -> Peer:
             remedy = remedy_for(getattr(error, "code", 0), "give the server's address up to /v1")
             raise InputError(f"{url}/{path}: {cause(error)}; {remedy}") from None
 
-    model = call("models")["data"][0]["id"]
+    there = [model["id"] for model in call("models")["data"]]
+    if named not in there and (named or len(there) != 1):
+        raise InputError(f"{url}: has the models {', '.join(there) or 'none'}; name one: against={url}#NAME")
+    model = named or there[0]
 
     def answer(chats: Sequence[Chat], longest: int) -> list[Answer]:
         found = []

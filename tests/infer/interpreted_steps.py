@@ -187,14 +187,19 @@ def draws() -> None:
 
 
 def packed() -> None:
-    for bits, group, head, ordered, count in (
-        (4, 32, True, True, 1),
-        (8, 32, False, False, 3),
-        (4, None, True, False, 1),
+    """Also sizes that fill no block of a program, and matrices too large to be copied."""
+    odd = {"hidden_size": 24, "intermediate_size": 54}
+    for bits, group, head, ordered, count, laid, sizes in (
+        (4, 32, True, True, 1, 1 << 28, {}),
+        (8, 32, False, False, 3, 1 << 28, {}),
+        (4, None, True, False, 1, 1 << 28, odd),
+        (8, 16, False, True, 1, 0, odd),
     ):
-        shape = config(tie_word_embeddings=head, hidden_size=32, intermediate_size=56, num_hidden_layers=1)
+        fused.LAID = laid
+        shape = config(**{"tie_word_embeddings": head, "hidden_size": 32, "intermediate_size": 56, **sizes},
+                       num_hidden_layers=1)  # fmt: skip
         made = packed_twins(shape, bits, group, head, ordered)
-        beside(shape, count, [GREEDY], steps=2, made=made)
+        assert beside(shape, count, [GREEDY], steps=2, made=made).lays == (laid > 0)
 
 
 if __name__ == "__main__":

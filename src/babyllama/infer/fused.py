@@ -255,6 +255,7 @@ class Decoder:
     tiles: Tiles | None = None  # by the number of rows when absent
     record: Recorder = field(default_factory=Recorder)
     laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]] = field(default_factory=dict)  # packed, by `lay_out`
+    fed: tuple[Tensor, Tensor, Tensor] | None = None  # (count,) each, as if rows': tokens, places, the cache's rows
 
     def __post_init__(self) -> None:
         weight = self.model.embed_tokens.weight
@@ -290,14 +291,17 @@ class Decoder:
         self.q, self.attended = empty(B, H, D, dtype=self.dtype), empty(B, C, dtype=self.dtype)
         self.split = empty(B, self.splits, C) if self.splits > 1 else self.attended
         self.peaks, self.sums = empty(B, self.splits, H), empty(B, self.splits, H)
-        self.logits, self.places = empty(B, self.V), empty(B, self.blocks, dtype=torch.int32)
-        self.best, self.masses = empty(B, self.blocks), empty(B, self.blocks)
-        self.kept = empty(B, power(self.blocks), dtype=torch.int32)
-        self.keys = empty(B, CANDIDATES, dtype=torch.int64)
+        self.token, self.position, self.owner = self.fed or (self.rows.token, self.rows.position, self.rows.position)
         self.inverse = self.x  # of a packed embedding: the code of each input
         words = _words(self.model.embed_tokens)
         if words is not None and words.order is not None:
             self.inverse = words.order.argsort().to(torch.int32)
+        if self.fed is not None:
+            return
+        self.logits, self.places = empty(B, self.V), empty(B, self.blocks, dtype=torch.int32)
+        self.best, self.masses = empty(B, self.blocks), empty(B, self.blocks)
+        self.kept = empty(B, power(self.blocks), dtype=torch.int32)
+        self.keys = empty(B, CANDIDATES, dtype=torch.int64)
 
     def __call__(self, steps: int, drawn: bool) -> Tensor:
         """`steps` more tokens of every row, (steps, B) int64, −1 where the logits are not finite.
@@ -324,21 +328,27 @@ class Decoder:
     def compile(self) -> None:
         """Launch every kernel once, on whichever thread."""
         torch.cuda.set_device(self.device)
+        if self.fed is not None:
+            self.read(self.owner[:1])
+            return
         for drawn in (False, True):
             self.launch(1, drawn)
 
     def launch(self, steps: int, drawn: bool) -> Tensor:
         """The kernels of so many steps."""
-        from babyllama.infer import kernels
-
         chosen = torch.empty(steps, self.count, dtype=torch.int64, device=self.device)
-        stream, sizes = self._stream()
-        self._launch(kernels.begin, (self.count,), self.rows.token, self.rows.position, *stream, **sizes)
+        self._begin()
         for step in range(steps):
             self._hidden()
             self._predict()
             (self._draw if drawn else self._likeliest)(step, chosen)
         return chosen
+
+    def read(self, last: Tensor) -> Tensor:
+        """Logits (P, V) after the tokens of `fed` numbered `last` (P,); each sees what is before it in its row."""
+        self._begin()
+        self._hidden()
+        return self.model.lm_head(self.model.norm(self.x[last].to(self.dtype)))[:, : self.V]
 
     # ── one step ───────────────────────────────────────────────────────────────────────────────────────────────
     def _launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
@@ -381,6 +391,12 @@ class Decoder:
             self.laid[linear, outputs] = lay_out(words, rows.view(-1, outputs))
         return *self.laid[linear, outputs], _order(words)
 
+    def _begin(self) -> None:
+        from babyllama.infer import kernels
+
+        stream, sizes = self._stream()
+        self._launch(kernels.begin, (self.count,), self.token, self.position, *stream, **sizes)
+
     def _hidden(self) -> None:
         from babyllama.infer import kernels
 
@@ -392,14 +408,14 @@ class Decoder:
         for number, block in enumerate(blocks):
             keys, values = self.cache.keys[number], self.cache.values[number]
             self._project(block.self_attn, norms[number], keys, values, number == 0)
-            state = self.q, keys, values, self.rows.position, self.split, self.peaks, self.sums
+            state, shares = (self.q, keys, values, self.position), (self.split, self.peaks, self.sums)
             how = {"D": D, "H": H, "K": K, "WIDTH": max(16, power(D)), "STEP": plan.slots, "SPLITS": self.splits,
                    "num_warps": plan.attend_warps, "num_stages": plan.attend_stages}  # fmt: skip
             if self.few:
-                self._launch(kernels.attend_few, (B, H, self.splits), *state, B, slots, D**-0.5, **how)
+                self._launch(kernels.attend_few, (B, H, self.splits), *state, *shares, B, slots, D**-0.5, **how)
             else:
-                self._launch(kernels.attend, (B, K, self.splits), *state, slots, D**-0.5, G=max(16, power(H // K)),
-                             **how)  # fmt: skip
+                self._launch(kernels.attend, (B, K, self.splits), *state, self.owner, *shares, slots, D**-0.5,
+                             G=max(16, power(H // K)), READS=self.fed is not None, **how)  # fmt: skip
             splits = self.splits
             if splits > 1 and not self.few:
                 self._launch(kernels.join, (B, -(-C // 512)), self.split, self.peaks, self.sums, self.attended, k=C,
@@ -420,8 +436,9 @@ class Decoder:
         parts = (part for linear in linears for part in self._matrix(linear, 2 * pairs, D))
         grid = self._grid((H + 2 * K) * -(-half // pairs), plan.rows)
         self._launch(kernels.project, grid, self.x, self.y, self.squares, norm, *parts, self.cos, self.sin,
-                     self.rows.position, self.q, keys, values, B, keys.shape[2], config.rms_norm_eps, C=C, D=D, H=H,
-                     K=K, P=pairs, FIRST=first and self.early, **self._meta(linears[0], C, 2 * pairs))  # fmt: skip
+                     self.position, self.owner, self.q, keys, values, B, keys.shape[2], config.rms_norm_eps, C=C, D=D,
+                     H=H, K=K, P=pairs, FIRST=first and self.early, READS=self.fed is not None,
+                     **self._meta(linears[0], C, 2 * pairs))  # fmt: skip
 
     def _add(self, a: Tensor, linear: Any, k: int, norm: Tensor, splits: int) -> None:
         from babyllama.infer import kernels

@@ -199,9 +199,10 @@ def _turned(a, b, cos, sin, rows, pairs, B, half):
 
 
 @triton.jit
-def _keep(first, second, rows, pairs, kind, head, positions, q, keys, values, B, D, slots,
+def _keep(first, second, rows, owners, pairs, kind, head, positions, q, keys, values, B, D, slots,
           H: tl.constexpr, K: tl.constexpr):  # fmt: skip
-    """Write both halves (rows, pairs) of one head's vector: a query to q (B, H, D), the others to their slot."""
+    """Write both halves (rows, pairs) of one head's vector: a query to q (B, H, D), the others to their slot of the
+    cache's rows `owners`."""
     half = D // 2
     inside = (rows[:, None] < B) & (pairs[None, :] < half)
     slot = tl.load(positions + rows, mask=rows < B, other=0).to(tl.int64)
@@ -209,7 +210,7 @@ def _keep(first, second, rows, pairs, kind, head, positions, q, keys, values, B,
         at = q + (rows[:, None].to(tl.int64) * H + head) * D + pairs[None, :]
     else:
         cache = keys if kind == 1 else values
-        at = cache + ((rows[:, None].to(tl.int64) * K + head) * slots + slot[:, None]) * D + pairs[None, :]
+        at = cache + ((owners[:, None].to(tl.int64) * K + head) * slots + slot[:, None]) * D + pairs[None, :]
     tl.store(at, first.to(q.dtype.element_ty), mask=inside)
     tl.store(at + half, second.to(q.dtype.element_ty), mask=inside)
 
@@ -241,15 +242,15 @@ def _pair(y, squares, first, second, lower, upper, rows, B, n, eps, C: tl.conste
 
 
 @triton.jit(do_not_specialize=["B"])
-def project(x, y, squares, norm, wq, gq, oq, wk, gk, ok, wv, gv, ov, cos, sin, positions, q, keys, values,
-            B, slots, eps, C: tl.constexpr, D: tl.constexpr, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
+def project(x, y, squares, norm, wq, gq, oq, wk, gk, ok, wv, gv, ov, cos, sin, positions, owner, q, keys,
+            values, B, slots, eps, C: tl.constexpr, D: tl.constexpr, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
             TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr, BITS: tl.constexpr,
             GROUP: tl.constexpr, ORDERED: tl.constexpr, LAID: tl.constexpr, FIRST: tl.constexpr,
-            EARLY: tl.constexpr):  # fmt: skip
+            READS: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """x (B, C) → norm → q, rotated; k, rotated, and v into the cache. A program has P pairs (i, i + D/2) of a head.
 
     keys, values: (B, K, slots, D) of the layer. cos, sin: (B, D/2). The FIRST of a step lets `attend_few` start only
-    when all before it has ended.
+    when all before it has ended. READS: row b's slots are those of the cache's row owner[b].
     """
     _start(EARLY and not FIRST)
     half: tl.constexpr = D // 2
@@ -285,21 +286,25 @@ def project(x, y, squares, norm, wq, gq, oq, wk, gk, ok, wv, gv, ov, cos, sin, p
             rows = row + tl.arange(0, 1)
             if kind < 2:
                 a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
-            _keep(a, b, rows, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
+            _keep(a, b, rows, rows, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
     else:
         _wait(EARLY)
         rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         a, b = _pair(y, squares, w, w, lower, upper, rows, B, n, eps, C, P, TILE, ROWS, PARTS)
         if kind < 2:
             a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
-        _keep(a, b, rows, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
+        owners = rows
+        if READS:
+            owners = tl.load(owner + rows, mask=rows < B, other=0)
+        _keep(a, b, rows, owners, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
 
 
 @triton.jit
-def attend(q, keys, values, positions, out, peaks, sums, slots, scale, D: tl.constexpr, H: tl.constexpr,
+def attend(q, keys, values, positions, owner, out, peaks, sums, slots, scale, D: tl.constexpr, H: tl.constexpr,
            K: tl.constexpr, G: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
-           EARLY: tl.constexpr):  # fmt: skip
+           READS: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """One token's attention over the slots up to its own. A program has a row's key head and a share of the slots.
+    READS: of the cache's row owner[b], so that tokens of one text may be rows side by side.
 
     Args:
         out: (B, H·D), or with SPLITS float32 (B, SPLITS, H·D), not yet divided; then peaks and sums (B, SPLITS, H).
@@ -315,7 +320,10 @@ def attend(q, keys, values, positions, out, peaks, sums, slots, scale, D: tl.con
     inside = (heads[:, None] < group) & (width[None, :] < D)
     place = (row.to(tl.int64) * H + head * group + heads[:, None]) * D + width[None, :]
     query = tl.load(q + place, mask=inside, other=0.0)
-    base = (row.to(tl.int64) * K + head) * slots * D
+    whose = row
+    if READS:
+        whose = tl.load(owner + row)
+    base = (whose.to(tl.int64) * K + head) * slots * D
     peak = tl.full((G,), float("-inf"), tl.float32)
     total, found = tl.zeros((G,), tl.float32), tl.zeros((G, WIDTH), tl.float32)
     for start in range(first, last, STEP):

@@ -11,6 +11,7 @@ from torch import Tensor
 from babyllama.infer.choosing import Uses
 from babyllama.infer.fused import choose_of, plain, runs
 from babyllama.infer.native import MOST_READ, native
+from babyllama.infer.reader import Reader
 from babyllama.infer.rows import Rows, Sampled, sent
 from babyllama.infer.sampling import used_by
 from babyllama.infer.slots import Slot, Slots
@@ -227,7 +228,7 @@ class Passes:
 
     def __init__(self, model: Transformer, rows: Rows, cache: KVCache) -> None:
         self.model, self.rows, self.cache, self.record = model, rows, cache, Recorder()
-        self.versions = (0, 0)
+        self.versions, self.reader = (0, 0), Reader(model, rows, cache, self.record)
         self.graphs: dict[tuple[int, int, int, str | None], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
         self.inputs: dict[tuple[int, int], Tensor] = {}  # of graphs that take B pieces of T tokens
 
@@ -235,6 +236,9 @@ class Passes:
                  adapter: str | None) -> Tensor | None:  # fmt: skip
         """Logits (B, V) after the last token of each piece, which comes after `starts` tokens of its row, until the
         next call. None where a pass is too large to gain by it."""
+        self._renew()
+        if adapter is None and (found := self.reader(pieces, starts, rows)) is not None:
+            return found
         longest = max(map(len, pieces))
         B, T = power(len(pieces)), max(SHORT, power(longest))
         end = max(T if B * T > RECORDED else SLOTS, power(max(starts) + longest))
@@ -248,6 +252,8 @@ class Passes:
 
     def warm(self) -> None:
         """Record all there is, while no row holds anything."""
+        self._renew()
+        self.reader.warm()
         slots = [1 << n for n in range(power(SLOTS).bit_length() - 1, power(self.cache.max_tokens).bit_length())]
         lengths = [SHORT << n for n in range((MANY // SHORT).bit_length())]
         for B in (1 << n for n in range(power(self.rows.count).bit_length())):
@@ -259,11 +265,14 @@ class Passes:
                         for _ in ("launched", "recorded"):
                             self._run(fed, T, end, None)
 
-    def _run(self, fed: Tensor, T: int, end: int, adapter: str | None) -> Tensor:
-        """fed (B, T + 3): tokens, the number of the first in its text, the row, the last one's place."""
+    def _renew(self) -> None:
         versions = self.rows.version, self.cache.version
         if self.versions != versions:  # the graphs read tensors that are gone
             self.graphs, self.record, self.versions = {}, Recorder(), versions
+            self.reader = Reader(self.model, self.rows, self.cache, self.record)
+
+    def _run(self, fed: Tensor, T: int, end: int, adapter: str | None) -> Tensor:
+        """fed (B, T + 3): tokens, the number of the first in its text, the row, the last one's place."""
         B, V = len(fed), self.rows.vocab_size
         inputs = self.inputs.setdefault((B, T), torch.empty_like(fed, device=self.rows.device))
         inputs.copy_(fed.pin_memory() if inputs.is_cuda else fed, non_blocking=True)

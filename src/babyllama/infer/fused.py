@@ -280,9 +280,7 @@ class Decoder:
         self.early = self.few and torch.cuda.get_device_capability(weight.device) >= (9, 0)
         self.graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
 
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=self.device)
-
+        empty = self._empty
         C, F, D, H = config.hidden_size, config.intermediate_size, config.head_dim, config.num_attention_heads
         self.x, self.y, self.h = empty(B, C), empty(B, C, dtype=self.dtype), empty(B, F, dtype=self.dtype)
         self.parts = 1 if self.few else power(-(-C // plan.add))
@@ -296,11 +294,18 @@ class Decoder:
         words = _words(self.model.embed_tokens)
         if words is not None and words.order is not None:
             self.inverse = words.order.argsort().to(torch.int32)
-        if self.fed is not None:
-            return
-        self.logits, self.places = empty(B, self.V), empty(B, self.blocks, dtype=torch.int32)
-        self.best, self.masses = empty(B, self.blocks), empty(B, self.blocks)
-        self.kept = empty(B, power(self.blocks), dtype=torch.int32)
+        if self.fed is None:
+            self._room_to_choose()
+
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _room_to_choose(self) -> None:
+        """For logits, and what is told of them until a token is chosen."""
+        B, blocks, empty = self.count, self.blocks, self._empty
+        self.logits, self.places = empty(B, self.V), empty(B, blocks, dtype=torch.int32)
+        self.best, self.masses = empty(B, blocks), empty(B, blocks)
+        self.kept = empty(B, power(blocks), dtype=torch.int32)
         self.keys = empty(B, CANDIDATES, dtype=torch.int64)
 
     def __call__(self, steps: int, drawn: bool) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from babyllama.infer.reader import MOST, Reader
+from babyllama.infer.passes import MOST, Reader
 from babyllama.infer.rows import Rows
 from babyllama.infer.step import Recorder
 from babyllama.model.cache import KVCache

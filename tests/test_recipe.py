@@ -101,6 +101,13 @@ def test_dates_and_chinese_are_text(tmp_path):
     assert load(tmp_path, "\ufeffname: 带BOM\n").name == "带BOM"
 
 
+def test_times_and_leading_zeros_are_no_numbers_of_another_base(tmp_path):
+    """To YAML 1.1 12:30 is 750 and 017 is 15."""
+    assert load(tmp_path, "prompts: [12:30, 007, 1:30.5]\n", "name=017").prompts == ("12:30", "007", "1:30.5")
+    assert refusal(tmp_path, "", "steps=017") == 'steps: input should be a valid integer, got "017"'
+    assert "'5:10' lacks a blank after its colon" in refusal(tmp_path, "", "corpora=[{5:10}]")
+
+
 AS_TYPED = ['他说"好"', '"好"是什么意思', '"好" 和 "坏"', '"', "it's", "a: b # c", "", "null", "{x"]
 
 

@@ -11,10 +11,11 @@ from babyllama.errors import InputError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its surprises: ``3e-4`` is a number, a date is text, a repeated key is an error."""
+    """YAML 1.1 without its surprises: ``3e-4`` is a number, a date, a time and ``017`` are text, a repeated key is an
+    error."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(":timestamp")]
+        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":timestamp", ":int", ":float"))]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -36,6 +37,12 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the text that `_Loader` would take for a number, such as ``"3e-4"``."""
 
 
+_NUMBERS = {  # as PyYAML has them, but 12:30 is no 750 and 017 no 15
+    "int": r"^[-+]?(?:0|[1-9][\d_]*|0x[\da-fA-F_]+|0b[01_]+)$",
+    "float": r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]\d+)?|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$",
+}
+for _name, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), list("-+.0123456789"))
 for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver(
         "tag:yaml.org,2002:float",

@@ -372,6 +372,8 @@ def test_two_tabs_of_one_chat_keep_what_both_wrote(page):
         ended(tab)
     (chat,) = page.evaluate(STORED)
     assert {node["text"] for node in chat["nodes"].values()} == {text for pair in CHATS[:3] for text in pair}
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # it is looked at again
+    playwright.expect(page.locator(".message.user .plain").last).to_have_text(CHATS[2][0])
     other.get_by_role("button", name="Previous branch").click()
     assert answers(other).nth(1).locator(".text").inner_text() == CHATS[1][1]
     other.close()

@@ -144,5 +144,19 @@ export async function show(main, about, [id]) {
   draw();
   history.draw();
   if (matchMedia("(min-width: 60rem)").matches) input.focus();
-  return () => stopping?.abort();
+
+  // What another tab wrote meanwhile.
+  async function look() {
+    if (document.hidden || stopping || log.querySelector(".editing")) return;
+    const stored = await chats.one(chat.id).catch(() => null);
+    if (stopping || !(stored?.changed > chat.changed)) return;
+    chat = stored;
+    draw();
+    history.draw();
+  }
+  document.addEventListener("visibilitychange", look);
+  return () => {
+    document.removeEventListener("visibilitychange", look);
+    stopping?.abort();
+  };
 }

@@ -66,6 +66,9 @@ def test_folders_for_ollama_and_the_hub(place, monkeypatch, capsys):
     assert "ollama create taught -f " in exported(["runs/taught", "to=ollama", "type=F32"], monkeypatch, capsys)
     assert {path.name for path in (place / "taught-ollama").iterdir()} == {"Modelfile", "taught-F32.gguf"}
     assert "FROM ./taught-F32.gguf\n" in (place / "taught-ollama/Modelfile").read_text()
+    said = exported(["runs/taught", "to=ollama", "name=我的 模型", "type=F32"], monkeypatch, capsys)
+    assert "ollama create model -f '我的 模型-ollama/Modelfile'" in said
+    assert "FROM ./model-F32.gguf\n" in (place / "我的 模型-ollama/Modelfile").read_text("utf-8")
     said = exported(["runs/taught", "to=hf", "push=me/taught", "dry_run=true"], monkeypatch, capsys)
     assert "nothing was uploaded" in said and "me/taught (private)" in said and "  README.md  " in said
     found, before = read_model(place / "taught-hf"), read_model(place / "runs/taught")

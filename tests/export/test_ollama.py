@@ -8,7 +8,7 @@ import pytest
 from exported import vocabulary
 
 from babyllama.errors import InputError
-from babyllama.export.ollama import modelfile
+from babyllama.export.ollama import called, modelfile
 from babyllama.infer.sampling import Sampling
 from babyllama.tokenizer.chat import render_chat
 
@@ -87,3 +87,11 @@ def test_a_jinja_template_has_no_words_in_go(tmp_path):
     tokenizer = vocabulary("own", tmp_path).with_template("{{ messages[0]['content'] }}")
     with pytest.raises(InputError, match="chat template: this model's is Jinja"):
         modelfile(tokenizer, "a.gguf", 64, Sampling())
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [("sft", "sft"), ("我的 sft-4bit", "sft-4bit"), ("模型", "model"), ("a b", "a-b"), ("v1.2_x", "v1.2_x")],
+)
+def test_names_as_ollama_takes_them(name, made):
+    assert called(name) == made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -107,9 +108,9 @@ def _whole(recipe: ExportRecipe, folder: Path, gguf_file: ModuleType) -> str:
         kinds = gguf_file.write_gguf(model, tokenizer, out, type, name)
         held = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         return f"{out}: {size(out.stat().st_size)}, matrices: {held}"
-    from babyllama.export.ollama import modelfile
+    from babyllama.export.ollama import called, modelfile
 
-    out, file = free(recipe.out or Path(f"{name}-ollama"), recipe.overwrite, "Modelfile"), f"{name}-{type}.gguf"
+    out, file = free(recipe.out or Path(f"{name}-ollama"), recipe.overwrite, "Modelfile"), f"{called(name)}-{type}.gguf"
     text = modelfile(tokenizer, file, model.config.max_position_embeddings, AnswerSampling().over(own_sampling(folder)))
 
     def fill(made: Path) -> None:
@@ -117,7 +118,7 @@ def _whole(recipe: ExportRecipe, folder: Path, gguf_file: ModuleType) -> str:
         write_atomic(made / "Modelfile", text)
 
     write_folder(out, fill)
-    return f"{out}: ollama create {name} -f {out / 'Modelfile'}"
+    return f"{out}: ollama create {called(name)} -f {shlex.quote(str(out / 'Modelfile'))}"
 
 
 def _folder(recipe: ExportRecipe, folder: Path) -> str:

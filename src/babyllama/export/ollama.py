@@ -5,6 +5,8 @@ Not here: the GGUF file.
 
 from __future__ import annotations
 
+import re
+
 from babyllama.errors import InputError
 from babyllama.infer.sampling import Sampling
 from babyllama.tokenizer.chat import TEMPLATES
@@ -18,6 +20,11 @@ _GO = {
     "{{ $open = false }}{{ else }}"
     '{{ if $open }}{{ "\\n" }}{{ end }}{{ .Content }}{{ $open = true }}{{ end }}{{ end }}BOS',
 }
+
+
+def called(name: str) -> str:
+    """A model's name as Ollama takes it: Latin letters, digits, and - _ . between them."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._") or "model"
 
 
 def modelfile(tokenizer: Tokenizer, file: str, context: int, sampling: Sampling) -> str:

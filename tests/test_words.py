@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from babyllama.errors import InputError
-from babyllama.recipe import Recipe, load_recipe
+from babyllama.errors import InputError, pasted
+from babyllama.recipe import Recipe, load_recipe, maker
 from babyllama.words import understand
 
 
@@ -140,6 +141,15 @@ def test_what_only_looks_like_it_stays_what_it_is(tmp_path, monkeypatch):
     assert read("lr：2", subject="model").model == Path("lr：2")  # a folder of this name
     assert read("--prompt", "=5").prompt == "=5" and read("prompt=a：b").prompt == "a：b"
     assert read("--prompt", "—lr", "C：x", subject="model") == Example(prompt="—lr", model=Path("C：x"))
+
+
+@pytest.mark.parametrize(("path", "typed"), [
+    ("runs/sft-4bit", "runs/sft-4bit"), ("runs/我的模型", "runs/我的模型"), ("runs/我的 模型", "'runs/我的 模型'"),
+    ("a'b", """'a'"'"'b'"""), ("runs/a(1)", "'runs/a(1)'"),
+])  # fmt: skip
+def test_printed_commands_can_be_pasted(path, typed):
+    assert pasted(Path(path)) == typed and shlex.split(typed) == [path]
+    assert f"out={typed} " in maker("train", Path(path))
 
 
 def test_a_list_that_the_shell_cut_is_told_to_be_quoted():

@@ -4,6 +4,8 @@ The command line prints it as one line and exits with code 2; anything else is a
 its traceback. Not here: recovery, logging.
 """
 
+import re
+import shlex
 from pathlib import Path
 
 
@@ -28,6 +30,11 @@ def cause(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8: save it in that encoding"
     return getattr(getattr(error, "reason", error), "strerror", None) or str(error)
+
+
+def pasted(path: Path) -> str:
+    """As a shell takes it in a command to paste: in quotes where blanks or other signs of the shell are in it."""
+    return str(path) if re.fullmatch(r"[\w@%+:,./\\-]+", str(path)) else shlex.quote(str(path))
 
 
 def remedy_for(status: int, otherwise: str) -> str:

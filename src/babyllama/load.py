@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from babyllama.errors import InputError
+from babyllama.errors import InputError, pasted
 from babyllama.hardware import bf16_is_faster
 from babyllama.infer.sampling import GENERATION, carried_sampling
 from babyllama.model.adapters import base_link, is_adapter, load_adapter
@@ -88,7 +88,7 @@ def model_folder(path: Path) -> Path:
         verb = Run(path).info["verb"]
         if verb in ("prepare", "tokenizer"):
             raise InputError(f"{path}: holds a {verb} run, which has no model; give a train run")
-        raise InputError(f"{path}: has no model yet; continue it with: babyllama {verb} {path}")
+        raise InputError(f"{path}: has no model yet; continue it with: babyllama {verb} {pasted(path)}")
     if path.is_file():
         other = (
             "; GGUF is for llama.cpp and the like: give the run that it was made of" if path.suffix == ".gguf" else ""

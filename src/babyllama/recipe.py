@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from babyllama.errors import InputError
+from babyllama.errors import InputError, pasted
 from babyllama.keys import kinds, types_of
 from babyllama.plain_yaml import dump_yaml, parse_yaml
 from babyllama.refusals import explain
@@ -119,7 +119,7 @@ def maker(verb: str, out: Path) -> str:
         said = parse_yaml((BUNDLED / f"{name}.yaml").read_text("utf-8"), name)
         if key in said and Path(said.get("out", "")) == out:
             return "babyllama quickstart" if name.startswith("quickstart/") else f"babyllama {verb} {name}"
-    return f"babyllama {verb} out={out} {needs}"
+    return f"babyllama {verb} out={pasted(out)} {needs}"
 
 
 def one_inside(path: Path, holds: str = "run.json", otherwise: str = "give the folder of a run") -> str:

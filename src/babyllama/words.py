@@ -15,7 +15,7 @@ from typing import NamedTuple, get_args
 
 from pydantic import BaseModel
 
-from babyllama.errors import InputError
+from babyllama.errors import InputError, pasted
 from babyllama.keys import dotted, near, types_of
 from babyllama.recipe import bundled
 
@@ -140,5 +140,5 @@ def _started(verb: str, run: str) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{run}: is a folder, but no run to continue; give a recipe, or out={run}") from None
     if held != verb:
-        raise InputError(f"{run}: holds a {held} run; continue it with: babyllama {held} {run}")
+        raise InputError(f"{run}: holds a {held} run; continue it with: babyllama {held} {pasted(Path(run))}")
     return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -13,7 +12,7 @@ from rich.console import Console
 from babyllama.amounts import size
 from babyllama.atomic import write_atomic, write_folder
 from babyllama.commands.merge import base_dtype
-from babyllama.errors import InputError, needs_extra
+from babyllama.errors import InputError, needs_extra, pasted
 from babyllama.infer.sampling import AnswerSampling
 from babyllama.load import check_vocabulary, model_folder, own_sampling, read_model, read_tokenizer
 from babyllama.model.adapters import base_link, is_adapter, load_adapter
@@ -95,7 +94,7 @@ def _lora(recipe: ExportRecipe, folder: Path, gguf_file: ModuleType) -> str:
     model = read_model(model_folder(link.folder))
     load_adapter(model, folder)
     gguf_file.write_lora(model, out, name)
-    return f"{out}: a LoRA of {size(out.stat().st_size)}; its base: babyllama export {link.folder}"
+    return f"{out}: a LoRA of {size(out.stat().st_size)}; its base: babyllama export {pasted(link.folder)}"
 
 
 def _whole(recipe: ExportRecipe, folder: Path, gguf_file: ModuleType) -> str:
@@ -118,7 +117,7 @@ def _whole(recipe: ExportRecipe, folder: Path, gguf_file: ModuleType) -> str:
         write_atomic(made / "Modelfile", text)
 
     write_folder(out, fill)
-    return f"{out}: ollama create {called(name)} -f {shlex.quote(str(out / 'Modelfile'))}"
+    return f"{out}: ollama create {called(name)} -f {pasted(out / 'Modelfile')}"
 
 
 def _folder(recipe: ExportRecipe, folder: Path) -> str:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from rich.console import Console
 
-from babyllama.errors import InputError
+from babyllama.errors import InputError, pasted
 from babyllama.export.card import write_card
 from babyllama.load import DTYPES, check_vocabulary, model_folder, own_sampling, read_model, read_tokenizer
 from babyllama.model.adapters import base_link, is_adapter
@@ -46,7 +46,7 @@ def main(recipe: MergeRecipe) -> None:
         run.save_model(fill)
         run.finish(parameters=model.config.parameters)
         write_card(run.model, run.path, run.path.resolve().name)
-    Console().print(f"{recipe.out}/model is ready: babyllama chat {recipe.out}", markup=False, soft_wrap=True)
+    Console().print(f"{recipe.out}/model is ready: babyllama chat {pasted(recipe.out)}", markup=False, soft_wrap=True)
 
 
 def base_dtype(folder: Path) -> torch.dtype:

@@ -20,7 +20,7 @@ from babyllama.commands.quantize_shown import draw, show
 from babyllama.commands.samples import Samples, sampler
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.streams.batches import Batch
-from babyllama.errors import InputError
+from babyllama.errors import InputError, pasted
 from babyllama.evals.answers import AnswerSums, ask, chat_questions, compared
 from babyllama.evals.bits import measure
 from babyllama.evals.provenance import provenance
@@ -126,7 +126,11 @@ def main(recipe: QuantizeRecipe) -> None:
         if not recipe.sweep:
             write_card(run.model, run.path, run.path.resolve().name)
     show(json.loads((run.path / "report.json").read_text("utf-8")), console)
-    made = f"{recipe.out}/figure.png" if recipe.sweep else f"{recipe.out}/model is ready: babyllama chat {recipe.out}"
+    made = (
+        f"{recipe.out}/figure.png"
+        if recipe.sweep
+        else f"{recipe.out}/model is ready: babyllama chat {pasted(recipe.out)}"
+    )
     console.print(made, markup=False, soft_wrap=True)
 
 

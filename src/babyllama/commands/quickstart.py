@@ -24,7 +24,7 @@ from rich.text import Text
 from babyllama.amounts import size as byte_size
 from babyllama.commands.table import table_of
 from babyllama.data.sources.known import SKILLS
-from babyllama.errors import InputError, needs_extra
+from babyllama.errors import InputError, needs_extra, pasted
 from babyllama.evals.statistics import wilson
 from babyllama.recipe import Recipe, load_recipe
 
@@ -180,11 +180,11 @@ def _closing_words(console: Console, out: Path, page: str, took: dict[str, Cost]
     console.print(skills)
     console.print("Curves and answers:", Text(page, "bold"), soft_wrap=True)
     console.print(
-        f"Talk to it:  [bold]babyllama chat {out / FINAL}[/]  (in a fresh shell: . .venv/bin/activate)",
+        f"Talk to it:  [bold]babyllama chat {pasted(out / FINAL)}[/]  (in a fresh shell: . .venv/bin/activate)",
         soft_wrap=True,
     )
     if _can_serve():
-        console.print(f"or in a browser:  [bold]babyllama serve {out / FINAL}[/]", soft_wrap=True)
+        console.print(f"or in a browser:  [bold]babyllama serve {pasted(out / FINAL)}[/]", soft_wrap=True)
     console.print("It is very small: it knows a small world and what it recites of medicine; it is no doctor.")
 
 

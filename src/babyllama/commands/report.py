@@ -18,7 +18,7 @@ from babyllama.atomic import check_writable, read_json, write_atomic
 from babyllama.commands.report_inside import Inside, look
 from babyllama.commands.report_story import Json, Story, limits, side_by_side, spread, tell
 from babyllama.commands.report_words import Language, Speaker
-from babyllama.errors import InputError
+from babyllama.errors import InputError, pasted
 from babyllama.evals.published import PUBLISHED
 from babyllama.evals.statistics import LEVEL, p_words
 from babyllama.export.card import card, history
@@ -128,7 +128,7 @@ def commands(story: Story) -> list[str]:
     asked = [one["recipe"] for one in story.evals if isinstance(one.get("recipe"), dict)]
     given = [" ".join(f"{key}={one[key]}" for key in keys if one.get(key)) for one in asked]
     made = [f"babyllama {story.info.get('verb')} {story.path}/recipe.yaml"] if story.recipe else []
-    return made + [f"babyllama evaluate {story.path} {words}" for words in given if words]
+    return made + [f"babyllama evaluate {pasted(story.path)} {words}" for words in given if words]
 
 
 # ── words for numbers ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from rich.console import Console
 
-from babyllama.errors import InputError
+from babyllama.errors import InputError, pasted
 from babyllama.export.card import write_card
 from babyllama.load import check_vocabulary, model_folder, own_sampling, read_model, read_tokenizer
 from babyllama.model.adapters import is_adapter
@@ -34,7 +34,7 @@ def main(recipe: RetokenizeRecipe) -> None:
     folder, new = model_folder(recipe.model), Tokenizer.load(recipe.tokenizer)
     if is_adapter(folder):
         raise InputError(f"{recipe.model}: is an adapter, whose rows are its base's; merge it first: "
-                         f"babyllama merge {recipe.model} out=…")  # fmt: skip
+                         f"babyllama merge {pasted(recipe.model)} out=…")  # fmt: skip
     if quantization(folder):
         raise InputError(f"{recipe.model}: its weights are packed; give the model that it was made of")
     old = read_tokenizer(folder)
@@ -59,6 +59,6 @@ def main(recipe: RetokenizeRecipe) -> None:
         write_card(run.model, run.path, run.path.resolve().name)
         console.print(f"of {len(found):,} tokens {kept:,} have the row of one old token, {several:,} are "
                       f"means of several, {lost:,} of all", markup=False, soft_wrap=True)  # fmt: skip
-    after = f"babyllama train init=from init.path={recipe.out} data.path=…"
+    after = f"babyllama train init=from init.path={pasted(recipe.out)} data.path=…"
     console.print(f"{recipe.out}/model is ready; train it on, with data prepared with tokenizer={recipe.tokenizer}: "
                   f"{after}", markup=False, soft_wrap=True)  # fmt: skip

@@ -24,7 +24,7 @@ from babyllama.data.streams.batches import Rows, Stream
 from babyllama.data.streams.remarks import remarks
 from babyllama.data.streams.replay import Mixed
 from babyllama.data.streams.resident import Resident
-from babyllama.errors import InputError, Interrupted
+from babyllama.errors import InputError, Interrupted, pasted
 from babyllama.evals.bits import measure
 from babyllama.export.card import write_cards
 from babyllama.hardware import can_compile, device_name, memory_of
@@ -221,7 +221,7 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
                        device=device_name(device), processes=world.size, turns=turns,
                        **figures)  # fmt: skip
             write_cards(run)
-        use = f"babyllama chat {recipe.out}" if turns else f"babyllama generate {recipe.out} prompt=…"
+        use = f"babyllama chat {pasted(recipe.out)}" if turns else f"babyllama generate {pasted(recipe.out)} prompt=…"
         if model.config.reward:
             use = f"'rewards=[{{kind: model, path: {recipe.out}}}]'"
         watch.line(f"{recipe.out}/model is ready: {use}")

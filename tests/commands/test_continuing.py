@@ -175,6 +175,27 @@ def test_a_finished_training_becomes_longer_from_before_its_decay(here):
     assert steps == list(range(1, 21))
 
 
+@pytest.mark.parametrize("end,kept", [(0.7, 6), (0.25, 3)])  # after the rate began to fall, and before it
+def test_a_sampled_loss_may_become_longer_from_its_first_stage(here, end, kept):
+    words = "schedule.warmup=0.0", f"objective.sampled.stages=[[{end}, 0.2], [0.9, 0.5]]"
+    train(recipe(here, "twelve", *words))
+    assert [step for step, _ in Run(here / "twelve").states()] == [kept, 9, 12]
+    unlock(here / "twelve")
+    for out in ("twelve", "longer"):
+        train(recipe(here, out, "plan.steps=20", *words))
+    assert same(here / "twelve", here / "longer")
+
+
+def test_a_sampled_loss_without_a_state_of_its_first_stage_says_so(here):
+    words = "schedule.warmup=0.0", "plan.save_every=5", "objective.sampled.stages=[[0.25, 0.2], [0.9, 0.5]]"
+    train(recipe(here, "twelve", *words))
+    unlock(here / "twelve")
+    shutil.rmtree(here / "twelve" / "state" / "step-0000003")
+    with pytest.raises(InputError, match=r"become 20: objective\.sampled takes another share .* from step 3") as error:
+        train(recipe(here, "twelve", "plan.steps=20", *words))
+    assert "\n" not in str(error.value) and Run(here / "twelve").finished
+
+
 def test_what_cannot_become_longer_says_why(here):
     with pytest.raises(InputError, match=r"begun as 12 steps and cannot become 2,000: .*warmed up for 2,000") as error:
         train(recipe(here, "whole", "plan.steps=2000"))

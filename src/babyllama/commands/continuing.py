@@ -22,6 +22,7 @@ from babyllama.run import Run
 from babyllama.train.engines.world import World
 from babyllama.train.losses.distil import Distil
 from babyllama.train.optimizers.optim import Optimizer, Schedule
+from babyllama.train.trainer import branch
 
 
 def continued(run: Path, overrides: Sequence[str] = ()) -> TrainRecipe:
@@ -82,18 +83,14 @@ def open_run(recipe: TrainRecipe, world: World, inputs: dict[str, str], rows: in
     run = Run.create(recipe.out, "train", recipe, parent, inputs)
     before = run.recipe(TrainRecipe)
     lengths = [given.plan.total_steps(rows, context) for given in (before, recipe)]
-    if lengths[0] != lengths[1] and getattr(recipe.objective, "sampled", None) and run.states():
-        raise InputError(f"plan: {recipe.out} was begun as {lengths[0]:,} steps; objective.sampled hangs on the "
-                         "length, so it cannot become another; train on from its model instead: "
-                         f"out=… init=from init.path={recipe.out}")  # fmt: skip
-    set_length(run, recipe.schedule, *lengths)
+    set_length(run, recipe.objective, recipe.schedule, *lengths)
     if not run.finished:
         run.renew(recipe, parent, inputs)
     world.wait()
     return run
 
 
-def set_length(run: Run, schedule: Schedule, before: int, after: int) -> None:
+def set_length(run: Run, objective: object, schedule: Schedule, before: int, after: int) -> None:
     """Let a run that was begun as one of `before` steps end after `after`: from its newest state whose past is the same
     in both, or not at all.
 
@@ -103,12 +100,15 @@ def set_length(run: Run, schedule: Schedule, before: int, after: int) -> None:
     states = [step for step, _ in run.states()]
     if before == after or not (states or run.finished):
         return
-    shared = [step for step in states if step <= schedule.branch(before) and schedule.branches(step, after)]
+    falls = min(schedule.branch(steps) for steps in (before, after))
+    last = min(branch(objective, schedule, steps) for steps in (before, after))
+    shared = [step for step in states if step <= last and schedule.branches(step, after)]
     if not shared:
-        branch = schedule.branch(before)
+        felt = (f"objective.sampled takes another share of the vocabulary from step {last}" if last < falls else
+                f"its rate falls from step {falls}")  # fmt: skip
         why = (
-            f"its rate falls from step {branch}, and there is no checkpoint of before that has warmed up for {after:,}"
-            if branch
+            f"{felt}, and there is no checkpoint of before that has warmed up for {after:,}"
+            if falls
             else f"the rates of schedule.kind={schedule.kind} depend on the length from the first step on"
         )
         raise InputError(f"plan: {run.path} was begun as {before:,} steps and cannot become {after:,}: {why}; "

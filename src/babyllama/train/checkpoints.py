@@ -32,7 +32,7 @@ class Checkpoints:
     """All ranks call every method at the same step.
 
     Args:
-        keep: how many.  branch: the step whose checkpoint stays besides, 0 for none; see Schedule.branch.
+        keep: how many.  branch: the step whose checkpoint stays besides, 0 for none; see trainer.branch.
         say: shows a line, on the first rank.
     """
 

@@ -119,7 +119,7 @@ class Trainer:
         say = self.show.line if self.world.first else lambda _: None
         self.source = source(self.stream)
         self.checkpoints = Checkpoints(self.run, self.world, self.worker, self.watchman, self.source, self.plan.keep,
-                                       self.schedule.branch(self.steps), say)  # fmt: skip
+                                       branch(self.objective, self.schedule, self.steps), say)  # fmt: skip
         first, self.progress = self.checkpoints.resume()
         self.journal = Journal(self.run, self.show, first, self.world.first, self.sinks)
         self.meter = Meter(work, self.device, self.dtype, self.world.size)
@@ -316,3 +316,13 @@ class Trainer:
             last["best_step"] = step
             if export is not None and self.plan.keep_best:
                 self.checkpoints.save_best(model, export)
+
+
+def branch(objective: object, schedule: Schedule, steps: int) -> int:
+    """After how many of `steps` steps a training first feels that it is to have so many; 0: from the first on.
+
+    Args:
+        objective: a recipe's; of all kinds one has stages.
+    """
+    sampled = getattr(objective, "sampled", None)
+    return schedule.branch(steps) if sampled is None else min(schedule.branch(steps), sampled.branch(steps))

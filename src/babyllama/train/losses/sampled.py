@@ -48,6 +48,10 @@ class Sampled(Recipe):
         """Of the vocabulary, when so much of the training is done; None: all of it."""
         return next((share for end, share in self.stages if done < end), None)
 
+    def branch(self, steps: int) -> int:
+        """After how many of `steps` steps the first stage is over. Up to there the length is not felt."""
+        return math.floor(self.stages[0][0] * steps)
+
     def over(self, rows: Rows, vocab: int, total: int) -> Rows:
         """`rows` with candidate sets; `total`: rows of the whole training."""
         return Candidates(rows, self, vocab, total)

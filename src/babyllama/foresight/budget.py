@@ -24,6 +24,7 @@ from babyllama.foresight.rates import stages
 from babyllama.foresight.scaling import BYTES_PER_TOKEN, LossForecast, expected_loss
 from babyllama.hardware import chunk_rows
 from babyllama.model.config import ModelChoice, ModelConfig
+from babyllama.model.products import MULTIPLE
 from babyllama.train.engines.mesh import ALONE, Mesh
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _fitting(config: ModelConfig, terms: Terms) -> tuple[Workload, int]:
     context = terms.context or config.max_position_embeddings
     terms.mesh.check(config, context)
     work = Workload(config, context, 1, 1, terms.optimizer, not terms.card.is_cpu, terms.compiled, False, terms.mesh,
-                    chunk_rows(terms.card.memory_gib), terms.card.float8 and config.hidden_size % 16 == 0,
+                    chunk_rows(terms.card.memory_gib), terms.card.float8 and config.hidden_size % MULTIPLE == 0,
                     stages(config))  # fmt: skip
     rows = terms.micro_batch_size or 1
     work = replace(work, recompute=bool(terms.recompute))

@@ -60,11 +60,19 @@ def by_row(x: Tensor) -> Rounded:
 def multiplied(x: Rounded, weight: Rounded, dtype: torch.dtype) -> Tensor:
     """x (N, K) · weightᵀ (K, M) → (N, M). Both have one scale, or both one a row."""
     across = weight.scale.T if weight.scale.ndim else weight.scale
-    if x.numbers.is_cuda:
-        return torch._scaled_mm(
-            x.numbers, weight.numbers.T, scale_a=x.scale, scale_b=across, out_dtype=dtype, use_fast_accum=True
-        )
-    return (x.numbers.float() @ weight.numbers.float().T * x.scale * across).to(dtype)
+    return product(x.numbers, x.scale, weight.numbers, across, dtype, long=False)
+
+
+def product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype, long: bool = True) -> Tensor:
+    """(a · a_scale) (M, K) · (b · b_scale)ᵀ (K, N) of float8 matrices.
+
+    Args:
+        a_scale, b_scale: float32 scalars, or (M, 1) and (1, N).
+        long: the sums are long: a GPU then adds them up in float32, for its tensor cores keep fourteen bits of a sum.
+    """
+    if a.is_cuda:
+        return torch._scaled_mm(a, b.T, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=not long)
+    return (a.float() @ b.float().T * (a_scale * b_scale)).to(dtype)
 
 
 def float8_linear(x: Tensor, weight: Tensor) -> Tensor:

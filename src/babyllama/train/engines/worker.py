@@ -47,6 +47,8 @@ class Worker:
         self._part, self._attend = None, setting.attend
         compiled = setting.compiled and setting.dtype == torch.bfloat16
         self._float8 = setting.float8 and compiled and usable(setting.model.config, setting.device)
+        inside = setting.model.modules() if self._float8 else ()
+        self._products = [module for module in inside if isinstance(module, Attention | SwiGLU)]
         if setting.mesh.context > 1:
             from babyllama.train.engines.context import Part
 
@@ -171,7 +173,8 @@ class Worker:
         before = [attention.attend for attention in attentions]
         for attention in attentions:
             attention.attend = self._attend
-        self._in_float8(self._float8)
+        for module in self._products:
+            module.float8 = True
         self.model.part = self._part
         if self.forward is not None:
             self.model.hidden = self.forward  # type: ignore[method-assign]
@@ -180,15 +183,11 @@ class Worker:
         finally:
             for attention, attend in zip(attentions, before, strict=True):
                 attention.attend = attend
-            self._in_float8(False)
+            for module in self._products:
+                module.float8 = False
             self.model.part = None
             if self.forward is not None:
                 del self.model.hidden
-
-    def _in_float8(self, wanted: bool) -> None:
-        for module in self.model.modules():
-            if isinstance(module, Attention | SwiGLU):
-                module.float8 = wanted
 
     def _norm(self) -> Tensor:
         """The global gradient's 2-norm, on every rank the same."""

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from babyllama.data.streams.batches import IGNORE
 from babyllama.hardware import multiplies_float8
-from babyllama.model.products import E4M3, MULTIPLE
+from babyllama.model.products import E4M3, LARGEST, MULTIPLE, product
 from babyllama.train.losses.cross_entropy import loss_and_gradient_
 from babyllama.train.losses.head import Made, aligned, chunks, with_gradients
 
@@ -51,14 +51,14 @@ def float8_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_
         grad_hidden = torch.empty(x.rows.shape, dtype=dtype, device=hidden.device) if to_hidden else None
         grad_weight = None
         for rows in chunks(x.rows, chunk_rows):
-            logits = _product(x.rows[rows], x.scale, w.rows, w.scale, dtype, long=False)
+            logits = product(x.rows[rows], x.scale, w.rows, w.scale, dtype, long=False)
             loss, slopes = _slopes(logits, counted[rows], vocab)
             del logits  # before the gradients' products: their factors need its memory
             total += loss
             if grad_hidden is not None:
-                grad_hidden[rows] = _product(slopes, unit, w.columns, w.scale, dtype)
+                grad_hidden[rows] = product(slopes, unit, w.columns, w.scale, dtype)
             if to_weight:
-                part = _product(_turned(slopes), unit, x.columns[:, rows], x.scale, torch.float32)
+                part = product(_turned(slopes), unit, x.columns[:, rows], x.scale, torch.float32)
                 grad_weight = part if grad_weight is None else grad_weight.add_(part)
                 del part
             del slopes  # before the next chunk's are made
@@ -77,7 +77,7 @@ class Rounded(NamedTuple):
 
 def rounded(matrix: Tensor) -> Rounded:
     """Its largest number becomes e4m3's largest."""
-    scale = torch.linalg.vector_norm(matrix, torch.inf, dtype=torch.float32).clamp(min=1e-12) / torch.finfo(E4M3).max
+    scale = torch.linalg.vector_norm(matrix, torch.inf, dtype=torch.float32).clamp(min=1e-12) / LARGEST
     if matrix.is_cuda:
         from babyllama.train.losses.kernels import rounded_both_ways
 
@@ -105,14 +105,3 @@ def _turned(matrix: Tensor) -> Tensor:
 
         return turned(matrix)
     return matrix.T.contiguous()
-
-
-def _product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype, long: bool = True) -> Tensor:
-    """(a · a_scale) (M, K) · (b · b_scale)ᵀ (K, N) of float8 matrices.
-
-    Args:
-        long: the sums are long: a GPU then adds them up in float32, for its tensor cores keep fourteen bits of a sum.
-    """
-    if a.is_cuda:
-        return torch._scaled_mm(a, b.T, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=not long)
-    return (a.float() @ b.float().T * (a_scale * b_scale)).to(dtype)

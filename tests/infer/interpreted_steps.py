@@ -187,17 +187,47 @@ def draws() -> None:
 
 
 def packed() -> None:
-    for bits, group, head, ordered, count in (
-        (4, 32, True, True, 1),
-        (8, 32, False, False, 3),
-        (4, None, True, False, 1),
+    """Also sizes that fill no block of a program, and matrices too large to be copied."""
+    odd = {"hidden_size": 24, "intermediate_size": 54}
+    for bits, group, head, ordered, count, laid, sizes in (
+        (4, 32, True, True, 1, 1 << 28, {}),
+        (8, 32, False, False, 3, 1 << 28, {}),
+        (4, None, True, False, 1, 1 << 28, odd),
+        (8, 16, False, True, 1, 0, odd),
     ):
-        shape = config(tie_word_embeddings=head, hidden_size=32, intermediate_size=56, num_hidden_layers=1)
+        fused.LAID = laid
+        shape = config(**{"tie_word_embeddings": head, "hidden_size": 32, "intermediate_size": 56, **sizes},
+                       num_hidden_layers=1)  # fmt: skip
         made = packed_twins(shape, bits, group, head, ordered)
-        beside(shape, count, [GREEDY], steps=2, made=made)
+        assert beside(shape, count, [GREEDY], steps=2, made=made).lays == (laid > 0)
+
+
+@torch.inference_mode()
+def reading() -> None:
+    """Pieces of prompts of several rows, after what the rows hold, in one pass: logits, and what is in the cache."""
+    shape, starts, rows = config(), [4, 0, 7], [3, 0, 2]
+    (model, exact), V, draw = twins(shape), shape.vocab_size - 3, torch.Generator().manual_seed(1)
+    caches = [KVCache(shape, 4, 32, CPU, dtype) for dtype in (torch.float16, torch.float32)]
+    exact.hidden(torch.randint(V, (4, 8), generator=draw), cache=caches[1])
+    caches[0].keys.copy_(caches[1].keys)
+    caches[0].values.copy_(caches[1].values)
+    pieces = [torch.randint(V, (n,), generator=draw).tolist() for n in (3, 6, 1)]
+    fed = [(token, start + n, row) for piece, start, row in zip(pieces, starts, rows, strict=True)
+           for n, token in enumerate(piece)]  # fmt: skip
+    columns = torch.tensor(fed + fed[-1:] * 6).T.contiguous().unbind()
+    decoder = fused.Decoder(model, Rows(V, 4, CPU), caches[0], 16, fused.tiles_for(16), fed=columns)
+    found = decoder.read(torch.tensor([2, 8, 9]))
+    for number, (piece, start, row) in enumerate(zip(pieces, starts, rows, strict=True)):
+        end = start + len(piece)
+        part = caches[1].part(torch.tensor([row]), end)
+        want = exact(torch.tensor([piece]), torch.arange(start, end)[None], cache=part)[0, -1, :V]
+        assert float((found[number] - want).norm() / want.norm()) < 5e-3
+        for name in ("keys", "values"):
+            one, other = (getattr(cache, name)[:, row, :, :end].float() for cache in caches)
+            assert float((one - other).norm() / other.norm()) < 2e-3, (name, row)
 
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        {"dense": dense, "draws": draws, "packed": packed}[name]()
+        {"dense": dense, "draws": draws, "packed": packed, "reading": reading}[name]()
     print("as the forward path")

@@ -212,7 +212,8 @@ def test_a_warm_engine_answers_as_a_cold_one():
     model, exact = twins(config(max_position_embeddings=96))
     engine, cold = (Engine(model.requires_grad_(False), 67, slots=24) for _ in range(2))
     assert engine.warm() == 24 and engine.prompts.passes is not None
-    recorded = len(engine.prompts.passes.graphs)
+    passes = engine.prompts.passes
+    reader, recorded = passes.reader, (len(passes.graphs), len(passes.reader.graphs))
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(67, (1 + 3 * n,), generator=generator).tolist() for n in range(24)]
     for sampling in (Sampling(temperature=0), Sampling(temperature=0.9, seed=4)):
@@ -223,7 +224,8 @@ def test_a_warm_engine_answers_as_a_cold_one():
     first = [answer[0] for answer in engine.generate(prompts, Sampling(temperature=0), 1)]
     want = [int(exact(torch.tensor([p], device="cuda"))[0, -1, :67].argmax()) for p in prompts]
     assert sum(a == b for a, b in zip(first, want, strict=True)) >= 22  # in bf16 a tie may fall otherwise
-    assert len(engine.prompts.passes.graphs) == recorded > 0 and None not in engine.prompts.passes.graphs.values()
+    assert passes.reader is reader and (len(passes.graphs), len(reader.graphs)) == recorded and min(recorded) > 0
+    assert None not in passes.graphs.values() and None not in reader.graphs.values()
 
 
 def test_graphs_are_recorded_again_after_the_cache_has_grown():

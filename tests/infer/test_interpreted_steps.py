@@ -11,7 +11,7 @@ INTERPRETED = Path(__file__).with_name("interpreted_steps.py")
 
 @pytest.mark.slow
 @needs_interpreter
-@pytest.mark.parametrize("part", ["dense", "draws", "packed"])
+@pytest.mark.parametrize("part", ["dense", "draws", "packed", "reading"])
 def test_they_compute_what_the_forward_path_does(part):
     done = interpreted(INTERPRETED, part)
     assert done.stdout.strip() == "as the forward path", done.stderr

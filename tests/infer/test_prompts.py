@@ -7,7 +7,7 @@ import torch
 
 from babyllama.infer import prompts
 from babyllama.infer.engine import Engine
-from babyllama.infer.prompts import MANY, RECORDED, SHORT, Passes, fits
+from babyllama.infer.passes import MANY, RECORDED, SHORT, Passes, fits
 from babyllama.infer.rows import Rows
 from babyllama.infer.sampling import Sampling
 from babyllama.model.cache import KVCache
@@ -56,7 +56,7 @@ def test_a_large_pass_is_left_alone():
 def test_no_pass_waits_to_be_recorded_on_a_warm_engine(monkeypatch):
     """Small bounds, so that every kind of pass is tried; what large ones compute is right, too."""
     for name, value in {"SHORT": 4, "SLOTS": 16, "RECORDED": 16, "MANY": 64, "COPIED": 128}.items():
-        monkeypatch.setattr(prompts, name, value)
+        monkeypatch.setattr(f"babyllama.infer.passes.{name}", value)
     model = sharp_model(tiny_config())
     cache = KVCache(model.config, 6, WINDOW, "cpu", torch.float32)
     passes = Passes(model, Rows(60, 6, torch.device("cpu")), cache)

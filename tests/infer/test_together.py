@@ -8,7 +8,7 @@ import torch
 from babyllama.errors import InputError
 from babyllama.infer import together
 from babyllama.infer.engine import Engine
-from babyllama.infer.prompts import Passes
+from babyllama.infer.passes import Passes
 from babyllama.infer.rows import Sampled
 from babyllama.infer.sampling import Sampling
 from babyllama.infer.step import Launched, ModelForward

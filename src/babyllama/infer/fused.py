@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from babyllama.hardware import ampere
 from babyllama.infer.choosing import Uses
@@ -36,6 +37,7 @@ LOOKED_AT = 128  # slots whose keys and values a program of a few rows holds bef
 WARP = 4096  # weights that a warp of a few rows keeps in registers at most
 MADE = 512  # inputs that it makes, by a norm or of shares, at most
 UNPACKED = 128  # inputs of a packed head that it takes at most
+LAID = 1 << 28  # bytes of packed layers up to which a copy of them lies as programs read them
 PACKED = 4  # rows up to which packed weights are multiplied here
 
 
@@ -153,6 +155,7 @@ class FusedStep:
         self.model, self.rows, self.cache, self.other = model, rows, cache, other
         self.versions, self.record = (0, 0), Recorder()
         self.decoders: dict[int, Decoder] = {}
+        self.laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]] = {}
         self.rows_at_most = PACKED if packed(model) else sys.maxsize
 
     def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
@@ -168,7 +171,8 @@ class FusedStep:
             self.versions = self.rows.version, self.cache.version
         count = min(self.rows.count, power(rows))
         if count not in self.decoders:
-            self.decoders[count] = Decoder(self.model, self.rows, self.cache, count, record=self.record)
+            self.decoders[count] = Decoder(self.model, self.rows, self.cache, count, record=self.record,
+                                           laid=self.laid)  # fmt: skip
         return self.decoders[count]
 
     def warm(self) -> None:
@@ -185,11 +189,26 @@ class FusedStep:
                         decoder(1 << steps, drawn)
 
 
-def _parts(linear: Any) -> tuple[Tensor, ...]:
-    """A matrix as the kernels take it: words, zeros, scales and order. What there is not may be anything."""
-    if (words := _words(linear)) is None:
-        return (linear.weight,) * 4
-    return words.words, words.zeros, words.scales, words.words if words.order is None else words.order
+def _order(words: Words) -> Tensor:
+    return words.words if words.order is None else words.order
+
+
+def lay_out(words: Words, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """A packed matrix as programs take it, `rows` (blocks, R) each, −1 for none: what one reads lies side by side. By
+    columns of the whole matrix a program would use 8 or 16 of 32 bytes that memory brings.
+
+    Returns:
+        Words (blocks, U, R) int32, and groups (blocks, G, R), as `_groups`.
+    """
+    there, at = rows >= 0, rows.clamp(min=0)
+    parts = words.words, _groups(words)
+    found = (torch.where(there, part[:, at], 0).transpose(0, 1).contiguous() for part in parts)
+    return next(found), next(found)
+
+
+def _groups(words: Words) -> Tensor:
+    """Of each group and output the scale and, above it, the zero, as float16: (G, N) int32."""
+    return torch.stack([words.scales, words.zeros.half()], -1).view(torch.int32)[..., 0].contiguous()
 
 
 def plain(uses: Uses) -> bool:
@@ -235,6 +254,8 @@ class Decoder:
     count: int
     tiles: Tiles | None = None  # by the number of rows when absent
     record: Recorder = field(default_factory=Recorder)
+    laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]] = field(default_factory=dict)  # packed, by `lay_out`
+    fed: tuple[Tensor, Tensor, Tensor] | None = None  # (count,) each, as if rows': tokens, places, the cache's rows
 
     def __post_init__(self) -> None:
         weight = self.model.embed_tokens.weight
@@ -252,14 +273,14 @@ class Decoder:
             plan = plan._replace(predict=min(plan.predict, max(8, plan.head_holds // power(config.hidden_size))),
                                  slots=looked, attend_warps=max(1, looked // 16))  # fmt: skip
         self.plan = plan
+        every = filter(None, map(_words, self.model.layers.modules()))
+        self.lays = self.few and sum(words.words.nbytes for words in every) <= LAID
         self.blocks = -(-self.V // plan.predict)
         # Programs that wait hold room: with one row that costs less than starting late.
         self.early = self.few and torch.cuda.get_device_capability(weight.device) >= (9, 0)
         self.graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
 
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=self.device)
-
+        empty = self._empty
         C, F, D, H = config.hidden_size, config.intermediate_size, config.head_dim, config.num_attention_heads
         self.x, self.y, self.h = empty(B, C), empty(B, C, dtype=self.dtype), empty(B, F, dtype=self.dtype)
         self.parts = 1 if self.few else power(-(-C // plan.add))
@@ -268,14 +289,24 @@ class Decoder:
         self.q, self.attended = empty(B, H, D, dtype=self.dtype), empty(B, C, dtype=self.dtype)
         self.split = empty(B, self.splits, C) if self.splits > 1 else self.attended
         self.peaks, self.sums = empty(B, self.splits, H), empty(B, self.splits, H)
-        self.logits, self.places = empty(B, self.V), empty(B, self.blocks, dtype=torch.int32)
-        self.best, self.masses = empty(B, self.blocks), empty(B, self.blocks)
-        self.kept = empty(B, power(self.blocks), dtype=torch.int32)
-        self.keys = empty(B, CANDIDATES, dtype=torch.int64)
+        self.token, self.position, self.owner = self.fed or (self.rows.token, self.rows.position, self.rows.position)
         self.inverse = self.x  # of a packed embedding: the code of each input
         words = _words(self.model.embed_tokens)
         if words is not None and words.order is not None:
             self.inverse = words.order.argsort().to(torch.int32)
+        if self.fed is None:
+            self._room_to_choose()
+
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _room_to_choose(self) -> None:
+        """For logits, and what is told of them until a token is chosen."""
+        B, blocks, empty = self.count, self.blocks, self._empty
+        self.logits, self.places = empty(B, self.V), empty(B, blocks, dtype=torch.int32)
+        self.best, self.masses = empty(B, blocks), empty(B, blocks)
+        self.kept = empty(B, power(blocks), dtype=torch.int32)
+        self.keys = empty(B, CANDIDATES, dtype=torch.int64)
 
     def __call__(self, steps: int, drawn: bool) -> Tensor:
         """`steps` more tokens of every row, (steps, B) int64, −1 where the logits are not finite.
@@ -302,21 +333,27 @@ class Decoder:
     def compile(self) -> None:
         """Launch every kernel once, on whichever thread."""
         torch.cuda.set_device(self.device)
+        if self.fed is not None:
+            self.read(self.owner[:1])
+            return
         for drawn in (False, True):
             self.launch(1, drawn)
 
     def launch(self, steps: int, drawn: bool) -> Tensor:
         """The kernels of so many steps."""
-        from babyllama.infer import kernels
-
         chosen = torch.empty(steps, self.count, dtype=torch.int64, device=self.device)
-        stream, sizes = self._stream()
-        self._launch(kernels.begin, (self.count,), self.rows.token, self.rows.position, *stream, **sizes)
+        self._begin()
         for step in range(steps):
             self._hidden()
             self._predict()
             (self._draw if drawn else self._likeliest)(step, chosen)
         return chosen
+
+    def read(self, last: Tensor) -> Tensor:
+        """Logits (P, V) after the tokens of `fed` numbered `last` (P,); each sees what is before it in its row."""
+        self._begin()
+        self._hidden()
+        return self.model.lm_head(self.model.norm(self.x[last].to(self.dtype)))[:, : self.V]
 
     # ── one step ───────────────────────────────────────────────────────────────────────────────────────────────
     def _launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
@@ -337,10 +374,33 @@ class Decoder:
             warps = min(16, max(warps, power(k) // UNPACKED))
         elif self.few and not head:
             warps = max(warps, power(k) * outputs // WARP, power(k) // MADE if made else 1)
-        return {"TILE": min(power(k), limit) if limit else power(k), "ROWS": rows,
+        laid = {} if head else {"LAID": self.lays}
+        return {**laid, "TILE": min(power(k), limit) if limit else power(k), "ROWS": rows,
                 "FEW": self.few, "PARTS": self.parts, "BITS": bits, "GROUP": group, "ORDERED": ordered,
                 "num_warps": warps,
                 "num_stages": plan.head_stages if head else plan.stages}  # fmt: skip
+
+    def _matrix(self, linear: Any, outputs: int, head_dim: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """A matrix as the kernels take it, so many outputs a program (with `head_dim` the pairs of a head): words,
+        groups and order. What there is not may be anything."""
+        if (words := _words(linear)) is None:
+            return (linear.weight,) * 3
+        outputs = outputs if self.lays else 0
+        if (linear, outputs) not in self.laid and not self.lays:
+            self.laid[linear, outputs] = words.words, _groups(words)
+        elif (linear, outputs) not in self.laid:
+            rows = torch.arange(words.words.shape[1], device=self.device)
+            if head_dim:  # (heads, pairs, 2)
+                rows = rows.view(-1, 2, head_dim // 2).transpose(1, 2).flatten(1)
+            rows = pad(rows, (0, -rows.shape[-1] % outputs), value=-1)
+            self.laid[linear, outputs] = lay_out(words, rows.view(-1, outputs))
+        return *self.laid[linear, outputs], _order(words)
+
+    def _begin(self) -> None:
+        from babyllama.infer import kernels
+
+        stream, sizes = self._stream()
+        self._launch(kernels.begin, (self.count,), self.token, self.position, *stream, **sizes)
 
     def _hidden(self) -> None:
         from babyllama.infer import kernels
@@ -353,14 +413,14 @@ class Decoder:
         for number, block in enumerate(blocks):
             keys, values = self.cache.keys[number], self.cache.values[number]
             self._project(block.self_attn, norms[number], keys, values, number == 0)
-            state = self.q, keys, values, self.rows.position, self.split, self.peaks, self.sums
+            state, shares = (self.q, keys, values, self.position), (self.split, self.peaks, self.sums)
             how = {"D": D, "H": H, "K": K, "WIDTH": max(16, power(D)), "STEP": plan.slots, "SPLITS": self.splits,
                    "num_warps": plan.attend_warps, "num_stages": plan.attend_stages}  # fmt: skip
             if self.few:
-                self._launch(kernels.attend_few, (B, H, self.splits), *state, B, slots, D**-0.5, **how)
+                self._launch(kernels.attend_few, (B, H, self.splits), *state, *shares, B, slots, D**-0.5, **how)
             else:
-                self._launch(kernels.attend, (B, K, self.splits), *state, slots, D**-0.5, G=max(16, power(H // K)),
-                             **how)  # fmt: skip
+                self._launch(kernels.attend, (B, K, self.splits), *state, self.owner, *shares, slots, D**-0.5,
+                             G=max(16, power(H // K)), READS=self.fed is not None, **how)  # fmt: skip
             splits = self.splits
             if splits > 1 and not self.few:
                 self._launch(kernels.join, (B, -(-C // 512)), self.split, self.peaks, self.sums, self.attended, k=C,
@@ -378,18 +438,19 @@ class Decoder:
         C, D, H, K = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
         half, linears = D // 2, (attention.q_proj, attention.k_proj, attention.v_proj)
         pairs = min(plan.pairs, power(half)) if self.few else max(16, min(plan.pairs, power(half)))
-        parts = (part for linear in linears for part in _parts(linear))
+        parts = (part for linear in linears for part in self._matrix(linear, 2 * pairs, D))
         grid = self._grid((H + 2 * K) * -(-half // pairs), plan.rows)
         self._launch(kernels.project, grid, self.x, self.y, self.squares, norm, *parts, self.cos, self.sin,
-                     self.rows.position, self.q, keys, values, B, keys.shape[2], config.rms_norm_eps, C=C, D=D, H=H,
-                     K=K, P=pairs, FIRST=first and self.early, **self._meta(linears[0], C, 2 * pairs))  # fmt: skip
+                     self.position, self.owner, self.q, keys, values, B, keys.shape[2], config.rms_norm_eps, C=C, D=D,
+                     H=H, K=K, P=pairs, FIRST=first and self.early, READS=self.fed is not None,
+                     **self._meta(linears[0], C, 2 * pairs))  # fmt: skip
 
     def _add(self, a: Tensor, linear: Any, k: int, norm: Tensor, splits: int) -> None:
         from babyllama.infer import kernels
 
         config, R = self.model.config, self.plan.add
         C, grid = config.hidden_size, self._grid(-(-config.hidden_size // R), self.plan.rows)
-        self._launch(kernels.add, grid, a, self.peaks, self.sums, *_parts(linear), self.x, norm,
+        self._launch(kernels.add, grid, a, self.peaks, self.sums, *self._matrix(linear, R), self.x, norm,
                      self.y, self.squares, self.count, k=k, C=C, D=config.head_dim, H=config.num_attention_heads, R=R,
                      SPLITS=splits, **self._meta(linear, k, R))  # fmt: skip
 
@@ -398,7 +459,8 @@ class Decoder:
 
         config, R = self.model.config, self.plan.widen
         C, F = config.hidden_size, config.intermediate_size
-        grid, parts = self._grid(-(-F // R), self.plan.rows), (*_parts(mlp.gate_proj), *_parts(mlp.up_proj))
+        grid = self._grid(-(-F // R), self.plan.rows)
+        parts = (part for linear in (mlp.gate_proj, mlp.up_proj) for part in self._matrix(linear, R))
         self._launch(kernels.widen, grid, self.x, self.y, self.squares, norm, *parts, self.h, self.count,
                      config.rms_norm_eps, C=C, F=F, R=R, **self._meta(mlp.gate_proj, C, 2 * R))  # fmt: skip
 
@@ -407,8 +469,10 @@ class Decoder:
 
         config, head, rows = self.model.config, self.model.lm_head, self.rows
         C, eps = config.hidden_size, config.rms_norm_eps
+        words = _words(head)
+        parts = (head.weight,) * 4 if words is None else (words.words, words.zeros, words.scales, _order(words))
         grid = self._grid(self.blocks, self.plan.head_rows or self.plan.rows)
-        self._launch(kernels.predict, grid, self.x, self.y, self.squares, self.model.norm.weight, *_parts(head),
+        self._launch(kernels.predict, grid, self.x, self.y, self.squares, self.model.norm.weight, *parts,
                      rows.rules, self.logits, self.best, self.places, self.masses, self.count, self.V,
                      head.out_features, eps, self.blocks, C=C, R=self.plan.predict,
                      maxnreg=self.plan.head_registers or None, **self._meta(head, C, head=True))  # fmt: skip

@@ -45,22 +45,35 @@ def _weights(w, rows, columns, n, k):
 
 
 @triton.jit
-def _matrix(w, zeros, scales, rows, n, k: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-            one, EARLY: tl.constexpr):  # fmt: skip
+def _matrix(w, groups, rows, block, n, k: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+            LAID: tl.constexpr, one, EARLY: tl.constexpr):  # fmt: skip
     """Rows `rows` (R,) of a matrix (n, k), zero beyond it, before the kernel waits: (R, TILE) float32.
 
-    Packed, a word holds 32 / BITS codes of one output: words (k · BITS / 32, n) int32, zeros (k / GROUP, n) uint8,
-    scales (k / GROUP, n) float16. (code − zero) · scale is one multiply-add of what `_code` makes of a code.
+    Packed, a word holds 32 / BITS codes of one output: words (k · BITS / 32, n) int32, groups (k / GROUP, n) int32 of
+    scale and zero; or LAID, these rows' alone, number `block` of them, side by side, as `fused.lay_out` has it.
+    (code − zero) · scale is one multiply-add of what `_code` makes of a code.
     """
     if BITS == 0:
         found = _weights(w, rows, tl.arange(0, TILE), n, k).to(tl.float32)
     else:
-        units = tl.arange(0, TILE * BITS // 32)
-        inside = (rows[:, None] < n) & (units[None, :] * 32 < k * BITS)
-        words = tl.load(w + units[None, :] * n + rows[:, None], mask=inside, other=0)
-        group = (units * 32 // BITS // GROUP)[None, :] * n + rows[:, None]
-        zero = tl.load(zeros + group, mask=inside, other=0).to(tl.float32)
-        scale = tl.load(scales + group, mask=inside, other=0.0).to(tl.float32)
+        R: tl.constexpr = rows.shape[0]
+        U: tl.constexpr = (k * BITS + 31) // 32
+        G: tl.constexpr = (k + GROUP - 1) // GROUP
+        units, mine = tl.arange(0, TILE * BITS // 32), tl.arange(0, R)
+        group = (units * 32 // BITS // GROUP)[None, :]
+        if LAID:
+            at = w + block * (U * R) + units[None, :] * R + mine[:, None]
+            of = groups + block * (G * R) + group * R + mine[:, None]
+            inside = (units < U)[None, :] & (mine >= 0)[:, None]
+        else:
+            at, of = w + units[None, :] * n + rows[:, None], groups + group * n + rows[:, None]
+            inside = (units < U)[None, :] & (rows < n)[:, None]
+        if LAID and units.shape[0] == U:
+            words, both = tl.load(at), tl.load(of)
+        else:
+            words, both = tl.load(at, mask=inside, other=0), tl.load(of, mask=inside, other=0)
+        scale = both.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        zero = (both >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
         if BITS == 8:
             s, z = scale * 32768, (-32768.0 - zero) * scale
             even = tl.join(_code(words << 8, 0xFF00, one) * s + z, _code(words >> 8, 0xFF00, one) * s + z)
@@ -76,7 +89,7 @@ def _matrix(w, zeros, scales, rows, n, k: tl.constexpr, TILE: tl.constexpr, BITS
                 tl.join(_code(a, 0x780000, one) * t + y, _code(c, 0x780000, one) * t + y),
                 tl.join(_code(b, 0x780000, one) * t + y, _code(d, 0x780000, one) * t + y),
             )
-        found = tl.reshape(tl.join(even, odd), (rows.shape[0], TILE))
+        found = tl.reshape(tl.join(even, odd), (R, TILE))
     return _now(found, EARLY)
 
 
@@ -152,9 +165,11 @@ def _packed(codes, zeros, scales, rows, n, value, k: tl.constexpr, TILE: tl.cons
 
 
 @triton.jit
-def _inputs(order, k, TILE: tl.constexpr, ORDERED: tl.constexpr):
+def _inputs(order, k, TILE: tl.constexpr, ORDERED: tl.constexpr, BITS: tl.constexpr):
     """The input that each column of a matrix is of, (TILE,); k or more where there is none."""
     columns = tl.arange(0, TILE)
+    if BITS == 8:  # a thread has four at a time, as of a word's codes
+        columns = tl.max_contiguous(columns, 4)
     if ORDERED:
         return tl.load(order + columns, mask=columns < k, other=k)
     return columns
@@ -184,9 +199,10 @@ def _turned(a, b, cos, sin, rows, pairs, B, half):
 
 
 @triton.jit
-def _keep(first, second, rows, pairs, kind, head, positions, q, keys, values, B, D, slots,
+def _keep(first, second, rows, owners, pairs, kind, head, positions, q, keys, values, B, D, slots,
           H: tl.constexpr, K: tl.constexpr):  # fmt: skip
-    """Write both halves (rows, pairs) of one head's vector: a query to q (B, H, D), the others to their slot."""
+    """Write both halves (rows, pairs) of one head's vector: a query to q (B, H, D), the others to their slot of the
+    cache's rows `owners`."""
     half = D // 2
     inside = (rows[:, None] < B) & (pairs[None, :] < half)
     slot = tl.load(positions + rows, mask=rows < B, other=0).to(tl.int64)
@@ -194,7 +210,7 @@ def _keep(first, second, rows, pairs, kind, head, positions, q, keys, values, B,
         at = q + (rows[:, None].to(tl.int64) * H + head) * D + pairs[None, :]
     else:
         cache = keys if kind == 1 else values
-        at = cache + ((rows[:, None].to(tl.int64) * K + head) * slots + slot[:, None]) * D + pairs[None, :]
+        at = cache + ((owners[:, None].to(tl.int64) * K + head) * slots + slot[:, None]) * D + pairs[None, :]
     tl.store(at, first.to(q.dtype.element_ty), mask=inside)
     tl.store(at + half, second.to(q.dtype.element_ty), mask=inside)
 
@@ -226,14 +242,15 @@ def _pair(y, squares, first, second, lower, upper, rows, B, n, eps, C: tl.conste
 
 
 @triton.jit(do_not_specialize=["B"])
-def project(x, y, squares, norm, wq, zq, sq, oq, wk, zk, sk, ok, wv, zv, sv, ov, cos, sin, positions, q, keys, values,
-            B, slots, eps, C: tl.constexpr, D: tl.constexpr, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
+def project(x, y, squares, norm, wq, gq, oq, wk, gk, ok, wv, gv, ov, cos, sin, positions, owner, q, keys,
+            values, B, slots, eps, C: tl.constexpr, D: tl.constexpr, H: tl.constexpr, K: tl.constexpr, P: tl.constexpr,
             TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr, BITS: tl.constexpr,
-            GROUP: tl.constexpr, ORDERED: tl.constexpr, FIRST: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+            GROUP: tl.constexpr, ORDERED: tl.constexpr, LAID: tl.constexpr, FIRST: tl.constexpr,
+            READS: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """x (B, C) → norm → q, rotated; k, rotated, and v into the cache. A program has P pairs (i, i + D/2) of a head.
 
     keys, values: (B, K, slots, D) of the layer. cos, sin: (B, D/2). The FIRST of a step lets `attend_few` start only
-    when all before it has ended.
+    when all before it has ended. READS: row b's slots are those of the cache's row owner[b].
     """
     _start(EARLY and not FIRST)
     half: tl.constexpr = D // 2
@@ -241,42 +258,53 @@ def project(x, y, squares, norm, wq, zq, sq, oq, wk, zk, sk, ok, wv, zv, sv, ov,
     which, part = tl.program_id(1) // parts, tl.program_id(1) % parts
     kind = tl.where(which < H, 0, tl.where(which < H + K, 1, 2))
     head = tl.where(which < H, which, tl.where(which < H + K, which - H, which - H - K))
-    w, z, s, o, n = wq, zq, sq, oq, H * D
+    w, g, o, n = wq, gq, oq, H * D
     if kind == 1:
-        w, z, s, o, n = wk, zk, sk, ok, K * D
+        w, g, o, n = wk, gk, ok, K * D
     if kind == 2:
-        w, z, s, o, n = wv, zv, sv, ov, K * D
+        w, g, o, n = wv, gv, ov, K * D
     pairs = part * P + tl.arange(0, P)
     lower = tl.where(pairs < half, head * D + pairs, n)
     upper = tl.where(pairs < half, lower + half, n)
     if FEW:
-        first = _matrix(w, z, s, lower, n, C, TILE, BITS, GROUP, _one(B), EARLY)
-        second = _matrix(w, z, s, upper, n, C, TILE, BITS, GROUP, _one(B), EARLY)
-        at = _inputs(o, C, TILE, ORDERED)
+        if BITS == 0:
+            first = _matrix(w, g, lower, 0, n, C, TILE, BITS, GROUP, LAID, _one(B), EARLY)
+            second = _matrix(w, g, upper, 0, n, C, TILE, BITS, GROUP, LAID, _one(B), EARLY)
+        else:
+            sides, block = tl.reshape(tl.join(lower, upper), (2 * P,)), head * parts + part
+            both = _matrix(w, g, sides, block, n, C, TILE, BITS, GROUP, LAID, _one(B), EARLY)
+        at = _inputs(o, C, TILE, ORDERED, BITS)
         gain = tl.load(norm + at, mask=at < C, other=0.0).to(tl.float32)
         _wait_for(B, EARLY)
         _start(EARLY and FIRST)
         for row in tl.static_range(ROWS):
             value, factor = _normed(x, row, at, gain, eps, C)
-            a, b = _product(first, value)[None, :] * factor, _product(second, value)[None, :] * factor
+            if BITS == 0:
+                a, b = _product(first, value)[None, :] * factor, _product(second, value)[None, :] * factor
+            else:
+                a, b = tl.split(tl.reshape(_product(both, value) * factor, (1, P, 2)))
             rows = row + tl.arange(0, 1)
             if kind < 2:
                 a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
-            _keep(a, b, rows, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
+            _keep(a, b, rows, rows, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
     else:
         _wait(EARLY)
         rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         a, b = _pair(y, squares, w, w, lower, upper, rows, B, n, eps, C, P, TILE, ROWS, PARTS)
         if kind < 2:
             a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
-        _keep(a, b, rows, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
+        owners = rows
+        if READS:
+            owners = tl.load(owner + rows, mask=rows < B, other=0)
+        _keep(a, b, rows, owners, pairs, kind, head, positions, q, keys, values, B, D, slots, H, K)
 
 
 @triton.jit
-def attend(q, keys, values, positions, out, peaks, sums, slots, scale, D: tl.constexpr, H: tl.constexpr,
+def attend(q, keys, values, positions, owner, out, peaks, sums, slots, scale, D: tl.constexpr, H: tl.constexpr,
            K: tl.constexpr, G: tl.constexpr, WIDTH: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr,
-           EARLY: tl.constexpr):  # fmt: skip
+           READS: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """One token's attention over the slots up to its own. A program has a row's key head and a share of the slots.
+    READS: of the cache's row owner[b], so that tokens of one text may be rows side by side.
 
     Args:
         out: (B, H·D), or with SPLITS float32 (B, SPLITS, H·D), not yet divided; then peaks and sums (B, SPLITS, H).
@@ -292,7 +320,10 @@ def attend(q, keys, values, positions, out, peaks, sums, slots, scale, D: tl.con
     inside = (heads[:, None] < group) & (width[None, :] < D)
     place = (row.to(tl.int64) * H + head * group + heads[:, None]) * D + width[None, :]
     query = tl.load(q + place, mask=inside, other=0.0)
-    base = (row.to(tl.int64) * K + head) * slots * D
+    whose = row
+    if READS:
+        whose = tl.load(owner + row)
+    base = (whose.to(tl.int64) * K + head) * slots * D
     peak = tl.full((G,), float("-inf"), tl.float32)
     total, found = tl.zeros((G,), tl.float32), tl.zeros((G, WIDTH), tl.float32)
     for start in range(first, last, STEP):
@@ -409,10 +440,10 @@ def join(a, peaks, sums, out, k: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=["B"])
-def add(a, peaks, sums, w, zeros, scales, order, x, norm, y, squares, B, k: tl.constexpr, C: tl.constexpr,
+def add(a, peaks, sums, w, groups, order, x, norm, y, squares, B, k: tl.constexpr, C: tl.constexpr,
         D: tl.constexpr, H: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
         ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-        ORDERED: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+        ORDERED: tl.constexpr, LAID: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
     """x (B, C) += a (B, k) · w (C, k)ᵀ: the ends of attention (its splits put together) and of the MLP.
 
     For tensor cores it also leaves what the next norm needs: y = x · norm's weight, and Σ x² of its columns.
@@ -421,8 +452,8 @@ def add(a, peaks, sums, w, zeros, scales, order, x, norm, y, squares, B, k: tl.c
     part = tl.program_id(1)
     outputs, columns = part * R + tl.arange(0, R), tl.arange(0, TILE)
     if FEW:
-        weights = _matrix(w, zeros, scales, outputs, C, k, TILE, BITS, GROUP, _one(B), EARLY)
-        inputs = _inputs(order, k, TILE, ORDERED)
+        weights = _matrix(w, groups, outputs, part, C, k, TILE, BITS, GROUP, LAID, _one(B), EARLY)
+        inputs = _inputs(order, k, TILE, ORDERED, BITS)
         _wait_for(B, EARLY)
         for row in tl.static_range(ROWS):
             if SPLITS == 1 or ORDERED or D & (D - 1) != 0:
@@ -450,16 +481,18 @@ def add(a, peaks, sums, w, zeros, scales, order, x, norm, y, squares, B, k: tl.c
 
 
 @triton.jit(do_not_specialize=["B"])
-def widen(x, y, squares, norm, gate, zg, sg, og, up, zu, su, ou, h, B, eps, C: tl.constexpr, F: tl.constexpr,
+def widen(x, y, squares, norm, gate, gg, og, up, gu, ou, h, B, eps, C: tl.constexpr, F: tl.constexpr,
           R: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FEW: tl.constexpr,
-          BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+          BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr, LAID: tl.constexpr,
+          EARLY: tl.constexpr):  # fmt: skip
     """x (B, C) → norm → h (B, F) = silu(x · gateᵀ) · (x · upᵀ)."""
     _start(EARLY)
-    outputs = tl.program_id(1) * R + tl.arange(0, R)
+    part = tl.program_id(1)
+    outputs = part * R + tl.arange(0, R)
     if FEW:
-        gates = _matrix(gate, zg, sg, outputs, F, C, TILE, BITS, GROUP, _one(B), EARLY)
-        ups = _matrix(up, zu, su, outputs, F, C, TILE, BITS, GROUP, _one(B), EARLY)
-        first, second = _inputs(og, C, TILE, ORDERED), _inputs(ou, C, TILE, ORDERED)
+        gates = _matrix(gate, gg, outputs, part, F, C, TILE, BITS, GROUP, LAID, _one(B), EARLY)
+        ups = _matrix(up, gu, outputs, part, F, C, TILE, BITS, GROUP, LAID, _one(B), EARLY)
+        first, second = _inputs(og, C, TILE, ORDERED, BITS), _inputs(ou, C, TILE, ORDERED, BITS)
         gain = tl.load(norm + first, mask=first < C, other=0.0).to(tl.float32)
         other = gain
         if ORDERED:
@@ -519,7 +552,7 @@ def predict(x, y, squares, norm, w, zeros, scales, order, rules, logits, best, p
             weights = _weights(w, mine, columns, n, C).to(tl.float32)
         else:
             weights = _codes(w, mine, n, C, TILE, BITS, _one(B))
-        at = _inputs(order, C, TILE, ORDERED)
+        at = _inputs(order, C, TILE, ORDERED, BITS)
         gain = tl.load(norm + at, mask=at < C, other=0.0).to(tl.float32)
         _wait(EARLY)
         for row in tl.static_range(ROWS):

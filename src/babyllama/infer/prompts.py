@@ -11,19 +11,17 @@ from torch import Tensor
 from babyllama.infer.choosing import Uses
 from babyllama.infer.fused import choose_of, plain, runs
 from babyllama.infer.native import MOST_READ, native
+from babyllama.infer.passes import Passes
 from babyllama.infer.rows import Rows, Sampled, sent
 from babyllama.infer.sampling import used_by
 from babyllama.infer.slots import Slot, Slots
-from babyllama.infer.step import SLOTS, Recorder, any_shape, power
+from babyllama.infer.step import any_shape
 from babyllama.infer.threads import wide
 from babyllama.model.cache import KVCache
 from babyllama.model.transformer import Transformer
 
 ALONE, LEAST = 8192, 64  # prompt tokens a step when no row decodes, and at least of each prompt
 BESIDE = {"cpu": 512, "cuda": 4096}  # beside rows that decode: on a GPU a pass over fewer takes as long
-SHORT, RECORDED = 16, 2048  # tokens of a piece at least, of a pass at most that a graph computes
-COPIED = 1 << 15  # slots that such a pass copies at most
-MANY = 8192  # tokens of such a pass at most where little comes before its pieces
 
 
 class Prompts:
@@ -218,79 +216,6 @@ class Prompts:
             window = self.cache.window
             share = min(share, window - start) if start < window else self.cache.piece
         return list(slot.job.request.prompt[start : start + share])
-
-
-class Passes:
-    """Passes over pieces of prompts as CUDA graphs: launched one by one, a short pass's kernels take longer to launch
-    than to compute. Pieces, their tokens and the slots that are read are filled up to powers of two.
-    """
-
-    def __init__(self, model: Transformer, rows: Rows, cache: KVCache) -> None:
-        self.model, self.rows, self.cache, self.record = model, rows, cache, Recorder()
-        self.versions = (0, 0)
-        self.graphs: dict[tuple[int, int, int, str | None], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
-        self.inputs: dict[tuple[int, int], Tensor] = {}  # of graphs that take B pieces of T tokens
-
-    def __call__(self, pieces: Sequence[list[int]], starts: Sequence[int], rows: Sequence[int],
-                 adapter: str | None) -> Tensor | None:  # fmt: skip
-        """Logits (B, V) after the last token of each piece, which comes after `starts` tokens of its row, until the
-        next call. None where a pass is too large to gain by it."""
-        longest = max(map(len, pieces))
-        B, T = power(len(pieces)), max(SHORT, power(longest))
-        end = max(T if B * T > RECORDED else SLOTS, power(max(starts) + longest))
-        end = min(self.cache.max_tokens, end)
-        if not fits(B, T, end):
-            return None
-        # Filled up by tokens of the piece, and by the last piece once more: it then writes the same twice.
-        fed = [[*piece, *piece[-1:] * (T - len(piece)), start, row, len(piece) - 1]
-               for piece, start, row in zip(pieces, starts, rows, strict=True)]  # fmt: skip
-        return self._run(torch.tensor(fed + fed[-1:] * (B - len(fed))), T, end, adapter)[: len(pieces)]
-
-    def warm(self) -> None:
-        """Record all there is, while no row holds anything."""
-        slots = [1 << n for n in range(power(SLOTS).bit_length() - 1, power(self.cache.max_tokens).bit_length())]
-        lengths = [SHORT << n for n in range((MANY // SHORT).bit_length())]
-        for B in (1 << n for n in range(power(self.rows.count).bit_length())):
-            for T in lengths:
-                ends = {min(self.cache.max_tokens, end) for end in (slots if B * T <= RECORDED else (T, 2 * T))}
-                for end in ends or {self.cache.max_tokens}:
-                    if fits(B, T, end) and power(end) >= T:
-                        fed = torch.zeros(B, T + 3, dtype=torch.int64)
-                        for _ in ("launched", "recorded"):
-                            self._run(fed, T, end, None)
-
-    def _run(self, fed: Tensor, T: int, end: int, adapter: str | None) -> Tensor:
-        """fed (B, T + 3): tokens, the number of the first in its text, the row, the last one's place."""
-        versions = self.rows.version, self.cache.version
-        if self.versions != versions:  # the graphs read tensors that are gone
-            self.graphs, self.record, self.versions = {}, Recorder(), versions
-        B, V = len(fed), self.rows.vocab_size
-        inputs = self.inputs.setdefault((B, T), torch.empty_like(fed, device=self.rows.device))
-        inputs.copy_(fed.pin_memory() if inputs.is_cuda else fed, non_blocking=True)
-
-        def compute() -> Tensor:
-            tokens, (start, row, last) = inputs[:, :T], inputs[:, T:].unbind(1)
-            numbers = start[:, None] + torch.arange(T, device=inputs.device)
-            numbers = numbers.clamp(max=self.cache.max_tokens - 1)  # only what fills up comes that far
-            with any_shape(inputs.device):
-                hidden = self.model.hidden(tokens, numbers, cache=self.cache.part(row, end))
-            return self.model.lm_head(hidden[torch.arange(B, device=inputs.device), last])[:, :V]
-
-        key = B, T, end, adapter
-        if key not in self.graphs:
-            self.graphs[key] = None
-            return compute()
-        found = self.graphs[key] or self.record(compute)
-        if found is None:
-            return compute()
-        self.graphs[key] = found
-        found[0].replay()
-        return found[1]
-
-
-def fits(B: int, T: int, end: int) -> bool:
-    """Whether B pieces of T tokens that read `end` slots are short enough to gain by a graph."""
-    return (MANY if end <= 2 * T else RECORDED) >= B * T and B * end <= COPIED
 
 
 def uses_of(slots: Sequence[Slot]) -> Uses:

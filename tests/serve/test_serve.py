@@ -139,6 +139,26 @@ def test_answers_of_a_given_form(official):
         )
 
 
+def test_an_answer_that_has_begun_goes_on(official):
+    """The rest alone comes, whole and as a stream; of JSON too. An answer with nothing in it has not begun."""
+    for cut, more in ((5, {}), (8, {"continue_final_message": True, "add_generation_prompt": False}), (0, {})):
+        asked = {"model": "taught", "messages": begun(ANSWER[:cut]), "temperature": 0, "extra_body": more}
+        whole, stream = (
+            official.chat.completions.create(**asked),
+            official.chat.completions.create(**asked, stream=True),
+        )
+        assert whole.choices[0].message.content == ANSWER[cut:] and whole.choices[0].finish_reason == "stop"
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == ANSWER[cut:]
+    schema = {"type": "object", "properties": {"legs": {"enum": [2, 4]}}, "required": ["legs"],
+              "additionalProperties": False}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    asked = {"model": "taught", "response_format": form, "temperature": 0}
+    found = official.chat.completions.create(**asked, messages=begun('{"le')).choices[0].message.content
+    assert json.loads('{"le' + found)["legs"] in (2, 4)
+    with pytest.raises(openai.BadRequestError, match="no beginning of such JSON"):
+        official.chat.completions.create(**asked, messages=begun("好的："))
+
+
 def test_the_end_of_a_stream_is_one_piece(server):
     """The last text, the usage, the end of the events and of the answer: each piece costs more than what is in it."""
     body = json.dumps({"model": "taught", "messages": ASKED, "temperature": 0, "stream": True,
@@ -186,6 +206,10 @@ def test_what_looks_like_a_special_token_stays_text(client):
 
 
 # ── faults ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+def begun(answer: str) -> list[dict[str, str]]:
+    return [*ASKED, {"role": "assistant", "content": answer}]
+
+
 def chat(**more) -> str:
     return json.dumps({"model": "taught", "messages": ASKED, "max_tokens": 2, **more})
 
@@ -198,7 +222,12 @@ FAULTS = {
     "a wrong type": (chat(temperature="hot"), 400, "temperature: input should be a valid number"),
     "a message's type": (chat(messages=[{"role": "user", "content": 5}]), 400, "messages[0].content"),
     "an unknown role": (chat(messages=[{"role": "robot", "content": "a"}]), 400, "'robot' is unknown"),
-    "an answer last": (chat(messages=[*ASKED, {"role": "assistant", "content": "a"}]), 400, "answer already"),
+    "after an answer": (
+        chat(messages=begun("a"), continue_final_message=False),
+        400,
+        "messages[1]: the last message is",
+    ),
+    "no answer to go on with": (chat(continue_final_message=True), 400, "messages[0]: is no answer"),
     "a picture": (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "text alone"),
     "out of range": (chat(top_p=1.5), 400, "top_p: input should be less than or equal to 1"),
     "five stops": (chat(stop=list("abcde")), 400, "stop: list should have at most 4"),
@@ -277,7 +306,8 @@ FIELDS = {
     "messages": MESSAGES, "prompt": st.text(max_size=9) | st.lists(st.integers(-1, 400), max_size=5), "n": SCALARS,
     **dict.fromkeys(["temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens", "logprobs", "echo",
                      "top_logprobs", "presence_penalty", "repetition_penalty", "stream", "stream_options", "tools",
-                     "response_format", "logit_bias", "max_completion_tokens", "nonsense"], SCALARS),
+                     "response_format", "logit_bias", "max_completion_tokens",
+                     "continue_final_message", "nonsense"], SCALARS),
 }  # fmt: skip
 
 

@@ -151,6 +151,8 @@ def test_a_call_that_is_demanded_comes_by_a_model_that_knows_nothing(tokenizer, 
         "name": "f", "parameters": {"type": "string"}}}]}, "tools", "the parameters of f must describe an object"),
     ({"tool_choice": "required", "tools": [{"type": "function", "function": {
         "name": "f", "parameters": {"properties": {"a": {"type": "odd"}}}}}]}, "tools", "parameters: "),
+    ({"tool_choice": "required", "messages": [QUESTION, {"role": "assistant", "content": "a"}]}, "tool_choice",
+     "an answer that goes on"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "pattern"),
     ({"messages": [QUESTION, {"role": "assistant", "tool_calls": [
         {"id": "1", "function": {"name": "f", "arguments": "[]"}}]}]}, "messages", "must be a JSON object"),

@@ -185,5 +185,20 @@ def test_an_answer_after_an_answer_is_refused(pair) -> None:
         render_chat(pair[0], messages, add_generation_prompt=True)
 
 
+@pytest.mark.parametrize("begun", ["y", "你好，\n", " 1 + "])
+def test_an_answer_that_goes_on_is_transformers(pair, begun: str) -> None:
+    """The whole chat but for what ends the last answer."""
+    ours, theirs = pair
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": begun}]
+    found = render_chat(ours, messages, continue_final_message=True)
+    assert found.tokens == render_chat(ours, messages).tokens[:-1]
+    assert found.tokens == theirs.apply_chat_template(messages, continue_final_message=True)["input_ids"]
+    call = {"function": {"name": "f", "arguments": {}}}
+    calls = {"role": "assistant", "content": "", "tool_calls": [call]}
+    for last, fault in ((messages[:1], r"messages\[0\]: is no answer"), ([messages[0], calls], "calls tools and ends")):
+        with pytest.raises(InputError, match=fault):
+            render_chat(ours, last, continue_final_message=True)
+
+
 def test_all_roles_have_a_token(pair) -> None:
     assert set(pair[0].role_ids) == set(ROLES)

@@ -95,6 +95,20 @@ def test_the_answer_and_its_end_are_learned(ours: Tokenizer) -> None:
     assert again.tokens == found.tokens and sum(again.mask) < sum(found.mask)
 
 
+@pytest.mark.parametrize("begun", ["y", "你好，\n", " 1 + "])
+def test_an_answer_that_goes_on_ends_with_its_content(ours: Tokenizer, theirs, begun: str) -> None:
+    """Also with the blanks that a template strips: the rest is written after them."""
+    messages = chat("天空", "蓝色", "云", begun)
+    found = ours.decode(render_chat(ours, messages, continue_final_message=True).tokens, skip_special=False)
+    whole = ours.decode(render_chat(ours, messages).tokens, skip_special=False)
+    assert found.endswith(begun.lstrip()) and whole.startswith(found.rstrip())
+    if begun == "y":
+        assert found == theirs.decode(theirs.apply_chat_template(messages, continue_final_message=True)["input_ids"])
+    rewriting = ours.with_template("{% for m in messages %}{{ m.content | reverse }}{% endfor %}")
+    with pytest.raises(InputError, match="where the last answer goes on cannot be told"):
+        render_chat(rewriting, messages, continue_final_message=True)
+
+
 def test_the_template_is_kept(ours: Tokenizer, folder: Path, tmp_path: Path) -> None:
     ours.save(tmp_path)
     again = Tokenizer.load(tmp_path)

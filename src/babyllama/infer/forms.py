@@ -18,10 +18,15 @@ _KEYS = {"additionalProperties", "unevaluatedProperties", "patternProperties", "
 
 @dataclass(frozen=True)
 class JsonForm:
-    """JSON that a schema describes. `param`: the field of a request that demands it."""
+    """JSON that a schema describes. `param`: the field of a request that demands it.
+
+    Args:
+        begun: the tokens of its beginning, which the answer goes on with.
+    """
 
     param: ClassVar[str] = "response_format"
     schema: dict[str, Any]
+    begun: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,15 +44,23 @@ class Grammars:
 
     def of(self, form: Form) -> GrammarMask:
         """Whatever the form. Raises InputError for a schema that is wrong or not supported."""
-        return self.calls(form) if isinstance(form, CallsForm) else self.json_schema(form.schema)
+        return self.calls(form) if isinstance(form, CallsForm) else self.json_schema(form.schema, form.begun)
 
-    def json_schema(self, schema: dict[str, Any]) -> GrammarMask:
-        """JSON that a schema describes. Raises InputError for a schema that is wrong or not supported."""
+    def json_schema(self, schema: dict[str, Any], begun: Sequence[int] = ()) -> GrammarMask:
+        """JSON that a schema describes, or the rest of it after the tokens `begun`.
+
+        Raises:
+            InputError: a schema that is wrong or not supported; no such JSON begins so.
+        """
         try:
             grammar = self._library.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=PLAIN)
         except ValueError as error:
             raise InputError(f"json_schema: {error}") from None
-        return self._mask(grammar, "json_schema")
+        mask = self._mask(grammar, "json_schema")
+        if not all(map(mask.takes, begun)):
+            raise InputError("json_schema: the answer to go on with is no beginning of such JSON as is written here, "
+                             "with no line breaks and one blank after each comma and colon")  # fmt: skip
+        return mask
 
     def calls(self, form: CallsForm) -> GrammarMask:
         """Calls of tools, and nothing else but a thought that has begun.
@@ -106,3 +115,7 @@ class GrammarMask:
 
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
+
+    def takes(self, token: int) -> bool:
+        """Whether the text may go on with this token; it then has."""
+        return self._matcher.try_consume_tokens([token]) == 1

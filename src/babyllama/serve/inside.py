@@ -47,7 +47,7 @@ def ids_of(served: Served, asked: Look, most: int) -> list[int]:
         ids = [*served.tokenizer.start_ids, *served.tokenizer.encode(asked.text)]
     else:
         messages = asked.messages or []
-        ids = rendered(served.tokenizer, messages, bool(messages) and messages[-1].role != "assistant")
+        ids = rendered(served.tokenizer, messages, answering=bool(messages) and messages[-1].role != "assistant")
     most = min(most, served.context)
     if not 0 < len(ids) <= most:
         raise Refused(400, f"text: has {len(ids)} tokens; this view takes 1 to {most}", "text")

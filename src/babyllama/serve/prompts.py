@@ -65,8 +65,18 @@ def prompts_of(model: Model, asked: Sampled) -> list[Prompt]:
 def _chat(model: Model, asked: ChatRequest) -> list[Prompt]:
     tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()] if calls_tools(asked) else []
     thinking = None if asked.chat_template_kwargs is None else asked.chat_template_kwargs.enable_thinking
-    tokens = rendered(model.tokenizer, asked.messages, True, tools, thinking)
-    return [Prompt(tokens, thinks=opens_thought(model.tokenizer, tokens))]
+    rest = goes_on(asked)
+    tokens = rendered(model.tokenizer, asked.messages, tools, thinking, answering=not rest, goes_on=rest)
+    begun = model.tokenizer.encode(_content(asked.messages[-1], len(asked.messages) - 1)) if rest else []
+    return [Prompt(tokens, tuple(begun), thinks=None if begun else opens_thought(model.tokenizer, tokens))]
+
+
+def goes_on(asked: Sampled) -> bool:
+    """Whether the answer is the rest of the last message: where a client says so, or that is an assistant's."""
+    if not isinstance(asked, ChatRequest):
+        return False
+    said = asked.continue_final_message
+    return asked.messages[-1].role == "assistant" if said is None else said
 
 
 def calls_tools(asked: Sampled) -> bool:
@@ -84,12 +94,12 @@ def tool_form_of(model: Model, asked: Sampled) -> ToolForm | None:
         raise Refused(400, f"tools: {error}", "tools") from None
 
 
-def rendered(tokenizer: Tokenizer, messages: Sequence[ChatMessage], answering: bool,
-             tools: Sequence[dict[str, Any]] = (), thinking: bool | None = None) -> list[int]:  # fmt: skip
+def rendered(tokenizer: Tokenizer, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]] = (),
+             thinking: bool | None = None, *, answering: bool = False, goes_on: bool = False) -> list[int]:  # fmt: skip
     """A chat as training rendered it. Raises Refused as `render_chat` raises InputError."""
     plain, places = _joined([_message(message, i) for i, message in enumerate(messages)])
     try:
-        return render_chat(tokenizer, plain, answering, tools, thinking).tokens
+        return render_chat(tokenizer, plain, answering, tools, thinking, goes_on).tokens
     except InputError as error:
         told = re.sub(r"^messages\[(\d+)\]", lambda found: f"messages[{places[int(found[1])]}]", str(error))
         raise Refused(400, told, "messages") from None
@@ -147,7 +157,7 @@ def _content(message: ChatMessage, index: int) -> str:
         if part.type != "text" or part.text is None:
             raise Refused(400, f"messages[{index}].content: a part of type {part.type!r:.40}; the models here read "
                           "text alone", "messages")  # fmt: skip
-    if message.content is None and message.tool_calls:
+    if message.content is None and (message.tool_calls or message.reasoning_content):
         return ""
     if message.content is None:
         raise Refused(400, f"messages[{index}].content: must be text", "messages")
@@ -184,7 +194,7 @@ def tokenized(model: Model, asked: TokenizeRequest) -> list[int]:
     if asked.prompt is not None:
         return model.tokenizer.encode(asked.prompt)
     messages = asked.messages or []
-    return rendered(model.tokenizer, messages, bool(messages) and messages[-1].role != "assistant")
+    return rendered(model.tokenizer, messages, answering=bool(messages) and messages[-1].role != "assistant")
 
 
 def requests_of(model: Model, asked: Sampled, prompts: Sequence[Prompt], defaults: Unsaid, limit: int | None
@@ -225,6 +235,9 @@ def demanded(asked: Sampled) -> list[Function]:
 def form_of(asked: Sampled, tools: ToolForm | None, prompts: Sequence[Prompt]) -> Form | None:
     """What the answers keep to: calls that are demanded, else JSON. Raises Refused (400)."""
     if tools is not None and isinstance(asked, ChatRequest) and (functions := demanded(asked)):
+        if goes_on(asked):
+            raise Refused(400, "tool_choice: an answer that goes on is not made to call; end with a user message",
+                          "tool_choice")  # fmt: skip
         several = asked.tool_choice == "required" and asked.parallel_tool_calls is not False
         try:
             schemas = {tool.name: arguments_schema(tool.name, tool.parameters) for tool in functions}
@@ -237,7 +250,7 @@ def form_of(asked: Sampled, tools: ToolForm | None, prompts: Sequence[Prompt]) -
     schema = {"type": "object"} if form.type == "json_object" else (form.json_schema or {}).get("schema")
     if not isinstance(schema, dict):
         raise Refused(400, "response_format.json_schema.schema: must be a JSON Schema", "response_format")
-    return JsonForm(schema)
+    return JsonForm(schema, prompts[0].after if goes_on(asked) else ())
 
 
 def _check_supported(asked: Sampled) -> None:

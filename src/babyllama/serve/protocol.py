@@ -108,7 +108,8 @@ class TemplateChoices(Given):
 
 
 class ChatRequest(Sampled):
-    """POST /v1/chat/completions. `chat_template_kwargs`: whether the answer has to think first, or has not to."""
+    """POST /v1/chat/completions. `chat_template_kwargs`: whether the answer has to think first, or has not to.
+    `continue_final_message`: whether the answer goes on with the last message; absent: where that is an assistant's."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Count | None = None
@@ -118,6 +119,7 @@ class ChatRequest(Sampled):
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: TemplateChoices | None = None
+    continue_final_message: bool | None = None
 
 
 class CompletionRequest(Sampled):

@@ -53,7 +53,7 @@ def texts_of(model: Model, asked: ScoreRequest) -> list[list[int]]:
             raise Refused(400, f"{where}messages: must end with the assistant's answer, which is what is scored",
                           "messages")  # fmt: skip
         try:
-            tokens = rendered(model.tokenizer, messages, False, tools)
+            tokens = rendered(model.tokenizer, messages, tools)
         except Refused as fault:
             raise Refused(fault.status, f"{where}{fault.message}", fault.param) from None
         if len(tokens) > model.context:

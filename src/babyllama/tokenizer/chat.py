@@ -54,6 +54,8 @@ class ChatTemplate:
         if asked.tools and not self.tools:
             raise InputError(NO_TOOLS)
         parts = list(self.parts(messages, asked))
+        if asked.goes_on:
+            del parts[-1]  # the end token
         texts = iter(vocabulary.encode_batch([part.text for part in parts if part.special is None]))
         tokens: list[int] = []
         mask: list[bool] = []
@@ -65,21 +67,28 @@ class ChatTemplate:
 
 
 def render_chat(tokenizer: Vocabulary, messages: Sequence[Message], add_generation_prompt: bool = False,
-                tools: Sequence[dict[str, Any]] = (), thinking: bool | None = None) -> ChatTokens:  # fmt: skip
-    """Messages → tokens by the tokenizer's template; `add_generation_prompt` ends where the next answer begins.
+                tools: Sequence[dict[str, Any]] = (), thinking: bool | None = None,
+                continue_final_message: bool = False) -> ChatTokens:  # fmt: skip
+    """Messages → tokens by the tokenizer's template; `add_generation_prompt` ends where the next answer begins,
+    `continue_final_message` where the last message, an answer, goes on.
 
     Args:
         tools: what the answer may call, in OpenAI's form.
         thinking: whether the next answer has to think first, or has not to; None: as the model likes.
 
     Raises:
-        InputError: as `check_messages`; tools that the template cannot write; an answer is asked for after an answer;
-            or the folder's own template is broken or refuses them.
+        InputError: as `check_messages`; tools that the template cannot write; an answer is asked for after an answer,
+            or is to go on where there is none; or the folder's own template is broken or refuses them.
     """
     check_messages(messages)
-    if add_generation_prompt and messages[-1]["role"] == "assistant":
-        raise InputError(f"messages[{len(messages) - 1}]: the last message is an answer already; end with user or tool")
-    asked = Asked(add_generation_prompt, tools, thinking)
+    last, place = messages[-1], f"messages[{len(messages) - 1}]"
+    if add_generation_prompt and last["role"] == "assistant":
+        raise InputError(f"{place}: the last message is an answer already; end with user or tool")
+    if continue_final_message and last["role"] != "assistant":
+        raise InputError(f"{place}: is no answer that could go on; end with an assistant message")
+    if continue_final_message and last.get("tool_calls"):
+        raise InputError(f"{place}: calls tools and ends with that; end with what they answer")
+    asked = Asked(add_generation_prompt, tools, thinking, continue_final_message)
     return template_of(tokenizer.chat_template).render(tokenizer, messages, asked)
 
 

@@ -65,6 +65,8 @@ class JinjaTemplate:
         rendered = self._text(vocabulary, messages, asked, lead)
         found = self._contents(vocabulary, messages, asked, lead, rendered.text)
         _check_harmless(vocabulary, [("tools", text) for text in texts_in(others)], self.jinja)
+        if asked.goes_on:
+            rendered = rendered._replace(text=_until_last(rendered.text, found, messages))
         if found is None:
             contents = [(f"messages[{i}].content", message["content"]) for i, message in enumerate(messages)]
             _check_harmless(vocabulary, contents, self.jinja)
@@ -74,7 +76,7 @@ class JinjaTemplate:
                                  "cannot be told; choose a built-in one: template=bos")  # fmt: skip
         spans = [(start, stop) for start, stop, _ in found or ()]
         tokens, offsets = vocabulary.encode_rendered(rendered.text, spans, self.jinja)
-        wholes = {} if asked.prompt else self._wholes(vocabulary, messages, asked, rendered)
+        wholes = {} if asked.prompt or asked.goes_on else self._wholes(vocabulary, messages, asked, rendered)
         places = {i: (a, _end(vocabulary, rendered.text, b, self.jinja)) for a, b, i in found or ()
                   if _is_answer(messages[i])} | wholes  # fmt: skip
         left_out = [place for i, place in places.items() if not messages[i].get("learned", True)]
@@ -155,8 +157,10 @@ class JinjaTemplate:
             return None
         pattern, order = "", list[int]()
         for piece in re.split(f"({lead}.)", frame, flags=re.DOTALL):
-            if piece.startswith(lead):
-                order.append(ord(piece[1]) - 0x4E00)
+            if lead in piece:
+                order.append(ord(piece[-1]) - 0x4E00)
+                if not 0 <= order[-1] < len(messages):  # it took the stand-in apart
+                    return None
                 content = messages[order[-1]]["content"]
                 forms = dict.fromkeys([content, content.strip(), content.rstrip(), content.lstrip()])
                 pattern += f"({'|'.join(map(re.escape, forms))})"
@@ -164,6 +168,17 @@ class JinjaTemplate:
                 pattern += re.escape(piece)
         match = re.fullmatch(pattern, text)
         return match and [(*match.span(k), index) for k, index in enumerate(order, 1)]
+
+
+def _until_last(text: str, contents: Sequence[tuple[int, int, int]] | None, messages: Sequence[Message]) -> str:
+    """A rendered chat up to the end of its last content, with blanks there that the template strips. Raises InputError
+    where it is not told what is content."""
+    stop = max((stop for _, stop, index in contents or () if index == len(messages) - 1), default=None)
+    if stop is None:
+        raise InputError("the chat template rewrites what the messages say, so where the last answer goes on cannot be "
+                         "told; end with a user message")  # fmt: skip
+    content = messages[-1]["content"]
+    return text[:stop] + ("" if text[:stop].endswith(content) else content[len(content.rstrip()) :])
 
 
 def _is_answer(message: Message) -> bool:

@@ -50,11 +50,13 @@ class Asked(NamedTuple):
 
     prompt: end where the next answer begins.  tools: what it may call, in OpenAI's form.
     thinking: whether the next answer has to think first, or has not to; None: as the model likes.
+    goes_on: end where the last message, an answer, goes on: without what ends it.
     """
 
     prompt: bool = False
     tools: Sequence[dict[str, Any]] = ()
     thinking: bool | None = None
+    goes_on: bool = False
 
 
 class Vocabulary(Protocol):

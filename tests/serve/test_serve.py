@@ -270,7 +270,9 @@ def test_other_faults(client, server):
     assert client.get("/nowhere").json()["error"]["message"].startswith("GET /nowhere: there is no such route")
     for path, meant in (("/chat/completions", "/v1/chat/completions"), ("/v1/v1/models/", "/v1/models")):
         assert f"did you mean {meant}? clients' base URL" in client.get(path).json()["error"]["message"]
-    assert client.get("/v1/completions").status_code == 405
+    wrong = client.get("/v1/completions")
+    assert wrong.status_code == 405 and wrong.headers["Allow"] == "POST"
+    assert wrong.json()["error"]["message"] == "GET /v1/completions: this route takes POST"
     for header in ({}, {"Authorization": "Bearer sk-wrong"}, {"Authorization": KEY}):
         found = httpx.get(f"{server.url}/v1/models", headers=header)
         assert found.status_code == 401 and found.json()["error"]["code"] == "invalid_api_key"
@@ -280,6 +282,14 @@ def test_other_faults(client, server):
         assert found.status_code == 400 and "prompt: is empty" in found.json()["error"]["message"]
     over = client.post("/v1/completions", json={"model": "taught", "prompt": [9] * CONTEXT}).json()["error"]
     assert over["code"] == "context_length_exceeded" and f"at most {CONTEXT - 1}" in over["message"]
+
+
+def test_head_is_get_without_a_body(client):
+    """As watchdogs and proxies ask."""
+    for path, status in (("/", 200), ("/health", 200), ("/v1/models", 200), ("/v1/completions", 405)):
+        found, whole = client.head(path), client.get(path)
+        assert (found.status_code, found.content) == (status, b"") and whole.content
+        assert found.headers["Content-Length"] == whole.headers["Content-Length"]
 
 
 def test_the_openapi_page_describes_every_request(client):

@@ -159,8 +159,12 @@ def _faults(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, fault: HTTPException) -> Response:
-        what = _no_route(app, request.url.path.rstrip("/")) if fault.status_code == 404 else fault.detail
-        return Refused(fault.status_code, f"{request.method} {request.url.path}: {what}").response()
+        what, allow = fault.detail, (fault.headers or {}).get("Allow")
+        if fault.status_code == 404:
+            what = _no_route(app, request.url.path.rstrip("/"))
+        if allow is not None:
+            what = f"this route takes {allow}"
+        return Refused(fault.status_code, f"{request.method} {request.url.path}: {what}", allow=allow).response()
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> Response:

@@ -21,15 +21,17 @@ class Refused(Exception):
         param: the field of the request.
         code: OpenAI's word for the fault, which clients test.
         wait: seconds after which to try again.
+        allow: methods that the route takes.
     """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None,
-                 wait: int | None = None) -> None:  # fmt: skip
+                 wait: int | None = None, allow: str | None = None) -> None:  # fmt: skip
         super().__init__(message)
         self.status, self.message, self.param, self.code, self.wait = status, message, param, code, wait
+        self.allow = allow
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.status, self.message, self.param, self.code, self.wait)
+        return type(self), (self.status, self.message, self.param, self.code, self.wait, self.allow)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -41,6 +43,8 @@ class Refused(Exception):
         headers = {} if self.wait is None else {"Retry-After": str(self.wait)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        if self.allow is not None:
+            headers["Allow"] = self.allow
         return Response(json_bytes(self.body), self.status, headers, "application/json")
 
 

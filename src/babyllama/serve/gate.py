@@ -41,6 +41,7 @@ class Record:
     first: float | None = None
     route: str = "other"
     seconds: float = 0.0
+    method: str = "GET"
 
 
 class Gate:
@@ -63,8 +64,10 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = Record()
+        record = Record(method=scope["method"])
         scope.setdefault("state", {})["record"] = record
+        if scope["method"] == "HEAD":  # as GET; who has the socket sends no body then
+            scope = {**scope, "method": "GET"}
 
         async def told(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -121,7 +124,7 @@ class Gate:
         self.note(record)
         if self.log is None:
             return
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "method": scope["method"],
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "method": record.method,
                 "route": record.route, "model": record.model, "status": record.status, "tokens_in": record.tokens_in,
                 "tokens_out": record.tokens_out, "ms": round(1000 * record.seconds, 1)}  # fmt: skip
         self.log.write(json.dumps(line) + "\n")

@@ -5,7 +5,7 @@
     python bench/train_speed.py --contenders ours-adamw --rows 128 256 320     # one contender, three sizes
     python bench/train_speed.py --contenders ours-adamw --memory-gib 24 --find-rows
     python bench/train_speed.py --contenders ours-muon ours-muon-packed --context 8192 --rows 8      # documents apart
-    python bench/train_speed.py --contenders ours-muon ours-muon-shifted --context 8192 --rows 8     # S²-Attn
+    python bench/train_speed.py --contenders ours-recipe ours-recipe-shifted --context 8192 --rows 8     # S²-Attn
     python bench/train_speed.py --contenders ours-lora ours-lora-shifted --context 8192 --rows 8     # as LongLoRA
 
 Tokens/s is the median over the rounds, a ratio the median of the per-round ratios; MFU = tokens/s · causal FLOPs /
@@ -201,6 +201,8 @@ def _apply_liger(llama: ModuleType, model: nn.Module) -> None:
 
 QUARTER = NextToken(sampled=Sampled(stages=((1.0, 0.25),)))  # a loss over a quarter of the vocabulary all the time
 
+RECIPE = NextToken(fp8_head=True, sampled=Sampled(stages=((1.0, 0.2),)))  # of seed/pretrain up to 0.75
+
 LONGLORA = Lora(targets=("q_proj", "k_proj", "v_proj", "o_proj"), train=("embed_tokens", "norms"))  # extend/longlora's
 
 CONTENDERS: dict[str, Callable[[Setup, int], Steps]] = {
@@ -218,6 +220,8 @@ CONTENDERS: dict[str, Callable[[Setup, int], Steps]] = {
     "ours-lora": ours(AdamW(), adapter=LONGLORA),
     "ours-lora-shifted": ours(AdamW(), adapter=LONGLORA, shifted=True),
     "ours-muon-fp8-blocks": ours(Muon(), objective=NextToken(fp8_head=True), float8=True),
+    "ours-recipe": ours(Muon(), objective=RECIPE, float8=True),
+    "ours-recipe-shifted": ours(Muon(), objective=RECIPE, float8=True, shifted=True),
     "ours-muon-moe": ours(Muon(), moe=Moe(experts=8, active=2, shared=1)),
     "earlier": earlier(),
     "earlier-compiled": earlier(torch.bfloat16, compiled=True),

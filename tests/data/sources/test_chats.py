@@ -43,6 +43,8 @@ def read(record: Any, kind: Any = "chat") -> tuple[Any, dict[str, int]]:
         {"prompt": "问", "completion": "答"},
         {"prompt": "问", "response": "答"},
         {"input": "问", "output": "答"},
+        {"human": "问", "assistant": "答"},
+        {"conversations": json.dumps([ASK, ANSWER])},
         {"instruction": "问", "context": "", "response": "答"},
         {"instruction": "问", "input": None, "target": "答"},
         {"instruction": "问", "output": "答", "text": None},

@@ -1,11 +1,12 @@
 """One JSON object → the messages of a chat; the forms are told apart by their keys.
 
-    messages | conversations | conversation: [{role | from, content | value}]      OpenAI, ShareGPT, BELLE, most others
+    messages | conversations | conversation: [{role | from, content | value}]      OpenAI, ShareGPT, BELLE, most others;
+                                                                                   also as JSON in a text (records.py)
     conversation: [{human, assistant}]                                             MOSS
     chat: {turn_1: {Human: "<|Human|>: …<eoh>", MOSS: "<|MOSS|>: …<eom>"}}         MOSS
     instruction | question | query | prompt | input (a text or messages) with      Alpaca, BELLE, many others
         output | response | answer | completion | target (also)                    [input | context, history, system]
-    ask | 问题 | 提问 | 问 with answer | 答案 | 回答 | 答                            tables that people made
+    ask | human | 问题 | 提问 | 问 with answer | assistant | 答案 | 回答 | 答          tables that people made
     data: ["问：…", "答：…", "问：…", …]                                             HuatuoGPT
     instruction: "Human:…\\nAssistant:…\\nHuman:…\\nAssistant:", output               BELLE, several turns
 
@@ -31,8 +32,8 @@ Notes = Counter[str]  # what was left out, in plain words → in how many record
 
 _MOST_NOTES = 50  # keys may be anything, even numbers
 LISTS = ("messages", "conversations", "conversation")
-QUESTIONS = ("instruction", "question", "query", "prompt", "input", "Question", "ask", "问题", "提问", "问")
-_ANSWERS = ("output", "response", "answer", "completion", "target", "Response", "答案", "回答", "答")
+QUESTIONS = ("instruction", "question", "query", "prompt", "input", "Question", "ask", "human", "问题", "提问", "问")
+_ANSWERS = ("output", "response", "answer", "completion", "target", "Response", "assistant", "答案", "回答", "答")
 MORE = ("input", "context")
 _ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",

@@ -25,6 +25,7 @@ import xxhash
 from babyllama.data.sources.blobs import DAMAGED, Blob, OnBad
 from babyllama.data.sources.calls import BadRecord, Record
 from babyllama.data.sources.chats import (
+    LISTS,
     Notes,
     is_chat,
     is_message,
@@ -145,7 +146,21 @@ def _record(line: bytes, encoding: str = "utf-8") -> Record:
         raise BadRecord("a record is a JSON object, not a list; if the file is one JSON array, say format: json")
     if not isinstance(record, dict):
         raise BadRecord(f"a record is a JSON object, not a {type(record).__name__}")
+    for key in LISTS:
+        if isinstance(value := record.get(key), str):
+            record[key] = _unpacked(value)
     return record
+
+
+def _unpacked(text: str) -> Any:
+    """The messages that a text holds as JSON, as tables of one type a column have them; else the text itself."""
+    if not text.lstrip().startswith("[{"):
+        return text
+    try:
+        found = loads(text)
+    except ValueError:
+        return text
+    return found if all(map(is_message, found)) else text
 
 
 def _second_try(line: bytes, encoding: str) -> Any:
@@ -220,7 +235,9 @@ def _text(record: Record, field: str | None, notes: Notes) -> Text:
     chat = read_chat(record, notes) if field is None else None
     if chat is None:
         wanted = repr(field) if field else " or ".join(map(repr, _TEXT_FIELDS))
-        raise BadRecord(f"no key {wanted}: keys are {', '.join(record) or 'none'}; name the one with the text in field")
+        chats = "" if field else "; a chat has messages, or a pair such as question and answer"
+        raise BadRecord(f"no key {wanted}: keys are {', '.join(record) or 'none'}; name the one with the text in "
+                        f"field{chats}")  # fmt: skip
     return Text(chat.text)
 
 

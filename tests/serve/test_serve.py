@@ -252,7 +252,8 @@ def test_faults_in_the_shape_of_openai(client, body, status, message):
 
 
 def test_neighbours_of_one_role_are_read_as_one_message(client):
-    """As clients send them: two system messages, a question again. A fault further on names the message as sent."""
+    """As clients send them: two system messages, a question again; a greeting first is left out, as in training. A
+    fault further on names the message as sent."""
 
     def tokens(*messages):
         asked = [{"role": role, "content": text} for role, text in messages]
@@ -260,6 +261,9 @@ def test_neighbours_of_one_role_are_read_as_one_message(client):
 
     apart = tokens(("developer", "简短"), ("system", "有礼貌"), ("user", "你好"), ("user", "你是谁？"))
     assert apart["count"] and apart == tokens(("system", "简短\n有礼貌"), ("user", "你好\n你是谁？"))
+    assert apart == tokens(
+        ("assistant", "您好！"), ("system", "简短\n有礼貌"), ("assistant", "在"), ("user", "你好\n你是谁？")
+    )
     many = [("user", "甲"), ("user", "乙"), ("assistant", "丙"), ("assistant", "丁"), ("user", "戊"), ("system", "己")]
     assert tokens(*many)["error"]["message"].startswith("messages[5].role: system cannot stand after user")
     assert tokens(*many[:5]) == tokens(("user", "甲\n乙"), ("assistant", "丙\n丁"), ("user", "戊"))

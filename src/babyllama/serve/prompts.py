@@ -106,13 +106,17 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[ChatMessage], tools: Seque
 
 
 def _joined(messages: Sequence[Message]) -> tuple[list[Message], list[int]]:
-    """Neighbours of one role as one message, a line each, and where each began.
+    """Neighbours of one role as one message, a line each, and where each began; answers before the first question are
+    left out.
 
-    Clients send two system messages, or a question again after it was not answered; chats to train on have neither.
-    What was thought, called or answered by a tool stays apart.
+    Clients send two system messages, a question again, a greeting, or the last so many messages of a chat; chats to
+    train on have none of these. What was thought, called or answered by a tool stays apart.
     """
     found, places = list[Message](), list[int]()
+    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
     for place, message in enumerate(messages):
+        if place < first and message["role"] == "assistant":
+            continue
         last = found[-1] if found else None
         if (
             last is not None

@@ -52,6 +52,18 @@ def recipe(folder, out, *overrides):
     return load_recipe(train.TrainRecipe, None, [*given, *overrides])
 
 
+def test_the_rate_where_none_is_given(folder):
+    """A model that is there is not trained at the rate of new weights, and whoever names an optimiser has its own."""
+
+    def rate(*words):
+        return recipe(folder, "x", *words).optimizer
+
+    assert (rate().kind, rate().lr, rate().adam_lr) == ("muon", 0.004, 0.001) == (
+        "muon", rate("adapter.kind=lisa").lr, rate("adapter.kind=lisa").adam_lr)  # fmt: skip
+    assert (rate("adapter.kind=lora").kind, rate("adapter.kind=lora").lr) == ("adamw", 0.001)
+    assert rate("optimizer=muon").lr == 0.02
+
+
 def tune(folder, out, *overrides):
     made = recipe(folder, out, *overrides)
     train.main(made)

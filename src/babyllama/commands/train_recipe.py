@@ -34,7 +34,7 @@ from babyllama.train.plan import Plan
 from babyllama.train.rl.groups import Rollouts
 from babyllama.train.rl.marks import AnyReward
 from babyllama.train.sinks import Sink
-from babyllama.train.tuning import ADAPTER_OPTIMIZER, Adapter, Full, Lisa, OneBit, check_together
+from babyllama.train.tuning import ADAPTER_OPTIMIZER, FURTHER_OPTIMIZER, Adapter, Full, Lisa, OneBit, check_together
 
 
 class NewModel(Recipe):
@@ -87,7 +87,9 @@ class TrainRecipe(Recipe):
     adapter: Adapter = Field(default=Full(), description="what is trained; with lora and dora an adapter is saved")
     engine: Changeable[Engine] = Field(default=Single(), description="how a step is spread over processes")
     optimizer: Optimizer = Field(
-        default=Muon(), description="default with lora and dora: adamw, lr 0.001, no weight decay"
+        default=Muon(),
+        description="default on a model that is there: muon, lr 0.004, adam_lr 0.001; with lora and dora: adamw, "
+        "lr 0.001, no weight decay",
     )
     schedule: Schedule = Field(default=Wsd(), description="how the learning rate goes over the steps")
     average: TailAverage | None = Field(
@@ -114,9 +116,12 @@ class TrainRecipe(Recipe):
 
     @model_validator(mode="after")
     def _choices_fit(self) -> Self:
-        if isinstance(self.adapter, Lora) and "optimizer" not in self.model_fields_set:
-            # A default that hangs on another field; nobody has the recipe yet.
-            object.__setattr__(self, "optimizer", ADAPTER_OPTIMIZER)
+        if "optimizer" not in self.model_fields_set:
+            # A default that hangs on other fields; nobody has the recipe yet.
+            if isinstance(self.adapter, Lora):
+                object.__setattr__(self, "optimizer", ADAPTER_OPTIMIZER)
+            elif isinstance(self.init, FromModel) and isinstance(self.adapter, Full | Lisa):
+                object.__setattr__(self, "optimizer", FURTHER_OPTIMIZER)
         if isinstance(self.adapter, OneBit) and "objective" not in self.model_fields_set:
             object.__setattr__(self, "objective", Distil())
         if isinstance(self.objective, Distil):

@@ -18,7 +18,7 @@ from babyllama.quant.onebit import start
 from babyllama.recipe import Recipe
 from babyllama.train.engines.engines import Engine
 from babyllama.train.lisa import Lisa
-from babyllama.train.optimizers.optim import AdamW, Optimizer
+from babyllama.train.optimizers.optim import AdamW, Muon, Optimizer
 
 
 class Full(Recipe):
@@ -41,6 +41,8 @@ Adapter = Annotated[Full | Lisa | Lora | Dora | OneBit, Field(discriminator="kin
 
 # What an adapter is trained with when the recipe names no optimiser: factors bear a higher rate than whole weights.
 ADAPTER_OPTIMIZER = AdamW(lr=1e-3, weight_decay=0.0)
+# And a model that is there already: at the rate of new weights it forgets what it has learned.
+FURTHER_OPTIMIZER = Muon(lr=4e-3, adam_lr=1e-3)
 
 
 def put_on(model: Transformer, adapter: Adapter, seed: int) -> None:

@@ -183,16 +183,16 @@ def test_piped_questions_through_a_real_process(tmp_path):
     folder = save_taught(tmp_path / "model")
     lines = [CHATS[0][0], "", "/nonsense", CHATS[2][0], "、reset", CHATS[1][0], "长" * 300, "／quit", "never read"]
     program = (
-        "from babyllama.commands.chat import *; from babyllama.recipe import load_recipe; import sys; "
-        "main(load_recipe(ChatRecipe, None, sys.argv[1:])); "
-        "sys.exit('torch._dynamo' in sys.modules)"
+        "from babyllama.commands.chat import *; from babyllama.recipe import load_recipe; import sys\n"
+        "try: main(load_recipe(ChatRecipe, None, sys.argv[1:]))\n"
+        "finally: 'torch._dynamo' in sys.modules and sys.exit(1)"
     )  # fmt: skip  (PyTorch's compiler, which takes two seconds)
     done = subprocess.run(
         [sys.executable, "-c", program, f"model={folder}", "temperature=0", "repetition_penalty=1", "device=cpu"],
         input="\n".join(lines).encode(), capture_output=True, timeout=60,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
-    assert done.returncode == 0, done.stderr.decode()
-    # The question of 300 characters fits no context: its fault is on stderr and the program goes on.
+    assert done.returncode == 2, done.stderr.decode()
+    # The question of 300 characters fits no context: its fault is on stderr, and the program goes on.
     assert done.stdout.decode().splitlines() == [CHATS[0][1], CHATS[2][1], CHATS[1][1]]
     notes = done.stderr.decode()
     assert "/nonsense: no such command" in notes and "shorten the prompt" in notes and "Traceback" not in notes
@@ -211,10 +211,14 @@ def test_piped_lines_stand_alone_unless_they_are_turns(monkeypatch, capsys, turn
 
 
 def test_a_piped_line_of_other_bytes_is_named_and_the_next_is_answered(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"\udcff\n{CHATS[0][0]}\n"))
-    terminal.talk(conversation(), lambda path: pytest.fail("opens another model"))
+    """And who piped it learns by the exit code that not all was answered, and how to say what the bytes are."""
+    gbk = "你好".encode("gb18030").decode("utf-8", "surrogateescape")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"\udcff\n{gbk}\n{CHATS[0][0]}\n"))
+    with pytest.raises(SystemExit, match="2"):
+        terminal.talk(conversation(), lambda path: pytest.fail("opens another model"))
     said = capsys.readouterr()
-    assert said.out == CHATS[0][1] + "\n" and "not asked, for it is not valid utf-8" in said.err
+    assert said.out == CHATS[0][1] + "\n" and "not asked, for it is not valid utf-8: \\udcff" in said.err
+    assert "as GBK (GB18030) it reads '你好': set PYTHONIOENCODING=gb18030" in said.err
 
 
 def test_an_answer_that_is_cut_off_says_by_what(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -11,6 +12,8 @@ import torch
 from small_run import save_taught
 
 from babyllama import cli
+from babyllama.errors import InputError
+from babyllama.export.peers import in_transformers
 from babyllama.load import read_model, read_tokenizer
 from babyllama.model.checkpoint import save_model
 from conftest import one_clear_line
@@ -105,3 +108,13 @@ def test_faults(taught, monkeypatch, capsys):
     one_clear_line(
         ["verify", str(taught), "against=[transformers, nowhere]"], "nowhere is no file", monkeypatch, capsys
     )
+
+
+def test_a_folder_that_needs_one_more_package_says_which(taught, tmp_path):
+    folder = shutil.copytree(taught, tmp_path / "packed")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    for more, said in (({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r" \(.*requires"),
+                       ({"model_type": "babyllama"}, ", for only babyllama reads its weights")):  # fmt: skip
+        (folder / "config.json").write_text(json.dumps({**config, **more}))
+        with pytest.raises(InputError, match=f"packed: transformers does not open it{said}"):
+            in_transformers(folder)

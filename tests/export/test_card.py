@@ -16,6 +16,7 @@ from babyllama.export.card import card, history, write_cards
 from babyllama.export.folder import check_readable, fill
 from babyllama.export.hub import check_repository, listing
 from babyllama.model.config import extended
+from babyllama.model.config_json import to_hugging_face
 from babyllama.model.laws import ClexRope
 from babyllama.model.transformer import make_rope
 from babyllama.plain_yaml import parse_yaml
@@ -104,5 +105,7 @@ def test_what_no_other_program_reads(tmp_path):
     packed = sharp(tokenizer.vocab_size)
     pack(packed, Grid(group_size=32, symmetric=True))
     check_readable(packed, "gptq")
+    with pytest.raises(InputError, match="weights: matrices packed in this way have no form"):
+        to_hugging_face(packed.config, 0, 0, "float32", stock=True, own=True)
     with pytest.raises(InputError, match="push: "):
         check_repository("a//b")

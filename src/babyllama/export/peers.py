@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from babyllama.atomic import read_json
 from babyllama.errors import InputError, cause, remedy_for
 from babyllama.infer.engine import Engine
 from babyllama.infer.request import Request
 from babyllama.infer.sampling import Sampling
+from babyllama.model.config_json import OWN_TYPE
 from babyllama.model.transformer import Transformer
 from babyllama.tokenizer.chat import Message, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -79,11 +81,14 @@ def in_transformers(folder: Path) -> Peer:
         from transformers.utils import logging
     except ImportError:
         raise InputError("against=transformers needs the package transformers: pip install transformers") from None
+    if read_json(folder / "config.json").get("model_type") == OWN_TYPE:
+        raise InputError(f"{folder}: transformers does not open it, for only babyllama reads its weights; give the "
+                         "model that it was made from")  # fmt: skip
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: a packed folder needs one more package
         raise InputError(f"{folder}: transformers does not open it ({' '.join(str(error).split())[:200]})") from None
 
     def answer(chats: Sequence[Chat], longest: int) -> list[Answer]:

@@ -42,7 +42,9 @@ def to_hugging_face(config: ModelConfig, bos_id: int, eos_id: int, dtype: str, s
     """
     own = own or config.weights != "dense"
     if stock and own:
-        raise InputError(f"weights: {config.weights} matrices have no form in a Hugging Face LLaMA folder")
+        kind = "matrices packed in this way" if config.weights == "dense" else f"{config.weights} matrices"
+        raise InputError(f"weights: {kind} have no form in a Hugging Face LLaMA folder, only babyllama reads them; "
+                         "give a model of dense ones, or packed by gptq, awq or rtn")  # fmt: skip
     if config.reward and own:
         raise InputError("reward: a reward model has no form in few bits; give a dense one")
     if config.moe is not None and own:

@@ -35,10 +35,15 @@ def talk(chat: Conversation, open_model: Callable[[Path], Opened], remarks: tupl
         remarks: what is shown first.
         turns: whether piped lines are turns of one conversation; else each is a question of its own.
         history: see `keyboard`.
+
+    Raises:
+        SystemExit: 2, after all others, where a piped line got no answer.
     """
     interactive = sys.stdin.isatty()
     read, how = keyboard([*COMMANDS, "/quit"], history) if interactive else (None, "")
-    Talk(chat, open_model, read, turns or interactive).run((*remarks, *([how] if how else [])))
+    refused = Talk(chat, open_model, read, turns or interactive).run((*remarks, *([how] if how else [])))
+    if refused and not interactive:
+        raise SystemExit(2)
 
 
 class Talk:
@@ -51,30 +56,32 @@ class Talk:
         self.answers = Console(highlight=False)
         self.notes = Console(stderr=read is None, highlight=False, style="dim")
 
-    def run(self, remarks: tuple[str, ...]) -> None:
+    def run(self, remarks: tuple[str, ...]) -> int:
+        """How many lines got no answer."""
+        refused = 0
         for remark in remarks:
             self.note(remark)
         for line in map(slashed, map(str.strip, self._typed() if self.read else sys.stdin)):
             if line in QUITS:
-                return
+                break
             try:
                 if line.startswith("/"):
                     self.note(run_command(self, line))
                 elif any("\ud800" <= character <= "\udfff" for character in line):
-                    raise InputError(
-                        f"not asked, for it is not valid {sys.stdin.encoding or 'utf-8'}: {ascii(line)[1:-1][:40]}"
-                    )
+                    raise InputError(f"not asked, for {_wrong_encoding(line, sys.stdin.encoding or 'utf-8')}")
                 elif line:
                     if not self.turns:
                         self.chat.turns.clear()
                     self.answer(line)
             except InputError as error:
                 self.note(str(error))
+                refused += 1
             except KeyboardInterrupt:
                 if self.read is None:
                     raise
                 self._write("\n")
                 self.note("(stopped)")
+        return refused
 
     def note(self, remark: str) -> None:
         """Show a remark, if there is any."""
@@ -146,3 +153,18 @@ class Talk:
     def _write(self, text: str) -> None:
         self.answers.file.write(text)
         self.answers.file.flush()
+
+
+def _wrong_encoding(line: str, encoding: str) -> str:
+    """What is wrong with a line whose bytes are not `encoding`, and what to do."""
+    wrong = f"it is not valid {encoding}"
+    raw = line.encode(encoding, "surrogateescape")
+    for name, called in (("utf-8", "UTF-8"), ("gb18030", "GBK (GB18030)")):
+        try:
+            text = raw.decode(name)
+        except UnicodeDecodeError:
+            continue
+        return (
+            f"{wrong}; as {called} it reads {text[:20]!r}: set PYTHONIOENCODING={name} before the command if it is that"
+        )
+    return f"{wrong}: {ascii(line)[1:-1][:40]}"

@@ -202,11 +202,20 @@ def packed() -> None:
         assert beside(shape, count, [GREEDY], steps=2, made=made).lays == (laid > 0)
 
 
-@torch.inference_mode()
 def reading() -> None:
+    """Of packed models every kind, also sizes that fill no tile."""
+    read_beside(config(), twins(config()))
+    odd = {"hidden_size": 40, "num_attention_heads": 2, "intermediate_size": 152, "num_hidden_layers": 1}
+    for bits, group, head, ordered in ((4, 16, True, True), (8, None, False, False), (8, 16, True, True)):
+        shape = config(**odd, tie_word_embeddings=head)
+        read_beside(shape, packed_twins(shape, bits, group, head, ordered))
+
+
+@torch.inference_mode()
+def read_beside(shape: ModelConfig, made: tuple[Transformer, Transformer]) -> None:
     """Pieces of prompts of several rows, after what the rows hold, in one pass: logits, and what is in the cache."""
-    shape, starts, rows = config(), [4, 0, 7], [3, 0, 2]
-    (model, exact), V, draw = twins(shape), shape.vocab_size - 3, torch.Generator().manual_seed(1)
+    starts, rows = [4, 0, 7], [3, 0, 2]
+    (model, exact), V, draw = made, shape.vocab_size - 3, torch.Generator().manual_seed(1)
     caches = [KVCache(shape, 4, 32, CPU, dtype) for dtype in (torch.float16, torch.float32)]
     exact.hidden(torch.randint(V, (4, 8), generator=draw), cache=caches[1])
     caches[0].keys.copy_(caches[1].keys)

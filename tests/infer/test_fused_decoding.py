@@ -163,8 +163,9 @@ def test_a_packed_model_answers_through_the_kernels_and_with_more_rows_without_t
     model = packed_twins(shape, 4, 32, True, False)[0].requires_grad_(False)
     engine = Engine(model, 67)
     one = engine.generate(PROMPTS[:1], Sampling(temperature=0), 40)
-    step = engine._steps[None]
+    step, passes = engine._steps[None], engine.prompts.passes
     assert isinstance(step, FusedStep) and 1 in step.decoders
+    assert passes is not None and passes.reader.graphs and not passes.graphs
     many = engine.generate(PROMPTS * 3, Sampling(temperature=0), 40)
     assert max(step.decoders) <= fused.PACKED
     same = sum(a == b for a, b in zip(one[0], many[0], strict=True))

@@ -8,7 +8,7 @@ from babyllama.infer.rows import Rows
 from babyllama.infer.step import Recorder
 from babyllama.model.cache import KVCache
 from conftest import sharp_model, tiny_config
-from infer.test_fused_decoding import config, twins
+from infer.test_fused_decoding import config, packed_twins, twins
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -23,10 +23,12 @@ def test_without_a_gpu_it_takes_nothing():
 @pytest.mark.gpu
 @CUDA
 @torch.inference_mode()
-@pytest.mark.parametrize("kv_heads", [4, 1])
-def test_pieces_of_several_rows_are_read_as_by_the_forward_path(kv_heads):
-    shape = config(kv_heads, num_hidden_layers=2)
-    model, exact = twins(shape)
+@pytest.mark.parametrize(("kv_heads", "packed"), [(4, None), (1, None), (2, (4, 32, True, False)),
+                         (2, (4, 32, True, True)), (2, (8, None, False, True)), (2, (8, 16, True, False))])  # fmt: skip
+def test_pieces_of_several_rows_are_read_as_by_the_forward_path(kv_heads, packed):
+    """packed: bits, group, whether head and embedding too, whether in another order."""
+    shape = config(kv_heads, tied=packed is None or packed[2], num_hidden_layers=2)
+    model, exact = packed_twins(shape, *packed) if packed else twins(shape)
     device, V, draw = torch.device("cuda"), shape.vocab_size - 3, torch.Generator().manual_seed(1)
     caches = [KVCache(shape, 4, 64, device, dtype) for dtype in (torch.bfloat16, torch.float32)]
     exact.hidden(torch.randint(V, (4, 12), generator=draw).cuda(), cache=caches[1])

@@ -1,10 +1,10 @@
 """Decoding on a GPU without the host: five kernels a layer, the head, the next token; several steps are one graph.
 
 It computes what the model's forward path computes, with the sums and the residual stream in float32, and draws as
-choosing.py does. Weights of 4 or 8 bits in groups stay packed, for a few rows. What it does not compute (adapters,
-other packed weights, float32, penalties, masks, log-probabilities) goes the model's own way. In one file although it
-is long: what a step launches shares its buffers. Not here: the kernels (kernels.py), prompts, when an answer ends
-(engine.py).
+choosing.py does. Weights of 4 or 8 bits in groups stay packed, for a few rows and for short prompts. What it does not
+compute (adapters, other packed weights, float32, penalties, masks, log-probabilities) goes the model's own way. In one
+file although it is long: what a step launches shares its buffers. Not here: the kernels (kernels.py), prompts, when an
+answer ends (engine.py).
 """
 
 from __future__ import annotations

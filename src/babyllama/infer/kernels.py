@@ -72,25 +72,47 @@ def _matrix(w, groups, rows, block, n, k: tl.constexpr, TILE: tl.constexpr, BITS
             words, both = tl.load(at), tl.load(of)
         else:
             words, both = tl.load(at, mask=inside, other=0), tl.load(of, mask=inside, other=0)
-        scale = both.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        zero = (both >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        if BITS == 8:
-            s, z = scale * 32768, (-32768.0 - zero) * scale
-            even = tl.join(_code(words << 8, 0xFF00, one) * s + z, _code(words >> 8, 0xFF00, one) * s + z)
-            odd = tl.join(_code(words, 0xFF00, one) * s + z, _code(words >> 16, 0xFF00, one) * s + z)
-        else:
-            a, b, c, d = words << 15, words << 7, words >> 1, words >> 9
-            s, z, t, y = scale * 256, (-256.0 - zero) * scale, scale * 16, (-16.0 - zero) * scale
-            even = tl.join(
-                tl.join(_code(a, 0x78000, one) * s + z, _code(c, 0x78000, one) * s + z),
-                tl.join(_code(b, 0x78000, one) * s + z, _code(d, 0x78000, one) * s + z),
-            )
-            odd = tl.join(
-                tl.join(_code(a, 0x780000, one) * t + y, _code(c, 0x780000, one) * t + y),
-                tl.join(_code(b, 0x780000, one) * t + y, _code(d, 0x780000, one) * t + y),
-            )
-        found = tl.reshape(tl.join(even, odd), (R, TILE))
+        found = _unpacked(words, both, BITS, one)
     return _now(found, EARLY)
+
+
+@triton.jit
+def _unpacked(words, both, BITS: tl.constexpr, one):
+    """Words (R, U) and, for each, the scale and zero of its group → weights (R, U · 32 / BITS) float32."""
+    scale = both.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    zero = (both >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    if BITS == 8:
+        s, z = scale * 32768, (-32768.0 - zero) * scale
+        even = tl.join(_code(words << 8, 0xFF00, one) * s + z, _code(words >> 8, 0xFF00, one) * s + z)
+        odd = tl.join(_code(words, 0xFF00, one) * s + z, _code(words >> 16, 0xFF00, one) * s + z)
+    else:
+        a, b, c, d = words << 15, words << 7, words >> 1, words >> 9
+        s, z, t, y = scale * 256, (-256.0 - zero) * scale, scale * 16, (-16.0 - zero) * scale
+        even = tl.join(
+            tl.join(_code(a, 0x78000, one) * s + z, _code(c, 0x78000, one) * s + z),
+            tl.join(_code(b, 0x78000, one) * s + z, _code(d, 0x78000, one) * s + z),
+        )
+        odd = tl.join(
+            tl.join(_code(a, 0x780000, one) * t + y, _code(c, 0x780000, one) * t + y),
+            tl.join(_code(b, 0x780000, one) * t + y, _code(d, 0x780000, one) * t + y),
+        )
+    return tl.reshape(tl.join(even, odd), (words.shape[0], words.shape[1] * (32 // BITS)))
+
+
+@triton.jit
+def _tile(w, groups, rows, start, n, k: tl.constexpr, kind: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr,
+          GROUP: tl.constexpr, one):  # fmt: skip
+    """Rows `rows` (R,) and TILE columns from `start` on of a matrix (n, k), zero beyond it, for tensor cores:
+    (R, TILE) of dtype `kind`. Packed it is read as it lies, not LAID."""
+    if BITS == 0:
+        return _weights(w, rows, start + tl.arange(0, TILE), n, k)
+    else:
+        units = start * BITS // 32 + tl.arange(0, TILE * BITS // 32)
+        inside = (rows < n)[:, None] & (units * 32 < k * BITS)[None, :]
+        words = tl.load(w + units[None, :] * n + rows[:, None], mask=inside, other=0)
+        group = (units * 32 // BITS // GROUP)[None, :]
+        both = tl.load(groups + group * n + rows[:, None], mask=inside, other=0)
+        return _unpacked(words, both, BITS, one).to(kind)
 
 
 @triton.jit
@@ -224,19 +246,30 @@ def _factor(squares, rows, B, eps, C: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _pair(y, squares, first, second, lower, upper, rows, B, n, eps, C: tl.constexpr, R: tl.constexpr,
-          TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+def _given(values, order, rows, start, B, k, TILE: tl.constexpr, ORDERED: tl.constexpr):
+    """What TILE columns from `start` on of a matrix multiply: of `rows` of values (B, k), zero beyond them."""
+    at = start + tl.arange(0, TILE)
+    if ORDERED:
+        at = tl.load(order + at, mask=at < k, other=k)
+    inside = (rows[:, None] < B) & (at[None, :] < k)
+    return tl.load(values + rows[:, None] * k + at[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _pair(y, squares, first, gf, of, second, gs, os, lower, upper, rows, B, n, eps, C: tl.constexpr, R: tl.constexpr,
+          TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+          ORDERED: tl.constexpr):  # fmt: skip
     """norm(x) times the rows `lower` of one matrix (n, C) and `upper` of another: (ROWS, R) float32 each.
 
     y is x times the norm's weight, in half precision; the norm's factor multiplies the sums.
     """
     a, b = tl.zeros((ROWS, R), tl.float32), tl.zeros((ROWS, R), tl.float32)
     for start in range(0, C, TILE):
-        at = start + tl.arange(0, TILE)
-        inside = (rows[:, None] < B) & (at[None, :] < C)
-        value = tl.load(y + rows[:, None] * C + at[None, :], mask=inside, other=0.0)
-        a = tl.dot(value, _weights(first, lower, at, n, C).T, a)
-        b = tl.dot(value, _weights(second, upper, at, n, C).T, b)
+        value = _given(y, of, rows, start, B, C, TILE, ORDERED)
+        a = tl.dot(value, _tile(first, gf, lower, start, n, C, value.dtype, TILE, BITS, GROUP, _one(B)).T, a)
+        if ORDERED:
+            value = _given(y, os, rows, start, B, C, TILE, ORDERED)
+        b = tl.dot(value, _tile(second, gs, upper, start, n, C, value.dtype, TILE, BITS, GROUP, _one(B)).T, b)
     factor = _factor(squares, rows, B, eps, C, PARTS)
     return a * factor, b * factor
 
@@ -290,7 +323,8 @@ def project(x, y, squares, norm, wq, gq, oq, wk, gk, ok, wv, gv, ov, cos, sin, p
     else:
         _wait(EARLY)
         rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        a, b = _pair(y, squares, w, w, lower, upper, rows, B, n, eps, C, P, TILE, ROWS, PARTS)
+        a, b = _pair(y, squares, w, g, o, w, g, o, lower, upper, rows, B, n, eps, C, P, TILE, ROWS, PARTS, BITS, GROUP,
+                     ORDERED)  # fmt: skip
         if kind < 2:
             a, b = _turned(a, b, cos, sin, rows, pairs, B, half)
         owners = rows
@@ -450,7 +484,7 @@ def add(a, peaks, sums, w, groups, order, x, norm, y, squares, B, k: tl.constexp
     """
     _start(EARLY)
     part = tl.program_id(1)
-    outputs, columns = part * R + tl.arange(0, R), tl.arange(0, TILE)
+    outputs = part * R + tl.arange(0, R)
     if FEW:
         weights = _matrix(w, groups, outputs, part, C, k, TILE, BITS, GROUP, LAID, _one(B), EARLY)
         inputs = _inputs(order, k, TILE, ORDERED, BITS)
@@ -468,10 +502,9 @@ def add(a, peaks, sums, w, groups, order, x, norm, y, squares, B, k: tl.constexp
         rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         found = tl.zeros((ROWS, R), tl.float32)
         for start in range(0, k, TILE):
-            at = start + columns
-            inside = (rows[:, None] < B) & (at[None, :] < k)
-            value = tl.load(a + rows[:, None] * k + at[None, :], mask=inside, other=0.0)
-            found = tl.dot(value, _weights(w, outputs, at, C, k).T, found)
+            value = _given(a, order, rows, start, B, k, TILE, ORDERED)
+            weights = _tile(w, groups, outputs, start, C, k, value.dtype, TILE, BITS, GROUP, _one(B))
+            found = tl.dot(value, weights.T, found)
         at, inside = rows[:, None] * C + outputs[None, :], (rows[:, None] < B) & (outputs[None, :] < C)
         found += tl.load(x + at, mask=inside, other=0.0)
         tl.store(x + at, found, mask=inside)
@@ -508,7 +541,8 @@ def widen(x, y, squares, norm, gate, gg, og, up, gu, ou, h, B, eps, C: tl.conste
     else:
         _wait(EARLY)
         rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        a, b = _pair(y, squares, gate, up, outputs, outputs, rows, B, F, eps, C, R, TILE, ROWS, PARTS)
+        a, b = _pair(y, squares, gate, gg, og, up, gu, ou, outputs, outputs, rows, B, F, eps, C, R, TILE, ROWS, PARTS,
+                     BITS, GROUP, ORDERED)  # fmt: skip
         inside = (rows[:, None] < B) & (outputs[None, :] < F)
         tl.store(h + rows[:, None] * F + outputs[None, :], (a * tl.sigmoid(a) * b).to(h.dtype.element_ty), mask=inside)
 

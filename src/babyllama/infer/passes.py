@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from babyllama.infer.fused import Decoder, packed, suits, tiles_for
+from babyllama.infer.fused import Decoder, suits, tiles_for
 from babyllama.infer.rows import Rows
 from babyllama.infer.step import SLOTS, Recorder, any_shape, power
 from babyllama.model.cache import KVCache
@@ -32,9 +32,10 @@ class Reader:
 
     def __init__(self, model: Transformer, rows: Rows, cache: KVCache, record: Recorder) -> None:
         self.model, self.rows, self.cache, self.record = model, rows, cache, record
-        self.works = suits(model, cache) and not packed(model)
+        self.works = suits(model, cache)
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
         self.decoders: dict[tuple[int, int], tuple[Decoder, Tensor]] = {}
+        self.laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, pieces: Sequence[list[int]], starts: Sequence[int], rows: Sequence[int]) -> Tensor | None:
         """Logits (B, V) after the last token of each piece, which comes after `starts` tokens of its row, until the
@@ -67,7 +68,8 @@ class Reader:
         if (T, B) not in self.decoders:
             inputs = torch.zeros(3 * T + B, dtype=torch.int64, device=self.rows.device)
             tokens, places, rows = inputs[: 3 * T].view(3, T).unbind()
-            decoder = Decoder(self.model, self.rows, self.cache, T, tiles_for(T), fed=(tokens, places, rows))
+            decoder = Decoder(self.model, self.rows, self.cache, T, tiles_for(T), laid=self.laid,
+                              fed=(tokens, places, rows))  # fmt: skip
             self.decoders[T, B] = decoder, inputs
         return self.decoders[T, B]
 

@@ -177,7 +177,7 @@ class FusedStep:
 
     def warm(self) -> None:
         """Compile and record all there is, while no row decodes: a step that comes later waits for none."""
-        self.rows.live.fill_(0)
+        self.rows.go(0)
         sizes = [1 << n for n in range(power(min(self.rows.count, self.rows_at_most)).bit_length())]
         kinds = {decoder.kind: decoder for decoder in map(self._decoder, sizes)}
         with ThreadPoolExecutor() as pool:  # the compiler leaves Python to others most of the time

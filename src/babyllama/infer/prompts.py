@@ -12,7 +12,7 @@ from babyllama.infer.choosing import Uses
 from babyllama.infer.fused import choose_of, plain, runs
 from babyllama.infer.native import MOST_READ, native
 from babyllama.infer.passes import Passes
-from babyllama.infer.rows import Rows, Sampled, sent
+from babyllama.infer.rows import Rows, Sampled, numbered, sent
 from babyllama.infer.sampling import used_by
 from babyllama.infer.slots import Slot, Slots
 from babyllama.infer.step import any_shape
@@ -201,9 +201,7 @@ class Prompts:
         numbers = sent(starts, device)[:, None] + torch.arange(longest, device=device)
         if not self.cache.sinks:
             numbers = numbers.clamp(max=self.cache.max_tokens - 1)  # only what fills up comes that far
-        together = rows[-1] - rows[0] + 1 == len(rows)  # then nothing need be copied to be read
-        which = slice(rows[0], rows[-1] + 1) if together else sent(rows, device)
-        cache = self.cache.part(which, min(end, self.cache.max_tokens))
+        cache = self.cache.part(numbered(rows, device), min(end, self.cache.max_tokens))
         positions = cache.positions(numbers)
         with any_shape(device):
             return self.model.hidden(tokens, positions, cache=cache, lengths=sent(lengths, device))

@@ -46,6 +46,12 @@ def sent(values: Any, device: torch.device, dtype: torch.dtype | None = None) ->
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def numbered(rows: Sequence[int], device: torch.device) -> slice | Tensor:
+    """Rows by which a tensor is indexed: neighbours as a slice, for which the device need be told nothing."""
+    together = rows[-1] - rows[0] + 1 == len(rows)  # they are ascending
+    return slice(rows[0], rows[-1] + 1) if together else sent(rows, device)
+
+
 class Rows:
     """The state of `count` rows.
 
@@ -62,7 +68,7 @@ class Rows:
 
     def __init__(self, vocab_size: int, count: int, device: torch.device) -> None:
         self.vocab_size, self.count, self.device, self.version, self.tables = vocab_size, count, device, 0, 0
-        self.live = torch.zeros(1, dtype=torch.int64, device=device)
+        self.live, self._going = torch.zeros(1, dtype=torch.int64, device=device), 0
         self.ends, self._ends = torch.zeros(vocab_size, dtype=torch.uint8), frozenset[int]()
         self.seen = self.counts = self.bias = self.mask = None
         self.resize([], count)
@@ -97,9 +103,15 @@ class Rows:
             tensor = getattr(self, name)
             tensor[targets] = tensor[sources]
 
+    def go(self, count: int) -> None:
+        """Those before row `count` decode from now on."""
+        if count != self._going:
+            self.live.fill_(count)
+            self._going = count
+
     def place(self, rows: Sequence[int], jobs: Sequence[tuple[Request, Sequence[int], int]]) -> list[int]:
-        """Give rows to requests, each with its answer so far, often empty, and the tokens that it may have; how many
-        numbers are drawn for each."""
+        """Give rows, ascending, to requests, each with its answer so far, often empty, and the tokens that it may have;
+        how many numbers are drawn for each."""
         state, rules, starts, most = [], [], [], 1
         for request, answer, room in jobs:
             given = len(answer)
@@ -108,9 +120,9 @@ class Rows:
             starts.append(given // (DRAWS // 2) * (DRAWS // 2))
             most = max(most, room - starts[-1])
         count = min(DRAWS, most)
-        index = sent(rows, self.device)
-        self.token[index], self.counter[index], self.position[index] = sent(state, self.device).unbind(1)
-        self.rules[index] = sent(rules, self.device, torch.float32)
+        which = numbered(rows, self.device)
+        self.token[which], self.counter[which], self.position[which] = sent(state, self.device).unbind(1)
+        self.rules[which] = sent(rules, self.device, torch.float32)
         self._draw([(row, request, start) for row, (request, *_), start in zip(rows, jobs, starts, strict=True)], count)
         requests = [request for request, *_ in jobs]
         uses = used_by((one.sampling for one in requests), any(one.mask is not None for one in requests))
@@ -150,11 +162,16 @@ class Rows:
         wanted = [(row, request, start) for row, request, start in wanted if request.sampling.temperature > 0]
         if not wanted:
             return
-        numbers = streams([request.draws_by for _, request, _ in wanted], count, [start for *_, start in wanted])
+        rows, requests, starts = zip(*wanted, strict=True)
         below_one = 1 - torch.finfo(self.draws.dtype).eps / 2  # which float32 would round the largest to
-        index, start = sent([(row, start) for row, _, start in wanted], self.device)[..., None].unbind(1)
-        columns = (start + torch.arange(count, device=self.device)) % DRAWS
-        self.draws[index, columns] = sent(numbers.clamp(max=below_one).to(self.draws.dtype), self.device)
+        numbers = streams([request.draws_by for request in requests], count, starts)
+        found = sent(numbers.clamp(max=below_one).to(self.draws.dtype), self.device)
+        first = starts[0] % DRAWS
+        if len(set(starts)) == 1 and first + count <= DRAWS:
+            self.draws[numbered(rows, self.device), first : first + count] = found
+        else:
+            index, start = sent([rows, starts], self.device)[..., None].unbind(0)
+            self.draws[index, (start + torch.arange(count, device=self.device)) % DRAWS] = found
 
     def allow(self, row: int, mask: TokenMask) -> None:
         """Ask which tokens may come next."""

@@ -300,20 +300,23 @@ class Slots:
             self.all[target] = before[source]
         if wrong:
             self._move(moved, wrong)
-        if idle := [(self.all.index(slot), slot) for slot in self._released if slot.job is None and slot in self.all]:
+        released = (self.all.index(slot) for slot in self._released if slot in self.all)
+        idle = [(row, self.all[row]) for row in dict.fromkeys([*released, *wrong]) if self.all[row].job is None]
+        if idle:
             self.rows.rest([(row, slot.tokens[-1] if slot.tokens else 0, len(slot.tokens)) for row, slot in idle])
         self._released = []
         return True
 
     def _move(self, sources: list[int], targets: list[int]) -> None:
-        """Tell the device which rows are others than before."""
-        old, new = sent([sources, targets], self.rows.device).unbind(0)
-        self.rows.move(old, new)
-        held = [(source, target, self.all[target].held) for source, target in zip(sources, targets, strict=True)]
+        """Tell the device which rows are others than before: state that it still needs, and what they hold."""
+        pairs = [(source, target, self.all[target]) for source, target in zip(sources, targets, strict=True)]
+        if known := [(source, target) for source, target, slot in pairs if slot.placed]:
+            old, new = sent(known, self.rows.device).unbind(1)
+            self.rows.move(old, new)
         # A row that holds nothing may have whatever is there; a ring is told so.
-        if held := [one for one in held if one[2] or self.cache.sinks]:
+        if held := [one for one in pairs if one[2].held or self.cache.sinks]:
             old, new = sent([one[:2] for one in held], self.rows.device).unbind(1)
-            self.cache.move(old, new, [count for *_, count in held])
+            self.cache.move(old, new, [slot.held for _, _, slot in held])
 
 
 def _class(slot: Slot) -> tuple[int, str, int]:

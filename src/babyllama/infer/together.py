@@ -96,7 +96,7 @@ def answers(engine: Engine, prompts: Sequence[list[int]], sampling: Sampling, ma
             at, to = sent(moved, engine.rows.device)
             engine.rows.move(at, to)
             engine.cache.move(at, to, [longest + way.made - 1] * len(moved[0]))
-        engine.rows.live.fill_(len(way.who))
+        engine.rows.go(len(way.who))
         limit = max_tokens - way.made
         way.send(step(slice(0, len(way.who)), longest + max_tokens, uses, limit).tokens)
     meanwhile()

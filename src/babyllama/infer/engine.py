@@ -251,6 +251,8 @@ class Engine:
             event = mail.popleft()
             if event.error is not None:
                 raise InputError(event.error)
+            if event.finish is not None:
+                del self._mail[id]
             yield event
             if event.finish is not None:
                 return
@@ -259,8 +261,8 @@ class Engine:
         return itertools.chain.from_iterable(event.tokens for event in self._events(id))
 
     def _forget(self, id: int) -> None:
-        self._mail.pop(id, None)
-        self._drop(id)
+        if self._mail.pop(id, None) is not None:  # else its end has been told
+            self._drop(id)
 
     def _drop(self, id: int) -> bool:
         for job in self._waiting:

@@ -51,7 +51,7 @@ class Tiles(NamedTuple):
         splits: shares of a row's slots, where there are programs for them; slots: of a share at a time; of one row both
             go by the cache, too.
         head_rows: of the head, where they are others than `rows`.
-        head_registers: of a thread at most; 0: no limit.
+        head_registers, draw_registers: of a thread of the head, of drawing, at most; 0: no limit.
         head_holds: weights of the head that a program has in registers at most.
     """
 
@@ -72,6 +72,7 @@ class Tiles(NamedTuple):
     attend_stages: int = 2
     head_stages: int = 1
     head_registers: int = 0
+    draw_registers: int = 0
     head_holds: int = 16384
 
 
@@ -92,7 +93,8 @@ def tiles_for(rows: int, bits: int = 0) -> Tiles:
         return HEADS.get(bits, TILES[0])
     if rows <= SOME:
         return TILES[1]._replace(rows=16 if rows <= 16 else 32)
-    return TILES[2]._replace(head_rows=min(TILES[2].head_rows, power(rows)))
+    two = 64 if rows > PROGRAMS else 0  # then two programs that draw have room at a time
+    return TILES[2]._replace(head_rows=min(TILES[2].head_rows, power(rows)), draw_registers=two)
 
 
 def suits(model: Transformer, cache: KVCache) -> bool:
@@ -509,4 +511,4 @@ class Decoder:
         how = drawing(self.blocks, self.plan.predict)
         self._launch(kernels.draw, (self.count,), self.logits, self.best, self.places, self.masses, self.blocks,
                      self.kept, self.keys, rows.rules, rows.draws, DRAWS, self.V, *self._after(step, chosen),
-                     **self._stream()[1], **how)  # fmt: skip
+                     **self._stream()[1], **how, maxnreg=self.plan.draw_registers or None)  # fmt: skip

@@ -110,7 +110,7 @@ def test_faults(taught, monkeypatch, capsys):
     )
 
 
-def test_a_folder_that_needs_one_more_package_says_which(taught, tmp_path):
+def test_folders_that_transformers_cannot_ask(taught, tmp_path):
     folder = shutil.copytree(taught, tmp_path / "packed")
     config = json.loads((folder / "config.json").read_text("utf-8"))
     for more, said in (({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r" \(.*requires"),
@@ -118,3 +118,8 @@ def test_a_folder_that_needs_one_more_package_says_which(taught, tmp_path):
         (folder / "config.json").write_text(json.dumps({**config, **more}))
         with pytest.raises(InputError, match=f"packed: transformers does not open it{said}"):
             in_transformers(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    told = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**told, "chat_template": None}))
+    with pytest.raises(InputError, match="packed: has no chat template"):
+        in_transformers(folder)

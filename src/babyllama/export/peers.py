@@ -90,6 +90,8 @@ def in_transformers(folder: Path) -> Peer:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: a packed folder needs one more package
         raise InputError(f"{folder}: transformers does not open it ({' '.join(str(error).split())[:200]})") from None
+    if not tokenizer.chat_template:
+        raise InputError(f"{folder}: has no chat template, so transformers cannot ask it; export a run, or add one")
 
     def answer(chats: Sequence[Chat], longest: int) -> list[Answer]:
         found: list[Answer] = []

@@ -111,7 +111,7 @@ def main() -> None:
             assert server.stderr is not None and server.stderr.readline() == b"ready\n"
             for i in range(given.rounds + 1):  # the first one warms up
                 before, seconds = processors(server.pid), given.seconds if i else 3
-                recipe = BenchServeRecipe(url=f"http://127.0.0.1:{port}/v1", clients=given.clients, requests=10**9,
+                recipe = BenchServeRecipe(url=f"http://127.0.0.1:{port}/v1", clients=given.clients,
                                           max_tokens=given.tokens, seconds=seconds, temperature=0)  # fmt: skip
                 found = measure(recipe)
                 http, engines = (after - then for after, then in zip(processors(server.pid), before, strict=True))

@@ -114,7 +114,7 @@ def main() -> None:
                 url = re.search(r"at (http://\S+/v1) ", said[-1])
             for i in range(given.rounds + 1):  # the first one warms up
                 before = [used(one)[0] for one in processes(server.pid)]
-                recipe = BenchServeRecipe(url=url[1], clients=given.clients, requests=10**9, max_tokens=given.tokens,
+                recipe = BenchServeRecipe(url=url[1], clients=given.clients, max_tokens=given.tokens,
                                           seconds=given.seconds if i else min(10, given.seconds))  # fmt: skip
                 found = measure(recipe)
                 after = [used(one) for one in processes(server.pid)]

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from babyllama.commands.asking import Teacher
-from babyllama.commands.bench_serve import BenchServeRecipe, main
+from babyllama.commands.bench_serve import BenchServeRecipe, main, measure
 from babyllama.errors import InputError
 from babyllama.export.peers import on_a_server
 from babyllama.recipe import load_recipe
@@ -26,6 +26,15 @@ def test_figures_are_those_of_the_server(server, tmp_path, capsys, chat):
     assert len(answers) == 7 and found["tokens"] == sum(line["tokens_out"] for line in answers)
     assert 0 < found["first token, ms, p50"] <= found["first token, ms, p99"]
     assert "tokens a second" in capsys.readouterr().out and KEY not in (tmp_path / "figures.json").read_text("utf-8")
+
+
+def test_the_seconds_decide_where_no_number_of_requests_is_given(server):
+    recipe = BenchServeRecipe(url=f"{server.url}/v1", clients=1, seconds=0.5, max_tokens=1, api_key=KEY)
+    found = measure(recipe)
+    assert found["answers"] > 1 and 0.5 <= found["seconds"] < 30
+    refused = recipe.model_copy(update={"max_tokens": 10**9, "clients": 2, "temperature": 9.0})
+    with pytest.raises(InputError, match="no request succeeded; the first fault: 400"):
+        measure(refused)
 
 
 def test_nobody_answers():

@@ -26,7 +26,7 @@ def resident(server: Server) -> list[int]:
 
 def test_many_streams_for_long(folders, tmp_path):
     def streams(url: str, seconds: float) -> dict:
-        recipe = BenchServeRecipe(url=f"{url}/v1", clients=CLIENTS, requests=10**9, seconds=seconds, max_tokens=128,
+        recipe = BenchServeRecipe(url=f"{url}/v1", clients=CLIENTS, seconds=seconds, max_tokens=128,
                                   api_key=KEY)  # fmt: skip
         return measure(recipe)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import time
@@ -31,7 +32,7 @@ class BenchServeRecipe(Recipe):
     url: str = Field(default="http://127.0.0.1:8000/v1", description="up to /v1")
     model: str = Field(default="", description="empty: the first that the server has")
     clients: int = Field(default=8, ge=1, le=4096, description="at the same time")
-    requests: int = Field(default=100, ge=1, description="in all, at most")
+    requests: int | None = Field(default=None, ge=1, description="in all, at most; default: until the seconds are over")
     seconds: float = Field(default=30, gt=0, description="after which no new request begins")
     prompt: str = Field(default="春天来了，", description="each request gets a number before it, so that none is known")
     max_tokens: int = Field(default=128, ge=1, description="of each answer, at most")
@@ -101,7 +102,7 @@ def measure(recipe: BenchServeRecipe) -> dict[str, Any]:
 
 async def _measure(recipe: BenchServeRecipe, place: Place) -> dict[str, Any]:
     model = recipe.model or await _first_model(recipe, place)
-    seen, numbers = Seen(), iter(range(recipe.requests))
+    seen, numbers = Seen(), itertools.islice(itertools.count(), recipe.requests)
     began, used = time.perf_counter(), time.process_time()
     until = began + recipe.seconds
     await asyncio.gather(*(_client(place, recipe, model, numbers, until, seen) for _ in range(recipe.clients)))
@@ -141,14 +142,14 @@ async def _client(place: Place, recipe: BenchServeRecipe, model: str, numbers: I
                 busy = await _ask(line, recipe, model, number, seen)
         except (OSError, ValueError, LookupError, TypeError) as error:
             seen.errors.append(f"{type(error).__name__}: {error}")
-        else:
-            if busy:
-                await asyncio.sleep(busy)
+            busy = 1.0
+        if busy:
+            await asyncio.sleep(busy)
     line.close()
 
 
 async def _ask(line: Line, recipe: BenchServeRecipe, model: str, number: int, seen: Seen) -> float:
-    """One request as a stream. A server that is busy (429) is to be left alone for so many seconds."""
+    """One request as a stream. A server that is busy (429), or at fault, is to be left alone for so many seconds."""
     from babyllama.serve.line import Events
 
     text = f"{number}。{recipe.prompt}"
@@ -177,6 +178,7 @@ async def _ask(line: Line, recipe: BenchServeRecipe, model: str, number: int, se
         return min(float(line.headers.get(b"retry-after", b"1")), 10)
     else:
         seen.errors.append(f"{status}: {events.beside:.200}")
+        return 1
     return 0
 
 

@@ -8,6 +8,7 @@ Not here: when a request gets a row (engine.py).
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -196,7 +197,7 @@ class Slots:
                 best, most = (slot, share) if share > most else (best, most)
         if most[0] or not head:
             return (best, most[0]) if most[0] else (None, 0)
-        like, count = list(self.idle)[-RECENT:], 1
+        like, count = [*itertools.islice(reversed(self.idle), RECENT)][::-1], 1
         while count < WORTH and (found := [s for s in like if s.head[:count] == head[:count] and s.adapter == adapter]):
             like, best, count = found, found[-1], 2 * count
         share = 0 if best is None else self._shared(best, job, known)
@@ -300,7 +301,8 @@ class Slots:
             self.all[target] = before[source]
         if wrong:
             self._move(moved, wrong)
-        released = (self.all.index(slot) for slot in self._released if slot in self.all)
+        numbers = {slot: row for row, slot in enumerate(self.all)} if self._released else {}
+        released = (numbers[slot] for slot in self._released if slot in numbers)
         idle = [(row, self.all[row]) for row in dict.fromkeys([*released, *wrong]) if self.all[row].job is None]
         if idle:
             self.rows.rest([(row, slot.tokens[-1] if slot.tokens else 0, len(slot.tokens)) for row, slot in idle])

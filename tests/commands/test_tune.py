@@ -62,6 +62,10 @@ def test_the_rate_where_none_is_given(folder):
         "muon", rate("adapter.kind=lisa").lr, rate("adapter.kind=lisa").adam_lr)  # fmt: skip
     assert (rate("adapter.kind=lora").kind, rate("adapter.kind=lora").lr) == ("adamw", 0.001)
     assert rate("optimizer=muon").lr == 0.02
+    dpo, grpo = "objective=dpo", ["objective=grpo", "rewards=[{kind: exact}]", "plan.micro_batch_size=8"]
+    for compared in ([dpo], grpo):
+        assert (rate(*compared).kind, rate(*compared).lr) == ("adamw", 2e-5)
+    assert rate(dpo, "adapter.kind=lora").lr == 2e-4
 
 
 def tune(folder, out, *overrides):

@@ -34,7 +34,7 @@ from babyllama.train.plan import Plan
 from babyllama.train.rl.groups import Rollouts
 from babyllama.train.rl.marks import AnyReward
 from babyllama.train.sinks import Sink
-from babyllama.train.tuning import ADAPTER_OPTIMIZER, FURTHER_OPTIMIZER, Adapter, Full, Lisa, OneBit, check_together
+from babyllama.train.tuning import Adapter, Full, Lisa, OneBit, check_together, usual_optimizer
 
 
 class NewModel(Recipe):
@@ -89,7 +89,7 @@ class TrainRecipe(Recipe):
     optimizer: Optimizer = Field(
         default=Muon(),
         description="default on a model that is there: muon, lr 0.004, adam_lr 0.001; with lora and dora: adamw, "
-        "lr 0.001, no weight decay",
+        "lr 0.001, no weight decay; to learn from preferences or rewards: adamw, lr 0.00002, with lora and dora 0.0002",
     )
     schedule: Schedule = Field(default=Wsd(), description="how the learning rate goes over the steps")
     average: TailAverage | None = Field(
@@ -118,10 +118,9 @@ class TrainRecipe(Recipe):
     def _choices_fit(self) -> Self:
         if "optimizer" not in self.model_fields_set:
             # A default that hangs on other fields; nobody has the recipe yet.
-            if isinstance(self.adapter, Lora):
-                object.__setattr__(self, "optimizer", ADAPTER_OPTIMIZER)
-            elif isinstance(self.init, FromModel) and isinstance(self.adapter, Full | Lisa):
-                object.__setattr__(self, "optimizer", FURTHER_OPTIMIZER)
+            compares = isinstance(self.objective, Preference | Method)
+            usual = usual_optimizer(self.adapter, isinstance(self.init, NewModel), compares)
+            object.__setattr__(self, "optimizer", usual)
         if isinstance(self.adapter, OneBit) and "objective" not in self.model_fields_set:
             object.__setattr__(self, "objective", Distil())
         if isinstance(self.objective, Distil):

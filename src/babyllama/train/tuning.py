@@ -39,10 +39,22 @@ class OneBit(Recipe):
 
 Adapter = Annotated[Full | Lisa | Lora | Dora | OneBit, Field(discriminator="kind")]
 
-# What an adapter is trained with when the recipe names no optimiser: factors bear a higher rate than whole weights.
-ADAPTER_OPTIMIZER = AdamW(lr=1e-3, weight_decay=0.0)
-# And a model that is there already: at the rate of new weights it forgets what it has learned.
-FURTHER_OPTIMIZER = Muon(lr=4e-3, adam_lr=1e-3)
+
+def usual_optimizer(adapter: Adapter, new: bool, compares: bool) -> Optimizer:
+    """What trains where the recipe names no optimiser.
+
+    A model that is there forgets what it has learned at the rate of new weights; a low-rank adapter's factors bear a
+    higher rate than whole weights.
+
+    Args:
+        new: its weights are.
+        compares: it learns which answers are better than others, for which small steps are enough.
+    """
+    if isinstance(adapter, Lora):
+        return AdamW(lr=2e-4 if compares else 1e-3, weight_decay=0.0)
+    if new or isinstance(adapter, OneBit):
+        return Muon()
+    return AdamW(lr=2e-5, weight_decay=0.0) if compares else Muon(lr=4e-3, adam_lr=1e-3)
 
 
 def put_on(model: Transformer, adapter: Adapter, seed: int) -> None:

@@ -44,6 +44,7 @@ def read(record: Any, kind: Any = "chat") -> tuple[Any, dict[str, int]]:
         {"prompt": "问", "response": "答"},
         {"input": "问", "output": "答"},
         {"human": "问", "assistant": "答"},
+        {"messages": [{"role": "用户", "content": "问"}, {"role": "助手", "content": "答"}]},
         {"conversations": json.dumps([ASK, ANSWER])},
         {"instruction": "问", "context": "", "response": "答"},
         {"instruction": "问", "input": None, "target": "答"},
@@ -63,6 +64,10 @@ def test_what_stands_beside_is_named() -> None:
     assert read(record) == (Chat((ASK, ANSWER)), {"key text": 1, "key id": 1})
     answer = {**ANSWER, "thought": "想", "name": ""}
     assert read({"messages": [ASK, answer], "tags": [{}]})[1] == {"key tags": 1, "message key thought": 1}
+    marked = "<|im_start|>user\n问<|im_end|>"
+    assert read({"text": marked}, "text") == (
+        Text(marked), {"markers such as <|im_start|> in a text, which stay text": 1})  # fmt: skip
+    assert read({"text": "a <| b"}, "text") == (Text("a <| b"), {})
     assert read({"title": "题", "content": "文"}, "text") == (Text("文"), {"key title": 1})
     assert read({"conversations": [ANSWER, ASK, ANSWER, ASK]})[1] == {
         "answers before the first question": 1, "messages after the last answer": 1,

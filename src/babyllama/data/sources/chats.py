@@ -39,6 +39,7 @@ _ROLES = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
     "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "function_call": "assistant",
     "tool_call": "assistant", "tool": "tool", "observation": "tool", "function": "tool", "tool_response": "tool",
+    "系统": "system", "用户": "user", "助手": "assistant",
 }  # fmt: skip
 _TURN_KEYS = {
     "role", "from", "content", "value", "weight", "loss", "train", "tool_calls", "function_call", "human", "assistant",

@@ -45,6 +45,7 @@ except ImportError:  # babyllama[data] is not installed
 
 _TEXT_FIELDS = ("text", "content", "completion", "正文", "内容", "文本")
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # half a surrogate pair, but not a reader's
+_MARKER = re.compile(r"<\|[a-z_]+\|>")  # of other programs' templates
 _ARTICLE = {"title", "summary", "sections"}
 
 
@@ -180,13 +181,16 @@ def _document(record: Record, shape: Shape, notes: Notes) -> Document | None:
     if held_out not in (None, True, False):
         raise BadRecord(f"held_out must be true or false, got {held_out!r:.40}")
     document = replace(_READ[shape.kind](record, shape.field, notes), held_out=held_out)
+    text = document.text
     try:
-        document.text.encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        if "\udc80" <= document.text[error.start] <= "\udcff":  # a reader kept bytes that it could not decode
-            kept = _HALF.sub("", document.text).encode("utf-8", "surrogateescape")
+        if "\udc80" <= text[error.start] <= "\udcff":  # a reader kept bytes that it could not decode
+            kept = _HALF.sub("", text).encode("utf-8", "surrogateescape")
             raise BadRecord(bad_text(kept, shape.encoding)) from None
         raise BadRecord("holds half a surrogate pair, which is no character") from None
+    if "<|" in text and _MARKER.search(text):
+        notes["markers such as <|im_start|> in a text, which stay text"] += 1
     size = document.size
     if shape.max_characters is not None and size > shape.max_characters:
         notes[f"longer than {shape.max_characters} characters"] += 1

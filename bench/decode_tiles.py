@@ -18,7 +18,7 @@ import torch
 from decode_speed import DRAWN, GREEDY, VOCABULARY, dense, packed
 from record import append, facts, surviving
 
-from babyllama.infer.fused import ONE, Decoder, tiles_for
+from babyllama.infer.fused import ONE, PACKED, Decoder, tiles_for
 from babyllama.infer.request import Request
 from babyllama.infer.rows import Rows
 from babyllama.infer.step import Recorder
@@ -57,7 +57,7 @@ def main() -> None:
     for variant in ("", *args.variants):
         changes = {name: int(value) for name, _, value in (part.partition("=") for part in variant.split())}
         early = changes.pop("early", None)
-        tiles = tiles_for(ONE if args.bits else count, args.bits)._replace(**changes)
+        tiles = tiles_for(count, args.bits, PACKED if args.bits else ONE)._replace(**changes)
         made[variant] = Decoder(model, rows, cache, count, tiles, record)
         made[variant].early = made[variant].early if early is None else bool(early)
 

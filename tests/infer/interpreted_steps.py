@@ -194,12 +194,15 @@ def packed() -> None:
         (8, 32, False, False, 3, 1 << 28, {}),
         (4, None, True, False, 1, 1 << 28, odd),
         (8, 16, False, True, 1, 0, odd),
+        (4, 16, True, True, 5, 1 << 28, odd),
+        (8, None, True, False, 40, 1 << 28, odd),
     ):
         fused.LAID = laid
         shape = config(**{"tie_word_embeddings": head, "hidden_size": 32, "intermediate_size": 56, **sizes},
                        num_hidden_layers=1)  # fmt: skip
         made = packed_twins(shape, bits, group, head, ordered)
-        assert beside(shape, count, [GREEDY], steps=2, made=made).lays == (laid > 0)
+        decoder = beside(shape, count, [GREEDY], steps=2, made=made)
+        assert decoder.few == (count <= fused.PACKED) and decoder.lays == (decoder.few and laid > 0)
 
 
 def reading() -> None:

@@ -149,7 +149,7 @@ def packed_twins(shape, bits, group, head, ordered):
     return model, exact
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 3, 70])
 @pytest.mark.parametrize(("bits", "group", "head", "ordered"), [(4, 32, True, False), (4, 32, True, True),
                          (8, 32, False, False), (4, None, True, False), (8, 16, True, True)])  # fmt: skip
 def test_packed_weights(bits, group, head, ordered, count):
@@ -158,7 +158,7 @@ def test_packed_weights(bits, group, head, ordered, count):
     steps_beside(shape, count, [Sampling(temperature=0)], made=made)
 
 
-def test_a_packed_model_answers_through_the_kernels_and_with_more_rows_without_them():
+def test_a_packed_model_answers_through_the_kernels():
     shape = config(max_position_embeddings=96)
     model = packed_twins(shape, 4, 32, True, False)[0].requires_grad_(False)
     engine = Engine(model, 67)
@@ -167,7 +167,7 @@ def test_a_packed_model_answers_through_the_kernels_and_with_more_rows_without_t
     assert isinstance(step, FusedStep) and 1 in step.decoders
     assert passes is not None and passes.reader.graphs and not passes.graphs
     many = engine.generate(PROMPTS * 3, Sampling(temperature=0), 40)
-    assert max(step.decoders) <= fused.PACKED
+    assert max(step.decoders) == 16 and not step.decoders[16].few
     same = sum(a == b for a, b in zip(one[0], many[0], strict=True))
     assert same >= 10  # a tie may fall otherwise, and then all that follows
 

@@ -1,10 +1,9 @@
 """Decoding on a GPU without the host: five kernels a layer, the head, the next token; several steps are one graph.
 
 It computes what the model's forward path computes, with the sums and the residual stream in float32, and draws as
-choosing.py does. Weights of 4 or 8 bits in groups stay packed, for a few rows and for short prompts. What it does not
-compute (adapters, other packed weights, float32, penalties, masks, log-probabilities) goes the model's own way. In one
-file although it is long: what a step launches shares its buffers. Not here: the kernels (kernels.py), prompts, when an
-answer ends (engine.py).
+choosing.py does. Weights of 4 or 8 bits in groups stay packed. What it does not compute (adapters, other packed
+weights, float32, penalties, masks, log-probabilities) goes the model's own way. In one file although it is long: what
+a step launches shares its buffers. Not here: the kernels (kernels.py), prompts, when an answer ends (engine.py).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ WARP = 4096  # weights that a warp of a few rows keeps in registers at most
 MADE = 512  # inputs that it makes, by a norm or of shares, at most
 UNPACKED = 128  # inputs of a packed head that it takes at most
 LAID = 1 << 28  # bytes of packed layers up to which a copy of them lies as programs read them
-PACKED = 4  # rows up to which packed weights are multiplied here
+PACKED = 4  # rows up to which packed weights are multiplied by one after the other
 
 
 class Tiles(NamedTuple):
@@ -87,9 +86,9 @@ HEADS = {bits: TILES[0]._replace(predict=outputs, head_registers=64, head_holds=
          for bits, outputs in ((4, 64), (8, 32))}  # fmt: skip
 
 
-def tiles_for(rows: int, bits: int = 0) -> Tiles:
-    """By the number of rows, and the bits of a packed model's head."""
-    if rows <= ONE or bits:
+def tiles_for(rows: int, bits: int = 0, few: int = ONE) -> Tiles:
+    """By the number of rows, of which so many are `few`, and by the bits of the head."""
+    if rows <= few:
         return HEADS.get(bits, TILES[0])
     if rows <= SOME:
         return TILES[1]._replace(rows=16 if rows <= 16 else 32)
@@ -158,10 +157,9 @@ class FusedStep:
         self.versions, self.record = (0, 0), Recorder()
         self.decoders: dict[int, Decoder] = {}
         self.laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]] = {}
-        self.rows_at_most = PACKED if packed(model) else sys.maxsize
 
     def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
-        if not plain(uses) or which.start != 0 or which.stop > self.rows_at_most:
+        if not plain(uses) or which.start != 0:
             return self.other(which, end, uses, 1)
         steps = 1 << (min(limit, self.most).bit_length() - 1)
         return Sampled(self._decoder(which.stop)(steps, uses.drawn)[:, : which.stop])
@@ -180,7 +178,7 @@ class FusedStep:
     def warm(self) -> None:
         """Compile and record all there is, while no row decodes: a step that comes later waits for none."""
         self.rows.go(0)
-        sizes = [1 << n for n in range(power(min(self.rows.count, self.rows_at_most)).bit_length())]
+        sizes = [1 << n for n in range(power(self.rows.count).bit_length())]
         kinds = {decoder.kind: decoder for decoder in map(self._decoder, sizes)}
         with ThreadPoolExecutor() as pool:  # the compiler leaves Python to others most of the time
             list(pool.map(Decoder.compile, kinds.values()))
@@ -264,7 +262,7 @@ class Decoder:
         config, B = self.model.config, self.count
         self.device, self.dtype, self.V = weight.device, weight.dtype, self.rows.vocab_size
         head = _bits_of(self.model.lm_head) or Bits()
-        plan = self.tiles or tiles_for(ONE if packed(self.model) else B, head.bits)
+        plan = self.tiles or tiles_for(B, head.bits, PACKED if packed(self.model) else ONE)
         self.few = plan.rows == 0
         slots = power(self.cache.keys.shape[3])
         shares = max(plan.splits, slots // LOOKED_AT) if self.few else plan.splits
@@ -472,7 +470,11 @@ class Decoder:
         config, head, rows = self.model.config, self.model.lm_head, self.rows
         C, eps = config.hidden_size, config.rms_norm_eps
         words = _words(head)
-        parts = (head.weight,) * 4 if words is None else (words.words, words.zeros, words.scales, _order(words))
+        if words is None:
+            parts = (head.weight,) * 5
+        else:
+            groups = words.words if self.few else self._matrix(head, 0)[1]
+            parts = words.words, words.zeros, words.scales, groups, _order(words)
         grid = self._grid(self.blocks, self.plan.head_rows or self.plan.rows)
         self._launch(kernels.predict, grid, self.x, self.y, self.squares, self.model.norm.weight, *parts,
                      rows.rules, self.logits, self.best, self.places, self.masses, self.count, self.V,

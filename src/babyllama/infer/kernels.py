@@ -568,8 +568,8 @@ def _summary(scores, outputs, V, row, block, cold, best, places, masses, blocks)
 
 
 @triton.jit(do_not_specialize=["B"])
-def predict(x, y, squares, norm, w, zeros, scales, order, rules, logits, best, places, masses, B, V, n, eps, blocks,
-            C: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
+def predict(x, y, squares, norm, w, zeros, scales, groups, order, rules, logits, best, places, masses, B, V, n, eps,
+            blocks, C: tl.constexpr, R: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
             FEW: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr,
             EARLY: tl.constexpr):  # fmt: skip
     """x (B, C) → norm → logits (B, V) float32, and each block of R logits in short: (B, blocks).
@@ -602,10 +602,9 @@ def predict(x, y, squares, norm, w, zeros, scales, order, rules, logits, best, p
         rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         found = tl.zeros((ROWS, R), tl.float32)
         for start in range(0, C, TILE):
-            at = start + columns
-            inside = (rows[:, None] < B) & (at[None, :] < C)
-            value = tl.load(y + rows[:, None] * C + at[None, :], mask=inside, other=0.0)
-            found = tl.dot(value, _weights(w, outputs, at, V, C).T, found)
+            value = _given(y, order, rows, start, B, C, TILE, ORDERED)
+            weights = _tile(w, groups, outputs, start, n, C, value.dtype, TILE, BITS, GROUP, _one(B))
+            found = tl.dot(value, weights.T, found)
         found = found * _factor(squares, rows, B, eps, C, PARTS)
         inside = (rows[:, None] < B) & (outputs[None, :] < V)
         tl.store(logits + rows[:, None].to(tl.int64) * V + outputs[None, :], found, mask=inside)

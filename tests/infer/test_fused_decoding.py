@@ -249,7 +249,7 @@ def test_an_answer_ends_with_one_graph_that_makes_a_token_too_many_rather_than_w
         assert [len(answer) for answer in shorter] == [16, 16, 5] and shorter[0] == shorter[1]
         assert shorter[2] == shorter[0][:5] and (sampling.temperature or shorter[0] == longer[:16])
     step = engine._steps[None]
-    assert {steps for decoder in step.decoders.values() for steps, _ in decoder.graphs} == {16, 4}
+    assert {steps for decoder in step.decoders.values() for steps, _ in decoder.graphs} == {8, 4}
     whole = engine.generate([[1, 2, 3]], Sampling(temperature=0))[0]  # to the end of the context: 93 tokens
     assert len(whole) == 93 and engine.generate([[1, 2, 3]], Sampling(temperature=0))[0] == whole
 

@@ -43,6 +43,7 @@ BROKEN = ("the model's logits are not finite: its weights are damaged, or precis
           "precision=fp32 or an earlier checkpoint")  # fmt: skip
 MEMORY = 0.7  # of what a GPU has free, for keys and values of a server
 SOME = 4  # steps in a row on a GPU while somebody waits to be read
+FIRST = 8  # steps after the first token: a longer graph the host would launch while the GPU waits
 MANY = 16  # rows from which those that decode on a GPU do not wait for prompts
 SPARE = 1  # tokens too many at most, where one graph then makes all the last ones
 UNFIT = "no token goes on in the form that was asked for, or the model's logits are not finite"
@@ -383,6 +384,8 @@ class Engine:
         left = min(every) if cpu else max(every)
         drawn = DRAWS // 4  # as many may be on their way
         few = left if not others or (not cpu and len(group) >= MANY) else 1 if cpu else SOME
+        if not cpu and max(job.given + job.ahead for job in jobs) <= 1:  # the answers have only begun
+            few = min(few, FIRST)
         left = min(left, self.context - longest, drawn, few)
         whole = power(left) if left > 0 else left
         return whole if not cpu and whole - left <= SPARE else left

@@ -57,7 +57,7 @@ def main() -> None:
     for variant in ("", *args.variants):
         changes = {name: int(value) for name, _, value in (part.partition("=") for part in variant.split())}
         early = changes.pop("early", None)
-        tiles = tiles_for(count, args.bits, PACKED if args.bits else ONE)._replace(**changes)
+        tiles = tiles_for(count, args.bits, PACKED if args.bits else ONE, model.config.hidden_size)._replace(**changes)
         made[variant] = Decoder(model, rows, cache, count, tiles, record)
         made[variant].early = made[variant].early if early is None else bool(early)
 

@@ -91,6 +91,14 @@ def test_sizes_that_are_no_powers_of_two(sizes, count):
     steps_beside(config(**sizes), count, [Sampling(temperature=0)])
 
 
+@pytest.mark.parametrize("bits", [0, 4, 8])
+def test_wide_models_have_larger_programs(monkeypatch, bits):
+    monkeypatch.setattr(fused, "WIDE", 64)
+    shape = config()
+    made = packed_twins(shape, bits, 32, True, False) if bits else None
+    assert steps_beside(shape, 1, [Sampling(temperature=0)], made=made).plan.widen == 8
+
+
 @pytest.mark.parametrize("kv_heads", [4, 1])
 @pytest.mark.parametrize("splits", [1, 2])
 def test_one_row_looks_at_more_slots_than_it_holds_before_it_waits(monkeypatch, kv_heads, splits):

@@ -37,6 +37,7 @@ WARP = 4096  # weights that a warp of a few rows keeps in registers at most
 MADE = 512  # inputs that it makes, by a norm or of shares, at most
 UNPACKED = 128  # inputs of a packed head that it takes at most
 LAID = 1 << 28  # bytes of packed layers up to which a copy of them lies as programs read them
+WIDE = 1024  # inputs from which a program of a few rows takes twice as many outputs: fewer normalise the same row
 PACKED = 4  # rows up to which packed weights are multiplied by one after the other
 
 
@@ -86,10 +87,11 @@ HEADS = {bits: TILES[0]._replace(predict=outputs, head_registers=64, head_holds=
          for bits, outputs in ((4, 64), (8, 32))}  # fmt: skip
 
 
-def tiles_for(rows: int, bits: int = 0, few: int = ONE) -> Tiles:
-    """By the number of rows, of which so many are `few`, and by the bits of the head."""
+def tiles_for(rows: int, bits: int = 0, few: int = ONE, inputs: int = 0) -> Tiles:
+    """By the number of rows, of which so many are `few`, by the bits of the head, and by hidden_size."""
     if rows <= few:
-        return HEADS.get(bits, TILES[0])
+        found = HEADS.get(bits, TILES[0])
+        return found._replace(add=4, widen=8) if inputs >= WIDE else found
     if rows <= SOME:
         return TILES[1]._replace(rows=16 if rows <= 16 else 32)
     two = 64 if rows > PROGRAMS else 0  # then two programs that draw have room at a time
@@ -262,7 +264,7 @@ class Decoder:
         config, B = self.model.config, self.count
         self.device, self.dtype, self.V = weight.device, weight.dtype, self.rows.vocab_size
         head = _bits_of(self.model.lm_head) or Bits()
-        plan = self.tiles or tiles_for(B, head.bits, PACKED if packed(self.model) else ONE)
+        plan = self.tiles or tiles_for(B, head.bits, PACKED if packed(self.model) else ONE, config.hidden_size)
         self.few = plan.rows == 0
         slots = power(self.cache.keys.shape[3])
         shares = max(plan.splits, slots // LOOKED_AT) if self.few else plan.splits

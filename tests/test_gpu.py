@@ -349,17 +349,18 @@ def test_muons_kernels_are_its_definition(monkeypatch, refused):
 
 
 @pytest.mark.parametrize("through", ["direct", "recompute"])
-@pytest.mark.parametrize(("heads", "group"), [(4, None), (2, None), (2, 128)])
+@pytest.mark.parametrize(("heads", "group", "packed"), [(4, None, True), (2, None, True), (2, 128, True),
+                                                        (4, 128, False), (1, 128, False)])  # fmt: skip
 @pytest.mark.parametrize("compiled", ["whole", "each", "not"])
-def test_packed_rows_by_kernels_equal_those_by_a_mask(monkeypatch, through, heads, group, compiled):
+def test_rows_by_kernels_equal_those_by_a_mask(monkeypatch, through, heads, group, packed, compiled):
     """Loss and gradients of passes compiled as one, each block by itself as several processes do, or not at all, rows
-    of 300 tokens and documents of many lengths, attending fully or as S²-Attn, against float32's."""
+    of 300 tokens and documents of many lengths, attending fully or as S²-Attn, which needs none, against float32's."""
     config = ModelConfig(vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=heads, max_position_embeddings=300)  # fmt: skip
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randint(300, (3, 301), generator=generator)
     segments = (torch.rand(3, 300, generator=generator) < 0.03).long().cumsum(1)
-    batch = Batch(tokens[:, :-1], tokens[:, 1:], None, segments).to("cuda")
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], None, segments if packed else None).to("cuda")
 
     def gradients(kernels, dtype, compiled):
         torch._dynamo.reset()
@@ -384,7 +385,7 @@ def test_packed_rows_by_kernels_equal_those_by_a_mask(monkeypatch, through, head
         return loss.item(), torch.cat([p.grad.double().flatten() for p in model.parameters()])
 
     exact, slope = gradients(False, torch.float32, "not")
-    for kernels in (True, False):
+    for kernels in (True, False) if packed else (True,):  # else by groups, which takes a minute to compile
         loss, found = gradients(kernels, torch.bfloat16, compiled)
         assert loss == pytest.approx(exact, rel=2e-3)
         assert ((found - slope).norm() / slope.norm()).item() < 0.02

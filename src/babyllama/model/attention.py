@@ -26,17 +26,19 @@ class Since(NamedTuple):
 
     first: (B or 1, S, T) int32, the first token that each query sees; it never falls along T. Of S sets, each is an
     equal share of the heads'.  stops: the same shape, the query after the last one that sees each token.
+    long: most see a thousand tokens and more, for which the kernels have larger tiles.
     """
 
     first: Tensor
     stops: Tensor
+    long: bool = False
 
     @classmethod
-    def of(cls, first: Tensor) -> Since:
+    def of(cls, first: Tensor, long: bool = False) -> Since:
         first = first.int().contiguous()
         tokens = torch.arange(first.shape[-1], device=first.device, dtype=torch.int32)
         seen = torch.searchsorted(first, tokens.expand_as(first).contiguous(), right=True, out_int32=True)
-        return cls(first, seen)
+        return cls(first, seen, long)
 
     def dense(self, heads: int) -> Tensor:
         """(B or 1, 1 or heads, T, T) bool. Made where it is asked for: the compiler makes it once, or not at all."""
@@ -73,7 +75,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """PyTorch's fused attention, whichever backend it finds best; `Since` by kernels of our own, on a GPU in halves."""
     if isinstance(mask, Since):
-        if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] in WIDTHS:
+        if _has_kernels(q):
             return _AttendSince.apply(q, k, v, *mask)  # type: ignore[return-value]
         mask = mask.dense(q.shape[1])
     grouped = q.shape[1] != k.shape[1]
@@ -83,43 +85,49 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 WIDTHS = (16, 32, 64, 128)  # of heads, as the kernels take them
 
 
+def _has_kernels(q: Tensor) -> bool:
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] in WIDTHS
+
+
 class _AttendSince(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, first: Tensor, stops: Tensor) -> Tensor:
-        out, sums = _forward(q, k, v, first)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, first: Tensor, stops: Tensor, long: bool) -> Tensor:
+        out, sums = _forward(q, k, v, first, long)
         ctx.save_for_backward(out, sums, q, k, v, first, stops)
+        ctx.long = long
         return out.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return *(grad.transpose(1, 2) for grad in _backward(grads[0], *ctx.saved_tensors)), None, None
+        of = _backward(grads[0], *ctx.saved_tensors, ctx.long)
+        return *(grad.transpose(1, 2) for grad in of), None, None, None
 
 
 @torch.library.custom_op("babyllama::attend_since", mutates_args=())
-def _forward(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, first: Tensor, long: bool) -> tuple[Tensor, Tensor]:
     from babyllama.model.since_kernels import forward
 
-    return forward(q, k, v, first)
+    return forward(q, k, v, first, long)
 
 
 @_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, first: Tensor, long: bool) -> tuple[Tensor, Tensor]:
     B, H, T, D = q.shape
     return q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
 
 
 @torch.library.custom_op("babyllama::attend_since_gradients", mutates_args=())
 def _backward(
-    grad: Tensor, out: Tensor, sums: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor, stops: Tensor
+    grad: Tensor, out: Tensor, sums: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor, stops: Tensor, long: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     from babyllama.model.since_kernels import backward
 
-    return backward(grad, out, sums, q, k, v, first, stops)
+    return backward(grad, out, sums, q, k, v, first, stops, long)
 
 
 @_backward.register_fake
-def _(grad: Tensor, out: Tensor, sums: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor, stops: Tensor
-      ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(grad: Tensor, out: Tensor, sums: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor, stops: Tensor,
+      long: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     B, H, T, D = q.shape
     return q.new_empty(B, T, H, D), k.new_empty(B, T, k.shape[1], D), v.new_empty(B, T, k.shape[1], D)
 
@@ -146,7 +154,8 @@ class ShiftedSparse(Recipe):
     """S²-Attn (LongLoRA, arXiv 2309.12307): attention inside groups; half of the heads see groups shifted by G/2.
 
     For training only. The paper rolls the tokens, so that its last and first half groups meet in one; here each stands
-    alone, since the roll lets the first tokens see the last. Needs no mask, whatever the number of tokens.
+    alone, since the roll lets the first tokens see the last. Where `Since` has no kernels, and no documents are apart,
+    groups become rows, which needs no mask, whatever the number of tokens.
     """
 
     kind: Literal["shifted_sparse"] = "shifted_sparse"
@@ -160,6 +169,8 @@ class ShiftedSparse(Recipe):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         assert not isinstance(mask, Tensor), "nothing is cached in training"
+        if mask is None and _has_kernels(q):
+            mask = Since.of(self._groups(q.shape[2], q.device).clamp(min=0)[None], long=self.group_size >= 1024)
         if mask is not None:
             return attend_sdpa(q, k, v, self.within(mask) if mask.first.shape[1] == 1 else mask)
         H, K = q.shape[1], k.shape[1]
@@ -170,10 +181,12 @@ class ShiftedSparse(Recipe):
 
     def within(self, mask: Since) -> Since:
         """What the two halves of the heads see of what `mask` lets all see."""
-        first, G = mask.first, self.group_size
-        tokens = torch.arange(first.shape[2], device=first.device)
-        groups = torch.stack((tokens // G * G, (tokens + G // 2) // G * G - G // 2))  # (2, T)
-        return Since.of(torch.maximum(first, groups))
+        return Since.of(torch.maximum(mask.first, self._groups(mask.first.shape[2], mask.first.device)))
+
+    def _groups(self, T: int, device: torch.device) -> Tensor:
+        """Where each token's group begins for either half of the heads, (2, T); below 0 in the first half group."""
+        tokens, G = torch.arange(T, device=device), self.group_size
+        return torch.stack((tokens // G * G, (tokens + G // 2) // G * G - G // 2))
 
     def _in_groups(self, q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
         """A group of `first` tokens, then whole ones, then what is left."""

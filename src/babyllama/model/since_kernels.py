@@ -163,7 +163,8 @@ LONG = Tiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3))
 
 
 def _hopper(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] == 9
+    nvidia = x.is_cuda and torch.version.hip is None  # AMD's cards have capabilities of their own, also 9
+    return nvidia and torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 def _tiles(q: Tensor, long: bool) -> Tiles:

@@ -162,7 +162,7 @@ def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
 def read_json(path: Path, remedy: str = "restore it from a backup") -> dict[str, Any]:
     """The object in a file. Raises InputError: it cannot be read, is no JSON, or holds something else."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     except UnicodeDecodeError as error:

@@ -132,6 +132,7 @@ def test_commands(tmp_path):
     assert talk.messages == []
     assert "loaded 1 turn" in run_command(on, f"/load {tmp_path / 'with system'}")
     assert talk.system == "你是一个医生。" and talk.turns == [(*CHATS[0], ())]
+    file.write_text(file.read_text("utf-8"), "utf-8-sig")  # as Windows' editor saves it
     run_command(on, f"/load {file}")
     assert talk.system == "" and talk.turns == [(*CHATS[0], ())]
 

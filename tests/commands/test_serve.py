@@ -8,11 +8,23 @@ import pytest
 from small_run import save_taught
 
 from babyllama import verbs
+from babyllama.atomic import read_json
+from babyllama.commands.arena import prompts_of
 from babyllama.commands.chat import ChatRecipe
-from babyllama.commands.serve import ServeRecipe, _hints, _named, _samplings, _say
+from babyllama.commands.serve import ServeRecipe, _hints, _keys, _named, _samplings, _say
 from babyllama.infer.sampling import Sampling
 from babyllama.load import own_sampling
 from babyllama.recipe import load_recipe
+
+
+def test_a_byte_order_mark_is_no_part_of_what_people_write(tmp_path, monkeypatch):
+    """Windows' editor begins files with one."""
+    monkeypatch.delenv("BABYLLAMA_API_KEYS", raising=False)
+    file = tmp_path / "file"
+    file.write_text("sk-a\n", "utf-8-sig")
+    assert _keys(load_recipe(ServeRecipe, None, ["models=[x]", f"api_keys={file}"])) == prompts_of(file) == ["sk-a"]
+    file.write_text('{"type": "object"}', "utf-8-sig")
+    assert read_json(file) == {"type": "object"}
 
 
 @pytest.mark.parametrize(("turns", "seen"), [(1, {"run": 0}), (3, {"run": 2}), (0, {}), (None, {})])

@@ -72,7 +72,7 @@ def main(recipe: ArenaRecipe) -> None:
 def prompts_of(path: Path) -> list[str]:
     """Raises InputError: no such file, or nothing in it."""
     try:
-        found = list(dict.fromkeys(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()))
+        found = list(dict.fromkeys(line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"prompts: {path} cannot be read ({cause(error)}); give a text file, one prompt a line"
                          ) from None  # fmt: skip

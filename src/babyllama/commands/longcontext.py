@@ -119,7 +119,7 @@ def read_rows(recipe: LongContextRecipe, loaded: Loaded, longest: int) -> Tensor
         raise InputError("give data (a prepared folder) or text (a file), one of them")
     if recipe.text is not None:
         try:
-            words = loaded.tokenizer.encode(recipe.text.read_text("utf-8"))
+            words = loaded.tokenizer.encode(recipe.text.read_text("utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{recipe.text}: cannot be read ({cause(error)})") from None
         rows = rows_of(np.array(words), longest, recipe.documents)

@@ -227,7 +227,7 @@ def _keys(recipe: ServeRecipe) -> list[str]:
     if recipe.api_keys is None:
         return found
     try:
-        lines = recipe.api_keys.read_text("utf-8").splitlines()
+        lines = recipe.api_keys.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"api_keys: {recipe.api_keys} cannot be read ({cause(error)}); give a file with one key a line"

@@ -115,7 +115,7 @@ def questions(recipe: SynthesizeRecipe) -> Iterator[tuple[str, list[dict[str, An
         InputError: the file cannot be read, holds nothing, or a line is no prompt.
     """
     try:
-        lines = recipe.prompts.read_text("utf-8").splitlines()
+        lines = recipe.prompts.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"prompts: {recipe.prompts} cannot be read ({cause(error)}); give a text file, "
                          "one prompt a line") from None  # fmt: skip

@@ -106,7 +106,7 @@ def quantization(folder: Path) -> dict[str, Any] | None:
 def _read_json(folder: Path) -> Any:
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{folder}: no config.json; give a run or a Hugging Face LLaMA folder") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

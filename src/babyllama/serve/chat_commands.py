@@ -138,8 +138,11 @@ def _load(stage: Stage, rest: str) -> str:
 def _messages(name: str) -> list[Message]:
     """Of a chat in a file: questions and answers in turns, tools and what they said between the two."""
     try:
-        lines = Path(name).expanduser().read_text("utf-8").splitlines()
-        messages = json.loads(lines[0] if lines else "null")["messages"]
+        lines = Path(name).expanduser().read_text("utf-8-sig").splitlines()
+        found = json.loads(lines[0]) if lines else None
+        messages = found.get("messages") if isinstance(found, dict) else None
+        if messages is None:
+            raise ValueError("save one with /save to see it")
         check_messages(messages)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"/load {name}: cannot be read ({cause(error)})") from None

@@ -131,7 +131,7 @@ def known_idioms(path: Path | None) -> frozenset[str]:
 
         return frozenset(idiom_words())
     try:
-        words = frozenset(path.read_text("utf-8").split())
+        words = frozenset(path.read_text("utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"rewards: words: {path} cannot be read ({cause(error)}); give a text file, one idiom a line"
                          ) from None  # fmt: skip

@@ -255,6 +255,13 @@ def test_faults_of_tests(folder, tmp_path, monkeypatch):
         evaluate(folder, "suite=zh-small", "tasks=[arithmetic]")
     with pytest.raises(InputError, match="word_problems has free answers: scoring and normalise are for"):
         evaluate(folder, "tasks=[{name: word_problems, scoring: cloze}]")
+    with pytest.raises(InputError, match=r"task_data: .*nowhere is not a folder"):
+        evaluate(folder, "tasks=[ceval]", f"task_data={tmp_path / 'nowhere'}")
+    gbk = tmp_path / "own" / "val" / "family_val.csv"
+    gbk.parent.mkdir(parents=True)
+    gbk.write_text("id,question,A,B,C,D,answer\n0,爸爸的爸爸是？,爷爷,奶奶,叔叔,舅舅,A\n", "gb18030")
+    with pytest.raises(InputError, match=r"family_val.csv.*reads as GB18030 \(GBK\); save the file in UTF-8$"):
+        evaluate(folder, f"tasks=[{{name: ceval, path: {tmp_path / 'own'}}}]")
     (tmp_path / "c3.json").write_text("[")
     (tmp_path / "other.json").write_text('{"tasks": {"idioms": {}}}')
     with monkeypatch.context() as patch, pytest.raises(InputError) as fault:

@@ -53,6 +53,8 @@ def rows_of(path: Path) -> Iterator[Row]:
                 number += 1
                 where = f"{blob.where}{number}"
                 reason = reason_of(line)
+                if reason is not None and "not valid UTF-8" in reason:  # a corpus says its encoding, a test cannot
+                    raise InputError(f"{where}: {reason.partition(';')[0]}; save the file in UTF-8")
                 if reason is not None:
                     raise InputError(f"{where}: {reason}")
                 if line.strip():

@@ -197,7 +197,10 @@ class TaskChoice(Recipe):
                        chat=self.chat or self.task.chat)  # fmt: skip
 
     def found(self, task_data: Path | None) -> Path | None:
-        """Its files on this machine: `path`, or what is called as the task is in the folder `task_data`."""
+        """Its files on this machine: `path`, or what is called as the task is in the folder `task_data`. Raises
+        InputError: that is none."""
+        if task_data is not None and not task_data.is_dir():
+            raise InputError(f"task_data: {task_data} is not a folder; give the one with the tests' files")
         if self.path is not None or task_data is None:
             return self.path
         places = sorted(p for p in task_data.glob(f"{self.name}*") if p.stem.split(".")[0] == self.name)

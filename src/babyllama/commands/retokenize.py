@@ -59,6 +59,6 @@ def main(recipe: RetokenizeRecipe) -> None:
         write_card(run.model, run.path, run.path.resolve().name)
         console.print(f"of {len(found):,} tokens {kept:,} have the row of one old token, {several:,} are "
                       f"means of several, {lost:,} of all", markup=False, soft_wrap=True)  # fmt: skip
-    after = f"babyllama train init=from init.path={pasted(recipe.out)} data.path=…"
+    after = f"babyllama train out=… init=from init.path={pasted(recipe.out)} data.path=… plan.epochs=1"
     console.print(f"{recipe.out}/model is ready; train it on, with data prepared with tokenizer={recipe.tokenizer}: "
                   f"{after}", markup=False, soft_wrap=True)  # fmt: skip

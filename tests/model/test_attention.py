@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
+from babyllama.model import attention
 from babyllama.model.attention import ShiftedSparse, attend_eager, attend_sdpa, documents, documents_for
 
 B, H, D = 2, 4, 6
@@ -67,6 +69,13 @@ def test_documents_by_hand():
     rows = ["10000", "11000", "00100", "00110", "00001"]
     expected = torch.tensor([[mark == "1" for mark in row] for row in rows])[None, None]
     assert torch.equal(documents(torch.tensor([[0, 0, 1, 1, 2]])).dense(1), expected)
+
+
+def test_the_compiler_is_told_what_the_kernels_return():
+    with FakeTensorMode():
+        q, first = torch.empty(2, 4, 33, 16), torch.empty(1, 1, 33, dtype=torch.int32)
+        out, sums = attention._forward(q, q[:, :2], q[:, :2], first, False)
+    assert out.shape == (2, 33, 4, 16) and sums.shape == (2, 4, attention.sums_width(33)) == (2, 4, 36)
 
 
 def test_where_a_mask_ends_for_each_token():

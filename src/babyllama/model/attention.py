@@ -103,17 +103,23 @@ class _AttendSince(torch.autograd.Function):
         return *(grad.transpose(1, 2) for grad in of), None, None, None
 
 
+def sums_width(T: int) -> int:
+    """Numbers in a row of the queries' log-sums: each row begins at a multiple of 16 bytes, as Hopper's copying engine
+    asks."""
+    return T + -T % 4
+
+
 @torch.library.custom_op("babyllama::attend_since", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, first: Tensor, long: bool) -> tuple[Tensor, Tensor]:
     from babyllama.model.since_kernels import forward
 
-    return forward(q, k, v, first, long)
+    return forward(q, k, v, first, sums_width(q.shape[2]), long)
 
 
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, first: Tensor, long: bool) -> tuple[Tensor, Tensor]:
     B, H, T, D = q.shape
-    return q.new_empty(B, T, H, D), q.new_empty(B, H, T, dtype=torch.float32)
+    return q.new_empty(B, T, H, D), q.new_empty(B, H, sums_width(T), dtype=torch.float32)
 
 
 @torch.library.custom_op("babyllama::attend_since_gradients", mutates_args=())

@@ -188,18 +188,13 @@ def _in_blocks(x: Tensor, *block: int) -> TensorDescriptor | tuple[Any, ...]:
     return x, *x.stride()[:-1]
 
 
-def width(T: int) -> int:
-    """Of a row of numbers of which each begins at a multiple of 16 bytes."""
-    return T + -T % 4
-
-
-def forward(q: Tensor, k: Tensor, v: Tensor, first: Tensor, long: bool = False) -> tuple[Tensor, Tensor]:
-    """q (B, H, T, D), k and v (B, K, T, D), `Since` → outputs (B, T, H, D), log-sums (B, H, width(T)) to base 2."""
+def forward(q: Tensor, k: Tensor, v: Tensor, first: Tensor, width: int, long: bool = False) -> tuple[Tensor, Tensor]:
+    """q (B, H, T, D), k and v (B, K, T, D), `Since` → outputs (B, T, H, D), log-sums (B, H, width) to base 2."""
     (B, H, T, D), tile = q.shape, _tiles(q, long).output
-    out, sums = q.new_empty(B, T, H, D), q.new_empty(B, H, width(T), dtype=torch.float32)
+    out, sums = q.new_empty(B, T, H, D), q.new_empty(B, H, width, dtype=torch.float32)
     _attend[(triton.cdiv(T, tile.M), H, B)](
-        out, sums, _in_blocks(q, tile.M, D), _in_blocks(k, tile.N, D), _in_blocks(v, tile.N, D), first, width=width(T),
-        H=H, **_about(q, k, first), **tile._asdict()
+        out, sums, _in_blocks(q, tile.M, D), _in_blocks(k, tile.N, D), _in_blocks(v, tile.N, D), first,
+        width=width, H=H, **_about(q, k, first), **tile._asdict()
     )  # fmt: skip
     return out, sums
 
@@ -211,11 +206,12 @@ def backward(
     """Of the outputs' gradient (B, H, T, D): those of q, k and v, each (B, T, its heads, D)."""
     (B, H, T, D), K = q.shape, k.shape[1]
     of_q, of_k, of_v = q.new_empty(B, T, H, D), q.new_empty(B, T, K, D), q.new_empty(B, T, K, D)
-    dots, about = torch.empty_like(sums), {**_about(q, k, first), "plain": D**-0.5}
+    dots = torch.zeros_like(sums)  # also past the end, where a weight of 0 multiplies it
+    about = {**_about(q, k, first), "plain": D**-0.5}
     _, mine, its = _tiles(q, long)
     _query_gradients[(triton.cdiv(T, mine.M), H, B)](
         of_q, dots, out, _in_blocks(grad, mine.M, D), sums, _in_blocks(q, mine.M, D), _in_blocks(k, mine.N, D),
-        _in_blocks(v, mine.N, D), first, width=width(T), H=H, **about, **mine._asdict()
+        _in_blocks(v, mine.N, D), first, width=sums.shape[2], H=H, **about, **mine._asdict()
     )  # fmt: skip
     _key_gradients[(triton.cdiv(T, its.N), K, B)](
         of_k, of_v, _in_blocks(dots.flatten(0, 1), its.M), _in_blocks(grad, its.M, D),

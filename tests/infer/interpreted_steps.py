@@ -122,7 +122,7 @@ CUTS = [Sampling(temperature=0.8), Sampling(temperature=1.3, top_k=5), Sampling(
 def dense() -> None:
     for count in (1, 3, 17):
         beside(config(), count, [GREEDY])
-    fused.WIDE = 64
+    fused.WIDE = range(64, 65)
     assert beside(config(), 1, [GREEDY]).plan.widen == 8
     fused.LOOKED_AT, fused.PROGRAMS = 4, 24  # two shares of 24 slots, of which a program holds four
     assert beside(config(num_key_value_heads=4), 3, [GREEDY]).splits == 2
@@ -199,7 +199,7 @@ def packed() -> None:
         (4, 16, True, True, 5, 1 << 28, odd),
         (8, None, True, False, 40, 1 << 28, odd),
     ):
-        fused.LAID, fused.WIDE = laid, 32  # a hidden size of 24 is not wide
+        fused.LAID, fused.WIDE = laid, range(32, 33)  # a hidden size of 24 is not wide
         shape = config(**{"tie_word_embeddings": head, "hidden_size": 32, "intermediate_size": 56, **sizes},
                        num_hidden_layers=1)  # fmt: skip
         made = packed_twins(shape, bits, group, head, ordered)

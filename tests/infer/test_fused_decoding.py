@@ -93,7 +93,7 @@ def test_sizes_that_are_no_powers_of_two(sizes, count):
 
 @pytest.mark.parametrize("bits", [0, 4, 8])
 def test_wide_models_have_larger_programs(monkeypatch, bits):
-    monkeypatch.setattr(fused, "WIDE", 64)
+    monkeypatch.setattr(fused, "WIDE", range(64, 65))
     shape = config()
     made = packed_twins(shape, bits, 32, True, False) if bits else None
     assert steps_beside(shape, 1, [Sampling(temperature=0)], made=made).plan.widen == 8

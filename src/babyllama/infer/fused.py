@@ -37,7 +37,9 @@ WARP = 4096  # weights that a warp of a few rows keeps in registers at most
 MADE = 512  # inputs that it makes, by a norm or of shares, at most
 UNPACKED = 128  # inputs of a packed head that it takes at most
 LAID = 1 << 28  # bytes of packed layers up to which a copy of them lies as programs read them
-WIDE = 1024  # inputs from which a program of a few rows takes twice as many outputs: fewer normalise the same row
+# Inputs with which a program of a few rows takes twice as many outputs: fewer normalise the same row. With more inputs
+# its weights would not fit into registers.
+WIDE = range(1024, 2049)
 PACKED = 4  # rows up to which packed weights are multiplied by one after the other
 
 
@@ -91,7 +93,7 @@ def tiles_for(rows: int, bits: int = 0, few: int = ONE, inputs: int = 0) -> Tile
     """By the number of rows, of which so many are `few`, by the bits of the head, and by hidden_size."""
     if rows <= few:
         found = HEADS.get(bits, TILES[0])
-        return found._replace(add=4, widen=8) if inputs >= WIDE else found
+        return found._replace(add=4, widen=8) if inputs in WIDE else found
     if rows <= SOME:
         return TILES[1]._replace(rows=16 if rows <= 16 else 32)
     two = 64 if rows > PROGRAMS else 0  # then two programs that draw have room at a time

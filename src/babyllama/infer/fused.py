@@ -313,20 +313,8 @@ class Decoder:
         self.keys = empty(B, CANDIDATES, dtype=torch.int64)
 
     def __call__(self, steps: int, drawn: bool) -> Tensor:
-        """`steps` more tokens of every row, (steps, B) int64, −1 where the logits are not finite.
-
-        Launched the first time, since recording must neither compile nor load a kernel, and recorded at the second.
-        """
-        key = steps, drawn
-        if key not in self.graphs:
-            self.graphs[key] = None
-            return self.launch(steps, drawn)
-        found = self.graphs[key] or self.record(lambda: self.launch(steps, drawn))
-        if found is None:
-            return self.launch(steps, drawn)
-        self.graphs[key] = found
-        found[0].replay()
-        return found[1]
+        """`steps` more tokens of every row, (steps, B) int64, −1 where the logits are not finite."""
+        return self.record.repeated(self.graphs, (steps, drawn), lambda: self.launch(steps, drawn))
 
     @property
     def kind(self) -> tuple[Tiles, int]:

@@ -30,12 +30,12 @@ class Reader:
     and cache, whose tensors its graphs read.
     """
 
-    def __init__(self, model: Transformer, rows: Rows, cache: KVCache, record: Recorder) -> None:
-        self.model, self.rows, self.cache, self.record = model, rows, cache, record
+    def __init__(self, model: Transformer, rows: Rows, cache: KVCache, record: Recorder,
+                 laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]]) -> None:  # fmt: skip
+        self.model, self.rows, self.cache, self.record, self.laid = model, rows, cache, record, laid
         self.works = suits(model, cache)
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
         self.decoders: dict[tuple[int, int], tuple[Decoder, Tensor]] = {}
-        self.laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, pieces: Sequence[list[int]], starts: Sequence[int], rows: Sequence[int]) -> Tensor | None:
         """Logits (B, V) after the last token of each piece, which comes after `starts` tokens of its row, until the
@@ -75,17 +75,9 @@ class Reader:
 
     def _run(self, T: int, B: int, fed: Tensor) -> Tensor:
         """fed (3 T + B,): T tokens, their places, their rows; which are the last."""
-        key, (decoder, inputs) = (T, B), self._decoder(T, B)
+        decoder, inputs = self._decoder(T, B)
         inputs.copy_(fed.pin_memory() if inputs.is_cuda else fed, non_blocking=True)
-        if key not in self.graphs:
-            self.graphs[key] = None
-            return decoder.read(inputs[3 * T :])
-        found = self.graphs[key] or self.record(lambda: decoder.read(inputs[3 * T :]))
-        if found is None:
-            return decoder.read(inputs[3 * T :])
-        self.graphs[key] = found
-        found[0].replay()
-        return found[1]
+        return self.record.repeated(self.graphs, (T, B), lambda: decoder.read(inputs[3 * T :]))
 
 
 class Passes:
@@ -95,7 +87,8 @@ class Passes:
 
     def __init__(self, model: Transformer, rows: Rows, cache: KVCache) -> None:
         self.model, self.rows, self.cache, self.record = model, rows, cache, Recorder()
-        self.versions, self.reader = (0, 0), Reader(model, rows, cache, self.record)
+        self.laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]] = {}  # of packed matrices; see Decoder
+        self.versions, self.reader = (0, 0), Reader(model, rows, cache, self.record, self.laid)
         self.graphs: dict[tuple[int, int, int, str | None], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
         self.inputs: dict[tuple[int, int], Tensor] = {}  # of graphs that take B pieces of T tokens
 
@@ -136,7 +129,7 @@ class Passes:
         versions = self.rows.version, self.cache.version
         if self.versions != versions:  # the graphs read tensors that are gone
             self.graphs, self.record, self.versions = {}, Recorder(), versions
-            self.reader = Reader(self.model, self.rows, self.cache, self.record)
+            self.reader = Reader(self.model, self.rows, self.cache, self.record, self.laid)
 
     def _run(self, fed: Tensor, T: int, end: int, adapter: str | None) -> Tensor:
         """fed (B, T + 3): tokens, the number of the first in its text, the row, the last one's place."""
@@ -152,16 +145,7 @@ class Passes:
                 hidden = self.model.hidden(tokens, numbers, cache=self.cache.part(row, end))
             return self.model.lm_head(hidden[torch.arange(B, device=inputs.device), last])[:, :V]
 
-        key = B, T, end, adapter
-        if key not in self.graphs:
-            self.graphs[key] = None
-            return compute()
-        found = self.graphs[key] or self.record(compute)
-        if found is None:
-            return compute()
-        self.graphs[key] = found
-        found[0].replay()
-        return found[1]
+        return self.record.repeated(self.graphs, (B, T, end, adapter), compute)
 
 
 def fits(B: int, T: int, end: int) -> bool:

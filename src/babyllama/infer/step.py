@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -123,6 +123,20 @@ class Recorder:
             return None
         here.wait_stream(side)
         return graph, value
+
+    def repeated(self, graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Made] | None], key: Any, call: Callable[[], Made]
+                 ) -> Made:  # fmt: skip
+        """What `call` makes: launched the first time, recorded as the graph `key` at the second, and that replayed.
+        Where recording fails it goes on being launched."""
+        if key not in graphs:
+            graphs[key] = None
+            return call()
+        found = graphs[key] or self(call)
+        if found is None:
+            return call()
+        graphs[key] = found
+        found[0].replay()
+        return found[1]
 
 
 @cache

@@ -25,10 +25,10 @@ from record import RESULTS, append, facts, lines, table
 
 from babyllama.data.streams.batches import Batch
 from babyllama.infer.engine import Engine
-from babyllama.infer.fused import Decoder
 from babyllama.infer.request import Request
 from babyllama.infer.rows import Rows
 from babyllama.infer.sampling import Sampling
+from babyllama.infer.single import decoder_of
 from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer, initialise
@@ -119,7 +119,7 @@ def alone(model: Transformer, batch: int, sampling: Sampling, rounds: int, steps
     for row, prompt in enumerate(prompts.tolist()):
         rows.place([row], [(Request(prompt, sampling, seed=row), [], NEW)])
     rows.live.fill_(batch)
-    decoder, taken = Decoder(model, rows, cache, batch), []
+    decoder, taken = decoder_of(model, rows, cache, batch), []
     for _ in range(rounds + 2):
         rows.token.copy_(prompts[:, -1])
         rows.position.fill_(PROMPT - 1)

@@ -3,8 +3,9 @@
     python bench/decode_tiles.py OUT.jsonl seed 256 'head_rows=64 head_inputs=32' 'slots=128 attend_warps=8'
     python bench/decode_tiles.py OUT.jsonl seed 1 'predict=64 head_warps=8' --bits 4 --draws
 
-Every variant names fields of `fused.Tiles`; `early=1` lets kernels start before their turn. All are compiled side by
-side, then take turns: graphs of 16 steps from place 152 on, with random keys and values. One line a variant.
+Every variant names fields of `decoding.Tiles`; `early=1` lets kernels start before their turn, `single=0` takes one row
+by the kernels of any few. All are compiled side by side, then take turns: graphs of 16 steps from place 152 on, with
+random keys and values. One line a variant.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from decode_speed import DRAWN, GREEDY, VOCABULARY, dense, packed
 from record import append, facts, surviving
 
-from babyllama.infer.fused import ONE, PACKED, Decoder, tiles_for
+from babyllama.infer.decoding import ONE, PACKED, Decoder, tiles_for
 from babyllama.infer.request import Request
 from babyllama.infer.rows import Rows
+from babyllama.infer.single import TILES, Single, suits
 from babyllama.infer.step import Recorder
 from babyllama.model.cache import KVCache
 
@@ -54,11 +56,13 @@ def main() -> None:
     for row in range(count):
         rows.place([row], [(Request([1, 2], DRAWN if args.draws else GREEDY, seed=row), [], 256)])
     rows.live.fill_(count)
+    few = PACKED if args.bits else ONE
     for variant in ("", *args.variants):
         changes = {name: int(value) for name, _, value in (part.partition("=") for part in variant.split())}
         early = changes.pop("early", None)
-        tiles = tiles_for(count, args.bits, PACKED if args.bits else ONE, model.config.hidden_size)._replace(**changes)
-        made[variant] = Decoder(model, rows, cache, count, tiles, record)
+        single = count == 1 and suits(model) and changes.pop("single", 1)
+        tiles = TILES[args.bits] if single else tiles_for(count, args.bits, few, model.config.hidden_size)
+        made[variant] = (Single if single else Decoder)(model, rows, cache, count, tiles._replace(**changes), record)
         made[variant].early = made[variant].early if early is None else bool(early)
 
     def compiled(variant: str) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from babyllama.data.streams.batches import Batch
-from babyllama.infer import fused
+from babyllama.infer import decoding, fused
 from babyllama.infer.choosing import choose
 from babyllama.infer.request import Request
 from babyllama.infer.rows import Rows
@@ -96,7 +96,7 @@ def beside(shape: ModelConfig, count: int, samplings: list[Sampling], steps: int
         rows.place([row], [(request, [], 1000)])
         rows.token[row] = tokens[row, length - 1]
     rows.live.fill_(count)
-    decoder, uses = fused.Decoder(model, rows, caches[0], count), used_by(samplings)
+    decoder, uses = decoding.Decoder(model, rows, caches[0], count), used_by(samplings)
     for _ in range(steps):
         token, position, counter = rows.token.clone(), rows.position.clone(), rows.counter.clone()
         chosen = decoder.launch(1, uses.drawn)[0]
@@ -122,22 +122,22 @@ CUTS = [Sampling(temperature=0.8), Sampling(temperature=1.3, top_k=5), Sampling(
 def dense() -> None:
     for count in (1, 3, 17):
         beside(config(), count, [GREEDY])
-    fused.WIDE = range(64, 65)
+    decoding.WIDE = range(64, 65)
     assert beside(config(), 1, [GREEDY]).plan.widen == 8
-    fused.LOOKED_AT, fused.PROGRAMS = 4, 24  # two shares of 24 slots, of which a program holds four
+    decoding.LOOKED_AT, decoding.PROGRAMS = 4, 24  # two shares of 24 slots, of which a program holds four
     assert beside(config(num_key_value_heads=4), 3, [GREEDY]).splits == 2
 
 
 @torch.inference_mode()
-def drawn_beside(logits: torch.Tensor, samplings: list[Sampling], tiles: fused.Tiles) -> None:
+def drawn_beside(logits: torch.Tensor, samplings: list[Sampling], tiles: decoding.Tiles) -> None:
     """A drawn token of each row beside `choose`."""
     B, V = logits.shape
     rows, shape = Rows(V, B, CPU), config(vocab_size=V, hidden_size=16, num_hidden_layers=1)
     for row in range(B):
         rows.place([row], [(Request([1, 2], samplings[row % len(samplings)], seed=row), [], 1000)])
     rows.live.fill_(B)
-    decoder = fused.Decoder(MODELS.setdefault(V, sharp(shape).half()), rows, KVCache(shape, B, 8, CPU, torch.float16),
-                            B, tiles)  # fmt: skip
+    cache = KVCache(shape, B, 8, CPU, torch.float16)
+    decoder = decoding.Decoder(MODELS.setdefault(V, sharp(shape).half()), rows, cache, B, tiles)
     blocks = nn.functional.pad(logits, (0, -V % tiles.predict), value=-torch.inf).unflatten(1, (-1, tiles.predict))
     best, place = blocks.max(-1)
     cold = 1 / rows.rules[:, 0].where(rows.rules[:, 0] > 0, 1)
@@ -176,15 +176,15 @@ def draws() -> None:
     """Flat, steep and peaked rows, equal logits, logits that are not finite; every cut, every way to draw."""
     draw = torch.Generator().manual_seed(3)
     for V, candidates, width in ((300, 256, 0.5), (300, 4, 2.0), (700, 256, 6.0), (64, 256, 2.0)):
-        fused.CANDIDATES = candidates
+        decoding.CANDIDATES = candidates
         logits = torch.randn(len(CUTS), V, generator=draw) * width
         logits[1] = logits[1].round()
         logits[3, ::7] = logits[3].max()
         logits[4, 5] = 60.0
-        drawn_beside(logits, CUTS, fused.TILES[0 if V == 300 else 2])
+        drawn_beside(logits, CUTS, decoding.TILES[0 if V == 300 else 2])
     logits = torch.randn(3, 70, generator=draw)
     logits[0, 3], logits[1, 4], logits[2] = torch.nan, torch.inf, -torch.inf
-    drawn_beside(logits, CUTS[:3], fused.TILES[0])
+    drawn_beside(logits, CUTS[:3], decoding.TILES[0])
     chosen_beside((torch.randn(len(CUTS), 200, generator=draw) * 3).half(), CUTS)
 
 
@@ -199,12 +199,12 @@ def packed() -> None:
         (4, 16, True, True, 5, 1 << 28, odd),
         (8, None, True, False, 40, 1 << 28, odd),
     ):
-        fused.LAID, fused.WIDE = laid, range(32, 33)  # a hidden size of 24 is not wide
+        decoding.LAID, decoding.WIDE = laid, range(32, 33)  # a hidden size of 24 is not wide
         shape = config(**{"tie_word_embeddings": head, "hidden_size": 32, "intermediate_size": 56, **sizes},
                        num_hidden_layers=1)  # fmt: skip
         made = packed_twins(shape, bits, group, head, ordered)
         decoder = beside(shape, count, [GREEDY], steps=2, made=made)
-        assert decoder.few == (count <= fused.PACKED) and decoder.lays == (decoder.few and laid > 0)
+        assert decoder.few == (count <= decoding.PACKED) and decoder.lays == (decoder.few and laid > 0)
 
 
 def reading() -> None:
@@ -229,7 +229,7 @@ def read_beside(shape: ModelConfig, made: tuple[Transformer, Transformer]) -> No
     fed = [(token, start + n, row) for piece, start, row in zip(pieces, starts, rows, strict=True)
            for n, token in enumerate(piece)]  # fmt: skip
     columns = torch.tensor(fed + fed[-1:] * 6).T.contiguous().unbind()
-    decoder = fused.Decoder(model, Rows(V, 4, CPU), caches[0], 16, fused.tiles_for(16), fed=columns)
+    decoder = decoding.Decoder(model, Rows(V, 4, CPU), caches[0], 16, decoding.tiles_for(16), fed=columns)
     found = decoder.read(torch.tensor([2, 8, 9]))
     for number, (piece, start, row) in enumerate(zip(pieces, starts, rows, strict=True)):
         end = start + len(piece)

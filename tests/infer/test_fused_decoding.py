@@ -6,7 +6,7 @@ from closeness import differ_by_rounding
 from torch import nn
 
 from babyllama.data.streams.batches import Batch
-from babyllama.infer import fused, together
+from babyllama.infer import decoding, together
 from babyllama.infer.choosing import choose
 from babyllama.infer.engine import Engine
 from babyllama.infer.fused import FusedStep, suits
@@ -40,7 +40,8 @@ def twins(shape: ModelConfig, dtype=torch.bfloat16):
 
 
 @torch.inference_mode()
-def steps_beside(shape, count, samplings, *, steps=6, tiles=None, dtype=torch.bfloat16, live=None, made=None):
+def steps_beside(shape, count, samplings, *, steps=6, tiles=None, dtype=torch.bfloat16, live=None, made=None,
+                 decoder_of=decoding.Decoder, near=2e-2):  # fmt: skip
     """Each step's logits against float32's after the same tokens, each token against `choose` of the same logits."""
     model, exact = made or twins(shape, dtype)
     V, slots = shape.vocab_size - 3, 48
@@ -57,7 +58,7 @@ def steps_beside(shape, count, samplings, *, steps=6, tiles=None, dtype=torch.bf
         rows.place([row], [(request, [], 1000)])
         rows.token[row] = tokens[row, length - 1]
     rows.live.fill_(count if live is None else live)
-    decoder = fused.Decoder(model, rows, caches[0], count, tiles)
+    decoder = decoder_of(model, rows, caches[0], count, tiles)
     uses, worst = used_by(samplings), 0.0
     for _ in range(steps):
         token, position, counter = rows.token.clone(), rows.position.clone(), rows.counter.clone()
@@ -72,7 +73,7 @@ def steps_beside(shape, count, samplings, *, steps=6, tiles=None, dtype=torch.bf
         moving = torch.arange(count, device="cuda") < rows.live
         assert torch.equal(rows.position, position + moving) and torch.equal(rows.counter, counter + moving)
         assert torch.equal(rows.token, torch.where(moving, chosen, token))
-    assert worst < 2e-2
+    assert worst < near
     return decoder
 
 
@@ -93,7 +94,7 @@ def test_sizes_that_are_no_powers_of_two(sizes, count):
 
 @pytest.mark.parametrize("bits", [0, 4, 8])
 def test_wide_models_have_larger_programs(monkeypatch, bits):
-    monkeypatch.setattr(fused, "WIDE", range(64, 65))
+    monkeypatch.setattr(decoding, "WIDE", range(64, 65))
     shape = config()
     made = packed_twins(shape, bits, 32, True, False) if bits else None
     assert steps_beside(shape, 1, [Sampling(temperature=0)], made=made).plan.widen == 8
@@ -102,8 +103,8 @@ def test_wide_models_have_larger_programs(monkeypatch, bits):
 @pytest.mark.parametrize("kv_heads", [4, 1])
 @pytest.mark.parametrize("splits", [1, 2])
 def test_one_row_looks_at_more_slots_than_it_holds_before_it_waits(monkeypatch, kv_heads, splits):
-    monkeypatch.setattr(fused, "LOOKED_AT", 16)
-    monkeypatch.setattr(fused, "PROGRAMS", 4 * splits)
+    monkeypatch.setattr(decoding, "LOOKED_AT", 16)
+    monkeypatch.setattr(decoding, "PROGRAMS", 4 * splits)
     assert steps_beside(config(kv_heads), 1, [Sampling(temperature=0)], steps=40).splits == splits
 
 
@@ -115,7 +116,7 @@ def test_steps_of_one_graph_see_what_earlier_ones_left(sampling):
     model, rows = twins(shape)[0], Rows(shape.vocab_size, 1, torch.device("cuda"))
     cache = KVCache(shape, 1, 128, "cuda", torch.bfloat16)
     rows.live.fill_(1)
-    decoder, found = fused.Decoder(model, rows, cache, 1), list[torch.Tensor]()
+    decoder, found = decoding.Decoder(model, rows, cache, 1), list[torch.Tensor]()
     for steps in (1, 1, *[16] * 12):
         rows.place([0], [(Request([1, 2], sampling, seed=3), [], 1000)])
         rows.token.fill_(2)
@@ -134,7 +135,7 @@ CUTS = [Sampling(temperature=0.8), Sampling(temperature=1.3, top_k=5), Sampling(
 @pytest.mark.parametrize("candidates", [2048, 4])
 def test_draws_of_every_kind_in_one_batch(monkeypatch, candidates, count):
     """With 4 candidates most rows take the way of those that have too many to be sorted."""
-    monkeypatch.setattr(fused, "CANDIDATES", candidates)
+    monkeypatch.setattr(decoding, "CANDIDATES", candidates)
     for samplings in (CUTS, *([cut] for cut in CUTS)) if count == 8 else (CUTS,):
         steps_beside(config(vocab_size=1503), count, samplings)
 

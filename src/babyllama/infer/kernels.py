@@ -50,7 +50,7 @@ def _matrix(w, groups, rows, block, n, k: tl.constexpr, TILE: tl.constexpr, BITS
     """Rows `rows` (R,) of a matrix (n, k), zero beyond it, before the kernel waits: (R, TILE) float32.
 
     Packed, a word holds 32 / BITS codes of one output: words (k · BITS / 32, n) int32, groups (k / GROUP, n) int32 of
-    scale and zero; or LAID, these rows' alone, number `block` of them, side by side, as `fused.lay_out` has it.
+    scale and zero; or LAID, these rows' alone, number `block` of them, side by side, as `decoding.lay_out` has it.
     (code − zero) · scale is one multiply-add of what `_code` makes of a code.
     """
     if BITS == 0:
@@ -622,7 +622,8 @@ def predict(x, y, squares, norm, w, zeros, scales, groups, order, rules, logits,
 def _angles(position, frequencies, scale, HALF: tl.constexpr, PAIRS: tl.constexpr, EARLY: tl.constexpr):
     """cos and sin of a place, (PAIRS,) each."""
     pairs = tl.arange(0, PAIRS)
-    angle = position.to(tl.float32) * tl.load(frequencies + pairs, mask=pairs < HALF, other=0.0)
+    # Rounded here: as a part of what the cosine begins with, another kernel would round it otherwise.
+    angle = _now(position.to(tl.float32) * tl.load(frequencies + pairs, mask=pairs < HALF, other=0.0), EARLY)
     return _now(tl.cos(angle) * scale, EARLY), _now(tl.sin(angle) * scale, EARLY)
 
 
@@ -670,7 +671,7 @@ def begin(tokens, positions, embedding, zeros, scales, order, V, x, norm, y, squ
     _start(EARLY)
     _wait(EARLY)
     row = tl.program_id(0)
-    c, s = _angles(tl.load(positions + row), frequencies, scale, HALF, PAIRS, False)
+    c, s = _angles(tl.load(positions + row), frequencies, scale, HALF, PAIRS, EARLY)
     _turn(c, s, row, cos, sin, HALF, PAIRS)
     _enter(tl.load(tokens + row), row, embedding, zeros, scales, order, V, x, norm, y, squares, C, TILE, PARTS, BITS,
            GROUP, ORDERED)  # fmt: skip

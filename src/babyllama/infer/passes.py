@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from babyllama.infer.fused import Decoder, suits, tiles_for
+from babyllama.infer.decoding import Decoder, tiles_for
+from babyllama.infer.fused import suits
 from babyllama.infer.rows import Rows
 from babyllama.infer.step import SLOTS, Recorder, any_shape, power
 from babyllama.model.cache import KVCache

@@ -1,0 +1,814 @@
+# ruff: noqa: RUF005, for Triton takes no stars in tuples
+"""Triton kernels of one row alone: five a layer and the head. Their twins in kernels.py say what they compute.
+
+A step of one row waits for instructions and for memory's answers, not for bytes: what a kernel does after its wait
+counts. So before it the weights lie in registers as tensor cores take them, eight outputs a tile; after it all inputs
+are loaded at once, and one instruction multiplies eight weights a thread. They are in Gluon, Triton's own language in
+which a program says what each thread holds; the shapes of this file (W warps, g = lane // 4, t = lane % 4):
+
+- A matrix' inputs are shared out by PIECES, pairs (first input, S): each warp has S inputs in a row of each.
+- A tile is 8 outputs times a warp's S inputs; lane 4·g + t has output g, and of each 32 inputs 8·t to 8·t + 7.
+- Tensor cores multiply 16 rows by 8 columns. Both rows of an output, g and 8 + g, have half of its inputs, and the even
+  and odd columns the halves of the one vector; what else they compute is not used.
+
+In one file although it is long: kernels and layouts stand for each other. Imported only where there is a GPU.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+# Codes m and m + 4 of a word, for m = 0 to 3, which `single.in_tiles` makes neighbours: zero − code as exact halves,
+# for bits behind a power of two are a whole number. In one piece, since a compiler takes the halves apart.
+_FOUR = """{{
+    .reg .b32 w<4>, minus;
+    mov.b32 minus, {minus};
+    shr.u32 w1, $4, 4;
+    shr.u32 w2, $4, 8;
+    shr.u32 w3, $4, 12;
+    lop3.b32 w0, $4, 0x000F000F, {magic}, 0xEA;
+    lop3.b32 w1, w1, 0x000F000F, {magic}, 0xEA;
+    lop3.b32 w2, w2, 0x000F000F, {magic}, 0xEA;
+    lop3.b32 w3, w3, 0x000F000F, {magic}, 0xEA;
+    fma.rn.{kind}x2 $0, w0, minus, $5;
+    fma.rn.{kind}x2 $1, w1, minus, $5;
+    fma.rn.{kind}x2 $2, w2, minus, $5;
+    fma.rn.{kind}x2 $3, w3, minus, $5;
+}}"""
+FOUR = gl.constexpr({gl.bfloat16: _FOUR.format(kind="bf16", minus="0xBF80BF80", magic="0x43004300"),
+                     gl.float16: _FOUR.format(kind="f16", minus="0xBC00BC00", magic="0x64006400")})  # fmt: skip
+# The same of the four codes of a word of 8 bits, by float32: 2^23 + zero − (2^23 + code).
+_EIGHT = """{{
+    .reg .b32 w<4>, two;
+    .reg .f32 f<4>;
+    mov.b32 two, 0x4B000000;
+    prmt.b32 w0, $2, two, 0x7650;
+    prmt.b32 w1, $2, two, 0x7651;
+    prmt.b32 w2, $2, two, 0x7652;
+    prmt.b32 w3, $2, two, 0x7653;
+    mov.b32 f0, w0;
+    mov.b32 f1, w1;
+    mov.b32 f2, w2;
+    mov.b32 f3, w3;
+    sub.f32 f0, $3, f0;
+    sub.f32 f1, $3, f1;
+    sub.f32 f2, $3, f2;
+    sub.f32 f3, $3, f3;
+    cvt.rn.{kind}x2.f32 $0, f1, f0;
+    cvt.rn.{kind}x2.f32 $1, f3, f2;
+}}"""
+EIGHT = gl.constexpr({gl.bfloat16: _EIGHT.format(kind="bf16"), gl.float16: _EIGHT.format(kind="f16")})
+
+
+# ── layouts ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@gluon.constexpr_function
+def _along(rank, axis, *powers):
+    """Of a layout over so many axes: how each bit of a register's, lane's or warp's number moves along one of them."""
+    return [[power if axis == other else 0 for other in range(rank)] for power in powers]
+
+
+@gluon.constexpr_function
+def _powers(n):
+    return [1 << bit for bit in range(n.bit_length() - 1)]
+
+
+@gluon.constexpr_function
+def _nothing(rank, W):
+    """All warps alike."""
+    return [[0] * rank] * len(_powers(W))
+
+
+@gluon.constexpr_function
+def _cores(W):
+    """What the tensor cores leave, (W, 16, 8)."""
+    return gl.NVMMADistributedLayout([2, 0], [W, 1, 1], [1, 16, 8])
+
+
+@gluon.constexpr_function
+def _rows(W, n, D):
+    """(W, n rows, D numbers), of which a thread has eight side by side: a tile, or vectors of a head."""
+    return gl.DistributedLinearLayout(_along(3, 2, 1, 2, 4, *_powers(D)[5:]) + _along(3, 1, *_powers(n)[3:]),
+                                      _along(3, 2, 8, 16) + _along(3, 1, 1, 2, 4), _along(3, 0, *_powers(W)), [],
+                                      [W, n, D])  # fmt: skip
+
+
+@gluon.constexpr_function
+def _columns(W, S, ordered):
+    """(W, 4, S inputs): pairs of columns, which are alike. Of each eight inputs the even column has the pairs 0 and 2,
+    the odd one 1 and 3. Ordered: they lie as `_place` says, what a thread takes side by side."""
+    if ordered:
+        own, lanes = _powers(S // 8), [S // 4, S // 2, S // 8]
+    else:
+        own, lanes = [1, 4, *_powers(S)[5:]], [8, 16, 2]
+    return gl.DistributedLinearLayout(_along(3, 2, *own), _along(3, 2, *lanes) + _along(3, 1, 1, 2),
+                                      _along(3, 0, *_powers(W)), [], [W, 4, S])  # fmt: skip
+
+
+@gluon.constexpr_function
+def _in_a_row(W, S):
+    """(W · S,): what a thread has of them by `_columns`, not ordered."""
+    return gl.DistributedLinearLayout(_along(1, 0, 1, 4, *_powers(S)[5:]), _along(1, 0, 8, 16, 2, 0, 0),
+                                      _along(1, 0, *[S * power for power in _powers(W)]), [], [W * S])  # fmt: skip
+
+
+@gluon.constexpr_function
+def _products(W):
+    """(W, 8 outputs, 4 times the same)."""
+    return gl.DistributedLinearLayout([], _along(3, 2, 1, 2) + _along(3, 1, 1, 2, 4), _along(3, 0, *_powers(W)), [],
+                                      [W, 8, 4])  # fmt: skip
+
+
+@gluon.constexpr_function
+def _sums(tiles, W, own):
+    """(tiles, W, 8, 1): what all warps found of an output is one thread's, own: the same output of all tiles is. Every
+    warp has all of it."""
+    number, output = _along(4, 0, *_powers(tiles)), _along(4, 2, 1, 2, 4)
+    lanes = output if own else output + number
+    lanes, more = (lanes + [[0] * 4] * 2)[:5], number if own else lanes[5:]
+    return gl.DistributedLinearLayout(_along(4, 1, *_powers(W)) + more, lanes, _nothing(4, W), [], [tiles, W, 8, 1])
+
+
+@gluon.constexpr_function
+def _spread(n, W):
+    """(n,) over the lanes, every warp alike: outputs as `_sums` leaves them."""
+    lanes = (_along(1, 0, *_powers(n)) + [[0]] * 5)[:5]
+    return gl.DistributedLinearLayout(_along(1, 0, *_powers(n)[5:]), lanes, _nothing(1, W), [], [n])
+
+
+@gluon.constexpr_function
+def _in_memory(W, n, side):
+    """(W, n / side, 32 lanes, side): n packed words of a lane, so many side by side."""
+    return gl.DistributedLinearLayout(_along(4, 3, *_powers(side)) + _along(4, 1, *_powers(n // side)),
+                                      _along(4, 2, 1, 2, 4, 8, 16), _along(4, 0, *_powers(W)), [],
+                                      [W, n // side, 32, side])  # fmt: skip
+
+
+@gluon.constexpr_function
+def _in_words(W, I, T):
+    """(W, I times 32 inputs, T words of 8 codes, g, t) of a packed tile."""
+    return gl.DistributedLinearLayout(_along(5, 2, *_powers(T)) + _along(5, 1, *_powers(I)),
+                                      _along(5, 4, 1, 2) + _along(5, 3, 1, 2, 4), _along(5, 0, *_powers(W)), [],
+                                      [W, I, T, 8, 4])  # fmt: skip
+
+
+@gluon.constexpr_function
+def _shares(splits, heads, D, W):
+    """(splits, heads, D): a thread has some numbers of a head side by side, of all splits."""
+    bits = _along(3, 2, *_powers(D)) + _along(3, 1, *_powers(heads))
+    each = max(0, len(bits) - 5 - len(_powers(W)))
+    bits = bits + [[0] * 3] * (each + 5 + len(_powers(W)) - len(bits))
+    return gl.DistributedLinearLayout(bits[:each] + _along(3, 0, *_powers(splits)), bits[each : each + 5],
+                                      bits[each + 5 :], [], [splits, heads, D])  # fmt: skip
+
+
+@gluon.constexpr_function
+def _scored(W, n):
+    """(W, 8 rows, n) of what tensor cores leave: lane 4·g + t has 2·t and 2·t + 1 of each eight of row g."""
+    return gl.DistributedLinearLayout(_along(3, 2, 1, *_powers(n)[3:]), _along(3, 2, 2, 4) + _along(3, 1, 1, 2, 4),
+                                      _along(3, 0, *_powers(W)), [], [W, 8, n])  # fmt: skip
+
+
+@gluon.constexpr_function
+def _gathered(W, D, *between):
+    """(W, D), or with an axis of one between them: what all warps found of a number is one thread's."""
+    rank, room = 2 + len(between), 5 + len(_powers(W))
+    bits = _along(rank, rank - 1, *_powers(D))
+    own, bits = bits[room:], (bits + [[0] * rank] * room)[:room]
+    return gl.DistributedLinearLayout(own + _along(rank, 0, *_powers(W)), bits[:5], bits[5:], [], [W, *between, D])
+
+
+@gluon.constexpr_function
+def _told(W):
+    """(W, 1): every thread has all."""
+    return gl.DistributedLinearLayout(_along(2, 0, *_powers(W)), [[0, 0]] * 5, _nothing(2, W), [], [W, 1])
+
+
+@gluon.constexpr_function
+def _flat(rank):
+    """Shared memory in the order of the axes."""
+    return gl.SwizzledSharedLayout(1, 1, 1, list(reversed(range(rank))))
+
+
+# ── waiting ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@gluon.jit
+def _start(EARLY: gl.constexpr):
+    """Let the next kernel start, as in kernels.py."""
+    if EARLY:
+        gl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", [], gl.int32, False, 1)
+
+
+@gluon.jit
+def _wait(B, EARLY: gl.constexpr):
+    """Wait for all before this kernel. B is 1, which the compiler must not know: over a loop it moves little."""
+    if EARLY:
+        for _ in range(B):
+            gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], gl.int32, False, 1)
+
+
+@gluon.jit
+def _wait_with(tiles, B, BITS: gl.constexpr, EARLY: gl.constexpr):
+    """`_wait` with tiles in registers. Those of 8 bits the compiler would unpack afterwards; so the loop turns their
+    signs, with which they come."""
+    if BITS != 8:
+        _wait(B, EARLY)
+        return tiles
+    else:
+        for _ in range(B):
+            tiles = _negated(tiles)
+            if EARLY:
+                gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], gl.int32, False, 1)
+        return tiles
+
+
+@gluon.jit
+def _negated(tiles):
+    found = ()
+    for number in gl.static_range(len(tiles)):
+        found = found + (_minus(tiles[number]),)
+    return found
+
+
+@gluon.jit
+def _minus(tile):
+    return gl.inline_asm_elementwise("xor.b32 $0, $1, 0x80008000;", "=r,r", [tile], tile.dtype, False, 2)
+
+
+@gluon.jit
+def _halves(tiles):
+    first, second = (), ()
+    for number in gl.static_range(len(tiles) // 2):
+        first, second = first + (tiles[number],), second + (tiles[len(tiles) // 2 + number],)
+    return first, second
+
+
+@gluon.jit
+def _loaded(B, EARLY: gl.constexpr):
+    """Between loads, through `_now`, and their use: the compiler would begin some only when others have come."""
+    if EARLY:
+        for _ in range(B):
+            gl.inline_asm_elementwise('.pragma "nounroll"; griddepcontrol.wait; // $0', "=r", [], gl.int32, False, 1)
+
+
+@gluon.jit
+def _now(found):
+    """The same, here and not when it is needed."""
+    if found.dtype.primitive_bitwidth == 16:
+        return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [found], found.dtype, False, 2)
+    else:
+        return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [found], found.dtype, False, 1)
+
+
+# ── weights ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@gluon.jit
+def _dense(w, row, last, start: gl.constexpr, k: gl.constexpr, W: gl.constexpr, S: gl.constexpr):
+    """Rows from `row` to `last` of a matrix (n, k), beyond it the last again, as the tensor cores' left side."""
+    layout: gl.constexpr = _rows(W, 8, S)
+    warp = gl.arange(0, W, gl.SliceLayout(1, gl.SliceLayout(2, layout)))[:, None, None]
+    inputs = start + warp * S + gl.arange(0, S, gl.SliceLayout(0, gl.SliceLayout(1, layout)))[None, None, :]
+    rows = gl.minimum(row + gl.arange(0, 8, gl.SliceLayout(0, gl.SliceLayout(2, layout))), last)[None, :, None]
+    if start + W * S > k:
+        tile = gl.load(w + rows * k + inputs, mask=(inputs < k) & (rows >= 0), other=0.0)
+    else:
+        tile = gl.load(w + rows * k + inputs)
+    tile = gl.reshape(tile, [W, 8, S // 32, 4, 2, 2, 2])  # g, i, t, b, c, l
+    tile = gl.reshape(gl.permute(tile, [0, 5, 1, 2, 4, 3, 6]), [W, 16, S // 2])  # row 8·c + g
+    return gl.convert_layout(tile, gl.DotOperandLayout(0, _cores(W), 2), assert_trivial=True)
+
+
+@gluon.constexpr_function
+def _end(pieces, W):
+    """Behind the last input."""
+    return pieces[-1][0] + W * pieces[-1][1]
+
+
+@gluon.jit
+def _stored(w, both, block, PIECES: gl.constexpr, piece: gl.constexpr, W: gl.constexpr, BITS: gl.constexpr):
+    """A piece of block `block` as `single.in_tiles` left it: words by `_in_words`, scale and zero of a group (W, 8)."""
+    S: gl.constexpr = PIECES[piece][1]
+    T: gl.constexpr = BITS // 4
+    n: gl.constexpr = S // 32 * T
+    side: gl.constexpr = 4 if n >= 4 else n
+    of: gl.constexpr = _in_memory(W, n, side)
+    warp = gl.arange(0, W, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, of))))[:, None, None, None]
+    number = gl.arange(0, n // side, gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, of))))[None, :, None, None]
+    lane = gl.arange(0, 32, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, of))))[None, None, :, None]
+    beside = gl.arange(0, side, gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, of))))[None, None, None, :]
+    first = w + block * (_end(PIECES, W) * BITS // 4) + PIECES[piece][0] * BITS // 4
+    words = gl.load(first + warp * (n * 32) + number * (32 * side) + lane * side + beside)
+    words = gl.permute(gl.reshape(words, [W, n // side, 8, 4, side]), [0, 1, 4, 2, 3])
+    words = gl.convert_layout(gl.reshape(words, [W, S // 32, T, 8, 4]), _in_words(W, S // 32, T), assert_trivial=True)
+    group: gl.constexpr = gl.SliceLayout(2, _products(W))
+    warp, output = gl.arange(0, W, gl.SliceLayout(1, group)), gl.arange(0, 8, gl.SliceLayout(0, group))
+    both += (block * len(PIECES) + piece) * (W * 8)
+    return words, gl.load(both + warp[:, None] * 8 + output[None, :])
+
+
+@gluon.jit
+def _unpacked(words, groups, BITS: gl.constexpr, KIND: gl.constexpr):
+    """Zeros less codes, exactly, as the tensor cores' left side."""
+    W: gl.constexpr = words.shape[0]
+    I: gl.constexpr = words.shape[1]
+    of: gl.constexpr = _in_words(W, I, BITS // 4)
+    zero = (groups >> 16).to(gl.int16).to(gl.float16, bitcast=True).to(gl.float32)
+    if BITS == 8:
+        zero += 8388608.0
+    else:
+        base: gl.constexpr = 128.0 if gl.bfloat16 == KIND else 1024.0
+        bits = (base + zero).to(KIND).to(gl.int16, bitcast=True).to(gl.int32) & 0xFFFF
+        zero = (bits << 16) | bits
+    zero = gl.convert_layout(zero, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(4, of))), assert_trivial=True)
+    words, zero = gl.broadcast(words, zero[:, None, :][:, :, None, :][:, :, :, :, None])
+    if BITS == 4:
+        a, b, c, d = gl.inline_asm_elementwise(FOUR[KIND], "=r,=r,=r,=r,r,r", [words, zero], (gl.int32,) * 4, False, 1)
+        pairs = gl.permute(gl.join(gl.join(a, b), gl.join(c, d)), [0, 1, 6, 3, 4, 5, 2])  # W, i, b, g, t, c, 1
+        pairs = gl.reshape(pairs, [W, I, 2, 8, 4, 2])
+    else:
+        a, b = gl.inline_asm_elementwise(EIGHT[KIND], "=r,=r,r,f", [words, zero], (gl.int32,) * 2, False, 1)
+        pairs = gl.join(a, b)
+    low = pairs.to(gl.int16).to(KIND, bitcast=True)
+    high = (pairs >> 16).to(gl.int16).to(KIND, bitcast=True)
+    tile = gl.permute(gl.join(low, high), [0, 5, 3, 1, 2, 4, 6])  # W, c, g, i, b, t, l
+    tile = gl.reshape(tile, [W, 16, 16 * I])
+    return gl.convert_layout(tile, gl.DotOperandLayout(0, _cores(W), 2), assert_trivial=True)
+
+
+@gluon.jit
+def _scale(groups):
+    """(W, 8, 1)"""
+    return groups.to(gl.int16).to(gl.float16, bitcast=True).to(gl.float32)[:, :, None]
+
+
+@gluon.jit
+def _held(w, both, row, block, k: gl.constexpr, PIECES: gl.constexpr, W: gl.constexpr, BITS: gl.constexpr,
+          KIND: gl.constexpr):  # fmt: skip
+    """Eight outputs, of a dense matrix from `row` on, of a packed one block `block`: a tile a piece, and their scales.
+
+    What follows is `_wait_with`.
+    """
+    tiles, scales = (), ()
+    for piece in gl.static_range(len(PIECES)):
+        if BITS == 0:
+            tiles = tiles + (_dense(w, row, row + 7, PIECES[piece][0], k, W, PIECES[piece][1]),)
+            scales = scales + (1.0,)
+        else:
+            words, groups = _stored(w, both, block, PIECES, piece, W, BITS)
+            tiles = tiles + (_unpacked(words, groups, BITS, KIND),)
+            scales = scales + (_scale(groups) * (1 if BITS == 8 else -1),)
+    return tiles, scales
+
+
+# ── inputs and products ────────────────────────────────────────────────────────────────────────────────────────────
+@gluon.jit
+def _right(values, ORDERED: gl.constexpr):
+    """Values (W, S) of the same inputs as the tensor cores' right side."""
+    W: gl.constexpr = values.shape[0]
+    S: gl.constexpr = values.shape[1]
+    values, _ = gl.broadcast(values[:, None, :], gl.zeros([W, 4, S], values.dtype, _columns(W, S, ORDERED)))
+    if ORDERED:
+        values = gl.reshape(values, [W, 4, 4, 2, S // 32, 2, 2])  # m, t, c, i, b, l
+        values = gl.permute(values, [0, 4, 5, 2, 6, 1, 3])
+    else:
+        values = gl.reshape(values, [W, 4, S // 32, 4, 2, 2, 2])  # m, i, t, b, c, l
+        values = gl.permute(values, [0, 2, 4, 3, 6, 1, 5])
+    values = gl.reshape(values, [W, S // 2, 8])  # column 2·m + c
+    return gl.convert_layout(values, gl.DotOperandLayout(1, _cores(W), 2), assert_trivial=True)
+
+
+@gluon.jit
+def _inputs(y, k: gl.constexpr, PIECES: gl.constexpr, W: gl.constexpr, ORDERED: gl.constexpr):
+    """What the tiles are multiplied by, of y (k,). ORDERED: y lies as `_place` says, zeros where k ends."""
+    found = ()
+    for piece in gl.static_range(len(PIECES)):
+        found = found + (_right(_piece(y, PIECES[piece][0], k, W, PIECES[piece][1], ORDERED), ORDERED),)
+    return found
+
+
+@gluon.jit
+def _piece(y, start: gl.constexpr, k: gl.constexpr, W: gl.constexpr, S: gl.constexpr, ORDERED: gl.constexpr):
+    """Each warp's S values from `start` on, (W, S)."""
+    of: gl.constexpr = gl.SliceLayout(1, _columns(W, S, ORDERED))
+    at = start + gl.arange(0, W, gl.SliceLayout(1, of))[:, None] * S + gl.arange(0, S, gl.SliceLayout(0, of))[None, :]
+    if start + W * S > k and not ORDERED:
+        return _now(gl.load(y + at, mask=at < k, other=0.0))
+    return _now(gl.load(y + at))
+
+
+@gluon.jit
+def _inputs_of(room, PIECES: gl.constexpr, W: gl.constexpr):
+    """The same of values in shared memory, in their order."""
+    found = ()
+    for piece in gl.static_range(len(PIECES)):
+        found = found + (_right(_piece_of(room, PIECES[piece][0], W, PIECES[piece][1]), False),)
+    return found
+
+
+@gluon.jit
+def _piece_of(room, start: gl.constexpr, W: gl.constexpr, S: gl.constexpr):
+    found = gl.reshape(room.slice(start, W * S).load(_in_a_row(W, S)), [W, S])
+    return gl.convert_layout(found, gl.SliceLayout(1, _columns(W, S, False)), assert_trivial=True)
+
+
+@gluon.jit
+def _place(block, PIECES: gl.constexpr, W: gl.constexpr):
+    """Where numbers 8 · block to 8 · block + 7 lie for who reads them by PIECES, (8,): of a warp's numbers those at
+    i, t, b, c, l (as bits) lie at t, c, i, b, l."""
+    start, size = block * 0, block * 0 + 32
+    for piece in gl.static_range(len(PIECES)):
+        start = gl.where(block * 8 >= PIECES[piece][0], PIECES[piece][0], start)
+        size = gl.where(block * 8 >= PIECES[piece][0], PIECES[piece][1], size)
+    of_warp = (block * 8 - start) % size
+    first = block * 8 - of_warp + of_warp // 8 % 4 * (size // 4) + of_warp // 32 * 4
+    number = gl.arange(0, 8, _spread(8, W))
+    return _now(first + number // 2 % 2 * (size // 8) + number // 4 * 2 + number % 2)
+
+
+@gluon.jit
+def _multiplied(tiles, scales, values, PIECES: gl.constexpr, W: gl.constexpr, BITS: gl.constexpr):
+    """The tiles times their inputs: each warp's part of eight sums, (W, 8, 4), four times the same."""
+    total = gl.zeros([W, 8, 4], gl.float32, _products(W))
+    for piece in gl.static_range(len(PIECES)):
+        found = mma_v2(tiles[piece], values[piece], gl.zeros([W, 16, 8], gl.float32, _cores(W)))
+        found = gl.permute(gl.reshape(found, [W, 2, 8, 4, 2]), [0, 2, 3, 1, 4])  # W, g, m, row's half, column's half
+        even, odd = gl.split(found)
+        first, _ = gl.split(even)
+        _, second = gl.split(odd)
+        found = gl.convert_layout(first + second, _products(W), assert_trivial=True)
+        if BITS == 0:
+            total += found
+        else:
+            total += found * scales[piece]
+    return total
+
+
+@gluon.jit
+def _stacked(parts):
+    """So many as are a power of two, along new axes at the end, the last of which tells neighbours apart."""
+    if len(parts) == 1:
+        return parts[0]
+    else:
+        even, odd = (), ()
+        for number in gl.static_range(len(parts) // 2):
+            even, odd = even + (parts[2 * number],), odd + (parts[2 * number + 1],)
+        return gl.join(_stacked(even), _stacked(odd))
+
+
+@gluon.jit
+def _added(parts, OWN: gl.constexpr, W: gl.constexpr):
+    """All warps' parts of so many tiles, (W, 8, 4) each, together: (tiles, 8), by `_sums`."""
+    tiles: gl.constexpr = len(parts)
+    stacked = gl.permute(gl.reshape(_stacked(parts), [W, 8, 4, tiles]), [3, 0, 1, 2])
+    room = gl.allocate_shared_memory(gl.float32, [tiles, W, 8, 4], _flat(4), stacked)
+    return gl.reshape(gl.sum(room.slice(0, 1, 3).load(_sums(tiles, W, OWN)), 1), [tiles, 8])
+
+
+@gluon.jit
+def _eight(parts, W: gl.constexpr):
+    """Of one tile, (8,)."""
+    return gl.convert_layout(gl.reshape(_added((parts,), True, W), [8]), _spread(8, W), assert_trivial=True)
+
+
+@gluon.jit
+def _eight_of_both(first, second, W: gl.constexpr):
+    """Of two, (8,) each, of which a thread has the same output."""
+    a, b = gl.split(gl.permute(_added((first, second), True, W), [1, 0]))
+    return (gl.convert_layout(a, _spread(8, W), assert_trivial=True),
+            gl.convert_layout(b, _spread(8, W), assert_trivial=True))  # fmt: skip
+
+
+@gluon.jit
+def _squares(squares, PARTS: gl.constexpr):
+    """The parts of the row's Σ x²."""
+    return _now(gl.load(squares + gl.arange(0, PARTS, _spread(PARTS, gl.num_warps()))))
+
+
+@gluon.jit
+def _factor(squares, eps, C: gl.constexpr):
+    """1 / rms, by which sums of x times the norm's weight are multiplied: they need not wait for it."""
+    return gl.rsqrt(gl.sum(squares, 0) / C + eps)
+
+
+# ── kernels ────────────────────────────────────────────────────────────────────────────────────────────────────────
+@gluon.jit(do_not_specialize=["B"])
+def project(y, squares, wq, wk, wv, words, both, cos, sin, positions, q, keys, values, B, slots, eps, C: gl.constexpr,
+            D: gl.constexpr, H: gl.constexpr, K: gl.constexpr, PARTS: gl.constexpr, PIECES: gl.constexpr,
+            W: gl.constexpr, BITS: gl.constexpr, FIRST: gl.constexpr, EARLY: gl.constexpr):  # fmt: skip
+    """y (C,) → q, rotated; k, rotated, and v into the cache. A program has 8 pairs (i, i + D/2) of a head. The FIRST of
+    a step finds y in its order, and lets `attend` start only when all before it has ended."""
+    _start(EARLY and not FIRST)
+    half: gl.constexpr = D // 2
+    kind: gl.constexpr = y.dtype.element_ty
+    block = gl.program_id(0)
+    which, part = block // (half // 8), block % (half // 8)
+    of = gl.where(which < H, 0, gl.where(which < H + K, 1, 2))
+    head = gl.where(which < H, which, gl.where(which < H + K, which - H, which - H - K))
+    w = wq
+    if of == 1:
+        w = wk
+    if of == 2:
+        w = wv
+    if BITS != 0:
+        w = words
+    row = head * D + part * 8
+    lower, lower_scales = _held(w, both, row, 2 * block, C, PIECES, W, BITS, kind)
+    upper, upper_scales = _held(w, both, row + half, 2 * block + 1, C, PIECES, W, BITS, kind)
+    pairs = part * 8 + gl.arange(0, 8, _spread(8, W))
+    lower, upper = _halves(_wait_with(lower + upper, B, BITS, EARLY))
+    _start(EARLY and FIRST)
+    given = _inputs(y, C, PIECES, W, not FIRST)
+    slot = _now(gl.load(positions).to(gl.int32))
+    c, s = _now(gl.load(cos + pairs)), _now(gl.load(sin + pairs))
+    parts = _squares(squares, PARTS)
+    _loaded(B, EARLY)
+    if of == 2:
+        c, s = gl.full_like(c, 1.0), gl.full_like(s, 0.0)
+    factor = _factor(parts, eps, C)
+    a, b = _eight_of_both(_multiplied(lower, lower_scales, given, PIECES, W, BITS),
+                          _multiplied(upper, upper_scales, given, PIECES, W, BITS), W)  # fmt: skip
+    a, b = a * factor, b * factor
+    a, b = a * c - b * s, b * c + a * s
+    at = q + head * D + pairs
+    if of > 0:
+        cache = keys
+        if of == 2:
+            cache = values
+        at = cache + (head * slots + slot) * D + pairs
+    gl.store(at, a.to(kind))
+    gl.store(at + half, b.to(kind))
+
+
+@gluon.jit
+def _across(rows):
+    """Rows (W, n, D) with their numbers in the order in which tensor cores take them, for all that is loaded so."""
+    W: gl.constexpr = rows.shape[0]
+    n: gl.constexpr = rows.shape[1]
+    D: gl.constexpr = rows.shape[2]
+    rows = gl.reshape(rows, [W, n, D // 32, 4, 2, 2, 2])
+    return gl.reshape(gl.permute(rows, [0, 1, 2, 4, 5, 3, 6]), [W, n, D])
+
+
+@gluon.jit
+def _kept(cache, base, at, last, D: gl.constexpr, W: gl.constexpr, n: gl.constexpr):
+    """Slots `at` (W, n) of a head of the cache, (W, n, D), zero from `last` on."""
+    place = gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, _rows(W, n, D))))[None, None, :]
+    there = (at < last)[:, :, None] & (place >= 0)
+    return gl.load(cache + base + at[:, :, None] * D + place, mask=there, other=0.0, cache_modifier=".cg")
+
+
+@gluon.jit
+def _turned(room, value):
+    """Values (W, n, D) as the tensor cores' right side, by way of shared memory."""
+    room.store(value)
+    return room.load(gl.DotOperandLayout(1, _cores(value.shape[0]), 2))
+
+
+@gluon.jit
+def _product(left, right):
+    """(W, 16, k) · (W, k, n), of which all rows of the left side are alike: (W, 8, n), all rows alike."""
+    W: gl.constexpr = right.shape[0]
+    n: gl.constexpr = right.shape[2]
+    found = mma_v2(left, right, gl.zeros([W, 16, n], gl.float32, _cores(W)))
+    found, _ = gl.split(gl.permute(gl.reshape(found, [W, 2, 8, n]), [0, 2, 3, 1]))
+    return gl.convert_layout(found, _scored(W, n), assert_trivial=True)
+
+
+@gluon.jit
+def _scores(query, key):
+    """A query times keys (W, n, D): (W, 8, n)."""
+    right: gl.constexpr = gl.DotOperandLayout(1, _cores(key.shape[0]), 2)
+    return _product(query, gl.convert_layout(gl.permute(_across(key), [0, 2, 1]), right, assert_trivial=True))
+
+
+@gluon.jit
+def _seen(query, key, value, start, last, scale, D: gl.constexpr):
+    """What each warp sees of slots from `start` on that are before `last`: the largest score (W, 8), Σ of weights, and
+    values by them (W, 8, D); rows are alike. Scores are powers of two."""
+    W: gl.constexpr = key.shape[0]
+    n: gl.constexpr = key.shape[1]
+    of: gl.constexpr = _scored(W, n)
+    warp = gl.arange(0, W, gl.SliceLayout(1, gl.SliceLayout(2, of)))[:, None, None]
+    slot = gl.arange(0, n, gl.SliceLayout(0, gl.SliceLayout(1, of)))[None, None, :]
+    scores = gl.where(start + warp * n + slot < last, _scores(query, key) * scale, float("-inf"))
+    peak = gl.max(scores, 2)
+    weights = gl.exp2(scores - gl.where(peak > float("-inf"), peak, 0.0)[:, :, None])  # a warp without slots
+    kind: gl.constexpr = value.dtype
+    both = gl.permute(gl.join(weights.to(kind), gl.zeros([W, 8, n], kind, of)), [0, 3, 1, 2])
+    left = gl.convert_layout(gl.reshape(both, [W, 16, n]), gl.DotOperandLayout(0, _cores(W), 2), assert_trivial=True)
+    found = _product(left, value)
+    rows: gl.constexpr = gl.SliceLayout(2, _scored(W, D))
+    total = gl.convert_layout(gl.sum(weights, 2), rows, assert_trivial=True)
+    return gl.convert_layout(peak, rows, assert_trivial=True), total, found
+
+
+@gluon.jit
+def _told_by(room, W: gl.constexpr, D: gl.constexpr):
+    """What each warp found, (W, 8), rows alike, to every thread: (W,)."""
+    found = gl.reshape(room.slice(0, 1, 1).load(_told(W)), [W])
+    return gl.convert_layout(found, gl.SliceLayout(1, _gathered(W, D)), assert_trivial=True)
+
+
+@gluon.jit(do_not_specialize=["B"])
+def attend(q, keys, values, positions, out, peaks, sums, B, slots, scale, D: gl.constexpr, H: gl.constexpr,
+           K: gl.constexpr, STEP: gl.constexpr, SPLITS: gl.constexpr, W: gl.constexpr,
+           EARLY: gl.constexpr):  # fmt: skip
+    """One token's attention; a program has a query head and a share of the slots, and holds before it waits what
+    earlier tokens left in the first STEP of them. As `kernels.attend_few`, but peaks (SPLITS, H) are of scores by
+    powers of two."""
+    _start(EARLY)
+    n: gl.constexpr = STEP // W
+    kind: gl.constexpr = q.dtype.element_ty
+    of_slots: gl.constexpr = gl.SliceLayout(2, _rows(W, n, D))
+    of_query: gl.constexpr = gl.SliceLayout(1, _rows(W, 16, D))
+    after: gl.constexpr = _gathered(W, D)
+    head, split = gl.program_id(0), gl.program_id(1)
+    newest = gl.load(positions, cache_modifier=".cg").to(gl.int32)
+    share = (newest // (SPLITS * STEP) + 1) * STEP
+    first = split * share
+    last = gl.minimum(newest, first + share)  # without the newest
+    base = (head // (H // K)) * slots * D
+    at = first + gl.arange(0, W, gl.SliceLayout(1, of_slots))[:, None] * n
+    at += gl.arange(0, n, gl.SliceLayout(0, of_slots))[None, :]
+    key = _kept(keys, base, at, last, D, W, n)
+    room = gl.allocate_shared_memory(kind, [W, n, D], gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0]))
+    value = _turned(room, _kept(values, base, at, last, D, W, n))
+    width = gl.arange(0, D, gl.SliceLayout(0, of_query))[None, :]
+    width += gl.arange(0, W, gl.SliceLayout(1, of_query))[:, None] * 0
+    across = gl.arange(0, D, gl.SliceLayout(0, after))
+    _wait(B, EARLY)
+    query, new_key = _now(gl.load(q + head * D + width)), _now(gl.load(keys + base + newest * D + width))
+    new_value = _now(gl.load(values + base + newest * D + across).to(gl.float32))
+    _loaded(B, EARLY)
+    query, _ = gl.broadcast(query[:, None, :], gl.zeros([W, 16, D], kind, _rows(W, 16, D)))
+    query = gl.convert_layout(_across(query), gl.DotOperandLayout(0, _cores(W), 2), assert_trivial=True)
+    new_key = gl.convert_layout(new_key, gl.SliceLayout(1, _rows(W, 8, D)), assert_trivial=True)
+    new_key, _ = gl.broadcast(new_key[:, None, :], gl.zeros([W, 8, D], kind, _rows(W, 8, D)))
+    scale = scale * 1.4426950408889634
+    own = gl.max(_scores(query, new_key), 2) * scale
+    own = gl.where((newest >= first) & (newest < first + share), own, float("-inf"))
+    peak, total, found = _seen(query, key, value, first, last, scale, D)
+    for start in range(first + STEP, last, STEP):
+        key = _kept(keys, base, at + (start - first), last, D, W, n)
+        value = _turned(room, _kept(values, base, at + (start - first), last, D, W, n))
+        higher, more, other = _seen(query, key, value, start, last, scale, D)
+        top = gl.maximum(peak, higher)
+        shrink, fit = gl.exp2(peak - top), gl.exp2(higher - top)
+        total, found = total * shrink + more * fit, found * shrink[:, :, None] + other * fit[:, :, None]
+        peak = top
+    peaks_of, totals_of, owns_of, found_of = (gl.allocate_shared_memory(gl.float32, [W, 8], _flat(2)),
+                                              gl.allocate_shared_memory(gl.float32, [W, 8], _flat(2)),
+                                              gl.allocate_shared_memory(gl.float32, [W, 8], _flat(2)),
+                                              gl.allocate_shared_memory(gl.float32, [W, 8, D], _flat(3)))  # fmt: skip
+    peaks_of.store(peak)  # all is stored before something is read: one barrier
+    totals_of.store(total)
+    owns_of.store(own)
+    found_of.store(found)
+    peak, total, own = _told_by(peaks_of, W, D), _told_by(totals_of, W, D), gl.max(_told_by(owns_of, W, D), 0)
+    found = gl.reshape(found_of.slice(0, 1, 1).load(_gathered(W, D, 1)), [W, D])
+    found = gl.convert_layout(found, after, assert_trivial=True)
+    top = gl.maximum(gl.max(peak, 0), own)
+    least = gl.where(top > float("-inf"), top, 0.0)  # a share without slots
+    weight, mine = gl.exp2(peak - least), gl.exp2(own - least)
+    total = gl.sum(weight * total, 0) + mine
+    found = gl.sum(found * weight[:, None], 0) + mine * new_value
+    to = split * H + head
+    if SPLITS == 1:
+        gl.store(out + head * D + across, (found / total).to(kind))
+    else:
+        gl.store(out + to * D + across, found)
+        gl.store(peaks + to, top)
+        gl.store(sums + to, total)
+
+
+@gluon.jit
+def _left_by(parts, peaks, sums, D: gl.constexpr, H: gl.constexpr, HEADS: gl.constexpr, SPLITS: gl.constexpr):
+    """What `attend` left of its splits: peaks and sums (SPLITS, HEADS), values (SPLITS, HEADS, D), zero beyond H."""
+    layout: gl.constexpr = _shares(SPLITS, HEADS, D, gl.num_warps())
+    of: gl.constexpr = gl.SliceLayout(2, layout)
+    split = gl.arange(0, SPLITS, gl.SliceLayout(1, of))[:, None]
+    head = gl.arange(0, HEADS, gl.SliceLayout(0, of))[None, :]
+    peak = gl.load(peaks + split * H + head, mask=head < H, other=0.0)
+    total = gl.load(sums + split * H + head, mask=head < H, other=1.0)
+    split = gl.arange(0, SPLITS, gl.SliceLayout(1, gl.SliceLayout(2, layout)))[:, None, None]
+    head = gl.arange(0, HEADS, gl.SliceLayout(0, gl.SliceLayout(2, layout)))[None, :, None]
+    place = gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, layout)))[None, None, :]
+    there = (head < H) & (split >= 0) & (place >= 0)
+    found = gl.load(parts + split * (H * D) + head * D + place, mask=there, other=0.0)
+    return _now(peak), _now(total), _now(found)
+
+
+@gluon.jit
+def _joined(peak, total, found):
+    """The splits put together, (HEADS · D,)."""
+    weight = gl.exp2(peak - gl.max(peak, 0)[None, :])
+    weight = weight / gl.sum(weight * total, 0)[None, :]
+    return gl.reshape(gl.sum(found * weight[:, :, None], 0), [found.shape[1] * found.shape[2]])
+
+
+@gluon.jit(do_not_specialize=["B"])
+def add(a, peaks, sums, w, both, x, norm, y, squares, B, k: gl.constexpr, D: gl.constexpr, H: gl.constexpr,
+        HEADS: gl.constexpr, PIECES: gl.constexpr, W: gl.constexpr, NEXT: gl.constexpr,
+        SPLITS: gl.constexpr, ORDERED: gl.constexpr, BITS: gl.constexpr, EARLY: gl.constexpr):  # fmt: skip
+    """x (C,) += a (k,) · w (C, k)ᵀ, eight of them a program, of attention's splits or, ORDERED, of what `widen` left;
+    and what the next norm needs: y, x times its weight, for who reads it by NEXT, and Σ x²."""
+    _start(EARLY)
+    kind: gl.constexpr = y.dtype.element_ty
+    part = gl.program_id(0)
+    at = part * 8 + gl.arange(0, 8, _spread(8, W))
+    tiles, scales = _held(w, both, part * 8, part, k, PIECES, W, BITS, kind)
+    gain, place = _now(gl.load(norm + at).to(gl.float32)), _place(part, NEXT, W)
+    tiles = _wait_with(tiles, B, BITS, EARLY)
+    before = _now(gl.load(x + at))
+    if SPLITS == 1:
+        given = _inputs(a, k, PIECES, W, ORDERED)
+        _loaded(B, EARLY)
+    else:
+        peak, total, found = _left_by(a, peaks, sums, D, H, HEADS, SPLITS)
+        _loaded(B, EARLY)
+        room = gl.allocate_shared_memory(kind, [HEADS * D], _flat(1), _joined(peak, total, found).to(kind))
+        given = _inputs_of(room, PIECES, W)
+    found = before + _eight(_multiplied(tiles, scales, given, PIECES, W, BITS), W)
+    gl.store(x + at, found)
+    gl.store(y + place, (found * gain).to(kind))
+    gl.store(squares + part, gl.sum(found * found, 0))
+
+
+@gluon.jit(do_not_specialize=["B"])
+def widen(y, squares, gate, gg, up, gu, h, B, eps, C: gl.constexpr, PARTS: gl.constexpr, PIECES: gl.constexpr,
+          W: gl.constexpr, NEXT: gl.constexpr, BITS: gl.constexpr,
+          EARLY: gl.constexpr):  # fmt: skip
+    """y (C,) → h (F,) = silu(x · gateᵀ) · (x · upᵀ), eight of them a program, for who reads it by NEXT."""
+    _start(EARLY)
+    kind: gl.constexpr = y.dtype.element_ty
+    part = gl.program_id(0)
+    gates, gate_scales = _held(gate, gg, part * 8, part, C, PIECES, W, BITS, kind)
+    ups, up_scales = _held(up, gu, part * 8, part, C, PIECES, W, BITS, kind)
+    place = _place(part, NEXT, W)
+    gates, ups = _halves(_wait_with(gates + ups, B, BITS, EARLY))
+    given, parts = _inputs(y, C, PIECES, W, True), _squares(squares, PARTS)
+    _loaded(B, EARLY)
+    factor = _factor(parts, eps, C)
+    a, b = _eight_of_both(_multiplied(gates, gate_scales, given, PIECES, W, BITS),
+                          _multiplied(ups, up_scales, given, PIECES, W, BITS), W)  # fmt: skip
+    a, b = a * factor, b * factor
+    gl.store(h + place, (a / (1 + gl.exp(-a)) * b).to(kind))
+
+
+@gluon.jit
+def _waiting(w, both, row, block, n, k: gl.constexpr, PIECES: gl.constexpr, W: gl.constexpr,
+             BITS: gl.constexpr):  # fmt: skip
+    """Eight outputs as they are stored: there is no room for all of a head unpacked."""
+    tiles, groups = (), ()
+    for piece in gl.static_range(len(PIECES)):
+        if BITS == 0:
+            tiles = tiles + (_dense(w, row, n - 1, PIECES[piece][0], k, W, PIECES[piece][1]),)
+            groups = groups + (1.0,)
+        else:
+            words, beside = _stored(w, both, block, PIECES, piece, W, BITS)
+            tiles, groups = tiles + (words,), groups + (beside,)
+    return tiles, groups
+
+
+@gluon.jit
+def _made(tiles, groups, BITS: gl.constexpr, KIND: gl.constexpr):
+    """Tiles and scales of it."""
+    if BITS == 0:
+        return tiles, groups
+    else:
+        found, scales = (), ()
+        for piece in gl.static_range(len(tiles)):
+            found = found + (_unpacked(tiles[piece], groups[piece], BITS, KIND),)
+            scales = scales + (-_scale(groups[piece]),)
+        return found, scales
+
+
+@gluon.jit(do_not_specialize=["B"])
+def predict(y, squares, w, both, rules, logits, best, places, masses, B, V, n, eps, C: gl.constexpr,
+            PARTS: gl.constexpr, PIECES: gl.constexpr, W: gl.constexpr, TILES: gl.constexpr, BITS: gl.constexpr,
+            EARLY: gl.constexpr):  # fmt: skip
+    """y (C,) → logits (V,) float32, and each block of 8 · TILES in short, as `kernels.predict`."""
+    _start(EARLY)
+    R: gl.constexpr = 8 * TILES
+    kind: gl.constexpr = y.dtype.element_ty
+    block = gl.program_id(0)
+    tiles, groups = (), ()
+    for tile in gl.static_range(TILES):
+        found, beside = _waiting(w, both, block * R + tile * 8, block * TILES + tile, n, C, PIECES, W, BITS)
+        tiles, groups = tiles + (found,), groups + (beside,)
+    outputs, heat = block * R + gl.arange(0, R, _spread(R, W)), gl.load(rules)
+    _wait(B, EARLY)
+    given, parts = _inputs(y, C, PIECES, W, True), _squares(squares, PARTS)
+    _loaded(B, EARLY)
+    factor = _factor(parts, eps, C)
+    found = ()
+    for tile in gl.static_range(TILES):
+        made, scales = _made(tiles[tile], groups[tile], BITS, kind)
+        found = found + (_multiplied(made, scales, given, PIECES, W, BITS),)
+    scores = gl.convert_layout(gl.reshape(_added(found, False, W), [R]), _spread(R, W), assert_trivial=True) * factor
+    gl.store(logits + outputs, scores, mask=outputs < V)
+    scores = gl.where(outputs < V, scores, float("-inf"))
+    top = gl.max(scores, 0)
+    gl.store(best + block, top)
+    gl.store(places + block, gl.min(gl.where(scores == top, outputs, 2147483647), 0))
+    cold = gl.where(heat > 0, 1 / gl.where(heat > 0, heat, 1.0), 1.0)
+    gl.store(masses + block, gl.sum(gl.exp((scores - top) * cold), 0))  # where NaN shows, too

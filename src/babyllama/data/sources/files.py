@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 from babyllama.data.sources.zips import File
@@ -110,6 +110,32 @@ class Bytes:
 def too_long(path: File, line: int) -> InputError:
     """The error for a line that is longer than any may be."""
     return InputError(f"{path}:{line}: longer than {LINE_BYTES >> 20} MiB without a line end; cut it into lines")
+
+
+class Lines:
+    """Decoded lines with their line ends. One that is no text keeps its bytes as surrogates, and `bad` says why."""
+
+    def __init__(self, handle: Bytes, encoding: str) -> None:
+        self._handle, self._encoding = handle, encoding
+        self.number, self._bad = 0, ""
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._handle.readline():
+            self.number += 1
+            if len(line) == LINE_BYTES and not line.endswith(b"\n"):
+                raise too_long(self._handle.path, self.number)
+            if self.number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                yield line.decode()
+            except UnicodeDecodeError:
+                self._bad = f"line {self.number}: {bad_text(line, self._encoding)}"
+                yield line.decode("utf-8", "surrogateescape")
+
+    def bad(self) -> str:
+        """What was wrong with a line since the last call; empty if nothing was."""
+        found, self._bad = self._bad, ""
+        return found
 
 
 class _Pieces(io.RawIOBase):

@@ -3,7 +3,7 @@
     .jsonl .ndjson       one JSON object a line                      plain, .gz or .zst; passed on untouched
     .json                the same, or as arrays.py reads it          plain, .gz or .zst
     .parquet             one row a document                          needs babyllama[data]
-    .csv .tsv            a header, one row a document                plain, .gz or .zst
+    .csv .tsv            by tables.py: one row a document            plain, .gz or .zst
     .txt                 one document, cut at line ends              plain, .gz or .zst
     .zip                 all of these but .parquet, also in folders  members are read where they lie
 
@@ -16,17 +16,17 @@ here: what the objects mean (records.py), which files there are (corpora.py).
 from __future__ import annotations
 
 import codecs
-import csv
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 from babyllama.data.sources.arrays import HEAD_BYTES, Form, form_of, items
 from babyllama.data.sources.blobs import BLOB_BYTES, DAMAGED, Blob, OnBad, pack_records
-from babyllama.data.sources.files import LINE_BYTES, Bytes, Unreadable, bad_text, too_long
+from babyllama.data.sources.files import LINE_BYTES, Bytes, Lines, Unreadable, too_long
 from babyllama.data.sources.finding import IN_ARCHIVES, SUFFIXES, Format
-from babyllama.data.sources.parquet import check_columns, read_parquet
+from babyllama.data.sources.parquet import read_parquet
 from babyllama.data.sources.remote import RemoteFile
+from babyllama.data.sources.tables import read_rows
 from babyllama.data.sources.zips import File, Member, suffix_of, unpacked
 from babyllama.errors import InputError, MissingExtra
 
@@ -131,63 +131,10 @@ def _json_items(form: Form, path: File, blob_bytes: int, encoding: str) -> Itera
 def _table(delimiter: str) -> _Reader:
     def read(path: File, blob_bytes: int, encoding: str) -> Iterator[Blob]:
         with Bytes(path, encoding) as handle:
-            rows = _rows(path, _Lines(handle, encoding), delimiter)
+            rows = read_rows(path, Lines(handle, encoding), delimiter)
             yield from pack_records(rows, f"{path}, row ", blob_bytes, handle.tell)
 
     return read
-
-
-class _Lines:
-    """Decoded lines with their line ends. One that is no text keeps its bytes as surrogates, and `bad` says why."""
-
-    def __init__(self, handle: Bytes, encoding: str) -> None:
-        self._handle, self._encoding = handle, encoding
-        self.number, self._bad = 0, ""
-
-    def __iter__(self) -> Iterator[str]:
-        while line := self._handle.readline():
-            self.number += 1
-            if len(line) == LINE_BYTES and not line.endswith(b"\n"):
-                raise too_long(self._handle.path, self.number)
-            if self.number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            try:
-                yield line.decode()
-            except UnicodeDecodeError:
-                self._bad = f"line {self.number}: {bad_text(line, self._encoding)}"
-                yield line.decode("utf-8", "surrogateescape")
-
-    def bad(self) -> str:
-        """What was wrong with a line since the last call; empty if nothing was."""
-        found, self._bad = self._bad, ""
-        return found
-
-
-def _rows(path: File, lines: _Lines, delimiter: str) -> Iterator[dict[str, str] | Unreadable]:
-    csv.field_size_limit(LINE_BYTES)
-    rows, header = csv.reader(iter(lines), delimiter=delimiter, strict=True), None
-    while True:
-        first = lines.number + 1
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            if "unexpected end" in str(error):  # what follows the quotation mark is lost, so it is the file's fault
-                raise InputError(f"{path}:{first}: a quotation that begins here does not end; mend it") from None
-            yield Unreadable(f"line {first}: not valid CSV: {error}")
-            continue
-        bad = lines.bad()
-        if row is None:
-            return
-        if header is None:
-            if bad:
-                raise InputError(f"{path}: {bad}")
-            check_columns(f"{path}:1", header := row)
-        elif bad:
-            yield Unreadable(bad)
-        elif row and len(row) != len(header):
-            yield Unreadable(f"line {first}: {len(row)} fields, but the header has {len(header)}")
-        elif row:
-            yield dict(zip(header, row, strict=True))
 
 
 _Cut = Callable[[Iterator[str | Unreadable]], Iterator[str | Unreadable]]
@@ -196,7 +143,7 @@ _Cut = Callable[[Iterator[str | Unreadable]], Iterator[str | Unreadable]]
 def _text(cut: _Cut) -> _Reader:
     def read(path: File, blob_bytes: int, encoding: str) -> Iterator[Blob]:
         with Bytes(path, encoding) as handle:
-            lines = _Lines(handle, encoding)
+            lines = Lines(handle, encoding)
             parts = (Unreadable(bad) if (bad := lines.bad()) else line.rstrip("\r\n") for line in lines)
             records = (part if isinstance(part, Unreadable) else {"text": part} for part in cut(parts))
             yield from pack_records(records, f"{path}, document ", blob_bytes, handle.tell)

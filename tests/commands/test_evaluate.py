@@ -259,8 +259,8 @@ def test_faults_of_tests(folder, tmp_path, monkeypatch):
         evaluate(folder, "tasks=[ceval]", f"task_data={tmp_path / 'nowhere'}")
     gbk = tmp_path / "own" / "val" / "family_val.csv"
     gbk.parent.mkdir(parents=True)
-    gbk.write_text("id,question,A,B,C,D,answer\n0,爸爸的爸爸是？,爷爷,奶奶,叔叔,舅舅,A\n", "gb18030")
-    with pytest.raises(InputError, match=r"family_val.csv.*reads as GB18030 \(GBK\); save the file in UTF-8$"):
+    gbk.write_bytes("id,question,A,B,C,D,answer\n0,안녕하세요,爷爷,奶奶,叔叔,舅舅,A\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match=r"family_val.csv: neither UTF-8 nor GB18030.*save it in UTF-8"):
         evaluate(folder, f"tasks=[{{name: ceval, path: {tmp_path / 'own'}}}]")
     (tmp_path / "c3.json").write_text("[")
     (tmp_path / "other.json").write_text('{"tasks": {"idioms": {}}}')

@@ -105,8 +105,6 @@ LINES = b"".join(b'{"text": "%d"}\n' % i for i in range(5000))
         ("a.json", b'[{"text": "a"}, {"text": "b}]', "a.json, record 2: not valid JSON in an array"),
         ("a.csv", b"text,text\na,b\n", "a.csv:1: the column 'text' is there twice"),
         ("a.csv", b'text,n\na,1\n"b,2\nc,3\n', "a.csv:3: a quotation that begins here does not end"),
-        ("a.txt", "字".encode("utf-16"), "UTF-16, for it begins with the byte order mark FF FE; say encoding: utf-16"),
-        ("a.jsonl.gz", gzip.compress("字".encode("utf-16"), mtime=0), "UTF-16, for it begins"),
         ("a.zip", archive("a.jsonl", LINES)[:40], "a.zip: damaged or cut off, or no zip archive"),
         ("a.zip", archive("b.zip", archive("a.jsonl", LINES)), "no corpus file in this archive, but b.zip"),
         ("a.zip", archive("b/a.jsonl", archive("a.jsonl", LINES)), "a.zip/b/a.jsonl: is a zip archive; end its name"),
@@ -154,7 +152,7 @@ def test_encoding_faults(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.jsonl:2: not valid gb18030; give the right encoding"):
         list(read_documents(CorpusChoice(path=str(tmp_path / "a.jsonl"), encoding="gb18030")))
     for wrong in ("latin-x", "hex", "rot13"):
-        with pytest.raises(InputError, match="is unknown; examples are utf-8, gb18030, utf-16"):
+        with pytest.raises(InputError, match="is unknown; examples are utf-8, gb18030, auto"):
             load_recipe(CorpusChoice, None, ["path=a", f"encoding={wrong}"])
 
 
@@ -184,7 +182,7 @@ def test_values_over_several_lines(tmp_path: Path) -> None:
 @given(data=st.binary(max_size=80),
        start=st.sampled_from([b"", b"[", b"{", b'{"data": [', b'[{"text": "a"},', b"text,n\n"]),
        name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz", "a.json.zst", "a.parquet"]),
-       encoding=st.sampled_from(["utf-8", "gb18030", "utf-16"]))  # fmt: skip
+       encoding=st.sampled_from(["utf-8", "gb18030", "utf-16", "auto"]))  # fmt: skip
 def test_any_file_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, start: bytes, name: str, encoding: str
 ) -> None:
@@ -206,7 +204,7 @@ def test_with_skip_the_work_goes_on_after_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_bytes(archive("in.jsonl", LINES)[:40])
     (tmp_path / "c.csv").write_bytes(b'text,n\nx,1\n"y,2\n')
     (tmp_path / "d.parquet").write_bytes(b"PAR1")
-    (tmp_path / "e.txt").write_bytes("字".encode("utf-16"))
+    (tmp_path / "e.txt").write_bytes(b"BZh91AY")
     (tmp_path / "f.jsonl").write_text('{"text": "good"}\n', "utf-8")
     (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
     choice = CorpusChoice.model_validate({"path": str(tmp_path)})

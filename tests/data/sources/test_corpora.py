@@ -495,7 +495,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_text_file_that_is_one_document_comes_with_a_hint(tmp_path, name, form, hinted):
     (tmp_path / name).write_text('{"text": "一"}\n', "utf-8")
     source = CorpusChoice(path=str(tmp_path / name), format=form).open()
-    assert ("format: lines" in source.hint) == hinted
+    assert any("format: lines" in hint for hint in source.hints) == hinted
 
 
 def test_embedded_entries(cache: Path) -> None:

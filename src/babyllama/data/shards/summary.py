@@ -26,7 +26,7 @@ def summary(prepared: Prepared, sources: Sequence[Source], tokenizer: Tokenizer)
         corpus, stores = prepared.manifest["corpora"][source.label], prepared.corpora[source.label]
         told = "told by the first record; kind: … says otherwise" if source.guessed else "as given"
         yield f"{source.label}: taken as {source.kind} ({told})"
-        yield from [f"  {source.hint}"] if source.hint else []
+        yield from (f"  {hint}" for hint in source.hints)
         yield from _left_out(source, corpus)
         if not stores["val"].documents and prepared.manifest["validation"]:
             yield "  nothing is held out: too few documents; evaluate and validation will have nothing to measure"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from babyllama.data.sources.documents import Document, Kind, Text
 from babyllama.data.sources.finding import Format, find_files, passed_over
 from babyllama.data.sources.hub import SCHEMES, Fetched, HubFile, expand, fetch, hub_file, streamed, usual_hub
 from babyllama.data.sources.known import CORPORA, Corpus
-from babyllama.data.sources.readers import read_blobs
+from babyllama.data.sources.readers import encoding_of, read_blobs
 from babyllama.data.sources.records import OnBad, Parsed, Shape, kind_of, parse, parse_lines
 from babyllama.data.sources.remote import RemoteFile, find_remote, is_remote
 from babyllama.errors import InputError
@@ -34,8 +35,8 @@ class Source:
     """A choice made ready to read: `blobs` starts over at each call; `size` is in bytes on disk where that is known.
 
     `guessed`: the kind was told by the first record. `passed_over` names the files of a folder that are not read,
-    and `hint` says what the user may have meant. `part`: the recipe may leave some of its documents out. `fetched`:
-    what names each file from the hub: its name, commit and sha256.
+    and `hints` say how they are read, and what the user may have meant. `part`: the recipe may leave some of its
+    documents out. `fetched`: what names each file from the hub: its name, commit and sha256.
     """
 
     label: str
@@ -47,7 +48,7 @@ class Source:
     blobs: Callable[[], Iterator[Blob]]
     guessed: bool = False
     passed_over: tuple[str, ...] = ()
-    hint: str = ""
+    hints: tuple[str, ...] = ()
     part: bool = False
     fetched: tuple[dict[str, str | None], ...] = ()
 
@@ -72,7 +73,8 @@ class CorpusChoice(Recipe):
     field: str | None = Field(None, description="the key with the text; default: text, content or completion")
     format: Format = Field("auto", description="auto: by the file's name; a .txt file is one document, lines "
                            "makes each of its lines one, blocks each run of lines between blank ones")  # fmt: skip
-    encoding: str = Field("utf-8", description="of the files: gb18030 (for GBK too), utf-16, …")
+    encoding: str = Field("utf-8", description="of the files: gb18030 (for GBK too), big5, …; auto: of each file by "
+                          "itself, told by its bytes; a byte order mark always decides")  # fmt: skip
     kind: Kind | None = Field(None, description="text, chat, preference (pairs) or rated (answers with a label); "
                               "default: told by the first record's keys")  # fmt: skip
     label: str | None = Field(None, description="its folder in the prepared data; default: the file's name")
@@ -98,9 +100,9 @@ class CorpusChoice(Recipe):
             scheme = (self.path or "")[:5]
             raise ValueError(f"{self.path!r} must be {scheme}OWNER/NAME/FILES: {scheme}owner/name/data/*.parquet")
         try:
-            "".encode(self.encoding)  # refuses codecs that are not of text, too
+            "".encode("utf-8" if self._codec == "auto" else self._codec)  # refuses codecs that are not of text, too
         except (LookupError, ValueError):
-            raise ValueError(f"encoding {self.encoding!r} is unknown; examples are utf-8, gb18030, utf-16") from None
+            raise ValueError(f"encoding {self.encoding!r} is unknown; examples are utf-8, gb18030, auto") from None
         if not re.fullmatch(r"[\w.-]+", self.stored_as) or self.stored_as.startswith("."):
             raise ValueError(f"label {self.stored_as!r} must be a plain folder name; set label")
         return self
@@ -143,16 +145,23 @@ class CorpusChoice(Recipe):
             blobs = partial(_first_documents, blobs, shape, self.max_documents)
         left = tuple(passed_over(self.path)) if self.path and not self._hub else ()
         whole = self.format == "auto" and any(".txt" in file.suffixes for file in files)
-        hint = "a .txt file is one document; format: lines makes each of its lines one" if whole else ""
+        hints = ("a .txt file is one document; format: lines makes each of its lines one",) if whole else ()
+        if encoding == "auto":
+            counts = Counter(encoding_of(file) for file in files if isinstance(file, Path))
+            hints += (
+                f"files by the encodings that they show: {', '.join(f'{name} {n:,}' for name, n in counts.items())}",
+            )
         part = self.max_documents is not None or self.max_characters is not None or bool(self.files or corpus.most)
         from_hub = zip(remote, fetched or remote, strict=True)
         named = tuple({"file": one.name, "revision": file.revision, "sha256": file.sha256} for one, file in from_hub)
         return Source(
-            self.stored_as, kind, corpus.licence, origin, shape, size, blobs, guessed, left, hint, part, named
+            self.stored_as, kind, corpus.licence, origin, shape, size, blobs, guessed, left, hints, part, named
         )
 
     @property
     def _codec(self) -> str:
+        if self.encoding == "auto":
+            return "auto"
         name = codecs.lookup(self.encoding).name
         return "utf-8" if name in ("utf-8", "utf-8-sig", "ascii") else name
 

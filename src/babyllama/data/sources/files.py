@@ -1,5 +1,8 @@
 """The bytes of a corpus file as UTF-8, through its decompressor. Not here: what the bytes mean.
 
+A byte order mark says the encoding, whatever was given; ``auto`` tells it by the first bytes beyond ASCII
+(encodings.py), and a file that is UTF-8 is not read as anything else.
+
 Two kinds of fault: a file that is damaged as a whole (cut off, another encoding from its first byte) is an InputError;
 a part that cannot be read is passed on, as a line that says why (`Unreadable`), and is one bad record.
 """
@@ -12,13 +15,14 @@ import io
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
+from babyllama.data.sources.encodings import is_utf8, marked, told
 from babyllama.data.sources.zips import File
 from babyllama.errors import InputError, needs_extra
 
 LINE_BYTES = 256 << 20  # no line and no record is longer
 _CHUNK = 1 << 17
-_UTF16 = {codecs.BOM_UTF16_LE: "FF FE", codecs.BOM_UTF16_BE: "FE FF"}
 _UNREADABLE = b"\x00!"
+_NAMES = {"gb18030": "GB18030 (GBK)", "cp950": "Big5"}
 # How files begin that no reader here opens, and what to do; found behind the decompressor, too.
 _OTHERS = {
     b"PK\x03\x04": "a zip archive; end its name in .zip, or unpack it",
@@ -39,7 +43,7 @@ class Bytes:
 
     Raises:
         InputError: cannot be opened; damaged or cut off; an archive, or compressed in a way that is not known here;
-            begins with UTF-16's byte order mark, unless that is given.
+            UTF-8 where another encoding was given; with ``auto``, of an encoding that does not show.
     """
 
     def __init__(self, path: File, encoding: str = "utf-8") -> None:
@@ -53,16 +57,17 @@ class Bytes:
             self._data = gzip.GzipFile(fileobj=self._raw)
         elif path.suffix == ".zst":
             self._data = io.BufferedReader(_Zstd(self._raw), 1 << 20)
-        start = self._guard(self._data.peek, 2)
+        start = self._guard(self._data.peek, 4)
         self._refuse_others(start)
-        mark = start[:2]
+        self._recoded, encoding = None, marked(start) or encoding
         if encoding != "utf-8":
-            self._data = io.BufferedReader(_Recoded(self._data, encoding), 1 << 20)
-        elif mark in _UTF16:
-            self._raw.close()
-            raise InputError(
-                f"{path}: UTF-16, for it begins with the byte order mark {_UTF16[mark]}; say encoding: utf-16"
-            )
+            self._recoded = _Recoded(path, self._data, encoding)
+            self._data = io.BufferedReader(self._recoded, 1 << 20)
+
+    @property
+    def encoding(self) -> str:
+        """What it is read as, as far as it has been read."""
+        return "utf-8" if self._recoded is None or self._recoded.encoding == "auto" else self._recoded.encoding
 
     def _refuse_others(self, start: bytes) -> None:
         other = next((what for begin, what in _OTHERS.items() if start.startswith(begin)), "")
@@ -193,17 +198,35 @@ class _Zstd(_Pieces):
 class _Recoded(_Pieces):
     """Another encoding as UTF-8. What is no text in it comes out as it went in, which is no UTF-8 either."""
 
-    def __init__(self, raw: Any, encoding: str) -> None:
+    def __init__(self, path: File, raw: Any, encoding: str) -> None:
         super().__init__()
-        self._raw = raw
-        self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+        self.encoding = encoding
+        self._path, self._raw, self._seen = path, raw, False
+        self._decoder: Any = None
 
     def _next(self) -> bytes:
         while True:
             data = self._raw.read(_CHUNK)
+            if not self._seen and not data.isascii():
+                self.encoding, self._seen = self._settled(data), True
+            if self.encoding in ("auto", "utf-8"):
+                return data
+            self._decoder = self._decoder or codecs.getincrementaldecoder(self.encoding)("surrogateescape")
             found = self._decoder.decode(data, final=not data).encode("utf-8", "surrogateescape")
             if found or not data:
                 return found
+
+    def _settled(self, data: bytes) -> str:
+        """By the first bytes that are not ASCII."""
+        if self.encoding != "auto":
+            if is_utf8(data):
+                raise InputError(f"{self._path}: is UTF-8, not {self.encoding}; say encoding: auto where files "
+                                 "differ")  # fmt: skip
+            return self.encoding
+        if found := told(data):
+            return found
+        raise InputError(f"{self._path}: neither UTF-8 nor GB18030 (GBK) nor Big5; save it in UTF-8, or say "
+                         "of a corpus encoding: utf-16-le, …")  # fmt: skip
 
 
 class Unreadable(NamedTuple):
@@ -224,12 +247,13 @@ def reason_of(line: bytes) -> str | None:
 
 def bad_text(data: bytes, encoding: str = "utf-8") -> str:
     """What to say about bytes that are no text in their encoding; another one is named, never guessed silently."""
+    if encoding == "auto":
+        return "not valid in the encoding that the rest of the file is in; mend it"
     if encoding != "utf-8":
         return f"not valid {encoding}; give the right encoding, or mend it"
     if b"\0" in data:
         return "not valid UTF-8, but full of zero bytes; if it is UTF-16, say encoding: utf-16-le or utf-16-be"
-    try:
-        data.decode("gb18030")
-    except UnicodeDecodeError:
-        return "not valid UTF-8 (nor GB18030); mend it, or say which encoding it is in: encoding: …"
-    return "not valid UTF-8, but it reads as GB18030 (GBK); if it is that, say encoding: gb18030"
+    if (found := told(data)) in _NAMES:
+        return (f"not valid UTF-8, but it reads as {_NAMES[found]}; if it is that, say encoding: {found} (or auto, "
+                "where files differ)")  # fmt: skip
+    return "not valid UTF-8 (nor GB18030); mend it, or say which encoding it is in: encoding: …"

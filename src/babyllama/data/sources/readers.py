@@ -8,8 +8,8 @@
     .zip                 all of these but .parquet, also in folders  members are read where they lie
 
 A .txt file is taken as one long text such as a novel, whose blank lines part paragraphs; ``format: lines`` makes every
-line a document and ``format: blocks`` every run of lines between blank lines. All text is UTF-8, with or without a byte
-order mark, unless `encoding` says otherwise. What cannot be read of one record is passed on as such (files.py). Not
+line a document and ``format: blocks`` every run of lines between blank lines. All text is UTF-8 unless `encoding` or a
+byte order mark says otherwise. What cannot be read of one record is passed on as such (files.py). Not
 here: what the objects mean (records.py), which files there are (corpora.py).
 """
 
@@ -51,6 +51,23 @@ def read_blobs(files: Iterable[Path | RemoteFile], format: Format = "auto", blob
                 read = blob.position * path.packed // max(path.size, 1) if isinstance(path, Member) else blob.position
                 yield Blob(blob.where, blob.first, blob.lines, before + read)
             before += path.packed if isinstance(path, Member) else path.stat().st_size
+
+
+def encoding_of(file: Path) -> str:
+    """What `encoding: auto` reads it as, by its beginning; of an archive all that its members are in, with a + between.
+
+    Of a file that cannot be read it is ``unknown``: the fault shows where it is read.
+    """
+    found = set[str]()
+    try:
+        for path in unpacked([file], IN_ARCHIVES):
+            if suffix_of(path) != ".parquet":
+                with Bytes(path, "auto") as handle:
+                    handle.head(HEAD_BYTES)
+                    found.add(handle.encoding)
+    except InputError:
+        found.add("unknown")
+    return "+".join(sorted(found)) or "utf-8"
 
 
 def _unpacked(file: Path | RemoteFile, on_bad: OnBad) -> list[File] | InputError:

@@ -27,6 +27,7 @@ TOGETHER = {
         "interrupts",
         "keys",
         "marking",
+        "moved",
         "plain_yaml",
         "recipe",
         "refusals",

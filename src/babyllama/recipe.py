@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from babyllama.errors import InputError, pasted
 from babyllama.keys import kinds, types_of
+from babyllama.moved import moved
 from babyllama.plain_yaml import dump_yaml, parse_yaml
 from babyllama.refusals import explain
 
@@ -155,6 +156,8 @@ def read_recipe(kind: type[Recipe], source: str | None = None, overrides: Sequen
         data = parse_yaml(text, str(path)) or {}
         if not isinstance(data, dict):
             raise InputError(f"{path}: a recipe is a mapping of keys to values, not a {type(data).__name__}")
+        if path.name == "recipe.yaml" and (path.parent / "run.json").is_file():
+            data = moved(kind, data, path.parent)
     for override in overrides:
         _apply(kind, data, override)
     return kind.spelt_out(data)

@@ -21,6 +21,7 @@ from babyllama.data.shards.samples import Piece, Selection
 from babyllama.data.shards.shards import SPLITS, Prepared
 from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.errors import InputError
+from babyllama.moved import beside
 from babyllama.plain_yaml import parse_yaml
 from babyllama.recipe import Recipe
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -98,7 +99,7 @@ def data_of(path: Path, recipe: dict[str, Any]) -> Path:
     given = given.get("path") if isinstance(given, dict) else given
     if not isinstance(given, str):
         raise InputError(f"{path}: a run whose recipe names no prepared data; give the prepared folder itself")
-    return Path(given).expanduser()
+    return Path(beside(given, str(recipe.get("out")), path)).expanduser()
 
 
 def _encoded(recipe: Looked, folder: Path) -> Prepared:

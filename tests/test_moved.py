@@ -1,0 +1,65 @@
+"""Runs that were moved, or that are seen from another folder, still find what lies beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from babyllama.commands.looking import data_of
+from babyllama.commands.train_recipe import TrainRecipe
+from babyllama.moved import beside
+from babyllama.plain_yaml import dump_yaml
+from babyllama.recipe import load_recipe
+
+RECIPE = {"out": "runs/base", "data": {"path": "runs/corpus"}, "plan": {"epochs": 1},
+          "init": {"kind": "from", "path": "runs/older"}, "samples": {"prompts": ["../corpus"]}}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with its data beside it, made as runs/base and now elsewhere."""
+    there = tmp_path / "那边 的" / "跑"
+    for name in ("base", "corpus", "older"):
+        (there / name).mkdir(parents=True)
+    (there / "base" / "run.json").write_text(json.dumps({"verb": "train"}))
+    (there / "base" / "recipe.yaml").write_text(dump_yaml(RECIPE), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    return there / "base"
+
+
+def read(run: Path, *overrides: str) -> TrainRecipe:
+    return load_recipe(TrainRecipe, str(run / "recipe.yaml"), [f"out={run}", *overrides])
+
+
+def test_what_lies_beside_a_run_is_found(run: Path) -> None:
+    found = read(run)
+    assert (found.out, found.data.path, found.init.path) == (run, run.parent / "corpus", run.parent / "older")  # type: ignore[union-attr]
+    assert found.samples is not None and found.samples.prompts == ("../corpus",)  # no path
+    assert data_of(run, RECIPE) == run.parent / "corpus"
+
+
+def test_what_is_there_as_it_was_comes_first(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "corpus").mkdir(parents=True)
+    assert read(run).data.path == Path("runs/corpus") == data_of(run, RECIPE)
+    assert read(run, "data.path=own").data.path == Path("own")
+
+
+def test_what_is_nowhere_keeps_its_name(run: Path) -> None:
+    shutil.rmtree(run.parent / "corpus")
+    assert read(run).data.path == Path("runs/corpus")
+
+
+def test_a_recipe_that_is_no_runs_is_taken_as_it_stands(run: Path) -> None:
+    (run / "run.json").unlink()
+    assert read(run).data.path == Path("runs/corpus")
+
+
+def test_whole_paths(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    run = tmp_path / "base"
+    assert beside("/old/place/corpus", "/old/place/base", run) == str(tmp_path / "corpus")
+    assert beside("/old/place/corpus", "runs/base", run) == "/old/place/corpus"
+    assert beside("runs/corpus", "/old/place/base", run) == "runs/corpus"

@@ -9,7 +9,7 @@ import codecs
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from babyllama.data.sources.finding import Format, find_files, passed_over
 from babyllama.data.sources.hub import SCHEMES, Fetched, HubFile, expand, fetch, hub_file, streamed, usual_hub
 from babyllama.data.sources.known import CORPORA, Corpus
 from babyllama.data.sources.readers import encoding_of, read_blobs
-from babyllama.data.sources.records import OnBad, Parsed, Shape, kind_of, parse, parse_lines
+from babyllama.data.sources.records import Known, OnBad, Parsed, Shape, kind_of, parse, parse_lines
 from babyllama.data.sources.remote import RemoteFile, find_remote, is_remote
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe
@@ -71,6 +71,9 @@ class CorpusChoice(Recipe):
                                  "recorded in manifest.json")  # fmt: skip
     stream: bool = Field(False, description="read the hub's files as they come, without keeping them on this disk")
     field: str | None = Field(None, description="the key with the text; default: text, content or completion")
+    columns: dict[Known, str] | None = Field(None, description="what your own keys are, by names that are known: "
+        "text; question, answer, system, input, history; messages; chosen, rejected; label; then no other key is read",
+        examples=["'corpora=[{path: my.csv, columns: {question: 提问, answer: 医生回复}}]'"])  # fmt: skip
     format: Format = Field("auto", description="auto: by the file's name; a .txt file is one document, lines "
                            "makes each of its lines one, blocks each run of lines between blank ones")  # fmt: skip
     encoding: str = Field("utf-8", description="of the files: gb18030 (for GBK too), big5, …; auto: of each file by "
@@ -99,6 +102,8 @@ class CorpusChoice(Recipe):
         if (self.path or "").startswith(tuple(SCHEMES)) and not self._hub:
             scheme = (self.path or "")[:5]
             raise ValueError(f"{self.path!r} must be {scheme}OWNER/NAME/FILES: {scheme}owner/name/data/*.parquet")
+        if self.field is not None and self.columns is not None:
+            raise ValueError("give field or columns, not both: field: KEY says what columns: {text: KEY} says")
         try:
             "".encode("utf-8" if self._codec == "auto" else self._codec)  # refuses codecs that are not of text, too
         except (LookupError, ValueError):
@@ -139,8 +144,10 @@ class CorpusChoice(Recipe):
             origin = f"{origin} at {', '.join(commits)}" if commits else origin
             size = sum(file.stat().st_size for file in files)
             blobs = partial(read_blobs, files, self.format, encoding=encoding, on_bad=on_bad)
-        kind = self.kind or (_kind(files, self.format, self.field, encoding, on_bad) if guessed else corpus.kind)
-        shape = Shape(kind, self.field or corpus.field, self.max_characters, on_bad, encoding)
+        kind = self.kind or (
+            _kind(files, self.format, (self.field, self.columns), encoding, on_bad) if guessed else corpus.kind
+        )
+        shape = Shape(kind, self.field or corpus.field, self.max_characters, on_bad, encoding, self.columns)
         if self.max_documents is not None:
             blobs = partial(_first_documents, blobs, shape, self.max_documents)
         left = tuple(passed_over(self.path)) if self.path and not self._hub else ()
@@ -193,11 +200,12 @@ def read_texts(choices: Iterable[CorpusChoice], on_bad: OnBad = "stop", tools: b
             raise InputError(f"corpus {choice.stored_as}: no document in {choice.path or choice.name}")
 
 
-def _kind(files: list[Path | RemoteFile], format: Format, field: str | None, encoding: str, on_bad: OnBad) -> Kind:
+def _kind(files: list[Path | RemoteFile], format: Format, keys: tuple[str | None, Mapping[Known, str] | None],
+          encoding: str, on_bad: OnBad) -> Kind:  # fmt: skip
     """Of the first record that can be read."""
     blobs = read_blobs(files, format, blob_bytes=1 << 16, encoding=encoding, on_bad=on_bad)
     for blob in blobs:
-        if kind := kind_of(blob, field):
+        if kind := kind_of(blob, *keys):
             return kind
     return "text"
 

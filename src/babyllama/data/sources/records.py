@@ -4,6 +4,7 @@
             title, summary, sections: [{title, content}]                              Baidu Baike, 5.63 million articles
     chat    the forms of chats.py; or a list of messages by itself
 
+A recipe's `columns` says what is what where the keys are one's own; then nothing else of a record is read.
 Any record may say ``held_out: true`` or ``false`` of itself: whether it is kept from training; otherwise `prepare`
 chooses. What is recognised is used; every key that is not read is named and counted in `Parsed.notes`. A bad record
 stops the work or, with ``on_bad: skip``, is counted: one policy for all formats, since the readers pass on what they
@@ -16,9 +17,9 @@ import codecs
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import xxhash
 
@@ -47,6 +48,10 @@ _TEXT_FIELDS = ("text", "content", "completion", "正文", "内容", "文本")
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # half a surrogate pair, but not a reader's
 _MARKER = re.compile(r"<\|[a-z_]+\|>")  # of other programs' templates
 _ARTICLE = {"title", "summary", "sections"}
+Known = Literal["text", "system", "question", "input", "answer", "history", "messages", "tools", "chosen", "rejected",
+                "label"]  # fmt: skip
+_OPTIONAL = ("system", "input", "history", "tools")  # which not every record has
+_OWN = ("id", "held_out")  # what a record says of itself
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Shape:
     max_characters: int | None = None
     on_bad: OnBad = "stop"
     encoding: str = "utf-8"  # of the file, for a message that names the cause
+    columns: Mapping[Known, str] | None = None  # what a record's own keys are, by the names that are known here
 
 
 class Id(NamedTuple):
@@ -98,7 +104,7 @@ def parse_lines(blob: Blob, shape: Shape, counts: Parsed) -> Iterator[tuple[byte
         document = None
         if line and not line.isspace():
             try:
-                record = _record(line, shape.encoding)
+                record = _record(line, shape.encoding, shape.columns, counts.notes)
                 if type(id := record.get("id")) in (int, str):
                     counts.ids.append(Id(xxhash.xxh3_64_intdigest(str(id).encode("utf-8", "surrogatepass")), number))
                 document = _document(record, shape, counts.notes)
@@ -114,12 +120,12 @@ def parse_lines(blob: Blob, shape: Shape, counts: Parsed) -> Iterator[tuple[byte
         yield line, document
 
 
-def kind_of(blob: Blob, field: str | None) -> Kind | None:
+def kind_of(blob: Blob, field: str | None, columns: Mapping[Known, str] | None = None) -> Kind | None:
     """The kind of the first record that can be read, told by its keys; None if there is none."""
     for line in blob.lines.split(b"\n"):
         if line and not line.isspace():
             try:
-                record = _record(line)
+                record = _record(line, columns=columns)
             except BadRecord:
                 continue
             if field is not None:
@@ -131,7 +137,8 @@ def kind_of(blob: Blob, field: str | None) -> Kind | None:
     return None
 
 
-def _record(line: bytes, encoding: str = "utf-8") -> Record:
+def _record(line: bytes, encoding: str = "utf-8", columns: Mapping[Known, str] | None = None,
+            notes: Notes | None = None) -> Record:  # fmt: skip
     fault = reason_of(line)
     if fault is not None:
         raise BadRecord(fault)
@@ -147,10 +154,22 @@ def _record(line: bytes, encoding: str = "utf-8") -> Record:
         raise BadRecord("a record is a JSON object, not a list; if the file is one JSON array, say format: json")
     if not isinstance(record, dict):
         raise BadRecord(f"a record is a JSON object, not a {type(record).__name__}")
+    if columns:
+        record = _called(record, columns, Counter() if notes is None else notes)
     for key in LISTS:
         if isinstance(value := record.get(key), str):
             record[key] = _unpacked(value)
     return record
+
+
+def _called(record: Record, columns: Mapping[Known, str], notes: Notes) -> Record:
+    """What `columns` names of a record, by the names that are known here."""
+    for known, own in columns.items():
+        if own not in record and known not in _OPTIONAL:
+            raise BadRecord(f"no key {own!r}, which columns calls {known}: keys are {', '.join(record) or 'none'}")
+    note_unread(record, {*columns.values(), *_OWN}, notes)
+    found = {known: record[own] for known, own in columns.items() if own in record}
+    return {**{key: record[key] for key in _OWN if key in record}, **found}
 
 
 def _unpacked(text: str) -> Any:
@@ -207,7 +226,7 @@ def _chat(record: Record, field: str | None, notes: Notes) -> Document:
         keys = ", ".join(record) or "none"
         raise BadRecord(
             f"no chat in it: keys are {keys}; known are messages, conversations, and pairs such as instruction and "
-            "output, question and answer, prompt and completion"
+            "output, question and answer; of other keys say which is which: columns: {question: …, answer: …}"
         )
     return chat
 
@@ -239,7 +258,7 @@ def _text(record: Record, field: str | None, notes: Notes) -> Text:
     chat = read_chat(record, notes) if field is None else None
     if chat is None:
         wanted = repr(field) if field else " or ".join(map(repr, _TEXT_FIELDS))
-        chats = "" if field else "; a chat has messages, or a pair such as question and answer"
+        chats = "" if field else "; of a chat say which is which: columns: {question: …, answer: …}"
         raise BadRecord(f"no key {wanted}: keys are {', '.join(record) or 'none'}; name the one with the text in "
                         f"field{chats}")  # fmt: skip
     return Text(chat.text)

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from babyllama.atomic import check_writable, json_text, write_atomic, write_folder
-from babyllama.errors import InputError
+from babyllama.atomic import check_writable, json_text, read_json, write_atomic, write_folder, write_json
+from babyllama.errors import InputError, readable
 from babyllama.run import Run
 from test_run import Example, fill_with, one_line
 
@@ -312,6 +312,21 @@ def test_json_is_strict_and_only_what_it_cannot_say_is_lost(data):
         return [lost(inner) for inner in value] if isinstance(value, list) else value
 
     assert said == lost(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("书/啊.jsonl: 第 3 行", "书/啊.jsonl: 第 3 行"), ("半 \ud83d 个", "半 \ufffd 个"),
+        ("书/" + "圓明園(完).txt".encode("gb18030").decode("utf-8", "surrogateescape") + ":3: 没有",
+         "书/圓明園(完).txt:3: 没有"),
+        (b"a/\xff".decode("utf-8", "surrogateescape") + "/b", "a/\ufffd/b"),
+    ],
+)  # fmt: skip
+def test_names_that_are_no_utf_8_are_written_as_people_read_them(tmp_path, text, shown):
+    """Programs of old Windows unpack Chinese names in GBK; reports and progress name such files."""
+    write_json(tmp_path / "a.json", {"first": text})
+    assert read_json(tmp_path / "a.json") == {"first": shown} and readable(text) == shown
 
 
 def test_on_windows_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path, monkeypatch):

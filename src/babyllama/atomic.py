@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from babyllama.errors import InputError, cause
+from babyllama.errors import InputError, cause, readable
 
 WINDOWS = os.name == "nt"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -142,8 +142,9 @@ def check_writable(path: Path) -> None:
 
 
 def json_text(data: Any, indent: int | None = None) -> str:
-    """`data` as JSON that every reader takes: NaN and the infinities, for which JSON has no words, become null."""
-    return json.dumps(_finite(data), ensure_ascii=False, indent=indent, allow_nan=False)
+    """`data` as JSON that every reader takes: NaN and the infinities, for which JSON has no words, become null, and
+    what UTF-8 cannot hold is `readable`."""
+    return readable(json.dumps(_finite(data), ensure_ascii=False, indent=indent, allow_nan=False))
 
 
 def _finite(data: Any) -> Any:

@@ -15,7 +15,7 @@ import sys
 
 from babyllama import interrupts
 from babyllama.amounts import size
-from babyllama.errors import InputError, Interrupted
+from babyllama.errors import InputError, Interrupted, readable
 
 LESS = {  # verb → what makes it take less memory
     "train": "halve plan.micro_batch_size and double plan.accumulate (the update stays the same), or take "
@@ -50,7 +50,7 @@ def _run() -> int:
         return code
     except InputError as error:
         for line in str(error).splitlines():
-            print(f"babyllama: {line}", file=sys.stderr)
+            print(f"babyllama: {readable(line)}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as error:
         return _interrupted(str(error))

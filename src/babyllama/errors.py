@@ -8,6 +8,9 @@ import re
 import shlex
 from pathlib import Path
 
+_SURROGATE, _HALF = re.compile(r"[\ud800-\udfff]"), re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
+_BETWEEN = re.compile(r"([ \n/:,;]+)")  # the parts of paths and messages; in no encoding second bytes of characters
+
 
 class InputError(ValueError):
     """What is wrong, where (path, line, key), with which value, and the remedy, in one line."""
@@ -35,6 +38,23 @@ def cause(error: Exception) -> str:
 def pasted(path: Path) -> str:
     """As a shell takes it in a command to paste: in quotes where blanks or other signs of the shell are in it."""
     return str(path) if re.fullmatch(r"[\w@%+:,./\\-]+", str(path)) else shlex.quote(str(path))
+
+
+def readable(text: str) -> str:
+    """The same without what UTF-8 cannot hold: parts of file names that are no UTF-8 are read as GB18030, in which
+    older programs write Chinese names."""
+    if not _SURROGATE.search(text):
+        return text
+    parts = (part.encode("utf-8", "surrogateescape") for part in _BETWEEN.split(_HALF.sub("\ufffd", text)))
+    return "".join(part.decode("gb18030" if _is_no_utf8(part) else "utf-8", "replace") for part in parts)
+
+
+def _is_no_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def remedy_for(status: int, otherwise: str) -> str:

@@ -174,3 +174,37 @@ def test_a_wrong_encoding_is_no_damage(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes('{"text": "春眠不觉晓"}\n'.encode("gbk"))
     with pytest.raises(InputError, match=r"a\.jsonl: not in the encoding that was given .*; say another"):
         list(read_blobs([tmp_path / "a.jsonl"], encoding="utf-16"))
+
+
+def test_brackets_in_the_names_of_folders_are_no_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "[完结]书[2023]" / "一[a]"
+    folder.mkdir(parents=True)
+    for name in ("a.txt", "b[1].txt", "c.md"):
+        (folder / name).touch()
+    assert [p.name for p in find_files(f"{folder}/*.txt")] == ["a.txt", "b[1].txt"]
+    assert [p.name for p in find_files(f"{tmp_path}/[[]完结]*/**/*.txt")] == ["a.txt", "b[1].txt"]
+    assert [p.name for p in find_files(f"{folder}/b[1].txt")] == ["b[1].txt"]
+    with pytest.raises(InputError, match=r"in a pattern \[ab\] is one sign, a or b: write \[\[\] for a bracket"):
+        find_files(f"{folder}/b[1]*.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("笔记.md", "but 笔记.md; known are .jsonl"), ("笔记.md", "by a pattern with their format: {path: "),
+        ("表.xlsx", "but 表.xlsx; known are .jsonl"), ("表.xlsx", "save such a file as .csv in UTF-8"),
+    ],
+)  # fmt: skip
+def test_a_folder_of_other_files_says_what_to_do_with_them(tmp_path: Path, name: str, remedy: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(InputError) as caught:
+        find_files(str(tmp_path))
+    assert remedy in str(caught.value)
+
+
+def test_a_message_shows_some_keys_of_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({f"{'问' * 50}{i}": i for i in range(1000)}) + "\n", "utf-8")
+    with pytest.raises(InputError) as caught:
+        documents(path)
+    assert f"keys are {'问' * 40}…, " in str(caught.value) and len(str(caught.value)) < 1000

@@ -18,6 +18,12 @@ SUFFIXES: dict[str, Format] = {
 IN_ARCHIVES = [suffix for suffix in SUFFIXES if suffix != ".parquet"]  # whose reader has to jump about in a file
 
 
+NO_TEXT = {  # what people have beside texts → what to save it as
+    **dict.fromkeys((".pdf", ".doc", ".docx", ".wps", ".rtf", ".epub", ".mobi", ".ppt", ".pptx"), ".txt"),
+    **dict.fromkeys((".xls", ".xlsx", ".et", ".ods"), ".csv"),
+}
+
+
 def find_files(path: str, archives: bool = True) -> list[Path]:
     """A file, every corpus file below a folder, or the matches of a glob, sorted. Raises InputError if none.
 
@@ -30,15 +36,28 @@ def find_files(path: str, archives: bool = True) -> list[Path]:
         known = {*SUFFIXES, ZIP} if archives else SUFFIXES
         found = sorted(p for p in given.rglob("*") if p.is_file() and not _hidden(p, given) and suffix_of(p) in known)
         if not found:
-            raise InputError(
-                f"{path}: no corpus file in this folder; known are {' '.join(SUFFIXES)}, or .gz, .zst, .zip"
-            )
+            raise InputError(_nothing_known(path, given))
         return found
-    matches = glob.glob(str(given), recursive=True)  # noqa: PTH207  Path.glob takes no absolute pattern
+    there = next(folder for folder in (*given.parents, Path()) if folder.is_dir())  # its brackets are no pattern
+    pattern = Path(glob.escape(str(there))) / given.relative_to(there)
+    matches = glob.glob(str(pattern), recursive=True)  # noqa: PTH207  Path.glob takes no absolute pattern
     found = sorted(p for p in map(Path, matches) if p.is_file())
     if not found:
-        raise InputError(f"{path}: no such file or folder, and nothing matches it as a pattern")
+        hint = "; in a pattern [ab] is one sign, a or b: write [[] for a bracket" if "[" in given.name else ""
+        raise InputError(f"{path}: no such file or folder, and nothing matches it as a pattern{hint}")
     return found
+
+
+def _nothing_known(path: str, folder: Path) -> str:
+    known = f"known are {' '.join(SUFFIXES)}, or .gz, .zst, .zip"
+    other = next((p for p in sorted(folder.rglob("*")) if p.is_file() and not _hidden(p, folder)), None)
+    if other is None:
+        return f"{path}: no corpus file in this folder; {known}"
+    shown = f"{path}: no corpus file in this folder, but {other.relative_to(folder)}; {known}"
+    if (told := NO_TEXT.get(other.suffix.lower())) is not None:
+        return f"{shown}; save such a file as {told} in UTF-8, with the program that opens it"
+    pattern = other.parent / f"*{other.suffix}"
+    return f"{shown}; texts of another name are given by a pattern with their format: {{path: {pattern}, format: txt}}"
 
 
 def passed_over(path: str) -> list[str]:

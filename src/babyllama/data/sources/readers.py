@@ -23,7 +23,7 @@ from pathlib import Path
 from babyllama.data.sources.arrays import HEAD_BYTES, Form, form_of, items
 from babyllama.data.sources.blobs import BLOB_BYTES, DAMAGED, Blob, OnBad, pack_records
 from babyllama.data.sources.files import LINE_BYTES, Bytes, Lines, Unreadable, too_long
-from babyllama.data.sources.finding import IN_ARCHIVES, SUFFIXES, Format
+from babyllama.data.sources.finding import IN_ARCHIVES, NO_TEXT, SUFFIXES, Format
 from babyllama.data.sources.parquet import read_parquet
 from babyllama.data.sources.remote import RemoteFile
 from babyllama.data.sources.tables import read_rows
@@ -100,10 +100,6 @@ def _damaged(path: File, error: InputError, read: int, position: int) -> Blob:
 
 
 _Reader = Callable[[File, int, str], Iterator[Blob]]
-_NO_TEXT = {  # what people have beside texts → what to save it as
-    **dict.fromkeys((".pdf", ".doc", ".docx", ".wps", ".rtf", ".epub", ".mobi", ".ppt", ".pptx"), ".txt"),
-    **dict.fromkeys((".xls", ".xlsx", ".et", ".ods"), ".csv"),
-}
 
 
 def _format_of(path: File, format: Format) -> Format:
@@ -113,10 +109,10 @@ def _format_of(path: File, format: Format) -> Format:
     found = SUFFIXES.get(suffix_of(path))
     if found is None:
         Bytes(path).close()  # an archive is called that
-        known, other = ", ".join(Format.__args__[1:]), _NO_TEXT.get(Path(str(path)).suffix.lower())
+        known, other = ", ".join(Format.__args__[1:]), NO_TEXT.get(Path(str(path)).suffix.lower())
         if other:
             raise InputError(f"{path}: is no text; save it as {other} in UTF-8, with the program that opens it")
-        raise InputError(f"{path}: the name does not tell the format; say format: one of {known}")
+        raise InputError(f"{path}: the name does not tell the format; say format: one of {known} (txt for plain text)")
     return "json" if found == "jsonl" else found
 
 

@@ -47,6 +47,7 @@ except ImportError:  # babyllama[data] is not installed
 _TEXT_FIELDS = ("text", "content", "completion", "正文", "内容", "文本")
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # half a surrogate pair, but not a reader's
 _MARKER = re.compile(r"<\|[a-z_]+\|>")  # of other programs' templates
+_KEYS, _KEY = 12, 40  # that a message shows, and characters of each
 _ARTICLE = {"title", "summary", "sections"}
 Known = Literal["text", "system", "question", "input", "answer", "history", "messages", "tools", "chosen", "rejected",
                 "label"]  # fmt: skip
@@ -166,7 +167,7 @@ def _called(record: Record, columns: Mapping[Known, str], notes: Notes) -> Recor
     """What `columns` names of a record, by the names that are known here."""
     for known, own in columns.items():
         if own not in record and known not in _OPTIONAL:
-            raise BadRecord(f"no key {own!r}, which columns calls {known}: keys are {', '.join(record) or 'none'}")
+            raise BadRecord(f"no key {own!r}, which columns calls {known}: keys are {_keys(record)}")
     note_unread(record, {*columns.values(), *_OWN}, notes)
     found = {known: record[own] for known, own in columns.items() if own in record}
     return {**{key: record[key] for key in _OWN if key in record}, **found}
@@ -223,23 +224,23 @@ def _chat(record: Record, field: str | None, notes: Notes) -> Document:
         return read_preference(record, notes).preferred
     chat = read_chat(record, notes)
     if chat is None:
-        keys = ", ".join(record) or "none"
         raise BadRecord(
-            f"no chat in it: keys are {keys}; known are messages, conversations, and pairs such as instruction and "
-            "output, question and answer; of other keys say which is which: columns: {question: …, answer: …}"
+            f"no chat in it: keys are {_keys(record)}; known are messages, conversations, and pairs such as "
+            "instruction and output, question and answer; of other keys say which is which: "
+            "columns: {question: …, answer: …}"
         )
     return chat
 
 
 def _preference(record: Record, field: str | None, notes: Notes) -> Document:
     if not is_preference(record):
-        raise BadRecord(f"no preference pair in it: keys are {', '.join(record) or 'none'}, not chosen and rejected")
+        raise BadRecord(f"no preference pair in it: keys are {_keys(record)}, not chosen and rejected")
     return read_preference(record, notes)
 
 
 def _rated(record: Record, field: str | None, notes: Notes) -> Document:
     if not is_rated(record):
-        raise BadRecord(f"no rated answer in it: keys are {', '.join(record) or 'none'}; wanted are a question, an "
+        raise BadRecord(f"no rated answer in it: keys are {_keys(record)}; wanted are a question, an "
                         "answer, and label: true or false")  # fmt: skip
     return read_rated(record, notes)
 
@@ -259,9 +260,15 @@ def _text(record: Record, field: str | None, notes: Notes) -> Text:
     if chat is None:
         wanted = repr(field) if field else " or ".join(map(repr, _TEXT_FIELDS))
         chats = "" if field else "; of a chat say which is which: columns: {question: …, answer: …}"
-        raise BadRecord(f"no key {wanted}: keys are {', '.join(record) or 'none'}; name the one with the text in "
+        raise BadRecord(f"no key {wanted}: keys are {_keys(record)}; name the one with the text in "
                         f"field{chats}")  # fmt: skip
     return Text(chat.text)
+
+
+def _keys(record: Record) -> str:
+    """The keys of a record, as far as a message has room for them."""
+    shown = [key if len(key) <= _KEY else f"{key[:_KEY]}…" for key in [*record][:_KEYS]]
+    return ", ".join([*shown, "…"] if len(record) > _KEYS else shown) or "none"
 
 
 def _article(record: Record) -> Iterator[str]:

@@ -74,3 +74,15 @@ def test_faults(tmp_path: Path) -> None:
         load_recipe(CorpusChoice, None, [f"path={path}", "columns={text: q}", "field=q"])
     with pytest.raises(InputError, match=r"columns.*question"):
         load_recipe(CorpusChoice, None, [f"path={path}", "columns={提问: q}"])
+
+
+def test_a_folder_of_texts_and_chats_is_not_mixed_in_silence(tmp_path: Path) -> None:
+    """The first record decides: chats after a text lose who says what, which is said; a text after chats stops it."""
+    written(tmp_path / "b.jsonl", {"问题": "问", "答案": "答"})
+    (tmp_path / "c.txt").write_text("春天", "utf-8")
+    with pytest.raises(InputError, match=r"c\.txt, document 1: .*keys are text, which is a text, but .* two corpora"):
+        list(read_documents(CorpusChoice(path=str(tmp_path))))
+    (tmp_path / "c.txt").rename(tmp_path / "a.txt")
+    source = CorpusChoice(path=str(tmp_path)).open()
+    notes = [note for blob in source.blobs() for note in parse(blob, source.shape).notes]
+    assert source.kind == "text" and len(notes) == 1 and "who says what in chats" in notes[0]

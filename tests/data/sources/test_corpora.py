@@ -120,7 +120,8 @@ def test_what_comes_out_can_be_rendered(turns: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"text": "无"}, "no chat in it: keys are text"),
+        ({"text": "无"}, "no chat in it: keys are text, which is a text, but the corpus is taken as chats"),
+        ({"无": "无"}, "no chat in it: keys are 无; known are messages"),
         ({"messages": [{"role": "king", "content": "朕"}]}, "unknown role 'king'"),
         ({"messages": [{"role": "user", "content": None}]}, "content must be text"),
         ({"messages": ["x"]}, "a message must be an object"),

@@ -223,6 +223,9 @@ def _chat(record: Record, field: str | None, notes: Notes) -> Document:
         notes["rejected answers of preference pairs"] += 1
         return read_preference(record, notes).preferred
     chat = read_chat(record, notes)
+    if chat is None and any(isinstance(record.get(key), str) for key in _TEXT_FIELDS):
+        raise BadRecord(f"no chat in it: keys are {_keys(record)}, which is a text, but the corpus is taken as chats; "
+                        "give texts and chats as two corpora, or say kind: text")  # fmt: skip
     if chat is None:
         raise BadRecord(
             f"no chat in it: keys are {_keys(record)}; known are messages, conversations, and pairs such as "
@@ -262,6 +265,9 @@ def _text(record: Record, field: str | None, notes: Notes) -> Text:
         chats = "" if field else "; of a chat say which is which: columns: {question: …, answer: …}"
         raise BadRecord(f"no key {wanted}: keys are {_keys(record)}; name the one with the text in "
                         f"field{chats}")  # fmt: skip
+    notes[
+        "who says what in chats, which are read as plain texts (chats want a corpus of their own, of kind: chat)"
+    ] += 1
     return Text(chat.text)
 
 

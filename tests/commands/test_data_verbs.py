@@ -56,6 +56,13 @@ def test_stats_of_a_folder_of_a_run_and_of_files(folder, capsys):
     assert some["documents"] == 9 and some["chats"]["messages"]["assistant"] == 9
 
 
+def test_files_of_old_programs_are_looked_at_as_they_are(folder, capsys):
+    """GBK, and what UTF-8 calls it: there is no key here that could say the encoding."""
+    (folder / "旧.csv").write_text("问题;答案\n春天来了吗？;来了，柳树发了芽。\n", "gbk")
+    said = told(capsys, "sample", folder / "旧.csv", f"tokenizer={folder / 'tok'}", "count=1")
+    assert "[[来了，柳树发了芽。" in said
+
+
 def test_a_document_is_shown_and_a_sample_says_how(folder, capsys):
     said = told(capsys, "sample", folder / "out", "corpora=chat", "count=2", "seed=3")
     first = re.search(r"── chat, (train|val), document (\d+): \d+ tokens\n(.*)\n", said)

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from babyllama.commands.figures import Line, name_ends, plain_log
+from babyllama.commands import figures
+from babyllama.commands.figures import Line, legible, name_ends, plain_log
 
 
 def axes():
@@ -56,3 +57,11 @@ def test_ticks_are_plain_numbers(low, high, some):
     drawn.figure.canvas.draw()
     labels = [text.get_text() for text in drawn.yaxis.get_ticklabels(which="both") if text.get_text()]
     assert some in labels and 2 < len(labels) < 20 and not any("×" in text or "^" in text for text in labels)
+
+
+@pytest.mark.parametrize(
+    ("installed", "shown"), [([], ["no. 1", "yarn", "no. 3"]), (["SimHei"], ["底座", "yarn", "v2-长文"])]
+)
+def test_names_that_no_font_shows_become_numbers(monkeypatch, installed, shown):
+    monkeypatch.setattr(figures, "fonts", lambda: installed)
+    assert legible(["底座", "yarn", "v2-长文"]) == shown

@@ -20,7 +20,7 @@ from babyllama.commands.evaluate import EvaluateRecipe
 from babyllama.commands.evaluate import main as evaluate
 from babyllama.commands.generate import GenerateRecipe
 from babyllama.commands.generate import main as generate
-from babyllama.commands.longcontext import LongContextRecipe, draw, free_folder, legible
+from babyllama.commands.longcontext import LongContextRecipe, draw, free_folder
 from babyllama.commands.longcontext import main as longcontext
 from babyllama.commands.merge import MergeRecipe
 from babyllama.commands.merge import main as merge
@@ -230,8 +230,6 @@ def test_the_verb(place, monkeypatch):
 
 def test_a_figure_shows_no_boxes_in_place_of_hanzi(tmp_path):
     """A run's name may be Chinese; where no font has hanzi, its number in the page's table stands for it."""
-    assert legible(["底座", "yarn", "v2-长文"], hanzi=False) == ["no. 1", "yarn", "no. 3"]
-    assert legible(["底座", "yarn"], hanzi=True) == ["底座", "yarn"]
     keys = [{"length": n, "depth": d, "right": d, "nats": 1.0, "trials": 1} for n in (16, 32) for d in (0.0, 1.0)]
     found = {"rope": {"kind": "none"}, "perplexity": {16: 9.0, 32: 99.0}, "by_position": [(16, 2.0), (32, 4.0)],
              "passkey": keys}  # fmt: skip

@@ -42,7 +42,8 @@ class EvaluateRecipe(Recipe):
         default="val", description="val: what was held out from training; train: what was trained on"
     )
     corpora: tuple[str, ...] = Field(default=(), description="labels of the prepared folder; default: all")
-    questions_from: tuple[CorpusChoice, ...] = Field(default=(), description="more chats to ask")
+    questions_from: tuple[CorpusChoice, ...] = Field(default=(), description="more chats to ask",
+                                                    examples=["'questions_from=[{path: my.jsonl}]'"])  # fmt: skip
     questions: int = Field(default=50, ge=0, description="questions asked of each chat corpus; 0 asks nothing")
     answer_tokens: int = Field(default=256, ge=1, description="the longest answer")
     loss_tokens: int | None = Field(default=200_000, ge=1, description="tokens measured of each corpus; null: all")

@@ -1,4 +1,5 @@
-"""What all figures share: few colours, names at the ends of their lines, plain numbers on logarithmic axes.
+"""What all figures share: few colours, fonts for Chinese names, names at the ends of their lines, plain numbers on
+logarithmic axes.
 
 matplotlib comes with the extra ``report``; nothing of it is imported before a figure is drawn. Not here: what is shown.
 """
@@ -6,10 +7,39 @@ matplotlib comes with the extra ``report``; nothing of it is imported before a f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 MAIN, GREY = "#1f5fa8", "#8a8f98"
 COLOURS = (MAIN, "#c2571a", "#2d7d46", "#7a4fb5")  # and again; the names at the lines tell them apart
+
+
+_HANZI = ("Noto Sans CJK SC", "Source Han Sans SC", "Source Han Sans CN", "Noto Sans SC", "PingFang SC",
+          "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+          "Noto Sans CJK JP")  # fmt: skip
+
+
+def fonts() -> list[str]:
+    """The installed fonts that have Chinese characters."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return [family for family in _HANZI if family in installed]
+
+
+def hanzi() -> AbstractContextManager[None]:
+    """While a figure is made and saved: Chinese characters come from the fonts that have them."""
+    from matplotlib import rc_context
+
+    return rc_context({"font.family": ["DejaVu Sans", *fonts()]})
+
+
+def legible(names: Sequence[str]) -> list[str]:
+    """Names for a figure: one that its fonts would show as boxes becomes its number among them."""
+    known = bool(fonts())
+    return [
+        name if known or all(letter < "\u2e80" for letter in name) else f"no. {i}" for i, name in enumerate(names, 1)
+    ]
 
 
 class Line(NamedTuple):

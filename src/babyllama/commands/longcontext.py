@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from babyllama.atomic import check_writable, write_atomic, write_json
-from babyllama.commands.figures import COLOURS, GREY, Line, bare, name_ends, plain_log
+from babyllama.commands.figures import COLOURS, GREY, Line, bare, hanzi, legible, name_ends, plain_log
 from babyllama.commands.table import shortly, table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError, cause, needs_extra
@@ -184,20 +184,16 @@ def write(folder: Path, result: Json) -> None:
 def draw(file: Path, result: Json) -> None:
     """Perplexity by length, loss by position, and a passkey map of each contender that found a key."""
     try:
-        from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.font_manager import fontManager
     except ImportError:
         raise needs_extra("matplotlib", "report") from None
-    installed = {font.name for font in fontManager.ttflist}
-    hanzi = [family for family in HANZI_FONTS if family in installed]
-    found = dict(zip(legible(list(result["contenders"]), bool(hanzi)), result["contenders"].values(), strict=True))
+    found = dict(zip(legible(list(result["contenders"])), result["contenders"].values(), strict=True))
     asked = {name: values["passkey"] for name, values in found.items() if values["passkey"]}
     maps = {name: keys for name, keys in asked.items() if any(key["right"] for key in keys)}
     rows = -(-len(maps) // 4)
     columns = max(2, -(-len(maps) // max(1, rows)))
-    with rc_context({"font.family": ["DejaVu Sans", *hanzi]}):
+    with hanzi():
         figure = Figure(figsize=(max(11.0, 3.4 * columns), 4.0 + 3.4 * rows), layout="constrained")
         FigureCanvasAgg(figure)
         heights = [4.0, 3.4 * rows] if rows else [4.0]
@@ -213,15 +209,6 @@ def draw(file: Path, result: Json) -> None:
 
 
 LENGTHS = 6  # in one table
-HANZI_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "Source Han Sans CN", "Noto Sans SC", "PingFang SC",
-               "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
-               "Noto Sans CJK JP")  # fmt: skip
-
-
-def legible(names: list[str], hanzi: bool) -> list[str]:
-    """Names for a figure: one that its fonts would show as boxes becomes its number in the page's table."""
-    western = [all(letter < "\u2e80" for letter in name) for name in names]
-    return [name if hanzi or western[i] else f"no. {i + 1}" for i, name in enumerate(names)]
 
 
 def _draw_by_length(axes: Any, found: Json, result: Json) -> None:

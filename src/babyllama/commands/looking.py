@@ -104,7 +104,7 @@ def data_of(path: Path, recipe: dict[str, Any]) -> Path:
 
 def _encoded(recipe: Looked, folder: Path) -> Prepared:
     """The first documents of corpus files, encoded as `prepare` does."""
-    choice = CorpusChoice.model_validate({"path": recipe.data, "max_documents": recipe.documents})
+    choice = CorpusChoice.model_validate({"path": recipe.data, "max_documents": recipe.documents, "encoding": "auto"})
     source = choice.open()
     if recipe.tokenizer is None:
         raise InputError(f"{recipe.data}: corpus files that are not prepared; give tokenizer=… to look at the first "

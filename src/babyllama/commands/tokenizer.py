@@ -36,7 +36,8 @@ class TrainSource(Recipe):
     """Learn a byte-level BPE from corpora; characters come first, then what joins them."""
 
     kind: Literal["train"] = "train"
-    corpora: tuple[CorpusChoice, ...] = Field(min_length=1, description="the texts to learn from")
+    corpora: tuple[CorpusChoice, ...] = Field(min_length=1, description="the texts to learn from",
+                                             examples=["'source.corpora=[{path: my.jsonl}]'"])  # fmt: skip
     vocab_size: int = Field(8192, ge=262, le=1 << 24, description="tokens in all, special ones included")
     min_frequency: int = Field(2, ge=1, description="a pair of tokens that occurs less often is not joined")
     max_alphabet: int | None = Field(

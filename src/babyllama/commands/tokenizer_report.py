@@ -13,7 +13,7 @@ from rich.table import Table
 
 from babyllama.amounts import amount
 from babyllama.atomic import check_writable, write_json
-from babyllama.commands.figures import COLOURS, bare
+from babyllama.commands.figures import COLOURS, bare, hanzi, legible
 from babyllama.commands.table import table_of
 from babyllama.data.sources.corpora import CorpusChoice, read_texts
 from babyllama.errors import InputError, needs_extra
@@ -172,19 +172,21 @@ def draw(file: Path, result: dict[str, Json]) -> None:
     except ImportError:
         raise needs_extra("matplotlib", "report") from None
     first = next(iter(result.values()))
-    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
-    for axes, key, value, title in zip(
-        figure.subplots(1, 2), ("domains", "scripts"), ("characters_per_token", "tokens_per_character"),
-        ("characters a token (more is better)", "tokens a character (less is better)"), strict=True,
-    ):  # fmt: skip
-        groups, width = list(first[key]), 0.8 / len(result)
-        for number, (name, found) in enumerate(result.items()):
-            places = [i + (number - (len(result) - 1) / 2) * width for i in range(len(groups))]
-            axes.bar(places, [found[key][group][value] for group in groups], width, label=name,
-                     color=COLOURS[number % len(COLOURS)])  # fmt: skip
-        axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
-        axes.set_title(title, fontsize=9, loc="left")
-        bare(axes)
-    figure.axes[0].legend(fontsize=8, frameon=False)
-    figure.savefig(file)
+    shown = dict(zip(result, legible(list(result)), strict=True))
+    with hanzi():
+        figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
+        FigureCanvasAgg(figure)
+        for axes, key, value, title in zip(
+            figure.subplots(1, 2), ("domains", "scripts"), ("characters_per_token", "tokens_per_character"),
+            ("characters a token (more is better)", "tokens a character (less is better)"), strict=True,
+        ):  # fmt: skip
+            groups, width = list(first[key]), 0.8 / len(result)
+            for number, (name, found) in enumerate(result.items()):
+                places = [i + (number - (len(result) - 1) / 2) * width for i in range(len(groups))]
+                axes.bar(places, [found[key][group][value] for group in groups], width, label=shown[name],
+                         color=COLOURS[number % len(COLOURS)])  # fmt: skip
+            axes.set_xticks(range(len(groups)), legible(groups), rotation=30, ha="right")
+            axes.set_title(title, fontsize=9, loc="left")
+            bare(axes)
+        figure.axes[0].legend(fontsize=8, frameon=False)
+        figure.savefig(file)

@@ -153,3 +153,37 @@ def test_gsm8k_and_cmrc_in_all_their_forms():
 def test_faults_of_free_answers(reader, record, fault):
     with pytest.raises(InputError, match=fault):
         items(reader, record, least=1)
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "answer"),
+    [
+        ("问题,A,B,答案\n地球是圆的？,对,错,A\n", ("对", "错"), 0),
+        ("编号;题目;选项A;选项B;选项C;选项D;答案\n1;题;甲;乙;丙;;c\n", ("甲", "乙", "丙"), 2),
+        ("题目\t选项A\t选项B\t选项C\t选项D\t选项E\t正确答案\n题\t甲\t乙\t丙\t丁\t戊\t戊\n", tuple("甲乙丙丁戊"), 4),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "gbk"])
+def test_own_tables_as_people_make_them(tmp_path, encoding, table, options, answer):
+    (tmp_path / "常识_val.csv").write_text(table, encoding)
+    found = TaskChoice(name="ceval", path=tmp_path).items(None)
+    (item,) = found.asked
+    assert (item.options, item.answer, item.group, found.chance) == (options, answer, "常识", 1 / len(options))
+
+
+def test_a_number_is_an_option_too():
+    (item,) = items(sources.exam, {"问题": "一减一？", "A": 2, "B": 1, "C": 0, "D": None, "答案": "0"})
+    assert (item.options, item.answer) == (("2", "1", "0"), 2)
+
+
+@pytest.mark.parametrize(
+    ("table", "fault"),
+    [("问题,A,B,C,D,答案\n题,甲,乙,,丁,A\n", "option C is empty"),
+     ("问题,A,答案\n题,甲,A\n", "the column 'b' is missing"),
+     ("问题,A,B,C,D,答案\n题,甲,乙,,,D\n", "the answer 'D' is not among the options A, B"),
+     ("问题,A,B,答案\n题,,,A\n", "option A is empty")],
+)  # fmt: skip
+def test_holes_in_own_tables_are_told(tmp_path, table, fault):
+    (tmp_path / "常识_val.csv").write_text(table, "utf-8")
+    with pytest.raises(InputError, match=fault):
+        TaskChoice(name="ceval", path=tmp_path).items(None)

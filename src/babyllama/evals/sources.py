@@ -93,14 +93,26 @@ def fields(row: Row) -> Mapping[str, Any]:
 
 
 def exam(row: Row) -> Iterator[Item]:
-    """C-Eval, CMMLU: columns question, A, B, C, D, answer (any case), often id and subject."""
+    """C-Eval, CMMLU, own tables like them: columns question, A, B, …, answer (any case), often id and subject; also
+    问题 or 题目, 选项A, 答案. The last options may be left out: an item has two or more."""
     record = {str(key).lower(): value for key, value in fields(row).items()}
-    options = tuple(str(column(record, [letter], row.where) or "").strip() for letter in "abcd")
-    question = str(column(record, ["question"], row.where)).strip()
-    answer = answer_index(column(record, ["answer"], row.where), options, row.where)
-    subject = str(record.get("subject") or row.subject)
-    number = record.get("id", record.get("", row.number - 1))
+    options = _options(record, row.where)
+    question = str(column(record, ["question", "问题", "题目"], row.where)).strip()
+    answer = answer_index(column(record, ["answer", "答案", "正确答案"], row.where), options, row.where)
+    subject = str(record.get("subject") or record.get("科目") or row.subject)
+    number = record.get("id", record.get("编号", record.get("", row.number - 1)))
     yield Item(f"{subject}/{number}", question, options, answer, subject)
+
+
+def _options(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Up to the last one that is not empty; two at least."""
+
+    def said(value: Any) -> str:
+        return "" if value is None else str(value).strip()
+
+    names = [(letter, f"选项{letter}") for letter in LETTERS.lower()]
+    given = [i for i, either in enumerate(names) if any(said(record.get(name)) for name in either)]
+    return tuple(said(column(record, either, where)) for either in names[: max([1, *given]) + 1])
 
 
 def medical_exam(row: Row) -> Iterator[Item]:

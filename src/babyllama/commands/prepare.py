@@ -158,11 +158,16 @@ def _of_part(recipe: PrepareRecipe, part: Part, written: bool) -> str:
 
 
 def _run(recipe: PrepareRecipe, shared: bool) -> Run:
-    """The new or continued run. One that a bad record stopped may go on with ``on_bad: skip``."""
-    if (recipe.out / "run.json").is_file() and not Run.open(recipe.out).finished:
+    """The new or continued run. One that was stopped goes on with what the recipe says now, such as ``on_bad: skip`` or
+    the encoding that an error asked for: each piece is known by all that decides it, and those that fit are kept. The
+    parts of several machines may change `on_bad` alone."""
+    if (recipe.out / "run.json").is_file() and not (run := Run.open(recipe.out)).finished:
         stopped = dump_recipe(recipe.model_copy(update={"on_bad": "stop"}))
-        if (recipe.out / "recipe.yaml").read_text("utf-8") == stopped:
+        whole = run.info["verb"] == "prepare" and not shared
+        if whole or (recipe.out / "recipe.yaml").read_text("utf-8") == stopped:
+            run.lock(shared)
             write_atomic(recipe.out / "recipe.yaml", dump_recipe(recipe))
+            run.unlock()
     return Run.create(recipe.out, "prepare", recipe, shared=shared)
 
 

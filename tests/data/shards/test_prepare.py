@@ -82,6 +82,25 @@ def test_skipping_continues_what_a_bad_record_stopped(tmp_path: Path) -> None:
         prepare(recipe(tmp_path / "out", tokenizer, [{"path": str(path)}], "validation=0.2"))
 
 
+@pytest.mark.parametrize("mended", [[], ["dedup=[exact]"], ["clean=[normalise]", "validation=0.2"]])
+def test_what_an_error_asks_for_continues_what_it_stopped(tmp_path: Path, mended: list[str]) -> None:
+    """No folder is left that refuses the mended command, and nothing of the first attempt is left in it."""
+    tokenizer, texts = save_tokenizer(tmp_path / "tok"), tmp_path / "书"
+    texts.mkdir()
+    (texts / "a.txt").write_text("春眠不觉晓，处处闻啼鸟。", "utf-8")
+    (texts / "b.txt").write_text("夜来风雨声，花落知多少。", "gbk")
+    with pytest.raises(InputError, match=r"b\.txt.*say encoding: gb18030 \(or auto, where files differ\)"):
+        prepare(recipe(tmp_path / "out", tokenizer, [{"path": str(texts)}], "dedup=[exact, lines]", "workers=1"))
+    with pytest.raises(InputError, match=r"b\.txt"):
+        prepare(recipe(tmp_path / "out", tokenizer, [{"path": str(texts)}], "workers=1"))
+    choice = [{"path": str(texts), "encoding": "auto", "label": "新"}]
+    for out in ("out", "fresh"):
+        prepare(recipe(tmp_path / out, tokenizer, choice, "workers=1", *mended))
+    files = [sorted(p.relative_to(tmp_path / out) for p in (tmp_path / out).rglob("*")) for out in ("out", "fresh")]
+    assert files[0] == files[1]
+    assert Prepared.open(tmp_path / "out").manifest == Prepared.open(tmp_path / "fresh").manifest
+
+
 PROGRAM = """
 if __name__ == "__main__":  # its workers run this file too, and need none of it
     import sys

@@ -10,6 +10,7 @@ interruption changes a byte. Not here: the format (shards.py), parsing (records.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -232,6 +233,11 @@ def write_manifest(folder: Path, sources: list[Source], done: list[Done], plan: 
     corpora = {
         source.label: _corpus(source, [d for d in done if d.label == source.label], folder) for source in sources
     }
+    for other in (folder / "shards").iterdir():
+        if other.name not in corpora:  # of a recipe that was mended before it ended
+            shutil.rmtree(other)
+    if not plan.dedup:
+        (folder / "duplicates.jsonl").unlink(missing_ok=True)
     for label in corpora:
         current = {name for d in done if d.label == label for name in _names(d)}
         for path in (folder / "shards" / label).iterdir():

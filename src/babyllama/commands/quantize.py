@@ -98,6 +98,8 @@ def main(recipe: QuantizeRecipe) -> None:
     model, tokenizer, prepared = read_model(folder), read_tokenizer(folder), Prepared.open(recipe.data)
     check_vocabulary(model, tokenizer, folder)
     prepared.check_tokenizer(tokenizer.hash)
+    for name in recipe.corpora:
+        prepared.store(name, "val")  # before there is a folder that would refuse the mended command
     tokenizer = tokenizer.with_template(prepared.manifest["chat_template"])
     batches = recipe.calibration.batches(prepared, model.config.max_position_embeddings, recipe.seed)
     methods = _methods(recipe, model, console)

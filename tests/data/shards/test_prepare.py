@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 from small_data import CHATS, TEXTS, alive, prepared, recipe, save_tokenizer, until, write_lines
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 
 from babyllama.commands.prepare import main as prepare
 from babyllama.data.shards.shards import Prepared
@@ -99,6 +103,25 @@ def test_what_an_error_asks_for_continues_what_it_stopped(tmp_path: Path, mended
     files = [sorted(p.relative_to(tmp_path / out) for p in (tmp_path / out).rglob("*")) for out in ("out", "fresh")]
     assert files[0] == files[1]
     assert Prepared.open(tmp_path / "out").manifest == Prepared.open(tmp_path / "fresh").manifest
+
+
+def test_characters_that_the_vocabulary_cannot_write_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A foreign one without bytes makes <unk> of them, and the model never learns them."""
+    signs = ["<unk>", "<s>", "</s>", *"春眠不觉晓，处闻啼鸟。"]
+    words = tokenizers.Tokenizer(WordLevel({sign: i for i, sign in enumerate(signs)}, unk_token="<unk>"))
+    words.pre_tokenizer, words.decoder = Split("", "isolated"), Fuse()
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}')
+    own = save_tokenizer(tmp_path / "tok")
+    for text, tokenizer, lost in (("春眠不觉晓，处处闻啼鸟。", tmp_path, ""), ("春眠 不觉晓晓\n龘", tmp_path, "33.3%"),
+                                  ("春眠 不觉晓晓\n龘", own, "")):  # fmt: skip
+        path = write_lines(tmp_path / "a.jsonl", [{"text": text}])
+        prepare(recipe(tmp_path / f"{lost}{tokenizer.name}", tokenizer, [{"path": str(path)}], "workers=1"))
+        said = capsys.readouterr().out
+        assert ("of the characters are lost" in said) == bool(lost) and lost in said
+        assert not lost or all(sign in said for sign in (r"'\n'", "' '", "龘"))
 
 
 PROGRAM = """

@@ -5,7 +5,9 @@ Not here: tables, printing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,13 @@ import numpy as np
 from babyllama.data.shards.samples import part_of
 from babyllama.data.shards.shards import Prepared, TokenStore
 from babyllama.data.sources.corpora import Source
+from babyllama.data.sources.records import parse
+from babyllama.errors import InputError
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 _CONTEXTS = (256, 512, 1024, 2048, 4096)
 _UNITS = {"chat": "a chat", "preference": "an answer with its prompt", "rated": "an answer with its prompt"}
+_LOOKED_AT = 5000  # characters of a document
 _SAMPLE_TOKENS = 5000  # of a document; longer ones are cut there
 
 
@@ -30,6 +35,7 @@ def summary(prepared: Prepared, sources: Sequence[Source], tokenizer: Tokenizer)
         yield from _left_out(source, corpus)
         if not stores["val"].documents and prepared.manifest["validation"]:
             yield "  nothing is held out: too few documents; evaluate and validation will have nothing to measure"
+        yield from _lost(source, tokenizer)
         if source.kind != "text":
             yield from _lengths(stores, _UNITS[source.kind])
         covered = ", in [[ ]] what the loss covers" if source.kind != "text" else ""
@@ -55,6 +61,25 @@ def _left_out(source: Source, corpus: dict[str, Any]) -> Iterator[str]:
     if corpus["notes"]:
         notes = "; ".join(f"{what} ({count:,})" for what, count in corpus["notes"].items())
         yield f"  not used, with the number of records: {notes}"
+
+
+def _lost(source: Source, tokenizer: Tokenizer) -> Iterator[str]:
+    """What of the first documents does not come back from the vocabulary; of files, which are quickly read again."""
+    texts = list[str]()
+    if source.size is not None:
+        with suppress(InputError):
+            texts = [
+                document.text[:_LOOKED_AT] for document in parse(next(source.blobs()), source.shape).documents[:100]
+            ]
+    before, after = Counter[str](), Counter[str]()
+    for text in texts:
+        before.update(text)
+        after.update(tokenizer.decode(tokenizer.encode(text)))
+    lost = before - after
+    if lost.total() >= 0.001 * max(before.total(), 1):
+        signs = " ".join(repr(sign) if sign.isspace() else sign for sign, _ in lost.most_common(8))
+        yield (f"  {lost.total() / before.total():.1%} of the characters are lost, for the vocabulary cannot write "
+               f"them: {signs} (babyllama tokenizer report shows more)")  # fmt: skip
 
 
 def _lengths(stores: dict[str, TokenStore], unit: str) -> Iterator[str]:

@@ -128,11 +128,8 @@ def main(recipe: QuantizeRecipe) -> None:
         if not recipe.sweep:
             write_card(run.model, run.path, run.path.resolve().name)
     show(json.loads((run.path / "report.json").read_text("utf-8")), console)
-    made = (
-        f"{recipe.out}/figure.png"
-        if recipe.sweep
-        else f"{recipe.out}/model is ready: babyllama chat {pasted(recipe.out)}"
-    )
+    ready = f"{recipe.out}/model is ready: babyllama chat {pasted(recipe.out)}"
+    made = f"{recipe.out}/figure.png" if recipe.sweep else ready
     console.print(made, markup=False, soft_wrap=True)
 
 

@@ -118,7 +118,7 @@ def test_characters_that_the_vocabulary_cannot_write_are_said(
     for text, tokenizer, lost in (("春眠不觉晓，处处闻啼鸟。", tmp_path, ""), ("春眠 不觉晓晓\n龘", tmp_path, "33.3%"),
                                   ("春眠 不觉晓晓\n龘", own, "")):  # fmt: skip
         path = write_lines(tmp_path / "a.jsonl", [{"text": text}])
-        prepare(recipe(tmp_path / f"{lost}{tokenizer.name}", tokenizer, [{"path": str(path)}], "workers=1"))
+        prepare(recipe(tmp_path / f"out{lost}{tokenizer.name}", tokenizer, [{"path": str(path)}], "workers=1"))
         said = capsys.readouterr().out
         assert ("of the characters are lost" in said) == bool(lost) and lost in said
         assert not lost or all(sign in said for sign in (r"'\n'", "' '", "龘"))

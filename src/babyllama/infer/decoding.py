@@ -25,6 +25,7 @@ CANDIDATES = 2048  # tokens of a row that are sorted; where more may be drawn, t
 SORTED = 64, 256  # the same for most rows: so few are compared each with each, are sorted faster
 SPANS = 512  # of the vocabulary at most, whose best tokens say where the cuts lie
 READ = 2048  # logits that are looked through for candidates at a time
+DRAWING = 16  # warps of a program that draws
 PROGRAMS = 132  # that a GPU of this kind runs at a time: as many shares of the slots as bring attention there
 ONE, SOME = 1, 32  # rows up to which the first, the second of `TILES` is faster
 LOOKED_AT = 128  # slots whose keys and values a program of a few rows holds before it waits, at most
@@ -49,7 +50,6 @@ class Tiles(NamedTuple):
             go by the cache, too.
         head_rows: of the head, where they are others than `rows`.
         head_registers, draw_registers: of a thread of the head, of drawing, at most; 0: no limit.
-        draw_warps: of a program that draws.
         head_holds: weights of the head that a program has in registers at most.
     """
 
@@ -71,7 +71,6 @@ class Tiles(NamedTuple):
     head_stages: int = 1
     head_registers: int = 0
     draw_registers: int = 0
-    draw_warps: int = 16
     head_holds: int = 16384
 
 
@@ -149,7 +148,7 @@ def drawing(blocks: int, R: int) -> dict[str, int]:
     N = power(blocks)
     M = min(SPANS, N)
     return {"LEAST": min(SORTED[0], CANDIDATES), "SMALL": min(SORTED[1], CANDIDATES), "CAP": CANDIDATES,
-            "CHUNK": READ, "N": N, "M": M, "R": R, "num_warps": 16}  # fmt: skip
+            "CHUNK": READ, "N": N, "M": M, "R": R, "num_warps": DRAWING}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -238,7 +237,7 @@ class Decoder:
     def launch(self, steps: int, drawn: bool) -> Tensor:
         """The kernels of so many steps."""
         chosen = torch.empty(steps, self.count, dtype=torch.int64, device=self.device)
-        self._begin()
+        self._begin(drawn)
         for step in range(steps):
             self._hidden()
             self._predict()
@@ -247,7 +246,7 @@ class Decoder:
 
     def read(self, last: Tensor) -> Tensor:
         """Logits (P, V) after the tokens of `fed` numbered `last` (P,); each sees what is before it in its row."""
-        self._begin()
+        self._begin(False)
         self._hidden()
         return self.model.lm_head(self.model.norm(self.x[last].to(self.dtype)))[:, : self.V]
 
@@ -292,11 +291,18 @@ class Decoder:
             self.laid[linear, outputs] = lay_out(words, rows.view(-1, outputs))
         return *self.laid[linear, outputs], _order(words)
 
-    def _begin(self) -> None:
+    def _begin(self, drawn: bool) -> None:
+        """As many warps add up x² as after each step, so that a step is the same whether a graph begins with it."""
         from babyllama.infer import kernels
 
         stream, sizes = self._stream()
-        self._launch(kernels.begin, (self.count,), self.token, self.position, *stream, **sizes)
+        warps = DRAWING if drawn else self._choosing
+        self._launch(kernels.begin, (self.count,), self.token, self.position, *stream, **sizes, num_warps=warps)
+
+    @property
+    def _choosing(self) -> int:
+        """Warps of a program that chooses the likeliest token."""
+        return DRAWING if self.few else 4
 
     def _hidden(self) -> None:
         from babyllama.infer import kernels
@@ -400,13 +406,13 @@ class Decoder:
 
         self._launch(kernels.greedy, (self.count,), self.best, self.places, self.masses, self.blocks,
                      *self._after(step, chosen), **self._stream()[1], N=power(self.blocks),
-                     num_warps=16 if self.few else 4)  # fmt: skip
+                     num_warps=self._choosing)  # fmt: skip
 
     def _draw(self, step: int, chosen: Tensor) -> None:
         from babyllama.infer import kernels
 
         rows = self.rows
-        how = {**drawing(self.blocks, self.plan.predict), "num_warps": self.plan.draw_warps}
+        how = drawing(self.blocks, self.plan.predict)
         self._launch(kernels.draw, (self.count,), self.logits, self.best, self.places, self.masses, self.blocks,
                      self.kept, self.keys, rows.rules, rows.draws, DRAWS, self.V, *self._after(step, chosen),
                      **self._stream()[1], **how, maxnreg=self.plan.draw_registers or None)  # fmt: skip

@@ -622,8 +622,7 @@ def predict(x, y, squares, norm, w, zeros, scales, groups, order, rules, logits,
 def _angles(position, frequencies, scale, HALF: tl.constexpr, PAIRS: tl.constexpr, EARLY: tl.constexpr):
     """cos and sin of a place, (PAIRS,) each."""
     pairs = tl.arange(0, PAIRS)
-    # Rounded here: as a part of what the cosine begins with, another kernel would round it otherwise.
-    angle = _now(position.to(tl.float32) * tl.load(frequencies + pairs, mask=pairs < HALF, other=0.0), EARLY)
+    angle = position.to(tl.float32) * tl.load(frequencies + pairs, mask=pairs < HALF, other=0.0)
     return _now(tl.cos(angle) * scale, EARLY), _now(tl.sin(angle) * scale, EARLY)
 
 
@@ -671,7 +670,7 @@ def begin(tokens, positions, embedding, zeros, scales, order, V, x, norm, y, squ
     _start(EARLY)
     _wait(EARLY)
     row = tl.program_id(0)
-    c, s = _angles(tl.load(positions + row), frequencies, scale, HALF, PAIRS, EARLY)
+    c, s = _angles(tl.load(positions + row), frequencies, scale, HALF, PAIRS, False)
     _turn(c, s, row, cos, sin, HALF, PAIRS)
     _enter(tl.load(tokens + row), row, embedding, zeros, scales, order, V, x, norm, y, squares, C, TILE, PARTS, BITS,
            GROUP, ORDERED)  # fmt: skip

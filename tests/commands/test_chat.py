@@ -142,6 +142,7 @@ BAD = [("/seed x", "whole number"), ("/seed", "whole number"), ("/save", "file n
        ("/save {here}", "exists"), ("/save {folder}/b", "nothing said"), ("/load", "file that /save wrote"),
        ("/load {folder}/b", "cannot be read"), ("/load {here}", "no chat of the form"),
        ("/load {open}", "all answered"), ("/edit", "nothing was asked"), ("/regenerate", "nothing was asked"),
+       ("/continue", "no answer that could go on"),
        ("/compare x", "nothing was asked")]  # fmt: skip
 
 
@@ -174,6 +175,45 @@ def test_asking_again_and_comparing(capsys):
     assert talk.turns == [(CHATS[0][0], second, ())]
     run_command(on, f"/edit {CHATS[1][0]}")
     assert [turn.question for turn in talk.turns] == [CHATS[1][0]]
+
+
+def test_an_answer_goes_on_until_it_has_ended(tmp_path, capsys):
+    """Piece by piece it is the answer that comes as a whole, in the same turn, also from a file."""
+    talk, (question, answer) = conversation(max_tokens=1), CHATS[2]
+    on, rounds = stage(talk), 0
+    list(talk.ask(question))
+    while talk.text.finish != "stop":
+        assert talk.turns[-1].answer == answer[: len(talk.turns[-1].answer)] and rounds < 50
+        run_command(on, "/continue")
+        rounds += 1
+        if rounds == 2:
+            run_command(on, f"/save {tmp_path / 'begun.jsonl'}")
+            run_command(on, "/reset")
+            run_command(on, f"/load {tmp_path / 'begun.jsonl'}")
+    assert talk.turns == [(question, answer, ())] and rounds > 2
+    assert answer.endswith(capsys.readouterr().out.replace("\n", ""))
+    for fault in ("the last answer has ended; /regenerate asks", "there is no answer that could go on"):
+        with pytest.raises(InputError, match=f"/continue: {fault}"):
+            run_command(on, "/continue")
+        run_command(on, "/reset")
+
+
+def test_an_answer_that_goes_on_sees_what_it_saw_as_far_as_that_fits():
+    never = Sampling(temperature=0, logit_bias=dict.fromkeys(small_tokenizer().stop_ids, -100.0))
+    talk = conversation(never, max_tokens=8, memory=1)
+    for question, _ in CHATS[:3]:
+        list(talk.ask(question))
+    whole, turn = conversation(never, max_tokens=16, memory=1), talk.unfinished()
+    whole.turns = [*talk.turns]
+    list(talk.ask(*turn))
+    assert talk.turns[-1] == (turn.question, "".join(whole.ask(turn.question)), ())
+    talk.max_tokens, talk.memory, on = CONTEXT, None, stage(talk)
+    while len(talk.turns) > 1:  # which make room
+        run_command(on, "/continue")
+    talk.turns = kept = [turn._replace(answer="长" * 200)]
+    with pytest.raises(InputError, match=f"the context of {CONTEXT} tokens is full: there is no room to go on$"):
+        run_command(on, "/continue")
+    assert talk.turns == kept == [turn._replace(answer="长" * 200)]
 
 
 def test_control_characters_never_reach_the_terminal():
@@ -225,7 +265,7 @@ def test_a_piped_line_of_other_bytes_is_named_and_the_next_is_answered(monkeypat
 def test_an_answer_that_is_cut_off_says_by_what(capsys):
     """The longest answer, or the end of the context: logit bias keeps the end token away."""
     never = Sampling(temperature=0, logit_bias=dict.fromkeys(small_tokenizer().stop_ids, -100.0))
-    for most, why in ((3, "cut off at max_tokens=3)"), (10**6, "tokens is full)")):
+    for most, why in ((3, "cut off at max_tokens=3, /continue goes on)"), (10**6, "tokens is full)")):
         chat = conversation(never, max_tokens=most)
         stage(chat, read=lambda text: "").answer(CHATS[0][0])
         assert capsys.readouterr().out.rstrip().endswith(why)

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -88,6 +89,16 @@ def test_calls_are_answered_and_the_model_goes_on(tmp_path):
     run_command(on, f"/load {file}")
     assert talk.turns == kept and talk.question == "谢谢"
     assert talk.take_back() == "谢谢" and talk.messages == [ASKED, CALLED, *RESULTS, ANSWERED]
+
+
+def test_an_answer_that_was_stopped_goes_on_after_its_tools():
+    talk, engine = conversation(CALLS, "得372 < 400", " < 400", "好")
+    with closing(talk.ask(QUESTION)) as pieces:
+        next(piece for piece in pieces if piece == "得")
+    assert talk.turns[-1].answer == "得"
+    assert "".join(map(str, talk.ask(*talk.unfinished()))) == " < 400"
+    assert talk.messages == [ASKED, CALLED, *RESULTS, {"role": "assistant", "content": "得 < 400"}]
+    assert engine.prompts[-1] == prompt_of(ASKED, CALLED, *RESULTS) + "得"
 
 
 def test_rounds_have_an_end_and_then_a_call_is_shown_as_it_is():

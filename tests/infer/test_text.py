@@ -51,6 +51,15 @@ def test_nothing_is_held_back_that_cannot_begin_a_stop_string():
     assert "".join(parts) == "ab" and found.finish == "stop" and found.matched is None
 
 
+def test_half_a_character_is_no_text_where_the_tokens_end():
+    """Of what a limit cut off; a client that has it gone on with sends the text back. Bytes that the model ended with
+    itself are shown as what they are."""
+    tokens = small_tokenizer().encode("好😀")
+    for finish, shown in (("length", "好"), ("stop", "好\ufffd")):
+        found = Text(small_tokenizer())
+        assert found.feed(Event(0, tokens[:-1])) + found.feed(Event(0, (), finish)) == shown  # type: ignore[arg-type]
+
+
 def test_a_stop_string_frees_the_row():
     question, answer = CHATS[0]
     tokenizer = small_tokenizer()

@@ -5,6 +5,7 @@ With the extra `e2e`: pytest -m slow tests/serve/test_browser.py; $CHROMIUM name
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -97,13 +98,16 @@ def test_a_chat_streams_and_a_reload_keeps_it(page):
     assert [chat["title"] for chat in seen] == [QUESTION]
 
 
+# In the page itself: all 4,000 tokens take a third of a second.
+STOP_SOON = """() => new MutationObserver((_, watch) => {
+    if (!(document.querySelector(".message.assistant .text")?.textContent.length > 20)) return;
+    watch.disconnect();
+    document.querySelector(".composer button").click();
+}).observe(document.body, { subtree: true, childList: true, characterData: true })"""
+
+
 def test_stop_stops(page):
-    # In the page itself: all 4,000 tokens take a third of a second.
-    page.evaluate("""() => new MutationObserver((_, watch) => {
-        if (!(document.querySelector(".message.assistant .text")?.textContent.length > 20)) return;
-        watch.disconnect();
-        document.querySelector(".composer button").click();
-    }).observe(document.body, { subtree: true, childList: true, characterData: true })""")
+    page.evaluate(STOP_SOON)
     ask(page, "x", "steady")
     playwright.expect(answers(page).locator(".text")).to_have_text(re.compile(r".{20}", re.DOTALL))
     ended(page)
@@ -139,12 +143,152 @@ def test_edit_and_retry_branch(page):
     page.get_by_role("button", name="Send as a new branch").click()
     ended(page)
     assert answers(page).locator(".text").inner_text() == CHATS[1][1]
-    page.get_by_role("button", name="Previous branch").click()
+    page.get_by_role("button", name="Previous branch").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.title") == "Next branch"  # the keyboard's place
     assert page.locator(".message.user .plain").inner_text() == QUESTION
     assert answers(page).locator(".text").inner_text() == ANSWER
     page.get_by_role("button", name="Again").click()
     ended(page)
     assert answers(page).locator(".branches").inner_text().replace("\n", "") == "‹2/2›"
+
+
+def go_on(page):
+    return page.get_by_role("button", name="Continue", exact=True)
+
+
+def cut_after(page, tokens):
+    """The longest answer."""
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Longest answer").fill(str(tokens))
+    page.keyboard.press("Escape")
+
+
+def test_an_answer_that_was_cut_off_goes_on_in_its_place(page):
+    """By button and by keyboard until it has ended: one message, kept as one; an edited question and another answer
+    stand beside it as ever."""
+    sent = []
+    page.on("request", lambda asked: asked.url.endswith("/chat/completions") and sent.append(asked.post_data_json))
+    cut_after(page, 3)
+    ask(page, QUESTION)
+    ended(page)
+    said = [answers(page).locator(".text").inner_text()]
+    assert "ended at the limit of tokens" in answers(page).locator(".figures").inner_text()
+    go_on(page).click()
+    ended(page)
+    said.append(answers(page).locator(".text").inner_text())
+    assert ANSWER.startswith(said[1]) and len(said[1]) > len(said[0]) > 0
+    assert sent[1]["messages"] == [*sent[0]["messages"], {"role": "assistant", "content": said[0]}]
+    page.reload()
+    cut_after(page, "")
+    if go_on(page).count():
+        go_on(page).focus()
+        page.keyboard.press("Enter")
+        ended(page)
+        assert page.evaluate("document.activeElement.textContent") == "Send"
+    assert answers(page).locator(".text").all_inner_texts() == [ANSWER] and go_on(page).count() == 0
+    tokens = len(small_tokenizer().encode(ANSWER)) + 1
+    assert answers(page).locator(".figures").inner_text().startswith(f"{tokens} tokens")
+    (chat,) = page.evaluate(STORED)
+    assert [node["text"] for node in chat["nodes"].values()] == [QUESTION, ANSWER]
+    page.get_by_role("button", name="Again").click()
+    ended(page)
+    assert answers(page).locator(".branches").inner_text().replace("\n", "") == "‹2/2›"
+    assert answers(page).locator(".text").inner_text() == ANSWER
+
+
+def written(page):
+    """The first answer as it is kept."""
+    (chat,) = page.evaluate(STORED)
+    return next(node["text"] for node in chat["nodes"].values() if node["role"] == "assistant")
+
+
+def test_an_answer_that_was_stopped_goes_on(page):
+    """Nothing of it is lost where another tab, which has an older state, writes on the same chat."""
+    page.evaluate(STOP_SOON)
+    ask(page, "x", "steady")
+    go_on(page).wait_for()
+    assert "stopped" in answers(page).locator(".figures").inner_text()
+    other = page.context.new_page()
+    other.goto(page.url)
+    go_on(other).wait_for()
+    cut_after(page, 50)
+    texts = [written(page)]
+    for _ in range(2):
+        go_on(page).click()
+        ended(page)
+        texts.append(written(page))
+    assert all(more.startswith(text) and len(more) > len(text) for text, more in itertools.pairwise(texts))
+    ask(other, QUESTION)
+    ended(other)
+    assert written(page) == texts[-1]
+    other.close()
+
+
+BY_HAND = """() => {
+    const real = fetch, begun = (control) => {
+        const write = (text) => control.enqueue(new TextEncoder().encode(text));
+        window.come = (content) => write(`data: ${JSON.stringify({ choices: [{ delta: { content } }] })}\\n\\n`);
+        window.finish = () => control.close();
+    };
+    window.fetch = async (path, options) => path.endsWith("completions")
+        ? new Response(new ReadableStream({ start: begun })) : real(path, options);
+}"""
+
+
+def test_an_answer_comes_on_while_something_else_is_chosen(page):
+    """Another model for the next question: the page is drawn anew, and the answer comes into what is drawn."""
+    page.evaluate(BY_HAND)
+    ask(page, QUESTION)
+    page.evaluate("come('一二')")
+    playwright.expect(answers(page).locator(".text")).to_have_text("一二")
+    page.get_by_label("Model", exact=True).select_option("steady")
+    page.evaluate("come('三四')")
+    playwright.expect(answers(page).locator(".text")).to_have_text("一二三四")
+    page.evaluate("finish()")
+    ended(page)
+    assert answers(page).locator(".who").inner_text() == "taught"
+
+
+def test_a_chat_that_is_deleted_while_it_is_answered_stays_away(page):
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.route("**/v1/chat/completions", lambda route: None)
+    ask(page, QUESTION)
+    page.get_by_role("button", name="Stop").wait_for()
+    if page.viewport_size["width"] < 900:
+        page.get_by_role("button", name="History").click()
+    page.get_by_role("button", name=f"Delete: {QUESTION}").click()
+    page.get_by_role("button", name="Send").wait_for()
+    page.wait_for_timeout(300)
+    assert page.evaluate(STORED) == []
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_an_answer_that_fills_the_context_has_no_rest(page):
+    page.route("**/api/app", lambda route: route.fulfill(json={**route.fetch().json(), "context": {"taught": 6}}))
+    page.reload()
+    cut_after(page, 3)
+    ask(page, QUESTION)
+    ended(page)
+    assert "ended at the limit" in answers(page).locator(".figures").inner_text() and go_on(page).count() == 0
+    page.unroute_all(behavior="wait")
+
+
+def test_a_text_is_gone_on_with_without_a_word_more(page, served):
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Continue the text instead of answering").check()
+    page.get_by_label("Longest answer").fill("2")
+    page.keyboard.press("Escape")
+    page.get_by_placeholder("Begin a text").wait_for()
+    ask(page, "我是小羊驼")
+    ended(page)
+    first = written(page)
+    go_on(page).click()
+    ended(page)
+    with served.client() as client:
+        asked = {"model": "taught", "prompt": f"我是小羊驼{first}", "temperature": 0, "max_tokens": 2}
+        rest = client.post("/v1/completions", json=asked).json()["choices"][0]["text"]
+    assert first and rest and written(page) == first + rest
 
 
 HOSTILE = """<img src=x onerror="window.hit=1"><script>window.hit=1</script>

@@ -120,7 +120,7 @@ def test_texts_are_continued_several_at_once_and_echoed(official):
     engine = Engine(taught_model(), tokenizer.vocab_size)
     prompts = [[*tokenizer.start_ids, *tokenizer.encode(text)] for text in ("小小的", "你好")]
     alone = engine.generate(prompts, Sampling(temperature=0), 4, tokenizer.stop_ids)
-    expected = [t + tokenizer.decode(a) for t, a in zip(("小小的", "你好"), alone, strict=True)]
+    expected = [t + tokenizer.decode(a).rstrip("\ufffd") for t, a in zip(("小小的", "你好"), alone, strict=True)]
     assert [choice.text for choice in found.choices] == expected
     assert found.usage.completion_tokens == sum(map(len, alone))
 

@@ -182,6 +182,19 @@ def test_a_thought_whole_and_as_a_stream(tokenizer):
     assert "".join(delta.get("content") or "" for delta in deltas) == "ba"
 
 
+def test_a_thought_goes_on_as_a_thought(tmp_path):
+    """Of an answer that was cut off while it thought; after it what comes is said, also where that has a mark in it."""
+    own = train_bpe(SMALL_TEXT, 460)
+    begun = [{"content": "<think>\na"}, {"content": "", "reasoning_content": "a"}, {"content": "b<think>"}]
+    bodies = [{"messages": [QUESTION, {"role": "assistant", **message}]} for message in begun]
+    answers, requests = asked(own, "b\n</think>\n\nba", *bodies)
+    told = [answer.json()["choices"][0]["message"] for answer in answers]
+    assert [(one.get("reasoning_content"), one["content"]) for one in told] == [
+        ("b", "ba"), (None, "b\n</think>\n\nba"), (None, "b\n</think>\n\nba")]  # fmt: skip
+    ends = [own.decode(request.prompt, skip_special=False).rpartition("<|assistant|>")[2] for request in requests]
+    assert ends == ["<think>\na", "<think>\na\n</think>\n\n", "b<think>"]
+
+
 def test_the_switch_of_the_built_in_template(tmp_path):
     own = train_bpe(SMALL_TEXT, 460)
     body = {"messages": [QUESTION, {"role": "assistant", "content": "b", "reasoning_content": "a"}, QUESTION],

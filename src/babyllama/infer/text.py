@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class Text:
-    """The text of one answer as it becomes certain: whole characters, without the stop token and special tokens.
+    """The text of one answer as it becomes certain: whole characters, without the stop token and special tokens. A
+    character of which the end of the tokens left a part is left out.
 
     What could be the beginning of a stop string is held back until it is known. The first one that is found ends the
     text before it, and whoever feeds events then removes the request from the engine. `after` are the tokens of a text
@@ -42,7 +43,8 @@ class Text:
         self.tokens += len(event.tokens)
         new = self._stream.push(*event.unstopped().tokens)
         if event.finish is not None:
-            new += self._stream.flush()
+            rest = self._stream.flush()
+            new += rest.rstrip("\ufffd") if event.finish == "length" else rest  # it may be gone on with
         if not self.stop:
             self.finish = event.finish
             return new

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from babyllama.amounts import amount
 from babyllama.atomic import write_json
 from babyllama.errors import InputError, cause
+from babyllama.infer.text import Text
 from babyllama.serve.conversation import Conversation, Turn
 from babyllama.tokenizer.answers import answer_text
 from babyllama.tokenizer.chat import Message, check_messages
@@ -22,8 +23,8 @@ class Stage(Protocol):
 
     chat: Conversation
 
-    def answer(self, question: str) -> None:
-        """Ask the model and show what it says."""
+    def answer(self, question: str, begun: str = "", steps: Sequence[Message] = ()) -> None:
+        """Ask the model and show what it says, or the rest of what it said."""
         ...
 
     def compare(self, path: str) -> None:
@@ -97,6 +98,15 @@ def _regenerate(stage: Stage, rest: str) -> str:
     return ""
 
 
+def _continue(stage: Stage, rest: str) -> str:
+    try:
+        turn = stage.chat.unfinished()
+    except InputError as error:
+        raise InputError(f"/continue: {error}") from None
+    stage.answer(*turn)
+    return ""
+
+
 def _compare(stage: Stage, rest: str) -> str:
     _asked(stage, "/compare")
     stage.compare(rest)
@@ -131,7 +141,7 @@ def _load(stage: Stage, rest: str) -> str:
     starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
     chat.turns = [Turn(messages[i]["content"], answer_text(messages[end - 1]), tuple(messages[i + 1 : end - 1]))
                   for i, end in zip(starts, [*starts[1:], len(messages)], strict=True)]  # fmt: skip
-    chat.question = chat.turns[-1].question
+    chat.question, chat.text = chat.turns[-1].question, Text(chat.tokenizer)
     return f"loaded {amount(len(chat.turns), 'turn')}; the last one: {chat.question}"
 
 
@@ -160,6 +170,7 @@ COMMANDS: dict[str, tuple[Callable[[Stage, str], str], str, str]] = {
     "/help": (_help, "", "show this"),
     "/edit": (_edit, "", "change the last question and ask it again; /edit TEXT asks TEXT instead"),
     "/regenerate": (_regenerate, "", "another answer to the last question"),
+    "/continue": (_continue, "", "go on with an answer that was cut off or stopped"),
     "/compare": (_compare, "RUN", "what another model says to the last question; without RUN, the same one again"),
     "/system": (_system, "TEXT", "set the system message; without TEXT, remove it"),
     "/think": (_think, "on|off", "whether answers think first; alone: as the model likes"),

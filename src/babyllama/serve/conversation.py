@@ -122,61 +122,83 @@ class Conversation:
             found += [{"role": "user", "content": question}, *steps, {"role": "assistant", "content": answer}]
         return found
 
-    def prompt(self, question: str, steps: Sequence[Message] = ()) -> list[int]:
-        """The tokens of the turns that the model sees, of `question` and of the steps to its answer so far, as training
-        rendered them."""
+    def prompt(self, question: str, begun: str = "", steps: Sequence[Message] = ()) -> list[int]:
+        """The tokens of the turns that the model sees, of `question`, of the steps to its answer so far and of how that
+        has `begun`, as training rendered them."""
         seen = self.turns if self.memory is None else self.turns[len(self.turns) - min(self.memory, len(self.turns)) :]
-        return self._prompt(seen, question, steps)
+        return self._prompt(seen, question, begun, steps)
 
-    def _prompt(self, turns: Sequence[Turn], question: str, steps: Sequence[Message] = ()) -> list[int]:
+    def _prompt(self, turns: Sequence[Turn], question: str, begun: str = "", steps: Sequence[Message] = ()
+                ) -> list[int]:  # fmt: skip
         messages = [*self._said(turns), Message(role="user", content=question), *steps]
         specs = () if self.tools is None else self.tools.specs
-        return render_chat(self.tokenizer, messages, True, specs, self.thinking).tokens
+        if not begun:
+            return render_chat(self.tokenizer, messages, True, specs, self.thinking).tokens
+        messages.append(Message(role="assistant", content=begun))
+        return render_chat(self.tokenizer, messages, False, specs, continue_final_message=True).tokens
 
-    def make_room(self, question: str) -> int:
+    def make_room(self, question: str, begun: str = "", steps: Sequence[Message] = ()) -> int:
         """Drop the oldest turns until a quarter of the context (or max_tokens) is left to answer; how many went.
 
         None are dropped for a question that does not fit even alone: it will be refused.
         """
-        if len(self._prompt([], question)) >= self.engine.context:
+        if len(self._prompt([], question, begun, steps)) >= self.engine.context:
             return 0
         wanted, dropped = min(self.max_tokens, self.engine.context // 4), 0
-        while self.turns and len(self.prompt(question)) + wanted > self.engine.context:
+        while self.turns and len(self.prompt(question, begun, steps)) + wanted > self.engine.context:
             del self.turns[0]
             dropped += 1
         return dropped
 
-    def ask(self, question: str) -> Generator[str | Used, None, None]:
+    def ask(self, question: str, begun: str = "", steps: Sequence[Message] = ()) -> Generator[str | Used, None, None]:
         """The answer as it comes, with the tools that it uses. Also an answer that is broken off stays in the
         conversation.
 
+        Args:
+            begun, steps: of an answer that goes on (`unfinished`): only its rest comes.
+
         Raises:
-            InputError: the question, or what the tools said to it, does not fit the context even alone.
+            InputError: the question, what the tools said to it or what is to go on does not fit the context even alone.
         """
-        opening = "" if self.thinking is None else OPENING[self.thinking]
         seed, self.seed, self.question, self.tokens = self.seed, self.seed + 1, question, 0
-        said, steps = list[str](), list[Message]()
+        said, taken = list[str](), list(steps)
+        opening = "" if self.thinking is None else OPENING[self.thinking]
         try:
             for left in range(0 if self.tools is None else self.tools.rounds, -1, -1):
-                said.clear()
-                prompt = self.prompt(question, steps)
-                if steps and len(prompt) >= self.engine.context:
-                    raise InputError(f"the context of {self.engine.context} tokens is full: there is no room to go on "
-                                     "after what the tools said")  # fmt: skip
-                yield from self._written(prompt, seed, said, left > 0)
-                message = read_answer(opening + "".join(said), self.form)
+                prompt = self.prompt(question, begun, taken)
+                if (taken or begun) and len(prompt) >= self.engine.context:
+                    after = " after what the tools said" if taken and not begun else ""
+                    raise InputError(f"the context of {self.engine.context} tokens is full: there is no room to go on"
+                                     f"{after}")  # fmt: skip
+                yield from self._written(prompt, seed, said, begun, left > 0)
+                message = read_answer((begun or opening) + "".join(said), self.form)
                 if not left or self.text.finish != "stop" or "tool_calls" not in message:
                     return
-                steps.append(message)
+                taken.append(message)
                 said.clear()
-                yield from self._use(message, steps)
+                begun = ""
+                yield from self._use(message, taken)
         finally:
-            if said or steps:
-                self.turns.append(Turn(question, opening + "".join(said) if said else "", tuple(steps)))
+            if said or taken or begun:
+                answer = (begun or opening) + "".join(said) if said or begun else ""
+                self.turns.append(Turn(question, answer, tuple(taken)))
 
-    def _written(self, prompt: list[int], seed: int, said: list[str], answered: bool) -> Generator[str, None, None]:
+    def unfinished(self) -> Turn:
+        """The last turn, taken out, whose answer can go on (`ask`).
+
+        Raises:
+            InputError: there is none: the last question got no answer, or that has ended.
+        """
+        if not self.turns or self.turns[-1].question != self.question:
+            raise InputError("there is no answer that could go on")
+        if self.text.finish == "stop":
+            raise InputError("the last answer has ended; /regenerate asks for another one")
+        return self.turns.pop()
+
+    def _written(self, prompt: list[int], seed: int, said: list[str], begun: str, answered: bool
+                 ) -> Generator[str, None, None]:  # fmt: skip
         """What the model writes, all of it also to `said`; without calls where these are to be `answered`."""
-        self.text, before = Text(self.tokenizer), self.tokens
+        self.text, before = Text(self.tokenizer, after=self.tokenizer.encode(begun)), self.tokens
         request = Request(prompt, self.sampling, self.max_tokens, self.tokenizer.stop_ids, seed)
         shown = _Shown(self.form) if answered else None
         with closing(pieces(self.engine, request, self.text)) as found:

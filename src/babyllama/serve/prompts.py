@@ -24,7 +24,7 @@ from babyllama.serve.protocol import (
     TokenizeRequest,
     ToolCall,
 )
-from babyllama.tokenizer.answers import opens_thought
+from babyllama.tokenizer.answers import in_thought, opens_thought
 from babyllama.tokenizer.chat import Message, render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
 from babyllama.tokenizer.tools import ToolForm, tool_form
@@ -36,7 +36,7 @@ MOST_CALLS = 8  # of one answer, where calls are demanded: a model that knows no
 @dataclass(frozen=True)
 class Prompt:
     """Token ids; `after` are those of a text that the answer continues, and `text` is that text. `thinks`: the answer
-    begins inside a thought; None: it is no answer of a chat."""
+    begins inside a thought; None: it thinks no more, or is no answer of a chat."""
 
     tokens: list[int]
     after: tuple[int, ...] = ()
@@ -67,8 +67,9 @@ def _chat(model: Model, asked: ChatRequest) -> list[Prompt]:
     thinking = None if asked.chat_template_kwargs is None else asked.chat_template_kwargs.enable_thinking
     rest = goes_on(asked)
     tokens = rendered(model.tokenizer, asked.messages, tools, thinking, answering=not rest, goes_on=rest)
-    begun = model.tokenizer.encode(_content(asked.messages[-1], len(asked.messages) - 1)) if rest else []
-    return [Prompt(tokens, tuple(begun), thinks=None if begun else opens_thought(model.tokenizer, tokens))]
+    begun = _content(asked.messages[-1], len(asked.messages) - 1) if rest else ""
+    thinks = (in_thought(begun) or None) if begun else opens_thought(model.tokenizer, tokens)
+    return [Prompt(tokens, tuple(model.tokenizer.encode(begun)), thinks=thinks)]
 
 
 def goes_on(asked: Sampled) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from babyllama.infer.engine import Engine
 from babyllama.serve.chat_commands import COMMANDS, QUITS, run_command, slashed
 from babyllama.serve.conversation import Conversation, Used
 from babyllama.serve.keyboard import Read, keyboard
+from babyllama.tokenizer.chat import Message
 from babyllama.tokenizer.tokenizer import Tokenizer
 
 Opened = tuple[Engine, Tokenizer]
@@ -100,12 +101,12 @@ class Talk:
                 self.note("(Ctrl-D exits)")
 
     # ── what commands do ───────────────────────────────────────────────────────────────────────────────────────
-    def answer(self, question: str) -> None:
-        """Ask the model and show what it says."""
-        if dropped := self.chat.make_room(question):
+    def answer(self, question: str, begun: str = "", steps: Sequence[Message] = ()) -> None:
+        """Ask the model and show what it says, or the rest of what it said."""
+        if dropped := self.chat.make_room(question, begun, steps):
             gone = f"its first {amount(dropped, 'turn')} dropped"
             self.note(f"(the context of {self.chat.engine.context} tokens is full; {gone})")
-        self._show(self.chat, question)
+        self._show(self.chat, question, begun, steps)
 
     def compare(self, path: str) -> None:
         """Ask the model at `path` the last question; "": the one that was compared last."""
@@ -126,10 +127,10 @@ class Talk:
         except (EOFError, KeyboardInterrupt):
             return ""
 
-    def _show(self, chat: Conversation, question: str) -> None:
+    def _show(self, chat: Conversation, question: str, begun: str = "", steps: Sequence[Message] = ()) -> None:
         began, empty = time.perf_counter(), True
         first, open_ = began, False  # a line that is not at its end
-        with closing(chat.ask(question)) as pieces:
+        with closing(chat.ask(question, begun, steps)) as pieces:
             for piece in pieces:
                 if empty:
                     first, empty = time.perf_counter(), False
@@ -142,11 +143,12 @@ class Talk:
         seconds = time.perf_counter() - began
         self._write("\n")
         if empty:
-            self.note("(an empty answer)")
+            self.note("(nothing follows)" if begun else "(an empty answer)")
         elif self.read is not None:
+            most, context = chat.max_tokens, chat.engine.context
             cut = "" if chat.text.finish != "length" else (
-                f"; cut off at max_tokens={chat.max_tokens}" if chat.text.tokens == chat.max_tokens else
-                f"; cut off, for the context of {chat.engine.context} tokens is full")  # fmt: skip
+                f"; cut off at max_tokens={most}, /continue goes on" if chat.text.tokens == most else
+                f"; cut off, for the context of {context} tokens is full")  # fmt: skip
             self.note(f"({amount(chat.tokens, 'token')}, {chat.tokens / seconds:,.0f} a second, the first "
                       f"after {1000 * (first - began):.0f} ms{cut})")  # fmt: skip
 

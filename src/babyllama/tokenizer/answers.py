@@ -74,6 +74,11 @@ def opens_thought(vocabulary: Vocabulary, prompt: Sequence[int]) -> bool:
     return vocabulary.decode(prompt[-12:], skip_special=False).rstrip().endswith(THINK)
 
 
+def in_thought(text: str) -> bool:
+    """Whether an answer that has come so far still thinks."""
+    return text.lstrip().startswith(THINK) and THOUGHT not in text
+
+
 class Thoughts:
     """The text of one answer as it comes → what is thought, and what is said after it.
 

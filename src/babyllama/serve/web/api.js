@@ -107,8 +107,15 @@ export async function answer(body, signal, show) {
     if (delta.reasoning_content) found.thinking += delta.reasoning_content;
     for (const call of delta.tool_calls ?? []) found.tools += (call.function?.name ?? "") + (call.function?.arguments ?? "");
     if (choice?.finish_reason) found.finish = choice.finish_reason;
-    if (event.usage) found.tokens = event.usage.completion_tokens;
+    if (event.usage) Object.assign(found, { tokens: event.usage.completion_tokens, total: event.usage.total_tokens });
     figures();
   }
   return found;
+}
+
+// An answer and what followed it, as one. How many tokens it has is not known where it was stopped.
+export function joined(start, found) {
+  const tokens = start.tokens && found.tokens ? start.tokens + found.tokens : 0;
+  return { ...found, text: start.text + found.text, thinking: (start.thinking ?? "") + found.thinking, tools: (start.tools ?? "") + found.tools,
+    first: start.first ?? found.first, seconds: (start.seconds ?? 0) + found.seconds, tokens };
 }

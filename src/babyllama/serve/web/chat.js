@@ -1,13 +1,13 @@
 // Chat: one conversation, its branches, and the history beside it.
 
-import { answer, Fault } from "./api.js";
+import { answer, Fault, joined } from "./api.js";
 import { h, replace, say } from "./dom.js";
 import { historyPanel } from "./history.js";
 import { t } from "./i18n.js";
 import { figuresOf, messageElement, paced, showAnswer } from "./message.js";
 import { openSettings } from "./sampling.js";
 import { keep, sampling, settings } from "./settings.js";
-import { content, ending, fitting, memory, seen } from "./sight.js";
+import { begun, content, ending, fitting, memory, seen } from "./sight.js";
 import { addMessage, chats, choose, newChat, path, siblings } from "./store.js";
 
 export async function show(main, about, [id]) {
@@ -29,11 +29,24 @@ export async function show(main, about, [id]) {
 
   function draw() {
     const nodes = path(chat), turns = memory(about, model.value);
+    const back = place();
     hint.textContent = settings.continues || turns === undefined ? "" : t(turns ? "remembers" : "alone", { turns });
     input.placeholder = t(settings.continues ? "beginHere" : "askHere");
     replace(log, nodes.length ? [h("h1", { class: "quiet" }, t("chat")), ...nodes.map((node) => messageElement(node, siblings(chat, node), acts(node)))]
       : h("div", { class: "hello" }, h("h1", {}, t("hello")), h("p", {}, t("helloWhy")), suggestions()));
     log.scrollTop = log.scrollHeight;
+    back?.();
+  }
+
+  // Who goes by the keyboard stays at the button that was used, or near it, when all is drawn anew.
+  function place() {
+    const { activeElement: used } = document;
+    if (!log.contains(used)) return null;
+    const at = [...log.children].indexOf(used.closest(".message"));
+    return () => {
+      const buttons = [...(log.children[at]?.querySelectorAll("footer button:enabled") ?? [])];
+      (buttons.find((button) => button.textContent === used.textContent) ?? buttons[0] ?? log).focus({ preventScroll: true });
+    };
   }
 
   // Questions of the model's own training, to begin with.
@@ -53,6 +66,7 @@ export async function show(main, about, [id]) {
     },
     edit: (text) => stopping || respond(addMessage(chat, node.parent, "user", text)),
     retry: () => stopping || respond(chat.nodes[node.parent]),
+    goOn: !stopping && node.id === chat.leaf && brokenOff(node) && (() => write(node)),
     inspect: () => {
       const messages = [...seen(about, node.model, path(chat, node.parent)), node].map(content);
       sessionStorage.setItem("babyllama.inspect", JSON.stringify({ model: node.model, messages: [...told(), ...messages] }));
@@ -60,33 +74,46 @@ export async function show(main, about, [id]) {
     },
   });
 
-  async function respond(question) {
-    const before = path(chat, question.id);
-    const node = addMessage(chat, question.id, "assistant", "", { model: model.value });
+  // Whether an answer has a rest that its model can still write.
+  function brokenOff(node) {
+    const alone = !settings.continues && seen(about, node.model, path(chat, node.id)).length < 3;
+    const full = node.total >= about.context[node.model] && alone;
+    return (node.text || node.thinking) && !["stop", "tool_calls"].includes(node.finish) && about.models.includes(node.model) && !full;
+  }
+
+  const respond = (question) => write(addMessage(chat, question.id, "assistant", "", { model: model.value }));
+
+  // An answer, or the rest of one.
+  async function write(node) {
+    const start = node.text || node.thinking ? { ...node } : null;
+    const before = path(chat, start ? node.id : node.parent);
     const mine = chat;
+    Object.assign(node, { finish: null, fault: null, rounds: start ? (node.rounds ?? 0) + 1 : 0 });
+    chat.changed = Date.now();
     stopping = new AbortController();
     busy(true);
+    if (log.contains(document.activeElement)) send.focus();
     draw();
     store();
-    const body = log.querySelector(`[data-id="${node.id}"] .body`);
-    const figures = log.querySelector(`[data-id="${node.id}"] .figures`);
     const pace = paced(() => {
+      const shown = log.querySelector(`[data-id="${node.id}"]`); // drawn anew, or gone, where somebody chose something meanwhile
+      if (!shown) return;
       const low = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
-      showAnswer(body, node, false);
-      figures.textContent = figuresOf(node);
+      showAnswer(shown.querySelector(".body"), node, false);
+      shown.querySelector(".figures").textContent = figuresOf(node);
       if (low) log.scrollTop = log.scrollHeight;
     });
     say(t("answering"));
     addEventListener("pagehide", store); // what was written so far
     try {
       const { forgotten, cut, ...asked } = settings.continues ? await ending(node.model, before.map(({ text }) => text).join(""), stopping.signal)
-        : await fitting(node.model, told(), seen(about, node.model, before).map(content), stopping.signal);
+        : await fitting(node.model, told(), seen(about, node.model, before).map((one) => (one === node ? begun : content)(one)), stopping.signal);
       Object.assign(node, { forgotten, cut });
       await answer({ model: node.model, ...asked, ...sampling(about.sampling[node.model]) }, stopping.signal, (found) => {
-        Object.assign(node, found);
+        Object.assign(node, start ? joined(start, found) : found);
         pace.soon();
       });
-      say(`${t("answered")} ${node.text}`);
+      say(`${t("answered")} ${node.text.slice(start?.text.length)}`);
     } catch (error) {
       if (error.name === "AbortError") node.finish = "stopped";
       else node.fault = error instanceof Fault ? error.message : t("unreachable");

@@ -63,7 +63,7 @@ function branches(node, all, choose) {
     h("span", { "aria-label": t("branch", { at: at + 1, count: all.length }), role: "img" }, `${at + 1}/${all.length}`), step(at + 1, t("after"), "›"));
 }
 
-// `acts`: {edit(text), retry(), inspect(), choose(node)}.
+// `acts`: {edit(text), retry(), goOn() where there is a rest to write, inspect(), choose(node)}.
 export function messageElement(node, all, acts) {
   const body = h("div", { class: "body" });
   const foot = h("footer", {});
@@ -75,7 +75,7 @@ export function messageElement(node, all, acts) {
   } else {
     showAnswer(body, node, true);
     if (node.fault) body.append(h("p", { class: "fault", role: "alert" }, node.fault));
-    add(foot, [button(t("retry"), acts.retry), copyButton(node.text), button(t("inspect"), acts.inspect),
+    add(foot, [acts.goOn && button(t("goOn"), acts.goOn), button(t("retry"), acts.retry), copyButton(node.text), button(t("inspect"), acts.inspect),
       h("span", { class: "figures" }, figuresOf(node))]);
   }
   const chooser = branches(node, all, acts.choose);

@@ -31,3 +31,7 @@ export async function ending(name, text, signal) {
 }
 
 export const content = ({ role, text }) => ({ role, content: text });
+
+// An answer that goes on: with its thought, which stays open where nothing was said after it.
+export const begun = ({ role, text, thinking }) => (!thinking ? { role, content: text }
+  : text ? { role, content: text, reasoning_content: thinking } : { role, content: `<think>\n${thinking}` });

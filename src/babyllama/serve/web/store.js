@@ -27,7 +27,10 @@ async function act(store, mode, work) {
 
 export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), (b) => b.toString(16).padStart(2, "0")).join("");
 
-const over = (node) => node.role === "user" || Boolean(node.fault) || (node.finish && node.finish !== "left");
+const over = (node) => node.role === "user" || Boolean(node.fault || (node.finish && node.finish !== "left"));
+
+// `rounds`: how often an answer was gone on with.
+const further = (one, other) => ((one.rounds ?? 0) - (other.rounds ?? 0) || over(one) - over(other)) > 0;
 
 // Answers that nobody writes on: the page was left.
 function ended(chat) {
@@ -35,17 +38,22 @@ function ended(chat) {
   return chat;
 }
 
+const removed = new Set(); // an answer to one may still be coming
+
 export const chats = {
   all: async () => (await act("chats", "readonly", (s) => s.getAll())).sort((a, b) => b.changed - a.changed),
   one: async (id) => ended(await act("chats", "readonly", (s) => s.get(id))),
-  // Beside what another tab wrote into the same conversation.
-  put: (chat) => act("chats", "readwrite", (s) => {
+  // Beside what another tab wrote into the same conversation: of an answer, who wrote on it last, and else who saw its end.
+  put: async (chat) => removed.has(chat.id) || act("chats", "readwrite", (s) => {
     s.get(chat.id).onsuccess = ({ target }) => {
-      for (const [id, node] of Object.entries(target.result?.nodes ?? {})) if (!chat.nodes[id] || (over(node) && !over(chat.nodes[id]))) chat.nodes[id] = node;
+      for (const [id, node] of Object.entries(target.result?.nodes ?? {})) if (!chat.nodes[id] || further(node, chat.nodes[id])) chat.nodes[id] = node;
       s.put(chat);
     };
   }),
-  remove: (id) => act("chats", "readwrite", (s) => s.delete(id)),
+  remove: (id) => {
+    removed.add(id);
+    return act("chats", "readwrite", (s) => s.delete(id));
+  },
 };
 
 export const votes = {
@@ -109,7 +117,10 @@ function soundChat(chat) {
 export async function imported(text) {
   const found = JSON.parse(text);
   if (found?.babyllama !== "chats" || !Array.isArray(found.chats) || !found.chats.every(soundChat)) throw new Error("format");
-  for (const chat of found.chats) await chats.put(chat);
+  for (const chat of found.chats) {
+    removed.delete(chat.id);
+    await chats.put(chat);
+  }
   for (const vote of found.votes ?? []) if (isText(vote?.id)) await votes.put(vote);
   return found.chats.length;
 }

@@ -21,7 +21,7 @@ export const WORDS = {
   alone: ["This model learned single questions: each is asked by itself.", "这个模型学的是单轮问答：每个问题单独提问。"],
   remembers: ["The model sees your question and the last {turns} turns, as many as its training had.", "模型能看到你的问题和最近 {turns} 轮对话，与训练时相同。"],
   ask: ["Message", "消息"], askHere: ["Write a message …", "输入消息…"], send: ["Send", "发送"], stop: ["Stop", "停止"],
-  you: ["You", "你"], retry: ["Again", "重新回答"], edit: ["Edit", "编辑"], editSend: ["Send as a new branch", "作为新分支发送"],
+  you: ["You", "你"], retry: ["Again", "重新回答"], goOn: ["Continue", "继续"], edit: ["Edit", "编辑"], editSend: ["Send as a new branch", "作为新分支发送"],
   inspect: ["Look inside", "看内部"], before: ["Previous branch", "上一分支"], after: ["Next branch", "下一分支"],
   branch: ["{at} of {count}", "第 {at} 个，共 {count} 个"], thinking: ["Thinking", "思考过程"], tool: ["Tool call", "工具调用"],
   answering: ["Answering …", "正在回答…"], answered: ["The answer is complete.", "回答完毕。"], stopped: ["stopped", "已停止"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import shutil
 import socket
@@ -17,6 +19,7 @@ from small_run import CHATS, CONTEXT, small_tokenizer, taught_model
 
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import Sampling
+from babyllama.serve.gate import Gate
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.special import SPECIAL_TOKENS
 
@@ -217,6 +220,7 @@ def chat(**more) -> str:
 FAULTS = {
     "not JSON": ("{", 400, "not valid JSON"),
     "no object": ("[]", 400, "object"),
+    "GBK, as Windows' console sends it": ('{"model": "你好"}'.encode("gb18030"), 400, "it is not UTF-8, as JSON"),
     "half a surrogate pair": (chat(messages=[{"role": "user", "content": "\ud800"}]), 400, "not valid JSON"),
     "no model": (chat(model="nobody"), 404, "'nobody' does not exist; there are: taught, endless"),
     "a wrong type": (chat(temperature="hot"), 400, "temperature: input should be a valid number"),
@@ -286,6 +290,43 @@ def test_other_faults(client, server):
         assert found.status_code == 400 and "prompt: is empty" in found.json()["error"]["message"]
     over = client.post("/v1/completions", json={"model": "taught", "prompt": [9] * CONTEXT}).json()["error"]
     assert over["code"] == "context_length_exceeded" and f"at most {CONTEXT - 1}" in over["message"]
+
+
+def test_a_file_with_a_byte_order_mark_is_read(client):
+    """As Windows' editor saves what curl then sends."""
+    body = chat(temperature=0, max_tokens=90).encode("utf-8-sig")
+    found = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert found.json()["choices"][0]["message"]["content"] == ANSWER
+
+
+def test_a_client_that_goes_in_the_middle_of_its_request_is_no_fault(server):
+    before = len(server.log.read_text("utf-8").splitlines())
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port), 60) as there:
+        there.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {KEY}\r\n"
+                      "Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{".encode())  # fmt: skip
+    assert [line["status"] for line in server.answered(before)] == [499]
+
+
+def test_a_log_that_cannot_be_written_stops_no_answer(capsys):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(28, "No space left on device")
+
+    sent, noted = [], []
+    gate = Gate(app, (), 100, Full(), noted.append, {})
+
+    async def send(message):
+        sent.append(message["status"])
+
+    for _ in range(2):
+        asyncio.run(gate({"type": "http", "method": "GET", "path": "/", "headers": []}, None, send))
+    assert sent == [200, 200] and len(noted) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "cannot be written any more (No space left on device)" in said
 
 
 def test_head_is_get_without_a_body(client):

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TextIO
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from babyllama.errors import cause
 from babyllama.serve.faults import SERVER_FAULT, Refused
 
 OPEN = {"/", "/health", "/docs", "/openapi.json", "/docs/oauth2-redirect"}  # without a key
@@ -81,6 +83,8 @@ class Gate:
         except Refused as fault:
             if record.status == GONE:
                 await fault.response()(scope, receive, told)
+        except ClientDisconnect:  # in the middle of its request
+            pass
         except Exception:
             traceback.print_exc(file=sys.stderr)
             if record.status == GONE:
@@ -127,8 +131,13 @@ class Gate:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "method": record.method,
                 "route": record.route, "model": record.model, "status": record.status, "tokens_in": record.tokens_in,
                 "tokens_out": record.tokens_out, "ms": round(1000 * record.seconds, 1)}  # fmt: skip
-        self.log.write(json.dumps(line) + "\n")
-        self.log.flush()
+        try:
+            self.log.write(json.dumps(line) + "\n")
+            self.log.flush()
+        except OSError as error:  # a full disk, a pipe that nobody reads: no reason to fail
+            self.log = None
+            print(f"babyllama: the log of requests cannot be written any more ({cause(error)}); they are answered "
+                  "without it", file=sys.stderr, flush=True)  # fmt: skip
 
 
 def _digest(key: str) -> bytes:

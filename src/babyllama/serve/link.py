@@ -273,13 +273,17 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
+        self.refuse(_gone())
+        self.stop(True)
+
+    def refuse(self, fault: Refused) -> None:
+        """End all that is being waited for."""
         for answers in self._answers.values():
-            answers.fail(_gone())
+            answers.fail(fault)
         self._look()
         for waiter in self._calls.values():
             if not waiter.done():
-                waiter.set_exception(_gone())
-        self.stop(True)
+                waiter.set_exception(fault)
 
 
 def _gone() -> Refused:

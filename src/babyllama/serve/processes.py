@@ -26,6 +26,7 @@ import uvicorn
 from babyllama.infer.sampling import Unsaid
 from babyllama.interrupts import held
 from babyllama.serve.api import application
+from babyllama.serve.faults import Refused
 from babyllama.serve.link import Link
 from babyllama.serve.pages import Hints
 from babyllama.serve.pieces import Connection
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from babyllama.serve.host import Host
 
 KEPT_OPEN = 75  # seconds for a client's next request: clients who give up after 5 must be the first to do so
+TOLD = 2  # seconds beyond the grace in which open answers say that they end
 LATE = 10  # seconds beyond the grace after which a process that should have ended is killed
 STOPS = (signal.SIGTERM, signal.SIGINT)
 
@@ -66,12 +68,15 @@ def speak(speech: Speech, listener: socket.socket, ends: Ends, first: bool) -> N
         if gone and first and not server.should_exit:
             print("babyllama: the process of the engines has ended, and so does the server", file=sys.stderr)
         server.should_exit, server.force_exit = True, gone
+        if not gone:
+            over = f"the server stops, and the {speech.grace} seconds that it leaves open answers (grace) are over"
+            asyncio.get_running_loop().call_later(speech.grace, link.refuse, Refused(503, over))
 
     link = Link(speech.names, speech.created, stop)
     app = application(link, speech.limits, speech.defaults, speech.keys, speech.body, speech.cors,
                       sys.stdout if speech.log else None, speech.runs, speech.hints)  # fmt: skip
     config = uvicorn.Config(app, http=Connection, log_level="warning", access_log=False,
-                            timeout_graceful_shutdown=speech.grace, timeout_keep_alive=KEPT_OPEN, lifespan="off",
+                            timeout_graceful_shutdown=speech.grace + TOLD, timeout_keep_alive=KEPT_OPEN, lifespan="off",
                             ws="none", server_header=False)  # fmt: skip
     server = uvicorn.Server(config)
 

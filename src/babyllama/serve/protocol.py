@@ -6,6 +6,7 @@ is the same as absent. `top_k`, `min_p` and `repetition_penalty` are ours. Not h
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -211,16 +212,25 @@ async def read(request: Request, kind: type[R]) -> R:
 def parse(kind: type[R], body: bytes) -> R:
     """The JSON of a request. Raises Refused (400) with the field that is wrong."""
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate_json(body.removeprefix(BOM_UTF8))  # of a file that Windows' editor saved
     except ValidationError as error:
         first = min(error.errors(include_url=False, include_context=False), key=_weight)
     if first["type"] == "json_invalid":
-        raise Refused(400, f"the body is not valid JSON: {first['msg'].partition(': ')[2]}")
+        what = first["msg"].partition(": ")[2] if _is_utf8(body) else "it is not UTF-8, as JSON has to be; send it so"
+        raise Refused(400, f"the body is not valid JSON: {what}")
     # A union's member is part of the place: str, list[str].
     names = [part for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and part not in MEMBERS)]
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names).lstrip(".") or None
     message = first["msg"][:1].lower() + first["msg"][1:]
     raise Refused(400, f"{param}: {message}" if param else message, param)
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _weight(fault: Any) -> tuple[int, bool]:

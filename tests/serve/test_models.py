@@ -73,6 +73,21 @@ def test_one_that_answers_stays():
     asyncio.run(story())
 
 
+def test_who_finds_no_place_waits_for_one():
+    """As two columns of a page ask, each for another model, where one at a time is loaded."""
+
+    async def ask(models: Models, name: str) -> int:
+        async with models.use(name) as served:
+            return await answer(served)
+
+    async def story() -> None:
+        models = Models(openers(), most=1, wait=30)
+        assert all(await asyncio.gather(*(ask(models, name) for name in "abcab")))
+        await models.close()
+
+    asyncio.run(story())
+
+
 def test_many_who_ask_at_once_load_it_once():
     made = openers()
 

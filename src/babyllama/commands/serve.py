@@ -95,7 +95,7 @@ def main(recipe: ServeRecipe) -> None:
                     _samplings(named, recipe.sampling), tuple(keys), recipe.body, recipe.cors, recipe.log, runs,
                     recipe.grace, _hints(named))  # fmt: skip
     with speakers(speech, listeners) as speaking:  # they begin beside the loading of the first model
-        models = Models(openers, recipe.loaded, recipe.idle)
+        models = Models(openers, recipe.loaded, recipe.idle, recipe.wait)
         first = next(iter(openers))
         models.loaded |= {served.name: served for served in openers[first]()}  # a fault shows now, and nobody waits
         host = Host(models, recipe.queue, recipe.silence)

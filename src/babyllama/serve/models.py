@@ -67,20 +67,21 @@ class Models:
         openers: name → how it is loaded, with all that share its worker; called on another thread, one at a time.
         most: how many workers there are at once; None: any number.
         idle: seconds without a request after which one is unloaded; None: never.
+        wait: seconds to wait for a place while all are taken by models that are answering.
     """
 
     def __init__(self, openers: Mapping[str, Callable[[], Sequence[Served]]], most: int | None = None,
-                 idle: float | None = None) -> None:  # fmt: skip
-        self.openers, self.most, self.idle = openers, most, idle
+                 idle: float | None = None, wait: float = 0) -> None:  # fmt: skip
+        self.openers, self.most, self.idle, self.wait = openers, most, idle, wait
         self.loaded: dict[str, Served] = {}
-        self._changing = asyncio.Lock()
+        self._changing, self._left = asyncio.Lock(), asyncio.Event()
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[Served]:
         """The model, which stays loaded inside.
 
         Raises:
-            Refused: 503 where all places are taken by models that are answering, or the model cannot be read any more.
+            Refused: 503 where all places stay taken by models that are answering, or the model cannot be read any more.
         """
         served = self.loaded.get(name) or await self._load(name)
         served.users += 1
@@ -93,19 +94,33 @@ class Models:
         """One user less."""
         served.users -= 1
         served.last = time.monotonic()
+        self._left.set()
 
     async def _load(self, name: str) -> Served:
-        async with self._changing:
-            if name in self.loaded:
-                return self.loaded[name]
-            if self.most is not None and len(self._groups()) >= self.most:
-                idle = [group for group in self._groups() if not any(served.users for served in group)]
-                if not idle:
-                    raise Refused(503, f"all {self.most} models that may be loaded at once (loaded={self.most}) are "
-                                  "answering; try again", "model", wait=5)  # fmt: skip
-                await self._unload(min(idle, key=_last_use))
-            await self.open(name)
-            return self.loaded[name]
+        until = time.monotonic() + self.wait
+        while True:
+            self._left.clear()
+            async with self._changing:
+                if name in self.loaded:
+                    return self.loaded[name]
+                if await self._room():
+                    await self.open(name)
+                    return self.loaded[name]
+            try:
+                await asyncio.wait_for(self._left.wait(), until - time.monotonic())
+            except TimeoutError:
+                raise Refused(503, f"all {self.most} models that may be loaded at once (loaded={self.most}) are "
+                              "answering; try again", "model", wait=5) from None  # fmt: skip
+
+    async def _room(self) -> bool:
+        """Whether there is a place for one more, also where one that nobody uses had to go for it."""
+        groups = self._groups()
+        if self.most is None or len(groups) < self.most:
+            return True
+        idle = [group for group in groups if not any(served.users for served in group)]
+        if idle:
+            await self._unload(min(idle, key=_last_use))
+        return bool(idle)
 
     async def open(self, name: str) -> None:
         """Load it. Raises Refused (503) where it cannot be read any more."""

@@ -131,6 +131,28 @@ def test_a_closed_pipe_ends_quietly():
     process.stderr.close()
 
 
+CLOSED = "import os; os.close({}); os.execv({!r}, [{!r}, '-c', 'from babyllama.cli import main; main()', *{!r}])"
+
+
+@POSIX
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_stream_that_is_closed_reads_and_writes_as_nothing(number, tmp_path):
+    """As `<&-` and `>&-` give it; what is written to no stream goes into no file either."""
+    words = ["recipes"] if number else ["chat", str(tmp_path / "none")]
+    status, out, err = ended(start(code=CLOSED.format(number, sys.executable, sys.executable, words)))
+    assert status == (0 if number else 2) and b"Traceback" not in err
+    assert bool(out) == (number == 2) and bool(err) == (number == 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux' full device")
+def test_a_full_disk_under_the_output_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        code = "import sys; from babyllama.cli import main; sys.argv[1:] = ['recipes']; main()"
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == b"babyllama: what is printed cannot be written: No space left on device; make room\n"
+
+
 def test_exit_codes_and_one_line():
     assert ended(start())[0] == 0  # help
     assert ended(start("--version"))[0] == 0

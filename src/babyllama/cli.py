@@ -1,21 +1,25 @@
 """The entry of the program: signals, streams and exit codes around the verbs (verbs.py).
 
 Exit codes: 0 done; 1 the doctor found a fault, or a defect of ours (with its traceback), or nobody reads the output
-any more; 2 a fault in what the user gave, one line each, or too little memory for it; 130 interrupted. Nothing heavy is
-imported here, so that Ctrl-C is answered from the first moment.
+any more; 2 a fault in what the user gave, one line each, or too little memory or room for it; 130 interrupted. Nothing
+heavy is imported here, so that Ctrl-C is answered from the first moment.
 """
 
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import os
 import re
 import sys
+from pathlib import Path
 
 from babyllama import interrupts
 from babyllama.amounts import size
-from babyllama.errors import InputError, Interrupted, readable
+from babyllama.errors import InputError, Interrupted, cause, readable
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 LESS = {  # verb → what makes it take less memory
     "train": "halve plan.micro_batch_size and double plan.accumulate (the update stays the same), or take "
@@ -32,6 +36,7 @@ def main() -> None:
     interrupts.end_at_once()
     # Before PyTorch is imported: without it 1.7 of 24 GiB are lost to fragmentation (docs/log.md).
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    _open_streams()
     _accept_any_character()
     try:
         code = _run()
@@ -55,9 +60,13 @@ def _run() -> int:
     except (Interrupted, KeyboardInterrupt) as error:
         return _interrupted(str(error))
     except BrokenPipeError:  # such as `babyllama train --keys | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_nothing_more()
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:  # files say so themselves
+            _print_nothing_more()
+            print(f"babyllama: what is printed cannot be written: {cause(error)}; make room", file=sys.stderr)
+            return 2
         if interrupts.just_asked():
             return _interrupted("")
         full = full_memory(error)
@@ -67,6 +76,11 @@ def _run() -> int:
         remedy = LESS.get(verb, "take a smaller model, fewer bits (babyllama quantize), or device=cpu")
         print(f"babyllama: {full}; {remedy}", file=sys.stderr)
         return 2
+
+
+def _print_nothing_more() -> None:
+    """Also what is held back; Python would fail again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def full_memory(error: BaseException | None) -> str | None:
@@ -89,6 +103,16 @@ def full_memory(error: BaseException | None) -> str | None:
 def _interrupted(message: str) -> int:
     print(f"\nbabyllama: {message or interrupts.LINE}", file=sys.stderr)
     return interrupts.CODE
+
+
+def _open_streams() -> None:
+    """What is closed (`<&-`, `>&-`, some ways to start a service) reads and writes as nothing, here and in processes
+    that are started. In the order of their numbers, which the next files that are opened would get."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 (until the end)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _accept_any_character() -> None:

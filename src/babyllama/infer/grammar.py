@@ -98,7 +98,8 @@ class Grammars:
 
     def _mask(self, grammar: str, what: str) -> GrammarMask:
         if fault := self._library.LLMatcher.validate_grammar(grammar, self._tokens):
-            raise InputError(f"{what}: {fault.splitlines()[0]}")
+            why = re.search(r"^error: .*", fault, re.MULTILINE)  # of a regular expression, below a picture of it
+            raise InputError(" ".join([f"{what}:", fault.splitlines()[0], *([why[0]] if why else [])]))
         return GrammarMask(self._library.LLMatcher(self._tokens, grammar, log_level=0))
 
 

@@ -143,6 +143,7 @@ BAD = [("/seed x", "whole number"), ("/seed", "whole number"), ("/save", "file n
        ("/load {folder}/b", "cannot be read"), ("/load {here}", "no chat of the form"),
        ("/load {open}", "all answered"), ("/edit", "nothing was asked"), ("/regenerate", "nothing was asked"),
        ("/continue", "no answer that could go on"),
+       ("/system " + "长" * 200, "system message: 1?[0-9]{2,} tokens leave no room for a question"),
        ("/compare x", "nothing was asked")]  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def test_a_thought_comes_to_its_end_before_the_call(added):
 
 def test_what_is_no_grammar():
     grammars = Grammars(small_tokenizer())
-    with pytest.raises(InputError, match="regex: .*error: unclosed group$"):
+    with pytest.raises(InputError, match=r"regex: .*error: unclosed group$"):
         grammars.regex("(")
     with pytest.raises(InputError, match="json_schema: "):
         grammars.json_schema({"type": "no such type"})

@@ -65,7 +65,7 @@ def _reset(stage: Stage, rest: str) -> str:
 
 
 def _system(stage: Stage, rest: str) -> str:
-    stage.chat.system = rest
+    stage.chat.tell(rest)
     return "the system message is set" if rest else "there is no system message now"
 
 
@@ -137,7 +137,7 @@ def _load(stage: Stage, rest: str) -> str:
     if not rest:
         raise InputError("/load needs the name of a file that /save wrote, such as /load chat.jsonl")
     chat, messages = stage.chat, _messages(rest)
-    chat.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
+    chat.tell(messages.pop(0)["content"] if messages[0]["role"] == "system" else "")
     starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
     chat.turns = [Turn(messages[i]["content"], answer_text(messages[end - 1]), tuple(messages[i + 1 : end - 1]))
                   for i, end in zip(starts, [*starts[1:], len(messages)], strict=True)]  # fmt: skip

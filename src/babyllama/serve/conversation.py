@@ -104,11 +104,23 @@ class Conversation:
         self.turns: list[Turn] = []
         self.question, self.tokens = "", 0
         self.text = Text(tokenizer)
-        taken = len(self._prompt([], "")) if tools is not None or system else 0
-        if taken >= engine.context:
-            given = "tools" if not system else "system message" if tools is None else "system message and the tools"
+        self._check_room()
+
+    def tell(self, system: str) -> None:
+        """Another system message from now on. Raises InputError, and changes nothing, where it fills the context."""
+        before, self.system = self.system, system
+        try:
+            self._check_room()
+        except InputError:
+            self.system = before
+            raise
+
+    def _check_room(self) -> None:
+        taken = len(self._prompt([], "")) if self.tools is not None or self.system else 0
+        if taken >= self.engine.context:
+            given = " and the ".join(["system message"] * bool(self.system) + ["tools"] * (self.tools is not None))
             raise InputError(f"{given}: {taken} tokens leave no room for a question in the model's context of "
-                             f"{engine.context}; leave that out, or take a model of a longer context")  # fmt: skip
+                             f"{self.engine.context}; leave that out, or take a model of a longer context")  # fmt: skip
 
     @property
     def messages(self) -> list[Message]:

@@ -76,7 +76,7 @@ export async function show(main, about, [id]) {
 
   // Whether an answer has a rest that its model can still write.
   function brokenOff(node) {
-    const alone = !settings.continues && seen(about, node.model, path(chat, node.id)).length < 3;
+    const alone = !settings.continues && seen(about, node.model, path(chat, node.parent)).length === 1;
     const full = node.total >= about.context[node.model] && alone;
     return (node.text || node.thinking) && !["stop", "tool_calls"].includes(node.finish) && about.models.includes(node.model) && !full;
   }
@@ -86,7 +86,7 @@ export async function show(main, about, [id]) {
   // An answer, or the rest of one.
   async function write(node) {
     const start = node.text || node.thinking ? { ...node } : null;
-    const before = path(chat, start ? node.id : node.parent);
+    const before = path(chat, node.parent), rest = start ? [node] : [];
     const mine = chat;
     Object.assign(node, { finish: null, fault: null, rounds: start ? (node.rounds ?? 0) + 1 : 0 });
     chat.changed = Date.now();
@@ -106,8 +106,8 @@ export async function show(main, about, [id]) {
     say(t("answering"));
     addEventListener("pagehide", store); // what was written so far
     try {
-      const { forgotten, cut, ...asked } = settings.continues ? await ending(node.model, before.map(({ text }) => text).join(""), stopping.signal)
-        : await fitting(node.model, told(), seen(about, node.model, before).map((one) => (one === node ? begun : content)(one)), stopping.signal);
+      const { forgotten, cut, ...asked } = settings.continues ? await ending(node.model, [...before, ...rest].map(({ text }) => text).join(""), stopping.signal)
+        : await fitting(node.model, told(), [...seen(about, node.model, before).map(content), ...rest.map(begun)], stopping.signal);
       Object.assign(node, { forgotten, cut });
       await answer({ model: node.model, ...asked, ...sampling(about.sampling[node.model]) }, stopping.signal, (found) => {
         Object.assign(node, start ? joined(start, found) : found);

@@ -86,15 +86,16 @@ def measure(model: Transformer, other: Callable[[torch.Tensor], object] | None, 
     times: dict[str, list[float]] = {"ours": []} | ({"drawn": []} if draws else {}) | ({"peer": []} if other else {})
     times |= {name: [] for name in engines}
     for number in range(-6, rounds):  # the first ones still grow the cache, for which all is recorded anew
-        prompts = torch.randint(VOCABULARY, (batch, PROMPT), device="cuda")
-        lists = prompts.tolist()
-        calls: dict[str, Callable[[], object]] = {"ours": lambda lists=lists: engine.generate(lists, GREEDY, NEW)}
+        prompts = {name: torch.randint(VOCABULARY, (batch, PROMPT), device="cuda") for name in times}
+        lists = {name: own.tolist() for name, own in prompts.items()}  # new ones: nothing of them is read already
+        calls: dict[str, Callable[[], object]] = {
+            name: lambda one=one, lists=lists[name]: one.generate(lists, GREEDY, NEW) for name, one in engines.items()
+        }
+        calls["ours"] = lambda lists=lists["ours"]: engine.generate(lists, GREEDY, NEW)
         if draws:
-            calls["drawn"] = lambda lists=lists: engine.generate(lists, DRAWN, NEW)
-        for name, one in engines.items():
-            calls[name] = lambda lists=lists, one=one: one.generate(lists, GREEDY, NEW)
+            calls["drawn"] = lambda lists=lists["drawn"]: engine.generate(lists, DRAWN, NEW)
         if other is not None:
-            calls["peer"] = lambda prompts=prompts: other(prompts)
+            calls["peer"] = lambda prompts=prompts["peer"]: other(prompts)
         for name, call in calls.items():
             if name == "peer" and number < -2:
                 continue

@@ -37,7 +37,7 @@ def test_repeated_ids_are_counted_and_their_records_kept(
 
 
 def test_a_blob_without_ids_leaves_no_file(tmp_path: Path) -> None:
-    write_ids(tmp_path / "a.ids", "a.jsonl:", [Id(5, 1), Id(5, 2)])
-    assert repeated_ids([tmp_path / "a.ids", tmp_path / "b.ids"]) == (1, "a.jsonl:1 and a.jsonl:2")
-    write_ids(tmp_path / "a.ids", "a.jsonl:", [])
+    write_ids(tmp_path / "a.ids", [Id(5, "a.jsonl:", 1), Id(5, "啊\udcff.jsonl:", 2)])
+    assert repeated_ids([tmp_path / "a.ids", tmp_path / "b.ids"]) == (1, "a.jsonl:1 and 啊\udcff.jsonl:2")
+    write_ids(tmp_path / "a.ids", [])
     assert repeated_ids([tmp_path / "a.ids"]) == (0, "") and not list(tmp_path.iterdir())

@@ -142,7 +142,7 @@ def read_blob(job: Job) -> Read:
         parse(job.blob, job.shape),
         Cleaning(job.plan.clean),
     )
-    write_ids(job.record.with_suffix(".ids"), job.blob.where, parsed.ids)
+    write_ids(job.record.with_suffix(".ids"), parsed.ids)
     documents = list(cleaning(parsed.documents))
     lines = [kept(document) for document in documents]
     write_atomic(path, b"".join(line + b"\n" for line in lines))

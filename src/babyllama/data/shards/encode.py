@@ -38,7 +38,7 @@ from babyllama.data.sources.records import Shape, parse
 from babyllama.errors import InputError
 from babyllama.tokenizer.tokenizer import Tokenizer
 
-_READING = 5  # raised when the same lines become other documents or marks of them: an interrupted run mixes no two
+_READING = 6  # raised when the same lines become other documents or marks of them: an interrupted run mixes no two
 _BATCH_CHARACTERS = 1 << 20  # encoded at a time: bounds the lists of ids in memory
 
 
@@ -164,7 +164,7 @@ class _Split:
 def encode_blob(job: Job) -> Done:
     """Parse, clean, tokenise and write one blob; its record comes last."""
     parsed, cleaning = parse(job.blob, job.shape), Cleaning(job.plan.clean)
-    write_ids(job.record.with_suffix(".ids"), job.blob.where, parsed.ids)
+    write_ids(job.record.with_suffix(".ids"), parsed.ids)
     written = write_shards(job.plan, job.record, cleaning(parsed.documents))
     record = {"bad": parsed.bad, "dropped": parsed.dropped, "first_bad": parsed.first_bad,
               "notes": dict(parsed.notes), "splits": written, "cleaning": cleaning.ledger}  # fmt: skip

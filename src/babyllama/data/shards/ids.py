@@ -6,6 +6,7 @@ eight bytes of memory each. Not here: texts that are there twice (clean/duplicat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,13 +15,15 @@ import numpy as np
 from babyllama.atomic import write_atomic
 from babyllama.data.sources.records import Id
 
-_ITEM = np.dtype([("id", "<u8"), ("line", "<u8")])
+_ITEM = np.dtype([("id", "<u8"), ("where", "<u4"), ("line", "<u8")])
 
 
-def write_ids(path: Path, where: str, ids: Sequence[Id]) -> None:
-    """The file of one blob; `where` and a line's number name a record."""
+def write_ids(path: Path, ids: Sequence[Id]) -> None:
+    """The file of one blob: the names of its files, then an item for each id, which names its file by number."""
     if ids:
-        write_atomic(path, where.encode("utf-8", "surrogateescape") + b"\0" + np.array(ids, _ITEM).tobytes())
+        names = {where: number for number, where in enumerate(dict.fromkeys(id.where for id in ids))}
+        items = np.array([(id.hash, names[id.where], id.line) for id in ids], _ITEM)
+        write_atomic(path, json.dumps([*names]).encode() + b"\0" + items.tobytes())
     else:
         path.unlink(missing_ok=True)
 
@@ -33,13 +36,13 @@ def repeated_ids(paths: Iterable[Path]) -> tuple[int, str]:
     again = ids[1:][ids[1:] == ids[:-1]]
     places = list[str]()
     for path in there if len(again) else ():
-        where, items = _read(path)
-        places += [f"{where}{line}" for line in items["line"][items["id"] == again[0]].tolist()]
+        names, items = _read(path)
+        places += [f"{names[item['where']]}{item['line']}" for item in items[items["id"] == again[0]]]
         if len(places) > 1:
             break
     return len(again), " and ".join(places[:2])
 
 
-def _read(path: Path) -> tuple[str, np.ndarray]:
-    where, _, items = path.read_bytes().partition(b"\0")
-    return where.decode("utf-8", "surrogateescape"), np.frombuffer(items, _ITEM)
+def _read(path: Path) -> tuple[list[str], np.ndarray]:
+    names, _, items = path.read_bytes().partition(b"\0")
+    return json.loads(names), np.frombuffer(items, _ITEM)

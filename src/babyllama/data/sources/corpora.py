@@ -242,6 +242,6 @@ def _first_documents(blobs: Callable[[], Iterator[Blob]], shape: Shape, count: i
             left -= document is not None
             if left == 0:
                 break
-        yield Blob(blob.where, blob.first, b"\n".join(lines) + b"\n", blob.position)
+        yield replace(blob, lines=b"\n".join(lines) + b"\n")
         if left == 0:
             return

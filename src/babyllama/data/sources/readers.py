@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from babyllama.data.sources.arrays import HEAD_BYTES, Form, form_of, items
-from babyllama.data.sources.blobs import BLOB_BYTES, DAMAGED, Blob, OnBad, pack_records
+from babyllama.data.sources.blobs import BLOB_BYTES, DAMAGED, Blob, OnBad, joined, pack_records
 from babyllama.data.sources.files import LINE_BYTES, Bytes, Lines, Unreadable, too_long
 from babyllama.data.sources.finding import IN_ARCHIVES, NO_TEXT, SUFFIXES, Format
 from babyllama.data.sources.parquet import read_parquet
@@ -30,16 +30,23 @@ from babyllama.data.sources.tables import read_rows
 from babyllama.data.sources.zips import File, Member, suffix_of, unpacked
 from babyllama.errors import InputError, MissingExtra
 
+_TOGETHER = 16  # small files make blobs of this part of the largest: fewer files, and still work for every core
 _PIECE_BYTES = 64 << 10  # a .txt file is cut at the first line end after so many bytes
 
 
 def read_blobs(files: Iterable[Path | RemoteFile], format: Format = "auto", blob_bytes: int = BLOB_BYTES,
                encoding: str = "utf-8", *, on_bad: OnBad = "stop") -> Iterator[Blob]:  # fmt: skip
-    """All files in order. A damaged one stops the work or, with ``on_bad: skip``, ends there and is one bad record.
+    """All files in order, small ones together. A damaged one stops the work or, with ``on_bad: skip``, ends there and
+    is one bad record.
 
     Raises:
         InputError: a file that is damaged or of no known format.
     """
+    yield from joined(_of_files(files, format, blob_bytes, encoding, on_bad), blob_bytes // _TOGETHER)
+
+
+def _of_files(files: Iterable[Path | RemoteFile], format: Format, blob_bytes: int, encoding: str, on_bad: OnBad
+              ) -> Iterator[Blob]:  # fmt: skip
     before = 0
     for file in files:
         inside = _unpacked(file, on_bad)

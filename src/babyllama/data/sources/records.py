@@ -75,6 +75,7 @@ class Id(NamedTuple):
     """That of one record, as a hash, and where it is."""
 
     hash: int
+    where: str
     line: int
 
 
@@ -101,22 +102,23 @@ def parse(blob: Blob, shape: Shape) -> Parsed:
 
 def parse_lines(blob: Blob, shape: Shape, counts: Parsed) -> Iterator[tuple[bytes, Document | None]]:
     """Every line with its document, or None where there is none; bad and dropped records are added to `counts`."""
-    for number, line in enumerate(blob.lines.split(b"\n"), start=blob.first):
+    for where, number, line in blob.numbered():
         document = None
         if line and not line.isspace():
             try:
                 record = _record(line, shape.encoding, shape.columns, counts.notes)
                 if type(id := record.get("id")) in (int, str):
-                    counts.ids.append(Id(xxhash.xxh3_64_intdigest(str(id).encode("utf-8", "surrogatepass")), number))
+                    hash = xxhash.xxh3_64_intdigest(str(id).encode("utf-8", "surrogatepass"))
+                    counts.ids.append(Id(hash, where, number))
                 document = _document(record, shape, counts.notes)
                 counts.dropped += document is None
             except BadRecord as error:
-                reason = f"{blob.where}{number}: {error}"
+                reason = f"{where}{number}: {error}"
                 if shape.on_bad == "stop":
                     raise InputError(f"{reason}; mend it, or leave such records out with on_bad=skip") from None
                 counts.bad += 1
-                if blob.where.endswith(DAMAGED):
-                    counts.notes[f"the rest of {blob.where.removesuffix(DAMAGED)}, which is damaged"] += 1
+                if where.endswith(DAMAGED):
+                    counts.notes[f"the rest of {where.removesuffix(DAMAGED)}, which is damaged"] += 1
                 counts.first_bad = counts.first_bad or reason
         yield line, document
 

@@ -572,6 +572,19 @@ def test_compare_shows_each_model_the_turns_that_it_learned_to_read(page):
     page.unroute_all(behavior="wait")
 
 
+def test_a_page_that_cannot_be_fetched_says_so_and_is_there_later(page):
+    """As while the server is started again: a browser asks for code that it did not get no second time."""
+    page.route("**/web/runs.js", lambda route: route.fulfill(status=401, body=""))  # which the console may say
+    page.goto(page.url.split("#")[0] + "#/runs")
+    page.get_by_text("The server cannot be reached.").wait_for()
+    page.unroute_all(behavior="wait")
+    for _ in range(2):
+        page.goto(page.url.split("#")[0] + "#/chat")
+        page.get_by_label("Message", exact=True).wait_for()
+        page.goto(page.url.split("#")[0] + "#/runs")
+        page.get_by_role("link", name="sft", exact=True).first.wait_for()
+
+
 def test_a_refusal_is_told_in_chinese_and_copying_needs_no_https(page):
     page.get_by_role("button", name="中文").click()
     words = page.evaluate(

@@ -15,6 +15,7 @@ const PAGES = {
 const main = document.getElementById("main");
 let leave = null; // what the page that is shown does before another comes
 let turn = 0;
+const lost = new Set(); // pages whose code could not be fetched, for which the browser asks no more until it loads anew
 let names = Object.keys(PAGES); // of those that make sense here: without models only runs are shown
 
 function frame(page) {
@@ -45,8 +46,11 @@ async function show() {
   leave = null;
   frame(page);
   try {
-    const [module, about] = await Promise.all([PAGES[page](), get("/api/app")]);
+    const before = lost.has(page);
+    const [module, about] = await Promise.all([PAGES[page]().catch(() => void lost.add(page)), get("/api/app")]);
     if (mine !== turn) return;
+    if (!module && before) return void location.reload();
+    if (!module) throw new Fault(t("unreachable"));
     if (!about.models.length && names.length > 2) {
       names = ["runs", "data"];
       return void show();

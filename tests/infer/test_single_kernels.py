@@ -81,3 +81,18 @@ def test_steps_of_one_graph_see_what_earlier_ones_left(sampling, bits):
         made = [tokens, cache.keys, cache.values]
         found = found or [one.clone() for one in made]  # of steps one by one
         assert all(torch.equal(one, first) for one, first in zip(made, found, strict=True))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("where", ["embed_tokens", "layers.1.mlp.down_proj", "lm_head"])
+def test_damaged_weights_end_the_answer(where):
+    shape = config(hidden_size=128, intermediate_size=352, num_hidden_layers=2, tied=False)
+    model = twins(shape)[0]
+    model.get_submodule(where).weight.data[5] = torch.nan
+    rows, cache = Rows(shape.vocab_size, 1, torch.device("cuda")), KVCache(shape, 1, 32, "cuda", torch.bfloat16)
+    rows.place([0], [(Request([5], GREEDY[0]), [], 10)])
+    rows.live.fill_(1)
+    rows.token.fill_(5)
+    decoder = decoder_of(model, rows, cache, 1)
+    assert type(decoder) is Single
+    assert decoder(1, False).item() == decoder(1, True).item() == -1

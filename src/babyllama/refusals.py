@@ -24,6 +24,8 @@ def explain(kind: type[BaseModel], item: Any) -> tuple[str, str]:
     models = [model for field in fields for model in models_in(field.annotation)]
     names = [name for model in models for name in choices(annotation(model, "kind"))] if len(models) > 1 else []
     example = " or ".join(str(example) for field in fields for example in field.examples or ())
+    if item["type"] == "extra_forbidden" and (others := _kinds_with(kind, path)):
+        return path, f"belongs to kind {', '.join(others)}; this one has {', '.join(known)}"
     if item["type"] == "extra_forbidden":
         meant = " or ".join(near(kind, path, known))
         hint = f"; did you mean {meant}?" if meant else f"; known keys: {', '.join(known)}" if known else ""
@@ -45,6 +47,13 @@ def explain(kind: type[BaseModel], item: Any) -> tuple[str, str]:
         return path, f"has keys of its own, got {value}; write {example or f'{path}.{inner}=…'}"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ") or "not allowed"
     return path, message if item["type"] == "value_error" else f"{message[0].lower() + message[1:]}, got {value}"
+
+
+def _kinds_with(kind: type[BaseModel], path: str) -> list[str]:
+    """The kinds at a key's place that have it, where it is a key of some."""
+    parent, _, last = re.sub(r"(\.\d+)+(?=\.)", "", path).rpartition(".")
+    models = [model for field in fields_of(kind, parent) for model in models_in(field.annotation)] if parent else []
+    return [word for model in models if last in model.model_fields for word in choices(annotation(model, "kind"))]
 
 
 def _no_such(name: Any, names: list[str]) -> str:

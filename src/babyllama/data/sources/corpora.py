@@ -30,6 +30,9 @@ from babyllama.errors import InputError
 from babyllama.recipe import Recipe
 
 
+_SHOWN = 1000  # files whose encodings are told beforehand
+
+
 @dataclass(frozen=True)
 class Source:
     """A choice made ready to read: `blobs` starts over at each call; `size` is in bytes on disk where that is known.
@@ -154,10 +157,11 @@ class CorpusChoice(Recipe):
         whole = self.format == "auto" and any(".txt" in file.suffixes for file in files)
         hints = ("a .txt file is one document; format: lines makes each of its lines one",) if whole else ()
         if encoding == "auto":
-            counts = Counter(encoding_of(file) for file in files if isinstance(file, Path))
-            hints += (
-                f"files by the encodings that they show: {', '.join(f'{name} {n:,}' for name, n in counts.items())}",
-            )
+            local = [file for file in files if isinstance(file, Path)]
+            counts = Counter(map(encoding_of, local[:_SHOWN]))
+            some = f" (the first {_SHOWN:,})" if len(local) > _SHOWN else ""
+            shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            hints += (f"files by the encodings that they show{some}: {shown}",)
         part = self.max_documents is not None or self.max_characters is not None or bool(self.files or corpus.most)
         from_hub = zip(remote, fetched or remote, strict=True)
         named = tuple({"file": one.name, "revision": file.revision, "sha256": file.sha256} for one, file in from_hub)

@@ -29,7 +29,6 @@ from babyllama.data.sources.remote import RemoteFile, find_remote, is_remote
 from babyllama.errors import InputError
 from babyllama.recipe import Recipe
 
-
 _SHOWN = 1000  # files whose encodings are told beforehand
 
 

@@ -233,8 +233,8 @@ BY_HAND = """() => {
         window.come = (content) => write(`data: ${JSON.stringify({ choices: [{ delta: { content } }] })}\\n\\n`);
         window.finish = () => control.close();
     };
-    window.fetch = async (path, options) => path.endsWith("completions")
-        ? new Response(new ReadableStream({ start: begun })) : real(path, options);
+    window.fetch = async (url, options) => String(url).endsWith("completions")
+        ? new Response(new ReadableStream({ start: begun })) : real(url, options);
 }"""
 
 
@@ -583,6 +583,28 @@ def test_a_page_that_cannot_be_fetched_says_so_and_is_there_later(page):
         page.get_by_label("Message", exact=True).wait_for()
         page.goto(page.url.split("#")[0] + "#/runs")
         page.get_by_role("link", name="sft", exact=True).first.wait_for()
+
+
+def test_all_of_it_works_below_a_path_of_a_proxy(page, served):
+    """As notebooks in the cloud and nginx put it: every request goes there."""
+    home = f"{served.url}/proxy/8000/"
+    page.route(
+        "**/*", lambda route: route.fulfill(response=route.fetch(url=route.request.url.replace(home, f"{served.url}/")))
+    )
+    asked = []
+    page.on("request", lambda one: asked.append(one.url))
+    page.goto(home)
+    ask(page, QUESTION)
+    ended(page)
+    assert answers(page).locator(".text").inner_text() == ANSWER
+    formula = "({ showMarkdown }) => showMarkdown(document.querySelector('.hint'), '$x^2$', true)"
+    page.evaluate(f"import('./web/markdown.js').then({formula})")
+    page.locator("math").wait_for(state="attached")
+    for view in ("compare", "runs", "inside/text"):
+        page.goto(f"{home}#/{view}")
+        page.locator(f"main.{view.partition('/')[0]} h1").first.wait_for()
+    assert len(asked) > 20 and all(url.startswith(home) for url in asked)
+    page.unroute_all(behavior="wait")
 
 
 def test_a_refusal_is_told_in_chinese_and_copying_needs_no_https(page):

@@ -35,13 +35,14 @@ function askKey() {
   return asking;
 }
 
+// `path` is below the place that this page came from, which a proxy may have put below a path of its own.
 async function ask(path, options = {}) {
   for (;;) {
     const headers = { ...options.headers };
     if (settings.key) headers.Authorization = `Bearer ${settings.key}`;
     let answer;
     try {
-      answer = await fetch(path, { ...options, headers });
+      answer = await fetch(new URL(`..${path}`, import.meta.url), { ...options, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Fault(t("unreachable"));

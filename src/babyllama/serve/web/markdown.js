@@ -49,7 +49,7 @@ let temml = null; // the library, once there was TeX
 
 function loadTemml() {
   temml ??= new Promise((resolve) => {
-    document.head.append(h("script", { src: "/web/vendor/temml.js", onload: () => resolve(globalThis.temml), onerror: () => resolve(null) }));
+    document.head.append(h("script", { src: new URL("vendor/temml.js", import.meta.url), onload: () => resolve(globalThis.temml), onerror: () => resolve(null) }));
   });
   return temml;
 }

@@ -238,7 +238,7 @@ SHAPE = {"vocab_size": 67, "hidden_size": 32, "intermediate_size": 56, "num_hidd
         ({"kind": "none", "factor": 2.0}, "factor has no effect with kind none"),
         ({"kind": "linear", "factor": 3.0}, "give original"),
         ({"kind": "by_parts", "factor": 2.0, "alpha": 8.0, "beta": 4.0}, "alpha 8 must be below beta 4"),
-        ({"kind": "linear", "factor": 2.0, "beta": 4.0}, "beta: unknown key"),
+        ({"kind": "linear", "factor": 2.0, "beta": 4.0}, "beta: belongs to kind by_parts, yarn"),
     ],
 )
 def test_bad_laws_are_one_line(rope, said):

@@ -118,7 +118,7 @@ def alone(model: Transformer, batch: int, sampling: Sampling, rounds: int, steps
         where = torch.arange(PROMPT, device="cuda")[None].expand(len(part), -1)
         model.hidden(part, where, cache=cache.part(slice(first, first + 64), PROMPT))
     for row, prompt in enumerate(prompts.tolist()):
-        rows.place([row], [(Request(prompt, sampling, seed=row), [], NEW)])
+        rows.place([row], [(Request(prompt, sampling, seed=row), [])])
     rows.live.fill_(batch)
     decoder, taken = decoder_of(model, rows, cache, batch), []
     for _ in range(rounds + 2):

@@ -54,7 +54,7 @@ def main() -> None:
     cache.values.normal_()
     rows, record, made = Rows(VOCABULARY, count, torch.device("cuda")), Recorder(), dict[str, Decoder]()
     for row in range(count):
-        rows.place([row], [(Request([1, 2], DRAWN if args.draws else GREEDY, seed=row), [], 256)])
+        rows.place([row], [(Request([1, 2], DRAWN if args.draws else GREEDY, seed=row), [])])
     rows.live.fill_(count)
     few = PACKED if args.bits else ONE
     for variant in ("", *args.variants):

@@ -14,7 +14,7 @@ from torch import nn
 
 from babyllama.data.streams.batches import Batch
 from babyllama.infer import decoding, fused
-from babyllama.infer.choosing import choose
+from babyllama.infer.choosing import choose, numbers
 from babyllama.infer.request import Request
 from babyllama.infer.rows import Rows
 from babyllama.infer.sampling import Sampling, used_by
@@ -93,7 +93,7 @@ def beside(shape: ModelConfig, count: int, samplings: list[Sampling], steps: int
     caches[0].values.copy_(caches[1].values)
     for row, length in enumerate(lengths):
         request = Request(tokens[row, :length].tolist(), samplings[row % len(samplings)], seed=row)
-        rows.place([row], [(request, [], 1000)])
+        rows.place([row], [(request, [])])
         rows.token[row] = tokens[row, length - 1]
     rows.live.fill_(count)
     decoder, uses = decoding.Decoder(model, rows, caches[0], count), used_by(samplings)
@@ -104,8 +104,7 @@ def beside(shape: ModelConfig, count: int, samplings: list[Sampling], steps: int
         want = exact.lm_head(exact.hidden(token[:, None], position[:, None], cache=caches[1])[:, 0])[:, :V]
         error = float((decoder.logits - want).norm() / want.norm())
         assert error < 5e-3, error
-        draws = rows.draws.gather(1, (counter % rows.draws.shape[1])[:, None])[:, 0]
-        expected = choose(decoder.logits, rows.rules, draws.double(), uses)
+        expected = choose(decoder.logits, rows.rules, numbers(rows.begin, counter), uses)
         assert chosen.tolist() == expected.tolist(), (chosen, expected)
         assert torch.equal(rows.position, position + 1) and torch.equal(rows.token, chosen)
     return decoder
@@ -134,7 +133,7 @@ def drawn_beside(logits: torch.Tensor, samplings: list[Sampling], tiles: decodin
     B, V = logits.shape
     rows, shape = Rows(V, B, CPU), config(vocab_size=V, hidden_size=16, num_hidden_layers=1)
     for row in range(B):
-        rows.place([row], [(Request([1, 2], samplings[row % len(samplings)], seed=row), [], 1000)])
+        rows.place([row], [(Request([1, 2], samplings[row % len(samplings)], seed=row), [])])
     rows.live.fill_(B)
     cache = KVCache(shape, B, 8, CPU, torch.float16)
     decoder = decoding.Decoder(MODELS.setdefault(V, sharp(shape).half()), rows, cache, B, tiles)
@@ -146,7 +145,7 @@ def drawn_beside(logits: torch.Tensor, samplings: list[Sampling], tiles: decodin
     decoder.places.copy_(place + torch.arange(blocks.shape[1]) * tiles.predict)
     decoder.masses.copy_(((blocks - best[..., None]) * cold[:, None, None]).exp().sum(-1))
     chosen = torch.empty(1, B, dtype=torch.int64)
-    draws, uses = rows.draws[:, 0].double(), used_by(samplings)
+    draws, uses = numbers(rows.begin, rows.counter), used_by(samplings)
     decoder._draw(0, chosen)
     expected = choose(logits, rows.rules, draws, uses)
     assert chosen[0].tolist() == expected.tolist(), (tiles.predict, chosen, expected, rows.rules[:, :4])
@@ -164,8 +163,7 @@ def chosen_beside(logits: torch.Tensor, samplings: list[Sampling]) -> None:
     which = torch.stack([torch.arange(B).flip(0) + 1, torch.zeros(B, dtype=torch.int64)], 1)[:, 0]
     for rows in (one, other):
         for row in range(B + 2):
-            rows.place([row], [(Request([1, 2], samplings[row % len(samplings)], seed=row), [3], 1000)])
-        rows.draws = rows.draws.double()
+            rows.place([row], [(Request([1, 2], samplings[row % len(samplings)], seed=row), [3])])
     made = fused.choose_of(one, which, logits[:, :V]).tokens
     assert made.tolist() == other.choose(which, logits[:, :V], used_by(samplings)).tokens.tolist()
     for name in ("token", "position", "counter"):

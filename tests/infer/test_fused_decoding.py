@@ -7,7 +7,7 @@ from torch import nn
 
 from babyllama.data.streams.batches import Batch
 from babyllama.infer import decoding, together
-from babyllama.infer.choosing import choose
+from babyllama.infer.choosing import choose, numbers
 from babyllama.infer.engine import Engine
 from babyllama.infer.fused import FusedStep, suits
 from babyllama.infer.request import Request
@@ -55,7 +55,7 @@ def steps_beside(shape, count, samplings, *, steps=6, tiles=None, dtype=torch.bf
         model_.hidden(tokens, cache=cache)
     for row, length in enumerate(lengths):
         request = Request(tokens[row, :length].tolist(), samplings[row % len(samplings)], seed=row)
-        rows.place([row], [(request, [], 1000)])
+        rows.place([row], [(request, [])])
         rows.token[row] = tokens[row, length - 1]
     rows.live.fill_(count if live is None else live)
     decoder = decoder_of(model, rows, caches[0], count, tiles)
@@ -67,8 +67,7 @@ def steps_beside(shape, count, samplings, *, steps=6, tiles=None, dtype=torch.bf
         hidden = exact.hidden(token[:, None], position[:, None], cache=caches[1])
         want = exact.lm_head(hidden[:, 0])[:, :V]
         worst = max(worst, float((decoder.logits - want).norm() / want.norm()))
-        draws = rows.draws.gather(1, (counter % rows.draws.shape[1])[:, None])[:, 0]
-        expected = choose(decoder.logits, rows.rules, draws, uses)
+        expected = choose(decoder.logits, rows.rules, numbers(rows.begin, counter), uses)
         assert chosen.tolist() == expected.tolist()
         moving = torch.arange(count, device="cuda") < rows.live
         assert torch.equal(rows.position, position + moving) and torch.equal(rows.counter, counter + moving)
@@ -118,7 +117,7 @@ def test_steps_of_one_graph_see_what_earlier_ones_left(sampling):
     rows.live.fill_(1)
     decoder, found = decoding.Decoder(model, rows, cache, 1), list[torch.Tensor]()
     for steps in (1, 1, *[16] * 12):
-        rows.place([0], [(Request([1, 2], sampling, seed=3), [], 1000)])
+        rows.place([0], [(Request([1, 2], sampling, seed=3), [])])
         rows.token.fill_(2)
         tokens = torch.cat([decoder(steps, sampling.temperature > 0).clone() for _ in range(96 // steps)])
         made = [tokens, cache.keys, cache.values]

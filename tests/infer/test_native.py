@@ -317,7 +317,7 @@ def test_tokens_are_those_that_are_chosen_one_by_one(samplings, monkeypatch):
 
     def start() -> tuple[Rows, KVCache]:
         rows, cache = Rows(67, B, torch.device("cpu")), KVCache(model.config, B, 64, "cpu", torch.float32)
-        rows.place(list(range(B)), [(request, [9], 1000) for request in requests])
+        rows.place(list(range(B)), [(request, [9]) for request in requests])
         rows.live.fill_(B)
         return rows, cache
 
@@ -345,7 +345,7 @@ def test_tokens_come_as_often_as_they_are_likely(monkeypatch):
     counts = torch.zeros(67)
     with torch.inference_mode():
         for seed in range(0, 64 * B, B):
-            rows.place(list(range(B)), [(Request([7], sampling, 9, seed=seed + row), [5], 1000) for row in range(B)])
+            rows.place(list(range(B)), [(Request([7], sampling, 9, seed=seed + row), [5]) for row in range(B)])
             counts += torch.bincount(made.steps(slice(0, B), rows, cache, used_by([sampling]), 1)[0], minlength=67)
         logits = made.step(torch.tensor([5]), torch.tensor([1]), cache)[0, :67].double()
     best = logits.topk(16)
@@ -362,11 +362,11 @@ def test_a_call_ends_where_an_answer_may_end_and_where_logits_break(monkeypatch)
     assert made is not None
     with torch.inference_mode():
         free, cache = Rows(67, 1, torch.device("cpu")), KVCache(model.config, 1, 64, "cpu", torch.float32)
-        free.place([0], [(Request([7], greedy, 40), [5], 40)])
+        free.place([0], [(Request([7], greedy, 40), [5])])
         tokens = made.steps(slice(0, 1), free, cache, Uses(), 16)[:, 0].tolist()
         assert len(tokens) == 16
         rows = Rows(67, 1, torch.device("cpu"))
-        rows.place([0], [(Request([7], greedy, 40, frozenset({tokens[3]})), [5], 40)])
+        rows.place([0], [(Request([7], greedy, 40, frozenset({tokens[3]})), [5])])
         found = made.steps(slice(0, 1), rows, cache, Uses(), 16)[:, 0].tolist()
         assert found == tokens[: tokens.index(tokens[3]) + 1]
         for row in (3, 66):  # one logit of 67, in a vector or in the rest
@@ -374,8 +374,8 @@ def test_a_call_ends_where_an_answer_may_end_and_where_logits_break(monkeypatch)
             damaged.lm_head.weight[row] = torch.nan
             broken = native(damaged)
             assert broken is not None
-            rows.place([0], [(Request([7], greedy, 40), [5], 40)])
+            rows.place([0], [(Request([7], greedy, 40), [5])])
             assert broken.steps(slice(0, 1), rows, cache, Uses(), 16).tolist() == [[-1]]
         monkeypatch.setattr("babyllama.infer.native.BUDGET", 0)
-        free.place([0], [(Request([7], greedy, 40), [5], 40)])
+        free.place([0], [(Request([7], greedy, 40), [5])])
         assert made.steps(slice(0, 1), free, cache, Uses(), 16).shape == (1, 1)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from babyllama.infer.choosing import uniforms
+from babyllama.infer.choosing import numbers, uniforms
 from babyllama.infer.request import Request
-from babyllama.infer.rows import DRAWS, Rows
+from babyllama.infer.rows import Rows
 from babyllama.infer.sampling import Sampling
 
 
@@ -14,17 +14,13 @@ from babyllama.infer.sampling import Sampling
 def test_a_row_knows_its_token_its_place_and_its_next_random_numbers(places, given):
     rows = Rows(60, 6, torch.device("cpu"))
     rows.token += 7
-    jobs = [(Request([5, 6], Sampling(temperature=0.5 + n), seed=n), list(range(count)), 1000)
+    jobs = [(Request([5, 6], Sampling(temperature=0.5 + n), seed=n), list(range(count)))
             for n, count in enumerate(given)]  # fmt: skip
-    drawn = rows.place(places, jobs)
+    rows.place(places, jobs)
     rows.go(4)
     assert rows.live.tolist() == [4] and rows.token[4] == 7
     for n, (row, count) in enumerate(zip(places, given, strict=True)):
         assert rows.token[row] == max(0, count - 1) and rows.counter[row] == count and rows.position[row] == 1 + count
         assert rows.rules[row, 0] == 0.5 + n
-        want = uniforms(n, 2000)
-        for renewed in (False, True):
-            if renewed:
-                drawn[n] = rows.refill(row, jobs[n][0], drawn[n], DRAWS // 2)
-            numbers = torch.arange(max(count, drawn[n] - DRAWS), drawn[n])
-            torch.testing.assert_close(rows.draws[row, numbers % DRAWS].double(), want[numbers], rtol=0, atol=1e-7)
+        after = torch.arange(count, count + 9)
+        assert torch.equal(numbers(rows.begin[row], after), uniforms(n, 2000)[after])

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from babyllama.errors import InputError
-from babyllama.infer.choosing import NOT_FINITE, _searched_floor, uniforms
+from babyllama.infer.choosing import NOT_FINITE, _searched_floor, begin, uniforms
 from babyllama.infer.sampling import ANSWERS, AnswerSampling, Drawn, Sampling, SamplingRecipe, carried_sampling
 from babyllama.keys import describe
 from babyllama.recipe import dump_recipe, load_recipe, read_recipe
@@ -159,6 +159,22 @@ def test_broken_logits_are_marked(broken):
 
 def test_large_half_precision_logits_are_not_broken():
     assert Sampling(temperature=0.0)(torch.full((1, 5000), 60.0).half(), uniforms(0, 1)).tolist() != [NOT_FINITE]
+
+
+def test_random_numbers_are_splitmix64s():
+    """As its authors' C program computes it: seed 0 begins with 0xE220A8397B1DCDAF."""
+
+    def mixed(x):
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        return x ^ x >> 31
+
+    golden = 0x9E3779B97F4A7C15
+    assert mixed(golden) == 0xE220A8397B1DCDAF == begin(0) % 2**64
+    for seed in (0, 7, 2**63, 2**64 - 1, -5):
+        first = mixed((seed + golden) % 2**64)
+        want = [(mixed((first + (n + 1) * golden) % 2**64) >> 32) / 2**32 for n in range(40)]
+        assert uniforms(seed, 40).tolist() == want and uniforms(seed, 9, 31).tolist() == want[31:]
 
 
 def test_uniforms():

@@ -75,7 +75,7 @@ def test_steps_of_one_graph_see_what_earlier_ones_left(sampling, bits):
     decoder, found = decoder_of(model, rows, cache, 1), list[torch.Tensor]()
     assert type(decoder) is Single
     for steps in (1, 1, *[16] * 12):
-        rows.place([0], [(Request([1, 2], sampling, seed=3), [], 1000)])
+        rows.place([0], [(Request([1, 2], sampling, seed=3), [])])
         rows.token.fill_(2)
         tokens = torch.cat([decoder(steps, sampling.temperature > 0).clone() for _ in range(96 // steps)])
         made = [tokens, cache.keys, cache.values]
@@ -90,7 +90,7 @@ def test_damaged_weights_end_the_answer(where):
     model = twins(shape)[0]
     model.get_submodule(where).weight.data[5] = torch.nan
     rows, cache = Rows(shape.vocab_size, 1, torch.device("cuda")), KVCache(shape, 1, 32, "cuda", torch.bfloat16)
-    rows.place([0], [(Request([5], GREEDY[0]), [], 10)])
+    rows.place([0], [(Request([5], GREEDY[0]), [])])
     rows.live.fill_(1)
     rows.token.fill_(5)
     decoder = decoder_of(model, rows, cache, 1)

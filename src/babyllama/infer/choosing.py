@@ -2,7 +2,7 @@
 
 Order and meaning are those of transformers' logits processors: repetition penalty, temperature, top-k, top-p, min-p;
 presence and frequency penalty and bias are OpenAI's and come before the temperature. One uniform number decides each
-token (inverse of the cumulative distribution), and `uniforms` makes those numbers for a row from its seed alone: no
+token (inverse of the cumulative distribution), and `numbers` makes them for a row from its seed alone: no
 row's tokens depend on the other rows of a batch, the device or the length asked for.
 Not here: what may be asked for (sampling.py), when to stop, which vocabulary rows exist (engine.py), where the rules of
 running requests lie (rows.py).
@@ -11,14 +11,21 @@ running requests lie (rows.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / the golden ratio: how far apart a stream's numbers begin
+from babyllama.hardware import finest
+
+
+def _signed(value: int) -> int:
+    """The lowest 64 bits as an int64."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+GOLDEN = _signed(0x9E3779B97F4A7C15)  # 2⁶⁴ / the golden ratio: how far apart a stream's numbers begin
+MIXERS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 NOT_FINITE = -1  # the token of a row whose logits hold NaN or infinity, or that may have no token at all
 
 
@@ -134,22 +141,32 @@ def _searched_floor(scores: Tensor, probabilities: Tensor, top_p: Tensor) -> Ten
 
 def uniforms(seed: int, count: int, start: int = 0) -> Tensor:
     """`count` numbers of a seed's stream from number `start` on, (count,) float64 in [0, 1 − 2⁻³²]; on the CPU."""
-    return streams([seed], count, [start])[0]
+    return numbers(torch.tensor(begin(seed)), start + torch.arange(count))
 
 
-def streams(seeds: Sequence[int], count: int, starts: Sequence[int]) -> Tensor:
-    """As `uniforms`, of many seeds at once: (seeds, count).
+def begin(seed: int) -> int:
+    """Where a seed's stream begins, an int64."""
+    return int(_mixed(torch.tensor(_signed(seed)) + GOLDEN))
 
-    SplitMix64 (Steele, Lea and Flood 2014), which counts: number i of a stream is the mixture of its seed's own
-    beginning and i, so that a longer stream starts with the shorter one's numbers.
+
+def numbers(begins: Tensor, places: Tensor) -> Tensor:
+    """Of streams that begin so the numbers `places`, both int64, in the finest type of their device.
+
+    SplitMix64 (Steele, Lea and Flood 2014), which counts: number i of a stream is the mixture of its own beginning and
+    i, so that a longer stream starts with the shorter one's numbers. int64 overflows as uint64 does.
     """
-    begins = _mixed(np.array([seed % 2**64 for seed in seeds], np.uint64) + GOLDEN)[:, None]
-    numbers = np.array(starts, np.uint64)[:, None] + np.arange(1, count + 1, dtype=np.uint64)
-    return torch.from_numpy((_mixed(begins + numbers * GOLDEN) >> np.uint64(32)).astype(np.float64) / 2**32)
+    dtype = finest(places.device)
+    below_one = 1 - torch.finfo(dtype).eps / 2  # to which float32 would round the largest
+    return (_shifted(_mixed(begins + (places + 1) * GOLDEN), 32).to(dtype) / 2**32).clamp(max=below_one)
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's last step: every bit of uint64 changes about half of the result's."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+def _mixed(values: Tensor) -> Tensor:
+    """SplitMix64's last step: every bit of a whole number changes about half of the result's."""
+    values = (values ^ _shifted(values, 30)) * MIXERS[0]
+    values = (values ^ _shifted(values, 27)) * MIXERS[1]
+    return values ^ _shifted(values, 31)
+
+
+def _shifted(values: Tensor, by: int) -> Tensor:
+    """To the right, zeros following."""
+    return (values >> by) & ((1 << (64 - by)) - 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from babyllama.infer.rows import DRAWS, Rows
+from babyllama.infer.rows import Rows
 from babyllama.infer.step import Recorder, power
 from babyllama.model.cache import KVCache
 from babyllama.model.surgery import Words
@@ -414,5 +414,5 @@ class Decoder:
         rows = self.rows
         how = drawing(self.blocks, self.plan.predict)
         self._launch(kernels.draw, (self.count,), self.logits, self.best, self.places, self.masses, self.blocks,
-                     self.kept, self.keys, rows.rules, rows.draws, DRAWS, self.V, *self._after(step, chosen),
+                     self.kept, self.keys, rows.rules, rows.begin, self.V, *self._after(step, chosen),
                      **self._stream()[1], **how, maxnreg=self.plan.draw_registers or None)  # fmt: skip

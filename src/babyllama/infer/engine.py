@@ -28,7 +28,7 @@ from babyllama.infer.guess import Guess, Pace
 from babyllama.infer.native import NativeStep
 from babyllama.infer.prompts import Prompts, uses_of
 from babyllama.infer.request import Event, Proposer, Request
-from babyllama.infer.rows import DRAWS, Rows, Sampled
+from babyllama.infer.rows import Rows, Sampled
 from babyllama.infer.sampling import Sampling
 from babyllama.infer.slots import SMALLEST, Job, Slot, Slots
 from babyllama.infer.speculate import guessed, verify
@@ -326,20 +326,15 @@ class Engine:
             self._sent.clear()  # of answers that have ended
 
     def _prepare(self, active: list[Slot]) -> None:
-        """Tell the device what it does not know yet: new jobs, random numbers, which tokens a mask allows."""
+        """Tell the device what it does not know yet: new jobs, which tokens a mask allows."""
         new = [(row, slot, slot.job) for row, slot in enumerate(active) if slot.job is not None and not slot.placed]
         if new:
-            jobs = [(job.request, job.answer, job.room) for _, _, job in new]
-            drawn = self.rows.place([row for row, _, _ in new], jobs)
-            for (_, slot, job), count in zip(new, drawn, strict=True):
-                job.drawn, slot.placed = count, True
+            self.rows.place([row for row, _, _ in new], [(job.request, job.answer) for _, _, job in new])
+            for _, slot, _ in new:
+                slot.placed = True
         for row, slot in enumerate(active):
-            if (job := slot.job) is None:
-                continue
-            if job.drawn < job.room and job.given + DRAWS // 2 >= job.drawn:
-                job.drawn = self.rows.refill(row, job.request, job.drawn, DRAWS // 2)
-            if job.request.mask is not None:
-                self.rows.allow(row, job.request.mask)
+            if slot.job is not None and slot.job.request.mask is not None:
+                self.rows.allow(row, slot.job.request.mask)
 
     def _read(self, active: list[Slot], decoding: int) -> list[tuple[list[Slot], Sampled]]:
         """The next pieces of prompts, of the rows after those that decode; the first tokens where one ends."""
@@ -382,11 +377,10 @@ class Engine:
         jobs = [slot.job for slot in group if slot.job is not None]
         every = [job.room - len(job.known) + job.start - job.ahead for job in jobs]
         left = min(every) if cpu else max(every)
-        drawn = DRAWS // 4  # as many may be on their way
         few = left if not others or (not cpu and len(group) >= MANY) else 1 if cpu else SOME
         if not cpu and max(job.given + job.ahead for job in jobs) <= 1:  # the answers have only begun
             few = min(few, FIRST)
-        left = min(left, self.context - longest, drawn, few)
+        left = min(left, self.context - longest, few)
         whole = power(left) if left > 0 else left
         return whole if not cpu and whole - left <= SPARE else left
 

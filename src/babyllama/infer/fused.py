@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from babyllama.hardware import ampere
 from babyllama.infer.choosing import Uses
 from babyllama.infer.decoding import CANDIDATES, Decoder, bits_of, drawing
-from babyllama.infer.rows import DRAWS, Rows, Sampled
+from babyllama.infer.rows import Rows, Sampled
 from babyllama.infer.single import decoder_of
 from babyllama.infer.step import Recorder, Step, power
 from babyllama.model.cache import KVCache
@@ -70,7 +70,7 @@ def choose_of(rows: Rows, which: Tensor, logits: Tensor) -> Sampled:
     sum_up: Any = kernels.sum_up
     draw_of: Any = kernels.draw_of
     sum_up[B, blocks](logits, logits.stride(0), exact, rows.rules, which, best, places, masses, blocks, V, R=R)
-    draw_of[(B,)](exact, best, places, masses, blocks, kept, keys, rows.rules, rows.draws, DRAWS, V, which, rows.token,
+    draw_of[(B,)](exact, best, places, masses, blocks, kept, keys, rows.rules, rows.begin, V, which, rows.token,
                   rows.position, rows.counter, sys.maxsize, chosen, **how)  # fmt: skip
     return Sampled(chosen)
 

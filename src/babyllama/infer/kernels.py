@@ -944,9 +944,13 @@ def _anything(logits, best, masses, blocks, top, cold, draw, V, N: tl.constexpr,
 
 
 @triton.jit
-def _random(draws, counters, row, width):
-    """A row's next random number."""
-    return tl.load(draws + row.to(tl.int64) * width + tl.load(counters + row, cache_modifier=".cg") % width)
+def _random(begins, counters, row):
+    """A row's next random number, as `choosing.numbers` has it."""
+    place = tl.load(counters + row, cache_modifier=".cg").to(tl.uint64) + 1
+    x = tl.load(begins + row).to(tl.uint64, bitcast=True) + place * 0x9E3779B97F4A7C15
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return ((x ^ (x >> 31)) >> 32).to(tl.int64).to(tl.float64) / 4294967296.0
 
 
 @triton.jit
@@ -1000,7 +1004,7 @@ def _token(logits, best, places, masses, blocks, kept, keys, row, heat, k, p, le
 
 
 @triton.jit(do_not_specialize=["step", "B", "last"])
-def draw(logits, best, places, masses, blocks, kept, keys, rules, draws, width, V, tokens, positions, counters, live,
+def draw(logits, best, places, masses, blocks, kept, keys, rules, begins, V, tokens, positions, counters, live,
          chosen, step, B, last, embedding, zeros, scales, order, vectors, x, norm, y, squares, frequencies, scale, cos,
          sin, C: tl.constexpr, TILE: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, PARTS: tl.constexpr,
          BITS: tl.constexpr, GROUP: tl.constexpr, ORDERED: tl.constexpr, LEAST: tl.constexpr, SMALL: tl.constexpr,
@@ -1010,13 +1014,13 @@ def draw(logits, best, places, masses, blocks, kept, keys, rules, draws, width, 
 
     Args:
         kept: int32 (B, N), keys: int64 (B, CAP), for what a row's program tells itself.
-        draws: float64 (rows, width), uniform on [0, 1), a ring; a row's next is number counters[row].
+        begins: int64 (rows,), of each row's stream of random numbers; its next is number counters[row].
     """
     _start(EARLY)
     row = tl.program_id(0)
     position, going = _place_after(positions, row, last), tl.load(live)
     c, s = _angles(position, frequencies, scale, HALF, PAIRS, EARLY)
-    number = _random(draws, counters, row, width)
+    number = _random(begins, counters, row)
     heat, k, p, least = _rules(rules, row, V)
     _wait_for(B, EARLY)
     token = _token(logits, best, places, masses, blocks, kept, keys, row, heat, k, p, least, number, V, LEAST, SMALL,
@@ -1038,13 +1042,13 @@ def sum_up(found, stride, logits, rules, which, best, places, masses, blocks, V,
 
 
 @triton.jit(do_not_specialize=["last"])
-def draw_of(logits, best, places, masses, blocks, kept, keys, rules, draws, width, V, which, tokens, positions,
+def draw_of(logits, best, places, masses, blocks, kept, keys, rules, begins, V, which, tokens, positions,
             counters, last, chosen, LEAST: tl.constexpr, SMALL: tl.constexpr, CAP: tl.constexpr, CHUNK: tl.constexpr,
             N: tl.constexpr, M: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """As `draw`, for the rows numbered `which` (B,), all of which go on; no step begins."""
     row = tl.program_id(0)
     of = tl.load(which + row)
-    number = _random(draws, counters, of, width)
+    number = _random(begins, counters, of)
     heat, k, p, least = _rules(rules, of, V)
     token = _token(logits, best, places, masses, blocks, kept, keys, row, heat, k, p, least, number, V, LEAST, SMALL,
                    CAP, CHUNK, N, M, R)  # fmt: skip

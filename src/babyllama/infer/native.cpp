@@ -688,11 +688,19 @@ extern "C" void babyllama_step(const Model* model, const Call* call) {
 // ── the next token ──────────────────────────────────────────────────────────────────────────────────────────────────
 namespace {
 
+// Number i of a stream, as choosing.py has it.
+double number(uint64_t begin, int64_t i) {
+    uint64_t x = begin + (uint64_t)(i + 1) * 0x9E3779B97F4A7C15u;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    return ((x ^ x >> 31) >> 32) * 0x1p-32;
+}
+
 struct Choices {
-    int64_t most, budget, vocabulary, ring;    // tokens at most, nanoseconds, V, columns of draws
+    int64_t most, budget, vocabulary;          // tokens at most, nanoseconds, V
     int64_t *tokens, *positions, *counters;    // (B,), what rows feed next, where, and how many they have made
     const float* rules;                        // (B, 7): temperature, top_k, top_p, log min_p, three penalties
-    const double* draws;                       // (B, ring)
+    const uint64_t* begins;                    // (B,), of streams of random numbers
     const bool* seen;                          // (B, V), of prompts; null without penalties, as are counts
     float* counts;                             // (B, V), of answers
     const uint8_t* ends;                       // (V,): after such a token somebody looks before more are made
@@ -761,7 +769,7 @@ int64_t choose(float* scores, const Choices& given, int64_t b) {
     cumulative.resize(V);
     for (int64_t v = 0; v < V; v++)
         cumulative[v] = scores[v] > -INFINITY ? total += std::exp((double)scores[v]) : total;
-    double wanted = given.draws[b * given.ring + given.counters[b] % given.ring] * total;
+    double wanted = number(given.begins[b], given.counters[b]) * total;
     return std::upper_bound(cumulative.begin(), cumulative.end(), wanted) - cumulative.begin();
 }
 

@@ -68,8 +68,8 @@ class _Call(Structure):
 
 
 class _Choices(Structure):
-    _fields_ = [*((name, c_int64) for name in ("most", "budget", "vocabulary", "ring")),
-                *((name, c_void_p) for name in ("tokens", "positions", "counters", "rules", "draws", "seen", "counts",
+    _fields_ = [*((name, c_int64) for name in ("most", "budget", "vocabulary")),
+                *((name, c_void_p) for name in ("tokens", "positions", "counters", "rules", "begins", "seen", "counts",
                                                 "ends", "made"))]  # fmt: skip
 
 
@@ -126,14 +126,13 @@ class Native:
     def steps(self, which: slice, rows: Rows, cache: KVCache, uses: Uses, limit: int) -> Tensor:
         """At most `limit` tokens for each of these rows, (n, B) int64, which go on by them: fewer where one of them may
         end an answer, or when `BUDGET` is over. Penalties are known here, a bias and a mask are not."""
-        tokens, positions, counters, rules, draws = (
-            part[which] for part in (rows.token, rows.position, rows.counter, rows.rules, rows.draws))  # fmt: skip
+        state = [part[which] for part in (rows.token, rows.position, rows.counter, rows.rules, rows.begin)]
+        tokens, positions, *_ = state
         made = torch.empty(limit, len(tokens), dtype=torch.int64)
         seen, counts = (None if table is None or not uses.penalties else table[which].data_ptr()
                         for table in (rows.seen, rows.counts))  # fmt: skip
-        choices = _Choices(limit, BUDGET, rows.vocab_size, draws.shape[1], *(
-            part.data_ptr() for part in (tokens, positions, counters, rules, draws)), seen, counts,
-            rows.ends.data_ptr(), made.data_ptr())  # fmt: skip
+        choices = _Choices(limit, BUDGET, rows.vocab_size, *(part.data_ptr() for part in state), seen, counts,
+                           rows.ends.data_ptr(), made.data_ptr())  # fmt: skip
         _, call, _ = held = self._call(tokens, positions, cache, rows.index[which], None)
         found = self.library.babyllama_steps(*map(ctypes.addressof, (self.model, call, choices)))
         del held  # what the call's pointers lead to

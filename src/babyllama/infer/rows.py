@@ -1,7 +1,7 @@
 """What a step reads and writes of every row beside its keys and values: tensors on the device, of fixed shapes.
 
 So a step asks the host nothing, and a CUDA graph can replay it: the token to feed, its position, the sampling rules,
-the random numbers and how far they are used up. Row r of these and row r of the cache belong together.
+where the random numbers begin and how far they are used up. Row r of these and row r of the cache belong together.
 Not here: which request has which row (engine.py), what the rules mean (choosing.py).
 """
 
@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from babyllama.hardware import finest
-from babyllama.infer.choosing import Uses, choose, streams
+from babyllama.infer.choosing import Uses, begin, choose, numbers
 from babyllama.infer.request import Request, TokenMask
 from babyllama.infer.sampling import used_by
 
-DRAWS = 512  # numbers of a row's stream that are there at a time, in a ring; half of them are renewed at once
 SKIPPED = -2  # in the place of a token: this row made none in this one of the n steps
 TABLES = ("seen", "counts", "bias", "mask")
 
@@ -58,7 +56,7 @@ class Rows:
     Attributes:
         token, position: (rows,) int64, what a row feeds next and the number of that token in its text.
         counter: (rows,) int64, tokens of its answer so far.
-        draws: (rows, DRAWS) in `finest`; number i of a row's stream is in column i mod DRAWS.
+        begin: (rows,) int64, where a row's stream of random numbers begins, of which `counter` says the next one.
         rules: (rows, 7) float32, see `choosing.scores`.
         seen, counts, bias, mask: (rows, V), see there; None until a request asks. The mask is packed: (rows, ⌈V/32⌉).
         ends: (V,) uint8 on the CPU, tokens that end the answer of any request so far.
@@ -77,8 +75,7 @@ class Rows:
         """Another number of rows. The old rows `kept` become the first ones."""
         old = dict(vars(self))
         self.count, self.index = count, torch.arange(count, device=self.device)
-        self.token, self.position, self.counter = (torch.zeros_like(self.index) for _ in range(3))
-        self.draws = torch.zeros(count, DRAWS, dtype=finest(self.device), device=self.device)
+        self.token, self.position, self.counter, self.begin = (torch.zeros_like(self.index) for _ in range(4))
         self.rules = torch.zeros(count, 7, device=self.device)
         for name in TABLES:
             if old[name] is not None:
@@ -95,7 +92,7 @@ class Rows:
 
     def _names(self) -> list[str]:
         tables = [name for name in TABLES if getattr(self, name) is not None]
-        return ["token", "position", "counter", "draws", "rules", *tables]
+        return ["token", "position", "counter", "begin", "rules", *tables]
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """The rows `sources` become the rows `targets`, the same ones in another order."""
@@ -109,31 +106,27 @@ class Rows:
             self.live.fill_(count)
             self._going = count
 
-    def place(self, rows: Sequence[int], jobs: Sequence[tuple[Request, Sequence[int], int]]) -> list[int]:
-        """Give rows, ascending, to requests, each with its answer so far, often empty, and the tokens that it may have;
-        how many numbers are drawn for each."""
-        state, rules, starts, most = [], [], [], 1
-        for request, answer, room in jobs:
+    def place(self, rows: Sequence[int], jobs: Sequence[tuple[Request, Sequence[int]]]) -> None:
+        """Give rows, ascending, to requests, each with its answer so far, often empty."""
+        state, rules = [], []
+        for request, answer in jobs:
             given = len(answer)
-            state.append((answer[-1] if answer else 0, given, len(request.prompt) + given - 1))
+            fed, drawn = answer[-1] if answer else 0, request.sampling.temperature > 0
+            state.append((fed, given, len(request.prompt) + given - 1, begin(request.draws_by) if drawn else 0))
             rules.append(request.sampling.rule)
-            starts.append(given // (DRAWS // 2) * (DRAWS // 2))
-            most = max(most, room - starts[-1])
-        count = min(DRAWS, most)
         which = numbered(rows, self.device)
-        self.token[which], self.counter[which], self.position[which] = sent(state, self.device).unbind(1)
+        told = sent(state, self.device).unbind(1)
+        self.token[which], self.counter[which], self.position[which], self.begin[which] = told
         self.rules[which] = sent(rules, self.device, torch.float32)
-        self._draw([(row, request, start) for row, (request, *_), start in zip(rows, jobs, starts, strict=True)], count)
-        requests = [request for request, *_ in jobs]
+        requests = [request for request, _ in jobs]
         uses = used_by((one.sampling for one in requests), any(one.mask is not None for one in requests))
         tables = uses.penalties or uses.bias or uses.mask or any(getattr(self, name) is not None for name in TABLES)
-        for row, (request, answer, _) in zip(rows, jobs, strict=True):
+        for row, (request, answer) in zip(rows, jobs, strict=True):
             if tables:
                 self._place_tables(row, request, answer)
             if not self._ends.issuperset(request.stop):
                 self._ends |= frozenset(token for token in request.stop if token < self.vocab_size)
                 self.ends[list(self._ends)] = 1
-        return [start + count for start in starts]
 
     def _place_tables(self, row: int, request: Request, answer: Sequence[int]) -> None:
         """The row of each table that is there, or that this request is the first to ask for."""
@@ -151,27 +144,6 @@ class Rows:
                 self.bias[row, token] = bias
         if self.mask is not None:
             self.mask[row] = -1
-
-    def refill(self, row: int, request: Request, start: int, count: int) -> int:
-        """Put `count` numbers of the request's stream, from `start` on, in their columns; how many are drawn."""
-        self._draw([(row, request, start)], count)
-        return start + count
-
-    def _draw(self, wanted: Sequence[tuple[int, Request, int]], count: int) -> None:
-        """Of rows that draw, `count` numbers of a request's stream from its start on: (row, request, start)."""
-        wanted = [(row, request, start) for row, request, start in wanted if request.sampling.temperature > 0]
-        if not wanted:
-            return
-        rows, requests, starts = zip(*wanted, strict=True)
-        below_one = 1 - torch.finfo(self.draws.dtype).eps / 2  # which float32 would round the largest to
-        numbers = streams([request.draws_by for request in requests], count, starts)
-        found = sent(numbers.clamp(max=below_one).to(self.draws.dtype), self.device)
-        first = starts[0] % DRAWS
-        if len(set(starts)) == 1 and first + count <= DRAWS:
-            self.draws[numbered(rows, self.device), first : first + count] = found
-        else:
-            index, start = sent([rows, starts], self.device)[..., None].unbind(0)
-            self.draws[index, (start + torch.arange(count, device=self.device)) % DRAWS] = found
 
     def allow(self, row: int, mask: TokenMask) -> None:
         """Ask which tokens may come next."""
@@ -204,7 +176,7 @@ class Rows:
             live: (B,) bool, whose state goes on; by default those below `self.live`, or all that are numbered.
         """
         rows, counter = self.index[which], self.counter[which]
-        draws = self.draws[which].gather(1, (counter % DRAWS)[:, None])[:, 0]
+        draws = numbers(self.begin[which], counter)
         state = {name: None if (table := getattr(self, name)) is None else table[which] for name in TABLES[:3]}
         allowed = self._allowed(which) if uses.mask else None
         tokens = choose(logits, self.rules[which], draws, uses, allowed=allowed, **state)

@@ -39,7 +39,6 @@ class Job:
     start: int = field(init=False)  # tokens of the prompt
     ends: frozenset[int] = field(init=False)  # its stop tokens, and what stands where no token is
     ahead: int = 0
-    drawn: int = 0  # random numbers that are on the device
     guess: Guess | None = None
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from babyllama.errors import InputError
 from babyllama.infer.choosing import NOT_FINITE
 from babyllama.infer.engine import BROKEN, Engine, copied
 from babyllama.infer.request import Request
-from babyllama.infer.rows import DRAWS, sent
+from babyllama.infer.rows import sent
 from babyllama.infer.sampling import Sampling, used_by
 from babyllama.infer.step import power
 
@@ -52,7 +52,7 @@ def suits(engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int) -> 
     """Whether all of them fit in side by side to their last tokens."""
     lengths = list(map(len, prompts))
     plain = engine.cache.rotated and not engine.cache.sinks and engine.propose is None
-    return (plain and len(prompts) <= engine.slots.most and max_tokens <= DRAWS and min(lengths) > 0
+    return (plain and len(prompts) <= engine.slots.most and min(lengths) > 0
             and max(lengths) + max_tokens <= engine.window)  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def answers(engine: Engine, prompts: Sequence[list[int]], sampling: Sampling, ma
         at, to = sent([held.rows.tolist(), range(count)], engine.rows.device)
         engine.cache.move(at, to, starts)
     requests = [Request(prompt, sampling, max_tokens, stop, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-    engine.rows.place(range(count), [(request, (), max_tokens) for request in requests])
+    engine.rows.place(range(count), [(request, ()) for request in requests])
     way = _Way(np.arange(count), np.zeros((count, max_tokens), np.int64), frozenset(stop))
     way.send(engine.prompts.together(prompts, uses, starts).tokens)
     step = engine.step_of(None)

@@ -64,6 +64,9 @@ def joined(blobs: Iterable[Blob], blob_bytes: int) -> Iterator[Blob]:
             if held and size + len(blob.lines) > blob_bytes:
                 yield _one(held)
                 held, size = [], 0
+            if len(blob.lines) >= blob_bytes:  # not held until the next one is read
+                yield blob
+                continue
             held.append(blob)
             size += len(blob.lines)
     except InputError:  # what was read before the fault comes before it

@@ -108,14 +108,12 @@ def test_one_row_looks_at_more_slots_than_it_holds_before_it_waits(monkeypatch, 
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(temperature=0.9, top_k=20)])
-def test_steps_of_one_graph_see_what_earlier_ones_left(sampling):
-    """A kernel reads some of it before it waits for the one ahead of it."""
-    shape = config(4, hidden_size=256, num_hidden_layers=3, max_position_embeddings=128)
-    model, rows = twins(shape)[0], Rows(shape.vocab_size, 1, torch.device("cuda"))
-    cache = KVCache(shape, 1, 128, "cuda", torch.bfloat16)
+def graphs_beside_single_steps(model, sampling, decoder_of=decoding.Decoder):
+    """96 tokens of one row, keys and values too, by graphs of 16 steps as by graphs of one."""
+    shape = model.config
+    rows, cache = Rows(shape.vocab_size, 1, torch.device("cuda")), KVCache(shape, 1, 128, "cuda", torch.bfloat16)
     rows.live.fill_(1)
-    decoder, found = decoding.Decoder(model, rows, cache, 1), list[torch.Tensor]()
+    decoder, found = decoder_of(model, rows, cache, 1), list[torch.Tensor]()
     for steps in (1, 1, *[16] * 12):
         rows.place([0], [(Request([1, 2], sampling, seed=3), [])])
         rows.token.fill_(2)
@@ -123,6 +121,17 @@ def test_steps_of_one_graph_see_what_earlier_ones_left(sampling):
         made = [tokens, cache.keys, cache.values]
         found = found or [one.clone() for one in made]  # of steps one by one
         assert all(torch.equal(one, first) for one, first in zip(made, found, strict=True))
+    return decoder
+
+
+BOTH = [Sampling(temperature=0), Sampling(temperature=0.9, top_k=20)]
+
+
+@pytest.mark.parametrize("sampling", BOTH)
+def test_steps_of_one_graph_see_what_earlier_ones_left(sampling):
+    """A kernel reads some of it before it waits for the one ahead of it."""
+    shape = config(4, hidden_size=256, num_hidden_layers=3, max_position_embeddings=128)
+    graphs_beside_single_steps(twins(shape)[0], sampling)
 
 
 CUTS = [Sampling(temperature=0.8), Sampling(temperature=1.3, top_k=5), Sampling(top_p=0.7),

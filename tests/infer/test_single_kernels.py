@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_fused_decoding import config, packed_twins, steps_beside, twins
+from test_fused_decoding import BOTH, config, graphs_beside_single_steps, packed_twins, steps_beside, twins
 
 from babyllama.infer import decoding
 from babyllama.infer.request import Request
@@ -63,24 +63,12 @@ def test_more_slots_than_a_program_holds_before_it_waits(monkeypatch, name, spli
     assert type(decoder) is Single and decoder.splits == splits
 
 
-@torch.inference_mode()
 @pytest.mark.parametrize("bits", [0, 4, 8])
-@pytest.mark.parametrize("sampling", [*GREEDY, Sampling(temperature=0.9, top_k=20)])
+@pytest.mark.parametrize("sampling", BOTH)
 def test_steps_of_one_graph_see_what_earlier_ones_left(sampling, bits):
-    """A kernel reads some of it before it waits for the one ahead of it."""
     shape = config(hidden_size=256, intermediate_size=704, num_hidden_layers=3, max_position_embeddings=128)
     model = (packed_twins(shape, bits, 64, True, False) if bits else twins(shape))[0]
-    rows, cache = Rows(shape.vocab_size, 1, torch.device("cuda")), KVCache(shape, 1, 128, "cuda", torch.bfloat16)
-    rows.live.fill_(1)
-    decoder, found = decoder_of(model, rows, cache, 1), list[torch.Tensor]()
-    assert type(decoder) is Single
-    for steps in (1, 1, *[16] * 12):
-        rows.place([0], [(Request([1, 2], sampling, seed=3), [])])
-        rows.token.fill_(2)
-        tokens = torch.cat([decoder(steps, sampling.temperature > 0).clone() for _ in range(96 // steps)])
-        made = [tokens, cache.keys, cache.values]
-        found = found or [one.clone() for one in made]  # of steps one by one
-        assert all(torch.equal(one, first) for one, first in zip(made, found, strict=True))
+    assert type(graphs_beside_single_steps(model, sampling, decoder_of)) is Single
 
 
 @torch.inference_mode()

@@ -46,7 +46,8 @@ for name in ("pthread_sigmask", "SIGHUP", "SIGKILL", "SIGALRM", "SIGUSR1"):
     delattr(signal, name)
 import babyllama
 for module in pkgutil.walk_packages(babyllama.__path__, "babyllama."):
-    if module.name.rpartition(".")[2] not in ("__main__", "kernels", "since_kernels", "harness", "deepspeed"):
+    name = module.name.rpartition(".")[2]
+    if name not in ("__main__", "harness", "deepspeed") and not name.endswith("kernels"):
         importlib.import_module(module.name)
         print(module.name)
 from babyllama.data.shards.workers import cores

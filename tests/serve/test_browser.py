@@ -5,7 +5,6 @@ With the extra `e2e`: pytest -m slow tests/serve/test_browser.py; $CHROMIUM name
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -79,7 +78,7 @@ def answers(page):
 
 
 def ended(page):
-    page.get_by_role("button", name="Send").wait_for()
+    page.get_by_role("button", name="Send", exact=True).wait_for()
 
 
 STORED = """import("/web/store.js").then(store => store.chats.all())"""
@@ -205,51 +204,85 @@ def written(page):
     return next(node["text"] for node in chat["nodes"].values() if node["role"] == "assistant")
 
 
+BY_HAND = """() => {
+    const real = fetch, begun = (signal) => (control) => {
+        const write = (text) => control.enqueue(new TextEncoder().encode(text));
+        window.come = (content) => write(`data: ${JSON.stringify({ choices: [{ delta: { content } }] })}\\n\\n`);
+        const end = (how) => { window.come = null; how(); };
+        window.finish = () => end(() => control.close());
+        signal.addEventListener("abort", () => end(() => control.error(signal.reason)));
+    };
+    window.fetch = async (url, options) => String(url).endsWith("completions")
+        ? new Response(new ReadableStream({ start: begun(options.signal) })) : real(url, options);
+}"""
+
+
+def come(page, text):
+    """Into the answer that is being written."""
+    while not page.evaluate("Boolean(window.come)"):
+        page.wait_for_timeout(20)
+    page.evaluate("text => come(text)", text)
+    playwright.expect(answers(page).last.locator(".body")).to_contain_text(text[:1])
+
+
 def test_an_answer_that_was_stopped_goes_on(page):
     """Nothing of it is lost where another tab, which has an older state, writes on the same chat."""
-    page.evaluate(STOP_SOON)
-    ask(page, "x", "steady")
-    go_on(page).wait_for()
+    page.evaluate(BY_HAND)
+    ask(page, QUESTION)
+    come(page, "一二")
+    page.get_by_role("button", name="Stop").click()
+    ended(page)
     assert "stopped" in answers(page).locator(".figures").inner_text()
     other = page.context.new_page()
     other.goto(page.url)
     go_on(other).wait_for()
-    cut_after(page, 50)
-    texts = [written(page)]
-    for _ in range(2):
+    for more, whole in (("三", "一二三"), ("四", "一二三四")):
         go_on(page).click()
+        come(page, more)
+        page.evaluate("finish()")
         ended(page)
-        texts.append(written(page))
-    assert all(more.startswith(text) and len(more) > len(text) for text, more in itertools.pairwise(texts))
-    ask(other, QUESTION)
+        assert answers(page).locator(".text").all_inner_texts() == [whole]
+    ask(other, CHATS[1][0])
     ended(other)
-    assert written(page) == texts[-1]
+    assert written(page) == "一二三四"
     other.close()
-
-
-BY_HAND = """() => {
-    const real = fetch, begun = (control) => {
-        const write = (text) => control.enqueue(new TextEncoder().encode(text));
-        window.come = (content) => write(`data: ${JSON.stringify({ choices: [{ delta: { content } }] })}\\n\\n`);
-        window.finish = () => control.close();
-    };
-    window.fetch = async (url, options) => String(url).endsWith("completions")
-        ? new Response(new ReadableStream({ start: begun })) : real(url, options);
-}"""
 
 
 def test_an_answer_comes_on_while_something_else_is_chosen(page):
     """Another model for the next question: the page is drawn anew, and the answer comes into what is drawn."""
     page.evaluate(BY_HAND)
     ask(page, QUESTION)
-    page.evaluate("come('一二')")
+    come(page, "一二")
     playwright.expect(answers(page).locator(".text")).to_have_text("一二")
     page.get_by_label("Model", exact=True).select_option("steady")
-    page.evaluate("come('三四')")
+    come(page, "三四")
     playwright.expect(answers(page).locator(".text")).to_have_text("一二三四")
     page.evaluate("finish()")
     ended(page)
     assert answers(page).locator(".who").inner_text() == "taught"
+
+
+def test_an_answer_that_ends_takes_nobody_away(page):
+    """Neither from a question that is being edited, nor from what is read further up; a new question shows itself."""
+    page.evaluate(BY_HAND)
+    ask(page, QUESTION)
+    come(page, "很长。\n\n" * 60)
+    page.get_by_role("button", name="Edit").click()
+    page.locator(".editing textarea").fill("改了一半")
+    page.locator(".log").evaluate("log => { log.scrollTop = 0; }")
+    page.evaluate("finish()")
+    ended(page)
+    assert page.locator(".editing textarea").input_value() == "改了一半"
+    assert page.evaluate("document.activeElement === document.querySelector('.editing textarea')")
+    assert page.locator(".log").evaluate("log => log.scrollTop") == 0
+    page.get_by_role("button", name="Cancel").click()
+    assert page.locator(".message.user .plain").inner_text() == QUESTION and page.locator(".editing").count() == 0
+    ask(page, CHATS[1][0])
+    come(page, "好")
+    playwright.expect(answers(page).last.locator(".text")).to_have_text("好")
+    assert page.locator(".log").evaluate("log => log.scrollHeight - log.scrollTop - log.clientHeight") < 80
+    page.evaluate("finish()")
+    ended(page)
 
 
 def test_a_chat_that_is_deleted_while_it_is_answered_stays_away(page):

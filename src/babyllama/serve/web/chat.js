@@ -29,21 +29,31 @@ export async function show(main, about, [id]) {
 
   function draw() {
     const nodes = path(chat), turns = memory(about, model.value);
-    const back = place();
+    const back = place(), low = atEnd(), top = log.scrollTop;
+    const editing = log.querySelector(".editing"), draft = editing?.querySelector("textarea").value;
     hint.textContent = settings.continues || turns === undefined ? "" : t(turns ? "remembers" : "alone", { turns });
     input.placeholder = t(settings.continues ? "beginHere" : "askHere");
-    replace(log, nodes.length ? [h("h1", { class: "quiet" }, t("chat")), ...nodes.map((node) => messageElement(node, siblings(chat, node), acts(node)))]
+    replace(log, nodes.length ? [h("h1", { class: "quiet" }, t("chat")), ...nodes.map((node) =>
+      messageElement(node, siblings(chat, node), acts(node), node.id === editing?.dataset.id ? draft : undefined))]
       : h("div", { class: "hello" }, h("h1", {}, t("hello")), h("p", {}, t("helloWhy")), suggestions()));
-    log.scrollTop = log.scrollHeight;
+    log.scrollTop = low ? log.scrollHeight : top;
     back?.();
   }
+
+  const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 80;
 
   // Who goes by the keyboard stays at the button that was used, or near it, when all is drawn anew.
   function place() {
     const { activeElement: used } = document;
     if (!log.contains(used)) return null;
-    const at = [...log.children].indexOf(used.closest(".message"));
+    const at = [...log.children].indexOf(used.closest(".message")), { selectionStart, selectionEnd } = used;
     return () => {
+      const area = log.children[at]?.querySelector("textarea");
+      if (area) {
+        area.focus({ preventScroll: true });
+        area.setSelectionRange(selectionStart, selectionEnd);
+        return;
+      }
       const buttons = [...(log.children[at]?.querySelectorAll("footer button:enabled") ?? [])];
       (buttons.find((button) => button.textContent === used.textContent) ?? buttons[0] ?? log).focus({ preventScroll: true });
     };
@@ -64,7 +74,11 @@ export async function show(main, about, [id]) {
       draw();
       store();
     },
-    edit: (text) => stopping || respond(addMessage(chat, node.parent, "user", text)),
+    edit: (text) => {
+      if (stopping) return;
+      log.querySelector(".editing").classList.remove("editing");
+      respond(addMessage(chat, node.parent, "user", text));
+    },
     retry: () => stopping || respond(chat.nodes[node.parent]),
     goOn: !stopping && node.id === chat.leaf && brokenOff(node) && (() => write(node)),
     inspect: () => {
@@ -94,11 +108,12 @@ export async function show(main, about, [id]) {
     busy(true);
     if (log.contains(document.activeElement)) send.focus();
     draw();
+    log.scrollTop = log.scrollHeight;
     store();
     const pace = paced(() => {
       const shown = log.querySelector(`[data-id="${node.id}"]`); // drawn anew, or gone, where somebody chose something meanwhile
       if (!shown) return;
-      const low = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+      const low = atEnd();
       showAnswer(shown.querySelector(".body"), node, false);
       shown.querySelector(".figures").textContent = figuresOf(node);
       if (low) log.scrollTop = log.scrollHeight;

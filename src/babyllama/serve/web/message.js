@@ -63,15 +63,15 @@ function branches(node, all, choose) {
     h("span", { "aria-label": t("branch", { at: at + 1, count: all.length }), role: "img" }, `${at + 1}/${all.length}`), step(at + 1, t("after"), "›"));
 }
 
-// `acts`: {edit(text), retry(), goOn() where there is a rest to write, inspect(), choose(node)}.
-export function messageElement(node, all, acts) {
+// `acts`: {edit(text), retry(), goOn() where there is a rest to write, inspect(), choose(node)}. `draft`: what an open edit has.
+export function messageElement(node, all, acts, draft) {
   const body = h("div", { class: "body" });
   const foot = h("footer", {});
   const element = h("article", { class: `message ${node.role}`, "data-id": node.id, "aria-label": node.role === "user" ? t("you") : node.model },
     node.role === "assistant" && h("div", { class: "who" }, node.model), body, foot);
   if (node.role === "user") {
     body.append(h("div", { class: "plain" }, node.text));
-    add(foot, [button(t("edit"), () => editIn(element, body, foot, node, acts)), copyButton(node.text)]);
+    add(foot, [button(t("edit"), () => editIn(element, body, foot, node, acts).focus()), copyButton(node.text)]);
   } else {
     showAnswer(body, node, true);
     if (node.fault) body.append(h("p", { class: "fault", role: "alert" }, node.fault));
@@ -80,18 +80,23 @@ export function messageElement(node, all, acts) {
   }
   const chooser = branches(node, all, acts.choose);
   if (chooser) foot.prepend(chooser);
+  if (draft !== undefined) editIn(element, body, foot, node, acts, draft);
   return element;
 }
 
-function editIn(element, body, foot, node, acts) {
-  const area = h("textarea", { rows: Math.min(8, node.text.split("\n").length + 1), value: node.text, "aria-label": t("edit") });
+function editIn(element, body, foot, node, acts, text = node.text) {
+  const area = h("textarea", { rows: Math.min(8, text.split("\n").length + 1), value: text, "aria-label": t("edit") });
   const send = () => area.value.trim() && acts.edit(area.value);
+  const leave = () => {
+    element.classList.remove("editing");
+    acts.choose(node);
+  };
   area.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") acts.choose(node);
+    if (event.key === "Escape") leave();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send();
   });
   element.classList.add("editing");
   replace(body, area);
-  replace(foot, h("button", { type: "button", class: "small main", onclick: send }, t("editSend")), button(t("cancel"), () => acts.choose(node)));
-  area.focus();
+  replace(foot, h("button", { type: "button", class: "small main", onclick: send }, t("editSend")), button(t("cancel"), leave));
+  return area;
 }

@@ -207,7 +207,7 @@ def test_answers_and_losses_without_float64(monkeypatch):
         return drawn, evaluate_loss(model, [Batch(tokens[:, :-1], tokens[:, 1:])]).loss
 
     drawn, loss = found()
-    for module in ("infer.rows", "train.validation", "model.rope"):
+    for module in ("infer.choosing", "train.validation", "model.rope"):
         monkeypatch.setattr(f"babyllama.{module}.finest", lambda device: torch.float32)
     with WithoutFloat64():
         again, close = found()

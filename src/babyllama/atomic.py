@@ -20,10 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from babyllama.errors import InputError, cause, readable
+from babyllama.errors import FULL, InputError, cause, readable
 
 WINDOWS = os.name == "nt"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
             errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EIO}  # fmt: skip
 
@@ -35,7 +34,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         number = _errno(error)
-        if number in _FULL:
+        if number in FULL:
             free = shutil.disk_usage(_existing(path)).free / 2**20
             raise InputError(
                 f"{path}: the disk is full ({free:.0f} MiB free); nothing that was saved before is lost: "

@@ -8,7 +8,6 @@ heavy is imported here, so that Ctrl-C is answered from the first moment.
 from __future__ import annotations
 
 import atexit
-import errno
 import io
 import os
 import re
@@ -17,9 +16,7 @@ from pathlib import Path
 
 from babyllama import interrupts
 from babyllama.amounts import size
-from babyllama.errors import InputError, Interrupted, cause, readable
-
-FULL = {errno.ENOSPC, errno.EDQUOT}
+from babyllama.errors import FULL, InputError, Interrupted, cause, readable
 
 LESS = {  # verb → what makes it take less memory
     "train": "halve plan.micro_batch_size and double plan.accumulate (the update stays the same), or take "

@@ -4,10 +4,12 @@ The command line prints it as one line and exits with code 2; anything else is a
 its traceback. Not here: recovery, logging.
 """
 
+import errno
 import re
 import shlex
 from pathlib import Path
 
+FULL = {errno.ENOSPC, errno.EDQUOT}  # what the system says where there is no room
 _SURROGATE, _HALF = re.compile(r"[\ud800-\udfff]"), re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 _BETWEEN = re.compile(r"([ \n/:,;]+)")  # the parts of paths and messages; in no encoding second bytes of characters
 
@@ -46,15 +48,16 @@ def readable(text: str) -> str:
     if not _SURROGATE.search(text):
         return text
     parts = (part.encode("utf-8", "surrogateescape") for part in _BETWEEN.split(_HALF.sub("\ufffd", text)))
-    return "".join(part.decode("gb18030" if _is_no_utf8(part) else "utf-8", "replace") for part in parts)
+    return "".join(part.decode("utf-8" if is_utf8(part) else "gb18030", "replace") for part in parts)
 
 
-def _is_no_utf8(data: bytes) -> bool:
+def is_utf8(data: bytes) -> bool:
+    """Whether it reads as UTF-8 from its first to its last byte."""
     try:
         data.decode()
     except UnicodeDecodeError:
-        return True
-    return False
+        return False
+    return True
 
 
 def remedy_for(status: int, otherwise: str) -> str:

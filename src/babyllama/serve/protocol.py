@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
+from babyllama.errors import is_utf8
 from babyllama.serve.faults import Refused
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -216,21 +217,13 @@ def parse(kind: type[R], body: bytes) -> R:
     except ValidationError as error:
         first = min(error.errors(include_url=False, include_context=False), key=_weight)
     if first["type"] == "json_invalid":
-        what = first["msg"].partition(": ")[2] if _is_utf8(body) else "it is not UTF-8, as JSON has to be; send it so"
+        what = first["msg"].partition(": ")[2] if is_utf8(body) else "it is not UTF-8, as JSON has to be; send it so"
         raise Refused(400, f"the body is not valid JSON: {what}")
     # A union's member is part of the place: str, list[str].
     names = [part for part in first["loc"] if isinstance(part, int) or (part.isidentifier() and part not in MEMBERS)]
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in names).lstrip(".") or None
     message = first["msg"][:1].lower() + first["msg"][1:]
     raise Refused(400, f"{param}: {message}" if param else message, param)
-
-
-def _is_utf8(body: bytes) -> bool:
-    try:
-        body.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _weight(fault: Any) -> tuple[int, bool]:

@@ -176,7 +176,7 @@ class Rows:
             live: (B,) bool, whose state goes on; by default those below `self.live`, or all that are numbered.
         """
         rows, counter = self.index[which], self.counter[which]
-        draws = numbers(self.begin[which], counter)
+        draws = numbers(self.begin[which], counter) if uses.drawn else counter  # at which nobody looks then
         state = {name: None if (table := getattr(self, name)) is None else table[which] for name in TABLES[:3]}
         allowed = self._allowed(which) if uses.mask else None
         tokens = choose(logits, self.rules[which], draws, uses, allowed=allowed, **state)

@@ -189,8 +189,8 @@ class Decoder:
 
         empty = self._empty
         C, F, D, H = config.hidden_size, config.intermediate_size, config.head_dim, config.num_attention_heads
-        self.x, self.y, self.h = empty(B, C), empty(B, C, dtype=self.dtype), empty(B, F, dtype=self.dtype)
-        self.parts = 1 if self.few else power(-(-C // plan.add))
+        self.x = empty(B, C)
+        self._room_between(C, F)
         self.squares = torch.zeros(B, self.parts, device=self.device)
         self.cos, self.sin = empty(B, D // 2), empty(B, D // 2)
         self.q, self.attended = empty(B, H, D, dtype=self.dtype), empty(B, C, dtype=self.dtype)
@@ -206,6 +206,11 @@ class Decoder:
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _room_between(self, C: int, F: int) -> None:
+        """For what kernels hand to the next one, and the parts of Σ x²."""
+        self.y, self.h = self._empty(self.count, C, dtype=self.dtype), self._empty(self.count, F, dtype=self.dtype)
+        self.parts = 1 if self.few else power(-(-C // self.plan.add))
 
     def _room_to_choose(self) -> None:
         """For logits, and what is told of them until a token is chosen."""

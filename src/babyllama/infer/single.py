@@ -92,12 +92,11 @@ class Single(Decoder):
         head = bits_of(self.model.lm_head) or Bits()
         self.tiles = self.tiles or TILES[head.bits]
         super().__post_init__()
-        config = self.model.config
-        C, F = config.hidden_size, config.intermediate_size
-        self.parts = power(C // EIGHT)
-        self.squares = torch.zeros(1, self.parts, device=self.device)
+
+    def _room_between(self, C: int, F: int) -> None:
         room = EIGHT * SIZES[0]
         self.y, self.h = (torch.zeros(1, n + room, dtype=self.dtype, device=self.device) for n in (C, F))
+        self.parts = power(C // EIGHT)
 
     def _shares(self, linear: Any, k: int, inputs: int) -> dict[str, Any]:
         """How the warps of a program share out the k inputs of a matrix."""
@@ -157,7 +156,7 @@ class Single(Decoder):
         self._launch(single_kernels.project, ((H + 2 * K) * D // 2 // EIGHT,), self.y, self.squares, *parts, self.cos,
                      self.sin, self.position, self.q, keys, values, 1, slots, config.rms_norm_eps, C=C,
                      PARTS=self.parts, FIRST=number == 0, **sizes, **meta)  # fmt: skip
-        warps = self.plan.slots // 16
+        warps = self.plan.attend_warps
         self._launch(single_kernels.attend, (H, self.splits), self.q, keys, values, self.position, self.split,
                      self.peaks, self.sums, 1, slots, D**-0.5, STEP=self.plan.slots, SPLITS=self.splits, W=warps,
                      num_warps=warps, **sizes)  # fmt: skip

@@ -262,6 +262,37 @@ def test_an_answer_comes_on_while_something_else_is_chosen(page):
     assert answers(page).locator(".who").inner_text() == "taught"
 
 
+MANY = """async () => {
+    const store = await import("/web/store.js"), chat = store.newChat();
+    let at = null;
+    for (let i = 0; i < 200; i += 1) {
+        at = store.addMessage(chat, at, "user", `问题 ${i}`).id;
+        at = store.addMessage(chat, at, "assistant", "一行\\n\\n".repeat(i % 9), { finish: "stop" }).id;
+    }
+    await store.chats.put(chat);
+    location.hash = `#/chat/${chat.id}`;
+}"""
+
+
+def test_a_long_conversation_is_not_drawn_anew_and_shows_its_end(page):
+    """Only messages that changed are: a page of 2,000 took three seconds for each."""
+    page.evaluate(MANY)
+    playwright.expect(page.locator(".message")).to_have_count(400)
+    away = "(log => log.scrollHeight - log.scrollTop - log.clientHeight)(document.querySelector('.log'))"
+    assert page.evaluate(away) < 80
+    page.evaluate("document.querySelectorAll('.message').forEach(one => { one.drawnBefore = true; })")
+    kept = "[...document.querySelectorAll('.message')].filter(one => one.drawnBefore).length"
+    page.get_by_role("button", name="Edit").nth(150).click()
+    page.locator(".editing textarea").fill("别的")
+    page.get_by_label("Model", exact=True).select_option("steady")
+    assert page.locator(".editing textarea").input_value() == "别的" and page.evaluate(kept) == 399
+    page.get_by_role("button", name="Cancel").click()
+    assert page.locator(".message.user .plain").nth(150).inner_text() == "问题 150"
+    ask(page, QUESTION)
+    ended(page)
+    assert page.locator(".message").count() == 402 and page.evaluate(kept) == 399 and page.evaluate(away) < 80
+
+
 def test_an_answer_that_ends_takes_nobody_away(page):
     """Neither from a question that is being edited, nor from what is read further up; a new question shows itself."""
     page.evaluate(BY_HAND)

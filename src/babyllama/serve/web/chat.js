@@ -1,18 +1,21 @@
 // Chat: one conversation, its branches, and the history beside it.
 
 import { answer, Fault, joined } from "./api.js";
-import { h, replace, say } from "./dom.js";
+import { arrange, h, replace, say } from "./dom.js";
 import { historyPanel } from "./history.js";
 import { t } from "./i18n.js";
 import { figuresOf, messageElement, paced, showAnswer } from "./message.js";
 import { openSettings } from "./sampling.js";
 import { keep, sampling, settings } from "./settings.js";
 import { begun, content, ending, fitting, memory, seen } from "./sight.js";
-import { addMessage, chats, choose, newChat, path, siblings } from "./store.js";
+import { addMessage, chats, choose, families, newChat, path } from "./store.js";
 
 export async function show(main, about, [id]) {
   let chat = (id && (await chats.one(id).catch(() => null))) || newChat();
   let stopping = null; // of the answer that is being written
+  let editing = null; // the id of the question that is being edited
+  let shown = new Map(); // of the messages on the page, what each shows: {node, key, element}
+  const heading = h("h1", { class: "quiet" }, t("chat"));
   const log = h("div", { class: "log", role: "log", "aria-live": "off", tabindex: 0, "aria-label": t("chat") });
   const history = historyPanel((chosen) => (location.hash = chosen ? `#/chat/${chosen}` : "#/chat"), () => chat.id);
   const input = h("textarea", { rows: 1, placeholder: t("askHere"), "aria-label": t("ask"), enterkeyhint: "send" });
@@ -29,15 +32,28 @@ export async function show(main, about, [id]) {
 
   function draw() {
     const nodes = path(chat), turns = memory(about, model.value);
+    if (!nodes.some(({ id }) => id === editing)) editing = null;
     const back = place(), low = atEnd(), top = log.scrollTop;
-    const editing = log.querySelector(".editing"), draft = editing?.querySelector("textarea").value;
     hint.textContent = settings.continues || turns === undefined ? "" : t(turns ? "remembers" : "alone", { turns });
     input.placeholder = t(settings.continues ? "beginHere" : "askHere");
-    replace(log, nodes.length ? [h("h1", { class: "quiet" }, t("chat")), ...nodes.map((node) =>
-      messageElement(node, siblings(chat, node), acts(node), node.id === editing?.dataset.id ? draft : undefined))]
-      : h("div", { class: "hello" }, h("h1", {}, t("hello")), h("p", {}, t("helloWhy")), suggestions()));
+    arrange(log, nodes.length ? [heading, ...messages(nodes)]
+      : [h("div", { class: "hello" }, h("h1", {}, t("hello")), h("p", {}, t("helloWhy")), suggestions())]);
     log.scrollTop = low ? log.scrollHeight : top;
     back?.();
+  }
+
+  // Their elements: those of before where nothing changed, since a conversation may have thousands.
+  function messages(nodes) {
+    const before = shown, family = families(chat);
+    shown = new Map();
+    return nodes.map((node) => {
+      const all = family.get(node.parent), draws = acts(node), had = before.get(node.id);
+      const key = JSON.stringify([node, all.map(({ id }) => id), Boolean(draws.goOn), editing === node.id]);
+      const draft = editing === node.id ? (had?.element.querySelector("textarea")?.value ?? node.text) : undefined;
+      const element = had?.node === node && had.key === key ? had.element : messageElement(node, all, draws, draft);
+      shown.set(node.id, { node, key, element });
+      return element;
+    });
   }
 
   const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 80;
@@ -48,6 +64,7 @@ export async function show(main, about, [id]) {
     if (!log.contains(used)) return null;
     const at = [...log.children].indexOf(used.closest(".message")), { selectionStart, selectionEnd } = used;
     return () => {
+      if (document.activeElement === used) return;
       const area = log.children[at]?.querySelector("textarea");
       if (area) {
         area.focus({ preventScroll: true });
@@ -74,9 +91,18 @@ export async function show(main, about, [id]) {
       draw();
       store();
     },
-    edit: (text) => {
+    edit: () => {
+      editing = node.id;
+      draw();
+      log.querySelector(".editing textarea").focus();
+    },
+    leave: () => {
+      editing = null;
+      draw();
+    },
+    send: (text) => {
       if (stopping) return;
-      log.querySelector(".editing").classList.remove("editing");
+      editing = null;
       respond(addMessage(chat, node.parent, "user", text));
     },
     retry: () => stopping || respond(chat.nodes[node.parent]),
@@ -189,7 +215,7 @@ export async function show(main, about, [id]) {
 
   // What another tab wrote meanwhile.
   async function look() {
-    if (document.hidden || stopping || log.querySelector(".editing")) return;
+    if (document.hidden || stopping || editing) return;
     const stored = await chats.one(chat.id).catch(() => null);
     if (stopping || !(stored?.changed > chat.changed)) return;
     chat = stored;

@@ -30,6 +30,13 @@ export function replace(element, ...children) {
   return add(element, children);
 }
 
+// The element's children become these; what is there already, in its place, is not touched.
+export function arrange(element, children) {
+  const wanted = new Set(children);
+  for (const child of [...element.children]) if (!wanted.has(child)) child.remove();
+  children.forEach((child, i) => element.children[i] === child || element.insertBefore(child, element.children[i] ?? null));
+}
+
 // Said to screen readers.
 export function say(text) {
   document.getElementById("status").textContent = text;

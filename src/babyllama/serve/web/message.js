@@ -63,7 +63,7 @@ function branches(node, all, choose) {
     h("span", { "aria-label": t("branch", { at: at + 1, count: all.length }), role: "img" }, `${at + 1}/${all.length}`), step(at + 1, t("after"), "›"));
 }
 
-// `acts`: {edit(text), retry(), goOn() where there is a rest to write, inspect(), choose(node)}. `draft`: what an open edit has.
+// `acts`: {edit(), leave(), send(text), retry(), goOn() where there is a rest to write, inspect(), choose(node)}. `draft`: what an open edit has.
 export function messageElement(node, all, acts, draft) {
   const body = h("div", { class: "body" });
   const foot = h("footer", {});
@@ -71,7 +71,7 @@ export function messageElement(node, all, acts, draft) {
     node.role === "assistant" && h("div", { class: "who" }, node.model), body, foot);
   if (node.role === "user") {
     body.append(h("div", { class: "plain" }, node.text));
-    add(foot, [button(t("edit"), () => editIn(element, body, foot, node, acts).focus()), copyButton(node.text)]);
+    add(foot, [button(t("edit"), acts.edit), copyButton(node.text)]);
   } else {
     showAnswer(body, node, true);
     if (node.fault) body.append(h("p", { class: "fault", role: "alert" }, node.fault));
@@ -80,23 +80,18 @@ export function messageElement(node, all, acts, draft) {
   }
   const chooser = branches(node, all, acts.choose);
   if (chooser) foot.prepend(chooser);
-  if (draft !== undefined) editIn(element, body, foot, node, acts, draft);
+  if (draft !== undefined) editIn(element, body, foot, acts, draft);
   return element;
 }
 
-function editIn(element, body, foot, node, acts, text = node.text) {
-  const area = h("textarea", { rows: Math.min(8, text.split("\n").length + 1), value: text, "aria-label": t("edit") });
-  const send = () => area.value.trim() && acts.edit(area.value);
-  const leave = () => {
-    element.classList.remove("editing");
-    acts.choose(node);
-  };
+function editIn(element, body, foot, acts, draft) {
+  const area = h("textarea", { rows: Math.min(8, draft.split("\n").length + 1), value: draft, "aria-label": t("edit") });
+  const send = () => area.value.trim() && acts.send(area.value);
   area.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") leave();
+    if (event.key === "Escape") acts.leave();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send();
   });
   element.classList.add("editing");
   replace(body, area);
-  replace(foot, h("button", { type: "button", class: "small main", onclick: send }, t("editSend")), button(t("cancel"), leave));
-  return area;
+  replace(foot, h("button", { type: "button", class: "small main", onclick: send }, t("editSend")), button(t("cancel"), acts.leave));
 }

@@ -75,19 +75,24 @@ export function addMessage(chat, parent, role, text, more = {}) {
 }
 
 export function path(chat, leaf = chat.leaf) {
-  const found = [];
-  for (let node = chat.nodes[leaf]; node && !found.includes(node); node = chat.nodes[node.parent]) found.unshift(node);
+  const found = new Set();
+  for (let node = chat.nodes[leaf]; node && !found.has(node); node = chat.nodes[node.parent]) found.add(node);
+  return [...found].reverse();
+}
+
+// Of every message, its branches: messages by their parent, the oldest first.
+export function families(chat) {
+  const found = new Map();
+  for (const node of Object.values(chat.nodes)) found.set(node.parent, [...(found.get(node.parent) ?? []), node]);
+  for (const all of found.values()) all.sort((a, b) => a.time - b.time);
   return found;
 }
 
-const below = (chat, parent) => Object.values(chat.nodes).filter((n) => n.parent === parent).sort((a, b) => a.time - b.time);
-
-export const siblings = (chat, node) => below(chat, node.parent);
-
 // Show the branch of a message: down to its newest end.
 export function choose(chat, node) {
+  const family = families(chat);
   let last = node;
-  for (let inner = below(chat, last.id); inner.length; inner = below(chat, last.id)) last = inner.at(-1);
+  while (family.has(last.id)) last = family.get(last.id).at(-1);
   chat.leaf = last.id;
 }
 

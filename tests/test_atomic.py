@@ -18,7 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from babyllama.atomic import check_writable, json_text, read_json, write_atomic, write_folder, write_json
+from babyllama.atomic import (
+    DEEPEST,
+    check_writable,
+    json_text,
+    parse_json,
+    read_json,
+    write_atomic,
+    write_folder,
+    write_json,
+)
 from babyllama.errors import InputError, readable
 from babyllama.run import Run
 from test_run import Example, fill_with, one_line
@@ -327,6 +336,17 @@ def test_names_that_are_no_utf_8_are_written_as_people_read_them(tmp_path, text,
     """Programs of old Windows unpack Chinese names in GBK; reports and progress name such files."""
     write_json(tmp_path / "a.json", {"first": text})
     assert read_json(tmp_path / "a.json") == {"first": shown} and readable(text) == shown
+
+
+@pytest.mark.parametrize("kind", [str, str.encode])
+def test_json_that_nests_for_ever_is_none(kind):
+    """Python's parser fails on it beyond a thousand levels, and its writer some levels before that."""
+    assert parse_json(kind("[" * DEEPEST + "]" * DEEPEST)) and parse_json(kind("[" + "[{}]," * 999 + "1]"))
+    assert math.isnan(parse_json(kind("NaN"))) and parse_json(kind("NaN"), parse_constant=str) == "NaN"
+    for deep in (DEEPEST + 1, 900, 100_000):
+        for begins, ends in (("[", "]"), ('{"[": ', "}")):
+            with pytest.raises(ValueError, match=f"nested more than {DEEPEST} deep"):
+                parse_json(kind(begins * deep + "0" + ends * deep))
 
 
 def test_on_windows_a_file_that_somebody_reads_is_replaced_a_little_later(tmp_path, monkeypatch):

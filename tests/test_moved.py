@@ -63,3 +63,4 @@ def test_whole_paths(tmp_path: Path) -> None:
     assert beside("/old/place/corpus", "/old/place/base", run) == str(tmp_path / "corpus")
     assert beside("/old/place/corpus", "runs/base", run) == "/old/place/corpus"
     assert beside("runs/corpus", "/old/place/base", run) == "runs/corpus"
+    assert beside("~nobody-is-called-so/corpus", "runs/base", run) == "~nobody-is-called-so/corpus"

@@ -7,6 +7,7 @@ written (run.py and its users).
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from typing import Any
 from babyllama.errors import FULL, InputError, cause, readable
 
 WINDOWS = os.name == "nt"
+DEEPEST = 200  # lists and objects within each other, in JSON from outside
 _REFUSED = {errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
             errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EIO}  # fmt: skip
 
@@ -159,10 +161,31 @@ def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
     write_atomic(path, json_text(data, indent) + "\n")
 
 
+def parse_json(text: str | bytes, **more: Any) -> Any:
+    """What JSON from outside says, by `json.loads`, which takes `more`. Raises ValueError: it is none, or is nested so
+    deeply that Python's own functions would fail on it, here or later."""
+    try:
+        found = json.loads(text, **more)
+    except RecursionError:
+        raise ValueError(f"nested more than {DEEPEST} deep") from None
+    begins = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    if sum(map(text.count, begins)) > DEEPEST and _deeper(found):  # type: ignore[arg-type]
+        raise ValueError(f"nested more than {DEEPEST} deep")
+    return found
+
+
+def _deeper(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner = ((one.values() if isinstance(one, dict) else one) for one in level if isinstance(one, dict | list))
+        level = list(itertools.chain.from_iterable(inner))
+    return bool(level)
+
+
 def read_json(path: Path, remedy: str = "restore it from a backup") -> dict[str, Any]:
     """The object in a file. Raises InputError: it cannot be read, is no JSON, or holds something else."""
     try:
-        found = json.loads(path.read_text("utf-8-sig"))
+        found = parse_json(path.read_text("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     except UnicodeDecodeError as error:

@@ -5,6 +5,7 @@ its traceback. Not here: recovery, logging.
 """
 
 import errno
+import os
 import re
 import shlex
 from pathlib import Path
@@ -35,6 +36,18 @@ def cause(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8: save it in that encoding"
     return getattr(getattr(error, "reason", error), "strerror", None) or str(error)
+
+
+def at_home(given: str | Path) -> Path:
+    """A path as a user gave it, where ``~`` is a home folder. Raises InputError: there is no such home folder, or no
+    file can have this name."""
+    path = Path(given)
+    if "\0" in str(path) or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise InputError(f"no file can have this name: {str(path)[:60]!r}…; give a path")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise InputError(f"there is no home folder {path.parts[0]}; give the whole path") from None
 
 
 def pasted(path: Path) -> str:

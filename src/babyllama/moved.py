@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from babyllama.errors import InputError, at_home
 from babyllama.keys import types_of
 
 
@@ -26,10 +27,17 @@ def beside(given: str, out: str, run: Path) -> str:
 
     Unchanged if something is there, or if nothing lies so beside the run either.
     """
-    if Path(given).is_absolute() != Path(out).is_absolute() or Path(given).expanduser().exists():
+    if Path(given).is_absolute() != Path(out).is_absolute() or _there(given):
         return given
     near = os.path.normpath(run / os.path.relpath(given, out))
     return near if Path(near).exists() else given
+
+
+def _there(given: str) -> bool:
+    try:
+        return at_home(given).exists()
+    except InputError:  # the home folder of somebody elsewhere
+        return False
 
 
 def _walk(kind: type[BaseModel], value: Any, key: str, out: str, run: Path) -> Any:

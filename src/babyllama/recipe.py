@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from babyllama.errors import InputError, pasted
+from babyllama.errors import InputError, at_home, pasted
 from babyllama.keys import kinds, types_of
 from babyllama.moved import moved
 from babyllama.plain_yaml import dump_yaml, parse_yaml
@@ -74,14 +73,7 @@ class Recipe(BaseModel):
 def _at_home(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_at_home(item) for item in value)
-    if isinstance(value, Path):
-        if "\0" in str(value) or any(len(os.fsencode(part)) > 255 for part in value.parts):
-            raise ValueError(f"no file can have this name: {str(value)[:60]!r}…; give a path")
-        try:
-            return value.expanduser()
-        except RuntimeError:
-            raise ValueError(f"there is no home folder {value.parts[0]}; give the whole path") from None
-    return value
+    return at_home(value) if isinstance(value, Path) else value
 
 
 R = TypeVar("R", bound=Recipe)
@@ -94,7 +86,7 @@ def bundled() -> list[str]:
 
 def find_recipe(name: str) -> Path:
     """A path as given, or a recipe that comes with the package (``quickstart/pretrain``)."""
-    path = Path(name).expanduser()
+    path = at_home(name)
     if path.is_file():
         return path
     known = bundled()

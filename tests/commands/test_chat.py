@@ -141,7 +141,10 @@ OPEN = '{"messages": [{"role": "user", "content": "a"}]}'
 BAD = [("/seed x", "whole number"), ("/seed", "whole number"), ("/save", "file name"), ("/halp", "help"),
        ("/save {here}", "exists"), ("/save {folder}/b", "nothing said"), ("/load", "file that /save wrote"),
        ("/load {folder}/b", "cannot be read"), ("/load {here}", "no chat of the form"),
-       ("/load {open}", "all answered"), ("/edit", "nothing was asked"), ("/regenerate", "nothing was asked"),
+       ("/load {open}", "all answered"), ("/load {deep}", "no chat of the form .*nested more than 200 deep"),
+       ("/load {half}", "/load .*half: this model cannot read it: text holds half a surrogate pair"),
+       ("/save ~nobody-is-called-so/x", "no home folder"), ("/load ~nobody-is-called-so/x", "^there is no home"),
+       ("/edit", "nothing was asked"), ("/regenerate", "nothing was asked"),
        ("/continue", "no answer that could go on"),
        ("/system " + "长" * 200, "system message: 1?[0-9]{2,} tokens leave no room for a question"),
        ("/compare x", "nothing was asked")]  # fmt: skip
@@ -151,9 +154,11 @@ BAD = [("/seed x", "whole number"), ("/seed", "whole number"), ("/save", "file n
 def test_bad_commands_change_nothing(tmp_path, line, fault):
     (tmp_path / "here").write_text("[1]")
     (tmp_path / "open").write_text(OPEN)
+    (tmp_path / "deep").write_text('{"messages": ' + "[" * 100_000)
+    (tmp_path / "half").write_text(OPEN[:-2] + r', {"role": "assistant", "content": "\udfff"}]}')
     talk = conversation()
     with pytest.raises(InputError, match=fault):
-        run_command(stage(talk), line.format(folder=tmp_path, here=tmp_path / "here", open=tmp_path / "open"))
+        run_command(stage(talk), line.format(folder=tmp_path, **{file.name: file for file in tmp_path.iterdir()}))
     assert (talk.turns, talk.system, talk.seed) == ([], "", 0)
 
 

@@ -241,6 +241,22 @@ FAULTS = {
         400,
         "response_format: json_schema",
     ),
+    "a call whose arguments nest for ever": (
+        chat(
+            messages=[
+                *ASKED,
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [
+                        {"id": "1", "function": {"name": "x", "arguments": '{"a":' + "[" * 20_000 + "]" * 20_000 + "}"}}
+                    ],
+                },
+            ]
+        ),
+        400,
+        "messages[1].tool_calls: the arguments must be a JSON object",
+    ),
     "tools": (chat(tools=[{"type": "function"}]), 400, "tools"),
     "too long": (chat(messages=[{"role": "user", "content": "长" * 300}]), 400, f"context length is {CONTEXT} tokens"),
     "a big body": (chat(messages=[{"role": "user", "content": "a" * 200_000}]), 413, "limit of 100000 bytes"),

@@ -147,7 +147,8 @@ def test_calls_come_out_however_the_text_is_cut(parts, size):
 
 @pytest.mark.parametrize("text", [
     "<tool_call>{", "<tool_call>\n[1]\n</tool_call>", '<tool_call>{"name": 3}</tool_call>!', "<tool_ca",
-    '<tool_call>{"name": "f", "arguments": "x"}</tool_call>'])  # fmt: skip
+    '<tool_call>{"name": "f", "arguments": "x"}</tool_call>',
+    f'<tool_call>{{"name": "f", "arguments": {{"a": {"[" * 5000}{"]" * 5000}}}}}</tool_call>'])  # fmt: skip
 def test_what_is_no_call_is_said(text):
     reader = Calls(FORM)
     first, second = reader.feed(text, False), reader.feed("", True)

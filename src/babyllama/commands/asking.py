@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from babyllama.atomic import parse_json
 from babyllama.errors import InputError, remedy_for
 
 BUSY = (408, 409, 429)  # what may go over; so may all from 500 on
@@ -73,7 +74,7 @@ class Teacher:
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
         request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", body, headers)
         with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            return json.loads(response.read())
+            return parse_json(response.read())
 
     @staticmethod
     def _read(found: Any) -> Reply:

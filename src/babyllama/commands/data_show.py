@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -13,7 +12,7 @@ from babyllama.amounts import amount
 from babyllama.commands.looking import LEARNED, REST, Chosen, Looking, coloured, legend, looking_at, say
 from babyllama.commands.table import table_of
 from babyllama.data.shards.samples import pieces
-from babyllama.errors import InputError
+from babyllama.errors import InputError, at_home
 from babyllama.tokenizer.token_bytes import visible
 from babyllama.tokenizer.tokenizer import Tokenizer
 
@@ -69,7 +68,7 @@ def _row(recipe: DataShowRecipe, looking: Looking, console: Console) -> None:
     from babyllama.commands.continuing import continued
     from babyllama.commands.starting import shape_of
 
-    path = Path(recipe.data).expanduser()
+    path = at_home(recipe.data)
     if looking.run is None or "plan" not in looking.run:
         raise InputError(f"row: {recipe.data} is no train run, whose recipe says how rows are made; give one, or "
                          "document=…")  # fmt: skip

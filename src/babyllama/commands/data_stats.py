@@ -17,6 +17,7 @@ from babyllama.commands.looking import Looked, Looking, looking_at, say
 from babyllama.commands.table import table_of
 from babyllama.data.shards.shards import SPLITS
 from babyllama.data.shards.statistics import CONTEXTS, statistics
+from babyllama.errors import at_home
 
 Json = dict[str, Any]
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -36,7 +37,7 @@ def main(recipe: DataStatsRecipe) -> None:
         check_writable(recipe.out)
     console = Console(highlight=False)
     with looking_at(recipe) as looking:
-        context = recipe.context or _context(Path(recipe.data).expanduser(), looking.run)
+        context = recipe.context or _context(at_home(recipe.data), looking.run)
         found = _counted(looking, CONTEXTS if context is None else (context,), console)
     say(console, f"{recipe.data}: {found['documents']:,} documents, {found['tokens']:,} tokens of tokenizer "
                  f"{found['tokenizer']}")  # fmt: skip

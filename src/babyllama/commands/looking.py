@@ -20,7 +20,7 @@ from babyllama.data.shards.encode import Plan, encode_corpora, write_manifest
 from babyllama.data.shards.samples import Piece, Selection
 from babyllama.data.shards.shards import SPLITS, Prepared
 from babyllama.data.sources.corpora import CorpusChoice
-from babyllama.errors import InputError
+from babyllama.errors import InputError, at_home
 from babyllama.moved import beside
 from babyllama.plain_yaml import parse_yaml
 from babyllama.recipe import Recipe
@@ -70,7 +70,7 @@ class Looking(NamedTuple):
 @contextmanager
 def looking_at(recipe: Looked) -> Iterator[Looking]:
     """Raises InputError: nothing there, nothing prepared, files without a tokenizer, an unknown label."""
-    path, run = Path(recipe.data).expanduser(), None
+    path, run = at_home(recipe.data), None
     with TemporaryDirectory(prefix="babyllama-") as folder:
         if (path / "manifest.json").is_file() or (path / "shards").is_dir():
             prepared = Prepared.open(path)
@@ -99,7 +99,7 @@ def data_of(path: Path, recipe: dict[str, Any]) -> Path:
     given = given.get("path") if isinstance(given, dict) else given
     if not isinstance(given, str):
         raise InputError(f"{path}: a run whose recipe names no prepared data; give the prepared folder itself")
-    return Path(beside(given, str(recipe.get("out")), path)).expanduser()
+    return at_home(beside(given, str(recipe.get("out")), path))
 
 
 def _encoded(recipe: Looked, folder: Path) -> Prepared:

@@ -6,7 +6,6 @@ twice; ``chats.jsonl``, for prepare, is made of those that the filters keep. Not
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from babyllama.amounts import amount
-from babyllama.atomic import disk_errors, json_text, write_atomic
+from babyllama.atomic import disk_errors, json_text, parse_json, write_atomic
 from babyllama.commands.asking import NoReply, Reply, Teacher
 from babyllama.data.sources.remote import reach
 from babyllama.errors import InputError, cause
@@ -133,7 +132,7 @@ def _messages(recipe: SynthesizeRecipe, line: str, number: int) -> list[dict[str
     if recipe.prompts.suffix not in (".jsonl", ".json"):
         return [{"role": "user", "content": line.strip()}]
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         messages = record.get("messages") or [{"role": "user", "content": record["prompt"]}]
         while messages and messages[-1]["role"] == "assistant":
             messages = messages[:-1]
@@ -154,7 +153,7 @@ def calls_in(path: Path) -> dict[str, dict[str, Any]]:
         with disk_errors(path):
             os.truncate(path, len(whole))
     try:
-        return {call["key"]: call for call in map(json.loads, whole.splitlines())}
+        return {call["key"]: call for call in map(parse_json, whole.splitlines())}
     except (ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path}: is damaged ({error}); remove it to ask everything again") from None
 

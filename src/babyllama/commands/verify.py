@@ -15,7 +15,7 @@ from rich.console import Console
 from babyllama.amounts import amount
 from babyllama.atomic import check_writable, write_json
 from babyllama.commands.table import table_of
-from babyllama.errors import InputError, needs_extra
+from babyllama.errors import InputError, at_home, needs_extra
 from babyllama.export.compare import Compared, compared
 from babyllama.export.peers import Chat, Peer, in_llamacpp, in_transformers, on_a_server, ours
 from babyllama.export.prompts import prompts
@@ -117,7 +117,7 @@ def _peer(name: str, recipe: VerifyRecipe, loaded: Loaded, opened: ExitStack) ->
         file = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "model.gguf"
         write_gguf(loaded.model, loaded.tokenizer, file, "F32", "model")
         return in_llamacpp(file)
-    path = Path(name).expanduser()
+    path = at_home(name)
     if path.is_file():
         return in_llamacpp(path)
     if path.is_dir():

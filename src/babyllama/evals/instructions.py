@@ -6,11 +6,11 @@ by itself and not go round in circles. Not here: how answers are made (free.py).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from random import Random
 
+from babyllama.atomic import parse_json
 from babyllama.evals.items import Item
 
 _TOPICS = ("春天", "大海", "读书", "友谊", "运动", "茶", "月亮", "火车", "猫", "下雨天", "早餐", "家乡", "电脑", "音乐",
@@ -34,7 +34,7 @@ def _numbered(text: str, count: str) -> bool:
 
 def _json(text: str, keys: str) -> bool:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         return False
     return isinstance(value, dict) and set(value) == set(keys.split(","))

@@ -7,6 +7,7 @@ training and of all its ancestors'. Not here: which documents are measured (bits
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,7 +15,7 @@ from babyllama.data.shards.shards import Prepared
 from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.data.sources.documents import Document, held_out
 from babyllama.data.streams.batches import DataRecipe
-from babyllama.errors import InputError
+from babyllama.errors import InputError, at_home
 from babyllama.recipe import validate
 from babyllama.run import Run
 
@@ -105,4 +106,6 @@ def _sources(data: list[Prepared], whole: bool = False) -> frozenset[str]:
 
 
 def _source(name: str | Path) -> str:
-    return str(Path(name).expanduser().resolve())
+    with suppress(InputError):  # the home folder of somebody elsewhere
+        name = at_home(name)
+    return str(Path(name).resolve())

@@ -7,7 +7,6 @@ authors give. The split and the subject are in the names of the files, or are co
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import zipfile
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from babyllama.atomic import parse_json
 from babyllama.data.sources.files import reason_of
 from babyllama.data.sources.finding import find_files
 from babyllama.data.sources.readers import read_blobs
@@ -62,7 +62,7 @@ def rows_of(path: Path) -> Iterator[Row]:
 def parsed(line: bytes | str, where: str) -> Any:
     """The value of some JSON. Raises InputError: it is none."""
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError as error:
         raise InputError(f"{where}: not valid JSON ({error}); mend it") from None
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from babyllama.atomic import write_json
+from babyllama.atomic import parse_json, write_json
 from babyllama.errors import InputError
 from babyllama.model.config import ModelConfig, extended
 from babyllama.model.config_json import family, from_hugging_face, to_hugging_face
@@ -106,10 +106,10 @@ def quantization(folder: Path) -> dict[str, Any] | None:
 def _read_json(folder: Path) -> Any:
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text("utf-8-sig"))
+        return parse_json(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{folder}: no config.json; give a run or a Hugging Face LLaMA folder") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
 
 

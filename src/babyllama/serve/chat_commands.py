@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from babyllama.amounts import amount
-from babyllama.atomic import write_json
-from babyllama.errors import InputError, cause
+from babyllama.atomic import parse_json, write_json
+from babyllama.errors import InputError, at_home, cause
 from babyllama.infer.text import Text
 from babyllama.serve.conversation import Conversation, Turn
 from babyllama.tokenizer.answers import answer_text
-from babyllama.tokenizer.chat import Message, check_messages
+from babyllama.tokenizer.chat import Message, check_messages, render_chat
 
 QUITS = ("/quit", "/exit")
 
@@ -121,9 +119,9 @@ def _asked(stage: Stage, command: str) -> str:
 
 
 def _save(stage: Stage, rest: str) -> str:
-    path = Path(rest).expanduser()
     if not rest:
         raise InputError("/save needs a file name, such as /save chat.jsonl")
+    path = at_home(rest)
     if path.exists():
         raise InputError(f"/save {rest}: exists; choose another name")
     if not stage.chat.turns:
@@ -137,6 +135,10 @@ def _load(stage: Stage, rest: str) -> str:
     if not rest:
         raise InputError("/load needs the name of a file that /save wrote, such as /load chat.jsonl")
     chat, messages = stage.chat, _messages(rest)
+    try:
+        render_chat(chat.tokenizer, messages)
+    except InputError as error:
+        raise InputError(f"/load {rest}: this model cannot read it: {error}") from None
     chat.tell(messages.pop(0)["content"] if messages[0]["role"] == "system" else "")
     starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
     chat.turns = [Turn(messages[i]["content"], answer_text(messages[end - 1]), tuple(messages[i + 1 : end - 1]))
@@ -147,9 +149,10 @@ def _load(stage: Stage, rest: str) -> str:
 
 def _messages(name: str) -> list[Message]:
     """Of a chat in a file: questions and answers in turns, tools and what they said between the two."""
+    path = at_home(name)
     try:
-        lines = Path(name).expanduser().read_text("utf-8-sig").splitlines()
-        found = json.loads(lines[0]) if lines else None
+        lines = path.read_text("utf-8-sig").splitlines()
+        found = parse_json(lines[0]) if lines else None
         messages = found.get("messages") if isinstance(found, dict) else None
         if messages is None:
             raise ValueError("save one with /save to see it")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from babyllama.atomic import parse_json
 from babyllama.errors import InputError
 from babyllama.infer.forms import CallsForm, Form, JsonForm, arguments_schema
 from babyllama.infer.request import Request
@@ -147,7 +147,7 @@ def _message(given: ChatMessage, index: int) -> Message:
 def _call(call: ToolCall, index: int) -> dict[str, Any]:
     """As templates take it: the arguments are no JSON, but what it says."""
     try:
-        found = json.loads(call.function.arguments)
+        found = parse_json(call.function.arguments)
     except ValueError:
         found = None
     if not isinstance(found, dict):

@@ -6,10 +6,11 @@ Not here: what a line says (train/rl/record.py), HTTP (pages.py), the page (web/
 
 from __future__ import annotations
 
-import json
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from babyllama.atomic import parse_json
 
 NAME = "rollouts.jsonl"
 PAGE = 1 << 19  # bytes of lines in one answer, and a line more
@@ -121,7 +122,7 @@ class _Lines:
 
 def _object(text: bytes) -> Json:
     try:
-        found = json.loads(text, parse_constant=lambda _: None)
+        found = parse_json(text, parse_constant=lambda _: None)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -6,7 +6,6 @@ may be at work in any of them. Not here: HTTP (pages.py), the page of `report`.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from babyllama.atomic import parse_json
 from babyllama.errors import InputError
 from babyllama.plain_yaml import parse_yaml
 from babyllama.serve.faults import Refused
@@ -188,7 +188,7 @@ def _lines(path: Path, cursor: str) -> tuple[list[Json], str, bool, bool]:
 
 def _object(text: bytes | str) -> Json:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from babyllama.amounts import amount
-from babyllama.errors import InputError
+from babyllama.errors import InputError, at_home
 from babyllama.infer.engine import Engine
 from babyllama.serve.chat_commands import COMMANDS, QUITS, run_command, slashed
 from babyllama.serve.conversation import Conversation, Used
@@ -113,7 +113,7 @@ class Talk:
         if not path and not self.others:
             raise InputError("/compare needs a model, such as /compare runs/other")
         path = path or next(reversed(self.others))
-        opened = self.others.pop(path, None) or self.open_model(Path(path).expanduser())
+        opened = self.others.pop(path, None) or self.open_model(at_home(path))
         self.others[path] = opened
         other = self.chat.by(*opened)
         other.make_room(self.chat.question)

@@ -20,6 +20,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from babyllama.atomic import parse_json
 from babyllama.tokenizer.messages import Message, Vocabulary
 
 THINK, THOUGHT = "<think>", "</think>"
@@ -55,7 +56,7 @@ def offered(text: str) -> frozenset[str]:
     for block in re.findall(r"<tools>\n(.*?)\n</tools>", text, re.DOTALL):
         for line in block.splitlines():
             try:
-                found.add(str(json.loads(line)["name"]))
+                found.add(str(parse_json(line)["name"]))
             except (ValueError, KeyError, TypeError):
                 continue
     return frozenset(found)

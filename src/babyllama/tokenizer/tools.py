@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from babyllama.atomic import parse_json
 from babyllama.errors import InputError
 from babyllama.tokenizer.answers import CALL, CALLED, Thoughts
 from babyllama.tokenizer.chat import ChatTemplate, template_of
@@ -123,7 +124,7 @@ def read_answer(text: str, form: ToolForm = OWN) -> Message:
     if rest != text:
         found["reasoning_content"] = thought
     if called:
-        found["tool_calls"] = [{"type": "function", "function": {"name": c.name, "arguments": json.loads(c.arguments)}}
+        found["tool_calls"] = [{"type": "function", "function": {"name": c.name, "arguments": parse_json(c.arguments)}}
                                for c in called]  # fmt: skip
     return found
 
@@ -171,7 +172,7 @@ class Calls:
 
     def _call(self, body: str) -> Call | None:
         try:
-            value = json.loads(body)
+            value = parse_json(body)
         except ValueError:
             return None
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):

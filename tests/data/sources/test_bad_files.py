@@ -161,6 +161,8 @@ def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "a"}\n')
     assert [p.name for p in find_files(str(tmp_path))] == ["a.jsonl", "c.txt"]
+    with pytest.raises(InputError, match="no home folder ~nobody-is-called-so; give the whole path"):
+        find_files("~nobody-is-called-so/a.jsonl")
     left = [".ipynb_checkpoints/a-checkpoint.jsonl", "notes.md", "sub/.b.jsonl"]
     assert passed_over(str(tmp_path)) == left
     assert CorpusChoice(path=str(tmp_path)).open().passed_over == tuple(left)

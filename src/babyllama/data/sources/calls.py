@@ -10,8 +10,9 @@ Not here: turns and their order (chats.py), the text that a template makes of th
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from babyllama.atomic import parse_json
 
 Record = dict[str, Any]
 _TOOLS = ("tools", "functions")
@@ -56,8 +57,8 @@ def _listed(given: Any, what: str) -> list[Any]:
     """A list, one object, or JSON of either."""
     if isinstance(given, str):
         try:
-            given = json.loads(given) if given.strip() else []
-        except (ValueError, RecursionError):
+            given = parse_json(given) if given.strip() else []
+        except ValueError:
             raise BadRecord(f"{what} is no JSON: {given!r:.60}") from None
     if given is None:
         return []
@@ -79,7 +80,7 @@ def _call(call: Any) -> dict[str, Any]:
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
-        except (ValueError, RecursionError):
+            arguments = parse_json(arguments) if arguments.strip() else {}
+        except ValueError:
             raise BadRecord(f"the arguments of a tool call are no JSON: {arguments!r:.60}") from None
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from babyllama.data.sources.zips import ZIP, Member, is_read, members, suffix_of
-from babyllama.errors import InputError
+from babyllama.errors import InputError, at_home
 
 Format = Literal["auto", "jsonl", "json", "parquet", "csv", "tsv", "txt", "lines", "blocks"]
 SUFFIXES: dict[str, Format] = {
@@ -29,7 +29,7 @@ def find_files(path: str, archives: bool = True) -> list[Path]:
 
     Of a folder, hidden files and folders are passed over (`passed_over` names them). `archives`: zip archives count.
     """
-    given = Path(path).expanduser()
+    given = at_home(path)
     if given.is_file():
         return [given]
     if given.is_dir():
@@ -62,7 +62,7 @@ def _nothing_known(path: str, folder: Path) -> str:
 
 def passed_over(path: str) -> list[str]:
     """What `find_files` and archives leave out, sorted: files of a folder, relative to it, and members of archives."""
-    given = Path(path).expanduser()
+    given = at_home(path)
     if given.is_dir():
         every = [p for p in given.rglob("*") if p.is_file() or (p.is_symlink() and not p.exists())]
         left = [p for p in every if _hidden(p, given) or suffix_of(p) not in {*SUFFIXES, ZIP} or not p.exists()]

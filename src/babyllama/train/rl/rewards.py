@@ -6,7 +6,6 @@ follows from a reward (losses/policy.py), forms of verse (verse.py).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from babyllama.atomic import parse_json
 from babyllama.errors import InputError, cause
 from babyllama.marking import exact, last_number
 from babyllama.recipe import Recipe
@@ -156,8 +156,8 @@ class Json(Reward):
 def _json(text: str) -> tuple[Any] | None:
     """In a tuple, since null is a value too."""
     try:
-        return (json.loads(text),)
-    except (ValueError, RecursionError):
+        return (parse_json(text),)
+    except ValueError:
         return None
 
 

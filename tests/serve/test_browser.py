@@ -333,7 +333,8 @@ def test_a_chat_that_is_deleted_while_it_is_answered_stays_away(page):
 def test_an_answer_that_fills_the_context_has_no_rest(page):
     page.route("**/api/app", lambda route: route.fulfill(json={**route.fetch().json(), "context": {"taught": 6}}))
     page.reload()
-    cut_after(page, 3)
+    page.get_by_label("Model B").select_option("taught")
+    cut_after(page, 1)
     ask(page, QUESTION)
     ended(page)
     assert "ended at the limit" in answers(page).locator(".figures").inner_text() and go_on(page).count() == 0
@@ -436,6 +437,56 @@ def test_compare_shows_two_answers_and_keeps_the_vote(page, tmp_path):
     line = json.loads(download.value.path().read_text("utf-8"))
     assert line["chosen"] == [{"role": "assistant", "content": ANSWER}] and line["rejected_model"] == "steady"
     assert line["prompt"] == [{"role": "user", "content": QUESTION}]
+
+
+def test_compare_goes_on_with_an_answer_that_was_cut_off(page):
+    """In its own column, before the vote, which keeps all of it; nothing of what was left behind is voted on."""
+    page.goto(page.url.split("#")[0] + "#/compare")
+    page.get_by_role("heading", name="Compare").wait_for()
+    page.get_by_label("Model B").select_option("taught")
+    cut_after(page, 1)
+    page.get_by_placeholder("Write a message").fill(QUESTION)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="A: This is best").wait_for()
+    first, second = page.locator(".columns .text").all_inner_texts()
+    assert ANSWER.startswith(first) and first != ANSWER and go_on(page).count() == 2
+    cut_after(page, "")
+    go_on(page).first.click()
+    page.get_by_role("button", name="A: This is best").click()
+    page.get_by_text("taught: best 1 times").wait_for()
+    assert page.locator(".columns .text").all_inner_texts() == [ANSWER, second] and go_on(page).count() == 1
+    (vote,) = page.evaluate("""import("/web/store.js").then(store => store.votes.all())""")
+    assert [one["text"] for one in vote["answers"]] == [ANSWER, second]
+    assert [one["prompt"] for one in vote["answers"]] == [[{"role": "user", "content": QUESTION}]] * 2
+    page.evaluate(BY_HAND)
+    page.get_by_placeholder("Write a message").fill("x")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Stop").wait_for()
+    page.get_by_role("button", name="Start anew").click()
+    page.wait_for_timeout(100)
+    assert page.get_by_role("button", name="This is best").count() == 0
+    page.get_by_role("button", name="Send", exact=True).wait_for()
+
+
+def test_an_input_method_keeps_its_enter_and_escape(page):
+    """Enter takes the letters as they are, Escape the candidates away. Safari tells it by the code 229."""
+    press = """(element, [key, more]) => element.dispatchEvent(
+        new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true, ...more }))"""
+    box = page.get_by_label("Message", exact=True)
+    box.fill("ganmao")
+    for how in ({"isComposing": True}, {"keyCode": 229}):
+        box.evaluate(press, ["Enter", how])
+    assert page.locator(".message").count() == 0 and box.input_value() == "ganmao"
+    box.fill(QUESTION)
+    box.evaluate(press, ["Enter", {"keyCode": 13}])
+    ended(page)
+    page.get_by_role("button", name="Edit").click()
+    edit = page.locator(".editing textarea")
+    for how in ({"isComposing": True}, {"keyCode": 229}):
+        edit.evaluate(press, ["Escape", how])
+    assert edit.count() == 1
+    edit.press("Escape")
+    assert edit.count() == 0
 
 
 def test_the_curve_of_a_running_training_grows(page, served):

@@ -1,13 +1,13 @@
 // Chat: one conversation, its branches, and the history beside it.
 
 import { answer, Fault, joined } from "./api.js";
-import { arrange, h, replace, say } from "./dom.js";
+import { arrange, composes, h, replace, say } from "./dom.js";
 import { historyPanel } from "./history.js";
 import { t } from "./i18n.js";
 import { figuresOf, messageElement, paced, showAnswer } from "./message.js";
 import { openSettings } from "./sampling.js";
 import { keep, sampling, settings } from "./settings.js";
-import { begun, content, ending, fitting, memory, seen } from "./sight.js";
+import { begun, content, ending, fitting, hasRest, memory, seen } from "./sight.js";
 import { addMessage, chats, choose, families, newChat, path } from "./store.js";
 
 export async function show(main, about, [id]) {
@@ -115,11 +115,7 @@ export async function show(main, about, [id]) {
   });
 
   // Whether an answer has a rest that its model can still write.
-  function brokenOff(node) {
-    const alone = !settings.continues && seen(about, node.model, path(chat, node.parent)).length === 1;
-    const full = node.total >= about.context[node.model] && alone;
-    return (node.text || node.thinking) && !["stop", "tool_calls"].includes(node.finish) && about.models.includes(node.model) && !full;
-  }
+  const brokenOff = (node) => hasRest(about, node, !settings.continues && seen(about, node.model, path(chat, node.parent)).length === 1);
 
   const respond = (question) => write(addMessage(chat, question.id, "assistant", "", { model: model.value }));
 
@@ -193,7 +189,7 @@ export async function show(main, about, [id]) {
 
   input.addEventListener("input", grow);
   input.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || stopping) return; // Enter ends an input method's word
+    if (event.key !== "Enter" || event.shiftKey || composes(event) || stopping) return;
     submit(event);
   });
   const bar = h("div", { class: "bar" }, history.toggle,

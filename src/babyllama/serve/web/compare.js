@@ -1,12 +1,12 @@
 // Two or three models answer the same questions side by side; votes are preference data.
 
-import { answer, Fault } from "./api.js";
-import { field, h, replace, save, say } from "./dom.js";
+import { answer, Fault, joined } from "./api.js";
+import { add, composes, field, h, replace, save, say } from "./dom.js";
 import { t } from "./i18n.js";
-import { figuresOf, paced, showAnswer } from "./message.js";
+import { button, figuresOf, paced, showAnswer } from "./message.js";
 import { openSettings } from "./sampling.js";
 import { keep, sampling, settings } from "./settings.js";
-import { content, fitting, seen } from "./sight.js";
+import { begun, content, fitting, hasRest, seen } from "./sight.js";
 import { newId, votes } from "./store.js";
 
 const LETTERS = "ABC";
@@ -17,7 +17,7 @@ function shared([first, ...others]) {
 }
 
 export async function show(main, about) {
-  let turns = []; // {question, answers: [{model, text, …}]}
+  let turns = []; // {question, answers: [{model, text, …, body, foot}], voted}
   let stopping = null;
   let columns = []; // {model, body}
   let blind = false;
@@ -40,6 +40,8 @@ export async function show(main, about) {
   // New columns; hidden names come in a random order.
   function begin() {
     stopping?.abort();
+    stopping = null;
+    send.textContent = t("send");
     turns = [];
     blind = hide.checked;
     const models = pickers.map((p) => p.value).filter(Boolean);
@@ -61,42 +63,56 @@ export async function show(main, about) {
     if (!question) return undefined;
     input.value = "";
     if (!columns.length) begin();
-    const turn = { question, answers: [] };
+    const last = turns.at(-1);
+    const turn = { question, answers: columns.map(({ model, body: column }) => {
+      const node = { role: "assistant", model, text: "", body: h("div", {}), foot: h("footer", { class: "muted" }) };
+      column.append(h("div", { class: "turn" }, h("p", { class: "muted" }, question), node.body, node.foot));
+      return node;
+    }) };
     turns.push(turn);
-    stopping = new AbortController();
+    last?.answers.forEach((_, i) => draw(last, i));
+    return write(turn, columns.map((_, i) => i));
+  }
+
+  // The answers of these columns, or the rest of them.
+  async function write(turn, which) {
+    const mine = stopping = new AbortController();
     send.textContent = t("stop");
     replace(ballot);
     say(t("answering"));
-    await Promise.all(columns.map((column, i) => one(column, i, turn, stopping.signal)));
+    turn.answers.forEach((_, i) => draw(turn, i));
+    await Promise.all(which.map((i) => one(turn, i, mine.signal)));
+    if (stopping !== mine || !grid.isConnected) return;
     stopping = null;
-    if (!grid.isConnected) return undefined;
     send.textContent = t("send");
     say(t("answered"));
-    if (turn.answers.every((a) => a.text && !a.fault)) vote(turn);
-    return undefined;
+    turn.answers.forEach((_, i) => draw(turn, i));
+    if (!turn.voted && turn.answers.every((a) => a.text && !a.fault)) vote(turn);
   }
 
   const told = () => (settings.system.trim() ? [{ role: "system", content: settings.system }] : []);
 
   // What a column's model sees up to a question.
   const before = (turn, i) => seen(about, columns[i].model, [...turns.slice(0, turns.indexOf(turn)).flatMap((past) => [
-    { role: "user", text: past.question }, { ...past.answers[i], role: "assistant" }]), { role: "user", text: turn.question }]).map(content);
+    { role: "user", text: past.question }, past.answers[i]]), { role: "user", text: turn.question }]);
 
-  async function one(column, i, turn, signal) {
-    const node = (turn.answers[i] = { model: column.model, text: "" });
-    const body = h("div", {});
-    const figures = h("footer", { class: "muted" });
-    column.body.append(h("div", { class: "turn" }, h("p", { class: "muted" }, turn.question), body, figures));
-    const draw = (done) => {
-      showAnswer(body, node, done);
-      figures.textContent = figuresOf(node);
-    };
-    const pace = paced(() => draw(false));
+  function draw(turn, i) {
+    const node = turn.answers[i], goOn = !stopping && turn === turns.at(-1) && hasRest(about, node, before(turn, i).length === 1);
+    showAnswer(node.body, node, !stopping);
+    if (node.fault) node.body.append(h("p", { class: "fault", role: "alert" }, node.fault));
+    add(replace(node.foot), [goOn && button(t("goOn"), () => write(turn, [i])), figuresOf(node)]);
+  }
+
+  async function one(turn, i, signal) {
+    const node = turn.answers[i], start = node.text || node.thinking ? { ...node } : null;
+    Object.assign(node, { finish: null, fault: null });
+    const pace = paced(() => draw(turn, i));
     try {
-      const { messages, forgotten } = await fitting(column.model, told(), before(turn, i), signal);
-      Object.assign(node, { prompt: messages, forgotten });
-      await answer({ model: column.model, messages, ...sampling(about.sampling[column.model]) }, signal, (found) => {
-        Object.assign(node, found);
+      const rest = start ? [begun(node)] : [];
+      const { messages, forgotten } = await fitting(node.model, told(), [...before(turn, i).map(content), ...rest], signal);
+      Object.assign(node, { prompt: start ? node.prompt : messages, forgotten });
+      await answer({ model: node.model, messages, ...sampling(about.sampling[node.model]) }, signal, (found) => {
+        Object.assign(node, start ? joined(start, found) : found);
         pace.soon();
       });
     } catch (error) {
@@ -104,12 +120,12 @@ export async function show(main, about) {
       else node.fault = error instanceof Fault ? error.message : t("unreachable");
     }
     pace.stop();
-    draw(true);
-    if (node.fault) body.append(h("p", { class: "fault", role: "alert" }, node.fault));
+    draw(turn, i);
   }
 
   function vote(turn) {
     const cast = async (best) => {
+      turn.voted = true;
       await votes.put({ id: newId(), time: Date.now(), best, blind,
         answers: turn.answers.map(({ model, text, prompt }) => ({ model, text, prompt })) });
       replace(ballot, h("span", {}, t("voted")));
@@ -134,7 +150,7 @@ export async function show(main, about) {
   }
 
   input.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !stopping) ask(event);
+    if (event.key === "Enter" && !event.shiftKey && !composes(event) && !stopping) ask(event);
   });
   replace(main, h("h1", {}, t("compare")), h("p", { class: "why" }, t("compareWhy")),
     about.models.length < 2 && h("p", { class: "fault" }, t("compareSame")),

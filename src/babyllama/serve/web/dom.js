@@ -37,6 +37,9 @@ export function arrange(element, children) {
   children.forEach((child, i) => element.children[i] === child || element.insertBefore(child, element.children[i] ?? null));
 }
 
+// Whether a key is an input method's, which takes Enter for the word that is chosen; Safari says so by this code alone.
+export const composes = (event) => event.isComposing || event.keyCode === 229;
+
 // Said to screen readers.
 export function say(text) {
   document.getElementById("status").textContent = text;

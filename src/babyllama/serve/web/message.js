@@ -1,11 +1,11 @@
 // One message as it is shown, and an answer while it comes.
 
 import { copyButton } from "./copy.js";
-import { add, h, replace } from "./dom.js";
+import { add, composes, h, replace } from "./dom.js";
 import { figure, t } from "./i18n.js";
 import { parts, showMarkdown } from "./markdown.js";
 
-const button = (text, onclick) => h("button", { type: "button", class: "small", onclick }, text);
+export const button = (text, onclick) => h("button", { type: "button", class: "small", onclick }, text);
 
 // The answer's parts, each rendered in its own element so that an open one stays open while more comes.
 export function showAnswer(body, found, done) {
@@ -88,6 +88,7 @@ function editIn(element, body, foot, acts, draft) {
   const area = h("textarea", { rows: Math.min(8, draft.split("\n").length + 1), value: draft, "aria-label": t("edit") });
   const send = () => area.value.trim() && acts.send(area.value);
   area.addEventListener("keydown", (event) => {
+    if (composes(event)) return;
     if (event.key === "Escape") acts.leave();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send();
   });

@@ -35,3 +35,9 @@ export const content = ({ role, text }) => ({ role, content: text });
 // An answer that goes on: with its thought, which stays open where nothing was said after it.
 export const begun = ({ role, text, thinking }) => (!thinking ? { role, content: text }
   : text ? { role, content: text, reasoning_content: thinking } : { role, content: `<think>\n${thinking}` });
+
+// Whether an answer has a rest that its model can still write; not where it filled the context and its question stood `alone` before it.
+export function hasRest(about, node, alone) {
+  const full = alone && node.total >= about.context[node.model];
+  return said(node) && !["stop", "tool_calls"].includes(node.finish) && about.models.includes(node.model) && !full;
+}

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from babyllama import cli, verbs
+from babyllama.interrupts import Stopper
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="sends signals and closes pipes as POSIX does")
 HEAVY = ("torch", "numpy", "matplotlib", "tokenizers", "sentencepiece")
@@ -218,3 +219,35 @@ def test_python_m_babyllama():
     done = subprocess.run([sys.executable, "-m", "babyllama", "--version"], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("babyllama ")
     assert Path(done.args[0]).exists()
+
+
+@POSIX
+def test_ctrl_c_that_ends_no_program_stops_the_work_at_hand_and_nothing_else():
+    before = signal.getsignal(signal.SIGINT)
+
+    def press():
+        signal.raise_signal(signal.SIGINT)
+
+    def work():
+        try:
+            press()
+        finally:
+            press()  # once more, while this tidies up
+            tidied.append(True)
+
+    def asking_within():
+        stopper(press, False)
+        press()
+        pytest.fail("it was not stopped")
+
+    tidied: list[bool] = []
+    with Stopper() as stopper:
+        assert stopper(lambda: press() or 3, False) == 3
+        for one in (press, work, asking_within):
+            with pytest.raises(KeyboardInterrupt):
+                stopper(one)
+            press()  # between two pieces of work
+        assert tidied and stopper(lambda: 4) == 4
+        stopper(lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+        press()
+    assert signal.getsignal(signal.SIGINT) is before

@@ -11,12 +11,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Self, TypeVar
 
 LINE = "interrupted; the same command continues"
 CODE = 130  # 128 + SIGINT, as shells report it
+AGAIN = 0.5  # seconds from one Ctrl-C to the next that mean the same
+T = TypeVar("T")
 _asked = float("-inf")
 
 
@@ -51,6 +54,53 @@ def ignore() -> None:
 def just_asked() -> bool:
     """Whether Ctrl-C came in the last seconds: an exception of another type may be what became of it."""
     return time.monotonic() - _asked < 3
+
+
+class Stopper:
+    """For a program that Ctrl-C does not end: it stops the work at hand and, however often it is pressed, nothing else,
+    nor what tidies up after that work. A context manager."""
+
+    def __init__(self) -> None:
+        self._stops, self._heard = False, float("-inf")
+
+    def __enter__(self) -> Self:
+        self._before = signal.getsignal(signal.SIGINT)
+        self._listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, self._before)
+
+    def __call__(self, work: Callable[[], T], stops: bool = True) -> T:
+        """What the work returns. `stops`: whether Ctrl-C stops it, which then raises KeyboardInterrupt."""
+        before, self._heard = self._stops, float("-inf")
+        try:
+            try:
+                self._stops = stops
+                return work()
+            finally:
+                self._stops = before
+        except KeyboardInterrupt:  # it may have come within the line above
+            self._stops = before
+            raise
+        finally:
+            self._listen()  # whoever has heard signals meanwhile, asyncio for example, may leave Python's own handler
+
+    def _listen(self) -> None:
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._stops and now - self._heard > AGAIN:
+            self._heard = now
+            _raise(number, frame)
+
+
+def came_of(error: BaseException) -> bool:
+    """Whether an exception is Ctrl-C, or is what C code made of it: readline and safetensors turn it into others."""
+    return isinstance(error, KeyboardInterrupt) or just_asked()
 
 
 @contextmanager

@@ -143,7 +143,13 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless, tmp_path, program)
     with at_a_terminal(program, [str(endless), "max_tokens=60000", "history=false", no_end], tmp_path) as screen:
         screen.wait("Ctrl-D exits")
         screen.wait(">")
-        for stop in (lambda: screen.type(CTRL_C), lambda: os.killpg(screen.process.pid, signal.SIGINT)):
+
+        def interrupt(times: int = 1) -> None:
+            for _ in range(times):
+                os.killpg(screen.process.pid, signal.SIGINT)
+                time.sleep(0.004)
+
+        for stop in (lambda: screen.type(CTRL_C), interrupt, lambda: interrupt(8)):
             screen.type("你好" + ENTER)
             screen.wait("你好")
             screen.wait_for_more(100)

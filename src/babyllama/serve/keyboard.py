@@ -14,21 +14,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from babyllama.interrupts import Stopper
+
 PROMPT = "> "
 Read = Callable[[str], str]
 """A text that is there already → what the user makes of it. Raises EOFError at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
 
 
-def keyboard(commands: Sequence[str], history: Path | None) -> tuple[Read, str]:
+def keyboard(commands: Sequence[str], history: Path | None, stopper: Stopper) -> tuple[Read, str]:
     """The best that is there, and a remark on how it is used.
 
     Args:
         history: a file for what is typed; None: it is forgotten.
+        stopper: hears Ctrl-C. Prompt-toolkit reads it as a key, and its beginning and end are no place to stop at: they
+            change the terminal.
     """
     if sys.stdout.isatty() and (sys.platform == "win32" or os.environ.get("TERM", "dumb") != "dumb"):
         with suppress(ImportError):
-            return _full(commands, history), "Alt-Enter begins a new line; /help lists the commands; Ctrl-D exits"
-    return _line, "/help lists the commands; Ctrl-D exits"
+            full, how = _full(commands, history), "Alt-Enter begins a new line; /help lists the commands; Ctrl-D exits"
+            return lambda text: stopper(lambda: full(text), False), how
+    return lambda text: stopper(lambda: _line(text)), "/help lists the commands; Ctrl-D exits"
 
 
 def history_file() -> Path:

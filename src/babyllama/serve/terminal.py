@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from rich.console import Console
 from babyllama.amounts import amount
 from babyllama.errors import InputError, at_home
 from babyllama.infer.engine import Engine
+from babyllama.interrupts import Stopper, came_of
 from babyllama.serve.chat_commands import COMMANDS, QUITS, run_command, slashed
 from babyllama.serve.conversation import Conversation, Used
 from babyllama.serve.keyboard import Read, keyboard
@@ -40,19 +42,22 @@ def talk(chat: Conversation, open_model: Callable[[Path], Opened], remarks: tupl
     Raises:
         SystemExit: 2, after all others, where a piped line got no answer.
     """
-    interactive = sys.stdin.isatty()
-    read, how = keyboard([*COMMANDS, "/quit"], history) if interactive else (None, "")
-    refused = Talk(chat, open_model, read, turns or interactive).run((*remarks, *([how] if how else [])))
-    if refused and not interactive:
+    if sys.stdin.isatty():
+        with Stopper() as stopper:
+            read, how = keyboard([*COMMANDS, "/quit"], history, stopper)
+            Talk(chat, open_model, read, True, stopper).run((*remarks, how))
+    elif Talk(chat, open_model, None, turns).run(remarks):
         raise SystemExit(2)
 
 
 class Talk:
-    """One chat. `read`: reads from a keyboard; None: lines come through a pipe."""
+    """One chat. `read`: reads from a keyboard; None: lines come through a pipe. `stopper`: stops answers, not the chat,
+    at Ctrl-C; None: that ends the program."""
 
-    def __init__(self, chat: Conversation, open_model: Callable[[Path], Opened], read: Read | None,
-                 turns: bool) -> None:  # fmt: skip
+    def __init__(self, chat: Conversation, open_model: Callable[[Path], Opened], read: Read | None, turns: bool,
+                 stopper: Stopper | None = None) -> None:  # fmt: skip
         self.chat, self.open_model, self.read, self.turns = chat, open_model, read, turns
+        self.stopper = stopper
         self.others: dict[str, Opened] = {}  # models that were compared, the last one last
         self.answers = Console(highlight=False)
         self.notes = Console(stderr=read is None, highlight=False, style="dim")
@@ -66,23 +71,26 @@ class Talk:
             if line in QUITS:
                 break
             try:
-                if line.startswith("/"):
-                    self.note(run_command(self, line))
-                elif any("\ud800" <= character <= "\udfff" for character in line):
-                    raise InputError(f"not asked, for {_wrong_encoding(line, sys.stdin.encoding or 'utf-8')}")
-                elif line:
-                    if not self.turns:
-                        self.chat.turns.clear()
-                    self.answer(line)
+                self.stopper(partial(self._take, line)) if self.stopper else self._take(line)
             except InputError as error:
                 self.note(str(error))
                 refused += 1
-            except KeyboardInterrupt:
-                if self.read is None:
+            except (KeyboardInterrupt, Exception) as error:
+                if self.stopper is None or not came_of(error):
                     raise
                 self._write("\n")
                 self.note("(stopped)")
         return refused
+
+    def _take(self, line: str) -> None:
+        if line.startswith("/"):
+            self.note(run_command(self, line))
+        elif any("\ud800" <= character <= "\udfff" for character in line):
+            raise InputError(f"not asked, for {_wrong_encoding(line, sys.stdin.encoding or 'utf-8')}")
+        elif line:
+            if not self.turns:
+                self.chat.turns.clear()
+            self.answer(line)
 
     def note(self, remark: str) -> None:
         """Show a remark, if there is any."""
@@ -97,7 +105,9 @@ class Talk:
             except EOFError:
                 self.note("\n")
                 return
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Exception) as error:
+                if not came_of(error):
+                    raise
                 self.note("(Ctrl-D exits)")
 
     # ── what commands do ───────────────────────────────────────────────────────────────────────────────────────

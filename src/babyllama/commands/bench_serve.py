@@ -50,13 +50,15 @@ class Seen:
     Attributes:
         first: from a request to its first text.
         gaps: between two events of a stream, which may each carry several tokens.
-        tokens: of all answers, as the server counts them.
+        tokens: of all answers, as the server counts them; of those that it does not count, as many as events came.
+        uncounted: answers that it did not count.
     """
 
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     tokens: int = 0
     done: int = 0
+    uncounted: int = 0
     refused: int = 0
     errors: list[str] = field(default_factory=list)
 
@@ -140,7 +142,10 @@ async def _client(place: Place, recipe: BenchServeRecipe, model: str, numbers: I
         try:
             async with asyncio.timeout(recipe.timeout):
                 busy = await _ask(line, recipe, model, number, seen)
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except TimeoutError:
+            seen.errors.append(f"no whole answer within timeout={recipe.timeout:g} seconds")
+            busy = 1.0
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             seen.errors.append(f"{type(error).__name__}: {error}")
             busy = 1.0
         if busy:
@@ -156,23 +161,27 @@ async def _ask(line: Line, recipe: BenchServeRecipe, model: str, number: int, se
     asked = {"messages": [{"role": "user", "content": text}]} if recipe.chat else {"prompt": text}
     body = {"model": model, "stream": True, "stream_options": {"include_usage": True}, "seed": number,
             "max_tokens": recipe.max_tokens, "temperature": recipe.temperature, **asked}  # fmt: skip
-    began, last = time.perf_counter(), 0.0
+    began, last, came, usage, finish = time.perf_counter(), 0.0, 0, None, None
 
     def told(event: Any) -> None:
-        nonlocal last
-        if "error" in event:
-            raise ValueError(event["error"].get("message", "an error"))
-        if event.get("usage"):
-            seen.tokens += event["usage"]["completion_tokens"]
+        nonlocal last, came, usage, finish
+        if (error := event.get("error")) is not None:
+            raise ValueError(str(error.get("message", "an error") if isinstance(error, dict) else error))
+        if event.get("usage"):  # some servers tell it with each event
+            usage = int(event["usage"]["completion_tokens"])
         if event["choices"]:
             now = time.perf_counter()
             (seen.gaps.append(now - last) if last else seen.first.append(now - began))
-            last = now
+            last, came, finish = now, came + 1, event["choices"][0].get("finish_reason") or finish
 
     events = Events(told)
     status = await line.ask("POST", f"/{'chat/' if recipe.chat else ''}completions", body, events.read)
+    if status == 200 and not (events.done or finish):
+        raise ValueError("the stream ended before the answer")
     if status == 200:
         seen.done += 1
+        seen.tokens += came if usage is None else usage
+        seen.uncounted += usage is None
     elif status == 429:
         seen.refused += 1
         return min(float(line.headers.get(b"retry-after", b"1")), 10)
@@ -185,6 +194,8 @@ async def _ask(line: Line, recipe: BenchServeRecipe, model: str, number: int, se
 def _figures(model: str, recipe: BenchServeRecipe, seen: Seen, wall: float, busy: float) -> dict[str, Any]:
     first, gaps = _spread(seen.first), _spread(seen.gaps)
     faults = {"first error": seen.errors[0]} if seen.errors else {}
+    if seen.uncounted:
+        faults["tokens are events"] = "the server does not count them (usage); an event may carry several"
     if busy > BUSY:
         faults["note"] = "this client was busy all the time: the server may be faster than these figures"
     return {

@@ -137,20 +137,26 @@ class Events:
     """Server-sent events, as the pieces of a body come.
 
     Args:
-        told: called with what each event's JSON says.
+        told: called with what each event's JSON object says.
+
+    Attributes:
+        done: whether ``[DONE]`` came, the last event of OpenAI's streams.
     """
 
     def __init__(self, told: Callable[[Any], None]) -> None:
-        self.told, self._beside, self._rest = told, b"", b""
+        self.told, self.done, self._beside, self._rest = told, False, b"", b""
 
     def read(self, data: bytes) -> None:
         """A piece of the body. Raises ValueError where an event is no JSON; what `told` raises."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            if line.startswith(b"data: {"):
-                self.told(orjson.loads(line[6:]))
-            elif not line.startswith(b"data:"):
+            if not line.startswith(b"data:"):
                 self._beside += line
+                continue
+            said = line[5:].strip()  # the blank may be left out
+            if said.startswith(b"{"):
+                self.told(orjson.loads(said))
+            self.done |= said == b"[DONE]"
 
     @property
     def beside(self) -> str:

@@ -51,13 +51,13 @@ def prompts_of(model: Model, asked: Sampled) -> list[Prompt]:
         Refused: messages that the template cannot render, a prompt that leaves no room in the context, unknown ids.
     """
     found = _chat(model, asked) if isinstance(asked, ChatRequest) else _texts(model, asked)
-    param = "messages" if isinstance(asked, ChatRequest) else "prompt"
+    param, have = ("messages", "have") if isinstance(asked, ChatRequest) else ("prompt", "has")
     if not found or not all(prompt.tokens for prompt in found):
         raise Refused(400, "prompt: is empty; give at least one token", param)
     for prompt in found:
         if len(prompt.tokens) >= model.context:
             raise Refused(400, f"{param}: this model's maximum context length is {model.context} tokens, and the "
-                          f"{param} have {len(prompt.tokens)}; shorten them to at most {model.context - 1}",
+                          f"{param} {have} {len(prompt.tokens)}; shorten to at most {model.context - 1}",
                           param, "context_length_exceeded")  # fmt: skip
     return found
 

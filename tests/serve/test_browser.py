@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 
 import pytest
 from small_data import prepared
@@ -17,6 +18,8 @@ from small_run import CHATS, small_tokenizer, taught_model
 from babyllama import inside
 from babyllama.data.shards.shards import Prepared
 from babyllama.data.shards.statistics import statistics
+from babyllama.data.sources.documents import Rated
+from babyllama.data.sources.preferences import read_rated
 from babyllama.serve.pages import WEB
 from babyllama.tokenizer.chat import render_chat
 from babyllama.tokenizer.tokenizer import Tokenizer
@@ -333,8 +336,7 @@ def test_a_chat_that_is_deleted_while_it_is_answered_stays_away(page):
 def test_an_answer_that_fills_the_context_has_no_rest(page):
     page.route("**/api/app", lambda route: route.fulfill(json={**route.fetch().json(), "context": {"taught": 6}}))
     page.reload()
-    page.get_by_label("Model B").select_option("taught")
-    cut_after(page, 1)
+    cut_after(page, 3)
     ask(page, QUESTION)
     ended(page)
     assert "ended at the limit" in answers(page).locator(".figures").inner_text() and go_on(page).count() == 0
@@ -487,6 +489,43 @@ def test_an_input_method_keeps_its_enter_and_escape(page):
     assert edit.count() == 1
     edit.press("Escape")
     assert edit.count() == 0
+
+
+def test_ratings_are_kept_and_saved_as_kto_takes_them(page):
+    """Of answers in a chat, and of those that a vote found bad altogether; not what was taken back."""
+    ask(page, QUESTION)
+    ended(page)
+    page.get_by_role("button", name="A bad answer").click()
+    page.locator("button", has_text="Save ratings (1)").wait_for(state="attached")
+    page.reload()
+    bad, good = (page.get_by_role("button", name=name, pressed=on)
+                 for name, on in (("A bad answer", True), ("A good answer", False)))  # fmt: skip
+    bad.wait_for()
+    good.click()
+    page.get_by_role("button", name="A good answer", pressed=True).wait_for()
+    page.goto(page.url.split("#")[0] + "#/compare")
+    page.get_by_placeholder("Write a message").and_(page.locator("[rows='2']")).fill(QUESTION)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="All bad").click(timeout=60_000)
+    page.get_by_text("Vote kept.").first.wait_for()
+    page.goto(page.url.split("#")[0] + "#/chat")
+    if page.viewport_size["width"] < 900:
+        page.get_by_role("button", name="History").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save ratings (3)").click()
+    lines = [json.loads(line) for line in download.value.path().read_text("utf-8").splitlines()]
+    assert [(line["model"], line["label"]) for line in lines] == [
+        ("taught", True),
+        ("taught", False),
+        ("steady", False),
+    ]
+    assert all(line["prompt"] == [{"role": "user", "content": QUESTION}] for line in lines)
+    assert lines[0]["completion"] == [{"role": "assistant", "content": ANSWER}]
+    assert all(isinstance(read_rated(line, Counter()), Rated) for line in lines)
+    page.goto(page.url.split("#")[0] + "#/chat/" + page.evaluate(STORED)[0]["id"])
+    page.get_by_role("button", name="A good answer").click()
+    page.get_by_role("button", name="A good answer", pressed=False).wait_for()
+    page.locator("button", has_text="Save ratings (2)").wait_for(state="attached")
 
 
 def test_the_curve_of_a_running_training_grows(page, served):

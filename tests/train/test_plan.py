@@ -13,6 +13,19 @@ from babyllama.train.progress import Progress
 from babyllama.train.source import source
 
 
+def test_little_data_in_large_steps_is_told():
+    """That of 44 votes two steps remained nobody was told."""
+    plan = Plan(epochs=3, micro_batch_size=8, accumulate=4)
+    said = plan.too_few(16, 64)
+    assert (
+        said
+        and said.startswith("2 steps will hardly")
+        and "plan.micro_batch_size=1 plan.accumulate=1 it makes 48" in said
+    )
+    assert plan.too_few(3200, 64) is None and Plan(steps=2).too_few(16, 64) is None
+    assert Plan(epochs=3, micro_batch_size=1, accumulate=1).too_few(1, 64) is None
+
+
 def test_intervals_are_counted_from_the_first_step_and_the_last_has_all():
     plan = Plan(steps=7, log_every=2, validate_every=3, sample_every=4, save_every=6)
     assert [plan.due(step, step == 7) for step in (1, 2, 3, 4, 6, 7)] == [

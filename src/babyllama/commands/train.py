@@ -211,7 +211,8 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
                    f"{steps:,} steps × {rows} rows × {context} tokens = {tokens:,} tokens "
                    f"({tokens / max(1, stream.rows * context):.1f} epochs), {precision}, "
                    f"{_hardware(recipe, world, device)}{', compiled' if trainer.compile else ''}")  # fmt: skip
-        for line in _remarks(prepared, stream, context):
+        few = recipe.plan.too_few(stream.rows, context)
+        for line in [*([few] if few else []), *_remarks(prepared, stream, context)]:
             watch.line(line)
         figures = trainer.train()
         final, turns = trainer.worker.snapshot(), _turns(recipe, prepared)

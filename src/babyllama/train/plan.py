@@ -15,6 +15,8 @@ from babyllama.errors import InputError
 from babyllama.recipe import Changeable, Recipe
 from babyllama.train.guard import Guard
 
+FEW = 10  # steps that change a model hardly, whatever they read
+
 
 class Due(NamedTuple):
     """What is to be done after a step."""
@@ -84,6 +86,21 @@ class Plan(Recipe):
         if self.epochs is not None:
             return max(1, math.ceil(self.epochs * rows_in_epoch / self.rows))
         return max(1, math.ceil((self.tokens or 0) / (self.rows * context)))
+
+    def too_few(self, rows_in_epoch: int, context: int) -> str | None:
+        """What to say where the epochs that are asked for are so few steps that they hardly change the model."""
+        steps = self.total_steps(rows_in_epoch, context)
+        if self.epochs is None or steps >= FEW:
+            return None
+        size = max(1, int(self.epochs * rows_in_epoch) // (4 * FEW))
+        smaller = self.model_copy(update={"micro_batch_size": size, "accumulate": 1})
+        more = smaller.total_steps(rows_in_epoch, context)
+        if more <= steps:
+            return None
+        return (
+            f"{steps} step{'s' * (steps > 1)} will hardly change the model: they are large for so little data; "
+            f"with plan.micro_batch_size={size} plan.accumulate=1 it makes {more}"
+        )
 
     def due(self, step: int, last: bool) -> Due:
         """After step `step`, 1 being the first; after the last all."""

@@ -36,7 +36,7 @@ PAIRS = {
                                 "chosen": {"from": "gpt", "value": "答"}, "rejected": {"from": "gpt", "value": "不"}},
     "MedicalGPT": {"system": "", "history": [], "question": "问", "response_chosen": "答", "response_rejected": "不"},
     "the web app's votes": {"prompt": [ASK], "chosen": [ANSWER], "rejected": [OTHER], "chosen_model": "a",
-                            "rejected_model": "b"},
+                            "rejected_model": "b", "time": "2026-11-30T10:00:00.000Z"},
 }  # fmt: skip
 
 
@@ -100,6 +100,7 @@ RATED = [
     {"prompt": "问", "completion": "答", "label": True},
     {"prompt": [ASK], "completion": [ANSWER], "label": True},
     {"instruction": "问", "input": "", "output": "答", "kto_tag": True},
+    {"prompt": [ASK], "completion": [ANSWER], "label": True, "model": "a", "time": "2026-11-30T10:00:00.000Z"},
     {"messages": [ASK, ANSWER], "label": True},
 ]
 

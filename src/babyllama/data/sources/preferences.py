@@ -1,7 +1,7 @@
 """One JSON object → answers that people compared or rated: preference pairs, single answers with a label.
 
     chosen | response_chosen, rejected | response_rejected [, a prompt]    pairs: TRL, LLaMA-Factory, HH-RLHF, our votes
-    label | kto_tag: true | false, with a chat of any form                 rated answers: TRL, LLaMA-Factory (KTO)
+    label | kto_tag: true | false, with a chat of any form                rated answers: TRL, LLaMA-Factory, our ratings
 
 Each answer is a text, a message or a list of messages; the prompt any form of chats.py, or the turns that both
 answers begin with. All before the answers is the prompt. Not here: chats (chats.py), lines and files.
@@ -31,7 +31,7 @@ from babyllama.tokenizer.chat import Message
 
 _CHOSEN, _REJECTED = ("chosen", "response_chosen"), ("rejected", "response_rejected")
 _LABELS = ("label", "kto_tag")
-_MODELS = {"chosen_model", "rejected_model"}  # whose answers they are, as the web app's votes note
+_NOTED = {"chosen_model", "rejected_model", "model", "time"}  # whose answers they are and when, as the web app notes it
 
 
 def is_preference(record: Record) -> bool:
@@ -47,7 +47,7 @@ def is_rated(record: Record) -> bool:
 def read_preference(record: Record, notes: Notes) -> Preference:
     """The pair of a record for which `is_preference` holds; an answer may be empty. Raises BadRecord."""
     keys = [key for key in (first_key(record, _CHOSEN), first_key(record, _REJECTED)) if key]
-    used = {*keys, *_MODELS}
+    used = {*keys, *_NOTED}
     chosen, rejected = (continuation(record[key], notes) for key in keys)
     prompt = list(_asked(record, used, notes))
     given = bool(prompt)
@@ -71,7 +71,7 @@ def read_rated(record: Record, notes: Notes) -> Rated:
     key = next(key for key in _LABELS if isinstance(record.get(key), bool))
     rest = {name: value for name, value in record.items() if name != key}
     if _in_parts(record):
-        used = {"completion"}
+        used = {"completion", *_NOTED}
         prompt, answer = list(_asked(rest, used, notes)), continuation(record["completion"], notes)
         tools = tools_in(rest, used)
         note_unread(rest, used, notes)

@@ -48,7 +48,7 @@ export async function show(main, about, [id]) {
     shown = new Map();
     return nodes.map((node) => {
       const all = family.get(node.parent), draws = acts(node), had = before.get(node.id);
-      const key = JSON.stringify([node, all.map(({ id }) => id), Boolean(draws.goOn), editing === node.id]);
+      const key = JSON.stringify([node, all.map(({ id }) => id), Boolean(draws.goOn), Boolean(draws.rate), editing === node.id]);
       const draft = editing === node.id ? (had?.element.querySelector("textarea")?.value ?? node.text) : undefined;
       const element = had?.node === node && had.key === key ? had.element : messageElement(node, all, draws, draft);
       shown.set(node.id, { node, key, element });
@@ -85,6 +85,9 @@ export async function show(main, about, [id]) {
     } }, text))) : null;
   }
 
+  // What an answer's model was asked.
+  const asked = (node) => [...told(), ...seen(about, node.model, path(chat, node.parent)).map(content)];
+
   const acts = (node) => ({
     choose: (other) => {
       choose(chat, other);
@@ -107,9 +110,14 @@ export async function show(main, about, [id]) {
     },
     retry: () => stopping || respond(chat.nodes[node.parent]),
     goOn: !stopping && node.id === chat.leaf && brokenOff(node) && (() => write(node)),
+    rate: !settings.continues && node.finish && node.text && ((good) => {
+      node.rated = { good, time: Date.now(), prompt: good === null ? [] : asked(node) };
+      chat.changed = node.rated.time;
+      draw();
+      store();
+    }),
     inspect: () => {
-      const messages = [...seen(about, node.model, path(chat, node.parent)), node].map(content);
-      sessionStorage.setItem("babyllama.inspect", JSON.stringify({ model: node.model, messages: [...told(), ...messages] }));
+      sessionStorage.setItem("babyllama.inspect", JSON.stringify({ model: node.model, messages: [...asked(node), content(node)] }));
       location.hash = "#/inside/text";
     },
   });
@@ -124,7 +132,7 @@ export async function show(main, about, [id]) {
     const start = node.text || node.thinking ? { ...node } : null;
     const before = path(chat, node.parent), rest = start ? [node] : [];
     const mine = chat;
-    Object.assign(node, { finish: null, fault: null, rounds: start ? (node.rounds ?? 0) + 1 : 0 });
+    Object.assign(node, { finish: null, fault: null, rated: null, rounds: start ? (node.rounds ?? 0) + 1 : 0 });
     chat.changed = Date.now();
     stopping = new AbortController();
     busy(true);
@@ -143,10 +151,10 @@ export async function show(main, about, [id]) {
     say(t("answering"));
     addEventListener("pagehide", store); // what was written so far
     try {
-      const { forgotten, cut, ...asked } = settings.continues ? await ending(node.model, [...before, ...rest].map(({ text }) => text).join(""), stopping.signal)
+      const { forgotten, cut, ...body } = settings.continues ? await ending(node.model, [...before, ...rest].map(({ text }) => text).join(""), stopping.signal)
         : await fitting(node.model, told(), [...seen(about, node.model, before).map(content), ...rest.map(begun)], stopping.signal);
       Object.assign(node, { forgotten, cut });
-      await answer({ model: node.model, ...asked, ...sampling(about.sampling[node.model]) }, stopping.signal, (found) => {
+      await answer({ model: node.model, ...body, ...sampling(about.sampling[node.model]) }, stopping.signal, (found) => {
         Object.assign(node, start ? joined(start, found) : found);
         pace.soon();
       });

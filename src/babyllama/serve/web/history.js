@@ -2,12 +2,15 @@
 
 import { h, pick, replace, save, say } from "./dom.js";
 import { t } from "./i18n.js";
-import { chats, exported, imported, matches } from "./store.js";
+import { chats, exported, imported, matches, ratings, votes } from "./store.js";
 
 // `open(id | null)` shows another conversation; `current()` is the id of the one that is shown.
 export function historyPanel(open, current) {
   const list = h("ul", { class: "chats" });
   const search = h("input", { type: "search", placeholder: t("search"), "aria-label": t("search"), oninput: () => draw() });
+  let rated = [];
+  const saving = h("button", { type: "button", hidden: true, onclick: () =>
+    save("ratings.jsonl", rated.map((line) => `${JSON.stringify(line)}\n`).join(""), "application/jsonl") });
   const note = h("p", { class: "note", role: "status" });
 
   async function draw() {
@@ -16,6 +19,9 @@ export function historyPanel(open, current) {
     replace(list, found.map((chat) => h("li", { "aria-current": chat.id === current() ? "true" : undefined },
       h("a", { href: `#/chat/${chat.id}` }, chat.title || t("untitled")),
       h("button", { type: "button", class: "icon", "aria-label": `${t("remove")}: ${chat.title}`, title: t("remove"), onclick: () => remove(chat) }, "✕"))));
+    rated = ratings(all, await votes.all().catch(() => []));
+    saving.hidden = !rated.length;
+    saving.textContent = t("saveRatings", { n: rated.length });
     note.textContent = all.length === 0 ? t("noChats") : found.length === 0 ? t("noMatch") : "";
   }
 
@@ -42,7 +48,7 @@ export function historyPanel(open, current) {
   const element = h("aside", { class: "history", id: "history", "aria-label": t("history") }, search, list, note,
     h("div", { class: "row" },
       h("button", { type: "button", onclick: async () => save("babyllama-chats.json", await exported()) }, t("exportAll")),
-      h("button", { type: "button", onclick: bring }, t("importAll"))));
+      h("button", { type: "button", onclick: bring }, t("importAll")), saving));
   const toggle = h("button", { type: "button", class: "icon", "aria-expanded": "false", "aria-controls": "history", onclick: () => {
     toggle.setAttribute("aria-expanded", element.classList.toggle("open"));
   } }, `☰ ${t("history")}`);

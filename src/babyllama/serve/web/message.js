@@ -63,7 +63,14 @@ function branches(node, all, choose) {
     h("span", { "aria-label": t("branch", { at: at + 1, count: all.length }), role: "img" }, `${at + 1}/${all.length}`), step(at + 1, t("after"), "›"));
 }
 
-// `acts`: {edit(), leave(), send(text), retry(), goOn() where there is a rest to write, inspect(), choose(node)}. `draft`: what an open edit has.
+function thumb(node, good, sign, acts) {
+  const name = t(good ? "goodAnswer" : "badAnswer"), given = node.rated?.good === good;
+  return h("button", { type: "button", class: "small thumb", "aria-label": name, title: name, "aria-pressed": String(given),
+    onclick: () => acts.rate(given ? null : good) }, sign);
+}
+
+// `acts`: {edit(), leave(), send(text), retry(), goOn() where there is a rest to write, rate(good) where it has ended, inspect(), choose(node)}.
+// `draft`: what an open edit has.
 export function messageElement(node, all, acts, draft) {
   const body = h("div", { class: "body" });
   const foot = h("footer", {});
@@ -76,6 +83,7 @@ export function messageElement(node, all, acts, draft) {
     showAnswer(body, node, true);
     if (node.fault) body.append(h("p", { class: "fault", role: "alert" }, node.fault));
     add(foot, [acts.goOn && button(t("goOn"), acts.goOn), button(t("retry"), acts.retry), copyButton(node.text), button(t("inspect"), acts.inspect),
+      acts.rate && [thumb(node, true, "👍", acts), thumb(node, false, "👎", acts)],
       h("span", { class: "figures" }, figuresOf(node))]);
   }
   const chooser = branches(node, all, acts.choose);

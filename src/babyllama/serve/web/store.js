@@ -43,10 +43,14 @@ const removed = new Set(); // an answer to one may still be coming
 export const chats = {
   all: async () => (await act("chats", "readonly", (s) => s.getAll())).sort((a, b) => b.changed - a.changed),
   one: async (id) => ended(await act("chats", "readonly", (s) => s.get(id))),
-  // Beside what another tab wrote into the same conversation: of an answer, who wrote on it last, and else who saw its end.
+  // Beside what another tab wrote into the same conversation: of an answer, who wrote on it last, and else who saw its end; the last rating.
   put: async (chat) => removed.has(chat.id) || act("chats", "readwrite", (s) => {
     s.get(chat.id).onsuccess = ({ target }) => {
-      for (const [id, node] of Object.entries(target.result?.nodes ?? {})) if (!chat.nodes[id] || further(node, chat.nodes[id])) chat.nodes[id] = node;
+      for (const [id, node] of Object.entries(target.result?.nodes ?? {})) {
+        const mine = chat.nodes[id];
+        if (!mine || further(node, mine)) chat.nodes[id] = node;
+        else if ((node.rated?.time ?? 0) > (mine.rated?.time ?? 0)) mine.rated = node.rated;
+      }
       s.put(chat);
     };
   }),
@@ -99,6 +103,14 @@ export function choose(chat, node) {
 export function matches(chat, words) {
   const text = [chat.title, ...Object.values(chat.nodes).map((n) => n.text)].join("\n").toLowerCase();
   return words.toLowerCase().split(/\s+/).every((word) => text.includes(word));
+}
+
+// The answers that were found good or bad, also those of votes that found all bad: lines as KTO takes them.
+export function ratings(all, cast) {
+  const line = (prompt, { text, model }, label, time) => ({ prompt, completion: [{ role: "assistant", content: text }], label, model, time: new Date(time).toISOString() });
+  const rated = all.flatMap((chat) => Object.values(chat.nodes)).filter(({ rated }) => typeof rated?.good === "boolean");
+  return [...rated.map((node) => line(node.rated.prompt, node, node.rated.good, node.rated.time)),
+    ...cast.filter(({ best }) => best === "bad").flatMap(({ answers, time }) => answers.map((one) => line(one.prompt, one, false, time)))];
 }
 
 // ── files ───────────────────────────────────────────────────────────────────────────────────────────────────────

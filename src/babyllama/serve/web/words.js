@@ -15,7 +15,7 @@ export const WORDS = {
   newChat: ["New chat", "新对话"], history: ["History", "历史"], search: ["Search", "搜索"], noChats: ["No conversations yet.", "还没有对话。"],
   noMatch: ["Nothing found.", "没有找到。"], exportAll: ["Export", "导出"], importAll: ["Import", "导入"], remove: ["Delete", "删除"],
   removeSure: ["Delete “{title}”?", "删除“{title}”？"], imported: ["{count} conversations came in.", "导入了 {count} 个对话。"],
-  importBad: ["This is no file that was exported here.", "这不是从这里导出的文件。"], untitled: ["Untitled", "无标题"],
+  importBad: ["This is no file that was exported here.", "这不是从这里导出的文件。"], untitled: ["Untitled", "无标题"], goodAnswer: ["A good answer", "好的回答"], badAnswer: ["A bad answer", "不好的回答"], saveRatings: ["Save ratings ({n})", "保存评价（{n}）"],
   hello: ["What would you like to ask?", "想问点什么？"],
   helloWhy: ["The model runs on this server; the conversation stays in this browser.", "模型运行在此服务器上，对话只保存在此浏览器。"],
   alone: ["This model learned single questions: each is asked by itself.", "这个模型学的是单轮问答：每个问题单独提问。"],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 
 import pytest
 
 from babyllama.commands.arena import ArenaRecipe, main, page, votes_of
+from babyllama.data.sources.preferences import read_preference
 from babyllama.errors import InputError
 from babyllama.recipe import load_recipe
 
@@ -76,6 +78,32 @@ def test_votes_become_ranks(tmp_path, capsys):
     main(ArenaRecipe(votes=(tmp_path / "votes.json",)))
     shown = " ".join(capsys.readouterr().out.split())
     assert "20 votes" in shown and shown.index(" a ") < shown.index(" b ") and "38%" in shown  # (7.5 + ½) / 21
+
+
+def test_votes_of_both_pages_become_ranks_and_pairs_that_prepare_reads(tmp_path, capsys):
+    """The better answer of each; none where both are alike or equal. The web app's votes, saved as pairs, count too."""
+    won = [("left", ["好", "坏"]), ("right", ["差", "佳"]), ("tie", ["甲", "乙"]), ("left", ["同", "同"])]
+    votes = [{"prompt": "问", "left": "a", "right": "b", "winner": side, "answers": both} for side, both in won]
+    (tmp_path / "arena.json").write_text(json.dumps({"votes": votes}), "utf-8")
+    chosen, rejected = ([{"role": "assistant", "content": text}] for text in "是否")
+    app = {"prompt": [{"role": "user", "content": "再问"}], "chosen": chosen, "rejected": rejected,
+           "chosen_model": "a", "rejected_model": "b"}  # fmt: skip
+    (tmp_path / "votes.jsonl").write_text(json.dumps(app) + "\n", "utf-8")
+    files = (tmp_path / "arena.json", tmp_path / "votes.jsonl")
+    main(ArenaRecipe(votes=files, pairs=tmp_path / "pairs.jsonl"))
+    shown = capsys.readouterr().out
+    assert "3 preference pairs of 5 votes" in shown and "Bradley–Terry, 5 votes" in shown
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text("utf-8").splitlines()]
+    found = [read_preference(pair, Counter()) for pair in pairs]
+    assert [(one.chosen[0]["content"], one.rejected[0]["content"]) for one in found] == [
+        ("好", "坏"), ("佳", "差"), ("是", "否")]  # fmt: skip
+    assert pairs[1]["chosen_model"] == "b" and pairs[2] == app
+    (tmp_path / "older.json").write_text(json.dumps({"votes": [{**votes[0], "answers": None}]}), "utf-8")
+    with pytest.raises(InputError, match="pairs: none of these votes"):
+        main(ArenaRecipe(votes=(tmp_path / "older.json",), pairs=tmp_path / "none.jsonl"))
+    (tmp_path / "votes.jsonl").write_text("{}\n", "utf-8")
+    with pytest.raises(InputError, match="line 1 is no vote as"):
+        votes_of(tmp_path / "votes.jsonl")
 
 
 @pytest.mark.parametrize(("text", "fault"), [

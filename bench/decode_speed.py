@@ -25,10 +25,10 @@ from record import RESULTS, append, facts, lines, table
 
 from babyllama.data.streams.batches import Batch
 from babyllama.infer.engine import Engine
+from babyllama.infer.few import decoder_of
 from babyllama.infer.request import Request
 from babyllama.infer.rows import Rows
 from babyllama.infer.sampling import Sampling
-from babyllama.infer.single import decoder_of
 from babyllama.model.cache import KVCache
 from babyllama.model.config import ModelChoice
 from babyllama.model.transformer import Transformer, initialise

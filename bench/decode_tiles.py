@@ -3,9 +3,9 @@
     python bench/decode_tiles.py OUT.jsonl seed 256 'head_rows=64 head_inputs=32' 'slots=128 attend_warps=8'
     python bench/decode_tiles.py OUT.jsonl seed 1 'predict=64 head_warps=8' --bits 4 --draws
 
-Every variant names fields of `decoding.Tiles`; `early=1` lets kernels start before their turn, `single=0` takes one row
-by the kernels of any few. All are compiled side by side, then take turns: graphs of 16 steps from place 152 on, with
-random keys and values. One line a variant.
+Every variant names fields of `decoding.Tiles`; `early=1` lets kernels start before their turn, `few` chooses between
+the kernels of few.py (1) and of decoding.py (0). All are compiled side by side, then take turns: graphs of 16 steps
+from `--place` on, with random keys and values. One line a variant.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from decode_speed import DRAWN, GREEDY, VOCABULARY, dense, packed
 from record import append, facts, surviving
 
 from babyllama.infer.decoding import ONE, PACKED, Decoder, tiles_for
+from babyllama.infer.few import TILES, Few, suits
 from babyllama.infer.request import Request
 from babyllama.infer.rows import Rows
-from babyllama.infer.single import TILES, Single, suits
 from babyllama.infer.step import Recorder
 from babyllama.model.cache import KVCache
 
-STEPS, PLACE, TURNS = 16, 152, 6
+STEPS, TURNS = 16, 6
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -47,9 +47,10 @@ def main() -> None:
     parser.add_argument("variants", nargs="*")
     parser.add_argument("--bits", type=int, default=0, help="packed weights")
     parser.add_argument("--draws", action="store_true", help="temperature 0.8, top-k 50, top-p 0.9 instead of greedy")
+    parser.add_argument("--place", type=int, default=152, help="tokens that each row has already")
     args = parser.parse_args()
     model, count = packed(args.preset, args.bits) if args.bits else dense(args.preset), args.rows
-    cache = KVCache(model.config, count, 320, "cuda", torch.bfloat16)
+    cache = KVCache(model.config, count, args.place + 168, "cuda", torch.bfloat16)
     cache.keys.normal_()
     cache.values.normal_()
     rows, record, made = Rows(VOCABULARY, count, torch.device("cuda")), Recorder(), dict[str, Decoder]()
@@ -60,9 +61,9 @@ def main() -> None:
     for variant in ("", *args.variants):
         changes = {name: int(value) for name, _, value in (part.partition("=") for part in variant.split())}
         early = changes.pop("early", None)
-        single = count == 1 and suits(model) and changes.pop("single", 1)
-        tiles = TILES[args.bits] if single else tiles_for(count, args.bits, few, model.config.hidden_size)
-        made[variant] = (Single if single else Decoder)(model, rows, cache, count, tiles._replace(**changes), record)
+        own = changes.pop("few", suits(model, count))
+        tiles = TILES[args.bits] if own else tiles_for(count, args.bits, few, model.config.hidden_size)
+        made[variant] = (Few if own else Decoder)(model, rows, cache, count, tiles._replace(**changes), record)
         made[variant].early = made[variant].early if early is None else bool(early)
 
     def compiled(variant: str) -> str | None:
@@ -76,13 +77,14 @@ def main() -> None:
     times: dict[str, list[float]] = {variant: [] for variant in fit}
     for turn in range(TURNS + 2):  # launched, recorded, then replayed
         for variant in fit:
-            rows.position.fill_(PLACE)
+            rows.position.fill_(args.place)
             rows.counter.zero_()
             taken = milliseconds(lambda variant=variant: [made[variant](STEPS, args.draws) for _ in range(2)])
             if turn > 1:
                 times[variant].append(taken * 1e3 / STEPS / 2)
     for variant, taken in times.items():
-        line = {"preset": args.preset, "rows": count, "bits": args.bits, "drawn": args.draws, "tiles": variant}
+        line = {"preset": args.preset, "rows": count, "bits": args.bits, "drawn": args.draws, "tiles": variant,
+                "place": args.place}  # fmt: skip
         append(args.out, {**facts(torch.device("cuda")), **line, "us_a_step": round(min(taken), 2)})
         print(f"{min(taken):8.1f} µs  {variant or 'as it is'}", flush=True)
 

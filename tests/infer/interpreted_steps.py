@@ -187,15 +187,16 @@ def draws() -> None:
 
 
 def packed() -> None:
-    """Also sizes that fill no block of a program, and matrices too large to be copied."""
+    """Also sizes that fill no block of a program, and matrices too large to be copied or unpacked."""
     odd = {"hidden_size": 24, "intermediate_size": 54}
     for bits, group, head, ordered, count, laid, sizes in (
         (4, 32, True, True, 1, 1 << 28, {}),
         (8, 32, False, False, 3, 1 << 28, {}),
         (4, None, True, False, 1, 1 << 28, odd),
         (8, 16, False, True, 1, 0, odd),
-        (4, 16, True, True, 5, 1 << 28, odd),
-        (8, None, True, False, 40, 1 << 28, odd),
+        (4, 16, True, True, 5, 0, odd),
+        (8, None, True, False, 40, 0, odd),
+        (4, 16, True, True, 6, 1 << 28, odd),
     ):
         decoding.LAID, decoding.WIDE = laid, range(32, 33)  # a hidden size of 24 is not wide
         shape = config(**{"tie_word_embeddings": head, "hidden_size": 32, "intermediate_size": 56, **sizes},
@@ -203,14 +204,16 @@ def packed() -> None:
         made = packed_twins(shape, bits, group, head, ordered)
         decoder = beside(shape, count, [GREEDY], steps=2, made=made)
         assert decoder.few == (count <= decoding.PACKED) and decoder.lays == (decoder.few and laid > 0)
+        assert decoder.unpacks == (not decoder.few and laid > 0)
 
 
 def reading() -> None:
-    """Of packed models every kind, also sizes that fill no tile."""
+    """Of packed models every kind, also sizes that fill no tile, and matrices that may be unpacked."""
     read_beside(config(), twins(config()))
     odd = {"hidden_size": 40, "num_attention_heads": 2, "intermediate_size": 152, "num_hidden_layers": 1}
-    for bits, group, head, ordered in ((4, 16, True, True), (8, None, False, False), (8, 16, True, True)):
-        shape = config(**odd, tie_word_embeddings=head)
+    for bits, group, head, ordered, laid in ((4, 16, True, True, 0), (8, None, False, False, 1 << 28),
+                                             (8, 16, True, True, 0)):  # fmt: skip
+        decoding.LAID, shape = laid, config(**odd, tie_word_embeddings=head)
         read_beside(shape, packed_twins(shape, bits, group, head, ordered))
 
 

@@ -108,15 +108,16 @@ def test_one_row_looks_at_more_slots_than_it_holds_before_it_waits(monkeypatch, 
 
 
 @torch.inference_mode()
-def graphs_beside_single_steps(model, sampling, decoder_of=decoding.Decoder):
-    """96 tokens of one row, keys and values too, by graphs of 16 steps as by graphs of one."""
-    shape = model.config
-    rows, cache = Rows(shape.vocab_size, 1, torch.device("cuda")), KVCache(shape, 1, 128, "cuda", torch.bfloat16)
-    rows.live.fill_(1)
-    decoder, found = decoder_of(model, rows, cache, 1), list[torch.Tensor]()
+def graphs_beside_single_steps(model, sampling, decoder_of=decoding.Decoder, count=1):
+    """96 tokens of some rows, keys and values too, by graphs of 16 steps as by graphs of one."""
+    shape, device = model.config, torch.device("cuda")
+    rows, cache = Rows(shape.vocab_size, count, device), KVCache(shape, count, 128, device, torch.bfloat16)
+    rows.live.fill_(count)
+    decoder, found = decoder_of(model, rows, cache, count), list[torch.Tensor]()
     for steps in (1, 1, *[16] * 12):
-        rows.place([0], [(Request([1, 2], sampling, seed=3), [])])
-        rows.token.fill_(2)
+        for row in range(count):
+            rows.place([row], [(Request([1, 2 + row], sampling, seed=3 + row), [])])
+        rows.token.copy_(2 + torch.arange(count))
         tokens = torch.cat([decoder(steps, sampling.temperature > 0).clone() for _ in range(96 // steps)])
         made = [tokens, cache.keys, cache.values]
         found = found or [one.clone() for one in made]  # of steps one by one
@@ -169,10 +170,14 @@ def packed_twins(shape, bits, group, head, ordered):
 @pytest.mark.parametrize("count", [1, 3, 70])
 @pytest.mark.parametrize(("bits", "group", "head", "ordered"), [(4, 32, True, False), (4, 32, True, True),
                          (8, 32, False, False), (4, None, True, False), (8, 16, True, True)])  # fmt: skip
-def test_packed_weights(bits, group, head, ordered, count):
+@pytest.mark.parametrize("copied", [True, False])
+def test_packed_weights(monkeypatch, bits, group, head, ordered, count, copied):
+    monkeypatch.setattr(decoding, "LAID", 1 << 28 if copied else 0)
     shape = config(tied=head)
     made = packed_twins(shape, bits, group, head, ordered)
-    steps_beside(shape, count, [Sampling(temperature=0)], made=made)
+    decoder = steps_beside(shape, count, [Sampling(temperature=0)], made=made)
+    assert decoder.few == (count < 70) and decoder.lays == (decoder.few and copied)
+    assert decoder.unpacks == (not decoder.few and copied)
 
 
 def test_a_packed_model_answers_through_the_kernels():

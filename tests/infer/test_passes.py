@@ -15,7 +15,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 
 def test_without_a_gpu_it_takes_nothing():
     model, cpu = sharp_model(tiny_config()), torch.device("cpu")
-    reader = Reader(model, Rows(67, 1, cpu), KVCache(model.config, 1, 8, cpu, torch.float32), Recorder(), {})
+    reader = Reader(model, Rows(67, 1, cpu), KVCache(model.config, 1, 8, cpu, torch.float32), Recorder())
     reader.warm()
     assert reader([[1, 2]], [0], [0]) is None and not reader.graphs
 
@@ -54,7 +54,7 @@ def test_pieces_of_several_rows_are_read_as_by_the_forward_path(kv_heads, packed
     caches = [KVCache(shape, 4, 64, device, dtype) for dtype in (torch.bfloat16, torch.float32)]
     exact.hidden(torch.randint(V, (4, 12), generator=draw).cuda(), cache=caches[1])
     before = caches[1].keys.clone(), caches[1].values.clone()
-    reader = Reader(model, Rows(V, 4, device), caches[0], Recorder(), {})
+    reader = Reader(model, Rows(V, 4, device), caches[0], Recorder())
     for lengths, starts, rows in (((3, 6, 1), (4, 0, 7), (3, 0, 2)), ((3, 6, 2), (5, 1, 9), (0, 1, 3)),
                                   ((4, 5, 3), (2, 2, 2), (1, 2, 0)), ((40,), (0,), (2,))):  # fmt: skip
         for part, old in zip((caches[1].keys, caches[1].values), before, strict=True):

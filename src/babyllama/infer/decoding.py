@@ -1,15 +1,17 @@
 """Decoding on a GPU without the host: five kernels a layer, the head, the next token; several steps are one graph.
 
 It computes what the model's forward path computes, with the sums and the residual stream in float32, and draws as
-choosing.py does. Weights of 4 or 8 bits in groups stay packed. In one file although it is long: what a step launches
-shares its buffers. Not here: the kernels (kernels.py), one row's faster ones (single.py), which models and requests
-they are for (fused.py).
+choosing.py does. Weights of 4 or 8 bits in groups stay packed where rows are few. In one file although it is long: what
+a step launches shares its buffers. Not here: the kernels (kernels.py), the faster ones of up to sixteen rows (few.py),
+which models and requests they are for (fused.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ LOOKED_AT = 128  # slots whose keys and values a program of a few rows holds bef
 WARP = 4096  # weights that a warp of a few rows keeps in registers at most
 MADE = 512  # inputs that it makes, by a norm or of shares, at most
 UNPACKED = 128  # inputs of a packed head that it takes at most
-LAID = 1 << 28  # bytes of packed layers up to which a copy of them lies as programs read them
+LAID = 1 << 28  # bytes of packed layers up to which copies of them lie as programs read them
 # Inputs with which a program of a few rows takes twice as many outputs: fewer normalise the same row. With more inputs
 # its weights would not fit into registers.
 WIDE = range(1024, 2049)
@@ -121,6 +123,18 @@ def words_of(module: Any) -> Words | None:
     return getattr(module, "in_words", None)
 
 
+COPIES: WeakKeyDictionary[nn.Module, dict[Any, tuple[Tensor, Any]]] = WeakKeyDictionary()
+
+
+def copy_of(packed: nn.Module, kind: Any, make: Callable[[], Any]) -> Any:
+    """A packed matrix in another form, made once for all who want it so, as long as the matrix lives."""
+    words, kept = words_of(packed), COPIES.setdefault(packed, {})
+    assert words is not None
+    if kind not in kept or kept[kind][0] is not words.words:
+        kept[kind] = words.words, make()
+    return kept[kind][1]
+
+
 def _order(words: Words) -> Tensor:
     return words.words if words.order is None else words.order
 
@@ -161,28 +175,18 @@ class Decoder:
     count: int
     tiles: Tiles | None = None  # by the number of rows when absent
     record: Recorder = field(default_factory=Recorder)
-    laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]] = field(default_factory=dict)  # packed, by `lay_out`
     fed: tuple[Tensor, Tensor, Tensor] | None = None  # (count,) each, as if rows': tokens, places, the cache's rows
 
     def __post_init__(self) -> None:
         weight = self.model.embed_tokens.weight
         config, B = self.model.config, self.count
         self.device, self.dtype, self.V = weight.device, weight.dtype, self.rows.vocab_size
-        head = bits_of(self.model.lm_head) or Bits()
-        plan = self.tiles or tiles_for(B, head.bits, PACKED if packed(self.model) else ONE, config.hidden_size)
-        self.few = plan.rows == 0
-        slots = power(self.cache.keys.shape[3])
-        shares = max(plan.splits, slots // LOOKED_AT) if self.few else plan.splits
-        wanted = max(1, PROGRAMS // (B * (config.num_attention_heads if self.few else config.num_key_value_heads)))
-        self.splits = min(shares, 1 << (wanted.bit_length() - 1))
-        if self.few:
-            looked = min(LOOKED_AT, max(16, slots // self.splits))
-            plan = plan._replace(predict=min(plan.predict, max(8, plan.head_holds // power(config.hidden_size))),
-                                 slots=looked, attend_warps=max(1, looked // 16))  # fmt: skip
-        self.plan = plan
+        self._share_out()
         every = filter(None, map(words_of, self.model.layers.modules()))
-        self.lays = self.few and sum(words.words.nbytes for words in every) <= LAID
-        self.blocks = -(-self.V // plan.predict)
+        small = sum(words.words.nbytes for words in every) <= LAID
+        # With many rows a step waits for products, not for weights: unpacking them every time makes it slower.
+        self.lays, self.unpacks = self.few and small, not self.few and small
+        self.blocks = -(-self.V // self.plan.predict)
         # Programs that wait hold room: with one row that costs less than starting late.
         self.early = self.few and torch.cuda.get_device_capability(weight.device) >= (9, 0)
         self.graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
@@ -203,6 +207,24 @@ class Decoder:
             self.inverse = words.order.argsort().to(torch.int32)
         if self.fed is None:
             self._room_to_choose()
+
+    def _share_out(self) -> None:
+        """What programs there are: `plan`, and `splits` shares of a row's slots."""
+        config, B = self.model.config, self.count
+        heads, keys = config.num_attention_heads, config.num_key_value_heads
+        bits = (bits_of(self.model.lm_head) or Bits()).bits
+        plan = self.tiles or tiles_for(B, bits, PACKED if packed(self.model) else ONE, config.hidden_size)
+        self.few = plan.rows == 0
+        slots, shares = power(self.cache.keys.shape[3]), plan.splits
+        if self.few:  # each program of the next kernel puts together what all rows left of theirs
+            shares = max(1, max(shares, slots // LOOKED_AT) // B)
+        wanted = max(1, PROGRAMS // (B * (heads if self.few else keys)))
+        self.splits = min(shares, 1 << (wanted.bit_length() - 1))
+        if self.few:
+            looked = min(LOOKED_AT, max(16, slots // self.splits))
+            plan = plan._replace(predict=min(plan.predict, max(8, plan.head_holds // power(config.hidden_size))),
+                                 slots=looked, attend_warps=max(1, looked // 16))  # fmt: skip
+        self.plan = plan
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -225,7 +247,7 @@ class Decoder:
         return self.record.repeated(self.graphs, (steps, drawn), lambda: self.launch(steps, drawn))
 
     @property
-    def kind(self) -> tuple[Tiles, int]:
+    def kind(self) -> tuple[Any, ...]:
         """Decoders of one kind launch the same compiled kernels."""
         return self.plan, self.splits
 
@@ -266,7 +288,7 @@ class Decoder:
 
     def _meta(self, linear: Any, k: int, outputs: int = 0, head: bool = False) -> dict[str, Any]:
         """How a product over `k` inputs is shared out, and how its matrix lies in memory; `outputs`: of a program."""
-        plan, (bits, group, ordered) = self.plan, bits_of(linear) or Bits()
+        plan, (bits, group, ordered) = self.plan, self._bits(linear)
         limit = plan.head_inputs if head else plan.inputs
         rows = (plan.head_rows if head else 0) or plan.rows or self.count
         warps, made = plan.head_warps if head else plan.warps, k == self.model.config.hidden_size
@@ -283,18 +305,29 @@ class Decoder:
     def _matrix(self, linear: Any, outputs: int, head_dim: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """A matrix as the kernels take it, so many outputs a program (with `head_dim` the pairs of a head): words,
         groups and order. What there is not may be anything."""
-        if (words := words_of(linear)) is None:
-            return (linear.weight,) * 3
-        outputs = outputs if self.lays else 0
-        if (linear, outputs) not in self.laid and not self.lays:
-            self.laid[linear, outputs] = words.words, groups_of(words)
-        elif (linear, outputs) not in self.laid:
+        if (words := words_of(linear)) is None or self.unpacks:
+            weight = self._weight(linear)
+            return weight, weight, weight
+        if not self.lays:
+            return words.words, copy_of(linear, "groups", lambda: groups_of(words)), _order(words)
+
+        def laid() -> tuple[Tensor, Tensor]:
             rows = torch.arange(words.words.shape[1], device=self.device)
             if head_dim:  # (heads, pairs, 2)
                 rows = rows.view(-1, 2, head_dim // 2).transpose(1, 2).flatten(1)
-            rows = pad(rows, (0, -rows.shape[-1] % outputs), value=-1)
-            self.laid[linear, outputs] = lay_out(words, rows.view(-1, outputs))
-        return *self.laid[linear, outputs], _order(words)
+            return lay_out(words, pad(rows, (0, -rows.shape[-1] % outputs), value=-1).view(-1, outputs))
+
+        return *copy_of(linear, outputs, laid), _order(words)
+
+    def _bits(self, linear: Any) -> Bits:
+        """How the kernels find a matrix."""
+        return Bits() if self.unpacks else bits_of(linear) or Bits()
+
+    def _weight(self, linear: Any) -> Tensor:
+        """The whole matrix (out, in)."""
+        if words_of(linear) is None:
+            return linear.weight
+        return copy_of(linear, "weight", lambda: linear.dense_weight().to(self.dtype))
 
     def _begin(self, drawn: bool) -> None:
         """As many warps add up x² as after each step, so that a step is the same whether a graph begins with it."""
@@ -377,8 +410,8 @@ class Decoder:
         config, head, rows = self.model.config, self.model.lm_head, self.rows
         C, eps = config.hidden_size, config.rms_norm_eps
         words = words_of(head)
-        if words is None:
-            parts = (head.weight,) * 5
+        if words is None or self.unpacks:
+            parts = (self._weight(head),) * 5
         else:
             groups = words.words if self.few else self._matrix(head, 0)[1]
             parts = words.words, words.zeros, words.scales, groups, _order(words)

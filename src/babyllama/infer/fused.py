@@ -1,7 +1,7 @@
 """FusedStep: a step of all rows on a GPU, several tokens as one graph, by the kernels where they compute the model.
 
 What they do not compute (adapters, other packed weights, float32, penalties, masks, log-probabilities) goes the model's
-own way. Not here: how the kernels are launched (decoding.py, single.py), prompts, when an answer ends (engine.py).
+own way. Not here: how the kernels are launched (decoding.py, few.py), prompts, when an answer ends (engine.py).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from babyllama.hardware import ampere
 from babyllama.infer.choosing import Uses
 from babyllama.infer.decoding import CANDIDATES, Decoder, bits_of, drawing
+from babyllama.infer.few import decoder_of
 from babyllama.infer.rows import Rows, Sampled
-from babyllama.infer.single import decoder_of
 from babyllama.infer.step import Recorder, Step, power
 from babyllama.model.cache import KVCache
 from babyllama.model.mlp import SwiGLU
@@ -84,7 +84,6 @@ class FusedStep:
         self.model, self.rows, self.cache, self.other = model, rows, cache, other
         self.versions, self.record = (0, 0), Recorder()
         self.decoders: dict[int, Decoder] = {}
-        self.laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, which: slice, end: int, uses: Uses, limit: int) -> Sampled:
         if not plain(uses) or which.start != 0:
@@ -99,8 +98,7 @@ class FusedStep:
             self.versions = self.rows.version, self.cache.version
         count = min(self.rows.count, power(rows))
         if count not in self.decoders:
-            self.decoders[count] = decoder_of(self.model, self.rows, self.cache, count, record=self.record,
-                                              laid=self.laid)  # fmt: skip
+            self.decoders[count] = decoder_of(self.model, self.rows, self.cache, count, record=self.record)
         return self.decoders[count]
 
     def warm(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from babyllama.infer.decoding import Decoder, tiles_for
 from babyllama.infer.fused import suits
@@ -31,9 +31,8 @@ class Reader:
     and cache, whose tensors its graphs read.
     """
 
-    def __init__(self, model: Transformer, rows: Rows, cache: KVCache, record: Recorder,
-                 laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]]) -> None:  # fmt: skip
-        self.model, self.rows, self.cache, self.record, self.laid = model, rows, cache, record, laid
+    def __init__(self, model: Transformer, rows: Rows, cache: KVCache, record: Recorder) -> None:
+        self.model, self.rows, self.cache, self.record = model, rows, cache, record
         self.works = suits(model, cache)
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
         self.decoders: dict[tuple[int, int], tuple[Decoder, Tensor]] = {}
@@ -69,8 +68,7 @@ class Reader:
         if (T, B) not in self.decoders:
             inputs = torch.zeros(3 * T + B, dtype=torch.int64, device=self.rows.device)
             tokens, places, rows = inputs[: 3 * T].view(3, T).unbind()
-            decoder = Decoder(self.model, self.rows, self.cache, T, tiles_for(T), laid=self.laid,
-                              fed=(tokens, places, rows))  # fmt: skip
+            decoder = Decoder(self.model, self.rows, self.cache, T, tiles_for(T), fed=(tokens, places, rows))
             self.decoders[T, B] = decoder, inputs
         return self.decoders[T, B]
 
@@ -88,8 +86,7 @@ class Passes:
 
     def __init__(self, model: Transformer, rows: Rows, cache: KVCache) -> None:
         self.model, self.rows, self.cache, self.record = model, rows, cache, Recorder()
-        self.laid: dict[tuple[nn.Module, int], tuple[Tensor, Tensor]] = {}  # of packed matrices; see Decoder
-        self.versions, self.reader = (0, 0), Reader(model, rows, cache, self.record, self.laid)
+        self.versions, self.reader = (0, 0), Reader(model, rows, cache, self.record)
         self.graphs: dict[tuple[int, int, int, str | None], tuple[torch.cuda.CUDAGraph, Tensor] | None] = {}
         self.inputs: dict[tuple[int, int], Tensor] = {}  # of graphs that take B pieces of T tokens
 
@@ -130,7 +127,7 @@ class Passes:
         versions = self.rows.version, self.cache.version
         if self.versions != versions:  # the graphs read tensors that are gone
             self.graphs, self.record, self.versions = {}, Recorder(), versions
-            self.reader = Reader(self.model, self.rows, self.cache, self.record, self.laid)
+            self.reader = Reader(self.model, self.rows, self.cache, self.record)
 
     def _run(self, fed: Tensor, T: int, end: int, adapter: str | None) -> Tensor:
         """fed (B, T + 3): tokens, the number of the first in its text, the row, the last one's place."""

@@ -1,15 +1,17 @@
 # ruff: noqa: RUF005, for Triton takes no stars in tuples
-"""Triton kernels of one row alone: five a layer and the head. Their twins in kernels.py say what they compute.
+"""Triton kernels of a few rows: five a layer and the head. Their twins in kernels.py say what they compute.
 
-A step of one row waits for instructions and for memory's answers, not for bytes: what a kernel does after its wait
+A step of few rows waits for instructions and for memory's answers, not for bytes: what a kernel does after its wait
 counts. So before it the weights lie in registers as tensor cores take them, eight outputs a tile; after it all inputs
-are loaded at once, and one instruction multiplies eight weights a thread. They are in Gluon, Triton's own language in
-which a program says what each thread holds; the shapes of this file (W warps, g = lane // 4, t = lane % 4):
+are loaded at once, and one instruction multiplies eight weights a thread by four rows. They are in Gluon, Triton's own
+language in which a program says what each thread holds; the shapes of this file (ROWS of the batch and R, the next
+power of two; W warps, g = lane // 4, t = lane % 4):
 
 - A matrix' inputs are shared out by PIECES, pairs (first input, S): each warp has S inputs in a row of each.
 - A tile is 8 outputs times a warp's S inputs; lane 4·g + t has output g, and of each 32 inputs 8·t to 8·t + 7.
-- Tensor cores multiply 16 rows by 8 columns. Both rows of an output, g and 8 + g, have half of its inputs, and the even
-  and odd columns the halves of the one vector; what else they compute is not used.
+- Tensor cores multiply 16 rows by 8 columns. Both rows of an output, g and 8 + g, have half of its inputs, and the
+  columns 2·m and 2·m + 1 the halves of the batch's row m, of four; two of the four products that come of it are used.
+- With one or two rows the four are the same ones again.
 
 In one file although it is long: kernels and layouts stand for each other. Imported only where there is a GPU.
 """
@@ -20,7 +22,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-# Codes m and m + 4 of a word, for m = 0 to 3, which `single.in_tiles` makes neighbours: zero − code as exact halves,
+# Codes m and m + 4 of a word, for m = 0 to 3, which `few.in_tiles` makes neighbours: zero − code as exact halves,
 # for bits behind a power of two are a whole number. In one piece, since a compiler takes the halves apart.
 _FOUR = """{{
     .reg .b32 w<4>, minus;
@@ -61,6 +63,8 @@ _EIGHT = """{{
 }}"""
 EIGHT = gl.constexpr({gl.bfloat16: _EIGHT.format(kind="bf16"), gl.float16: _EIGHT.format(kind="f16")})
 
+ROOM = gl.constexpr(1024)  # behind a row that is read in another order, where pieces go on: eight warps' largest tiles
+
 
 # ── layouts ────────────────────────────────────────────────────────────────────────────────────────────────────────
 @gluon.constexpr_function
@@ -95,46 +99,70 @@ def _rows(W, n, D):
 
 
 @gluon.constexpr_function
-def _columns(W, S, ordered):
-    """(W, 4, S inputs): pairs of columns, which are alike. Of each eight inputs the even column has the pairs 0 and 2,
-    the odd one 1 and 3. Ordered: they lie as `_place` says, what a thread takes side by side."""
+def _columns(W, S, rows, ordered):
+    """(W, 4 / rows, rows, S inputs), rows 1, 2 or 4: pairs of columns. Of each eight inputs the even column has the
+    pairs 0 and 2, the odd one 1 and 3. Ordered: they lie as `_place` says, what a thread takes side by side."""
     if ordered:
         own, lanes = _powers(S // 8), [S // 4, S // 2, S // 8]
     else:
         own, lanes = [1, 4, *_powers(S)[5:]], [8, 16, 2]
-    return gl.DistributedLinearLayout(_along(3, 2, *own), _along(3, 2, *lanes) + _along(3, 1, 1, 2),
-                                      _along(3, 0, *_powers(W)), [], [W, 4, S])  # fmt: skip
+    pairs = _along(4, 2, *_powers(rows)) + _along(4, 1, *_powers(4 // rows))
+    return gl.DistributedLinearLayout(_along(4, 3, *own), _along(4, 3, *lanes) + pairs, _along(4, 0, *_powers(W)), [],
+                                      [W, 4 // rows, rows, S])  # fmt: skip
 
 
 @gluon.constexpr_function
-def _in_a_row(W, S):
-    """(W · S,): what a thread has of them by `_columns`, not ordered."""
-    return gl.DistributedLinearLayout(_along(1, 0, 1, 4, *_powers(S)[5:]), _along(1, 0, 8, 16, 2, 0, 0),
-                                      _along(1, 0, *[S * power for power in _powers(W)]), [], [W * S])  # fmt: skip
+def _in_a_row(W, S, rows):
+    """(rows, W · S): what a thread has of them by `_columns`, not ordered."""
+    pairs = (_along(2, 0, *_powers(rows)) + [[0, 0]] * 2)[:2]
+    return gl.DistributedLinearLayout(_along(2, 1, 1, 4, *_powers(S)[5:]), _along(2, 1, 8, 16, 2) + pairs,
+                                      _along(2, 1, *[S * power for power in _powers(W)]), [],
+                                      [rows, W * S])  # fmt: skip
 
 
 @gluon.constexpr_function
 def _products(W):
-    """(W, 8 outputs, 4 times the same)."""
+    """(W, 8 outputs, 4 rows)."""
     return gl.DistributedLinearLayout([], _along(3, 2, 1, 2) + _along(3, 1, 1, 2, 4), _along(3, 0, *_powers(W)), [],
                                       [W, 8, 4])  # fmt: skip
 
 
 @gluon.constexpr_function
-def _sums(tiles, W, own):
-    """(tiles, W, 8, 1): what all warps found of an output is one thread's, own: the same output of all tiles is. Every
-    warp has all of it."""
-    number, output = _along(4, 0, *_powers(tiles)), _along(4, 2, 1, 2, 4)
-    lanes = output if own else output + number
-    lanes, more = (lanes + [[0] * 4] * 2)[:5], number if own else lanes[5:]
-    return gl.DistributedLinearLayout(_along(4, 1, *_powers(W)) + more, lanes, _nothing(4, W), [], [tiles, W, 8, 1])
+def _dealt(rank, W, outputs, rows):
+    """Who has which of some outputs of all rows: registers, lanes, warps. Lanes have the outputs, warps the rows; the
+    last lanes, where they are left, more rows; a thread the rest."""
+    room = len(_powers(W))
+    left = max(0, 5 - len(outputs))
+    more, rest = rows[room : room + left], rows[room + left :]
+    lanes = outputs[:5] + [[0] * rank] * (left - len(more)) + more
+    return outputs[5:] + rest, lanes, (rows + [[0] * rank] * room)[:room]
 
 
 @gluon.constexpr_function
-def _spread(n, W):
-    """(n,) over the lanes, every warp alike: outputs as `_sums` leaves them."""
-    lanes = (_along(1, 0, *_powers(n)) + [[0]] * 5)[:5]
-    return gl.DistributedLinearLayout(_along(1, 0, *_powers(n)[5:]), lanes, _nothing(1, W), [], [n])
+def _sums(tiles, W, R, own):
+    """(tiles, W, 8, R): what all warps found of an output is one thread's, own: the same output of all tiles is."""
+    number, output = _along(4, 0, *_powers(tiles)), _along(4, 2, 1, 2, 4)
+    registers, lanes, warps = _dealt(4, W, output if own else output + number, _along(4, 3, *_powers(R)))
+    registers = _along(4, 1, *_powers(W)) + (number if own else []) + registers
+    return gl.DistributedLinearLayout(registers, lanes, warps, [], [tiles, W, 8, R])
+
+
+@gluon.constexpr_function
+def _spread(n, R, W):
+    """(n, R): outputs as `_sums` leaves them."""
+    registers, lanes, warps = _dealt(2, W, _along(2, 0, *_powers(n)), _along(2, 1, *_powers(R)))
+    return gl.DistributedLinearLayout(registers, lanes, warps, [], [n, R])
+
+
+@gluon.constexpr_function
+def _beside(n, R, W, parts):
+    """(parts, R), of which a sum over the parts is where n outputs of a row are by `_spread`. Parts have lanes side by
+    side: the compiler adds up no others rightly."""
+    registers, lanes, warps = _dealt(2, W, [[0, 0]] * min(5, len(_powers(n))), _along(2, 1, *_powers(R)))
+    bits, free = _along(2, 0, *_powers(parts)), lanes.count([0, 0])
+    own = max(0, len(bits) - free)
+    lanes = (bits[own:] + [[0, 0]] * free)[:free] + lanes[free:]
+    return gl.DistributedLinearLayout(bits[:own] + registers, lanes, warps, [], [parts, R])
 
 
 @gluon.constexpr_function
@@ -285,7 +313,7 @@ def _end(pieces, W):
 
 @gluon.jit
 def _stored(w, both, block, PIECES: gl.constexpr, piece: gl.constexpr, W: gl.constexpr, BITS: gl.constexpr):
-    """A piece of block `block` as `single.in_tiles` left it: words by `_in_words`, scale and zero of a group (W, 8)."""
+    """A piece of block `block` as `few.in_tiles` left it: words by `_in_words`, scale and zero of a group (W, 8)."""
     S: gl.constexpr = PIECES[piece][1]
     T: gl.constexpr = BITS // 4
     n: gl.constexpr = S // 32 * T
@@ -362,10 +390,12 @@ def _held(w, both, row, block, k: gl.constexpr, PIECES: gl.constexpr, W: gl.cons
 # ── inputs and products ────────────────────────────────────────────────────────────────────────────────────────────
 @gluon.jit
 def _right(values, ORDERED: gl.constexpr):
-    """Values (W, S) of the same inputs as the tensor cores' right side."""
+    """Values (W, rows, S) of the same inputs, of up to four rows, as the tensor cores' right side."""
     W: gl.constexpr = values.shape[0]
-    S: gl.constexpr = values.shape[1]
-    values, _ = gl.broadcast(values[:, None, :], gl.zeros([W, 4, S], values.dtype, _columns(W, S, ORDERED)))
+    rows: gl.constexpr = values.shape[1]
+    S: gl.constexpr = values.shape[2]
+    every = gl.zeros([W, 4 // rows, rows, S], values.dtype, _columns(W, S, rows, ORDERED))
+    values, _ = gl.broadcast(values[:, None, :, :], every)
     if ORDERED:
         values = gl.reshape(values, [W, 4, 4, 2, S // 32, 2, 2])  # m, t, c, i, b, l
         values = gl.permute(values, [0, 4, 5, 2, 6, 1, 3])
@@ -376,42 +406,72 @@ def _right(values, ORDERED: gl.constexpr):
     return gl.convert_layout(values, gl.DotOperandLayout(1, _cores(W), 2), assert_trivial=True)
 
 
+@gluon.constexpr_function
+def _power(rows):
+    """The layouts' rows: the last one stands for those that there are not."""
+    return 1 << (rows - 1).bit_length()
+
+
+@gluon.constexpr_function
+def _fours(rows):
+    """What the tensor cores take at a time: (first row, rows)."""
+    return tuple((first, min(4, _power(rows) - first)) for first in range(0, rows, 4))
+
+
 @gluon.jit
-def _inputs(y, k: gl.constexpr, PIECES: gl.constexpr, W: gl.constexpr, ORDERED: gl.constexpr):
-    """What the tiles are multiplied by, of y (k,). ORDERED: y lies as `_place` says, zeros where k ends."""
+def _row(ROWS: gl.constexpr, of: gl.constexpr):
+    """Numbers of all rows in layout `of`."""
+    return gl.minimum(gl.arange(0, _power(ROWS), of), ROWS - 1)
+
+
+@gluon.jit
+def _inputs(y, k: gl.constexpr, PIECES: gl.constexpr, W: gl.constexpr, ORDERED: gl.constexpr, ROWS: gl.constexpr):
+    """What the tiles are multiplied by, of y (ROWS, k): all pieces of four rows, then those of the next. ORDERED: y
+    lies as `_place` says, ROOM more in a row, zeros where k ends."""
     found = ()
-    for piece in gl.static_range(len(PIECES)):
-        found = found + (_right(_piece(y, PIECES[piece][0], k, W, PIECES[piece][1], ORDERED), ORDERED),)
+    for four in gl.static_range(len(_fours(ROWS))):
+        for piece in gl.static_range(len(PIECES)):
+            part = _piece(y, PIECES[piece][0], k, W, PIECES[piece][1], ORDERED, ROWS, four)
+            found = found + (_right(part, ORDERED),)
     return found
 
 
 @gluon.jit
-def _piece(y, start: gl.constexpr, k: gl.constexpr, W: gl.constexpr, S: gl.constexpr, ORDERED: gl.constexpr):
-    """Each warp's S values from `start` on, (W, S)."""
-    of: gl.constexpr = gl.SliceLayout(1, _columns(W, S, ORDERED))
-    at = start + gl.arange(0, W, gl.SliceLayout(1, of))[:, None] * S + gl.arange(0, S, gl.SliceLayout(0, of))[None, :]
+def _piece(y, start: gl.constexpr, k: gl.constexpr, W: gl.constexpr, S: gl.constexpr, ORDERED: gl.constexpr,
+           ROWS: gl.constexpr, four: gl.constexpr):  # fmt: skip
+    """Each warp's S values from `start` on of up to four rows, (W, rows, S)."""
+    rows: gl.constexpr = _fours(ROWS)[four][1]
+    of: gl.constexpr = gl.SliceLayout(1, _columns(W, S, rows, ORDERED))
+    at = start + gl.arange(0, W, gl.SliceLayout(1, gl.SliceLayout(2, of)))[:, None, None] * S
+    at += gl.arange(0, S, gl.SliceLayout(0, gl.SliceLayout(1, of)))[None, None, :]
+    row = _fours(ROWS)[four][0] + gl.arange(0, rows, gl.SliceLayout(0, gl.SliceLayout(2, of)))[None, :, None]
+    y += gl.minimum(row, ROWS - 1) * (k + ROOM if ORDERED else k)
     if start + W * S > k and not ORDERED:
         return _now(gl.load(y + at, mask=at < k, other=0.0))
     return _now(gl.load(y + at))
 
 
 @gluon.jit
-def _inputs_of(room, PIECES: gl.constexpr, W: gl.constexpr):
+def _inputs_of(room, PIECES: gl.constexpr, W: gl.constexpr, ROWS: gl.constexpr):
     """The same of values in shared memory, in their order."""
     found = ()
-    for piece in gl.static_range(len(PIECES)):
-        found = found + (_right(_piece_of(room, PIECES[piece][0], W, PIECES[piece][1]), False),)
+    for four in gl.static_range(len(_fours(ROWS))):
+        for piece in gl.static_range(len(PIECES)):
+            part = _piece_of(room, PIECES[piece][0], W, PIECES[piece][1], ROWS, four)
+            found = found + (_right(part, False),)
     return found
 
 
 @gluon.jit
-def _piece_of(room, start: gl.constexpr, W: gl.constexpr, S: gl.constexpr):
-    found = gl.reshape(room.slice(start, W * S).load(_in_a_row(W, S)), [W, S])
-    return gl.convert_layout(found, gl.SliceLayout(1, _columns(W, S, False)), assert_trivial=True)
+def _piece_of(room, start: gl.constexpr, W: gl.constexpr, S: gl.constexpr, ROWS: gl.constexpr, four: gl.constexpr):
+    rows: gl.constexpr = _fours(ROWS)[four][1]
+    found = room.slice(_fours(ROWS)[four][0], rows, 0).slice(start, W * S, 1).load(_in_a_row(W, S, rows))
+    found = gl.permute(gl.reshape(found, [rows, W, S]), [1, 0, 2])
+    return gl.convert_layout(found, gl.SliceLayout(1, _columns(W, S, rows, False)), assert_trivial=True)
 
 
 @gluon.jit
-def _place(block, PIECES: gl.constexpr, W: gl.constexpr):
+def _place(block, PIECES: gl.constexpr, of: gl.constexpr):
     """Where numbers 8 · block to 8 · block + 7 lie for who reads them by PIECES, (8,): of a warp's numbers those at
     i, t, b, c, l (as bits) lie at t, c, i, b, l."""
     start, size = block * 0, block * 0 + 32
@@ -420,26 +480,31 @@ def _place(block, PIECES: gl.constexpr, W: gl.constexpr):
         size = gl.where(block * 8 >= PIECES[piece][0], PIECES[piece][1], size)
     of_warp = (block * 8 - start) % size
     first = block * 8 - of_warp + of_warp // 8 % 4 * (size // 4) + of_warp // 32 * 4
-    number = gl.arange(0, 8, _spread(8, W))
+    number = gl.arange(0, 8, of)
     return _now(first + number // 2 % 2 * (size // 8) + number // 4 * 2 + number % 2)
 
 
 @gluon.jit
 def _multiplied(tiles, scales, values, PIECES: gl.constexpr, W: gl.constexpr, BITS: gl.constexpr):
-    """The tiles times their inputs: each warp's part of eight sums, (W, 8, 4), four times the same."""
-    total = gl.zeros([W, 8, 4], gl.float32, _products(W))
-    for piece in gl.static_range(len(PIECES)):
-        found = mma_v2(tiles[piece], values[piece], gl.zeros([W, 16, 8], gl.float32, _cores(W)))
-        found = gl.permute(gl.reshape(found, [W, 2, 8, 4, 2]), [0, 2, 3, 1, 4])  # W, g, m, row's half, column's half
-        even, odd = gl.split(found)
-        first, _ = gl.split(even)
-        _, second = gl.split(odd)
-        found = gl.convert_layout(first + second, _products(W), assert_trivial=True)
-        if BITS == 0:
-            total += found
-        else:
-            total += found * scales[piece]
-    return total
+    """The tiles times their inputs: each warp's part of eight sums of all rows, (W, 8, 4 or more)."""
+    sums = ()
+    for four in gl.static_range(len(values) // len(PIECES)):
+        total = gl.zeros([W, 8, 4], gl.float32, _products(W))
+        for piece in gl.static_range(len(PIECES)):
+            right = values[four * len(PIECES) + piece]
+            found = mma_v2(tiles[piece], right, gl.zeros([W, 16, 8], gl.float32, _cores(W)))
+            found = gl.permute(gl.reshape(found, [W, 2, 8, 4, 2]), [0, 2, 3, 1, 4])  # W, g, m, row's, column's half
+            even, odd = gl.split(found)
+            first, _ = gl.split(even)
+            _, second = gl.split(odd)
+            found = gl.convert_layout(first + second, _products(W), assert_trivial=True)
+            if BITS == 0:
+                total += found
+            else:
+                total += found * scales[piece]
+        sums = sums + (total,)
+    many: gl.constexpr = len(sums)
+    return gl.reshape(gl.permute(gl.reshape(_stacked(sums), [W, 8, 4, many]), [0, 1, 3, 2]), [W, 8, 4 * many])
 
 
 @gluon.jit
@@ -455,50 +520,58 @@ def _stacked(parts):
 
 
 @gluon.jit
-def _added(parts, OWN: gl.constexpr, W: gl.constexpr):
-    """All warps' parts of so many tiles, (W, 8, 4) each, together: (tiles, 8), by `_sums`."""
+def _added(parts, OWN: gl.constexpr, W: gl.constexpr, R: gl.constexpr):
+    """All warps' parts of so many tiles, (W, 8, R or more) each, together: (tiles, 8, R), by `_sums`."""
     tiles: gl.constexpr = len(parts)
-    stacked = gl.permute(gl.reshape(_stacked(parts), [W, 8, 4, tiles]), [3, 0, 1, 2])
-    room = gl.allocate_shared_memory(gl.float32, [tiles, W, 8, 4], _flat(4), stacked)
-    return gl.reshape(gl.sum(room.slice(0, 1, 3).load(_sums(tiles, W, OWN)), 1), [tiles, 8])
+    many: gl.constexpr = parts[0].shape[2]
+    stacked = gl.permute(gl.reshape(_stacked(parts), [W, 8, many, tiles]), [3, 0, 1, 2])
+    room = gl.allocate_shared_memory(gl.float32, [tiles, W, 8, many], _flat(4), stacked)
+    return gl.sum(room.slice(0, R, 3).load(_sums(tiles, W, R, OWN)), 1)
 
 
 @gluon.jit
-def _eight(parts, W: gl.constexpr):
-    """Of one tile, (8,)."""
-    return gl.convert_layout(gl.reshape(_added((parts,), True, W), [8]), _spread(8, W), assert_trivial=True)
+def _eight(parts, W: gl.constexpr, R: gl.constexpr):
+    """Of one tile, (8, R)."""
+    found = gl.reshape(_added((parts,), True, W, R), [8, R])
+    return gl.convert_layout(found, _spread(8, R, W), assert_trivial=True)
 
 
 @gluon.jit
-def _eight_of_both(first, second, W: gl.constexpr):
-    """Of two, (8,) each, of which a thread has the same output."""
-    a, b = gl.split(gl.permute(_added((first, second), True, W), [1, 0]))
-    return (gl.convert_layout(a, _spread(8, W), assert_trivial=True),
-            gl.convert_layout(b, _spread(8, W), assert_trivial=True))  # fmt: skip
+def _eight_of_both(first, second, W: gl.constexpr, R: gl.constexpr):
+    """Of two, (8, R) each, of which a thread has the same output."""
+    a, b = gl.split(gl.permute(_added((first, second), True, W, R), [1, 2, 0]))
+    return (gl.convert_layout(a, _spread(8, R, W), assert_trivial=True),
+            gl.convert_layout(b, _spread(8, R, W), assert_trivial=True))  # fmt: skip
 
 
 @gluon.jit
-def _squares(squares, PARTS: gl.constexpr):
-    """The parts of the row's Σ x²."""
-    return _now(gl.load(squares + gl.arange(0, PARTS, _spread(PARTS, gl.num_warps()))))
+def _squares(squares, PARTS: gl.constexpr, n: gl.constexpr, W: gl.constexpr, ROWS: gl.constexpr):
+    """The parts of each row's Σ x², (PARTS, R), beside n outputs."""
+    of: gl.constexpr = _beside(n, _power(ROWS), W, PARTS)
+    part, row = gl.arange(0, PARTS, gl.SliceLayout(1, of))[:, None], _row(ROWS, gl.SliceLayout(0, of))[None, :]
+    return _now(gl.load(squares + row * PARTS + part))
 
 
 @gluon.jit
-def _factor(squares, eps, C: gl.constexpr):
-    """1 / rms, by which sums of x times the norm's weight are multiplied: they need not wait for it."""
-    return gl.rsqrt(gl.sum(squares, 0) / C + eps)
+def _factor(squares, eps, C: gl.constexpr, n: gl.constexpr, W: gl.constexpr):
+    """1 / rms of each row (1, R), by which sums of x times the norm's weight are multiplied: they need not wait."""
+    of: gl.constexpr = gl.SliceLayout(0, _spread(n, squares.shape[1], W))
+    return gl.convert_layout(gl.rsqrt(gl.sum(squares, 0) / C + eps), of, assert_trivial=True)[None, :]
 
 
 # ── kernels ────────────────────────────────────────────────────────────────────────────────────────────────────────
 @gluon.jit(do_not_specialize=["B"])
 def project(y, squares, wq, wk, wv, words, both, cos, sin, positions, q, keys, values, B, slots, eps, C: gl.constexpr,
             D: gl.constexpr, H: gl.constexpr, K: gl.constexpr, PARTS: gl.constexpr, PIECES: gl.constexpr,
-            W: gl.constexpr, BITS: gl.constexpr, FIRST: gl.constexpr, EARLY: gl.constexpr):  # fmt: skip
-    """y (C,) → q, rotated; k, rotated, and v into the cache. A program has 8 pairs (i, i + D/2) of a head. The FIRST of
-    a step finds y in its order, and lets `attend` start only when all before it has ended."""
+            W: gl.constexpr, BITS: gl.constexpr, ROWS: gl.constexpr, FIRST: gl.constexpr,
+            EARLY: gl.constexpr):  # fmt: skip
+    """y (ROWS, C) → q, rotated; k, rotated, and v into the cache. A program has 8 pairs (i, i + D/2) of a head. The
+    FIRST of a step finds y in its order, and lets `attend` start only when all before it has ended."""
     _start(EARLY and not FIRST)
     half: gl.constexpr = D // 2
     kind: gl.constexpr = y.dtype.element_ty
+    R: gl.constexpr = _power(ROWS)
+    of_outputs: gl.constexpr = gl.SliceLayout(1, _spread(8, R, W))
     block = gl.program_id(0)
     which, part = block // (half // 8), block % (half // 8)
     of = gl.where(which < H, 0, gl.where(which < H + K, 1, 2))
@@ -510,30 +583,31 @@ def project(y, squares, wq, wk, wv, words, both, cos, sin, positions, q, keys, v
         w = wv
     if BITS != 0:
         w = words
-    row = head * D + part * 8
-    lower, lower_scales = _held(w, both, row, 2 * block, C, PIECES, W, BITS, kind)
-    upper, upper_scales = _held(w, both, row + half, 2 * block + 1, C, PIECES, W, BITS, kind)
-    pairs = part * 8 + gl.arange(0, 8, _spread(8, W))
+    output = head * D + part * 8
+    lower, lower_scales = _held(w, both, output, 2 * block, C, PIECES, W, BITS, kind)
+    upper, upper_scales = _held(w, both, output + half, 2 * block + 1, C, PIECES, W, BITS, kind)
+    pairs = (part * 8 + gl.arange(0, 8, of_outputs))[:, None]
+    row = _row(ROWS, gl.SliceLayout(0, _spread(8, R, W)))[None, :]
     lower, upper = _halves(_wait_with(lower + upper, B, BITS, EARLY))
     _start(EARLY and FIRST)
-    given = _inputs(y, C, PIECES, W, not FIRST)
-    slot = _now(gl.load(positions).to(gl.int32))
-    c, s = _now(gl.load(cos + pairs)), _now(gl.load(sin + pairs))
-    parts = _squares(squares, PARTS)
+    given = _inputs(y, C, PIECES, W, not FIRST, ROWS)
+    slot = _now(gl.load(positions + row).to(gl.int32))
+    c, s = _now(gl.load(cos + row * half + pairs)), _now(gl.load(sin + row * half + pairs))
+    parts = _squares(squares, PARTS, 8, W, ROWS)
     _loaded(B, EARLY)
     if of == 2:
         c, s = gl.full_like(c, 1.0), gl.full_like(s, 0.0)
-    factor = _factor(parts, eps, C)
+    factor = _factor(parts, eps, C, 8, W)
     a, b = _eight_of_both(_multiplied(lower, lower_scales, given, PIECES, W, BITS),
-                          _multiplied(upper, upper_scales, given, PIECES, W, BITS), W)  # fmt: skip
+                          _multiplied(upper, upper_scales, given, PIECES, W, BITS), W, R)  # fmt: skip
     a, b = a * factor, b * factor
     a, b = a * c - b * s, b * c + a * s
-    at = q + head * D + pairs
+    at = q + (row * H + head) * D + pairs
     if of > 0:
         cache = keys
         if of == 2:
             cache = values
-        at = cache + (head * slots + slot) * D + pairs
+        at = cache + ((row * K + head).to(gl.int64) * slots + slot) * D + pairs
     gl.store(at, a.to(kind))
     gl.store(at + half, b.to(kind))
 
@@ -612,21 +686,22 @@ def _told_by(room, W: gl.constexpr, D: gl.constexpr):
 def attend(q, keys, values, positions, out, peaks, sums, B, slots, scale, D: gl.constexpr, H: gl.constexpr,
            K: gl.constexpr, STEP: gl.constexpr, SPLITS: gl.constexpr, W: gl.constexpr,
            EARLY: gl.constexpr):  # fmt: skip
-    """One token's attention; a program has a query head and a share of the slots, and holds before it waits what
-    earlier tokens left in the first STEP of them. As `kernels.attend_few`, but peaks (SPLITS, H) are of scores by
-    powers of two."""
+    """Each row's token's attention; a program has a query head and a share of the slots, and holds before it waits what
+    earlier tokens left in the first STEP of them. As `kernels.attend_few`, but peaks (rows, SPLITS, H) are of
+    scores by powers of two."""
     _start(EARLY)
     n: gl.constexpr = STEP // W
     kind: gl.constexpr = q.dtype.element_ty
     of_slots: gl.constexpr = gl.SliceLayout(2, _rows(W, n, D))
     of_query: gl.constexpr = gl.SliceLayout(1, _rows(W, 16, D))
     after: gl.constexpr = _gathered(W, D)
-    head, split = gl.program_id(0), gl.program_id(1)
-    newest = gl.load(positions, cache_modifier=".cg").to(gl.int32)
+    head, split, row = gl.program_id(0), gl.program_id(1), gl.program_id(2)
+    newest = gl.load(positions + row, cache_modifier=".cg").to(gl.int32)
     share = (newest // (SPLITS * STEP) + 1) * STEP
     first = split * share
     last = gl.minimum(newest, first + share)  # without the newest
-    base = (head // (H // K)) * slots * D
+    base = (row * K + head // (H // K)).to(gl.int64) * slots * D
+    q += row * (H * D)
     at = first + gl.arange(0, W, gl.SliceLayout(1, of_slots))[:, None] * n
     at += gl.arange(0, n, gl.SliceLayout(0, of_slots))[None, :]
     key = _kept(keys, base, at, last, D, W, n)
@@ -671,9 +746,9 @@ def attend(q, keys, values, positions, out, peaks, sums, B, slots, scale, D: gl.
     weight, mine = gl.exp2(peak - least), gl.exp2(own - least)
     total = gl.sum(weight * total, 0) + mine
     found = gl.sum(found * weight[:, None], 0) + mine * new_value
-    to = split * H + head
+    to = (row * SPLITS + split) * H + head
     if SPLITS == 1:
-        gl.store(out + head * D + across, (found / total).to(kind))
+        gl.store(out + to * D + across, (found / total).to(kind))
     else:
         gl.store(out + to * D + across, found)
         gl.store(peaks + to, top)
@@ -681,77 +756,93 @@ def attend(q, keys, values, positions, out, peaks, sums, B, slots, scale, D: gl.
 
 
 @gluon.jit
-def _left_by(parts, peaks, sums, D: gl.constexpr, H: gl.constexpr, HEADS: gl.constexpr, SPLITS: gl.constexpr):
-    """What `attend` left of its splits: peaks and sums (SPLITS, HEADS), values (SPLITS, HEADS, D), zero beyond H."""
-    layout: gl.constexpr = _shares(SPLITS, HEADS, D, gl.num_warps())
+def _left_by(parts, peaks, sums, D: gl.constexpr, H: gl.constexpr, HEADS: gl.constexpr, SPLITS: gl.constexpr,
+             ROWS: gl.constexpr):  # fmt: skip
+    """What `attend` left of its splits, heads of all rows side by side: peaks and sums (SPLITS, R · HEADS), values
+    (SPLITS, R · HEADS, D), zero beyond H."""
+    every: gl.constexpr = _power(ROWS) * HEADS
+    layout: gl.constexpr = _shares(SPLITS, every, D, gl.num_warps())
     of: gl.constexpr = gl.SliceLayout(2, layout)
-    split = gl.arange(0, SPLITS, gl.SliceLayout(1, of))[:, None]
-    head = gl.arange(0, HEADS, gl.SliceLayout(0, of))[None, :]
-    peak = gl.load(peaks + split * H + head, mask=head < H, other=0.0)
-    total = gl.load(sums + split * H + head, mask=head < H, other=1.0)
-    split = gl.arange(0, SPLITS, gl.SliceLayout(1, gl.SliceLayout(2, layout)))[:, None, None]
-    head = gl.arange(0, HEADS, gl.SliceLayout(0, gl.SliceLayout(2, layout)))[None, :, None]
-    place = gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, layout)))[None, None, :]
-    there = (head < H) & (split >= 0) & (place >= 0)
-    found = gl.load(parts + split * (H * D) + head * D + place, mask=there, other=0.0)
+    at, head = _of_heads(gl.arange(0, every, gl.SliceLayout(0, of)), H, HEADS, SPLITS, ROWS)
+    at = at[None, :] + gl.arange(0, SPLITS, gl.SliceLayout(1, of))[:, None] * H
+    there = (head < H)[None, :] & (at >= 0)
+    peak, total = gl.load(peaks + at, mask=there, other=0.0), gl.load(sums + at, mask=there, other=1.0)
+    number = gl.arange(0, every, gl.SliceLayout(0, gl.SliceLayout(2, layout)))
+    at, head = _of_heads(number, H, HEADS, SPLITS, ROWS)
+    at = at[None, :, None] + gl.arange(0, SPLITS, gl.SliceLayout(1, gl.SliceLayout(2, layout)))[:, None, None] * H
+    at = at * D + gl.arange(0, D, gl.SliceLayout(0, gl.SliceLayout(1, layout)))[None, None, :]
+    found = gl.load(parts + at, mask=(head < H)[None, :, None] & (at >= 0), other=0.0)
     return _now(peak), _now(total), _now(found)
 
 
 @gluon.jit
+def _of_heads(number, H: gl.constexpr, HEADS: gl.constexpr, SPLITS: gl.constexpr, ROWS: gl.constexpr):
+    """Where the first split of each (row, head) lies, and the head."""
+    head = number % HEADS
+    return gl.minimum(number // HEADS, ROWS - 1) * (SPLITS * H) + head, head
+
+
+@gluon.jit
 def _joined(peak, total, found):
-    """The splits put together, (HEADS · D,)."""
+    """The splits put together, (R · HEADS, D)."""
     weight = gl.exp2(peak - gl.max(peak, 0)[None, :])
     weight = weight / gl.sum(weight * total, 0)[None, :]
-    return gl.reshape(gl.sum(found * weight[:, :, None], 0), [found.shape[1] * found.shape[2]])
+    return gl.sum(found * weight[:, :, None], 0)
 
 
 @gluon.jit(do_not_specialize=["B"])
-def add(a, peaks, sums, w, both, x, norm, y, squares, B, k: gl.constexpr, D: gl.constexpr, H: gl.constexpr,
-        HEADS: gl.constexpr, PIECES: gl.constexpr, W: gl.constexpr, NEXT: gl.constexpr,
-        SPLITS: gl.constexpr, ORDERED: gl.constexpr, BITS: gl.constexpr, EARLY: gl.constexpr):  # fmt: skip
-    """x (C,) += a (k,) · w (C, k)ᵀ, eight of them a program, of attention's splits or, ORDERED, of what `widen` left;
-    and what the next norm needs: y, x times its weight, for who reads it by NEXT, and Σ x²."""
+def add(a, peaks, sums, w, both, x, norm, y, squares, B, k: gl.constexpr, C: gl.constexpr, D: gl.constexpr,
+        H: gl.constexpr, HEADS: gl.constexpr, PARTS: gl.constexpr, PIECES: gl.constexpr, W: gl.constexpr,
+        NEXT: gl.constexpr, SPLITS: gl.constexpr, ORDERED: gl.constexpr, BITS: gl.constexpr, ROWS: gl.constexpr,
+        EARLY: gl.constexpr):  # fmt: skip
+    """x (ROWS, C) += a (ROWS, k) · w (C, k)ᵀ, eight outputs a program, of attention's splits or, ORDERED, of what
+    `widen` left; and what the next norm needs: y, x times its weight, for who reads it by NEXT, and Σ x²."""
     _start(EARLY)
     kind: gl.constexpr = y.dtype.element_ty
+    R: gl.constexpr = _power(ROWS)
+    of_outputs: gl.constexpr = gl.SliceLayout(1, _spread(8, R, W))
     part = gl.program_id(0)
-    at = part * 8 + gl.arange(0, 8, _spread(8, W))
+    at = part * 8 + gl.arange(0, 8, of_outputs)
     tiles, scales = _held(w, both, part * 8, part, k, PIECES, W, BITS, kind)
-    gain, place = _now(gl.load(norm + at).to(gl.float32)), _place(part, NEXT, W)
+    gain, place = _now(gl.load(norm + at).to(gl.float32))[:, None], _place(part, NEXT, of_outputs)[:, None]
+    row = _row(ROWS, gl.SliceLayout(0, _spread(8, R, W)))
     tiles = _wait_with(tiles, B, BITS, EARLY)
-    before = _now(gl.load(x + at))
+    before = _now(gl.load(x + row[None, :] * C + at[:, None]))
     if SPLITS == 1:
-        given = _inputs(a, k, PIECES, W, ORDERED)
+        given = _inputs(a, k, PIECES, W, ORDERED, ROWS)
         _loaded(B, EARLY)
     else:
-        peak, total, found = _left_by(a, peaks, sums, D, H, HEADS, SPLITS)
+        peak, total, found = _left_by(a, peaks, sums, D, H, HEADS, SPLITS, ROWS)
         _loaded(B, EARLY)
-        room = gl.allocate_shared_memory(kind, [HEADS * D], _flat(1), _joined(peak, total, found).to(kind))
-        given = _inputs_of(room, PIECES, W)
-    found = before + _eight(_multiplied(tiles, scales, given, PIECES, W, BITS), W)
-    gl.store(x + at, found)
-    gl.store(y + place, (found * gain).to(kind))
-    gl.store(squares + part, gl.sum(found * found, 0))
+        found = gl.reshape(_joined(peak, total, found).to(kind), [R, HEADS * D])
+        given = _inputs_of(gl.allocate_shared_memory(kind, [R, HEADS * D], _flat(2), found), PIECES, W, ROWS)
+    found = before + _eight(_multiplied(tiles, scales, given, PIECES, W, BITS), W, R)
+    gl.store(x + row[None, :] * C + at[:, None], found)
+    gl.store(y + row[None, :] * (C + ROOM) + place, (found * gain).to(kind))
+    gl.store(squares + row * PARTS + part, gl.sum(found * found, 0))
 
 
 @gluon.jit(do_not_specialize=["B"])
-def widen(y, squares, gate, gg, up, gu, h, B, eps, C: gl.constexpr, PARTS: gl.constexpr, PIECES: gl.constexpr,
-          W: gl.constexpr, NEXT: gl.constexpr, BITS: gl.constexpr,
+def widen(y, squares, gate, gg, up, gu, h, B, eps, C: gl.constexpr, F: gl.constexpr, PARTS: gl.constexpr,
+          PIECES: gl.constexpr, W: gl.constexpr, NEXT: gl.constexpr, BITS: gl.constexpr, ROWS: gl.constexpr,
           EARLY: gl.constexpr):  # fmt: skip
-    """y (C,) → h (F,) = silu(x · gateᵀ) · (x · upᵀ), eight of them a program, for who reads it by NEXT."""
+    """y (ROWS, C) → h (ROWS, F) = silu(x · gateᵀ) · (x · upᵀ), eight a program, for who reads it by NEXT."""
     _start(EARLY)
     kind: gl.constexpr = y.dtype.element_ty
+    R: gl.constexpr = _power(ROWS)
     part = gl.program_id(0)
     gates, gate_scales = _held(gate, gg, part * 8, part, C, PIECES, W, BITS, kind)
     ups, up_scales = _held(up, gu, part * 8, part, C, PIECES, W, BITS, kind)
-    place = _place(part, NEXT, W)
+    at = _place(part, NEXT, gl.SliceLayout(1, _spread(8, R, W)))[:, None]
+    at += _row(ROWS, gl.SliceLayout(0, _spread(8, R, W)))[None, :] * (F + ROOM)
     gates, ups = _halves(_wait_with(gates + ups, B, BITS, EARLY))
-    given, parts = _inputs(y, C, PIECES, W, True), _squares(squares, PARTS)
+    given, parts = _inputs(y, C, PIECES, W, True, ROWS), _squares(squares, PARTS, 8, W, ROWS)
     _loaded(B, EARLY)
-    factor = _factor(parts, eps, C)
+    factor = _factor(parts, eps, C, 8, W)
     a, b = _eight_of_both(_multiplied(gates, gate_scales, given, PIECES, W, BITS),
-                          _multiplied(ups, up_scales, given, PIECES, W, BITS), W)  # fmt: skip
+                          _multiplied(ups, up_scales, given, PIECES, W, BITS), W, R)  # fmt: skip
     a, b = a * factor, b * factor
-    gl.store(h + place, (a / (1 + gl.exp(-a)) * b).to(kind))
+    gl.store(h + at, (a / (1 + gl.exp(-a)) * b).to(kind))
 
 
 @gluon.jit
@@ -785,30 +876,35 @@ def _made(tiles, groups, BITS: gl.constexpr, KIND: gl.constexpr):
 @gluon.jit(do_not_specialize=["B"])
 def predict(y, squares, w, both, rules, logits, best, places, masses, B, V, n, eps, C: gl.constexpr,
             PARTS: gl.constexpr, PIECES: gl.constexpr, W: gl.constexpr, TILES: gl.constexpr, BITS: gl.constexpr,
-            EARLY: gl.constexpr):  # fmt: skip
-    """y (C,) → logits (V,) float32, and each block of 8 · TILES in short, as `kernels.predict`."""
+            ROWS: gl.constexpr, EARLY: gl.constexpr):  # fmt: skip
+    """y (ROWS, C) → logits (ROWS, V) float32, and each block of 8 · TILES in short, as `kernels.predict`."""
     _start(EARLY)
-    R: gl.constexpr = 8 * TILES
+    N: gl.constexpr = 8 * TILES
+    R: gl.constexpr = _power(ROWS)
+    of: gl.constexpr = _spread(N, R, W)
     kind: gl.constexpr = y.dtype.element_ty
     block = gl.program_id(0)
     tiles, groups = (), ()
     for tile in gl.static_range(TILES):
-        found, beside = _waiting(w, both, block * R + tile * 8, block * TILES + tile, n, C, PIECES, W, BITS)
+        found, beside = _waiting(w, both, block * N + tile * 8, block * TILES + tile, n, C, PIECES, W, BITS)
         tiles, groups = tiles + (found,), groups + (beside,)
-    outputs, heat = block * R + gl.arange(0, R, _spread(R, W)), gl.load(rules)
+    row = _row(ROWS, gl.SliceLayout(0, of))
+    outputs, heat = (block * N + gl.arange(0, N, gl.SliceLayout(1, of)))[:, None], gl.load(rules + row * 7)
+    to = row * gl.num_programs(0) + block
     _wait(B, EARLY)
-    given, parts = _inputs(y, C, PIECES, W, True), _squares(squares, PARTS)
+    given, parts = _inputs(y, C, PIECES, W, True, ROWS), _squares(squares, PARTS, N, W, ROWS)
     _loaded(B, EARLY)
-    factor = _factor(parts, eps, C)
+    factor = _factor(parts, eps, C, N, W)
     found = ()
     for tile in gl.static_range(TILES):
         made, scales = _made(tiles[tile], groups[tile], BITS, kind)
         found = found + (_multiplied(made, scales, given, PIECES, W, BITS),)
-    scores = gl.convert_layout(gl.reshape(_added(found, False, W), [R]), _spread(R, W), assert_trivial=True) * factor
-    gl.store(logits + outputs, scores, mask=outputs < V)
+    scores = gl.reshape(_added(found, False, W, R), [N, R])
+    scores = gl.convert_layout(scores, of, assert_trivial=True) * factor
+    gl.store(logits + row[None, :] * V + outputs, scores, mask=outputs < V)
     scores = gl.where(outputs < V, scores, float("-inf"))
     top = gl.max(scores, 0)
-    gl.store(best + block, top)
-    gl.store(places + block, gl.min(gl.where(scores == top, outputs, 2147483647), 0))
+    gl.store(best + to, top)
+    gl.store(places + to, gl.min(gl.where(scores == top[None, :], outputs, 2147483647), 0))
     cold = gl.where(heat > 0, 1 / gl.where(heat > 0, heat, 1.0), 1.0)
-    gl.store(masses + block, gl.sum(gl.exp((scores - top) * cold), 0))  # where NaN shows, too
+    gl.store(masses + to, gl.sum(gl.exp((scores - top[None, :]) * cold[None, :]), 0))  # where NaN shows, too

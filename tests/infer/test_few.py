@@ -1,4 +1,4 @@
-"""What one row's kernels read, and which models they suit; the kernels themselves: test_single_kernels.py."""
+"""What a few rows' kernels read, and which models they suit; the kernels themselves: test_few_kernels.py."""
 
 from itertools import product
 
@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_fused_decoding import config
 
-from babyllama.infer.single import SIZES, in_tiles, pieces, suits
+from babyllama.infer.few import SIZES, in_tiles, pieces, suits
+from babyllama.model.config import ModelConfig
 from babyllama.model.surgery import Words
+from babyllama.model.transformer import Transformer
 from conftest import sharp_model
 
 
@@ -60,7 +62,18 @@ def test_tiles_hold_each_code_where_its_thread_looks_for_it(bits, inputs, warps,
     assert at == laid.shape[1]
 
 
-def test_models_that_they_do_not_suit_have_the_kernels_of_any_few_rows():
-    assert suits(sharp_model(config(hidden_size=128, intermediate_size=352)))
+def test_models_and_numbers_of_rows_that_they_do_not_suit():
+    small = {"hidden_size": 128, "intermediate_size": 352}
+    assert suits(sharp_model(config(**small)), 1) and suits(sharp_model(config(**small)), 16)
+    assert not suits(sharp_model(config(**small)), 17)
     for other in ({"hidden_size": 96}, {"intermediate_size": 360}, {"hidden_size": 64}):  # heads of 24; 8 over; of 16
-        assert not suits(sharp_model(config(**{"hidden_size": 128, "intermediate_size": 352, **other})))
+        assert not suits(sharp_model(config(**small | other)), 1)
+
+
+@pytest.mark.parametrize(("sizes", "most"), [((1024, 2752), 16), ((2048, 5504), 4), ((4096, 8192), 1), ((8192, 352), 0),
+                                             ((128, 8224), 0)])  # fmt: skip
+def test_wide_models_leave_room_for_fewer_rows(sizes, most):
+    with torch.device("meta"):
+        shape = config(hidden_size=sizes[0], intermediate_size=sizes[1], num_attention_heads=sizes[0] // 64 or 1)
+        model = Transformer(ModelConfig.model_validate({**shape.model_dump(), "num_key_value_heads": 1}))
+    assert max([count for count in (1, 2, 4, 8, 16) if suits(model, count)], default=0) == most

@@ -268,6 +268,24 @@ def test_a_piped_line_of_other_bytes_is_named_and_the_next_is_answered(monkeypat
     assert "as GBK (GB18030) it reads '你好': set PYTHONIOENCODING=gb18030" in said.err
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_what_is_piped(monkeypatch, capsys, encoding):
+    """As Windows' editor and PowerShell write files."""
+    typed = "".join(f"{question}\r\n" for question, _ in CHATS[:2]).encode(encoding)
+    stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(typed)), "utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdin", stream)
+    terminal.talk(conversation(), lambda path: pytest.fail("opens another model"))
+    assert capsys.readouterr().out.splitlines() == [answer for _, answer in CHATS[:2]]
+
+
+def test_piped_utf_16_without_a_mark_is_not_asked(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"a\0b\0\n\0{CHATS[0][0]}\n{CHATS[0][0]}\n"))
+    with pytest.raises(SystemExit, match="2"):
+        terminal.talk(conversation(), lambda path: pytest.fail("opens another model"))
+    said = capsys.readouterr()
+    assert said.out == CHATS[0][1] + "\n" and said.err.count("as text in UTF-16 does: save it as UTF-8") == 2
+
+
 def test_an_answer_that_is_cut_off_says_by_what(capsys):
     """The longest answer, or the end of the context: logit bias keeps the end token away."""
     never = Sampling(temperature=0, logit_bias=dict.fromkeys(small_tokenizer().stop_ids, -100.0))

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 
 from rich.console import Console
 
 from babyllama.amounts import amount
+from babyllama.data.sources.encodings import marked
 from babyllama.errors import InputError, at_home
 from babyllama.infer.engine import Engine
 from babyllama.interrupts import Stopper, came_of
@@ -67,7 +69,7 @@ class Talk:
         refused = 0
         for remark in remarks:
             self.note(remark)
-        for line in map(slashed, map(str.strip, self._typed() if self.read else sys.stdin)):
+        for line in map(slashed, map(str.strip, self._typed() if self.read else _piped())):
             if line in QUITS:
                 break
             try:
@@ -85,6 +87,8 @@ class Talk:
     def _take(self, line: str) -> None:
         if line.startswith("/"):
             self.note(run_command(self, line))
+        elif "\0" in line:
+            raise InputError("not asked, for it holds bytes of zero, as text in UTF-16 does: save it as UTF-8")
         elif any("\ud800" <= character <= "\udfff" for character in line):
             raise InputError(f"not asked, for {_wrong_encoding(line, sys.stdin.encoding or 'utf-8')}")
         elif line:
@@ -165,6 +169,15 @@ class Talk:
     def _write(self, text: str) -> None:
         self.answers.file.write(text)
         self.answers.file.flush()
+
+
+def _piped() -> Iterator[str]:
+    """The lines of stdin, in the encoding that a byte order mark before them says."""
+    buffer = getattr(sys.stdin, "buffer", None)
+    if isinstance(buffer, BufferedReader) and (codec := marked(buffer.peek(4))) is not None:
+        codec = "utf-8-sig" if codec == "utf-8" else codec
+        sys.stdin.reconfigure(encoding=codec, errors=sys.stdin.errors)  # type: ignore[union-attr]
+    yield from sys.stdin
 
 
 def _wrong_encoding(line: str, encoding: str) -> str:

@@ -10,9 +10,12 @@ import pytest
 
 from babyllama.commands.looking import data_of
 from babyllama.commands.train_recipe import TrainRecipe
+from babyllama.export.card import history
 from babyllama.moved import beside
 from babyllama.plain_yaml import dump_yaml
 from babyllama.recipe import load_recipe
+from babyllama.run import Run
+from babyllama.serve.runs import Runs
 
 RECIPE = {"out": "runs/base", "data": {"path": "runs/corpus"}, "plan": {"epochs": 1},
           "init": {"kind": "from", "path": "runs/older"}, "samples": {"prompts": ["../corpus"]}}  # fmt: skip
@@ -50,6 +53,18 @@ def test_what_is_there_as_it_was_comes_first(run: Path, tmp_path: Path) -> None:
 def test_what_is_nowhere_keeps_its_name(run: Path) -> None:
     shutil.rmtree(run.parent / "corpus")
     assert read(run).data.path == Path("runs/corpus")
+
+
+def test_its_history_is_found_too(run: Path) -> None:
+    """What it was made from and with what licences, which its card says; the page shows the same."""
+    older = {"verb": "train", "parent": None, "summary": {"tokens": 7}}
+    (run.parent / "older" / "run.json").write_text(json.dumps(older))
+    (run.parent / "older" / "recipe.yaml").write_text(dump_yaml({"out": "runs/older", "data": {"path": "runs/corpus"}}))
+    (run / "run.json").write_text(json.dumps({"verb": "train", "parent": "runs/older", "summary": {"tokens": 9}}))
+    assert Run(run).parent == run.parent / "older" and Run(run).leads("runs/none") == Path("runs/none")
+    assert [step.summary["tokens"] for step in history(run)] == [7, 9]
+    cards = {card["id"]: card["from"] for card in Runs(run.parent.parent).all()}
+    assert cards["跑/base"]["parent"] == "跑/older"
 
 
 def test_a_recipe_that_is_no_runs_is_taken_as_it_stands(run: Path) -> None:

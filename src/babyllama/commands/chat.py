@@ -86,7 +86,7 @@ def learned(model: Path, tokenizer: Tokenizer) -> Lessons:
     turns = _recorded(path)
     try:
         data = Run(path).plain_recipe["data"]
-        prepared = Prepared.open(data["path"])
+        prepared = Prepared.open(Run(path).leads(data["path"]))
         weights: dict[str, float] = data.get("weights") or dict.fromkeys(prepared.corpora, 1.0)
         labels = sorted(weights, key=lambda label: -weights[label])
         stores = [prepared.store(label, "train") for label in labels]
@@ -106,7 +106,7 @@ def _training_run(model: Path) -> Path | None:
             return path if (path / "recipe.yaml").is_file() else None
         if not info.get("parent"):
             return None
-        path = Path(info["parent"])
+        path = Run(path).parent or path
     return None
 
 

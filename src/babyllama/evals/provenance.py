@@ -59,20 +59,22 @@ def provenance(model: Path) -> Provenance:
     data: list[Prepared | None] = []  # None: not known, or no longer there
     context, apart, at = None, None, model
     while True:
-        run = next((place for place in (at, at.parent) if (place / "run.json").is_file()), None)
-        if run is None:  # some other program's model
+        place = next((place for place in (at, at.parent) if (place / "run.json").is_file()), None)
+        if place is None:  # some other program's model
             return _from([*data, None], context, apart)
-        info, recipe = Run(run).info, Run(run).plain_recipe
+        run = Run(place)
+        info, recipe = run.info, run.plain_recipe
         if info["verb"] == "train":
             context = context if data else recipe["plan"].get("context")
-            data += [_prepared(Path(recipe[part]["path"])) for part in ("data", "replay") if recipe.get(part)]
-            if apart is None and (read := _prepared(Path(recipe["data"]["path"]))) and _has_text(read):
-                apart = validate(DataRecipe, recipe["data"], str(run)).apart
+            data += [_prepared(run.leads(recipe[part]["path"])) for part in ("data", "replay") if recipe.get(part)]
+            if apart is None and (read := _prepared(run.leads(recipe["data"]["path"]))) and _has_text(read):
+                apart = validate(DataRecipe, recipe["data"], str(place)).apart
             if recipe["init"]["kind"] == "new":
                 return _from(data, context, apart)
-        if info["parent"] is None or len(data) > 1000:  # parents in a circle have no end
+        parent = run.parent
+        if parent is None or len(data) > 1000:  # parents in a circle have no end
             return _from([*data, None], context, apart)
-        at = Path(info["parent"])
+        at = parent
 
 
 def _prepared(folder: Path) -> Prepared | None:

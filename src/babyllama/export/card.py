@@ -38,15 +38,16 @@ def history(model: Path) -> list[Step]:
         place = next((p for p in (at, at.parent) if (p / "run.json").is_file()), None)
         if place is None:
             break
-        info, plain = Run(place).info, Run(place).plain_recipe
-        data = [plain[key]["path"] for key in ("data", "replay") if isinstance(plain.get(key), dict)]
-        corpora = {label: corpus for path in data for label, corpus in _corpora(Path(path)).items()}
+        run = Run(place)
+        info, plain = run.info, run.plain_recipe
+        data = [run.leads(plain[key]["path"]) for key in ("data", "replay") if isinstance(plain.get(key), dict)]
+        corpora = {label: corpus for path in data for label, corpus in _corpora(path).items()}
         best = at.name == BEST
         evaluations = [read_json(file) for file in sorted(((at if best else place) / "evals").glob("*.json"))]
         text = (place / "recipe.yaml").read_text("utf-8").replace(str(Path.home()), "~")
-        summary = of_best(Run(place)) if best else info["summary"]
+        summary = of_best(run) if best else info["summary"]
         found.append(Step(info["verb"], text, summary, corpora, evaluations))
-        at = Path(info["parent"]) if info["parent"] else None
+        at = run.parent
     return found[::-1]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from babyllama.atomic import parse_json
 from babyllama.errors import InputError
+from babyllama.moved import beside
 from babyllama.plain_yaml import parse_yaml
 from babyllama.serve.faults import Refused
 from babyllama.serve.rollouts import NAME as ROLLOUTS
@@ -80,9 +81,10 @@ class Runs:
     def data(self, id: str) -> Path:
         """The prepared folder that a run is, or reads. Raises Refused (404)."""
         folder = self._folder(id)
-        recipe = _recipe(folder).get("data")
-        path = recipe.get("path") if isinstance(recipe, dict) else recipe
-        found = folder if (folder / "manifest.json").is_file() else self._folder(self._link(path) or f"{id}: its data")
+        recipe = _recipe(folder)
+        given = recipe.get("data")
+        link = self._link(folder, recipe, given.get("path") if isinstance(given, dict) else given)
+        found = folder if (folder / "manifest.json").is_file() else self._folder(link or f"{id}: its data")
         if not (found / "manifest.json").is_file():
             raise Refused(404, f"{self.id(found)} has no prepared data")
         return found
@@ -119,14 +121,15 @@ class Runs:
         status = info.get("status")
         if status != "finished":
             status = "running" if time.time() - written < LIVE else "stopped"
-        parent = info.get("parent")
         recipe = _recipe(folder)
         plan, sources = recipe.get("plan"), self._sources(folder, recipe)
+        if link := self._link(folder, recipe, info.get("parent")):
+            sources = {"parent": link, **sources}
         return {"id": self.id(folder), "verb": info.get("verb"), "status": status, "created": info.get("created"),
                 "changed": written, "figures": _figures(info.get("summary")), "logged": log.is_file(),
                 "drew": (folder / ROLLOUTS).is_file(),
                 "steps": plan.get("steps") if isinstance(plan, dict) else None,
-                "from": {**({"parent": link} if (link := self._link(parent)) else {}), **sources}}  # fmt: skip
+                "from": sources}  # fmt: skip
 
     def id(self, folder: Path) -> str:
         """Its path from the root, with slashes."""
@@ -136,22 +139,23 @@ class Runs:
         """Key of the recipe → the run that its value is."""
         found = {}
         for key, value in _texts(recipe):
-            link = None if key == "out" else self._link(value)
+            link = None if key == "out" else self._link(folder, recipe, value)
             if link and link != self.id(folder):
                 found[key] = link
         return found
 
-    def _link(self, path: Any) -> str | None:
-        """The id of the run at a path that a recipe names, from here or from beside the root; else None."""
+    def _link(self, folder: Path, recipe: Json, path: Any) -> str | None:
+        """The id of the run at a path that a recipe names, from here, beside the root or beside its run; else None."""
         if not isinstance(path, str) or not path or len(path) > 400 or "\n" in path:
             return None
-        root = self.root.resolve()
-        for start in (Path.cwd(), root.parent):
+        root, out = self.root.resolve(), recipe.get("out")
+        for start in (Path.cwd(), root.parent, None):
             try:
-                there = (start / path).resolve()
-                for folder in (there, there.parent):  # RUN/model is RUN's
-                    if folder != root and folder.is_relative_to(root) and (folder / "run.json").is_file():
-                        return self.id(folder)
+                near = start / path if start else Path(beside(path, out, folder) if isinstance(out, str) else path)
+                there = near.resolve()
+                for place in (there, there.parent):  # RUN/model is RUN's
+                    if place != root and place.is_relative_to(root) and (place / "run.json").is_file():
+                        return self.id(place)
             except (OSError, ValueError):
                 continue
         return None

@@ -11,10 +11,9 @@ import pytest
 from babyllama.commands.looking import data_of
 from babyllama.commands.train_recipe import TrainRecipe
 from babyllama.export.card import history
-from babyllama.moved import beside
+from babyllama.moved import beside, leads
 from babyllama.plain_yaml import dump_yaml
 from babyllama.recipe import load_recipe
-from babyllama.run import Run
 from babyllama.serve.runs import Runs
 
 RECIPE = {"out": "runs/base", "data": {"path": "runs/corpus"}, "plan": {"epochs": 1},
@@ -61,7 +60,7 @@ def test_its_history_is_found_too(run: Path) -> None:
     (run.parent / "older" / "run.json").write_text(json.dumps(older))
     (run.parent / "older" / "recipe.yaml").write_text(dump_yaml({"out": "runs/older", "data": {"path": "runs/corpus"}}))
     (run / "run.json").write_text(json.dumps({"verb": "train", "parent": "runs/older", "summary": {"tokens": 9}}))
-    assert Run(run).parent == run.parent / "older" and Run(run).leads("runs/none") == Path("runs/none")
+    assert leads(run, "runs/older") == run.parent / "older" and leads(run, "runs/none") == Path("runs/none")
     assert [step.summary["tokens"] for step in history(run)] == [7, 9]
     cards = {card["id"]: card["from"] for card in Runs(run.parent.parent).all()}
     assert cards["跑/base"]["parent"] == "跑/older"

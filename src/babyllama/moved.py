@@ -14,12 +14,21 @@ from pydantic import BaseModel
 
 from babyllama.errors import InputError, at_home
 from babyllama.keys import types_of
+from babyllama.plain_yaml import parse_yaml
 
 
 def moved(kind: type[BaseModel], data: dict[str, Any], run: Path) -> dict[str, Any]:
     """The recipe of the run at `run`, as plain data, with each path to where it leads from there."""
     out = data.get("out")
     return _walk(kind, data, "", out, run) if isinstance(out, str) else data
+
+
+def leads(run: Path, given: str) -> Path:
+    """Where a path that the recipe or the record of the run at `run` names leads now."""
+    file = run / "recipe.yaml"
+    recipe = parse_yaml(file.read_text("utf-8"), str(file)) if file.is_file() else None
+    out = recipe.get("out") if isinstance(recipe, dict) else None
+    return Path(beside(given, out, run)) if isinstance(out, str) else Path(given)
 
 
 def beside(given: str, out: str, run: Path) -> str:

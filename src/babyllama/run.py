@@ -27,7 +27,6 @@ import xxhash
 
 from babyllama.atomic import disk_errors, json_text, recover_folder, write_atomic, write_folder, write_json
 from babyllama.errors import InputError
-from babyllama.moved import beside
 from babyllama.plain_yaml import parse_yaml
 from babyllama.recipe import R, Recipe, dump_recipe, maker, one_inside, validate
 
@@ -136,18 +135,6 @@ class Run:
         """The same as plain data."""
         file = self.path / "recipe.yaml"
         return parse_yaml(file.read_text("utf-8"), str(file))
-
-    def leads(self, given: str) -> Path:
-        """Where a path that the recipe or the record names leads now that the run may have been moved."""
-        recipe = self.plain_recipe if (self.path / "recipe.yaml").is_file() else None
-        out = recipe.get("out") if isinstance(recipe, dict) else None
-        return Path(beside(given, out, self.path)) if isinstance(out, str) else Path(given)
-
-    @property
-    def parent(self) -> Path | None:
-        """What it began from, where that lies now; nothing may be left there."""
-        given = self.info.get("parent")
-        return self.leads(given) if given else None
 
     @property
     def inputs(self) -> dict[str, str]:

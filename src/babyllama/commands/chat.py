@@ -15,6 +15,7 @@ from babyllama.errors import InputError
 from babyllama.infer.engine import Engine
 from babyllama.infer.sampling import AnswerSampling, Drawn
 from babyllama.load import own_sampling
+from babyllama.moved import leads
 from babyllama.run import Run
 from babyllama.serve.conversation import Conversation, Tools
 from babyllama.serve.keyboard import history_file
@@ -86,7 +87,7 @@ def learned(model: Path, tokenizer: Tokenizer) -> Lessons:
     turns = _recorded(path)
     try:
         data = Run(path).plain_recipe["data"]
-        prepared = Prepared.open(Run(path).leads(data["path"]))
+        prepared = Prepared.open(leads(path, data["path"]))
         weights: dict[str, float] = data.get("weights") or dict.fromkeys(prepared.corpora, 1.0)
         labels = sorted(weights, key=lambda label: -weights[label])
         stores = [prepared.store(label, "train") for label in labels]
@@ -106,7 +107,7 @@ def _training_run(model: Path) -> Path | None:
             return path if (path / "recipe.yaml").is_file() else None
         if not info.get("parent"):
             return None
-        path = Run(path).parent or path
+        path = leads(path, info["parent"])
     return None
 
 

@@ -16,6 +16,7 @@ from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.data.sources.documents import Document, held_out
 from babyllama.data.streams.batches import DataRecipe
 from babyllama.errors import InputError, at_home
+from babyllama.moved import leads
 from babyllama.recipe import validate
 from babyllama.run import Run
 
@@ -62,19 +63,17 @@ def provenance(model: Path) -> Provenance:
         place = next((place for place in (at, at.parent) if (place / "run.json").is_file()), None)
         if place is None:  # some other program's model
             return _from([*data, None], context, apart)
-        run = Run(place)
-        info, recipe = run.info, run.plain_recipe
+        info, recipe = Run(place).info, Run(place).plain_recipe
         if info["verb"] == "train":
             context = context if data else recipe["plan"].get("context")
-            data += [_prepared(run.leads(recipe[part]["path"])) for part in ("data", "replay") if recipe.get(part)]
-            if apart is None and (read := _prepared(run.leads(recipe["data"]["path"]))) and _has_text(read):
+            data += [_prepared(leads(place, recipe[part]["path"])) for part in ("data", "replay") if recipe.get(part)]
+            if apart is None and (read := _prepared(leads(place, recipe["data"]["path"]))) and _has_text(read):
                 apart = validate(DataRecipe, recipe["data"], str(place)).apart
             if recipe["init"]["kind"] == "new":
                 return _from(data, context, apart)
-        parent = run.parent
-        if parent is None or len(data) > 1000:  # parents in a circle have no end
+        if info["parent"] is None or len(data) > 1000:  # parents in a circle have no end
             return _from([*data, None], context, apart)
-        at = parent
+        at = leads(place, info["parent"])
 
 
 def _prepared(folder: Path) -> Prepared | None:

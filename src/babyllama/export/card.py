@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from babyllama.atomic import read_json, write_atomic
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
+from babyllama.moved import leads
 from babyllama.run import Run
 
 Json = dict[str, Any]
@@ -40,14 +41,14 @@ def history(model: Path) -> list[Step]:
             break
         run = Run(place)
         info, plain = run.info, run.plain_recipe
-        data = [run.leads(plain[key]["path"]) for key in ("data", "replay") if isinstance(plain.get(key), dict)]
+        data = [leads(place, plain[key]["path"]) for key in ("data", "replay") if isinstance(plain.get(key), dict)]
         corpora = {label: corpus for path in data for label, corpus in _corpora(path).items()}
         best = at.name == BEST
         evaluations = [read_json(file) for file in sorted(((at if best else place) / "evals").glob("*.json"))]
         text = (place / "recipe.yaml").read_text("utf-8").replace(str(Path.home()), "~")
         summary = of_best(run) if best else info["summary"]
         found.append(Step(info["verb"], text, summary, corpora, evaluations))
-        at = run.parent
+        at = leads(place, info["parent"]) if info["parent"] else None
     return found[::-1]
 
 

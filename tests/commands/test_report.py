@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 
@@ -202,6 +203,19 @@ def test_a_long_run_stays_a_small_page(tmp_path):
 
 def test_the_same_runs_give_the_same_page(pipeline, tmp_path):
     assert report(pipeline, tmp_path / "a.html") == report(pipeline, tmp_path / "b.html")
+
+
+def test_a_folder_is_all_trainings_below_it_by_names_that_tell_them_apart(pipeline, tmp_path):
+    """The sums are those of the last one's line, however many others stand beside it."""
+    shutil.copytree(tmp_path / "base", tmp_path / "wang" / "base")
+    copied = tmp_path / "wang" / "base" / "run.json"
+    copied.write_text(copied.read_text().replace('"created": "2', '"created": "1'))  # it began first
+    html = report([tmp_path], tmp_path / "r.html", sentence="")
+    shown = " ".join(Page(html).text.split())
+    assert re.findall(r"<h2>(.*?)</h2>", html)[1:4] == ["wang/base", f"{tmp_path.name}/base", "medical"]
+    lines = shown[shown.index("Where it comes from") : shown.index("Where the time went")]
+    assert lines.split()[4:] == [f"{tmp_path.name}/base", "train→medical", "train"]
+    assert "trained on 2.46 M tokens" in shown and "4.1 M" not in shown  # 40 and 20 steps of 40,960
 
 
 def test_no_run(tmp_path):

@@ -103,7 +103,11 @@ def test_killed_run_ends_as_one_that_never_was(world):
 def test_finished_run_is_not_trained_again(world):
     before = (world / "base" / "model" / "model.safetensors").stat().st_mtime_ns
     out = here("train", "out=base", "data.path=corpus", *MODEL, *PLAN, "plan.steps=60", "plan.log_every=1", cwd=world)
-    assert "is finished" in out and (world / "base" / "model" / "model.safetensors").stat().st_mtime_ns == before
+    assert (
+        "is finished after" in out
+        and "longer: a larger plan." in out
+        and (world / "base" / "model" / "model.safetensors").stat().st_mtime_ns == before
+    )
 
 
 def test_chat_answers_what_it_was_taught(world):

@@ -7,6 +7,7 @@ report_inside.py. Not here: measuring anything.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,20 @@ from babyllama.errors import InputError, pasted
 from babyllama.evals.published import PUBLISHED
 from babyllama.evals.statistics import LEVEL, p_words
 from babyllama.export.card import card, history
+from babyllama.moved import leads
 from babyllama.recipe import Recipe
 from babyllama.run import Run
 
 TEMPLATE = Path(__file__).with_name("report.html")
+DEPTH = 4  # folders below a folder in which trainings are looked for
 QUESTIONS = 6  # shown of each evaluated corpus
 
 
 class ReportRecipe(Recipe):
     """Which runs to tell about, in order, and where to write the page."""
 
-    runs: tuple[Path, ...] = Field(min_length=1, description="the runs, in order", examples=["runs=[runs/base]"])
+    runs: tuple[Path, ...] = Field(min_length=1, description="the runs, in order; or a folder: all trainings below it",
+                                   examples=["runs=[runs/base]"])  # fmt: skip
     out: Path = Field(default=Path("report.html"), description="the page to write")
     title: str = Field(default="babyllama", description="the page's heading")
     language: Language = Field(default="en", description="of the page: English or Chinese")
@@ -46,15 +50,57 @@ def main(recipe: ReportRecipe) -> None:
     say = Speaker(recipe.language)
     for made in filter(None, (recipe.out, recipe.card)):
         check_writable(made)
-    runs = [Run.open(path) for path in recipe.runs]
+    runs = [run for path in recipe.runs for run in runs_at(path)]
     text = _card(runs) if recipe.card is not None else ""
     last = _last(runs)
-    seen = None if last is None or not recipe.sentence else (last.path.resolve().name, look(last.path, recipe.sentence))
-    write_atomic(recipe.out, render([tell(run, say) for run in runs], recipe.title, say, seen))
+    names = names_of([run.path for run in runs])
+    seen = None if last is None or not recipe.sentence else (names[runs.index(last)], look(last.path, recipe.sentence))
+    stories = [replace(tell(run, say), name=name) for run, name in zip(runs, names, strict=True)]
+    write_atomic(recipe.out, render(stories, recipe.title, say, seen))
     if recipe.card is not None:
         write_atomic(recipe.card, text)
         print(f"{recipe.card} is ready")
     print(f"{recipe.out} is ready; open it in a browser")
+
+
+def runs_at(path: Path) -> list[Run]:
+    """The run there; of a folder that is none, all trainings below it, those that began first first.
+
+    Raises InputError: neither.
+    """
+    if path.is_dir() and not (path / "run.json").is_file():
+        files = [file for depth in range(1, DEPTH + 1) for file in path.glob("*/" * depth + "run.json")]
+        places = [
+            file.parent for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)
+        ]
+        if found := [run for run in map(Run.open, sorted(places)) if run.info.get("verb") == "train"]:
+            return sorted(found, key=lambda run: run.info.get("created") or "")
+    return [Run.open(path)]
+
+
+def names_of(paths: list[Path]) -> list[str]:
+    """What to call them: the folder's name, with as many of those above as tell it from the others."""
+    parts = [path.resolve().parts for path in paths]
+
+    def needed(own: tuple[str, ...]) -> int:
+        alone = (n for n in range(1, len(own)) if sum(other[-n:] == own[-n:] for other in parts) == 1)
+        return next(alone, 1)  # 1: the same run twice
+
+    return ["/".join(own[-needed(own) :]) for own in parts]
+
+
+def line_of(path: Path) -> set[Path]:
+    """The folders of a run and of those that it began from, as far as they are there."""
+    found: set[Path] = set()
+    at: Path | None = path
+    while at is not None:
+        place = next((place.resolve() for place in (at, at.parent) if (place / "run.json").is_file()), None)
+        if place is None or place in found:  # another program's model, or a circle
+            break
+        found.add(place)
+        parent = Run(place).info.get("parent")
+        at = leads(place, parent) if parent else None
+    return found
 
 
 def _card(runs: list[Run]) -> str:
@@ -82,10 +128,14 @@ def render(stories: list[Story], title: str, say: Speaker, seen: tuple[str, Insi
     timed = [story for story in stories if story.seconds]
     total = sum(story.seconds or 0 for story in timed)
     trained = [story for story in stories if story.info.get("verb") == "train"]
-    tokens = sum(story.summary.get("tokens") or 0 for story in trained)
+    line = line_of(trained[-1].path) if trained else set()
+    apart = [story for story in trained if story.path.resolve() not in line]  # from which the last one has nothing
+    mine = [story for story in trained if story not in apart]
+    tokens = sum(story.summary.get("tokens") or 0 for story in mine)
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=title, language=say.language, _=say, stories=stories, timed=timed, total=total, trained=trained,
-        questions=QUESTIONS, tokens=tokens, lead=lead(trained, tokens, say), table=side_by_side(stories),
+        chain=[story for story in stories if story not in apart],
+        questions=QUESTIONS, tokens=tokens, lead=lead(mine, tokens, say), table=side_by_side(stories),
         tested=[story for story in stories if story.tests], published=PUBLISHED, seen=seen, limits=limits(stories),
         commands=[line for story in stories for line in commands(story)])  # fmt: skip
 

@@ -202,7 +202,11 @@ def _train(recipe: TrainRecipe, world: World, device: torch.device) -> None:
     run, model = trainer.run, trainer.model
     with watch:
         if run.finished:
-            watch.line(f"{recipe.out} is finished; remove it or choose another out=… to train again")
+            length = next(key for key in ("steps", "epochs", "tokens") if getattr(recipe.plan, key) is not None)
+            watch.line(
+                f"{recipe.out} is finished after {trainer.steps:,} steps; longer: a larger plan.{length}; other data: "
+                f"another out=… init=from init.path={pasted(recipe.out)}; anew: remove it"
+            )
             return
         steps, rows, context = trainer.steps, recipe.plan.rows, trainer.context
         tokens = steps * rows * context

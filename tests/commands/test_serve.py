@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 from small_run import save_taught
@@ -11,7 +12,8 @@ from babyllama import verbs
 from babyllama.atomic import read_json
 from babyllama.commands.arena import prompts_of
 from babyllama.commands.chat import ChatRecipe
-from babyllama.commands.serve import ServeRecipe, _hints, _keys, _named, _samplings, _say
+from babyllama.commands.serve import ServeRecipe, _hints, _keys, _listen, _named, _samplings, _say
+from babyllama.errors import InputError
 from babyllama.infer.sampling import Sampling
 from babyllama.load import own_sampling
 from babyllama.recipe import load_recipe
@@ -25,6 +27,15 @@ def test_a_byte_order_mark_is_no_part_of_what_people_write(tmp_path, monkeypatch
     assert _keys(load_recipe(ServeRecipe, None, ["models=[x]", f"api_keys={file}"])) == prompts_of(file) == ["sk-a"]
     file.write_text('{"type": "object"}', "utf-8-sig")
     assert read_json(file) == {"type": "object"}
+
+
+def test_where_it_cannot_listen_it_says_what_is_wrong():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        with pytest.raises(InputError, match=f"port={taken}: cannot listen there .* another port"):
+            _listen(load_recipe(ServeRecipe, None, ["models=[x]", f"port={taken}"]), 1)
+    with pytest.raises(InputError, match=r"host=192\.0\.2\.199: this machine has no such address; .* or 0\.0\.0\.0"):
+        _listen(load_recipe(ServeRecipe, None, ["models=[x]", "host=192.0.2.199", "port=0"]), 1)
 
 
 @pytest.mark.parametrize(("turns", "seen"), [(1, {"run": 0}), (3, {"run": 2}), (0, {}), (None, {})])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -262,6 +263,9 @@ def _listen(recipe: ServeRecipe, count: int) -> list[socket.socket]:
         raise InputError(f"host={recipe.host}: no such address ({error.strerror}); give this machine's, or 0.0.0.0 for "
                          "all that it has") from None  # fmt: skip
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(f"host={recipe.host}: this machine has no such address; give one of its own, or 0.0.0.0 "
+                             "for all") from None  # fmt: skip
         raise InputError(f"host={recipe.host} port={recipe.port}: cannot listen there ({error.strerror}); "
                          "choose another port=…, or 0 for any that is free") from None  # fmt: skip
     return found

@@ -8,7 +8,7 @@ export const WORDS = {
   // What the server refuses, by its code or status, before its own words, which are English.
   context_length_exceeded: ["", "放不进模型的上下文，请缩短问题或新建对话。"], rate_limit_exceeded: ["", "服务器正忙，请稍后再试。"],
   model_not_found: ["", "服务器上没有这个模型。"], status413: ["", "内容超过了服务器允许的大小，请缩短。"],
-  status500: ["", "服务器处理这个请求时出错，原因见服务器的日志。"], status503: ["", "服务器暂时不能回答，请稍后再试。"],
+  status500: ["", "服务器处理这个请求时出错，原因见服务器的日志。"], status502: ["", "服务器没有在运行，或正在重启，请稍后再试。"], status504: ["", "等待服务器超时，请稍后再试。"], status503: ["", "服务器暂时不能回答，请稍后再试。"],
   keyTitle: ["This server needs a key", "此服务器需要密钥"], key: ["API key", "API 密钥"], keyUse: ["Use it", "使用"],
   keyWhy: ["It is kept in this browser and sent to this server alone.", "密钥只保存在此浏览器，只发给此服务器。"],
   // chat

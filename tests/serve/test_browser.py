@@ -251,6 +251,26 @@ def test_an_answer_that_was_stopped_goes_on(page):
     other.close()
 
 
+def test_what_has_come_of_an_answer_stays_while_more_comes(page):
+    """Block by block, so that what is selected stays selected and a long answer costs no more than its last block."""
+    text = "# 题\n\n第一段 **粗**\n续\n\n- 一\n- 二\n  - 里\n\n|a|b|\n|-|-|\n|1|2|\n\n```py\nx = 1\n\ny\n```\n"
+    text += "> 引\n\n1. 末 $x^2$\n---\n完"
+    found = page.evaluate("""async text => {
+        const { showMarkdown } = await import("/web/markdown.js"), inPieces = document.createElement("div");
+        const wrong = [], plain = (element) => element.innerHTML.replace(/\\s*\\n\\s*(?=<|$)/g, "");
+        let first = null;
+        for (let at = 1; at <= text.length; at += 1) {
+            const whole = document.createElement("div");
+            showMarkdown(whole, text.slice(0, at), true);
+            showMarkdown(inPieces, text.slice(0, at), false);
+            if (plain(inPieces) !== plain(whole)) wrong.push(text.slice(0, at));
+            if (at === 10) first = inPieces.firstChild;
+        }
+        return [wrong, first === inPieces.firstChild, inPieces.querySelectorAll("li, td, pre, blockquote").length];
+    }""", text)  # fmt: skip
+    assert found == [[], True, 8]
+
+
 def test_an_answer_comes_on_while_something_else_is_chosen(page):
     """Another model for the next question: the page is drawn anew, and the answer comes into what is drawn."""
     page.evaluate(BY_HAND)

@@ -86,14 +86,35 @@ function furnish(fragment) {
   for (const box of fragment.querySelectorAll("input")) box.setAttribute("aria-label", box.checked ? "✓" : "–");
 }
 
-export function showMarkdown(element, text, done = true) {
-  const fragment = globalThis.DOMPurify.sanitize(marked.parse(text), CLEAN);
+function drawn(html) {
+  const fragment = globalThis.DOMPurify.sanitize(html, CLEAN);
   furnish(fragment);
-  element.replaceChildren(fragment);
+  return fragment;
+}
+
+const coming = new WeakMap(); // element → the blocks of a text that is being written: {raw, nodes}
+
+// While a text comes (`done` is false) blocks that are as before stay: what is selected in them, too.
+export function showMarkdown(element, text, done = true) {
   if (done) {
+    coming.delete(element);
+    element.replaceChildren(drawn(marked.parse(text)));
     const codes = [...element.querySelectorAll("code.tex")];
     if (codes.length) drawTex(codes);
+    return;
   }
+  const blocks = marked.lexer(text), before = coming.get(element) ?? [];
+  let same = 0;
+  while (same < before.length && before[same].raw === blocks[same]?.raw) same += 1;
+  const now = before.slice(0, same);
+  if (same) for (const { nodes } of before.slice(same)) for (const node of nodes) node.remove();
+  else element.replaceChildren();
+  for (const block of blocks.slice(same)) {
+    const fragment = drawn(marked.parser([block]));
+    now.push({ raw: block.raw, nodes: [...fragment.childNodes] });
+    element.append(fragment);
+  }
+  coming.set(element, now);
 }
 
 // An answer's parts: what the model thinks and calls is shown apart from what it says.

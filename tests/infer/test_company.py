@@ -26,7 +26,7 @@ from babyllama.infer.request import Event, Request
 from babyllama.infer.rows import Sampled
 from babyllama.infer.sampling import Sampling
 from babyllama.infer.speculate import Draft, NGrams
-from babyllama.model.config import extended
+from babyllama.model.config import PRESETS, ModelChoice, extended
 from babyllama.model.laws import ClexRope, DynamicNtkRope
 from babyllama.model.lora import Lora, attach, enabled, switch
 from babyllama.model.transformer import make_rope
@@ -188,12 +188,30 @@ def test_alone_and_in_company(kind, planned, slots, least, ahead):
 @given(planned=plans)
 def test_greedy_is_transformers(kind, planned):
     planned = [replace(plan, sampling=0, adapter=None, dropped=None) for plan in planned]
-    tokens, _ = play(make_engine(kind, 3), planned)
-    twin = twin_of(kind)
+    said_as_transformers(make_engine(kind, 3), planned, twin_of(kind))
+
+
+@pytest.mark.parametrize(
+    "preset", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in PRESETS if name != "tiny")]
+)
+def test_greedy_of_every_preset_is_transformers(preset, monkeypatch):
+    """Prompts that share beginnings come one after the other, are read in pieces, and some are dropped."""
+    monkeypatch.setattr(prompts, "LEAST", 4)
+    monkeypatch.setattr(prompts, "BESIDE", {"cpu": 8})
+    model = sharp_model(ModelChoice(preset=preset).build(331 if preset == "tiny" else 64793))
+    planned = [Plan(i % 3, 5 * i, (i, 9), 0, 0, 10, i // 2, 3 if i % 4 == 3 else None, None) for i in range(8)]
+    ends = said_as_transformers(Engine(model, model.config.vocab_size, slots=3), planned, transformers_twin(model))
+    assert "cancelled" in ends.values()
+
+
+def said_as_transformers(engine: Engine, planned: list[Plan], twin: LlamaForCausalLM) -> dict[int, str]:
+    """How each ended."""
+    tokens, ends = play(engine, planned)
     for i, plan in enumerate(planned):
         said = twin.generate(torch.tensor([plan.prompt]), max_new_tokens=plan.count, do_sample=False,
-                             eos_token_id=[0, 13], pad_token_id=0)  # fmt: skip
-        assert tokens[i] == said[0, len(plan.prompt) :].tolist()
+                             eos_token_id=[0, 13], pad_token_id=0)[0, len(plan.prompt) :].tolist()  # fmt: skip
+        assert tokens[i] == (said[: len(tokens[i])] if ends[i] == "cancelled" else said)
+    return ends
 
 
 @cache

@@ -273,6 +273,25 @@ def test_what_a_longer_text_has_changed_is_read_again(kind, monkeypatch):
         turn += [*fresh, 40, 41]
 
 
+@pytest.mark.parametrize("ahead", [1, 1000])
+def test_what_has_left_a_ring_is_missed_by_nobody(ahead, monkeypatch):
+    """Of a text with sinks that became longer than the window, also only by what was computed too far: who begins
+    alike reads anew, and the same text goes on from where it was."""
+    prompt = ROOTS[0][:7]
+    for count, dropped in ((19, None), (30, None), (20, 16)):
+        first = Plan(0, 7, (), 0, 0, count, 0, dropped, None)
+        again = replace(first, count=5, arrival=40, dropped=None)
+        engine = make_engine("sinks", 1)
+        engine.ahead = ahead
+        tokens, _ = play(engine, [first, again])
+        assert tokens[1] == alone("sinks", again.prompt, 0, 0, 5, None)
+    engine = make_engine("sinks", 1)
+    said = list(engine.stream(prompt, SAMPLINGS[0], 30))
+    shapes = fed_tokens(engine, monkeypatch)
+    list(engine.stream([*prompt, *said, 40, 41], SAMPLINGS[0], 1))
+    assert shapes == [(1, 3)]
+
+
 def test_a_long_prompt_starves_nobody(monkeypatch):
     """Short prompts that come after a long one answer before it; running answers go on at every step."""
     monkeypatch.setattr(prompts, "LEAST", 2)

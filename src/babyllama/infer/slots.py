@@ -138,6 +138,8 @@ class Slots:
     def release(self, slot: Slot, broken: bool = False) -> None:
         """The job is done; a broken row forgets its tokens."""
         self.clock += 1
+        if self.cache.sinks:  # also for what was computed too far
+            slot.dropped = max(slot.dropped, slot.held - self.cache.window)
         slot.job, slot.last, slot.placed, self.stale = None, self.clock, False, True
         self.idle[slot] = None
         if broken:
@@ -217,8 +219,8 @@ class Slots:
         if slot.adapter != job.request.adapter or not known:
             return 0
         shared = min(shared_prefix(slot.tokens, known), slot.plain if len(job.known) <= self.trained else 0)
-        if slot.dropped and shared - slot.dropped <= self.cache.sinks:
-            return 0
+        if slot.dropped and (shared < len(slot.tokens) or slot.dropped > len(slot.tokens) - self.cache.window):
+            return 0  # what is gone would be missed: only the whole text may go on without it
         return shared
 
     def _free(self) -> Slot:

@@ -278,9 +278,8 @@ def test_what_has_left_a_ring_is_missed_by_nobody(ahead, monkeypatch):
     """Of a text with sinks that became longer than the window, also only by what was computed too far: who begins
     alike reads anew, and the same text goes on from where it was."""
     prompt = ROOTS[0][:7]
-    for count, dropped in ((19, None), (30, None), (20, 16)):
-        first = Plan(0, 7, (), 0, 0, count, 0, dropped, None)
-        again = replace(first, count=5, arrival=40, dropped=None)
+    for cut, more, count, dropped, then in ((7, (), 19, None, 7), (7, (), 30, None, 7), (16, (0, 0), 8, 6, 15)):
+        first, again = Plan(0, cut, more, 0, 0, count, 0, dropped, None), Plan(0, then, (), 0, 0, 5, 1, None, None)
         engine = make_engine("sinks", 1)
         engine.ahead = ahead
         tokens, _ = play(engine, [first, again])

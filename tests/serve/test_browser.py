@@ -61,8 +61,11 @@ def page(request, served, chromium):
     page.on("console", lambda said: said.type == "error" and "401" not in said.text and faults.append(said.text))
     page.on("request", lambda asked: asked.url.startswith((served.url, "blob:")) or faults.append(asked.url))
     page.goto(served.url)
-    page.get_by_label("API key").fill(KEY)
-    page.get_by_role("button", name="Use it").click()
+    for key in ("sk-wrong", KEY):
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Use it").click()
+        if key != KEY:
+            page.get_by_text("The server does not know this key.").wait_for()
     page.get_by_label("Message", exact=True).wait_for()
     yield page
     wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
@@ -455,7 +458,7 @@ def test_compare_shows_two_answers_and_keeps_the_vote(page, tmp_path):
     page.get_by_role("button", name="A: This is best").click()
     page.get_by_text("taught: best 1 times").wait_for()
     with page.expect_download() as download:
-        page.get_by_role("button", name="Save votes").click()
+        page.get_by_role("button", name="Save votes (1 pairs)").click()
     line = json.loads(download.value.path().read_text("utf-8"))
     assert line["chosen"] == [{"role": "assistant", "content": ANSWER}] and line["rejected_model"] == "steady"
     assert line["prompt"] == [{"role": "user", "content": QUESTION}]

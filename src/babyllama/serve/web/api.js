@@ -25,7 +25,7 @@ function askKey() {
         keep({ key: input.value.trim() });
         shown.close("given");
       },
-    }, h("p", {}, t("keyWhy")), field(t("key"), input), h("button", { class: "main" }, t("keyUse"))));
+    }, settings.key && h("p", { class: "fault", role: "alert" }, t("keyWrong")), h("p", {}, t("keyWhy")), field(t("key"), input), h("button", { class: "main" }, t("keyUse"))));
     shown.addEventListener("close", () => {
       asking = null;
       resolve(shown.returnValue === "given");

@@ -144,9 +144,10 @@ export async function show(main, about) {
       const { model } = vote.answers[vote.best];
       wins.set(model, (wins.get(model) ?? 0) + 1);
     }
+    const pairs = preferences(all);
     replace(tally, h("span", { class: "muted" }, t("votes", { n: all.length })),
       [...wins].map(([model, n]) => h("span", { class: "chip" }, t("wins", { model, n }))),
-      h("button", { type: "button", disabled: !all.length, onclick: () => save("votes.jsonl", preferences(all), "application/jsonl") }, t("saveVotes")));
+      h("button", { type: "button", disabled: !pairs.length, onclick: () => save("votes.jsonl", pairs.join(""), "application/jsonl") }, t("saveVotes", { n: pairs.length })));
   }
 
   input.addEventListener("keydown", (event) => {
@@ -164,13 +165,12 @@ export async function show(main, about) {
   return () => stopping?.abort();
 }
 
-// Each answer that lost against the best one of its vote: a preference pair, as DPO takes them.
+// Each answer that lost against the best one of its vote: a preference pair, as DPO takes them; lines.
 export function preferences(all) {
-  const lines = all.filter((vote) => Number.isInteger(vote.best)).flatMap((vote) => {
+  return all.filter((vote) => Number.isInteger(vote.best)).flatMap((vote) => {
     const chosen = vote.answers[vote.best];
-    return vote.answers.filter((a) => a !== chosen && a.text !== chosen.text).map((a) => JSON.stringify({
+    return vote.answers.filter((a) => a !== chosen && a.text !== chosen.text).map((a) => `${JSON.stringify({
       prompt: chosen.prompt, chosen: [{ role: "assistant", content: chosen.text }], rejected: [{ role: "assistant", content: a.text }],
-      chosen_model: chosen.model, rejected_model: a.model, time: new Date(vote.time).toISOString() }));
+      chosen_model: chosen.model, rejected_model: a.model, time: new Date(vote.time).toISOString() })}\n`);
   });
-  return lines.map((line) => `${line}\n`).join("");
 }

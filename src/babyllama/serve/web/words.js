@@ -9,7 +9,7 @@ export const WORDS = {
   context_length_exceeded: ["", "放不进模型的上下文，请缩短问题或新建对话。"], rate_limit_exceeded: ["", "服务器正忙，请稍后再试。"],
   model_not_found: ["", "服务器上没有这个模型。"], status413: ["", "内容超过了服务器允许的大小，请缩短。"],
   status500: ["", "服务器处理这个请求时出错，原因见服务器的日志。"], status502: ["", "服务器没有在运行，或正在重启，请稍后再试。"], status504: ["", "等待服务器超时，请稍后再试。"], status503: ["", "服务器暂时不能回答，请稍后再试。"],
-  keyTitle: ["This server needs a key", "此服务器需要密钥"], key: ["API key", "API 密钥"], keyUse: ["Use it", "使用"],
+  keyTitle: ["This server needs a key", "此服务器需要密钥"], key: ["API key", "API 密钥"], keyUse: ["Use it", "使用"], keyWrong: ["The server does not know this key.", "服务器不认这个密钥。"],
   keyWhy: ["It is kept in this browser and sent to this server alone.", "密钥只保存在此浏览器，只发给此服务器。"],
   // chat
   newChat: ["New chat", "新对话"], history: ["History", "历史"], search: ["Search", "搜索"], noChats: ["No conversations yet.", "还没有对话。"],
@@ -50,7 +50,7 @@ export const WORDS = {
   compareSame: ["Only one model is served here. Start the server with several: babyllama serve runs/sft runs/dpo", "此服务器只有一个模型。可以同时启动多个：babyllama serve runs/sft runs/dpo"],
   blind: ["Hide the names until the vote", "投票前隐藏名称"], third: ["(no third)", "（无第三个）"], slot: ["Model {n}", "模型 {n}"],
   better: ["This is best", "这个最好"], tie: ["Equally good", "一样好"], bad: ["All bad", "都不好"], voted: ["Vote kept.", "已记录投票。"],
-  votes: ["{n} votes", "{n} 次投票"], saveVotes: ["Save votes", "保存投票"], wins: ["{model}: best {n} times", "{model}：最好 {n} 次"], startAnew: ["Start anew", "重新开始"],
+  votes: ["{n} votes", "{n} 次投票"], saveVotes: ["Save votes ({n} pairs)", "保存投票（{n} 对）"], wins: ["{model}: best {n} times", "{model}：最好 {n} 次"], startAnew: ["Start anew", "重新开始"],
   // runs
   noRuns: ["No runs here. Start the server where a folder runs/ is, or with runs=FOLDER.", "这里没有训练。请在有 runs/ 文件夹的地方启动服务器，或用 runs=文件夹。"],
   noneYet: ["No run has begun yet.", "还没有训练开始。"],

@@ -29,6 +29,15 @@ def test_a_byte_order_mark_is_no_part_of_what_people_write(tmp_path, monkeypatch
     assert read_json(file) == {"type": "object"}
 
 
+def test_keys_that_are_none_leave_no_server_open(tmp_path, monkeypatch):
+    (tmp_path / "keys").write_text("\n # sk-old\n")
+    for variable, words in ((" , ", []), ("", [f"api_keys={tmp_path / 'keys'}"])):
+        monkeypatch.setenv("BABYLLAMA_API_KEYS", variable)
+        with pytest.raises(InputError, match="holds no key; write"):
+            _keys(load_recipe(ServeRecipe, None, ["models=[x]", *words]))
+    assert _keys(load_recipe(ServeRecipe, None, ["models=[x]"])) == []
+
+
 def test_where_it_cannot_listen_it_says_what_is_wrong():
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]

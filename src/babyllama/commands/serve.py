@@ -224,7 +224,10 @@ def _runs(recipe: ServeRecipe) -> Path | None:
 
 
 def _keys(recipe: ServeRecipe) -> list[str]:
-    found = [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
+    given = os.environ.get(KEYS, "")
+    found = [key.strip() for key in given.split(",") if key.strip()]
+    if given and not found:
+        raise InputError(f"{KEYS} holds no key; write some, with commas between them, or unset it")
     if recipe.api_keys is None:
         return found
     try:

@@ -684,6 +684,24 @@ def test_the_page_is_small_and_soon_there(served, chromium, capsys):
     context.close()
 
 
+def test_a_browser_without_light_dark_has_the_light_colours(served, chromium):
+    """The same colours as newer ones have: of such a browser the style is what it does not know."""
+    shown, names = [], sorted(set(re.findall(r"--(\w+):", (WEB / "app.css").read_text("utf-8"))))
+    for old in (False, True):
+        page = chromium.new_context(color_scheme="light").new_page()
+        if old:
+            page.route("**/app.css", lambda route: route.fulfill(
+                body=route.fetch().text().replace("light-dark(", "unknown("), content_type="text/css"))  # fmt: skip
+        page.goto(served.url)
+        page.get_by_label("API key").wait_for()
+        shown.append(page.evaluate("""names => names.map(name => {
+            document.body.style.color = `var(--${name})`;
+            return getComputedStyle(document.body).color;
+        })""", names))  # fmt: skip
+        page.context.close()
+    assert shown[0] == shown[1] and len(set(shown[1])) > 10
+
+
 def test_two_tabs_of_one_chat_keep_what_both_wrote(page):
     ask(page, QUESTION)
     ended(page)

@@ -188,9 +188,12 @@ def test_an_answer_that_was_cut_off_goes_on_in_its_place(page):
     assert sent[1]["messages"] == [*sent[0]["messages"], {"role": "assistant", "content": said[0]}]
     page.reload()
     cut_after(page, "")
+    page.get_by_role("button", name="A bad answer").click()
+    page.get_by_role("button", name="A bad answer", pressed=True).wait_for()
     go_on(page).focus()
     page.keyboard.press("Enter")
     ended(page)
+    assert page.get_by_role("button", name="A bad answer", pressed=True).count() == 0  # that was of half of it
     assert page.evaluate("document.activeElement.textContent") == "Send"
     assert answers(page).locator(".text").all_inner_texts() == [ANSWER] and go_on(page).count() == 0
     tokens = len(small_tokenizer().encode(ANSWER)) + 1

@@ -132,7 +132,8 @@ export async function show(main, about, [id]) {
     const start = node.text || node.thinking ? { ...node } : null;
     const before = path(chat, node.parent), rest = start ? [node] : [];
     const mine = chat;
-    Object.assign(node, { finish: null, fault: null, rated: null, rounds: start ? (node.rounds ?? 0) + 1 : 0 });
+    const rated = node.rated && { good: null, time: Date.now(), prompt: [] }; // it was of another answer
+    Object.assign(node, { finish: null, fault: null, rated, rounds: start ? (node.rounds ?? 0) + 1 : 0 });
     chat.changed = Date.now();
     stopping = new AbortController();
     busy(true);

@@ -271,7 +271,7 @@ def test_faults_of_tests(folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("babyllama.commands.evaluate.load", lambda *_, **__: pytest.fail("loaded before it looked"))
         for other, said in (
-            (tmp_path, rf"evaluate it with the same tests first: babyllama evaluate {tmp_path} 'tasks=\[…\]'"),
+            (tmp_path, rf"evaluate it in the same way first: babyllama evaluate {tmp_path} data=.* 'tasks=\[…\]'"),
             (tmp_path / "other.json", "has none of"),
         ):
             with pytest.raises(InputError, match=said):

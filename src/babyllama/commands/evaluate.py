@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 
 from babyllama.atomic import check_writable, write_json
+from babyllama.commands.evaluate_against import compared_answers
 from babyllama.commands.evaluate_pairs import measured_pairs, pair_table
 from babyllama.commands.evaluate_tasks import read_tests, run_tasks
 from babyllama.commands.table import shortly, table_of
@@ -57,7 +58,7 @@ class EvaluateRecipe(Recipe):
     tasks: tuple[TaskChoice, ...] = Field(default=(), description="single tests, by name or with settings")
     task_data: Path | None = Field(default=None, description="folder with files of published tests: ceval, cmmlu, …")
     download: bool = Field(default=False, description="fetch what a suite needs from the hub")
-    against: Path | None = Field(default=None, description="another run, or its JSON file, to compare tests with")
+    against: Path | None = Field(default=None, description="another run, or its JSON file, to compare with")
     contamination: bool | None = Field(default=None, description="look for the tests' text in the training data; "
                                        "default: if that is below 50 million tokens")  # fmt: skip
     name: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*$", description="of the file in evals/")
@@ -127,6 +128,8 @@ def main(recipe: EvaluateRecipe) -> None:
     result = {"recipe": recipe.model_dump(mode="json"), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
               "context": context, "trained_context": trained, "documents": documents,
               "loss": losses, "pairs": pairs, "answers": answers, **tasks}  # fmt: skip
+    if recipe.against is not None and answers:
+        result["answers_against"] = compared_answers(recipe, answers, console)
     write_json(recipe.file, result)
     console.print(f"written to {recipe.file}", markup=False, soft_wrap=True)
 

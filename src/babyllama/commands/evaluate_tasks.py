@@ -15,6 +15,7 @@ from rich.table import Table
 
 from babyllama.amounts import amount, short
 from babyllama.atomic import read_json, write_json
+from babyllama.commands.evaluate_against import check_against, compared_tests
 from babyllama.commands.table import table_of
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
@@ -23,8 +24,7 @@ from babyllama.evals.free import Prompt, free_result, prompts_of, written
 from babyllama.evals.items import Items
 from babyllama.evals.overlap import clean_ids, texts_of
 from babyllama.evals.provenance import Provenance
-from babyllama.evals.statistics import LEVEL, Difference, p_words
-from babyllama.evals.suites import Subject, asked_of, difference, fingerprint, marks, result, submission
+from babyllama.evals.suites import Subject, asked_of, fingerprint, marks, result, submission
 from babyllama.evals.tasks import TaskChoice
 from babyllama.load import Loaded, model_folder
 from babyllama.model.adapters import base_link, is_adapter
@@ -50,6 +50,10 @@ class Wanted(Protocol):
     @property
     def contamination(self) -> bool | None: ...
     @property
+    def data(self) -> Path | None: ...
+    @property
+    def split(self) -> str: ...
+    @property
     def rope(self) -> Any: ...
     @property
     def file(self) -> Path: ...
@@ -73,8 +77,7 @@ def read_tests(recipe: Wanted) -> list[Items | None]:
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:
         raise InputError(f"tasks: {twice!r} is there twice; give one of them another label")
-    if recipe.against is not None and not _theirs(recipe, recipe.against).keys() & set(labels):
-        raise InputError(f"{recipe.against}: has none of these tests; evaluate it with the same suite or tasks")
+    check_against(recipe, labels)
     suited, found, faults = len(recipe.chosen) - len(recipe.tasks), list[Items | None](), list[str]()
     for place, choice in enumerate(recipe.chosen):
         at_hand = choice.task.read is None or choice.found(recipe.task_data) or (recipe.download and choice.task.hub)
@@ -131,7 +134,7 @@ def run_tasks(recipe: Wanted, tests: list[Items | None], loaded: Loaded, context
         console.print(_table(results, context))
     _remarks(results, missing, console)
     found = {"model": fingerprint(folders), "suite": recipe.suite, "tasks": results, "missing": missing}
-    return {**found, "against": _compared(recipe, results, console)} if recipe.against else found
+    return {**found, "against": compared_tests(recipe, results, console)} if recipe.against else found
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -230,38 +233,3 @@ def _remarks(results: dict[str, Any], missing: dict[str, str], console: Console)
         console.print(f"{label}: not asked; {how}", markup=False, soft_wrap=True)
     for line in _together(missing.values()):
         console.print(line, markup=False, soft_wrap=True)
-
-
-def _theirs(recipe: Wanted, other: Path) -> dict[str, Any]:
-    """The tests of the result that `against` names. Raises InputError: there is none."""
-    path = other if other.is_file() else other / "evals" / recipe.file.name
-    same = f"suite={recipe.suite}" if recipe.suite else "'tasks=[…]'"
-    found = read_json(path, f"evaluate it with the same tests first: babyllama evaluate {other} {same}")
-    return found.get("tasks", {})
-
-
-def _compared(recipe: Wanted, results: dict[str, Any], console: Console) -> dict[str, Any]:
-    """Every test that the other has too: the difference in points with its 95 % margin, McNemar's p."""
-    assert recipe.against is not None
-    other, theirs = recipe.against, _theirs(recipe, recipe.against)
-    found: dict[str, Any] = {}
-    for label, figures in results.items():
-        if figures["items"] and label in theirs:
-            compared = difference(figures, theirs[label])
-            if compared is not None:
-                count, apart = compared
-                found[label] = {"items": count, **apart._asdict()}
-                console.print(f"{label}: {_in_words(apart, other)} on {count} items", markup=False, soft_wrap=True)
-    if not found:
-        console.print(f"{other}: was asked none of these items", markup=False, soft_wrap=True)
-    return found
-
-
-def _in_words(apart: Difference, other: Path) -> str:
-    """Such as ``2.1 ± 1.3 points better (p = 0.002) than runs/other``."""
-    margin = f"± {100 * apart.margin:.1f} points"
-    if not apart.value:
-        return f"as good as {other} ({margin})"
-    better = "better" if apart.value > 0 else "worse"
-    clear = "" if apart.p < LEVEL else ", which may be chance"
-    return f"{100 * abs(apart.value):.1f} {margin} {better} ({p_words(apart.p)}{clear}) than {other}"

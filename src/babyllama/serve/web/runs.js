@@ -149,12 +149,18 @@ async function overview(main, runs, kept) {
     } });
   replace(main, h("h1", {}, t("runs")), h("ul", { class: "runs-list" }, runs.map((run) => h("li", {}, box_of(run),
     h("span", { class: "swatch", style: { background: colours.get(run.id) ?? "transparent" } }), link(run.id), h("span", { class: "chip" }, run.verb), chip(run),
-    Object.keys(run.from).length > 0 && h("span", { class: "muted" }, `${t("from")} `, [...new Set(Object.values(run.from))].map((id, i) => [i ? ", " : "", link(id)]))))), place);
+    Object.keys(run.from).length > 0 && h("span", { class: "muted" }, `${t("from")} `, [...new Set(Object.values(run.from))].map((id, i) => [i ? ", " : "", link(id)])),
+    h("span", { class: "muted" }, reached(run))))), place);
   if (logged.length) replace(place, controls.element, box);
   else place.remove();
   for (const run of runs.filter(wanted)) await toggle(run.id, true);
   const live = () => runs.some((run) => shown.has(run.id) && run.status === "running");
   return follow(() => [...shown.values()], live, draw);
+}
+
+// How well a finished training did on what was held out, to compare it with others on the same data.
+function reached({ figures: { bits_per_byte: bits, validation_loss: loss } }) {
+  return Number.isFinite(bits) ? t("heldOutBits", { n: figure(bits) }) : Number.isFinite(loss) && t("heldOutLoss", { n: figure(loss) });
 }
 
 // Where it came from and where it leads to, with the keys by which it does.

@@ -53,6 +53,7 @@ export const WORDS = {
   votes: ["{n} votes", "{n} 次投票"], saveVotes: ["Save votes ({n} pairs)", "保存投票（{n} 对）"], wins: ["{model}: best {n} times", "{model}：最好 {n} 次"], startAnew: ["Start anew", "重新开始"],
   // runs
   noRuns: ["No runs here. Start the server where a folder runs/ is, or with runs=FOLDER.", "这里没有训练。请在有 runs/ 文件夹的地方启动服务器，或用 runs=文件夹。"],
+  heldOutBits: ["held out: {n} bits per byte", "留出文本：每字节 {n} 比特"], heldOutLoss: ["held out: loss {n}", "留出数据：损失 {n}"],
   noneYet: ["No run has begun yet.", "还没有训练开始。"],
   running: ["running", "进行中"], finished: ["finished", "已完成"], stoppedRun: ["stopped", "已中断"], lineage: ["Lineage", "来历"],
   inChart: ["In the chart", "画入图中"], curve: ["Curve", "曲线"], smooth: ["Smooth", "平滑"], logScale: ["Logarithmic", "对数坐标"], step: ["step", "步"],

@@ -34,7 +34,7 @@ NEAR = {torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
 @pytest.mark.parametrize("dtype", NEAR)
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 11])
 @pytest.mark.parametrize("name", SHAPES)
 def test_greedy_steps(name, count, dtype):
     decoder = steps_beside(shape_of(name), count, GREEDY, dtype=dtype, decoder_of=decoder_of, near=NEAR[dtype])

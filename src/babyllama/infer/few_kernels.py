@@ -408,14 +408,14 @@ def _right(values, ORDERED: gl.constexpr):
 
 @gluon.constexpr_function
 def _power(rows):
-    """The layouts' rows: the last one stands for those that there are not."""
+    """The layouts' rows, R: the last of ROWS stands for those that there are not."""
     return 1 << (rows - 1).bit_length()
 
 
 @gluon.constexpr_function
 def _fours(rows):
     """What the tensor cores take at a time: (first row, rows)."""
-    return tuple((first, min(4, _power(rows) - first)) for first in range(0, rows, 4))
+    return tuple((first, min(4, _power(rows))) for first in range(0, _power(rows), 4))
 
 
 @gluon.jit

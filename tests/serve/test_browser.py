@@ -437,12 +437,17 @@ def test_history_is_exported_searched_and_imported(page, tmp_path):
     kept = json.loads(file.read_text("utf-8"))
     kept["chats"][0]["title"] = "<b>other</b> <script>window.hit=1</script>"
     file.write_text(json.dumps(kept))
-    for text, said in ((file.read_text("utf-8"), "1 conversations came in."), ("{}", "This is no file")):
+    vote = {"id": "v", "time": 1, "best": "bad", "answers": [{"model": "m", "text": "x", "prompt": []}]}
+    foreign = [{}, {**kept, "votes": [{**vote, "answers": [{}]}]}, {**kept, "votes": [{**vote, "time": 1e300}]}]
+    whole = {**kept, "votes": [vote]}
+    said = "1 conversations came in.", "This is no file"
+    for text, wanted in [(json.dumps(x), how) for one in foreign for x, how in zip((whole, one), said, strict=True)]:
         file.write_text(text)
         with page.expect_file_chooser() as chooser:
             page.get_by_role("button", name="Import").click()
         chooser.value.set_files(file)
-        page.locator("#history .note", has_text=said).wait_for()
+        page.locator("#history .note", has_text=wanted).wait_for()
+    page.get_by_role("button", name="Save ratings (1)").wait_for()
     assert page.locator(".chats a").inner_text().startswith("<b>other</b>") and page.evaluate("window.hit") is None
     page.get_by_label("Search").fill("nowhere")
     page.locator("#history .note", has_text="Nothing found").wait_for()

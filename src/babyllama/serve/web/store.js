@@ -120,8 +120,17 @@ export async function exported() {
 
 const isText = (value) => typeof value === "string";
 
+const isTime = (value) => !Number.isNaN(new Date(value).getTime()) && typeof value === "number";
+
+const soundRating = (rated) => !rated || ([true, false, null].includes(rated.good) && isTime(rated.time) && Array.isArray(rated.prompt));
+
 function soundNode(id, node) {
-  return node && node.id === id && isText(node.text) && ["user", "assistant"].includes(node.role) && Number.isFinite(node.time);
+  return node && node.id === id && isText(node.text) && ["user", "assistant"].includes(node.role) && isTime(node.time) && soundRating(node.rated);
+}
+
+function soundVote(vote) {
+  return isText(vote?.id) && isTime(vote.time) && Array.isArray(vote.answers) && (!Number.isInteger(vote.best) || vote.best in vote.answers) &&
+    vote.answers.every((one) => isText(one?.text) && isText(one.model) && Array.isArray(one.prompt));
 }
 
 function soundChat(chat) {
@@ -133,11 +142,11 @@ function soundChat(chat) {
 // How many conversations came in; throws where the file is another's.
 export async function imported(text) {
   const found = JSON.parse(text);
-  if (found?.babyllama !== "chats" || !Array.isArray(found.chats) || !found.chats.every(soundChat)) throw new Error("format");
+  if (found?.babyllama !== "chats" || !Array.isArray(found.chats) || !found.chats.every(soundChat) || !(found.votes ?? []).every(soundVote)) throw new Error("format");
   for (const chat of found.chats) {
     removed.delete(chat.id);
     await chats.put(chat);
   }
-  for (const vote of found.votes ?? []) if (isText(vote?.id)) await votes.put(vote);
+  for (const vote of found.votes ?? []) await votes.put(vote);
   return found.chats.length;
 }

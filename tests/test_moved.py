@@ -43,10 +43,15 @@ def test_what_lies_beside_a_run_is_found(run: Path) -> None:
     assert data_of(run, RECIPE) == run.parent / "corpus"
 
 
-def test_what_is_there_as_it_was_comes_first(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "runs" / "corpus").mkdir(parents=True)
-    assert read(run).data.path == Path("runs/corpus") == data_of(run, RECIPE)
+def test_another_persons_run_keeps_its_own_data(run: Path, tmp_path: Path) -> None:
+    """Both followed the same recipes, so that what is here has the same names."""
+    mine = tmp_path / "runs"
+    shutil.copytree(run.parent, mine)
+    assert read(run).data.path == run.parent / "corpus" == data_of(run, RECIPE)
     assert read(run, "data.path=own").data.path == Path("own")
+    assert read(mine / "base").data.path == Path("runs/corpus")  # as the recipe has it
+    shutil.rmtree(run.parent / "corpus")  # it was moved alone
+    assert read(run).data.path == Path("runs/corpus")
 
 
 def test_what_is_nowhere_keeps_its_name(run: Path) -> None:
@@ -64,6 +69,9 @@ def test_its_history_is_found_too(run: Path) -> None:
     assert [step.summary["tokens"] for step in history(run)] == [7, 9]
     cards = {card["id"]: card["from"] for card in Runs(run.parent.parent).all()}
     assert cards["跑/base"]["parent"] == "跑/older"
+    shutil.copytree(run.parent, run.parent.parent / "runs")  # mine, of the same names
+    cards = {card["id"]: card["from"] for card in Runs(run.parent.parent).all()}
+    assert cards["跑/base"]["parent"] == "跑/older" and cards["runs/base"]["parent"] == "runs/older"
 
 
 def test_a_recipe_that_is_no_runs_is_taken_as_it_stands(run: Path) -> None:

@@ -1,7 +1,7 @@
 """The paths of a run's own recipe, for a run that lies elsewhere now: on another machine, or seen from another folder.
 
-Runs name each other as the shell of then did (``data.path: runs/corpus`` in ``runs/base``). Where nothing lies there
-now, what lies beside the run as it did then is meant. Not here: whether it is the same (hashes in run.json tell).
+Runs name each other as the shell of then did (``data.path: runs/corpus`` in ``runs/base``). Of a run that was moved,
+what lies beside it as it did then is meant. Not here: whether it is the same (hashes in run.json tell).
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ def leads(run: Path, given: str) -> Path:
 def beside(given: str, out: str, run: Path) -> str:
     """A path that a run's recipe names; `out` is what the recipe calls the run, which is at `run` now.
 
-    Unchanged if something is there, or if nothing lies so beside the run either.
+    Of a run that was moved, what lies beside it as it did then comes first: runs that others made by the same recipes
+    have the names of those that are here. Unchanged if the run is where it was, or nothing lies so beside it.
     """
-    if Path(given).is_absolute() != Path(out).is_absolute() or _there(given):
+    if Path(given).is_absolute() != Path(out).is_absolute() or _same(out, run):
         return given
     near = os.path.normpath(run / os.path.relpath(given, out))
     return near if Path(near).exists() else given
 
 
-def _there(given: str) -> bool:
+def _same(out: str, run: Path) -> bool:
     try:
-        return at_home(given).exists()
+        return at_home(out).resolve() == run.resolve()
     except InputError:  # the home folder of somebody elsewhere
         return False
 

@@ -145,11 +145,11 @@ class Runs:
         return found
 
     def _link(self, folder: Path, recipe: Json, path: Any) -> str | None:
-        """The id of the run at a path that a recipe names, from here, beside the root or beside its run; else None."""
+        """The id of the run at a path that a recipe names, beside its run, from here or beside the root; else None."""
         if not isinstance(path, str) or not path or len(path) > 400 or "\n" in path:
             return None
         root, out = self.root.resolve(), recipe.get("out")
-        for start in (Path.cwd(), root.parent, None):
+        for start in (None, Path.cwd(), root.parent):
             try:
                 near = start / path if start else Path(beside(path, out, folder) if isinstance(out, str) else path)
                 there = near.resolve()

@@ -35,6 +35,7 @@ WARP = 4096  # weights that a warp of a few rows keeps in registers at most
 MADE = 512  # inputs that it makes, by a norm or of shares, at most
 UNPACKED = 128  # inputs of a packed head that it takes at most
 LAID = 1 << 28  # bytes of packed layers up to which copies of them lie as programs read them
+SPARE = 16  # part of a GPU's memory that an unpacked copy may take
 # Inputs with which a program of a few rows takes twice as many outputs: fewer normalise the same row. With more inputs
 # its weights would not fit into registers.
 WIDE = range(1024, 2049)
@@ -100,7 +101,19 @@ def tiles_for(rows: int, bits: int = 0, few: int = ONE, inputs: int = 0) -> Tile
 
 def packed(model: Transformer) -> bool:
     """Whether any matrix is."""
-    return any(words_of(module) is not None for module in model.modules())
+    return bool(_packed(model))
+
+
+def _packed(*parts: nn.Module) -> list[Words]:
+    return [words for part in parts for words in map(words_of, part.modules()) if words is not None]
+
+
+def unpacked_fits(model: Transformer) -> bool:
+    """Whether there may be a copy of the packed matrices that are multiplied by, unpacked."""
+    every = _packed(model.layers, model.lm_head)
+    device = model.embed_tokens.weight.device
+    room = torch.cuda.get_device_properties(device).total_memory // SPARE if device.type == "cuda" else LAID
+    return sum(16 // words.bits * words.words.nbytes for words in every) <= room
 
 
 class Bits(NamedTuple):
@@ -182,10 +195,9 @@ class Decoder:
         config, B = self.model.config, self.count
         self.device, self.dtype, self.V = weight.device, weight.dtype, self.rows.vocab_size
         self._share_out()
-        every = filter(None, map(words_of, self.model.layers.modules()))
-        small = sum(words.words.nbytes for words in every) <= LAID
+        small = sum(words.words.nbytes for words in _packed(self.model.layers)) <= LAID
         # With many rows a step waits for products, not for weights: unpacking them every time makes it slower.
-        self.lays, self.unpacks = self.few and small, not self.few and small
+        self.lays, self.unpacks = self.few and small, not self.few and small and unpacked_fits(self.model)
         self.blocks = -(-self.V // self.plan.predict)
         # Programs that wait hold room: with one row that costs less than starting late.
         self.early = self.few and torch.cuda.get_device_capability(weight.device) >= (9, 0)

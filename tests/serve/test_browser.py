@@ -734,6 +734,7 @@ def test_an_answer_that_was_left_says_so(page):
     page.route("**/v1/chat/completions", lambda route: None)
     ask(page, QUESTION)
     page.get_by_role("button", name="Stop").wait_for()
+    page.locator(".chats a").wait_for(state="attached")  # it is kept
     page.reload()
     assert "broken off when the page was left" in answers(page).locator(".figures").inner_text()
     page.unroute_all(behavior="ignoreErrors")

@@ -117,6 +117,28 @@ def test_packed_groups(bits, group_size, ends):
 
 
 @needs_compiler
+@pytest.mark.parametrize("group_size", [32, 96, 128, 224, None])
+def test_four_bits_of_more_inputs_than_a_block(group_size):
+    """Where bytes are multiplied, 128 codes are a block: groups that begin and end within one, a last block that is not
+    full, one row and more; inputs of very different size, and one that is not finite."""
+    grid = Grid(bits=4, group_size=group_size, short_group=True)
+    config = tiny_config().model_copy(update={"hidden_size": 160, "intermediate_size": 424})
+    model = sharp_model(config)
+    for layer in model.layers:
+        layer.mlp.up_proj.weight[::50] *= 100
+    packed(model, lambda w: GroupedLinear.of(grid.nearest(w)), ends=True)
+    for rows in (1, 3, 4):
+        compare(model, rows=rows)
+    made, cache = native(model), KVCache(config, 2, 8, "cpu", torch.float32)
+    assert made is not None
+    cache.reserve(1)
+    assert made.step(torch.tensor([3, 4]), torch.tensor([0, 0]), cache).isfinite().all()
+    model.layers[0].input_layernorm.weight[7] = torch.inf
+    broken = native(copy.deepcopy(model))
+    assert broken is not None and broken.step(torch.tensor([3, 4]), torch.tensor([0, 0]), cache).isnan().all()
+
+
+@needs_compiler
 @pytest.mark.parametrize("bits", [4, 8])
 def test_inputs_in_another_order(bits):
     def made(weight):

@@ -173,7 +173,18 @@ struct Call {
 namespace {
 
 // ── products ────────────────────────────────────────────────────────────────────────────────────────────────────────
-struct Inputs { const float *x, *sums; int64_t stride, groups; };  // rows of x as a matrix wants them; sums of groups
+// Rows of x as a matrix wants them; sums of groups. For codes of four bits, where the hardware multiplies bytes, x in `steps`
+// is a whole number of three signed bytes, `digits`: of each block of codes all first ones, then the others. `lanes` are the
+// groups of a block's 16 sums, counted from its first one, `firsts`. Sums are in steps then.
+constexpr int64_t DIGITS = 3, BLOCK = 128;
+struct Inputs {
+    const float *x, *sums;
+    int64_t stride, groups;
+    const int8_t* digits = nullptr;
+    int64_t digit_stride = 0;
+    const int32_t *lanes = nullptr, *firsts = nullptr;
+    const float* steps = nullptr;
+};
 
 // Of R rows of x, which share what is read and made of the weights. One output at a time reads memory from one end to the
 // other, and several sums of it do not wait for each other: on a Zen 4, 35 GB/s instead of 27 with four outputs in turns.
@@ -294,6 +305,65 @@ void grouped(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from,
     }
 }
 
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+// Sums of bytes times bytes are exact, and x keeps 24 bits of its row's largest. On a Zen 4 twice as fast as `Four`; codes of
+// eight bits gain nothing, since they are half as many in a register and need a product each.
+constexpr bool BYTES = true;
+constexpr int64_t MOST_GROUPS = 1024;
+template <int R, int N>
+void by_bytes(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
+    const int64_t bytes = m.padded / 2, blocks = (bytes + 63) / 64, line = spaced(m.groups);
+    const __mmask64 last = bytes % 64 ? ((__mmask64)1 << bytes % 64) - 1 : ~(__mmask64)0;
+    const __m512i four = _mm512_set1_epi8(15);
+    float scales[N][MOST_GROUPS];
+    for (int64_t n = from; n < to; n += N) {
+        __m512 total[N][R];
+        for (int j = 0; j < N; j++)
+            for (int r = 0; r < R; r++) total[j][r] = _mm512_setzero_ps();
+        for (int j = 0; j < N && m.groups > 1; j++)
+            for (int64_t g = 0; g < line; g += W) {
+                int64_t place = (n + j) * line + g;
+                Floats scale = load((const Half*)m.scales + place), zero = load((const int8_t*)m.zeros + place) * scale;
+                memcpy(&scales[j][g], &scale, sizeof scale);
+                for (int r = 0; r < R; r++) total[j][r] -= (__m512)(zero * load(in.sums + r * line + g));
+            }
+        for (int64_t b = 0; b < blocks; b++) {
+            const __mmask64 mask = b + 1 < blocks ? ~(__mmask64)0 : last;
+            const __m512i lanes = _mm512_loadu_si512(in.lanes + 16 * b);
+            for (int j = 0; j < N; j++) {
+                const uint8_t* place = (const uint8_t*)m.data + (n + j) * bytes + 64 * b;
+                ask_for(place);
+                __m512i pairs = _mm512_maskz_loadu_epi8(mask, place), lower = _mm512_and_si512(pairs, four);
+                __m512i upper = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), four);
+                __m512 scale = _mm512_set1_ps(1.f);
+                if (m.groups > 1) scale = _mm512_permutexvar_ps(lanes, _mm512_loadu_ps(scales[j] + in.firsts[b]));
+                for (int r = 0; r < R; r++) {
+                    const int8_t* digits = in.digits + r * in.digit_stride + DIGITS * BLOCK * b;
+                    __m512i all = _mm512_setzero_si512();
+                    for (int d = 0; d < DIGITS; d++) {
+                        all = _mm512_dpbusd_epi32(_mm512_slli_epi32(all, 8), lower, _mm512_loadu_si512(digits + d * BLOCK));
+                        all = _mm512_dpbusd_epi32(all, upper, _mm512_loadu_si512(digits + d * BLOCK + 64));
+                    }
+                    total[j][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), scale, total[j][r]);
+                }
+            }
+        }
+        for (int j = 0; j < N; j++)
+            for (int r = 0; r < R; r++) {
+                float found = sum((Floats)total[j][r]);
+                if (m.groups == 1)
+                    found = ((const float*)m.scales)[n + j] * (found - ((const float*)m.zeros)[n + j] * in.sums[r]);
+                y[r * stride + n + j] = found * in.steps[r];
+            }
+    }
+}
+#else
+constexpr bool BYTES = false;
+constexpr int64_t MOST_GROUPS = 0;
+template <int R, int N>
+void by_bytes(const Matrix&, Inputs, float*, int64_t, int64_t, int64_t) {}
+#endif
+
 template <int R, int N>
 void product(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from, int64_t to) {
     switch (m.kind) {
@@ -301,7 +371,9 @@ void product(const Matrix& m, Inputs in, float* y, int64_t stride, int64_t from,
         case BFLOAT: return dense<BFloat, R>(m, in, y, stride, from, to);
         case HALF: return dense<Half, R>(m, in, y, stride, from, to);
         case EIGHT: return grouped<Eight, R, R == 1 ? 1 : N>(m, in, y, stride, from, to);
-        default: return grouped<Four, R, N>(m, in, y, stride, from, to);
+        default:
+            if (in.digits) return by_bytes<R, N>(m, in, y, stride, from, to);
+            return grouped<Four, R, N>(m, in, y, stride, from, to);
     }
 }
 template <int R>
@@ -436,7 +508,9 @@ struct Worker {  // one thread's way through a step
     const Call& call;
     Team& team;
     int64_t phase = 0, rows;  // rows: that are computed now
-    std::vector<float> x, normed, mixed, changed[3], sums[3], scores;
+    std::vector<float> x, normed, mixed, changed[3], sums[3], steps[3], scores;
+    std::vector<int8_t> digits[3];
+    std::vector<int32_t> lanes[3], firsts[3];
 
     Worker(const Model& m, const Call& c, Team& t) : model(m), call(c), team(t), rows(c.rows) {}
 
@@ -465,6 +539,19 @@ struct Worker {  // one thread's way through a step
 
     Inputs prepared(const Matrix& m, const float* in, int which) {  // `in` (B, inputs) as the matrix wants it
         if (m.kind <= HALF && !m.order && !m.before && !m.rounds) return {in, nullptr, m.inputs, 0};
+        const bool bytes = BYTES && m.kind == FOUR && m.groups <= MOST_GROUPS - 16;
+        const int64_t blocks = (m.padded + BLOCK - 1) / BLOCK, each = DIGITS * BLOCK * blocks;
+        if (bytes) {
+            digits[which].assign(rows * each, 0), steps[which].resize(rows);
+            lanes[which].resize(16 * blocks), firsts[which].resize(blocks);
+            int64_t g = 0;
+            for (int64_t lane = 0; lane < 16 * blocks; lane++) {
+                int64_t at = lane / 4 * 32;  // its first code
+                while (g + 1 < m.groups && at >= (g + 1) * m.group) g++;
+                if (lane % 16 == 0) firsts[which][lane / 16] = (int32_t)g;
+                lanes[which][lane] = (int32_t)g - firsts[which][lane / 16];
+            }
+        }
         for (int64_t b = 0; b < rows; b++) {
             const float* source = in + b * m.inputs;
             float *to = &changed[which][b * m.padded], *sum = &sums[which][b * spaced(m.groups)], largest = 0;
@@ -476,6 +563,24 @@ struct Worker {  // one thread's way through a step
                 if (step > 0) for (int64_t k = 0; k < m.inputs; k++) to[k] = nearbyintf(to[k] / step) * step;
             }
             for (int64_t k = m.inputs; k < m.padded; k++) to[k] = 0;
+            if (bytes) {  // `to` is in steps from here on
+                bool finite = true;
+                largest = 0;
+                for (int64_t k = 0; k < m.inputs; k++) largest = fmaxf(largest, fabsf(to[k])), finite &= to[k] - to[k] == 0;
+                const float most = 127 * 65536.f, inverse = largest > 1e-30f ? most / largest : 0;
+                steps[which][b] = finite ? largest / most : NAN;
+                for (int64_t k = 0; k < m.padded; k++) to[k] = finite ? nearbyintf(to[k] * inverse) : 0;
+                for (int64_t k = 0; k < m.padded; k += 16) {  // halves of units, as the codes lie
+                    int8_t* place = &digits[which][b * each + k / BLOCK * DIGITS * BLOCK + k % 32 * 4 + k % BLOCK / 32 * 16];
+                    int32_t number[16];
+                    for (int i = 0; i < 16; i++) number[i] = (int32_t)to[k + i];
+                    for (int64_t d = DIGITS - 1; d >= 0; d--)
+                        for (int i = 0; i < 16; i++) {
+                            place[d * BLOCK + i] = (int8_t)number[i];  // its lowest byte, signed
+                            number[i] = (number[i] + 128) >> 8;
+                        }
+                }
+            }
             for (int64_t g = 0; g < m.groups; g++) {
                 int64_t end = g + 1 < m.groups ? (g + 1) * m.group : m.padded;
                 float total = 0;
@@ -483,11 +588,16 @@ struct Worker {  // one thread's way through a step
                 sum[g] = total;
             }
             for (int64_t g = m.groups; g < spaced(m.groups); g++) sum[g] = 0;
-            if (m.kind == FOUR)
+            if (m.kind == FOUR && !bytes)
                 for (int64_t k = 0; k < m.padded; k++)
                     if (k % 32 < 16) to[k + 16] /= 16, to[k] -= to[k + 16];
         }
-        return {changed[which].data(), sums[which].data(), m.padded, spaced(m.groups)};
+        Inputs found{changed[which].data(), sums[which].data(), m.padded, spaced(m.groups)};
+        if (bytes) {
+            found.digits = digits[which].data(), found.digit_stride = each, found.steps = steps[which].data();
+            found.lanes = lanes[which].data(), found.firsts = firsts[which].data();
+        }
+        return found;
     }
 
     // Matrices of the same input, one after the other as if they were one; all of out (B, outputs) is there behind it.
@@ -514,6 +624,7 @@ struct Worker {  // one thread's way through a step
         for (int64_t b = 0; b < rows;) {
             Inputs now = given;
             now.x += b * given.stride, now.sums += b * given.groups;
+            if (now.digits) now.digits += b * given.digit_stride, now.steps += b;
             int64_t left = rows - b;
             if (left >= 4) product<4>(m, now, out + b * N, N, from, to), b += 4;
             else if (left >= 2) product<2>(m, now, out + b * N, N, from, to), b += 2;

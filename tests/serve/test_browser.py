@@ -439,6 +439,10 @@ def test_history_is_exported_searched_and_imported(page, tmp_path):
     file.write_text(json.dumps(kept))
     vote = {"id": "v", "time": 1, "best": "bad", "answers": [{"model": "m", "text": "x", "prompt": []}]}
     foreign = [{}, {**kept, "votes": [{**vote, "answers": [{}]}]}, {**kept, "votes": [{**vote, "time": 1e300}]}]
+    circle = json.loads(json.dumps(kept))
+    nodes = list(circle["chats"][0]["nodes"].values())
+    nodes[0]["parent"] = nodes[1]["id"]
+    foreign.append(circle)
     whole = {**kept, "votes": [vote]}
     said = "1 conversations came in.", "This is no file"
     for text, wanted in [(json.dumps(x), how) for one in foreign for x, how in zip((whole, one), said, strict=True)]:

@@ -133,10 +133,17 @@ function soundVote(vote) {
     vote.answers.every((one) => isText(one?.text) && isText(one.model) && Array.isArray(one.prompt));
 }
 
+// Whether every message comes down from a first one: no parents in a circle.
+function isTree(nodes) {
+  const below = families({ nodes }), found = Object.values(nodes).filter(({ parent }) => !(parent in nodes));
+  for (const node of found) found.push(...(below.get(node.id) ?? [])); // goes on to what is added
+  return found.length === Object.keys(nodes).length;
+}
+
 function soundChat(chat) {
   return chat && isText(chat.id) && isText(chat.title) && Number.isFinite(chat.changed) && chat.nodes &&
     typeof chat.nodes === "object" && Object.entries(chat.nodes).every(([id, node]) => soundNode(id, node)) &&
-    (chat.leaf === null || chat.leaf in chat.nodes);
+    isTree(chat.nodes) && (chat.leaf === null || chat.leaf in chat.nodes);
 }
 
 // How many conversations came in; throws where the file is another's.

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from babyllama.atomic import check_writable, read_json, write_atomic
+from babyllama.atomic import check_writable, parse_json, read_json, write_atomic
 from babyllama.commands.report_words import Language
 from babyllama.commands.table import table_of
 from babyllama.errors import InputError, cause
@@ -147,7 +147,7 @@ def _of_app(path: Path) -> list[Ballot]:
         if not line.strip():
             continue
         try:
-            one = json.loads(line)
+            one = parse_json(line)
             better, worse = one["chosen_model"], one["rejected_model"]
         except (ValueError, TypeError, KeyError):
             raise InputError(f"{path}: line {number} is no vote as the web app saves it, for want of "

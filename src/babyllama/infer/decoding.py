@@ -101,16 +101,17 @@ def tiles_for(rows: int, bits: int = 0, few: int = ONE, inputs: int = 0) -> Tile
 
 def packed(model: Transformer) -> bool:
     """Whether any matrix is."""
-    return bool(_packed(model))
+    return bool(packed_in(model))
 
 
-def _packed(*parts: nn.Module) -> list[Words]:
+def packed_in(*parts: nn.Module) -> list[Words]:
+    """Their packed matrices."""
     return [words for part in parts for words in map(words_of, part.modules()) if words is not None]
 
 
 def unpacked_fits(model: Transformer) -> bool:
     """Whether there may be a copy of the packed matrices that are multiplied by, unpacked."""
-    every = _packed(model.layers, model.lm_head)
+    every = packed_in(model.layers, model.lm_head)
     device = model.embed_tokens.weight.device
     room = torch.cuda.get_device_properties(device).total_memory // SPARE if device.type == "cuda" else LAID
     return sum(16 // words.bits * words.words.nbytes for words in every) <= room
@@ -195,7 +196,7 @@ class Decoder:
         config, B = self.model.config, self.count
         self.device, self.dtype, self.V = weight.device, weight.dtype, self.rows.vocab_size
         self._share_out()
-        small = sum(words.words.nbytes for words in _packed(self.model.layers)) <= LAID
+        small = sum(words.words.nbytes for words in packed_in(self.model.layers)) <= LAID
         # With many rows a step waits for products, not for weights: unpacking them every time makes it slower.
         self.lays, self.unpacks = self.few and small, not self.few and small and unpacked_fits(self.model)
         self.blocks = -(-self.V // self.plan.predict)

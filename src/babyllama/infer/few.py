@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from babyllama.infer.decoding import LAID, Bits, Decoder, Tiles, bits_of, copy_of, groups_of, words_of
+from babyllama.infer.decoding import LAID, Bits, Decoder, Tiles, bits_of, copy_of, groups_of, packed_in, words_of
 from babyllama.infer.rows import Rows
 from babyllama.infer.step import power
 from babyllama.model.cache import KVCache
@@ -42,7 +42,7 @@ def suits(model: Transformer, count: int) -> bool:
     config, parts = model.config, (model.layers, model.lm_head)
     matrices = [module for part in parts for module in part.modules() if bits_of(module) is not None]
     kinds = {bits_of(module) or Bits() for module in matrices}
-    packed = sum(words.words.nbytes for words in map(words_of, matrices) if words is not None)
+    packed = sum(words.words.nbytes for words in packed_in(*parts))
     grouped = all(kind.bits == 0 or (kind.group >= SIZES[-1] and kind.group == power(kind.group)) for kind in kinds)
     C, F = config.hidden_size, config.intermediate_size
     # Of eight warps each thread has C / 32 registers of weights (two tiles) and C / 512 of each row's inputs, or half
@@ -103,8 +103,10 @@ class Few(Decoder):
         return *super().kind, self.count
 
     def _room_between(self, C: int, F: int) -> None:
+        from babyllama.infer import few_kernels
+
         super()._room_between(C, F)
-        room = EIGHT * SIZES[0]  # few_kernels.ROOM
+        room = few_kernels.ROOM.value
         self.between, self.h = (torch.zeros(self.count, n + room, dtype=self.dtype, device=self.device) for n in (C, F))
         self.parts = power(C // EIGHT)
 

@@ -23,7 +23,7 @@ from babyllama.errors import InputError, pasted
 from babyllama.evals.published import PUBLISHED
 from babyllama.evals.statistics import LEVEL, p_words
 from babyllama.export.card import card, history
-from babyllama.moved import leads
+from babyllama.lineage import lineage
 from babyllama.recipe import Recipe
 from babyllama.run import Run
 
@@ -89,20 +89,6 @@ def names_of(paths: list[Path]) -> list[str]:
     return ["/".join(own[-needed(own) :]) for own in parts]
 
 
-def line_of(path: Path) -> set[Path]:
-    """The folders of a run and of those that it began from, as far as they are there."""
-    found: set[Path] = set()
-    at: Path | None = path
-    while at is not None:
-        place = next((place.resolve() for place in (at, at.parent) if (place / "run.json").is_file()), None)
-        if place is None or place in found:  # another program's model, or a circle
-            break
-        found.add(place)
-        parent = Run(place).info.get("parent")
-        at = leads(place, parent) if parent else None
-    return found
-
-
 def _card(runs: list[Run]) -> str:
     run = _last(runs)
     if run is None:
@@ -128,7 +114,7 @@ def render(stories: list[Story], title: str, say: Speaker, seen: tuple[str, Insi
     timed = [story for story in stories if story.seconds]
     total = sum(story.seconds or 0 for story in timed)
     trained = [story for story in stories if story.info.get("verb") == "train"]
-    line = line_of(trained[-1].path) if trained else set()
+    line = {run.path.resolve() for _, run in lineage(trained[-1].path)} if trained else set()
     apart = [story for story in trained if story.path.resolve() not in line]  # from which the last one has nothing
     mine = [story for story in trained if story not in apart]
     tokens = sum(story.summary.get("tokens") or 0 for story in mine)

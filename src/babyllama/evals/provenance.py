@@ -16,9 +16,9 @@ from babyllama.data.sources.corpora import CorpusChoice
 from babyllama.data.sources.documents import Document, held_out
 from babyllama.data.streams.batches import DataRecipe
 from babyllama.errors import InputError, at_home
+from babyllama.lineage import lineage
 from babyllama.moved import leads
 from babyllama.recipe import validate
-from babyllama.run import Run
 
 Standing = Literal["held out", "trained on", "unknown"]
 
@@ -58,22 +58,18 @@ class Provenance(NamedTuple):
 def provenance(model: Path) -> Provenance:
     """Of a run and its ancestors; of any other folder nothing is known."""
     data: list[Prepared | None] = []  # None: not known, or no longer there
-    context, apart, at = None, None, model
-    while True:
-        place = next((place for place in (at, at.parent) if (place / "run.json").is_file()), None)
-        if place is None:  # some other program's model
-            return _from([*data, None], context, apart)
-        info, recipe = Run(place).info, Run(place).plain_recipe
-        if info["verb"] == "train":
+    context, apart = None, None
+    for _, run in lineage(model):
+        recipe = run.plain_recipe
+        if run.info["verb"] == "train":
             context = context if data else recipe["plan"].get("context")
-            data += [_prepared(leads(place, recipe[part]["path"])) for part in ("data", "replay") if recipe.get(part)]
-            if apart is None and (read := _prepared(leads(place, recipe["data"]["path"]))) and _has_text(read):
-                apart = validate(DataRecipe, recipe["data"], str(place)).apart
+            read = [_prepared(leads(run.path, recipe[part]["path"])) for part in ("data", "replay") if recipe.get(part)]
+            data += read
+            if apart is None and read[0] and _has_text(read[0]):
+                apart = validate(DataRecipe, recipe["data"], str(run.path)).apart
             if recipe["init"]["kind"] == "new":
                 return _from(data, context, apart)
-        if info["parent"] is None or len(data) > 1000:  # parents in a circle have no end
-            return _from([*data, None], context, apart)
-        at = leads(place, info["parent"])
+    return _from([*data, None], context, apart)  # another program's model before all that is known
 
 
 def _prepared(folder: Path) -> Prepared | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from babyllama.atomic import read_json, write_atomic
 from babyllama.data.shards.shards import Prepared
 from babyllama.errors import InputError
+from babyllama.lineage import lineage
 from babyllama.moved import leads
 from babyllama.run import Run
 
@@ -34,13 +35,8 @@ class Step(NamedTuple):
 def history(model: Path) -> list[Step]:
     """The runs that made a model, the first one first; of another program's folder none."""
     found: list[Step] = []
-    at: Path | None = model
-    while at is not None and len(found) < 1000:  # parents in a circle have no end
-        place = next((p for p in (at, at.parent) if (p / "run.json").is_file()), None)
-        if place is None:
-            break
-        run = Run(place)
-        info, plain = run.info, run.plain_recipe
+    for at, run in lineage(model):
+        place, info, plain = run.path, run.info, run.plain_recipe
         data = [leads(place, plain[key]["path"]) for key in ("data", "replay") if isinstance(plain.get(key), dict)]
         corpora = {label: corpus for path in data for label, corpus in _corpora(path).items()}
         best = at.name == BEST
@@ -48,7 +44,6 @@ def history(model: Path) -> list[Step]:
         text = (place / "recipe.yaml").read_text("utf-8").replace(str(Path.home()), "~")
         summary = of_best(run) if best else info["summary"]
         found.append(Step(info["verb"], text, summary, corpora, evaluations))
-        at = leads(place, info["parent"]) if info["parent"] else None
     return found[::-1]
 
 
